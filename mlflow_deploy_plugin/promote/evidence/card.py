@@ -219,12 +219,8 @@ class _Facts:
     def in_run(self, text: str, file: str = "", run: LoggedRun | None = None) -> Statement:
         if (run := run or self.run) is None:
             return self.in_registry(text)
-        return _statement(
-            text,
-            "run",
-            f"{run.run_id}/{file}".rstrip("/"),
-            run.page_of(file) if file else run.url,
-        )
+        page = run.page_of(file) if file else run.url
+        return _statement(text, "run", f"{run.run_id}/{file}".rstrip("/"), page)
 
     def in_tags(self, *names: str) -> Statements:
         for name in names:
@@ -259,10 +255,9 @@ class _Facts:
         not skipped.
         """
         if gate := self.record.gate:
-            made = [
-                check for check in gate.checks if check.name in names and check.state != "skipped"
-            ]
-            for check in made if names else gate.checks:
+            for check in gate.checks:
+                if names and (check.name not in names or check.state == "skipped"):
+                    continue
                 text = f"The gate's check {check.name} is {check.state}: {check.reason}"
                 yield _statement(
                     text,
@@ -339,8 +334,8 @@ class _Facts:
         record = self.record
         copied = record.original and f", as a copy of {record.original}"
         people = [event.actor for event in self.events if event.action == "register"]
-        people += [record.registered_by] if record.registered_by else []
-        by = f" by {people[0]}" if people else ""
+        person = [*people, record.registered_by][0]
+        by = person and f" by {person}"
         yield self.in_registry(
             f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}",
         )

@@ -5,7 +5,7 @@ predictions for the example rows.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, Refu
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
+from mlflow_deploy_plugin.promote.evidence.record import GateEvidence, VersionRecord, read_record
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
@@ -40,8 +40,9 @@ which higher is better.
 class DiffRow:
     """A fact about two versions. The value of a version without the fact is None.
 
-    `trend` is empty if the values are equal, or if neither direction is known to be
-    better.
+    Attributes:
+        trend: empty if the values are equal, or if neither direction is known to be
+            better.
     """
 
     section: str
@@ -75,10 +76,14 @@ class OutputChange:
 
 @dataclass(frozen=True)
 class VersionDiff:
-    """The comparison of two versions, with their addresses models:/NAME/VERSION.
+    """The comparison of two versions.
 
-    `notes` are lines about copies and missing parts. `predictions` may be the reason
-    why no predictions are compared.
+    Attributes:
+        before: the address models:/NAME/VERSION of the first version.
+        after: the address of the second version.
+        notes: lines about copies and missing parts.
+        predictions: the changes of the outputs, or the reason why no predictions are
+            compared.
     """
 
     before: str
@@ -136,21 +141,13 @@ def _notes(record: VersionRecord) -> Iterator[str]:
 
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
-    run = record.run
-    gate = record.gate
-    checks = gate.checks if gate else ()
     provenance = record.section.get("provenance", {})
-    parity = record.section.get("parity", {})
+    metrics: Mapping[str, Value] = record.run.metrics if record.run else {}
+    parameters: Mapping[str, Value] = record.run.params if record.run else {}
     return {
-        "metrics": run.metrics if run else {},
-        "gate": {"state": gate.status.state if gate else None}
-        | {check.name: check.state for check in checks}
-        | {
-            f"{check.name} {name}": value
-            for check in checks
-            for name, value in check.figures.items()
-        },
-        "parameters": run.params if run else {},
+        "metrics": metrics,
+        "gate": dict(_gate_facts(record.gate)),
+        "parameters": parameters,
         "data": record.datasets,
         "code": {
             "algorithm": provenance.get("algorithm"),
@@ -158,13 +155,7 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
             "uncommitted changes": provenance.get("git_dirty"),
         },
         "signature": record.signature,
-        "parity": {name: value for name, value in parity.items() if name != "outputs"}
-        | {
-            f"{item['name']} {name}": item[name]
-            for item in parity.get("outputs", ())
-            for name in item
-            if name != "name"
-        },
+        "parity": dict(_parity_facts(record.section.get("parity", {}))),
         "environment": {
             "python": provenance.get("python_version"),
             **{f"{name} (serving)": version for name, version in record.requirements.items()},
@@ -172,6 +163,27 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
         },
         "graph": record.graph,
     }
+
+
+def _gate_facts(gate: GateEvidence | None) -> Iterator[tuple[str, Value]]:
+    if gate is None:
+        return
+    yield "state", gate.status.state
+    for check in gate.checks:
+        yield check.name, check.state
+    for check in gate.checks:
+        for name, value in check.figures.items():
+            yield f"{check.name} {name}", value
+
+
+def _parity_facts(parity: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
+    for name, value in parity.items():
+        if name != "outputs":
+            yield name, value
+    for output in parity.get("outputs", ()):
+        for name, value in output.items():
+            if name != "name":
+                yield f"{output['name']} {name}", value
 
 
 def _trend(row: DiffRow) -> Trend:

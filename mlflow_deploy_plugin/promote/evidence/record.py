@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,11 @@ NotFound.
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """The run that logged the version. `datasets` has the digest of each dataset by its
-    name, and `dataset_rows` the number of rows of each dataset whose profile has the
-    number.
+    """The run that logged the version.
+
+    Attributes:
+        datasets: the digest of each dataset by its name.
+        dataset_rows: the number of rows of each dataset whose profile has the number.
     """
 
     run_id: str
@@ -74,10 +76,12 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class GateEvidence:
-    """A verdict of the gate on the version `judged` (models:/X/7), which may be the
-    original of a copy.
+    """A verdict of the gate on a version.
 
-    `run_id` is the run with the report. `checks` is empty if the report cannot be read.
+    Attributes:
+        judged: the version (models:/X/7), which may be the original of a copy.
+        run_id: the run with the report.
+        checks: empty if the report cannot be read.
     """
 
     judged: str
@@ -133,7 +137,8 @@ class VersionRecord:
 
     @property
     def git_commit(self) -> str:
-        all_tags = {**(self.run.tags if self.run else {}), **self.tags}
+        run_tags = self.run.tags if self.run else {}
+        all_tags = {**run_tags, **self.tags}
         return str(
             self.section.get("provenance", {}).get("git_commit")
             or all_tags.get(GIT_COMMIT_TAG, ""),
@@ -146,10 +151,9 @@ class VersionRecord:
         """
         saved = self.section.get("provenance", {})
         digests = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
-        digests |= {
-            "retraining": self.tags.get(tags.DATA_DIGEST_TAG, ""),
-            **(self.run.datasets if self.run else {}),
-        }
+        digests["retraining"] = self.tags.get(tags.DATA_DIGEST_TAG, "")
+        if self.run:
+            digests |= self.run.datasets
         return {name: digest for name, digest in digests.items() if digest}
 
 
@@ -181,42 +185,22 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
     (`ui/guard.py`).
     """
     uri = f"models:/{name}/{version}"
-    missing = dict[str, str]()
-
-    def attempt(part: str, read: Callable[[], _T], otherwise: _T) -> _T:
-        """Return the part, or `otherwise` if it does not exist, may not be read or is
-        damaged.
-        """
-        try:
-            with registry_errors(f"the {part} of {uri}"):
-                return read()
-        except (NotFound, RegistryRefused, InvalidArtifact, InvalidConfig) as error:
-            missing[part] = error.message
-        except MALFORMED as error:
-            missing[part] = f"the {part} of {uri} cannot be understood: {one_line(error, 200)}"
-        return otherwise
-
+    parts = _Parts(uri)
     with registry_errors(uri), temporary_folder("onnxserve-record-") as folder:
         entry: ModelVersion = client.get_model_version(name, version)
         file = partial(fetch_file, client.get_model_version_download_uri(name, version), folder)
-        original = attempt("original", partial(original_of, entry, client), entry)
-        mlmodel: Mapping[str, Any] = attempt(
+        original = parts.read("original", partial(original_of, entry, client), entry)
+        mlmodel: Mapping[str, Any] = parts.read(
             "model",
             lambda: read_mlmodel(file(MLMODEL).parent),
             {},
         )
         run_id = entry.run_id or str(mlmodel.get("run_id") or "")
-        gate = attempt(
-            "gate",
-            partial(_gate, entry if tags.GATE_TAG in entry.tags else original),
-            None,
-        )
+        judged = entry if tags.GATE_TAG in entry.tags else original
+        gate = parts.read("gate", partial(_gate, judged), None)
         if gate is not None:
-            gate = attempt(
-                "gate report",
-                partial(_with_checks, gate, client, fetch_file, folder),
-                gate,
-            )
+            with_checks = partial(_with_checks, gate, client, fetch_file, folder)
+            gate = parts.read("gate report", with_checks, gate)
         return VersionRecord(
             name=name,
             version=version,
@@ -227,15 +211,41 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
             created_at=_time(entry.creation_timestamp),
             registered_by=entry.user_id or "",
             original="" if original is entry else _uri(original),
-            run=attempt("run", partial(_training_run, run_id, client), None),
+            run=parts.read("run", partial(_training_run, run_id, client), None),
             mlmodel=mlmodel,
-            signature=attempt("signature", partial(_signature, mlmodel), {}),
-            requirements=attempt("requirements", lambda: _packages(file("requirements.txt")), {}),
-            environment=attempt("environment", lambda: _packages(file("requirements.lock")), {}),
-            graph=attempt("graph", partial(_graph, mlmodel, file), {}),
+            signature=parts.read("signature", partial(_signature, mlmodel), {}),
+            requirements=parts.read(
+                "requirements",
+                lambda: _packages(file("requirements.txt")),
+                {},
+            ),
+            environment=parts.read("environment", lambda: _packages(file("requirements.lock")), {}),
+            graph=parts.read("graph", partial(_graph, mlmodel, file), {}),
             gate=gate,
-            missing=missing,
+            missing=parts.missing,
         )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The reader of the parts of a version, with the reason for each missing part."""
+
+    uri: str
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def read(self, part: str, read: Callable[[], _T], otherwise: _T) -> _T:
+        """Return the part, or `otherwise` if it does not exist, may not be read or is
+        damaged.
+        """
+        what = f"the {part} of {self.uri}"
+        try:
+            with registry_errors(what):
+                return read()
+        except (NotFound, RegistryRefused, InvalidArtifact, InvalidConfig) as error:
+            self.missing[part] = error.message
+        except MALFORMED as error:
+            self.missing[part] = f"{what} cannot be understood: {one_line(error, 200)}"
+        return otherwise
 
 
 def _uri(entry: "ModelVersion") -> str:
@@ -251,32 +261,29 @@ def original_of(entry: "ModelVersion", client: Any) -> "ModelVersion":
     Raises NotFound.
     """
     source = parse_model_uri(str(entry.source))
-    is_copy = source.kind == "version"
-    if is_copy:
+    if source.kind == "version":
         return original_of(client.get_model_version(source.name, source.selector), client)
     return entry
 
 
 def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
-    sides = {
-        side: json.loads(text or "[]") for side, text in (mlmodel.get("signature") or {}).items()
-    }
-    entries = [
-        (side, number, entry)
-        for side, schema in sides.items()
-        for number, entry in enumerate(schema)
-    ]
-    return {
-        f"{side} {entry.get('name', number)}": json.dumps(entry) for side, number, entry in entries
-    }
+    types = {}
+    for side, text in (mlmodel.get("signature") or {}).items():
+        for number, entry in enumerate(json.loads(text or "[]")):
+            types[f"{side} {entry.get('name', number)}"] = json.dumps(entry)
+    return types
 
 
 def _packages(file: Path) -> dict[str, str]:
     """Return the version of each package in a file for `pip install -r`. A line without
     == has an empty version.
     """
-    lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
-    return {name: version for name, _, version in (line.partition("==") for line in lines if line)}
+    versions = {}
+    for line in file.read_text().splitlines():
+        if requirement := line.partition("#")[0].strip():
+            name, _, version = requirement.partition("==")
+            versions[name] = version
+    return versions
 
 
 def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str, int]:
@@ -292,18 +299,12 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str,
         # `registry_errors` would attribute an error of google.protobuf to Google's
         # storage.
         raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
-    external = [
-        entry
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "length"
-    ]
-    names = (
-        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        for node in _nodes(model.graph)
-    )
+    size = path.stat().st_size
+    for tensor in model.graph.initializer:
+        size += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
+    names = (".".join(filter(None, (node.domain, node.op_type))) for node in _nodes(model.graph))
     return {
-        "bytes": path.stat().st_size + sum(int(entry.value) for entry in external),
+        "bytes": size,
         **{f"opset {entry.domain or 'ai.onnx'}": entry.version for entry in model.opset_import},
         **{f"operator {name}": count for name, count in Counter(names).items()},
     }

@@ -192,7 +192,10 @@ def copied_version(
     remedy = (
         f"{copied}, and the same command, with --to-registry or --to-model, continues from there"
     )
-    with _remedy(remedy), nullcontext() if is_same else _commands_for_target(copied), target():
+    commands: AbstractContextManager[None] = nullcontext()
+    if not is_same:
+        commands = _commands_for_target(copied)
+    with _remedy(remedy), commands, target():
         yield copied
 
 
@@ -217,10 +220,8 @@ def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
     try:
         yield
     except OnnxserveError as error:
-        message = error.message.replace(
-            f"onnxserve promote {copied.model} {copied.version} ",
-            promote,
-        )
+        at_target = f"onnxserve promote {copied.model} {copied.version} "
+        message = error.message.replace(at_target, promote)
         message = message.replace(
             "`onnxserve gate ",
             f"`MLFLOW_TRACKING_URI={copied.registry} onnxserve gate ",
@@ -269,12 +270,11 @@ def _read_source(model: str, version: str) -> _Source:
     client = registry_client()
     with registry_errors(resolved.source):
         original = entry = client.get_model_version(model, resolved.version)
-    with (
-        suppress(NotFound, InvalidConfig),
-        registry_errors(resolved.source),
-    ):  # The original may be deleted.
+    # The original may be deleted.
+    with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):
         original = original_of(entry, client)
-    gate = tags.gate_status_of(entry.tags if tags.GATE_REPORT_TAG in entry.tags else original.tags)
+    judged = entry if tags.GATE_REPORT_TAG in entry.tags else original
+    gate = tags.gate_status_of(judged.tags)
     run = None
     run_page = ""
     run_id = entry.run_id
@@ -301,10 +301,11 @@ def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None
     """
     progress(f"reading {source} from {source.registry}")
     download(source.uri, folder / "download").rename(folder / "model")
-    runs = REPORT_RUN.findall(source.gate.report)
+    report = f"the gate report of {source}"
     with suppress(NotFound):  # The run of the gate may be deleted.
-        for name in (tags.GATE_REPORT_FILE, JSON) if runs else ():
-            fetch(f"runs:/{runs[0]}/{name}", folder / "source_gate", f"the gate report of {source}")
+        for run_id in REPORT_RUN.findall(source.gate.report)[:1]:
+            fetch(f"runs:/{run_id}/{tags.GATE_REPORT_FILE}", folder / "source_gate", report)
+            fetch(f"runs:/{run_id}/{JSON}", folder / "source_gate", report)
 
 
 def _copy(
@@ -318,8 +319,6 @@ def _copy(
     It is created if necessary. Raises InvalidArtifact if the files of the copy, or of
     the run for the copy, differ from the source.
     """
-    client = registry_client()
-    entry = source.entry
     digest = combine_hashes(hash_files(folder / "model"))
     has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
     gate = f"{source.gate.state}: {source.gate.report}" if has_report else "no report"
@@ -330,7 +329,7 @@ def _copy(
         _GATE_TAG: gate,
         _RUN_TAG: source.run_page,
     }
-    run_id = entry.run_id
+    run_id = source.entry.run_id
     location = source.uri
     copies = source.copies(name, digest)
     if copies:
@@ -342,35 +341,44 @@ def _copy(
         raise InvalidArtifact(f"the files of {location} differ from {source}: delete {location}")
     if not copies:
         progress(f"registering {source} as a version of {name} in {registry_address()}")
-        copied_tags = tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin
-        description = tags.with_description_section(entry.description or "", [])
-        with registry_errors(f"model {name}"):
-            with suppress(
-                MlflowException,
-            ):  # If the model does not exist afterwards, the next call reports it.
-                client.create_registered_model(name)
-            client.create_model_version(
-                name,
-                location,
-                run_id,
-                copied_tags,
-                description=description,
-                await_creation_for=0,
-            )
+        _register(source.entry, name, location, run_id, origin)
     # MLflow's client may repeat a call, and register two versions.
     number = source.copies(name, digest)[0]
-    model = str(entry.name)
-    version = str(entry.version)
     return CopiedVersion(
         name,
         number,
         registry_address(),
-        model,
-        version,
+        str(source.entry.name),
+        str(source.entry.version),
         source.page,
         source.run_page,
         digest,
     )
+
+
+def _register(
+    entry: ModelVersion,
+    name: str,
+    location: str,
+    run_id: str | None,
+    origin: dict[str, str],
+) -> None:
+    """Register the files at `location` as a copy of the version `entry` in the model
+    `name`.
+    """
+    client = registry_client()
+    with registry_errors(f"model {name}"):
+        # If the model does not exist afterwards, the next call reports it.
+        with suppress(MlflowException):
+            client.create_registered_model(name)
+        client.create_model_version(
+            name,
+            location,
+            run_id,
+            tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin,
+            description=tags.with_description_section(entry.description or "", []),
+            await_creation_for=0,
+        )
 
 
 def _log_run(
@@ -397,7 +405,11 @@ def _log_run(
         progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
         client.log_artifacts(run_id, str(folder))
 
-    copied_tags = tags.kept_tags(run.data.tags if run is not None else {}, *_KEPT_TAGS)
+    title = str(source)
+    run_tags: dict[str, str] = {}
+    if run is not None:
+        title = str(run.info.run_name)
+        run_tags = tags.kept_tags(run.data.tags, *_KEPT_TAGS)
     identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
     copy = IdempotentRun(
         f"the copy of {source}",
@@ -405,11 +417,7 @@ def _log_run(
         identity,
         ("onnxserve.copied", "complete"),
     )
-    run_id = copy.log(
-        str(run.info.run_name if run is not None else source),
-        copied_tags | origin,
-        log_content,
-    ).run_id
+    run_id = copy.log(title, run_tags | origin, log_content).run_id
     with registry_errors(f"run {run_id}"):
         return run_id, f"{registry_client().get_run(run_id).info.artifact_uri.rstrip('/')}/model"
 

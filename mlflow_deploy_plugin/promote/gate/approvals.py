@@ -406,17 +406,11 @@ def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]
     """Return the people who registered the version that was created at this time, under
     any name of its model.
     """
-    details = [
-        event.detail for event in store.events(actions=("register",)) if event.version == version
-    ]
-    return tuple(
-        {
-            name: None
-            for detail in details
-            if detail["created"] == created
-            for name in detail["authors"]
-        },
-    )
+    authors: dict[str, None] = {}
+    for event in store.events(actions=("register",)):
+        if event.version == version and event.detail["created"] == created:
+            authors |= dict.fromkeys(event.detail["authors"])
+    return tuple(authors)
 
 
 def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:

@@ -118,12 +118,15 @@ class _Checks:
             "signature": self.signature,
             "evaluation": self.evaluation,
             "robustness": self.robustness,
-            **({"disturbances": self.disturbances} if self.policy.robustness.disturbances else {}),
-            "budget": self.budget,
-            **({"backtest": self.backtest} if self.policy.backtest.endpoint else {}),
         }
+        if self.policy.robustness.disturbances:
+            steps["disturbances"] = self.disturbances
+        steps["budget"] = self.budget
+        if self.policy.backtest.endpoint:
+            steps["backtest"] = self.backtest
         for name, step in steps.items():
-            if ("robustness" if name == "disturbances" else name) in self.policy.skip:
+            skipped = "robustness" if name == "disturbances" else name
+            if skipped in self.policy.skip:
                 yield CheckResult(name, "skipped", "the policy skips it")
                 continue
             self.progress(f"checking {name}")
@@ -285,7 +288,8 @@ class _Checks:
             for entry in self.candidate.artifact.inputs:
                 dtype = numpy_dtype(entry.dtype)
                 shape = (1,) if entry.columns else (1, *(max(size, 1) for size in entry.shape[1:]))
-                blank = np.full(shape, "" if dtype.kind == "O" else 0, dtype=dtype)
+                value = "" if dtype.kind == "O" else 0
+                blank = np.full(shape, value, dtype=dtype)
                 rows |= dict.fromkeys(entry.columns or (entry.name,), blank)
         if not rows:
             return CheckResult("budget", "skipped", _NO_ROWS)
@@ -305,7 +309,8 @@ class _Checks:
 
     def backtest(self) -> CheckResult:
         name = self.policy.backtest.endpoint
-        traffic = open_traffic(name, None if self.store is None else self.store.endpoint(name))
+        endpoint = None if self.store is None else self.store.endpoint(name)
+        traffic = open_traffic(name, endpoint)
         return check_backtest(self.candidate, traffic, self.policy)
 
     def rows(self, most: int) -> NamedArrays | None:
@@ -348,10 +353,8 @@ def judge(
     results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:
-        progress(
-            "fetching version "
-            f"{candidate.version}{f' and version {current.version}' if current else ''}",
-        )
+        other = f" and version {current.version}" if current else ""
+        progress(f"fetching version {candidate.version}{other}")
         folder = folders.enter_context(downloaded_version(candidate))
         digest = combine_hashes(hash_files(folder))
         try:

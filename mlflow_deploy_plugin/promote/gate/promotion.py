@@ -63,7 +63,8 @@ class Promotion:
 
     @property
     def location_text(self) -> str:
-        return f"{'has the alias' if self.to.startswith('@') else 'is in'} {self.to}"
+        where = "has the alias" if self.to.startswith("@") else "is in"
+        return f"{where} {self.to}"
 
 
 def promote(
@@ -297,7 +298,9 @@ class _Request:
         if (ungated := self.ungated()) is not None:
             return ungated
         # With `force`, a fresh failed verdict is reused too.
-        counted = ("passed", tags.PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
+        counted = ["passed", tags.PASSED_WITHOUT_EVALUATION]
+        if force:
+            counted.append("failed")
         try:
             if self.is_fresh() and (status := self.verdict).state in counted:
                 version = self.candidate.version
@@ -372,10 +375,10 @@ class _Request:
             age = datetime.now(UTC) - datetime.fromisoformat(self.entry.tags[tags.GATE_AT_TAG])
         except (KeyError, ValueError, TypeError):
             return False
+        against = self.before.source if self.before else ""
         return (
             self.entry.tags.get(tags.GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
-            and self.entry.tags.get(tags.GATE_AGAINST_TAG, "")
-            == (self.before.source if self.before else "")
+            and self.entry.tags.get(tags.GATE_AGAINST_TAG, "") == against
             and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
         )
 

@@ -272,14 +272,11 @@ def _log_verdict(
         return get_or_create_experiment(client, f"onnxserve/{candidate.name}")
 
     def log_content(client: MlflowClient, run_id: str) -> None:
-        figures = (
-            (f"{check.name}/{name}", value)
-            for check in verdict.checks
-            for name, value in check.figures.items()
-        )
-        # NaN is excluded too.
-        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]
-        metrics = [("gate_passed", float(verdict.passed)), *finite]
+        metrics = [("gate_passed", float(verdict.passed))]
+        for check in verdict.checks:
+            for name, value in check.figures.items():
+                if abs(value) < MAX_FIGURE:  # NaN is excluded too.
+                    metrics.append((f"{check.name}/{name}", value))
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)
         client.log_dict(run_id, verdict_as_json(verdict), JSON)

@@ -2,7 +2,7 @@
 JSON and HTML.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +15,10 @@ from mlflow_deploy_plugin.core.registry.tags import PASSED_WITHOUT_EVALUATION, V
 
 NO_CURRENT = "there is no version to compare it with"
 CheckState = Literal["passed", "failed", "skipped"]
-MAX_FIGURE = (
-    1e300  # MLflow stores infinity as the largest float. Figures above this limit are not logged.
-)
+MAX_FIGURE = 1e300
+"""MLflow stores infinity as the largest float. Figures above this limit are not
+logged.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,17 @@ class ReportTable:
     lines: tuple[tuple[str, ...], ...]
 
 
+def state_of(failures: Collection[str]) -> CheckState:
+    return "failed" if failures else "passed"
+
+
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of a check. `reason` is one line with the decisive figures. `figures`
-    are logged as metrics.
+    """The result of a check.
+
+    Attributes:
+        reason: one line with the decisive figures.
+        figures: the values that are logged as metrics.
     """
 
     name: str

@@ -132,10 +132,7 @@ def backtest(
     return BacktestReport(
         captured_rows=captured_rows,
         rows=len(table),
-        versions={
-            f"{model} version {version}": rows
-            for (model, version), rows in count_versions(accepted).items()
-        },
+        versions=_rows_by_version(accepted),
         disagreement=1 - float(agreement.same.mean()),
         mean_difference=float(finite.mean()) if len(finite) else math.nan,
         max_difference=float(finite.max()) if len(finite) else math.nan,
@@ -313,6 +310,13 @@ def _judge_labels(
         )
     except InvalidConfig as error:
         return Refused(error.message)
+
+
+def _rows_by_version(accepted: pa.Table) -> dict[str, int]:
+    return {
+        f"{model} version {version}": rows
+        for (model, version), rows in count_versions(accepted).items()
+    }
 
 
 def _median_latency(table: pa.Table) -> float:

@@ -106,7 +106,8 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> t
     The hours are read from the newest to the oldest, and only their ids.
     """
     is_request = pc.field("_prediction_id") == prediction_id
-    for name in [endpoint] if endpoint else log.endpoints():
+    names = [endpoint] if endpoint else log.endpoints()
+    for name in names:
         for hour in log.walk_hours(name, newest_first=True):
             if any(
                 len(ids.filter(is_request))
@@ -208,12 +209,10 @@ def _compute_onnx(
     else:
         feeds = schema.from_columns({name: array[0] for name, array in columns.items()})
         outputs = as_one_row(model.run(feeds))
-    row_feeds = feeds
     if not no_batch_dimension_reason(artifact):
-        row_feeds = slice_feeds(feeds, slice(row, row + 1))
-    explanation = _explain(model, row_feeds)
-    graph_feeds = model.graph_feeds(row_feeds)
-    nodes, left_out = _node_outputs(artifact.onnx_file, graph_feeds, most_nodes)
+        feeds = slice_feeds(feeds, slice(row, row + 1))
+    explanation = _explain(model, feeds)
+    nodes, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), most_nodes)
     return _Computed(artifact, columns, outputs, explanation, nodes, left_out)
 
 
@@ -245,7 +244,8 @@ def _compute_pyfunc(
     traffic.require("the version", artifact, schema.dtypes, table.column_names)
     columns = arrays_of(table, schema.dtypes)
     # The output of the model must not mix with the result.
-    with redirect_stdout(sys.stdout if debug else sys.stderr):
+    stream = sys.stdout if debug else sys.stderr
+    with redirect_stdout(stream):
         scorer = load_scorer(artifact.folder)
         if debug:
             scorer.debug()

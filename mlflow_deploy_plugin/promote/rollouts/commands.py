@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.promote.rollouts.plan import (
     DEFAULT_CRITERIA,
     MIN_REQUESTS,
+    Criterion,
     RolloutPlan,
     parse_criteria,
     parse_steps,
@@ -81,6 +82,11 @@ class RolloutRequest:
         parse_criteria(self.abort_on)
         parse_duration(self.every, "--every")
 
+    @property
+    def seconds(self) -> float:
+        """The duration of a step."""
+        return parse_duration(self.every, "--every").total_seconds()
+
 
 def start_rollout(
     deployments: Deployments,
@@ -117,25 +123,20 @@ def _plan_rollout(
     actor: str,
 ) -> RolloutPlan:
     spec = observed.endpoint.spec
-    snapshot = take_snapshot(observed)
     main = main_variant(spec)
-    before = _served_version(snapshot, spec.name, main)
+    before = _served_version(take_snapshot(observed), spec.name, main)
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _find_version(request.to, spec, reference, before)
     to_uri = f"models:/{resolved.name}/{resolved.version}"
     steps = parse_steps(request.steps)
-    seconds = parse_duration(request.every, "--every").total_seconds()
-    limit = require_rollout(to_uri, steps, seconds, registered_model_names(spec))
+    limit = require_rollout(to_uri, steps, request.seconds, registered_model_names(spec))
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
-    shadow = ""
-    if any(criterion.is_of_shadow for criterion in criteria):
-        shadow = _free_name(f"{candidate}-shadow", spec.variants)
     return RolloutPlan(
         endpoint=spec.name,
         main=main,
         candidate=candidate,
-        shadow=shadow,
+        shadow=_shadow_name(criteria, candidate, spec),
         to_uri=to_uri,
         model=resolved.name,
         version=resolved.version,
@@ -144,12 +145,19 @@ def _plan_rollout(
         kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
         selector=reference.selector,
         steps=steps,
-        every=seconds,
+        every=request.seconds,
         abort_on=",".join(criterion.text for criterion in criteria),
         min_requests=request.min_requests,
         actor=actor,
         why="; ".join(filter(None, [request.why, limit])),
     )
+
+
+def _shadow_name(criteria: Iterable[Criterion], candidate: str, spec: EndpointSpec) -> str:
+    """Return the name of a shadow of the candidate; empty if no criterion needs it."""
+    if any(criterion.is_of_shadow for criterion in criteria):
+        return _free_name(f"{candidate}-shadow", spec.variants)
+    return ""
 
 
 def _served_version(snapshot: EndpointSnapshot, endpoint: str, main: str) -> str:
@@ -170,7 +178,7 @@ def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) ->
         raise InvalidConfig(
             f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
         )
-    resolved = resolve(f"models:/{served.name}/{to}" if to.isdecimal() else to)
+    resolved = resolve(requested_uri(to, served.name))
     if not resolved.version.isdigit():
         raise InvalidConfig(
             f"{resolved.model_uri} is not a version of a registered model; use a URI like "
@@ -190,6 +198,13 @@ def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) ->
             f"{resolved.gate_status.reason}",
         )
     return resolved
+
+
+def requested_uri(to: str, model: str) -> str:
+    """Return the URI that a user requests with `--to`, which may be a version of the
+    model.
+    """
+    return f"models:/{model}/{int(to)}" if to.isdecimal() else to
 
 
 def _free_name(preferred: str, taken: Iterable[str]) -> str:
@@ -218,7 +233,7 @@ def command_rollout(
     InvalidConfig.
     """
     actor = actor or deployments.store.user
-    reason = f"{_DONE[command]} by {actor}" + (f": {why}" if why else "")
+    reason = f"{_DONE[command]} by {actor}{why and f': {why}'}"
     if command == "abort":
         return rollout_summary(abort_rollout(deployments, endpoint, reason, actor))
     change = {"pause": lambda progress: paused(progress, reason), "resume": resumed}[command]

@@ -89,7 +89,8 @@ class RolloutActions:
                     if name not in variants:
                         # The user consented by naming the version.
                         config = {f"variants.{name}.allow_pyfunc": True}
-                        config |= {f"variants.{name}.shadow": True} if name == plan.shadow else {}
+                        if name == plan.shadow:
+                            config[f"variants.{name}.shadow"] = True
                         self.deployments.add(
                             plan.endpoint,
                             name,
@@ -134,8 +135,9 @@ class RolloutActions:
         move_version(reference, version)
         self.deployments.poll_registry(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is now version {version}")
+        action = "alias" if plan.kind == "alias" else "transition"
         self.deployments.store.record(
-            "alias" if plan.kind == "alias" else "transition",
+            action,
             endpoint=plan.endpoint,
             model=plan.model,
             version=version,

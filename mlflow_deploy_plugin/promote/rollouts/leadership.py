@@ -76,11 +76,12 @@ def lead(
         try:
             lease = store.acquire_lease(lease_name, holder, lease_seconds)
             view = store.lease(lease_name)
-            # a lost lease
+            # This process has lost its lease.
             is_own_from_before = lease is None and view is not None and view.holder == holder
             if view is not None and view.holder != last_holder and not is_own_from_before:
                 last_holder = view.holder
-                say(f"{'' if last_holder == holder else 'waiting: '}{last_holder} {role}")
+                waiting = "" if last_holder == holder else "waiting: "
+                say(f"{waiting}{last_holder} {role}")
             if lease is None:
                 ended.wait(min(1.0, lease_seconds / 5))
                 continue
@@ -190,7 +191,8 @@ def reached_places(
             )
             continue
         reached.add(target)
-        yield location, target if _is_elsewhere(endpoint) else "the servers here"
+        where = target if _is_elsewhere(endpoint) else "the servers here"
+        yield location, where
     for target, line in failures.items():
         if target not in reached:
             fail(line)

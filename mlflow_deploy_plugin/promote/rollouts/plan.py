@@ -69,8 +69,8 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
     """Return the criteria of a comma-separated text. Raise InvalidConfig if a criterion
     is unknown or repeated.
     """
-    parts = [part for part in (re.sub(r"\s+", "", part) for part in text.split(",")) if part]
-    criteria = tuple(_parse(part) for part in parts)
+    parts = re.sub(r"\s+", "", text).split(",")
+    criteria = tuple(map(_parse, filter(None, parts)))
     if not criteria:
         raise InvalidConfig(f"--abort-on contains no criterion; valid criteria: {_FORMS}")
     for criterion in criteria:

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.promote.rollouts.commands import abort_rollout
+from mlflow_deploy_plugin.promote.rollouts.commands import abort_rollout, requested_uri
 from mlflow_deploy_plugin.promote.rollouts.plan import plan_of
 from mlflow_deploy_plugin.promote.rollouts.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
@@ -59,26 +59,14 @@ def rollback(
     store = deployments.store
     observed = deployments.get_endpoint(endpoint)
     try:
-        plan = plan_of(
-            abort_rollout(
-                deployments,
-                endpoint,
-                f"rolled back by {by}{f': {why}' if why else ''}",
-                by,
-            ),
-        )
+        reason = f"rolled back by {by}{why and f': {why}'}"
+        plan = plan_of(abort_rollout(deployments, endpoint, reason, by))
         done = _Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
         # There was no live rollout, or it has just ended.
-        done = _move_back(
-            deployments,
-            observed,
-            why,
-            by,
-            to,
-        )
+        done = _move_back(deployments, observed, why, by, to)
     seconds = f"{time.monotonic() - begun:.1f}"
     figures = {
         "model": done.model,
@@ -87,22 +75,22 @@ def rollback(
         "source": done.source,
         "seconds": seconds,
     }
-    before, after = (
-        f"version {version}" if version.isdigit() else version
-        for version in (done.before, done.after)
-    )
     store.record(
         "rollback",
         endpoint=endpoint,
         model=done.model,
         version=done.after,
-        before=before,
-        after=after,
+        before=_version_or_uri(done.before),
+        after=_version_or_uri(done.after),
         why=why,
         detail=figures | done.detail,
         actor=by,
     )
     return figures
+
+
+def _version_or_uri(text: str) -> str:
+    return f"version {text}" if text.isdigit() else text
 
 
 def rollback_target(
@@ -172,7 +160,7 @@ def _move_back(
             raise InvalidConfig(
                 f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
             )
-        earlier = f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to
+        earlier = requested_uri(to, reference.name)
         source = "requested by the user"
     if earlier == current:
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
@@ -198,7 +186,7 @@ def _repoint(
     if not to:
         current, earlier = follower.current_and_earlier()
     else:
-        requested = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
+        requested = parse_model_uri(requested_uri(to, reference.name))
         if (requested.kind, requested.name) != ("version", reference.name):
             raise InvalidConfig(
                 f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
@@ -344,7 +332,8 @@ class _Follower:
                 else:
                     place = self.reference.place
                 is_here = moved["place"].lower() == place.lower()
-            versions += [event.version, moved["before"]] if is_here else []
+            if is_here:
+                versions += [event.version, moved["before"]]
         return list(filter(None, versions))
 
 

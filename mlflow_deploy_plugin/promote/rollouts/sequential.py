@@ -94,7 +94,8 @@ def _divergence(p: float, q: float) -> float:
     if q >= 1:
         return math.inf if p < 1 else 0.0
     heads = p * math.log(p / q) if p > 0 else 0.0
-    return heads + ((1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0)
+    tails = (1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0
+    return heads + tails
 
 
 @dataclass

@@ -3,7 +3,7 @@ and a snapshot.
 
     starting → stepping ⇄ paused → promoting → promoted
         └──────────┴──────────┴────────┴─────→ rolling_back → rolled_back
-                                                            (abandoned: the endpoint was deleted)
+                               (abandoned: the endpoint was deleted)
 
 `decide` has no side effects. A controller stores the progress before it does the
 action. A new controller continues from the stored progress, because actions may be
@@ -208,9 +208,8 @@ def _start(
     if error := next(filter(None, troubles), ""):
         return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
-    if (
-        not is_loaded or snapshot.unread or not snapshot.counters
-    ):  # Each server's first counters are needed.
+    # Each server's first counters are needed.
+    if not is_loaded or snapshot.unread or not snapshot.counters:
         if is_loaded:
             reason = f"waiting for the server: {_silence(snapshot)}"
         else:
@@ -222,10 +221,9 @@ def _start(
                 progress,
                 f"version {plan.version} was not loaded within {START_SECONDS:g} s{why}",
             )
-        return Decision(
-            waiting,
-            "wait" if all(name in snapshot.variants for name in added) else "prepare",
-        )
+        if all(name in snapshot.variants for name in added):
+            return Decision(waiting, "wait")
+        return Decision(waiting, "prepare")
     evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
     return Decision(Progress("stepping", 0, 0.0, evidence), "set_traffic")
 
@@ -289,7 +287,7 @@ def _promote(
     if waiting.elapsed > PROMOTE_SECONDS:
         why = snapshot.errors.get(plan.main) or snapshot.reason
         late = f"{plan.main} did not load version {plan.version} within {PROMOTE_SECONDS:g} s"
-        return _roll_back(progress, f"{late}: {why}" if why else late)
+        return _roll_back(progress, f"{late}{why and f': {why}'}")
     return Decision(waiting, "promote")
 
 
@@ -377,7 +375,8 @@ def rollout_summary(rollout: Rollout) -> str:
     )
     if rollout.state in ("stepping", "paused"):
         line += f" {plan.steps[rollout.step]} % (step {rollout.step + 1} of {len(plan.steps)})"
-    line += f"; {rollout.reason}" if rollout.reason else ""
+    if rollout.reason:
+        line += f"; {rollout.reason}"
     trouble = rollout.figures.get("trouble", "")
     return f"{line}; retrying: {trouble}" if trouble else line
 
@@ -406,11 +405,12 @@ def progress_event(
         progress.state,
         progress.step,
     ):
-        shares = ["0 %" if rollout.state == "starting" else f"{plan.steps[rollout.step]} %"]
-        shares += [f"{plan.steps[progress.step]} %"]
+        before = "0 %" if rollout.state == "starting" else f"{plan.steps[rollout.step]} %"
+        after = f"{plan.steps[progress.step]} %"
         if rollout.state == "paused" or progress.state == "paused":
-            shares = [rollout.state, progress.state]
-        event = replace(_event("rollout.step", plan, actor, now), before=shares[0], after=shares[1])
+            before = rollout.state
+            after = progress.state
+        event = replace(_event("rollout.step", plan, actor, now), before=before, after=after)
     else:
         return None  # Avoid computing the figures in this usual case.
     detail = {

@@ -59,7 +59,9 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
     state = artifact.parity_state
     rows = int(artifact.parity.get("rows", 0))
     figures = {"rows": float(rows)}
-    summary = f"the ONNX form is {state}" + (f" on {rows:,} rows" if rows else "")
+    summary = f"the ONNX form is {state}"
+    if rows:
+        summary += f" on {rows:,} rows"
     if state in _ACCEPTED[policy.parity]:
         return CheckResult(PARITY, "passed", summary, figures)
     how = {
@@ -71,12 +73,8 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
             "mlflow_deploy_plugin.log_model"
         ),
     }.get(state, "")
-    return CheckResult(
-        PARITY,
-        "failed",
-        f"{summary}{f' ({how})' if how else ''}; the policy requires {policy.parity}",
-        figures,
-    )
+    reason = f"{summary}{how and f' ({how})'}; the policy requires {policy.parity}"
+    return CheckResult(PARITY, "failed", reason, figures)
 
 
 def check_agreement(
@@ -139,6 +137,11 @@ class _Change:
     after: str
     breaks: bool
 
+    @property
+    def line(self) -> tuple[str, ...]:
+        note = "breaks callers" if self.breaks else ""
+        return self.what, self.name, self.before, self.after, note
+
 
 def check_signature(candidate: Artifact, current: Artifact, against: str) -> CheckResult:
     """Compare inputs and outputs with `current`, called `against`. Requests may still
@@ -155,15 +158,13 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
         before, after = ("columns", "tensors") if current.columns else ("tensors", "columns")
         inputs: Iterable[_Change] = [_Change("retyped", "the input", before, after, True)]
     else:
-        inputs = (_column_changes if candidate.columns else _tensor_changes)(candidate, current)
+        find_changes = _column_changes if candidate.columns else _tensor_changes
+        inputs = find_changes(candidate, current)
     changes = [*inputs, *_output_changes(candidate, current)]
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
         ("change", "name", against, "new", ""),
-        tuple(
-            (row.what, row.name, row.before, row.after, "breaks callers" if row.breaks else "")
-            for row in changes
-        ),
+        tuple(change.line for change in changes),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:
@@ -204,13 +205,8 @@ def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         yield _Change("removed", name, old[name].type, "", False)
     for name in added:
         column = new[name]
-        yield _Change(
-            "added",
-            name,
-            "",
-            column.type + ("" if column.required else ", optional"),
-            column.required,
-        )
+        kind = column.type if column.required else f"{column.type}, optional"
+        yield _Change("added", name, "", kind, column.required)
     for name in common:
         before = old[name]
         after = new[name]
@@ -234,13 +230,7 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     removed, added, common = _compare_names(old, new)
     for name in removed:
         # A request with the removed tensor fails.
-        yield _Change(
-            "removed",
-            name,
-            old[name].dtype,
-            "",
-            True,
-        )
+        yield _Change("removed", name, old[name].dtype, "", True)
     for name in added:
         yield _Change("added", name, "", new[name].dtype, True)
     for name in common:
@@ -291,9 +281,10 @@ def _output_kind(output: Output) -> str:
     """Return the kind of an output for a client, which does not see a difference
     between 32 and 64 bits.
     """
-    kind = _KINDS.get(output.dtype) or ("whole numbers" if "int" in output.dtype else "numbers")
+    numbers = "whole numbers" if "int" in output.dtype else "numbers"
+    kind = _KINDS.get(output.dtype, numbers)
     several = [size for size in output.shape[1:] if size != 1]
-    return kind + (f" {several} per row" if several else "")
+    return f"{kind} {several} per row" if several else kind
 
 
 def _sentence(change: _Change) -> str:

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.registry.policy import (
     EvaluationPolicy,
     GatePolicy,
 )
-from mlflow_deploy_plugin.promote.gate.verdict import CheckResult
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, state_of
 from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport, backtest
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
@@ -52,7 +52,7 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
     failures = [*answers.failures, *labels.failures]
     return CheckResult(
         NAME,
-        "failed" if failures else "passed",
+        state_of(failures),
         "; ".join([*failures, *answers.results, *labels.results]),
         figures | labels.figures,
         tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused),

@@ -21,8 +21,8 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, OnnxserveError
 from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
-from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable, state_of
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, slice_feeds
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, load_version
 
 NAME = "budget"
@@ -34,6 +34,9 @@ _MIN_TIMES = 3
 _START_TIMEOUT_SECONDS = 300.0
 _ROUND_TIMEOUT_SECONDS = 120.0
 
+_Times = tuple[list[float], list[float]]
+"""The seconds of each prediction of a row, and of each prediction of a batch."""
+
 _loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
 """The model, its single rows and a batch, which are set only in the measuring process.
 """
@@ -41,11 +44,12 @@ _loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCost:
-    """The cost of a version. `memory` is the growth of its process in bytes after a
-    load and a batch.
+    """The cost of a version.
 
-    `rows` and `batches` contain an array per round, with the seconds of each prediction
-    of a row or a batch.
+    Attributes:
+        memory: the growth of its process in bytes after a load and a batch.
+        rows: an array per round, with the seconds of each prediction of a row.
+        batches: an array per round, with the seconds of each prediction of a batch.
     """
 
     memory: float
@@ -113,7 +117,7 @@ def check_budget(
     ]
     return CheckResult(
         NAME,
-        "failed" if failures else "passed",
+        state_of(failures),
         "; ".join(failures) or ", ".join(measure.text(against) for measure in measures),
         figures,
         (),
@@ -192,21 +196,20 @@ def measure_costs(
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
         memory = _load_all(workers, folders, sample, batch)
-        measured = [
-            [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
-            for _ in range(rounds)
-        ]
+        measured = [_measure_versions(workers) for _ in range(rounds)]
     finally:
         for worker in workers:
             worker.end()
-    return [
-        MeasuredCost(
-            growth,
-            rows=tuple(np.array(row_times) for row_times, _ in times),
-            batches=tuple(np.array(batch_times) for _, batch_times in times),
-        )
-        for growth, times in zip(memory, zip(*measured, strict=True), strict=True)
-    ]
+    return [*map(_cost, memory, zip(*measured, strict=True))]
+
+
+def _measure_versions(workers: Sequence[Worker]) -> list[_Times]:
+    return [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
+
+
+def _cost(memory: int, rounds: Sequence[_Times]) -> MeasuredCost:
+    rows, batches = zip(*rounds, strict=True)
+    return MeasuredCost(memory, tuple(map(np.array, rows)), tuple(map(np.array, batches)))
 
 
 def _load_all(
@@ -261,9 +264,7 @@ def _load(folder: Path, rows: Feeds, batch: int) -> int:
     global _loaded
     total = len(next(iter(rows.values())))
     many = {name: array[np.resize(np.arange(total), batch)] for name, array in rows.items()}
-    ones = [
-        {name: array[index : index + 1] for name, array in rows.items()} for index in range(total)
-    ]
+    ones = [slice_feeds(rows, slice(index, index + 1)) for index in range(total)]
     import_onnxruntime()  # Every server loads ONNX Runtime, so its memory is not counted.
     process = psutil.Process()
     before = process.memory_info().rss
@@ -274,7 +275,7 @@ def _load(folder: Path, rows: Feeds, batch: int) -> int:
     return int(max(process.memory_info().rss - before, 0))
 
 
-def _measure_round() -> tuple[list[float], list[float]]:
+def _measure_round() -> _Times:
     assert _loaded is not None
     model, ones, many = _loaded
     return _times(model, ones), _times(model, [many])

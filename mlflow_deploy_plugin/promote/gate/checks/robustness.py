@@ -11,6 +11,7 @@ A flip is a changed label. For numbers, a flip is a change by more than a quarte
 standard deviation of the predictions.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.core.registry.policy import RobustnessPolicy
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable, state_of
 from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
@@ -78,12 +79,8 @@ class _Outcome:
         if not is_noise and policy.refusals == "report":
             return []
         if self.refusal:
-            return [
-                (
-                    f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: "
-                    f"{self.refusal}"
-                ),
-            ]
+            rows = "rows with noise" if is_noise else f"{self.shown} values"
+            return [f"{rows} are refused: {self.refusal}"]
         messages = []
         if is_noise and self.flips > policy.max_flips:
             messages.append(
@@ -124,12 +121,9 @@ def check_robustness(
     Raises InvalidConfig if the metric does not fit or is not a number, and
     SchemaMismatch or InferenceError if the model refuses the undisturbed rows.
     """
-    clean = model.predict(rows)
-    baseline = None if truth is None else Baseline.of(clean, truth, metric)
-    measure = baseline.metric if baseline is not None else "metric"
+    clean = _Undisturbed.of(model, rows, truth, metric)
     outcomes = [
-        _outcome(name, model, clean, disturbed, baseline)
-        for name, disturbed in _disturbed(rows, policy, seed)
+        clean.outcome(name, disturbed) for name, disturbed in _disturbed(rows, policy, seed)
     ]
     noise = outcomes[0]
     notes = [
@@ -154,11 +148,11 @@ def check_robustness(
         failures += outcome.failures(bounds)
     return CheckResult(
         NAME,
-        "failed" if failures else "passed",
-        "; ".join(failures) or _summary(noise, row_count(rows), policy, measure),
+        state_of(failures),
+        "; ".join(failures) or _summary(noise, row_count(rows), policy, clean.measure),
         figures,
         tuple(notes),
-        _table([*outcomes, *_by_column(model, rows, policy, seed)], measure),
+        _table([*outcomes, *_by_column(model, rows, policy, seed)], clean.measure),
     )
 
 
@@ -217,22 +211,12 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     """Compare the loss of the metric under each disturbance with the largest loss that
     the policy allows.
     """
-    measured = _losses(report)
-    clean = f"{report.metric} {report.clean:.4f}"
+    losses = _losses(report)
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes: list[str] = []
     refusals = failures if policy.refusals == "fail" else notes
-    refusals += [*report.notes, *measured.refusals]
-    allowed = _amount(report.metric, policy.max_drop)
-    failures += [
-        f"{clean} loses {_amount(report.metric, loss)} under {where}; the policy allows {allowed}"
-        for where, loss in measured.losses.items()
-        if loss > policy.max_drop
-    ]
-    summary = "the model predicts no disturbed row"
-    if worst := measured.worst:
-        loss = _amount(report.metric, measured.losses[worst])
-        summary = f"{clean} loses at most {loss}, under {worst}"
+    refusals += [*report.notes, *losses.refusals]
+    failures += losses.failures(policy.max_drop)
     figures = {
         name.removeprefix("robustness/"): value
         for name, value, step in report.figures()
@@ -241,8 +225,8 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     header, *lines = report.table()
     return CheckResult(
         "disturbances",
-        "failed" if failures else "passed",
-        "; ".join(failures) or summary,
+        state_of(failures),
+        "; ".join(failures) or losses.summary,
         figures,
         tuple(notes),
         ReportTable(header, tuple(lines)),
@@ -255,12 +239,26 @@ class _Losses:
     model refuses the rows.
     """
 
+    metric: MetricName
+    clean: str
     losses: dict[str, float]
     refusals: list[str]
 
+    def failures(self, allowed: float) -> Iterator[str]:
+        for where, loss in self.losses.items():
+            if loss > allowed:
+                yield (
+                    f"{self.clean} loses {_amount(self.metric, loss)} under {where}; the policy "
+                    f"allows {_amount(self.metric, allowed)}"
+                )
+
     @property
-    def worst(self) -> str:
-        return max(self.losses, key=self.losses.__getitem__, default="")
+    def summary(self) -> str:
+        if not self.losses:
+            return "the model predicts no disturbed row"
+        worst = max(self.losses, key=self.losses.__getitem__)
+        loss = _amount(self.metric, self.losses[worst])
+        return f"{self.clean} loses at most {loss}, under {worst}"
 
 
 def _losses(report: RobustnessReport) -> _Losses:
@@ -275,7 +273,8 @@ def _losses(report: RobustnessReport) -> _Losses:
             if point.variant:
                 where += f" of {point.variant}"
             losses[where] = point.loss
-    return _Losses(losses, refusals)
+    clean = f"{report.metric} {report.clean:.4f}"
+    return _Losses(report.metric, clean, losses, refusals)
 
 
 def _current_under_noise(
@@ -293,9 +292,7 @@ def _current_under_noise(
     model, rows = current
     try:
         disturbed = with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))
-        clean = model.predict(rows)
-        baseline = None if truth is None else Baseline.of(clean, truth, metric)
-        noise = _outcome("noise", model, clean, disturbed, baseline)
+        noise = _Undisturbed.of(model, rows, truth, metric).outcome("noise", disturbed)
     except (SchemaMismatch, InferenceError, InvalidConfig):
         return None
     return None if noise.refusal else noise
@@ -323,9 +320,11 @@ def _by_column(
     the most flips.
     """
     some = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
-    clean = model.predict(some)
+    if len(some) == 1:
+        return []
+    clean = _Undisturbed.of(model, some)
     outcomes = []
-    for index, name in enumerate(list(some)[:_MAX_COLUMNS] if len(some) > 1 else []):
+    for index, name in enumerate(list(some)[:_MAX_COLUMNS]):
         rng = np.random.default_rng([seed, index])
         column = {name: some[name]}
         changed = {
@@ -333,31 +332,52 @@ def _by_column(
             "missing": with_missing(column, policy.missing, rng),
         }
         outcomes += [
-            _outcome(f"{kind} in {name}", model, clean, {**some, **values}, None)
+            clean.outcome(f"{kind} in {name}", {**some, **values})
             for kind, values in changed.items()
         ]
     notable = [outcome for outcome in outcomes if outcome.refusal or outcome.flips > 0]
     return sorted(notable, key=lambda outcome: (not outcome.refusal, -outcome.flips))[:_MAX_LINES]
 
 
-def _outcome(
-    name: str,
-    model: LoadedModel,
-    clean: ModelPredictions,
-    rows: NamedArrays,
-    baseline: Baseline | None,
-) -> _Outcome:
-    try:
-        disturbed = model.predict(rows)
-    except (SchemaMismatch, InferenceError) as error:
-        return _Outcome(name, refusal=error.message)
-    loss = None if baseline is None else baseline.loss(baseline.value_of(disturbed))
-    return _Outcome(
-        name,
-        float(flipped_rows(clean, disturbed).mean()),
-        disturbed.no_number - clean.no_number,
-        loss,
-    )
+@dataclass(frozen=True, eq=False)
+class _Undisturbed:
+    """A model with its predictions for the undisturbed rows, and their metric or
+    None.
+    """
+
+    model: LoadedModel
+    predictions: ModelPredictions
+    baseline: Baseline | None
+
+    @staticmethod
+    def of(
+        model: LoadedModel,
+        rows: NamedArrays,
+        truth: Array | None = None,
+        metric: MetricName | None = None,
+    ) -> "_Undisturbed":
+        predictions = model.predict(rows)
+        baseline = None if truth is None else Baseline.of(predictions, truth, metric)
+        return _Undisturbed(model, predictions, baseline)
+
+    @property
+    def measure(self) -> str:
+        return self.baseline.metric if self.baseline is not None else "metric"
+
+    def outcome(self, name: str, rows: NamedArrays) -> _Outcome:
+        try:
+            disturbed = self.model.predict(rows)
+        except (SchemaMismatch, InferenceError) as error:
+            return _Outcome(name, refusal=error.message)
+        loss = None
+        if self.baseline is not None:
+            loss = self.baseline.loss(self.baseline.value_of(disturbed))
+        return _Outcome(
+            name,
+            float(flipped_rows(self.predictions, disturbed).mean()),
+            disturbed.no_number - self.predictions.no_number,
+            loss,
+        )
 
 
 def _amount(metric: str, value: float) -> str:
