@@ -147,27 +147,34 @@ def main() -> None:
         if len(sys.argv) > 1 and not name.startswith(tuple(sys.argv[1:])):
             continue
         model.fit(learned, target)
-        given_threads = {"thread_count": _THREADS} if isinstance(model, catboost.CatBoost) else {}
         with TemporaryDirectory() as folder:
             onnxserve.save_model(model, Path(folder) / "model", input_example=learned[:200])
             loaded = OnnxModel.load(Path(folder) / "model", intra_op_num_threads=_THREADS)
-            others = treelite_predictors(model, Path(folder))
-            for rows in (1, _BATCH):
-                given = random.normal(size=(rows, _COLUMNS))
-                feeds = loaded.schema.from_array(given)
-                wide = given.astype(np.float32) if isinstance(model, xgboost.XGBModel) else given
-                parts = [partial(model.predict, given, **given_threads), partial(loaded.run, feeds)]
-                original, onnx, *rest = measure(
-                    parts + [partial(other, wide) for other in others.values()],
-                )
-                beside = "  ".join(
-                    f"{label} {time:.1f}" for label, time in zip(others, rest, strict=True)
-                )
-                print(
-                    f"{name:24}{rows:8}{original:12.1f}{onnx:10.1f}{original / onnx:8.2f}   "
-                    f"{beside}",
-                    flush=True,
-                )
+            treelite = treelite_predictors(model, Path(folder))
+            for count in (1, _BATCH):
+                rows = random.normal(size=(count, _COLUMNS))
+                print(f"{name:24}{count:8}{compared(model, loaded, treelite, rows)}", flush=True)
+
+
+def compared(
+    model: Any,
+    loaded: OnnxModel,
+    treelite: dict[str, Callable[[Any], Any]],
+    rows: Any,
+) -> str:
+    """Return the microseconds of the model, of its ONNX form and of Treelite."""
+    threads = {"thread_count": _THREADS} if isinstance(model, catboost.CatBoost) else {}
+    feeds = loaded.schema.from_array(rows)
+    parts: list[Callable[[], Any]] = [
+        partial(model.predict, rows, **threads),
+        partial(loaded.run, feeds),
+    ]
+    if isinstance(model, xgboost.XGBModel):
+        rows = rows.astype(np.float32)
+    parts += [partial(predict, rows) for predict in treelite.values()]
+    original, onnx, *rest = measure(parts)
+    beside = "  ".join(f"{label} {time:.1f}" for label, time in zip(treelite, rest, strict=True))
+    return f"{original:12.1f}{onnx:10.1f}{original / onnx:8.2f}   {beside}"
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -37,6 +38,8 @@ MOST_SHIPPING_SECONDS = 10.0
 """CPU seconds per million rows: a tenth of a core if the worker answers 10,000 requests
 per second.
 """
+Captured = Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]
+"""The captured model, feeds and outputs of each request."""
 CHOICES = {
     "whole": ((), ()),
     "drop 5": (slice(0, 5), ()),
@@ -61,60 +64,88 @@ class Cost:
 def cost(kind: str, choice: str, requests: int) -> Cost:
     """Write and ship this number of requests of one row."""
     from mlflow_deploy_plugin.serve.agent.ship import Shipper
-    from mlflow_deploy_plugin.serve.observability.metrics import Metrics
-    from mlflow_deploy_plugin.serve.spool.captured_model import exclude_columns
-    from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
-    from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
     source = shipping.captured(kind)
-    whole = next(source)[0]
-    drop, mask = (() if chosen == () else whole.schema.names[chosen] for chosen in CHOICES[choice])
-    model = exclude_columns(whole, tuple(drop), tuple(mask))
+    model = _captured_model(next(source)[0], choice)
     with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
-        metrics = Metrics(Path(folder, "metrics"))
-        writer = CaptureWriter(Path(folder, "measured", "spool"))
-        _, feeds, outputs = next(source)
-
-        def write() -> None:
-            record = RequestRecord(
-                kind,
-                kind,
-                "0" * 32,
-                "1" * 32,
-                1_700_000_000,
-                1_700_000_000,
-                120,
-            )
-            metrics.count_capture(kind, writer.write(record, model, feeds, outputs, 10_000))
-
-        best, median = microseconds(write)
-        writer.close()
+        best, median = _time_of_a_record(kind, model, source, Path(folder))
         spool = Path(folder, "spool")
-        writer = CaptureWriter(spool)
-        now = time.time_ns() // 1000
-        ids = [os.urandom(16).hex() for _ in range(2 * requests)]
-        for number in range(requests):
-            _, feeds, outputs = next(source)
-            moment = now + 30 * number
-            record = RequestRecord(
-                kind,
-                kind,
-                ids[2 * number],
-                ids[2 * number + 1],
-                moment,
-                moment,
-                120,
-            )
-            writer.write(record, model, feeds, outputs, 10_000)
-        writer.close()
-        bytes_in = sum(path.stat().st_size for path in spool.iterdir())
+        _fill(spool, kind, model, source, requests)
+        spool_bytes = _size_of(spool.iterdir())
         shipper = Shipper(spool, str(Path(folder, "log")))
         began = time.process_time()
         rows = shipper.ship()
         spent = time.process_time() - began
         assert rows == requests, (rows, requests)
-        bytes_out = sum(path.stat().st_size for path in Path(folder, "log").rglob("*.parquet"))
-    return Cost(best, median, bytes_in / requests, bytes_out / requests, spent * 1e6 / requests)
+        log_bytes = _size_of(Path(folder, "log").rglob("*.parquet"))
+    return Cost(best, median, spool_bytes / requests, log_bytes / requests, spent * 1e6 / requests)
+
+
+def _captured_model(whole: Any, choice: str) -> Any:
+    """Return the captured model without the columns that the choice drops and masks."""
+    from mlflow_deploy_plugin.serve.spool.captured_model import exclude_columns
+
+    drop, mask = (() if chosen == () else whole.schema.names[chosen] for chosen in CHOICES[choice])
+    return exclude_columns(whole, tuple(drop), tuple(mask))
+
+
+def _time_of_a_record(
+    kind: str,
+    model: Any,
+    source: Captured,
+    folder: Path,
+) -> tuple[float, float]:
+    """Return the microseconds of writing a record, best and median."""
+    from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+    from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+    from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+
+    metrics = Metrics(folder / "metrics")
+    writer = CaptureWriter(folder / "measured" / "spool")
+    _, feeds, outputs = next(source)
+
+    def write() -> None:
+        record = RequestRecord(
+            kind,
+            kind,
+            "0" * 32,
+            "1" * 32,
+            1_700_000_000,
+            1_700_000_000,
+            120,
+        )
+        metrics.count_capture(kind, writer.write(record, model, feeds, outputs, 10_000))
+
+    taken = microseconds(write)
+    writer.close()
+    return taken
+
+
+def _fill(spool: Path, kind: str, model: Any, source: Captured, requests: int) -> None:
+    from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
+    from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+
+    writer = CaptureWriter(spool)
+    now = time.time_ns() // 1000
+    ids = [os.urandom(16).hex() for _ in range(2 * requests)]
+    for number in range(requests):
+        _, feeds, outputs = next(source)
+        moment = now + 30 * number
+        record = RequestRecord(
+            kind,
+            kind,
+            ids[2 * number],
+            ids[2 * number + 1],
+            moment,
+            moment,
+            120,
+        )
+        writer.write(record, model, feeds, outputs, 10_000)
+    writer.close()
+
+
+def _size_of(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def labels() -> tuple[float, float]:

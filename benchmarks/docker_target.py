@@ -35,7 +35,7 @@ BODY = json.dumps({"inputs": [[1.0, 2.0]]}).encode()
 CLIENTS = 8
 
 
-def main() -> int:
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +44,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--replacements", type=int, default=10)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _parse_options()
     threads = {"server.intra_op_num_threads": 1}  # Otherwise each session has a thread per core.
     image = {"container.image": options.image, **threads}
     places: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,13 +67,7 @@ def main() -> int:
                 made = clients[name].create_deployment(names[name], model, config=config)
                 urls[name] = str(made["url"])
             rates = _rates(urls, options.rounds, options.seconds)
-            print(f"| server | requests/s, median of {options.rounds} | ratio |\n|---|---|---|")
-            own = statistics.median(rates["this machine"])
-            for name, found in rates.items():
-                print(
-                    f"| {name} | {statistics.median(found):,.0f} | "
-                    f"{statistics.median(found) / own:.2f} |",
-                )
+            _print_table(rates, options.rounds)
             return _replace(
                 clients["docker"],
                 names["docker"],
@@ -79,6 +77,13 @@ def main() -> int:
         finally:
             for name, client in clients.items():
                 client.delete_deployment(names[name])
+
+
+def _print_table(rates: dict[str, list[float]], rounds: int) -> None:
+    print(f"| server | requests/s, median of {rounds} | ratio |\n|---|---|---|")
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, median in medians.items():
+        print(f"| {name} | {median:,.0f} | {median / medians['this machine']:.2f} |")
 
 
 def _rates(urls: dict[str, str], rounds: int, seconds: float) -> dict[str, list[float]]:

@@ -108,29 +108,39 @@ def measure(name: str, device: Device, rounds: int) -> list[str]:
     torch.manual_seed(0)
     module = build().eval().to(dtype)
     random = np.random.default_rng(0)
-    lines = []
     with tempfile.TemporaryDirectory() as folder:
-        found = ways(module, export(module, shape, dtype, Path(folder) / "model.onnx"), device)
+        file = export(module, shape, dtype, Path(folder) / "model.onnx")
+        runs = ways(module, file, device)
+    lines = []
     for rows in ROWS:
         x = random.random((rows, *shape), dtype=np.float32).astype(
             torch.zeros(1, dtype=dtype).numpy().dtype,
         )
-        expected = found["torch eager"](x).astype(np.float64)
-        for way, run in found.items():
-            for _ in range(WARM_RUNS):
-                computed = run(x)
-            error = np.abs(computed - expected).max() / np.abs(expected).max()
-            assert error < TOLERANCE[x.dtype], f"{way} gives different outputs: {error:.1e}"
-        taken: dict[str, list[float]] = {way: [] for way in found}
-        for _ in range(rounds):
-            for way, run in found.items():
-                taken[way].append(seconds_per_run(run, x))
-        medians = {way: statistics.median(values) for way, values in taken.items()}
+        require_equal_outputs(runs, x)
+        medians = median_seconds(runs, x, rounds)
         base = medians["ONNX Runtime"]
         cells = [f"{1e3 * median:.2f} ms, {base / median:.2f}×" for median in medians.values()]
         lines.append(f"| {name}, {rows} rows | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     return lines
+
+
+def require_equal_outputs(runs: dict[str, Run], x: np.ndarray) -> None:
+    expected = runs["torch eager"](x).astype(np.float64)
+    for way, run in runs.items():
+        for _ in range(WARM_RUNS):
+            computed = run(x)
+        error = np.abs(computed - expected).max() / np.abs(expected).max()
+        assert error < TOLERANCE[x.dtype], f"{way} gives different outputs: {error:.1e}"
+
+
+def median_seconds(runs: dict[str, Run], x: np.ndarray, rounds: int) -> dict[str, float]:
+    """Return the median of each way in alternating rounds."""
+    taken: dict[str, list[float]] = {way: [] for way in runs}
+    for _ in range(rounds):
+        for way, run in runs.items():
+            taken[way].append(seconds_per_run(run, x))
+    return {way: statistics.median(values) for way, values in taken.items()}
 
 
 def main() -> None:

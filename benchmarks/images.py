@@ -23,6 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow.sklearn
@@ -137,31 +138,54 @@ def main() -> None:
         default=3,
         help="starts per image, alternating (median)",
     )
-    asked = parser.parse_args()
-    base = asked.base_image
+    options = parser.parse_args()
+    base = options.base_image
     print(f"base image {base}: {image_size(base):,.0f} MB")
     print(f"{'image':<40}      MB  of MLflow's  first build, s  run to 1st response, s")
-    for library in asked.libraries:
-        tags = f"onnxserve-benchmark:mlflow-{library}", f"onnxserve-benchmark:{library}"
-        with tempfile.TemporaryDirectory() as temporary:
-            theirs, ours = save_both(library, Path(temporary))
-            try:
-                began = time.monotonic()
-                build_mlflows(theirs, Path(temporary, "context"), base, tags[0])
-                between = time.monotonic()
-                build_ours(ours, base, tags[1])
-                seconds = between - began, time.monotonic() - between
-                starts = [[seconds_to_answer(tag) for tag in tags] for _ in range(asked.starts)]
-                sizes = [image_size(tag) for tag in tags]
-            finally:
-                docker("rmi", "-f", *tags)
-        for turn, name in enumerate(("mlflow models build-docker", "onnxserve build-docker")):
-            start = statistics.median(one[turn] for one in starts)
-            share = f"{sizes[turn] / sizes[0]:.0%}"
-            print(
-                f"{f'{name}, {library}':<40} {sizes[turn]:>7,.0f} {share:>12} "
-                f"{seconds[turn]:>15.0f} {start:>23.1f}",
-            )
+    for library in options.libraries:
+        theirs, ours = measure(library, base, options.starts)
+        print_line(f"mlflow models build-docker, {library}", theirs, theirs)
+        print_line(f"onnxserve build-docker, {library}", ours, theirs)
+
+
+@dataclass(frozen=True)
+class Image:
+    """The figures of an image: its megabytes, the seconds of its first build, and the
+    seconds from each start to the first response.
+    """
+
+    size: float
+    build_seconds: float
+    starts: list[float]
+
+
+def measure(library: str, base: str, rounds: int) -> tuple[Image, Image]:
+    """Return the figures of MLflow's image and of ours, whose starts alternate."""
+    tags = (f"onnxserve-benchmark:mlflow-{library}", f"onnxserve-benchmark:{library}")
+    with tempfile.TemporaryDirectory() as temporary:
+        theirs, ours = save_both(library, Path(temporary))
+        try:
+            began = time.monotonic()
+            build_mlflows(theirs, Path(temporary, "context"), base, tags[0])
+            between = time.monotonic()
+            build_ours(ours, base, tags[1])
+            seconds = (between - began, time.monotonic() - between)
+            starts: tuple[list[float], list[float]] = ([], [])
+            for _ in range(rounds):
+                for tag, of_image in zip(tags, starts, strict=True):
+                    of_image.append(seconds_to_answer(tag))
+            first, second = map(Image, map(image_size, tags), seconds, starts)
+            return first, second
+        finally:
+            docker("rmi", "-f", *tags)
+
+
+def print_line(name: str, image: Image, base: Image) -> None:
+    share = f"{image.size / base.size:.0%}"
+    print(
+        f"{name:<40} {image.size:>7,.0f} {share:>12} {image.build_seconds:>15.0f} "
+        f"{statistics.median(image.starts):>23.1f}",
+    )
 
 
 if __name__ == "__main__":

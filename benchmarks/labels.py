@@ -36,7 +36,11 @@ from mlflow_deploy_plugin.watch.statistics.cbpe import (
     trust_labels,
 )
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.statistics.label_weights import weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.statistics.label_weights import (
+    LabelWeights,
+    weigh_labels,
+    weighted_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 
@@ -152,44 +156,68 @@ def of_missing(share: float) -> Iterator[str]:
 
 def _missing(task: tuple[str, str, int, int]) -> str:
     scheme, model, rows, times = task
-    skill, sharper, windows = _MODELS[model]
     rng = np.random.default_rng([rows, list(_SCHEMES).index(scheme), list(_MODELS).index(model)])
     moments = pa.array([START + timedelta(seconds=row) for row in range(rows)])
-    sampling = Sampling(CONFIDENCE)
-    everyone = np.ones(rows, bool)
-    found: list[tuple[bool, ...]] = []
-    for _ in range(times):
-        one = answers_of(rng, rows, skill, sharper, odds=_ODDS)
-        assert one.answers.probabilities is not None
-        real = float((one.truth == one.answers.predicted).mean())
-        has_label = rng.random(rows) < _SCHEMES[scheme](one.answers.probabilities[:, 1], one.truth)
-        predictions = Predictions(one.answers, None, np.where(has_label, one.truth, -1))
-        labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], RATE)
-        own = LabelledWindow(
-            one.truth[has_label],
-            one.answers.take(has_label),
-            float(has_label.mean()),
-        )
-        earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
-        if labelled.is_selected:
-            is_at_worst = trust_labels(own, earlier, CONFIDENCE).outcome != "fits"
-        else:
-            is_at_worst = trust_labels(own, earlier, CONFIDENCE).outcome == "doubted"
-        taken = labelled.at_worst if is_at_worst else labelled
-        now = weighted_metrics(predictions, taken, everyone, ["accuracy"], sampling)["accuracy"]
-        plain = classification_metrics(
-            one.truth[has_label],
-            one.answers.take(has_label),
-            ["accuracy"],
-            sampling,
-        )["accuracy"]
-        assert isinstance(now, MetricInterval)
-        assert isinstance(plain, MetricInterval)
-        wrong = [each.low > real + 0.05 or each.high < real - 0.05 for each in (plain, now)]
-        held = [each.low <= real <= each.high for each in (plain, now)]
-        found.append((*held, bool(labelled.differing), now.method == "worst case", *wrong))
-    cells = " | ".join(f"{share:.0%}" for share in np.mean(found, axis=0))
+    table = pa.table({"_event_time": moments})
+    trials = [_trial(rng, scheme, model, table) for _ in range(times)]
+    cells = " | ".join(f"{share:.0%}" for share in np.mean(trials, axis=0))
     return f"| {scheme} | {model} | {rows:,} | {cells} |"
+
+
+def _trial(rng: np.random.Generator, scheme: str, model: str, table: pa.Table) -> tuple[bool, ...]:
+    """Return the cells of one window with missing labels."""
+    skill, sharper, windows = _MODELS[model]
+    rows = len(table)
+    drawn = answers_of(rng, rows, skill, sharper, odds=_ODDS)
+    assert drawn.answers.probabilities is not None
+    labelled_share = _SCHEMES[scheme](drawn.answers.probabilities[:, 1], drawn.truth)
+    has_label = rng.random(rows) < labelled_share
+    predictions = Predictions(drawn.answers, None, np.where(has_label, drawn.truth, -1))
+    labelled = weigh_labels(table, predictions, [], RATE)
+    window = LabelledWindow(
+        drawn.truth[has_label],
+        drawn.answers.take(has_label),
+        float(has_label.mean()),
+    )
+    earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
+    outcome = trust_labels(window, earlier, CONFIDENCE).outcome
+    is_at_worst = outcome != "fits" if labelled.is_selected else outcome == "doubted"
+    weights = labelled.at_worst if is_at_worst else labelled
+    now = _weighted_accuracy(predictions, weights)
+    plain = _unweighted_accuracy(window)
+    real = float((drawn.truth == drawn.answers.predicted).mean())
+    return (
+        plain.low <= real <= plain.high,
+        now.low <= real <= now.high,
+        bool(labelled.differing),
+        now.method == "worst case",
+        _is_wrong(plain, real),
+        _is_wrong(now, real),
+    )
+
+
+def _weighted_accuracy(predictions: Predictions, weights: LabelWeights) -> MetricInterval:
+    everyone = np.ones(len(predictions.truth), bool)
+    metrics = weighted_metrics(predictions, weights, everyone, ["accuracy"], Sampling(CONFIDENCE))
+    accuracy = metrics["accuracy"]
+    assert isinstance(accuracy, MetricInterval)
+    return accuracy
+
+
+def _unweighted_accuracy(window: LabelledWindow) -> MetricInterval:
+    metrics = classification_metrics(
+        window.truth,
+        window.answers,
+        ["accuracy"],
+        Sampling(CONFIDENCE),
+    )
+    accuracy = metrics["accuracy"]
+    assert isinstance(accuracy, MetricInterval)
+    return accuracy
+
+
+def _is_wrong(interval: MetricInterval, real: float) -> bool:
+    return interval.low > real + 0.05 or interval.high < real - 0.05
 
 
 _DAYS = 365

@@ -31,6 +31,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,136 +187,143 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
     return servers
 
 
-def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
-    """Return (label, model, path, headers, body) of each request."""
-    import random
+Body = tuple[str, str, str, dict[str, str], bytes]
+"""The label, the model, the path, the headers and the body of a request."""
 
-    import numpy as np
-    import pyarrow as pa
 
+def bodies() -> list[Body]:
+    """Return the body of each request."""
     draw = random.Random(0)
     row = [draw.gauss(0, 1) for _ in range(WIDTH)]
-    names = [f"feature_{place}" for place in range(WIDTH)]
-    record = dict(zip(names, row, strict=True))
-    split = {"columns": names, "data": [row]}
-    flights = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
-    tensor = {"name": "X", "shape": [1, WIDTH], "datatype": "FP32", "data": row}
-    wide: dict[str, Any] = {
-        "columns": [f"feature_{place}" for place in range(WIDE)],
-        "data": [[place if place % 2 else place / 8 for place in range(WIDE)]],
-    }
+    record = {f"feature_{place}": value for place, value in enumerate(row)}
     many = [[draw.gauss(0, 1) for _ in range(WIDTH)] for _ in range(10_000)]
-    documents: list[tuple[str, str, str, Any]] = [
+    documents = [
+        *_documents_of_a_row(record),
+        *_documents_of_a_flight(),
+        *_wide_documents(),
+        *_large_documents(list(record), many),
+    ]
+    in_json = [
+        (
+            label,
+            model,
+            path,
+            {"content-type": "application/json"},
+            json.dumps(document, separators=(",", ":")).encode(),
+        )
+        for label, model, path, document in documents
+    ]
+    return [*in_json[:6], _csv(record), *in_json[6:], *_other_bodies(record)]
+
+
+Document = tuple[str, str, str, Any]
+"""The label, the model, the path and the JSON document of a request."""
+
+
+def _tensor(shape: list[int], values: list[float]) -> dict[str, Any]:
+    return {"name": "X", "shape": shape, "datatype": "FP32", "data": values}
+
+
+def _documents_of_a_row(record: dict[str, float]) -> list[Document]:
+    row = list(record.values())
+    split = {"columns": list(record), "data": [row]}
+    columns = {name: [value] for name, value in record.items()}
+    tensor = _tensor([1, WIDTH], row)
+    return [
         ("1 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
         ("1 x 30 dataframe_records", "numbers", "/invocations", {"dataframe_records": [record]}),
         ("1 x 30 instances, rows", "numbers", "/invocations", {"instances": [row]}),
         ("1 x 30 array instances", "array", "/invocations", {"instances": [row]}),
         ("1 x 30 array inputs", "array", "/invocations", {"inputs": [row]}),
-        (
-            "1 x 30 inputs, columns",
-            "numbers",
-            "/invocations",
-            {"inputs": {k: [v] for k, v in record.items()}},
-        ),
+        ("1 x 30 inputs, columns", "numbers", "/invocations", {"inputs": columns}),
         ("1 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
         ("1 x 30 /predict", "numbers", "/predict", record),
         ("1 x 30 /predict/batch", "numbers", "/predict/batch", [record]),
+    ]
+
+
+def _documents_of_a_flight() -> list[Document]:
+    flights = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
+    return [
         ("flight dataframe_split", "flights", "/invocations", {"dataframe_split": flights}),
         ("flight dataframe_records", "flights", "/invocations", {"dataframe_records": [FLIGHT]}),
+    ]
+
+
+def _wide_documents() -> list[Document]:
+    names = [f"feature_{place}" for place in range(WIDE)]
+    values = [place if place % 2 else place / 8 for place in range(WIDE)]
+    wide = {"columns": names, "data": [values]}
+    tensors = []
+    for name, value in zip(names, values, strict=True):
+        kind = "INT64" if type(value) is int else "FP64"
+        tensors.append({"name": name, "shape": [1], "datatype": kind, "data": [value]})
+    return [
         ("1 x 100 mixed dataframe_split", "wide", "/invocations", {"dataframe_split": wide}),
         (
             "1 x 100 mixed V2, by columns",
             "wide",
             "/v2/models/wide/infer",
-            {
-                "inputs": [
-                    {
-                        "name": name,
-                        "shape": [1],
-                        "datatype": "INT64" if type(value) is int else "FP64",
-                        "data": [value],
-                    }
-                    for name, value in zip(wide["columns"], wide["data"][0], strict=True)
-                ],
-            },
-        ),
-        (
-            "10,000 x 30 dataframe_split",
-            "numbers",
-            "/invocations",
-            {"dataframe_split": {**split, "data": many}},
-        ),
-        ("10,000 x 30 inputs, rows", "numbers", "/invocations", {"inputs": many}),
-        (
-            "10,000 x 30 V2",
-            "numbers",
-            "/v2/models/numbers/infer",
-            {
-                "inputs": [
-                    {
-                        **tensor,
-                        "shape": [10_000, WIDTH],
-                        "data": [value for values in many for value in values],
-                    },
-                ],
-            },
+            {"inputs": tensors},
         ),
     ]
-    binary = {**tensor, "parameters": {"binary_data_size": 4 * WIDTH}}
-    del binary["data"]
-    head = json.dumps({"inputs": [binary]}).encode()
-    sized = {
-        "content-type": "application/octet-stream",
-        "inference-header-content-length": str(len(head)),
-    }
 
-    def arrow(columns: dict[str, Any]) -> bytes:
-        table = pa.table(columns)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        return bytes(sink.getvalue())
 
-    lines = 50 * (json.dumps(record).encode() + b"\n")
+def _large_documents(names: list[str], rows: list[list[float]]) -> list[Document]:
+    split = {"columns": names, "data": rows}
+    tensor = _tensor([10_000, WIDTH], [*chain.from_iterable(rows)])
+    return [
+        ("10,000 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
+        ("10,000 x 30 inputs, rows", "numbers", "/invocations", {"inputs": rows}),
+        ("10,000 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
+    ]
+
+
+def _csv(record: dict[str, float]) -> Body:
+    text = ",".join(record) + "\n" + ",".join(map(repr, record.values())) + "\n"
+    headers = {"content-type": "text/csv"}
+    return "1 x 30 CSV", "numbers", "/invocations", headers, text.encode()
+
+
+def _other_bodies(record: dict[str, float]) -> list[Body]:
     arrow_type = {"content-type": "application/vnd.apache.arrow.stream"}
-    json_type = {"content-type": "application/json"}
-    others: list[tuple[str, str, str, dict[str, str], bytes]] = [
-        (
-            "1 x 30 V2 binary",
-            "numbers",
-            "/v2/models/numbers/infer",
-            sized,
-            head + np.array(row, np.float32).tobytes(),
-        ),
-        (
-            "1 x 30 Arrow",
-            "numbers",
-            "/invocations",
-            arrow_type,
-            arrow({name: [v] for name, v in record.items()}),
-        ),
-        (
-            "flight Arrow",
-            "flights",
-            "/invocations",
-            arrow_type,
-            arrow({name: [v] for name, v in FLIGHT.items()}),
-        ),
+    return [
+        _v2_binary(list(record.values())),
+        ("1 x 30 Arrow", "numbers", "/invocations", arrow_type, _arrow(record)),
+        ("flight Arrow", "flights", "/invocations", arrow_type, _arrow(FLIGHT)),
         (
             "50 x 30 JSON Lines",
             "numbers",
             "/invocations",
             {"content-type": "application/jsonl"},
-            lines,
+            50 * (json.dumps(record).encode() + b"\n"),
         ),
     ]
-    csv = ",".join(names) + "\n" + ",".join(map(repr, row)) + "\n"
-    found = [
-        (shown, model, path, json_type, json.dumps(document, separators=(",", ":")).encode())
-        for shown, model, path, document in documents
-    ]
-    in_csv = ("1 x 30 CSV", "numbers", "/invocations", {"content-type": "text/csv"}, csv.encode())
-    return [*found[:6], in_csv, *found[6:], *others]
+
+
+def _v2_binary(row: list[float]) -> Body:
+    import numpy as np
+
+    tensor = _tensor([1, WIDTH], row)
+    tensor["parameters"] = {"binary_data_size": 4 * WIDTH}
+    del tensor["data"]
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": str(len(head)),
+    }
+    body = head + np.array(row, np.float32).tobytes()
+    return "1 x 30 V2 binary", "numbers", "/v2/models/numbers/infer", headers, body
+
+
+def _arrow(record: dict[str, Any]) -> bytes:
+    import pyarrow as pa
+
+    table = pa.table({name: [value] for name, value in record.items()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
 
 
 def parts_of(
@@ -430,7 +439,6 @@ async def answer_by_name(label: str) -> None:
     whose name is read.
     """
     from mlflow_deploy_plugin.serve.http.workers import worker_app
-    from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 
     worker_app.INLINE_SECONDS = math.inf  # a busy machine must not move requests off the loop
     root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
@@ -439,57 +447,53 @@ async def answer_by_name(label: str) -> None:
     apps = {name: worker_app.WorkerApp(server, True, 1) for name, server in servers.items()}
     requests: dict[str, Callable[[], Any]] = {}
     for shown, model, path, headers, body in bodies():
-        config: Any = SimpleNamespace(app=apps[model])
-        connection = HttpConnection(config, SimpleNamespace(connections=set()), {})
-        transport = NoSocket()
-        connection.connection_made(transport)  # type: ignore[arg-type]
-        length = len(body)
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}{fields}Content-Length: {length}\r\n\r\n"
-        request: Callable[[], Any] = partial(connection.data_received, head.encode() + body)
-        request()  # The first request runs in a thread, because its duration is not known yet.
-        while not transport.written:
-            await asyncio.sleep(0.01)
-        assert transport.written.startswith(b"HTTP/1.1 200"), transport.written[:500]
-        if length < worker_app._INLINE_BYTES:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}{fields}Content-Length: {len(body)}\r\n\r\n"
+        )
+        request = await _connected(apps[model], head.encode() + body)
+        if len(body) < worker_app._INLINE_BYTES:
             requests[shown] = request
     gc.freeze()
     print(json.dumps(list(requests)), flush=True)
     for line in sys.stdin:
-        request = requests[line.strip()]
-        started = time.thread_time()
-        repeats = 0
-        while (seconds := time.thread_time() - started) < ROUND_SECONDS:
-            for _ in range(100):
-                request()
-            repeats += 100
-        print(seconds / repeats * 1e6, flush=True)
+        print(_microseconds(requests[line.strip()]), flush=True)
     shutil.rmtree(root)
+
+
+async def _connected(app: Any, message: bytes) -> Callable[[], Any]:
+    """Return a function that sends the message on a connection, which has answered the
+    message once.
+    """
+    from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
+
+    config: Any = SimpleNamespace(app=app)
+    connection = HttpConnection(config, SimpleNamespace(connections=set()), {})
+    transport = NoSocket()
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection.data_received(message)
+    # The first request runs in a thread, because its duration is not known yet.
+    while not transport.written:
+        await asyncio.sleep(0.01)
+    assert transport.written.startswith(b"HTTP/1.1 200"), transport.written[:500]
+    return partial(connection.data_received, message)
+
+
+def _microseconds(request: Callable[[], Any]) -> float:
+    started = time.thread_time()
+    repeats = 0
+    while (seconds := time.thread_time() - started) < ROUND_SECONDS:
+        for _ in range(100):
+            request()
+        repeats += 100
+    return seconds / repeats * 1e6
 
 
 def compare(arguments: list[str]) -> None:
     """Print the microseconds of each request in each checkout, and their ratios to the
     first checkout.
     """
-    children: dict[str, subprocess.Popen[str]] = {}
-    for argument in arguments:
-        label, _, where = argument.partition("=")
-        checkout, _, python = where.partition(":")
-        children[label] = subprocess.Popen(
-            [python or sys.executable, "benchmarks/request_path.py", "--answer", label],
-            cwd=checkout,
-            env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(child: subprocess.Popen[str], name: str) -> float:
-        print(name, file=child.stdin, flush=True)
-        if child.stdout:
-            return float(child.stdout.readline())
-        return math.nan
-
+    children = dict(map(_start, arguments))
     names: list[str] = []
     for child in children.values():  # A process is ready when it has printed the names.
         names = json.loads(child.stdout.readline()) if child.stdout else names
@@ -500,24 +504,53 @@ def compare(arguments: list[str]) -> None:
         + f"   / {first}: {others}",
     )
     for name in names:
-        taken: dict[str, list[float]] = {label: [] for label in children}
-        for turn in range(ROUNDS + 1):
-            for label, child in list(children.items())[:: 1 if turn % 2 else -1]:
-                taken[label].append(ask(child, name))
-        median = {label: statistics.median(values[1:]) for label, values in taken.items()}
-        ratios = [
-            statistics.median(
-                mine / its for mine, its in zip(taken[label][1:], taken[first][1:], strict=True)
-            )
-            for label in others
-        ]
+        taken = _alternate(children, name)
+        medians = [statistics.median(values) for values in taken.values()]
+        ratios = [_median_ratio(taken[label], taken[first]) for label in others]
         print(
             f"{name:28}"
-            + "".join(f"{one:10.1f}" for one in median.values())
-            + "".join(f"{one:8.3f}" for one in ratios),
+            + "".join(f"{median:10.1f}" for median in medians)
+            + "".join(f"{ratio:8.3f}" for ratio in ratios),
         )
     for child in children.values():
         child.communicate()  # The process exits at the end of its input.
+
+
+def _start(argument: str) -> tuple[str, subprocess.Popen[str]]:
+    """Return the label in the argument, and the process of its checkout."""
+    label, _, where = argument.partition("=")
+    checkout, _, python = where.partition(":")
+    child = subprocess.Popen(
+        [python or sys.executable, "benchmarks/request_path.py", "--answer", label],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return label, child
+
+
+def _alternate(children: dict[str, subprocess.Popen[str]], name: str) -> dict[str, list[float]]:
+    """Return the microseconds of a request by checkout, without the first round."""
+    taken: dict[str, list[float]] = {label: [] for label in children}
+    labels = list(children)
+    for _ in range(ROUNDS + 1):
+        labels.reverse()
+        for label in labels:
+            taken[label].append(_answer(children[label], name))
+    return {label: values[1:] for label, values in taken.items()}
+
+
+def _answer(child: subprocess.Popen[str], name: str) -> float:
+    print(name, file=child.stdin, flush=True)
+    if child.stdout:
+        return float(child.stdout.readline())
+    return math.nan
+
+
+def _median_ratio(values: list[float], base: list[float]) -> float:
+    return statistics.median(mine / its for mine, its in zip(values, base, strict=True))
 
 
 def main() -> None:

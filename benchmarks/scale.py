@@ -38,6 +38,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import numpy as np
@@ -47,6 +48,9 @@ from tests.stack.native import COMPOSE, NativeStack
 from tests.support.services.postgresql import postgresql_server
 from tests.support.services.redis_server import redis_server
 from tests.support.waiting import answers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SERVERS = ("server-a", "server-b", "server-c")
 BODY = json.dumps({"inputs": [[1.0, 2.0]]}).encode()
@@ -370,66 +374,76 @@ def redis(seconds: float) -> None:
 
 def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
     """Write rows of 14 columns like an agent: a file per ten minutes of two workers."""
-    import pyarrow as pa
-
-    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
-    from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
-    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
-
-    rng = np.random.default_rng(0)
-    per_file = 25_000
-    start = datetime(2026, 1, 1, tzinfo=UTC)
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-            size = 0
-            for number in range(rows // per_file):
-                moment = start + timedelta(minutes=30 * number)
-                times = [
-                    moment + row * timedelta(microseconds=1_800_000_000 // per_file)
-                    for row in range(per_file)
-                ]
-                columns = {f"x{column}": rng.normal(size=per_file) for column in range(12)}
-                table = pa.table(
-                    {
-                        **columns,
-                        "carrier": rng.choice(["AA", "UA", "DL"], per_file),
-                        "origin": rng.choice(["JFK", "EWR"], per_file),
-                        "prediction": rng.integers(0, 2, per_file),
-                        "_event_time": pa.array(times, pa.timestamp("us", "UTC")),
-                        "_received_time": pa.array(times, pa.timestamp("us", "UTC")),
-                        "_prediction_id": [f"{number:08x}{row:08x}" for row in range(per_file)],
-                        "_row": pa.array(np.zeros(per_file), pa.int32()),
-                        "_model": ["flights"] * per_file,
-                        "_version": ["3"] * per_file,
-                        "_variant": ["champion"] * per_file,
-                        "_shadow": [False] * per_file,
-                        "_segment": [f"s{number}"] * per_file,
-                        "_offset": np.arange(per_file),
-                    },
-                )
-                path = Path(
-                    folder,
-                    "endpoint=e",
-                    f"date={moment:%Y-%m-%d}",
-                    f"hour={moment:%H}",
-                    f"{number}.parquet",
-                )
-                path.parent.mkdir(parents=True, exist_ok=True)
-                content = encode_parquet(table)
-                path.write_bytes(content)
-                size += content.size
-            opened = open_log(folder)
-            seconds = []
-            for _ in range(5):
-                begun = time.perf_counter()
-                hour = opened.read("e", parse_window("2026-01-01T03:00/1h"))
-                seconds.append(time.perf_counter() - begun)
-            assert hour is not None
+            size = write_log(folder, rows)
+            found, seconds = read_hour(folder)
             print(
                 f"log of {rows:,} rows: {size / rows:.0f} bytes per row, one hour of "
-                f"{hour.table.num_rows:,} rows read in {np.median(seconds) * 1000:.0f} ms",
+                f"{found:,} rows read in {seconds * 1000:.0f} ms",
                 flush=True,
             )
+
+
+def write_log(folder: str, rows: int, per_file: int = 25_000) -> int:
+    """Return the bytes of the written log."""
+    from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
+
+    rng = np.random.default_rng(0)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    size = 0
+    for number in range(rows // per_file):
+        moment = start + timedelta(minutes=30 * number)
+        day = Path(folder, "endpoint=e", f"date={moment:%Y-%m-%d}")
+        path = day / f"hour={moment:%H}" / f"{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = encode_parquet(log_table(rng, number, moment, per_file))
+        path.write_bytes(content)
+        size += content.size
+    return size
+
+
+def log_table(rng: np.random.Generator, number: int, moment: datetime, rows: int) -> "pa.Table":
+    """Return the table of the file `number`, whose rows arrive in the half hour from
+    `moment` on.
+    """
+    import pyarrow as pa
+
+    times = [moment + row * timedelta(microseconds=1_800_000_000 // rows) for row in range(rows)]
+    columns = {f"x{column}": rng.normal(size=rows) for column in range(12)}
+    return pa.table(
+        {
+            **columns,
+            "carrier": rng.choice(["AA", "UA", "DL"], rows),
+            "origin": rng.choice(["JFK", "EWR"], rows),
+            "prediction": rng.integers(0, 2, rows),
+            "_event_time": pa.array(times, pa.timestamp("us", "UTC")),
+            "_received_time": pa.array(times, pa.timestamp("us", "UTC")),
+            "_prediction_id": [f"{number:08x}{row:08x}" for row in range(rows)],
+            "_row": pa.array(np.zeros(rows), pa.int32()),
+            "_model": ["flights"] * rows,
+            "_version": ["3"] * rows,
+            "_variant": ["champion"] * rows,
+            "_shadow": [False] * rows,
+            "_segment": [f"s{number}"] * rows,
+            "_offset": np.arange(rows),
+        },
+    )
+
+
+def read_hour(folder: str) -> tuple[int, float]:
+    """Return the number of rows of an hour, and the median seconds of reading them."""
+    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+
+    opened = open_log(folder)
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        hour = opened.read("e", parse_window("2026-01-01T03:00/1h"))
+        seconds.append(time.perf_counter() - begun)
+    assert hour is not None
+    return hour.table.num_rows, float(np.median(seconds))
 
 
 def main() -> None:

@@ -130,46 +130,17 @@ def busy(kind: str, seconds: float) -> None:
     """Print requests per second, and the agent's share of the core at the same time."""
     import psutil
 
-    shown = {"numbers": "1 x 30 dataframe_split", "flights": "flight dataframe_split"}[kind]
-    path, body = next(
-        (path, body) for name, _, path, _, body in request_path.bodies() if name == shown
-    )
     port = 18_431
     with tempfile.TemporaryDirectory(prefix="onnxserve-shipping-", dir="/dev/shm") as folder:
-        script = Path(folder, "post.lua")
-        script.write_text(
-            f'wrk.method = "POST"\nwrk.body = {json.dumps(body.decode())}\n'
-            'wrk.headers["Content-Type"] = "application/json"\n',
-        )
-        command = ["taskset", "-c", "0", sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
-        command += ["-m", str(request_path.MODELS / kind), "-p", str(port), "-w", "1"]
-        with Path(folder, "server.log").open("wb") as log:
-            server = subprocess.Popen(
-                [*command, "--state-dir", str(Path(folder, "state"))],
-                env={**os.environ, "ONNXSERVE_HOME": str(Path(folder, "home"))},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        asking = _load_command(kind, port, Path(folder, "post.lua"))
+        server = _start_server(kind, port, Path(folder))
         try:
             _wait_until_ready(server, Path(folder, "server.log"))
-            tree = psutil.Process(server.pid).children(recursive=True)
             agent = next(
                 process
-                for process in tree
+                for process in psutil.Process(server.pid).children(recursive=True)
                 if "mlflow_deploy_plugin.serve.agent" in process.cmdline()
             )
-            asking = [
-                "taskset",
-                "-c",
-                "1",
-                "wrk",
-                "-t1",
-                "-c8",
-                "-s",
-                str(script),
-                f"http://127.0.0.1:{port}{path}",
-            ]
             subprocess.run([*asking, f"-d{SETTLING_SECONDS:.0f}"], check=True, capture_output=True)
             before = _spent(agent)
             answered = subprocess.run(
@@ -183,10 +154,8 @@ def busy(kind: str, seconds: float) -> None:
                 line.split()[1] for line in answered.splitlines() if line.startswith("Requests/sec")
             )
             memory = agent.memory_info().rss / 2**20
-            waiting = (
-                sum(path.stat().st_size for path in Path(folder, "state", "spool").iterdir())
-                / 2**20
-            )
+            spool = Path(folder, "state", "spool")
+            waiting = sum(path.stat().st_size for path in spool.iterdir()) / 2**20
             print(
                 f"{kind:8}  {rate} requests/s; the agent takes {share:.1%} of their core and "
                 f"{memory:.0f} MiB; {waiting:.0f} MiB wait in the spool",
@@ -194,6 +163,33 @@ def busy(kind: str, seconds: float) -> None:
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=60)
+
+
+def _load_command(kind: str, port: int, script: Path) -> list[str]:
+    """Write the script of wrk, and return its command without the duration."""
+    label = {"numbers": "1 x 30 dataframe_split", "flights": "flight dataframe_split"}[kind]
+    path, body = next(
+        (path, body) for name, _, path, _, body in request_path.bodies() if name == label
+    )
+    script.write_text(
+        f'wrk.method = "POST"\nwrk.body = {json.dumps(body.decode())}\n'
+        'wrk.headers["Content-Type"] = "application/json"\n',
+    )
+    command = ["taskset", "-c", "1", "wrk", "-t1", "-c8", "-s", str(script)]
+    return [*command, f"http://127.0.0.1:{port}{path}"]
+
+
+def _start_server(kind: str, port: int, folder: Path) -> subprocess.Popen[bytes]:
+    command = ["taskset", "-c", "0", sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
+    command += ["-m", str(request_path.MODELS / kind), "-p", str(port), "-w", "1"]
+    with (folder / "server.log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--state-dir", str(folder / "state")],
+            env={**os.environ, "ONNXSERVE_HOME": str(folder / "home")},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def _spent(process: Any) -> float:

@@ -90,9 +90,8 @@ def _words(event: AuditEvent) -> Markup:
     words = _OF_AN_OUTCOME.get((action, event.after), words)
     if event.model and not event.version and not event.endpoint:
         words = _OF_A_MODEL.get(action, words)
-    if (
-        action == "rollback" and not event.version.isdigit()
-    ):  # The endpoint follows nothing, and has a model URI.
+    # The endpoint may follow nothing, and has a model URI then.
+    if action == "rollback" and not event.version.isdigit():
         words = "rolled {endpoint} back to {version}"
     return Markup(words).format(
         action=action,

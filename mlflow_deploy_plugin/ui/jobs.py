@@ -162,9 +162,8 @@ class Jobs:
         job = read_state(self.folder / f"{id}.json", Job)
         if job is None or job.state != "running":
             return job
-        if (
-            time.time() - job.started_at > self.longest + _KILLED_SECONDS
-        ):  # The server that would kill it is gone.
+        # After this time, the server that would kill the process is gone.
+        if time.time() - job.started_at > self.longest + _KILLED_SECONDS:
             return job.ended("failed", "timeout of the action")
         if job.pid and not is_alive(job.pid):
             # The job may have ended after the first read.

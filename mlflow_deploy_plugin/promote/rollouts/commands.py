@@ -345,9 +345,8 @@ def _change(
                 f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}",
             )
         written = write_progress(store, live[0], changed, actor)
-        if (
-            written is not None
-        ):  # None means that a controller has changed the rollout in the meantime.
+        # None means that a controller has changed the rollout in the meantime.
+        if written is not None:
             return written
     raise StoreUnavailable(
         f"the rollout of {endpoint!r} was changed at the same time by its controller; try again",

@@ -284,10 +284,8 @@ class RolloutController:
                 self.actions.roll_back(plan_of(current), current.reason)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
-        if not self.actions.reaches(
-            rollout.endpoint,
-            self.place,
-        ):  # Checked in this thread, because it can be slow.
+        # This thread checks the place, because the check can be slow.
+        if not self.actions.reaches(rollout.endpoint, self.place):
             return _PLACES_SECONDS
         try:
             self.advance(rollout, keeper)

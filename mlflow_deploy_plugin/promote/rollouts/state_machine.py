@@ -98,20 +98,14 @@ def decide(
         what = "the endpoint" if snapshot is None else f"the deployment {plan.main}"
         return Decision(replace(progress, state="abandoned", reason=f"{what} was deleted"))
     if snapshot.state == "stopped":
-        return Decision(
-            replace(
-                progress,
-                reason=f"waiting for the server: {snapshot.reason or 'the server is stopped'}",
-            ),
-        )
+        reason = f"waiting for the server: {snapshot.reason or 'the server is stopped'}"
+        return Decision(replace(progress, reason=reason))
     if progress.state == "rolling_back":
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
     if reason := _moved(plan, snapshot):
         return _roll_back(progress, reason)
-    if progress.state != "promoting" and _is_promoted(
-        plan,
-        snapshot,
-    ):  # A user may have promoted the version.
+    # A user may have promoted the version.
+    if progress.state != "promoting" and _is_promoted(plan, snapshot):
         progress = replace(progress, state="promoting", elapsed=0.0, reason="")
     match progress.state:
         case "starting":
@@ -338,9 +332,8 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
             for text, test in criteria.items()
         }
         trace.append([seconds, progress.step, shares])
-    if (
-        len(trace) >= 2 * _TRACED_POINTS
-    ):  # Keep the last point in each of `_TRACED_POINTS` equal intervals.
+    # Keep the last point in each of `_TRACED_POINTS` equal intervals.
+    if len(trace) >= 2 * _TRACED_POINTS:
         trace = list(
             {int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values(),
         )

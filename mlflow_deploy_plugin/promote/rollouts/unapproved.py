@@ -48,9 +48,8 @@ def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, acto
 def _lacks(answer: UnapprovedAnswer) -> bool:
     try:
         return lacking_approval(answer.model_uri, [answer.model]) is not None
-    except (
-        OnnxserveError
-    ):  # MLflow does not answer, the version was deleted, or the policy cannot be read.
+    except OnnxserveError:
+        # MLflow does not answer, the version was deleted, or the policy cannot be read.
         return True  # An approval cannot be assumed.
 
 

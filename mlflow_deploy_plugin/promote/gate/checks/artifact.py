@@ -121,10 +121,8 @@ def check_agreement(
     return CheckResult(
         PARITY,
         "failed",
-        (
-            f"the loss {agreement.loss:.4g} ({agreement.loss_of}) exceeds the margin "
-            f"{evaluation.margin:g}: {reason}{hint}"
-        ),
+        f"the loss {agreement.loss:.4g} ({agreement.loss_of}) exceeds the margin "
+        f"{evaluation.margin:g}: {reason}{hint}",
         figures,
     )
 
