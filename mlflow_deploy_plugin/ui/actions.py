@@ -159,9 +159,14 @@ def refusal_of(check: Callable[[], object]) -> str:
     return ""
 
 
-def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[str]]:
-    """Return the validated arguments of a form's action, its description, and the
-    models that the caller must edit.
+ParsedForm = tuple[Json, str, list[str]]
+"""The validated arguments of a form's action, its description, and the models that the
+caller must edit.
+"""
+
+
+def parse_form(form: Mapping[str, str], store: Store) -> ParsedForm:
+    """Return the action of a form.
 
     Raises InvalidConfig or NotFound with a message for the page.
     """
@@ -182,11 +187,7 @@ def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[s
     return {"action": action, "why": why, **arguments}, description, models
 
 
-def _parse_endpoint_action(
-    action: str,
-    form: Mapping[str, str],
-    store: Store,
-) -> tuple[Json, str, list[str]]:
+def _parse_endpoint_action(action: str, form: Mapping[str, str], store: Store) -> ParsedForm:
     endpoint = store.endpoint(form.get("endpoint", ""))
     if endpoint is None:
         raise no_endpoint(form.get("endpoint", ""))
@@ -199,7 +200,7 @@ def _parse_endpoint_action(
     return arguments, description, registered_model_names(endpoint.spec)
 
 
-def _parse_version_action(action: str, form: Mapping[str, str]) -> tuple[Json, str, list[str]]:
+def _parse_version_action(action: str, form: Mapping[str, str]) -> ParsedForm:
     model = form.get("model", "")
     version = form.get("version", "")
     if not model or not version.isdecimal():

@@ -3,7 +3,7 @@ page `/onnxserve`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
@@ -452,10 +452,9 @@ class _Console:
         return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 
 
-def _json_lines(store: Store, events: Iterable[AuditEvent]) -> Iterator[str]:
+def _json_lines(store: Store, events: Iterator[AuditEvent]) -> Iterator[str]:
     """Yield the events that the caller may read, in pieces of many lines."""
-    remaining = iter(events)
-    while page := [*islice(remaining, _EXPORTED_AT_ONCE)]:
+    while page := [*islice(events, _EXPORTED_AT_ONCE)]:
         yield "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page))
 
 

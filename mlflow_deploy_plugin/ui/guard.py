@@ -458,10 +458,10 @@ class _Move:
     def _decide_by_gate(self, policy: GatePolicy) -> RegistryChange:
         files, unreadable = self._read_files(policy)
         status = _status(self.version, policy)
-        if status.passed:
-            status = (
-                tags.GateStatus(False, "", unreadable) if unreadable else status.on_files(files)
-            )
+        if status.passed and unreadable:
+            status = tags.GateStatus(False, "", unreadable)
+        elif status.passed:
+            status = status.on_files(files)
         refusal = self._refusal(policy, files, status)
         if not refusal:
             return self._accept_judged(files, status)

@@ -480,19 +480,14 @@ def _variant_row(
 ) -> VariantRow:
     spec = observed.endpoint.spec.variants[name]
     observation = observed.observation
-    if observation.wanted is not None:
-        requested = observation.wanted.variants.get(name)
-    else:
-        requested = None
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
-    if requested is not None:
-        model = requested.model
-    else:
-        model = parse_model_uri(spec.model).name
+    model = parse_model_uri(spec.model).name
+    if observation.wanted is not None and name in observation.wanted.variants:
+        model = observation.wanted.variants[name].model
     counters = VersionCounters()
-    for (of_endpoint, of_variant, _, _), counted in metrics.counters.items():
-        if (of_endpoint, of_variant) == (observed.endpoint.name, name):
+    for (variant, _), counted in metrics.by_version(observed.endpoint.name).items():
+        if variant == name:
             counters = counters.plus(counted)
     return VariantRow(
         name=name,
