@@ -33,8 +33,7 @@ from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.connection import own_process, redact_addresses
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, require_mlflow_data
-from mlflow_deploy_plugin.core.registry.tags import gate_status_of
-from mlflow_deploy_plugin.core.registry.transitions import PreviousVersion, StageOrAlias
+from mlflow_deploy_plugin.core.registry.transitions import PreviousVersion
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.core.store.database import open_store
@@ -50,7 +49,6 @@ from mlflow_deploy_plugin.ui.logins.login import COOKIE_VARIABLE
 if TYPE_CHECKING:
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
-ALREADY_THERE = "already there"
 _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
 """The timeout of a request to MLflow. Each request includes a password check, which is
@@ -124,24 +122,6 @@ def require_shown_target(
         raise InvalidConfig(
             f"{name} has changed since the page showed a rollback to {offered}: now, {now}",
         )
-
-
-def promotion_blocker(
-    model: str,
-    version: str,
-    place: StageOrAlias,
-    tags: Mapping[str, str],
-    policy: GatePolicy,
-    holders: frozenset[str],
-) -> str:
-    """Return the blocker of a promotion to a stage or alias that the versions `holders`
-    have now.
-    """
-    if refusal := transitions.rolled_back_refusal(model, version, place, tags):
-        return refusal
-    if holders == {version} and (gate_status_of(tags).passed or not policy.gates(place)):
-        return ALREADY_THERE
-    return ""
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:

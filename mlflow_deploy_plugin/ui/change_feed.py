@@ -100,7 +100,7 @@ class _Subscription:
         context: the context of the request, with its workspace.
         due: the URIs that must be resolved, because they are new or their model has
             changed.
-        known: the last result of each URI.
+        results: the last result of each URI.
         answered_at: the last time at which the registry answered; initially the time of
             the request.
     """
@@ -111,7 +111,7 @@ class _Subscription:
     workspace: str
     context: Context
     due: set[str]
-    known: dict[str, ResolvedModel | None] = field(default_factory=dict)
+    results: dict[str, ResolvedModel | None] = field(default_factory=dict)
     unsent: dict[str, ResolvedModel | None] = field(default_factory=dict)
     wake: Callable[[], object] = lambda: None
     answered_at: float = field(default_factory=time.monotonic)
@@ -340,7 +340,7 @@ class ChangeFeed:
     ) -> None:
         """Add the results that a subscription does not know to its next event."""
         news: dict[str, ResolvedModel | None] = {}
-        selections = subscription.known
+        selections = subscription.results
         for uri in subscription.models.keys() & results.keys():
             answer = results[uri]
             if answer is not None and (uri, answer.selected) not in selections.items():

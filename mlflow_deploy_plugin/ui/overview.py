@@ -70,12 +70,16 @@ _ASKED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class PromotionTarget:
-    """A stage or @alias for a promotion. `refusal` is the reason why the promotion is
-    not possible, or empty.
+    """A stage or @alias for a promotion.
+
+    Attributes:
+        refusal: the reason why the promotion is not possible, or empty.
+        obstacle: the reason in a few words, or empty.
     """
 
     place: str
     refusal: str = ""
+    obstacle: str = ""
     needs_approvals: bool = False
 
 
@@ -565,16 +569,21 @@ def _version_rows(
 ) -> Iterator[VersionRow]:
     """Yield the newest versions, and the versions in a stage or with an alias."""
     for index, entry in enumerate(entries):
-        aliases = _aliases_of(model, str(entry.version))
+        number = str(entry.version)
+        aliases = _aliases_of(model, number)
+        targets = (
+            promotion_target(model.name, number, place, entry.tags, policy, versions)
+            for place, versions in holders.items()
+        )
         stage = "" if entry.current_stage == "None" else entry.current_stage
         if index < _VERSIONS or stage in ("Production", "Staging") or aliases:
             yield VersionRow(
-                str(entry.version),
+                number,
                 stage,
                 aliases,
                 gate_status_of(entry.tags),
                 entry.tags.get(ROLLED_BACK_TAG, ""),
-                _promotion_targets(model.name, entry, policy, holders),
+                tuple(targets),
             )
 
 
@@ -592,18 +601,21 @@ def _aliases_of(model: "RegisteredModel", version: str) -> tuple[str, ...]:
     return tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == version))
 
 
-def _promotion_targets(
-    name: str,
-    entry: "ModelVersion",
+def promotion_target(
+    model: str,
+    version: str,
+    place: StageOrAlias,
+    tags: Mapping[str, str],
     policy: GatePolicy,
-    holders: Mapping[StageOrAlias, frozenset[str]],
-) -> tuple[PromotionTarget, ...]:
-    number = str(entry.version)
-    return tuple(
-        PromotionTarget(
-            str(place),
-            actions.promotion_blocker(name, number, place, entry.tags, policy, held),
-            policy.approvals_for(place) is not None,
-        )
-        for place, held in holders.items()
-    )
+    holders: frozenset[str],
+) -> PromotionTarget:
+    """Return the target of a version for a stage or alias that the versions `holders`
+    have now.
+    """
+    refusal = transitions.rolled_back_refusal(model, version, place, tags)
+    if refusal:
+        return PromotionTarget(str(place), refusal, "it was rolled back")
+    if holders == {version} and (gate_status_of(tags).passed or not policy.gates(place)):
+        return PromotionTarget(str(place), "already there", "already there")
+    needs_approvals = policy.approvals_for(place) is not None
+    return PromotionTarget(str(place), needs_approvals=needs_approvals)

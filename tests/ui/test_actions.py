@@ -14,23 +14,19 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
-from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
-from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ui.actions import (
-    ALREADY_THERE,
     gate_blocker,
     main,
-    promotion_blocker,
     require_shown_target,
     rollback_target_of,
     server_blocker,
@@ -216,12 +212,6 @@ def test_invalid_form_is_refused_with_a_clear_message(
     assert mentions(answer.text, *names)
 
 
-PRODUCTION = StageOrAlias(stage="Production")
-STAGING = StageOrAlias(stage="Staging")
-PASSED = {"onnxserve.gate": "passed", "onnxserve.gate.digest": "ab12"}
-TAKEN_BACK = {ROLLED_BACK_TAG: "flights: too slow"}
-
-
 @pytest.fixture
 def deployments(mlflow_app: Any) -> Deployments:
     return Deployments(mlflow_app.store, load_settings(), lambda line: None)
@@ -346,50 +336,6 @@ def test_of_several_that_answer_none_is_rolled_back(
         rollback(deployments, served.endpoint.name)
     assert message == raised.value.message
     assert mentions(message, "exactly one deployment is expected")
-
-
-@pytest.mark.parametrize(
-    ("place", "tags", "holders", "refused"),
-    [
-        (PRODUCTION, {}, {"1"}, ""),
-        (PRODUCTION, PASSED, {"1"}, ""),
-        (PRODUCTION, PASSED, {"2"}, ALREADY_THERE),
-        (PRODUCTION, {}, {"2"}, ""),  # The version is there without a gate verdict.
-        (PRODUCTION, PASSED, {"1", "2"}, ""),  # The other version is archived.
-        (STAGING, {}, {"2"}, ALREADY_THERE),
-        (PRODUCTION, TAKEN_BACK, {"1"}, "it was rolled back (flights: too slow)"),
-        (STAGING, TAKEN_BACK, {"1"}, ""),
-        (StageOrAlias(alias="live"), {}, {"2"}, ALREADY_THERE),
-        (StageOrAlias(alias="live"), TAKEN_BACK, {"2"}, "it was rolled back"),
-    ],
-)
-def test_a_version_goes_where_it_is_not_yet_and_may_be(
-    place: StageOrAlias,
-    tags: dict[str, str],
-    holders: set[str],
-    refused: str,
-) -> None:
-    blocker = promotion_blocker("m", "2", place, tags, GatePolicy(), frozenset(holders))
-    assert (refused in blocker) if refused else blocker == ""
-
-
-def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(
-    mlflow_app: Any,
-) -> None:
-    from mlflow.entities.model_registry import ModelVersionTag
-
-    model = mlflow_app.model(policy=None)
-    mlflow_app.registry.set_model_version_tag(
-        model,
-        "2",
-        ModelVersionTag(*next(iter(TAKEN_BACK.items()))),
-    )
-    with pytest.raises(GateRefused) as raised:
-        promote(model, "2", "Production", store=mlflow_app.store)
-    assert (
-        promotion_blocker(model, "2", PRODUCTION, TAKEN_BACK, GatePolicy(), frozenset())
-        == raised.value.message
-    )
 
 
 def test_the_gate_reads_no_file_of_a_server_with_accounts() -> None:

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import mlflow
 import pytest
 
-from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.registry.transitions import STARTED_AT
+from mlflow_deploy_plugin.core.errors import GateRefused, Refused
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, STARTED_AT, StageOrAlias
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import write_state
@@ -22,12 +23,14 @@ from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
+from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.rollouts.snapshot import take_snapshot
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.overview import promotion_target
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
@@ -770,3 +773,52 @@ def test_the_gate_status_of_a_version_is_shown_in_its_own_words(
         gate.replace(" ", "-"),
         gate,
     )
+
+
+PRODUCTION = StageOrAlias(stage="Production")
+STAGING = StageOrAlias(stage="Staging")
+PASSED = {"onnxserve.gate": "passed", "onnxserve.gate.digest": "ab12"}
+TAKEN_BACK = {ROLLED_BACK_TAG: "flights: too slow"}
+
+
+@pytest.mark.parametrize(
+    ("place", "tags", "holders", "refused"),
+    [
+        (PRODUCTION, {}, {"1"}, ""),
+        (PRODUCTION, PASSED, {"1"}, ""),
+        (PRODUCTION, PASSED, {"2"}, "already there"),
+        (PRODUCTION, {}, {"2"}, ""),  # The version is there without a gate verdict.
+        (PRODUCTION, PASSED, {"1", "2"}, ""),  # The other version is archived.
+        (STAGING, {}, {"2"}, "already there"),
+        (PRODUCTION, TAKEN_BACK, {"1"}, "it was rolled back (flights: too slow)"),
+        (STAGING, TAKEN_BACK, {"1"}, ""),
+        (StageOrAlias(alias="live"), {}, {"2"}, "already there"),
+        (StageOrAlias(alias="live"), TAKEN_BACK, {"2"}, "it was rolled back"),
+    ],
+)
+def test_a_version_goes_where_it_is_not_yet_and_may_be(
+    place: StageOrAlias,
+    tags: dict[str, str],
+    holders: set[str],
+    refused: str,
+) -> None:
+    target = promotion_target("m", "2", place, tags, GatePolicy(), frozenset(holders))
+    assert (refused in target.refusal) if refused else target.refusal == ""
+    assert target.obstacle == refused.partition(" (")[0]
+
+
+def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(
+    mlflow_app: Any,
+) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    model = mlflow_app.model(policy=None)
+    mlflow_app.registry.set_model_version_tag(
+        model,
+        "2",
+        ModelVersionTag(*next(iter(TAKEN_BACK.items()))),
+    )
+    with pytest.raises(GateRefused) as raised:
+        promote(model, "2", "Production", store=mlflow_app.store)
+    target = promotion_target(model, "2", PRODUCTION, TAKEN_BACK, GatePolicy(), frozenset())
+    assert target.refusal == raised.value.message

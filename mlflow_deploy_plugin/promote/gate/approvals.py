@@ -280,8 +280,8 @@ def request_promotion(
     _require_evaluation(required, subject, report.get("verdict", ""))
     authors = version_authors(store, subject.version, subject.created)
 
-    def decide(known: PromotionRequest | None) -> AuditEvent | None:
-        if known is not None and not subject.change_since(known.subject):
+    def decide(pending: PromotionRequest | None) -> AuditEvent | None:
+        if pending is not None and not subject.change_since(pending.subject):
             return None
         return _event(
             store,

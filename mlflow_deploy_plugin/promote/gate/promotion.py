@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.policy import (
     ALL_PERMISSIONS,
+    GatePolicy,
     Permissions,
     PolicyChoice,
     choose_policy,
@@ -123,7 +124,7 @@ def promote(
             entry=_entry_of(candidate),
             place=place,
             before=before,
-            chosen=choice,
+            policy=choice.policy,
             why=why,
             actor=user,
             begun=begun,
@@ -208,7 +209,7 @@ class _Request:
     entry: "ModelVersion"
     place: StageOrAlias
     before: ResolvedModel | None
-    chosen: PolicyChoice
+    policy: GatePolicy
     why: str
     actor: str
     begun: datetime
@@ -269,9 +270,8 @@ class _Request:
         )
 
     def require_approvals(self, trail: Store, status: tags.GateStatus) -> None:
-        policy = self.chosen.policy
-        subject = subject_of(self.entry, self.place, status.digest, policy)
-        reason = missing_approvals(trail, policy, subject)
+        subject = subject_of(self.entry, self.place, status.digest, self.policy)
+        reason = missing_approvals(trail, self.policy, subject)
         if reason:
             missing = tags.GateStatus(False, status.state, reason, status.report)
             self.record(trail, "refused", missing)
@@ -281,7 +281,7 @@ class _Request:
         """Raise GateRefused if another version moved to a gated place during the
         gate.
         """
-        if not self.chosen.policy.gates(self.place):
+        if not self.policy.gates(self.place):
             return
         version = self.candidate.version
         now = transitions.version_at(self.candidate.name, self.place, exclude=version)
@@ -330,7 +330,7 @@ class _Request:
         )
 
     def ungated(self) -> tags.GateStatus | None:
-        if self.chosen.policy.gates(self.place):
+        if self.policy.gates(self.place):
             return None
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
@@ -338,14 +338,10 @@ class _Request:
         """Return True if the version, with the files of its verdict, has approvals for
         `place` that are not used up.
         """
-        policy = self.chosen.policy
-        if policy.approvals_for(self.place) is None:
+        if self.policy.approvals_for(self.place) is None:
             return False
-        return not missing_approvals(
-            store,
-            policy,
-            subject_of(self.entry, self.place, self.verdict.digest, policy),
-        )
+        subject = subject_of(self.entry, self.place, self.verdict.digest, self.policy)
+        return not missing_approvals(store, self.policy, subject)
 
     def stay(self, store: Store, status: tags.GateStatus) -> Promotion:
         """Return the promotion of a version in `place`. MLflow's server records files
@@ -377,9 +373,9 @@ class _Request:
             return False
         against = self.before.source if self.before else ""
         return (
-            self.entry.tags.get(tags.GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
+            self.entry.tags.get(tags.GATE_POLICY_DIGEST_TAG) == self.policy.digest
             and self.entry.tags.get(tags.GATE_AGAINST_TAG, "") == against
-            and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
+            and abs(age) < timedelta(hours=self.policy.fresh_hours)
         )
 
     def record_forced(self, store: Store, status: tags.GateStatus) -> tags.GateStatus:

@@ -181,7 +181,7 @@ def _served_version(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedMod
 def gate_version(
     candidate: ResolvedModel,
     current: ResolvedModel | None,
-    chosen: PolicyChoice,
+    choice: PolicyChoice,
     actor: str | None,
     store: Store | None,
     progress: ProgressCallback,
@@ -196,8 +196,8 @@ def gate_version(
         verdict, evaluation = judge(
             candidate,
             current,
-            chosen.policy,
-            chosen.where,
+            choice.policy,
+            choice.where,
             progress,
             allowed,
             original,
@@ -210,7 +210,7 @@ def gate_version(
             state=verdict.state,
             reason=verdict.reason,
             files=verdict.digest,
-            policy=chosen.where,
+            policy=choice.where,
             policy_digest=verdict.policy_digest,
             against=verdict.against,
             at=verdict.at.isoformat(timespec="seconds"),

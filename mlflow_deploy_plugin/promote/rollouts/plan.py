@@ -15,6 +15,7 @@ limits a share of the candidate's requests:
 
 import math
 import re
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -73,12 +74,10 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
     criteria = tuple(map(_parse, filter(None, parts)))
     if not criteria:
         raise InvalidConfig(f"--abort-on contains no criterion; valid criteria: {_FORMS}")
+    by_quantity: defaultdict[str, list[str]] = defaultdict(list)
     for criterion in criteria:
-        names = [
-            other.text
-            for other in criteria
-            if other.text.partition(">")[0] == criterion.text.partition(">")[0]
-        ]
+        by_quantity[criterion.text.partition(">")[0]].append(criterion.text)
+    for names in by_quantity.values():
         if len(names) > 1:
             raise InvalidConfig(
                 f"--abort-on: {' and '.join(names)} limit the same quantity; specify only one of "
