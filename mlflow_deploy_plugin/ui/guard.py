@@ -155,8 +155,9 @@ class RegistryChange:
     Attributes:
         action: `transition`, `alias`, `tag` or `register`, or `rename` or `delete` of a
             registered model.
-        before / after: the stage of the version, the version with the alias, the value
-            of the tag, or the model's name.
+        before: the stage of the version, the version with the alias, the value of the
+            tag, or the model's name.
+        after: the same after the change.
         why: the reason why the gate accepts or refuses the change; empty if the change
             is not gated.
         is_served_again: True if a version that was rolled back moves to a stage or

@@ -87,9 +87,11 @@ class PromotionTarget:
 class VersionRow:
     """A version of a registered model.
 
-    `rolled_back` contains the endpoint and the reason if the version was rolled back,
-    or is empty. `targets` contains the followed stages and aliases (the gated aliases,
-    if no endpoint follows one), then the other stages.
+    Attributes:
+        rolled_back: the endpoint and the reason if the version was rolled back, or
+            empty.
+        targets: the followed stages and aliases (the gated aliases, if no endpoint
+            follows one), then the other stages.
     """
 
     number: str
@@ -143,8 +145,8 @@ class EndpointCard:
     Attributes:
         health: a word for the state, such as `alarm` while a monitor has an alarm. If
             the word is not `healthy`, `reason` contains the reason.
-        no_traffic / no_rollback: the reason why a traffic change or a rollback is not
-            possible now, or empty.
+        no_traffic: the reason why a traffic change is not possible now, or empty.
+        no_rollback: the reason why a rollback is not possible now, or empty.
         has_rollback: True if an earlier version is known.
         unapproved: a sentence for each model that answers without the approvals that it
             requires.
@@ -205,11 +207,12 @@ def build_overview(
 ) -> Overview:
     """Return the content that the caller of the current request may see.
 
-    `only` is a single endpoint, shown with all its charts. `model` restricts the page
-    to the endpoints of a model, and shows the versions of this model also without an
-    endpoint, because its first promotion comes before its endpoint. Without `only` and
-    `model`, all endpoints are shown. `beginning` is a name that is sorted onto the
-    requested page.
+    Args:
+        only: a single endpoint, which is shown with all its charts; empty for all.
+        model: the model whose endpoints are shown; empty for all. The versions of this
+            model are shown also without an endpoint, because its first promotion comes
+            before its endpoint.
+        beginning: a name that is sorted onto the requested page.
 
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it,
     and StoreUnavailable.

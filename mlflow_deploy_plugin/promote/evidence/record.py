@@ -95,16 +95,16 @@ class VersionRecord:
     """The facts about one registered version.
 
     Attributes:
-        uri / url: the address models:/NAME/VERSION, and the URL of the version's page
-            or an empty text.
+        uri: the address models:/NAME/VERSION.
+        url: the URL of the version's page, or an empty text.
         registered_by: the account that registered the version, if the registry has
             recorded it; otherwise empty.
         original: the version that this version is a copy of, such as models:/X/7; empty
             for any other version.
-        mlmodel / signature: the content of the MLmodel file, and the type of each
-            input, output and parameter.
-        requirements / environment: the versions of the packages for serving, and of all
-            packages of the training.
+        mlmodel: the content of the MLmodel file.
+        signature: the type of each input, output and parameter.
+        requirements: the versions of the packages for serving.
+        environment: the versions of all packages of the training.
         graph: the number of bytes, the opsets, and the number of nodes per operator of
             the ONNX file.
         missing: the reason for each missing part, by the name of the part.

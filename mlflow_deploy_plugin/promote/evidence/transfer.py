@@ -84,8 +84,9 @@ class CopiedVersion:
     """A copy of a version, and its source. Addresses have no credentials.
 
     Attributes:
-        copied_from / source_run: the pages of the source and of its training run (empty
-            without a run) in MLflow.
+        copied_from: the page of the source in MLflow.
+        source_run: the page of the source's training run in MLflow; empty without a
+            run.
         files: the digest of all files, which is equal in both registries.
     """
 

@@ -23,10 +23,11 @@ class ListedRequest(BaseModel):
     approvals.
 
     Attributes:
-        verdict / report / report_digest: the state, the URL and the SHA-256 of the gate
-            report; empty without a report.
-        missing: the number of missing approvals. `reason` describes them in one line,
-            and is empty if none is missing.
+        verdict: the state of the gate report; empty without a report.
+        report: the URL of the report; empty without a report.
+        report_digest: the SHA-256 of the report; empty without a report.
+        missing: the number of missing approvals.
+        reason: a line about the missing approvals; empty if none is missing.
     """
 
     model_config = ConfigDict(frozen=True)

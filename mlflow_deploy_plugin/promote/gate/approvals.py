@@ -306,11 +306,16 @@ def approve(
     """Approve the open request. Return it, and True if the approval is new: a person
     has at most one approval.
 
-    `subject` is the promotion as it is now, and `report` the SHA-256 of the gate report
-    that the person saw. Raises GateRefused if the request has lapsed, there is no
-    report, or the person saw another report, InvalidConfig if no approvals are
-    required, NotFound without an open request, and ScopeMissing or Unauthenticated if
-    the person may not approve.
+    Args:
+        subject: the promotion as it is now.
+        report: the SHA-256 of the gate report that the person saw.
+
+    Raises:
+        GateRefused: the request has lapsed, there is no report, or the person saw
+            another report.
+        InvalidConfig: no approvals are required.
+        NotFound: there is no open request.
+        ScopeMissing / Unauthenticated: the person may not approve.
     """
     required = policy.required_approvals(subject.model, subject.place)
 

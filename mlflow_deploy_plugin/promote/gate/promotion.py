@@ -99,7 +99,8 @@ def promote(
             the audit trail.
         actor: the user in the audit trail; default: the user of this process.
         store: the store of the audit trail; default: the store of this machine.
-        allowed / original: see `promote.gate.judge.judge`.
+        allowed: see `promote.gate.judge.judge`.
+        original: see `promote.gate.judge.judge`.
         is_request: only run the gate, because people must approve the promotion before
             the version is moved.
 

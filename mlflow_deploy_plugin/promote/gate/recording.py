@@ -31,14 +31,16 @@ class VerdictRecord(BaseModel):
 
     Attributes:
         files: the digest of all files (`core.mlmodel.combine_hashes`).
-        policy / policy_digest: the origin and the digest of the policy.
+        policy: the origin of the policy.
+        policy_digest: the digest of the policy.
         against: the compared version, or empty.
         at: the time of the verdict in ISO 8601.
-        report / run_id / report_digest: the URL, the MLflow run and the SHA-256 of the
-            report; empty without a report.
+        report: the URL of the report; empty without a report.
+        run_id: the MLflow run of the report; empty without a report.
+        report_digest: the SHA-256 of the report; empty without a report.
         checks: the state and the figures of each check.
-        actor / machine: the name of the person, and user@machine of the process that
-            judged the version.
+        actor: the name of the person.
+        machine: user@machine of the process that judged the version.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -145,7 +145,10 @@ def run_gate(
         against: the model URI to compare with; default: the version in the first gated
             alias or stage that contains another version. A verdict against any other
             version is not stored in the tags of the version.
-        actor / store / allowed / original: see `promote`.
+        actor: see `promote`.
+        store: see `promote`.
+        allowed: see `promote`.
+        original: see `promote`.
 
     Raises CodeRefused, InvalidConfig, NotFound, RegistryUnavailable and
     StoreUnavailable like `promote`.

@@ -69,13 +69,14 @@ class BacktestReport:
     """A candidate's answers to captured rows, compared with the captured answers.
 
     Attributes:
-        captured_rows, rows: the number of rows in the time range, and of the replayed
-            rows.
+        captured_rows: the number of rows in the time range.
+        rows: the number of replayed rows.
         versions: the number of accepted rows by served version.
         disagreement: the share of accepted rows with different answers, by
             `serve/runtime/shadow_compare.py`.
-        mean_difference, max_difference: of the largest finite difference of each row's
+        mean_difference: the mean of the largest finite difference of each row's
             numbers; NaN without numbers.
+        max_difference: the largest of these differences; NaN without numbers.
         refused: one row per reason for which the candidate refuses rows, the most
             frequent reason first.
         candidate_row_us: microseconds per row in batches, without a server.

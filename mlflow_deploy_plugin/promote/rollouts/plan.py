@@ -93,14 +93,17 @@ class RolloutPlan:
     Attributes:
         main: the variant that answers now and serves the new version after the
             promotion.
-        candidate / shadow: the variants that the rollout adds; `shadow` is empty if no
+        candidate: the variant that the rollout adds for the new version.
+        shadow: the added variant that answers copies of the requests; empty if no
             criterion needs a shadow.
-        to_uri / model / version: the model URI, registered model and version that the
-            candidate serves.
-        before_uri / before_version: the URI that `main` has in the spec, and the
-            version that `main` serves now.
-        kind / selector: the stage, alias or tag that the promotion moves; for `pinned`,
-            the spec's model is changed.
+        to_uri: the model URI that the candidate serves.
+        model: the registered model that the candidate serves.
+        version: the version that the candidate serves.
+        before_uri: the URI that `main` has in the spec.
+        before_version: the version that `main` serves now.
+        kind: the kind of the selector that the promotion moves; for `pinned`, the
+            spec's model is changed.
+        selector: the stage, alias or tag that the promotion moves.
         steps: shares of the traffic in percent, ascending. The promotion follows the
             last step.
         every: the minimum duration of a step in seconds.

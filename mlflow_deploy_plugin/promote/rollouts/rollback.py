@@ -231,9 +231,12 @@ class _Follower:
     """An endpoint that follows a stage, alias or tag, and the sources that name the
     versions that it served before.
 
-    `main` is the variant that answers, and `reference` is its model. `metrics` returns
-    the counters of the endpoint's servers, and is called only if the audit trail does
-    not name the version. `registry` is as in `rollback_target`.
+    Attributes:
+        main: the variant that answers.
+        reference: the model of this variant.
+        metrics: returns the counters of the endpoint's servers. It is called only if
+            the audit trail does not name the version.
+        registry: as in `rollback_target`.
     """
 
     store: Store

@@ -108,8 +108,9 @@ class SequentialTest:
         level: the probability of a false rejection, over all evaluations.
         against_current: True if the candidate must also be worse than the current
             version.
-        above_threshold / above_current: the log likelihood ratios of both tests; the
-            last axis has the alternatives.
+        above_threshold: the log likelihood ratios of the test against the threshold;
+            the last axis has the alternatives.
+        above_current: the ratios of the test against the current version.
     """
 
     threshold: float | Floats

@@ -53,9 +53,10 @@ _TRACED_POINTS = 120
 class Progress:
     """The progress of a rollout.
 
-    `elapsed` is the watched time in the state or step, in seconds. `trouble` is the
-    reason of the last failed action, and `failures` is the number of consecutive
-    failures.
+    Attributes:
+        elapsed: the watched time in the state or step, in seconds.
+        trouble: the reason of the last failed action.
+        failures: the number of consecutive failures.
     """
 
     state: RolloutState = "starting"
@@ -71,8 +72,10 @@ class Progress:
 class Decision:
     """The next action of a rollout, which is repeated until it succeeds.
 
-    `progress` is stored before the action, and `then` after the action. If `then` is
-    None, `progress` remains stored.
+    Attributes:
+        progress: the progress that is stored before the action.
+        then: the progress that is stored after the action; None if `progress` remains
+            stored.
     """
 
     progress: Progress

@@ -46,8 +46,9 @@ _MAX_LINES = 12
 class _Outcome:
     """The effect of a disturbance, or the error message if the model refuses the rows.
 
-    `flips` is the share of rows with a changed prediction, `no_answer` the share of
-    predictions that are not numbers.
+    Attributes:
+        flips: the share of rows with a changed prediction.
+        no_answer: the share of predictions that are not numbers.
     """
 
     name: str
