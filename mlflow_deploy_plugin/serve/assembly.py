@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -68,64 +69,14 @@ def open_server(state_dir: Path) -> Server:
     spec.yaml is invalid.
     """
     spec = read_server_spec(state_dir)
-    threads = spec.intra_op_num_threads or available_cores(spec.workers)
+    settings = load_settings()
     metrics = Metrics(state_dir / METRICS)
-    capture, of_shadows = (
-        CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2)
-    )
-    shadows = Shadows(of_shadows, metrics)
-    rows = max_batch_rows(spec)  # Batching does not help tiny models on a CPU.
-    policy = None
-    if rows > 1:
-        policy = BatchPolicy(
-            rows,
-            spec.preferred_batch_size,
-            spec.max_queue_delay_microseconds,
-            spec.max_queue_size,
-            pads=spec.is_on_nvidia,
-        )
-    device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
-    placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
-    memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
-    limit_memory(memory_bytes, spec.workers)
-    memory = MemoryLimit(memory_bytes)
-
-    def load(folder: Path) -> WarmVersion:
-        with memory.loading(folder):
-            warm = load_warm(
-                folder,
-                placement,
-                threads,
-                policy,
-                check_determinism=spec.response_cache_bytes > 0,
-                timeout_seconds=float(spec.request_timeout_seconds),
-                concurrency=spec.threads,
-            )
-        most_values = max(spec.max_body_bytes, _LEAST_VALUES)
-        batch_rows = max(rows, *spec.preferred_batch_size, 1)
-        warm.predictor.limit_values(most_values, batch_rows)
-        if isinstance(warm.predictor, OnnxModel):
-            warm.predictor.max_text_characters = spec.max_text_characters
-        return warm
-
-    repository = Repository(state_dir, load)
+    capture = CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
+    shadows = Shadows(CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes), metrics)
+    repository = Repository(state_dir, _open_loader(state_dir, spec).load)
     repository.add_listener(metrics.set_served_versions)
     recent = RecentRequests(metrics.folder, metrics.number)
     repository.add_listener(recent.follow)
-    settings = load_settings()
-    count = metrics.count_redis_failure
-    cache = open_cache(
-        spec.response_cache_bytes,
-        spec.response_cache_seconds,
-        settings.redis_url,
-        count,
-    )
-    # Any API key may have its own limit.
-    has_rates = spec.rate_limit is not None or spec.takes_keys
-    if settings.redis_url and has_rates:
-        redis = RedisRates(settings.redis_url, count)
-    else:
-        redis = None
     controls = max(1, spec.threads // 2)
     server = Server(
         dataplane=DataPlane(
@@ -133,7 +84,12 @@ def open_server(state_dir: Path) -> Server:
             capture,
             metrics,
             shadows,
-            cache,
+            open_cache(
+                spec.response_cache_bytes,
+                spec.response_cache_seconds,
+                settings.redis_url,
+                metrics.count_redis_failure,
+            ),
             spec.default_timeout_microseconds,
         ),
         repository=repository,
@@ -148,18 +104,75 @@ def open_server(state_dir: Path) -> Server:
         recent=recent,
         tracer=open_tracer(),
         logs_requests=settings.log_requests,
-        limits=RequestLimits(
-            spec.max_concurrent_requests,
-            spec.rate_limit or "",
-            spec.rate_limit_header,
-            metrics.count_refused,
-            partial(open_rate_limiter, redis=redis),
-            are_shared=redis is not None,
-        ),
+        limits=_request_limits(spec, settings.redis_url, metrics),
         cloud=read_cloud(),
     )
     repository.start()
     return server
+
+
+@dataclass(frozen=True, eq=False)
+class _Loader:
+    """Loads versions with the settings of the server, within the worker's memory."""
+
+    spec: ServerSpec
+    placement: Placement
+    memory: MemoryLimit
+
+    def load(self, folder: Path) -> WarmVersion:
+        spec = self.spec
+        rows = max_batch_rows(spec)
+        with self.memory.loading(folder):
+            warm = load_warm(
+                folder,
+                self.placement,
+                spec.intra_op_num_threads or available_cores(spec.workers),
+                self._batch_policy(rows),
+                check_determinism=spec.response_cache_bytes > 0,
+                timeout_seconds=float(spec.request_timeout_seconds),
+                concurrency=spec.threads,
+            )
+        most_values = max(spec.max_body_bytes, _LEAST_VALUES)
+        batch_rows = max(rows, *spec.preferred_batch_size, 1)
+        warm.predictor.limit_values(most_values, batch_rows)
+        if isinstance(warm.predictor, OnnxModel):
+            warm.predictor.max_text_characters = spec.max_text_characters
+        return warm
+
+    def _batch_policy(self, rows: int) -> BatchPolicy | None:
+        if rows <= 1:
+            return None  # Batching does not help tiny models on a CPU.
+        return BatchPolicy(
+            rows,
+            self.spec.preferred_batch_size,
+            self.spec.max_queue_delay_microseconds,
+            self.spec.max_queue_size,
+            pads=self.spec.is_on_nvidia,
+        )
+
+
+def _open_loader(state_dir: Path, spec: ServerSpec) -> _Loader:
+    """Claim a device for the worker and limit its memory."""
+    device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
+    placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
+    memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
+    limit_memory(memory_bytes, spec.workers)
+    return _Loader(spec, placement, MemoryLimit(memory_bytes))
+
+
+def _request_limits(spec: ServerSpec, redis_url: str, metrics: Metrics) -> RequestLimits:
+    redis = None
+    # Any API key may have its own limit.
+    if redis_url and (spec.rate_limit is not None or spec.takes_keys):
+        redis = RedisRates(redis_url, metrics.count_redis_failure)
+    return RequestLimits(
+        spec.max_concurrent_requests,
+        spec.rate_limit or "",
+        spec.rate_limit_header,
+        metrics.count_refused,
+        partial(open_rate_limiter, redis=redis),
+        are_shared=redis is not None,
+    )
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:

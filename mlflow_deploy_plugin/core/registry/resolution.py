@@ -153,15 +153,12 @@ def check_registered_name(model: str) -> str:
     """
     if "/" in model or ":" in model or model in (".", ".."):
         name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
-        right = (
-            f"use the name and the version: {name or 'NAME'} "
-            f"{version if version.isdigit() else 'VERSION'}"
-        )
-        folder = "mlflow.register_model registers the model in a folder"
-        raise InvalidConfig(
-            f"{model!r} is not the name of a registered model; "
-            f"{right if model.startswith('models:/') else folder}",
-        )
+        if not version.isdigit():
+            version = "VERSION"
+        hint = "mlflow.register_model registers the model in a folder"
+        if model.startswith("models:/"):
+            hint = f"use the name and the version: {name or 'NAME'} {version}"
+        raise InvalidConfig(f"{model!r} is not the name of a registered model; {hint}")
     return model
 
 
@@ -282,7 +279,9 @@ def _newest_versions(
     """Return the versions with the highest numbers in descending order; with `tag`,
     only versions with this tag.
     """
-    query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
+    query = f"name = {_quoted(name)}"
+    if tag:
+        query += f" and tags.`{tag[0]}` = {_quoted(tag[1])}"
     return list(
         client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]),
     )
@@ -320,36 +319,41 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
     }.get(uri.kind, f"{uri.kind} {uri.selector}")
     lacks = f"model {name} has no {selected}; "
     with registry_errors(f"model {name}"):
-        if versions := _newest_versions(client, name, _SHOWN_VERSIONS):
-            aliases = {
-                str(number): alias
-                for alias, number in client.get_registered_model(name).aliases.items()
-            }
-            key = uri.tag[0] if uri.kind == "tag" else ""
-            descriptions = []
-            for version in reversed(versions):
-                if str(version.version) in aliases:
-                    alias = f"@{aliases[str(version.version)]}"
-                else:
-                    alias = ""
-                tagged = f"{key}={version.tags[key]}" if key in version.tags else ""
-                marks = ", ".join(filter(None, (version.current_stage, alias, tagged)))
-                descriptions.append(
-                    f"{version.version} ({marks})" if marks else str(version.version),
-                )
-            is_removed = uri.kind == "stage" and not any(
-                version.current_stage for version in versions
-            )
-            if is_removed:
-                hint = f"; this MLflow has no stages, so use an alias: models:/{name}@ALIAS"
-            else:
-                hint = ""
-            return f"{lacks}versions: {', '.join(descriptions)}{hint}"
+        versions = _newest_versions(client, name, _SHOWN_VERSIONS)
+        if versions:
+            aliases = client.get_registered_model(name).aliases
+            return f"{lacks}versions: {_describe_versions(uri, versions, aliases)}"
         models = [
             model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)
         ]
     if name in models:
         return lacks + "it does not have any versions"
+    return f"there is no registered model {name}; {_describe_registry(models)}"
+
+
+def _describe_versions(
+    uri: ModelURI,
+    versions: "Sequence[ModelVersion]",
+    aliases: Mapping[str, str],
+) -> str:
+    """Return the versions with their stages, aliases and the tag of the URI, and a hint
+    if MLflow has removed the stages.
+    """
+    of_version = {str(number): f"@{alias}" for alias, number in aliases.items()}
+    key = uri.tag[0] if uri.kind == "tag" else ""
+    descriptions = []
+    for version in reversed(versions):
+        number = str(version.version)
+        tagged = f"{key}={version.tags[key]}" if key in version.tags else ""
+        marks = filter(None, (version.current_stage, of_version.get(number), tagged))
+        descriptions.append(f"{number} ({', '.join(marks)})".removesuffix(" ()"))
+    text = ", ".join(descriptions)
+    if uri.kind == "stage" and not any(version.current_stage for version in versions):
+        return f"{text}; this MLflow has no stages, so use an alias: models:/{uri.name}@ALIAS"
+    return text
+
+
+def _describe_registry(models: Sequence[str]) -> str:
     if models:
         alternatives = f"the registered models are {', '.join(models)}"
     else:
@@ -359,4 +363,4 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
     workspace = active_workspace()
     if workspace:
         where += f", workspace {workspace}"
-    return f"there is no registered model {name}; {alternatives}, in MLflow at {where}{unset}"
+    return f"{alternatives}, in MLflow at {where}{unset}"

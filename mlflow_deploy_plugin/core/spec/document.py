@@ -2,7 +2,7 @@
 of the dotted names.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -160,8 +160,10 @@ def validate_spec(document: object) -> EndpointSpec:
             message = _EXPECTED[first["type"]].format(**context)
         elif first["type"] == "string_pattern_mismatch":
             message = PATTERNS_IN_WORDS.get(context["pattern"], message)
+        if not where:
+            raise InvalidConfig(message) from None
         received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
-        raise InvalidConfig(f"{where}: {message}{received}" if where else message) from None
+        raise InvalidConfig(f"{where}: {message}{received}") from None
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
@@ -171,12 +173,13 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
     for dotted, part, name in _fields():
         field = part.model_fields[name]
         description = field_descriptions(part)[name]
-        is_table = dotted.endswith(_OF_TABLE)
-        if is_table or field.is_required() or field.default in (None, ()):
-            default = ""
-        else:
+        kind = _type_name(field.annotation)
+        default = ""
+        if dotted.endswith(_OF_TABLE):
+            kind = "str"
+        elif not field.is_required() and field.default not in (None, ()):
             default = str(field.default)
-        yield dotted, "str" if is_table else _type_name(field.annotation), default, description
+        yield dotted, kind, default, description
 
 
 def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
@@ -186,7 +189,9 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
             if dotted not in _NOT_BY_NAME and not any(
                 other.startswith(f"{dotted}.") for other in _PARTS
             ):
-                yield f"{dotted}{_OF_TABLE if dotted in _TABLES else ''}", part, name
+                if dotted in _TABLES:
+                    dotted += _OF_TABLE
+                yield dotted, part, name
 
 
 def _type_name(annotation: object) -> str:
@@ -231,29 +236,8 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
         document.pop("sticky", None)  # `config` replaces the key or header: only one may be set.
-    field_names = [name for name, *_ in _fields()]
     for dotted, value in config.items():
-        path = _path(dotted)
-        field = ".".join(
-            [path[0], "NAME", *path[2:]] if path[0] in ("variants", "monitors") else path,
-        )
-        if len(path) == 3 and ".".join(path[:2]) in _TABLES:
-            field = ".".join(path[:2]) + _OF_TABLE
-        is_model = field == "variants.NAME.model" and path[1] in spec.variants
-        # a parameter of the project
-        is_parameter = len(path) == 5 and path[2:4] == [
-            "retrain",
-            "parameters",
-        ]
-        is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
-        if not (field in field_names or is_model or is_parameter or is_removed_sample):
-            hint = did_you_mean(
-                field,
-                field_names,
-                "`mlflow deployments help -t onnxserve` lists the fields",
-            )
-            raise InvalidConfig(removal_reason(dotted) or f"unknown config key {dotted!r}{hint}")
-        *parents, leaf = path
+        *parents, leaf = _field_path(dotted, value, spec)
         target = document
         for parent in parents:
             target = target.setdefault(parent, {})
@@ -261,9 +245,39 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
             target.pop(leaf, None)
         else:
             target[leaf] = value
-    for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
-        del document[part]
-    return validate_spec(document)
+    return validate_spec(
+        {part: fields for part, fields in document.items() if fields != {} or part == "variants"},
+    )
+
+
+def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
+    """Return the keys that lead to the field. Raises InvalidConfig if `spec` cannot
+    have the field.
+    """
+    path = _path(dotted)
+    field = _field_name(path)
+    is_model = field == "variants.NAME.model" and path[1] in spec.variants
+    is_parameter_of_project = len(path) == 5 and path[2:4] == ["retrain", "parameters"]
+    is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
+    field_names = [name for name, *_ in _fields()]
+    if not (field in field_names or is_model or is_parameter_of_project or is_removed_sample):
+        hint = did_you_mean(
+            field,
+            field_names,
+            "`mlflow deployments help -t onnxserve` lists the fields",
+        )
+        raise InvalidConfig(removal_reason(dotted) or f"unknown config key {dotted!r}{hint}")
+    return path
+
+
+def _field_name(path: Sequence[str]) -> str:
+    """Return the name that `_fields` has for the field at the path."""
+    if path[0] in ("variants", "monitors"):
+        return ".".join([path[0], "NAME", *path[2:]])
+    table = ".".join(path[:2])
+    if len(path) == 3 and table in _TABLES:
+        return table + _OF_TABLE
+    return ".".join(path)
 
 
 def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
@@ -274,28 +288,25 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
         raise AlreadyExists(
             f"the endpoint {spec.name!r} already has a deployment {name!r}: update or delete it",
         )
-    added = {"model": model_uri, "weight": 0 if spec.variants else 100}
-    variants = {**spec_document(spec)["variants"], name: added}
-    return validate_spec({**spec_document(spec), "variants": variants})
+    weight = 0 if spec.variants else 100
+    document = spec_document(spec)
+    document["variants"][name] = {"model": model_uri, "weight": weight}
+    return validate_spec(document)
 
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
     """Return `spec` without a variant. Raise InvalidConfig if only variants without
     traffic would remain.
     """
-    variants = {
-        key: variant for key, variant in spec_document(spec)["variants"].items() if key != name
-    }
-    return validate_spec({**spec_document(spec), "variants": variants})
+    document = spec_document(spec)
+    document["variants"].pop(name, None)
+    return validate_spec(document)
 
 
 def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
-    monitors = {
-        key: monitor
-        for key, monitor in spec_document(spec).get("monitors", {}).items()
-        if key != name
-    }
-    return validate_spec({**spec_document(spec), "monitors": monitors})
+    document = spec_document(spec)
+    document.get("monitors", {}).pop(name, None)
+    return validate_spec(document)
 
 
 def _path(dotted: str) -> list[str]:
@@ -306,7 +317,9 @@ def _path(dotted: str) -> list[str]:
     if part == "monitors" and _RETRAIN in rest:
         name, _, field = rest.rpartition(_RETRAIN)
         table, _, key = field.partition(".")
-        return [part, name, "retrain", table, *([key] if key else [])]
+        if not key:
+            return [part, name, "retrain", table]
+        return [part, name, "retrain", table, key]
     name, _, field = rest.rpartition(".")
     if part in ("variants", "monitors") and name:
         return [part, name, field]

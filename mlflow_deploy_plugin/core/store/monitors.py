@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
+from sqlalchemy import Row, Select, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.spec.types import EPOCH
@@ -509,90 +509,131 @@ def read_counts(
     `figure` is the name of the figure that is searched in the newest `looked_back`
     judged windows of each monitor.
     """
-    window = MonitorWindowRow
-    alert = AlertRow
-    retraining = RetrainingRow
     judged: dict[MonitorKey, MonitorWindow] = {}
     newest: dict[MonitorKey, MonitorWindow] = {}
     figures: dict[MonitorKey, float] = {}
     with store.transaction(is_read_only=True) as session:
         for key in monitors:
-            scheduled = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False)
-            scheduled = scheduled.order_by(*_NEWEST_FIRST)
-            of_judged = scheduled.where(window.state == "judged")
-            windows_found = tables.read_rows(session, scheduled.limit(1), MonitorWindow)
-            newest.update((key, window_found) for window_found in windows_found)
-            if windows_found and windows_found[0].state != "judged":
-                windows_found = tables.read_rows(session, of_judged.limit(1), MonitorWindow)
-            judged.update((key, window_found) for window_found in windows_found)
-            values = [window_found.figures.get(figure) for window_found in windows_found]
-            if values == [
-                None,
-            ]:  # A window without the figure is skipped, for example a window without rows.
-                value = window.figures[figure].as_float()
-                values = [*session.scalars(of_judged.limit(looked_back).with_only_columns(value))]
-            figures.update((key, value) for value in values[::-1] if value is not None)
-        groups = window.endpoint, window.monitor, window.state, window.verdict
-        numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
-        counted = select(*groups, *numbers).where(~window.by_hand).group_by(*groups).subquery()
-        of_counted = (
-            counted.c.endpoint == MonitorRow.endpoint,
-            counted.c.monitor == MonitorRow.monitor,
-        )
-        # Use one statement: a window that expires between two statements would be
-        # counted twice or not at all.
-        with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures)
-        windows = session.execute(with_expired.outerjoin(MonitorRow, and_(*of_counted))).all()
-        of_monitor = alert.endpoint, alert.monitor
-        firing = select(*of_monitor, func.count()).filter_by(state="firing").group_by(*of_monitor)
-        in_state = retraining.endpoint, retraining.monitor, retraining.state
-        begun = (
-            select(*in_state, func.count())
-            .outerjoin(EndpointRow, EndpointRow.name == retraining.endpoint)
-            .where(
-                or_(
-                    EndpointRow.created_at.is_(None),
-                    retraining.created_at >= EndpointRow.created_at,
-                ),
-            )
-            .group_by(*in_state)
-        )
+            monitor = _ScheduledWindows(session, *key)
+            window = monitor.newest()
+            if window is None:
+                continue
+            newest[key] = window
+            if window.state != "judged":
+                window = monitor.newest_judged()
+                if window is None:
+                    continue
+            judged[key] = window
+            value = window.figures.get(figure)
+            if value is None:
+                value = monitor.newest_figure(figure, looked_back)
+            if value is not None:
+                figures[key] = value
         return StoreCounts(
             judged,
             newest,
             figures,
-            *_add_up(windows),
-            {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
-            {
-                (endpoint, monitor, state): count
-                for endpoint, monitor, state, count in session.execute(begun)
-            },
+            *_count_windows(session),
+            _count_firing(session),
+            _count_retrainings(session),
         )
 
 
+class _ScheduledWindows:
+    """The windows of a monitor, except windows by hand."""
+
+    def __init__(self, session: Session, endpoint: str, monitor: str) -> None:
+        windows = select(MonitorWindowRow).filter_by(
+            endpoint=endpoint,
+            monitor=monitor,
+            by_hand=False,
+        )
+        self._session = session
+        self._windows = windows.order_by(*_NEWEST_FIRST)
+        self._judged = self._windows.where(MonitorWindowRow.state == "judged")
+
+    def newest(self) -> MonitorWindow | None:
+        return self._first(self._windows)
+
+    def newest_judged(self) -> MonitorWindow | None:
+        return self._first(self._judged)
+
+    def newest_figure(self, name: str, most: int) -> float | None:
+        """Return the figure of the newest of `most` judged windows that has this
+        figure. A window without rows lacks it.
+        """
+        figure = MonitorWindowRow.figures[name].as_float()
+        values = self._session.scalars(self._judged.limit(most).with_only_columns(figure)).all()
+        return next((value for value in values if value is not None), None)
+
+    def _first(self, query: Select[MonitorWindowRow]) -> MonitorWindow | None:
+        return next(iter(tables.read_rows(self._session, query.limit(1), MonitorWindow)), None)
+
+
+def _count_windows(
+    session: Session,
+) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
+    """Return `judged_windows`, `failures` and `last_judged` of `StoreCounts`."""
+    row = MonitorWindowRow
+    groups = row.endpoint, row.monitor, row.state, row.verdict
+    counted = (
+        select(
+            *groups,
+            func.count().label("windows"),
+            func.sum(row.attempts).label("attempts"),
+            func.max(row.updated_at).label("updated_at"),
+        )
+        .where(~row.by_hand)
+        .group_by(*groups)
+        .subquery()
+    )
+    # Use one statement: a window that expires between two statements would be counted
+    # twice or not at all.
+    with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures).outerjoin(
+        MonitorRow,
+        and_(
+            counted.c.endpoint == MonitorRow.endpoint,
+            counted.c.monitor == MonitorRow.monitor,
+        ),
+    )
+    return _add_up(session.execute(with_expired))
+
+
 def _add_up(
-    windows: Iterable[Sequence[Any]],
+    groups: Iterable[Row[Any]],
 ) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
     judged: Counter[tuple[str, str, str]] = Counter()
     failures: Counter[MonitorKey] = Counter()
     last: dict[MonitorKey, datetime] = {}
-    for (
-        endpoint,
-        monitor,
-        state,
-        verdict,
-        count,
-        attempts,
-        updated_at,
-        expired,
-        expired_failures,
-    ) in windows:
-        key = endpoint, monitor
+    for group in groups:
+        key = group.endpoint, group.monitor
         if key not in failures:
-            failures[key] = expired_failures or 0
-            judged.update({(*key, of): gone for of, gone in (expired or {}).items()})
-        failures[key] += int(attempts)
-        if state == "judged":
-            judged[*key, verdict] += count
-            last[key] = max(last.get(key, updated_at), updated_at)
+            failures[key] = group.expired_failures or 0
+            for verdict, windows in (group.expired or {}).items():
+                judged[*key, verdict] += windows
+        failures[key] += int(group.attempts)
+        if group.state == "judged":
+            judged[*key, group.verdict] += group.windows
+            last[key] = max(last.get(key, group.updated_at), group.updated_at)
     return judged, failures, last
+
+
+def _count_firing(session: Session) -> dict[MonitorKey, int]:
+    monitor = AlertRow.endpoint, AlertRow.monitor
+    firing = select(*monitor, func.count()).filter_by(state="firing").group_by(*monitor)
+    return {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)}
+
+
+def _count_retrainings(session: Session) -> dict[tuple[str, str, str], int]:
+    row = RetrainingRow
+    groups = row.endpoint, row.monitor, row.state
+    begun = (
+        select(*groups, func.count())
+        .outerjoin(EndpointRow, EndpointRow.name == row.endpoint)
+        .where(or_(EndpointRow.created_at.is_(None), row.created_at >= EndpointRow.created_at))
+        .group_by(*groups)
+    )
+    return {
+        (endpoint, monitor, state): count
+        for endpoint, monitor, state, count in session.execute(begun)
+    }

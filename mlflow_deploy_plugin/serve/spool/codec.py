@@ -63,6 +63,10 @@ class RequestRecord(NamedTuple):
     status: int = 200
     is_shadow: bool = False
 
+    @property
+    def is_failed(self) -> bool:
+        return self.status >= FIRST_ERROR_STATUS
+
 
 KeptArray = tuple[int, bool, Array | None]
 """An array: its position, True for texts, and the indices of the kept columns (None:
@@ -127,20 +131,34 @@ class RequestEncoder:
         if not model.schema.has_rows:
             feeds = as_one_row(feeds)
             outputs = as_one_row(outputs)
+        plan = self._find_plan(record, model, feeds, outputs, max_rows)
+        pieces = _head_pieces(record, plan.kept_rows)
         arrays = [*feeds.values(), *outputs.values()]
-        forms = list(map(_form, arrays))
-        (
-            endpoint,
-            variant,
-            request_id,
-            prediction_id,
-            event_time,
-            received_time,
-            latency,
-            status,
-            is_shadow,
-        ) = record
-        key = endpoint, variant, is_shadow, max_rows, len(feeds), forms[0][0] if forms else ()
+        if plan.is_plain:
+            return plan, [*pieces, *map(np.ndarray.tobytes, arrays)]
+        for position, is_text, columns in plan.kept:
+            array = _select(arrays[position][: plan.kept_rows], columns)
+            if is_text:
+                pieces += _text_pieces(array.tolist())
+            else:
+                pieces.append(array.tobytes())
+        for position, column in plan.masked:
+            array = _select(arrays[position][: plan.kept_rows], column)
+            pieces += _text_pieces(self._mask.hash_column(array))
+        return plan, pieces
+
+    def _find_plan(
+        self,
+        record: RequestRecord,
+        model: CapturedModel,
+        feeds: NamedArrays,
+        outputs: NamedArrays,
+        max_rows: int,
+    ) -> EncodingPlan:
+        """Return the plan of a request from the cache, or make it."""
+        forms = list(map(_form, (*feeds.values(), *outputs.values())))
+        shape = forms[0][0] if forms else ()
+        key = record.endpoint, record.variant, record.is_shadow, max_rows, len(feeds), shape
         plan = self._plans.get(key)
         if (
             plan is None
@@ -152,40 +170,38 @@ class RequestEncoder:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
-        request = request_id.encode()
-        prediction = prediction_id.encode()
-        if not 0 <= latency <= _MAX_LATENCY:
-            latency = min(max(latency, 0), _MAX_LATENCY)
-        head = _HEAD.pack(
-            plan.kept_rows,
-            event_time,
-            received_time,
-            latency,
-            status,
-            len(request),
-            len(prediction),
-        )
-        if plan.is_plain:
-            return plan, [head, request, prediction, *map(np.ndarray.tobytes, arrays)]
-        if plan.kept_rows < plan.rows:
-            arrays = [array[: plan.kept_rows] if array.ndim else array for array in arrays]
-        pieces = [head, request, prediction]
-        for position, is_text, columns in plan.kept:
-            array = arrays[position]
-            if columns is not None:
-                array = as_table(array)[:, columns]
-            if is_text:
-                text = orjson.dumps(array.tolist())
-                pieces += (_TEXT_LENGTH.pack(len(text)), text)
-            else:
-                pieces.append(array.tobytes())
-        for position, column in plan.masked:
-            array = arrays[position]
-            if column is not None:
-                array = as_table(array)[:, column]
-            text = orjson.dumps(self._mask.hash_column(array))
-            pieces += (_TEXT_LENGTH.pack(len(text)), text)
-        return plan, pieces
+        return plan
+
+
+def _head_pieces(record: RequestRecord, rows: int) -> list[bytes]:
+    request = record.request_id.encode()
+    prediction = record.prediction_id.encode()
+    latency = record.latency
+    if not 0 <= latency <= _MAX_LATENCY:
+        latency = min(max(latency, 0), _MAX_LATENCY)
+    head = _HEAD.pack(
+        rows,
+        record.event_time,
+        record.received_time,
+        latency,
+        record.status,
+        len(request),
+        len(prediction),
+    )
+    return [head, request, prediction]
+
+
+def _select(array: Array, columns: Array | int | None) -> Array:
+    """Return the columns of an array, or one column; None selects the whole array."""
+    if columns is None:
+        return array
+    selected: Array = as_table(array)[:, columns]
+    return selected
+
+
+def _text_pieces(texts: Sequence[object]) -> tuple[bytes, bytes]:
+    text = orjson.dumps(texts)
+    return _TEXT_LENGTH.pack(len(text)), text
 
 
 def as_one_row(arrays: NamedArrays) -> dict[str, Array]:
@@ -228,10 +244,9 @@ def _make_plan(
     """Return the plan of a request. A failed request is one row of its outputs, which
     are all texts.
     """
-    arrays = [*feeds.values(), *outputs.values()]
     names = [*feeds, *outputs]
-    is_failed = record.status >= FIRST_ERROR_STATUS
-    if is_failed:
+    forms = list(map(_form, (*feeds.values(), *outputs.values())))
+    if record.is_failed:
         rows = 1
         inputs = _Side()
         answers = _failed_side(names)
@@ -239,29 +254,18 @@ def _make_plan(
         rows = next((len(array) for array in feeds.values() if array.ndim), 0)
         inputs = _input_side(feeds, rows, model)
         answers = _output_side(outputs, len(feeds), rows, model)
-    layout: Layout = {
-        "endpoint": record.endpoint,
-        "variant": record.variant,
-        "shadow": record.is_shadow,
-        "failed": is_failed,
-        "feeds": inputs.fields,
-        "outputs": answers.fields,
-    }
-    masked = inputs.masked + answers.masked
-    if masked:
-        layout["masked"] = inputs.masked_fields + answers.masked_fields
     kept = inputs.kept + answers.kept
     are_plain = all(columns is None and not is_text for _, is_text, columns in kept)
     return EncodingPlan(
         model,
-        orjson.dumps(layout),
+        _encode_layout(record, inputs, answers),
         names,
-        [_form(array) for array in arrays],
+        forms,
         kept,
-        masked,
+        inputs.masked + answers.masked,
         rows,
         min(rows, max_rows),
-        is_plain=rows <= max_rows and len(kept) == len(arrays) and are_plain,
+        is_plain=rows <= max_rows and len(kept) == len(forms) and are_plain,
     )
 
 
@@ -290,6 +294,21 @@ class _Side:
         for column, index in columns:
             self.masked_fields.append((column, "str", ()))
             self.masked.append((position, index))
+
+
+def _encode_layout(record: RequestRecord, inputs: _Side, outputs: _Side) -> bytes:
+    layout: Layout = {
+        "endpoint": record.endpoint,
+        "variant": record.variant,
+        "shadow": record.is_shadow,
+        "failed": record.is_failed,
+        "feeds": inputs.fields,
+        "outputs": outputs.fields,
+    }
+    masked = inputs.masked_fields + outputs.masked_fields
+    if masked:
+        layout["masked"] = masked
+    return orjson.dumps(layout)
 
 
 def _failed_side(names: Sequence[str]) -> _Side:

@@ -2,18 +2,18 @@
 
 A segment `spool/<uuid>.seg` is a sequence of frames. A frame consists of magic bytes,
 the length of the payload, its CRC32, and the payload. The first byte of a payload is
-its kind:
+its kind, which is followed by:
 
-| kind | the rest of the payload |
-|---|---|
-| model | JSON that binds a version's arrays to its signature (`captured_model.py`) |
-| layout | the offset of its model frame, and JSON that describes its requests (`codec.py`) |
-| request | the offset of its layout frame, followed by ids, times and arrays in their memory format |
-| feedback | labels of earlier predictions (`codec.py`) |
+- model: JSON that binds a version's arrays to its signature (`captured_model.py`)
+- layout: the offset of its model frame, and JSON that describes its requests
+  (`codec.py`)
+- request: the offset of its layout frame, followed by ids, times and arrays in their
+  memory format
+- feedback: labels of earlier predictions (`codec.py`)
 
 A worker has an flock on its open segment, which the kernel releases when the worker
 ends (`is_released`). A reader stops at an incomplete last frame.
-"""  # noqa: E501
+"""
 
 import contextlib
 import fcntl
@@ -126,37 +126,43 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     An incomplete last frame is still being written, or its worker crashed. An earlier
     incomplete frame is skipped.
     """
+    starts, lengths = _complete_frames(content)
+    kinds = np.zeros(len(starts), dtype=np.uint8)
+    has_kind = lengths > 0
+    kinds[has_kind] = np.frombuffer(content, np.uint8)[starts[has_kind] + FRAME.size]
+    is_request = kinds == ord(REQUEST_KIND)
+    is_short = ~has_kind | (is_request & (lengths < min_request_bytes))
+    feedback = starts[kinds == ord(FEEDBACK_KIND)]
+    complete_bytes = int(lengths.sum()) + FRAME.size * len(lengths)
+    end = int(starts[-1] + lengths[-1]) + FRAME.size if len(starts) else 0
+    return Frames(
+        starts[is_request & ~is_short],
+        feedback,
+        end,
+        end - complete_bytes,
+        int(is_short.sum()),
+    )
+
+
+def _complete_frames(content: bytes) -> tuple[Array, Array]:
+    """Return the offsets of the complete frames, and the lengths of their payloads."""
     begins = []
     lengths = []
-    lost_bytes = offset = 0
+    offset = 0
     unpack = FRAME.unpack_from
     size = FRAME.size
-    checksum_of = zlib.crc32
-    while offset + size <= len(content):
+    while 0 <= offset <= len(content) - size:
         magic, length, checksum = unpack(content, offset)
         stop = offset + size + length
         # Copying a slice is faster than a view.
         if (
             magic == MAGIC
             and stop <= len(content)
-            and checksum_of(content[offset + size : stop]) == checksum
+            and zlib.crc32(content[offset + size : stop]) == checksum
         ):
             begins.append(offset)
             lengths.append(length)
             offset = stop
-            continue
-        following = content.find(MAGIC, offset + 1)
-        while following >= 0 and payload_at(content, following) is None:
-            following = content.find(MAGIC, following + 1)
-        if following < 0:
-            break
-        lost_bytes += following - offset
-        offset = following
-    starts = np.array(begins, dtype=np.int64)
-    sizes = np.array(lengths, dtype=np.int64)
-    kinds = np.zeros(len(starts), dtype=np.uint8)
-    kinds[sizes > 0] = np.frombuffer(content, np.uint8)[starts[sizes > 0] + size]
-    is_request = kinds == ord(REQUEST_KIND)
-    is_short = (sizes == 0) | (is_request & (sizes < min_request_bytes))
-    feedback = starts[kinds == ord(FEEDBACK_KIND)]
-    return Frames(starts[is_request & ~is_short], feedback, offset, lost_bytes, int(is_short.sum()))
+        else:
+            offset = content.find(MAGIC, offset + 1)
+    return np.array(begins, dtype=np.int64), np.array(lengths, dtype=np.int64)
