@@ -6,12 +6,13 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
     InvalidConfig,
@@ -284,13 +285,8 @@ def logged_columns(source: str) -> LoggedColumns:
     """Return the columns of the model at `source` (of a `ResolvedModel`). Raises the
     errors of `fetch_mlmodel`.
     """
-    from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
-
     # PyYAML is not needed by most commands.
-    from mlflow_deploy_plugin.core.mlmodel import (
-        COLUMN_TYPES,
-        FLAVOR,
-    )
+    from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None
@@ -298,16 +294,18 @@ def logged_columns(source: str) -> LoggedColumns:
         names = inputs.input_names()
     else:
         names = []
-    columns = None
-    if (section := info.flavors.get(FLAVOR)) is not None:
-        prediction = tuple(section.get("prediction") or ())
-        columns = tuple(
-            PREDICTION
-            if prediction == (item["name"],) and len(item["shape"]) == 1
-            else OUTPUT_PREFIX + item["name"]
-            for item in section.get("outputs") or ()
-        )
+    section = info.flavors.get(FLAVOR)
+    outputs = None if section is None else tuple(_output_columns(section))
     described = inputs.to_dict() if inputs is not None else []
     types = {str(column["name"]): column["type"] for column in described if "name" in column}
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
-    return LoggedColumns(tuple(map(str, names)), columns, dtypes)
+    return LoggedColumns(tuple(map(str, names)), outputs, dtypes)
+
+
+def _output_columns(section: Mapping[str, Any]) -> Iterator[str]:
+    prediction = tuple(section.get("prediction") or ())
+    for output in section.get("outputs") or ():
+        if prediction == (output["name"],) and len(output["shape"]) == 1:
+            yield PREDICTION
+        else:
+            yield OUTPUT_PREFIX + output["name"]

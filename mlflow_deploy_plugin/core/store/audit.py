@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.spec.document import spec_document
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.store.tables import (
     AuditRow,
     Base,
@@ -66,9 +66,10 @@ def move_detail(place: str, before: str, files: str | None = None) -> Json:
             the event is not by MLflow's server, which has an event of its own for the
             move.
     """
-    return {
-        "moved": {"place": place, "before": before} | ({} if files is None else {"files": files}),
-    }
+    move: Json = {"place": place, "before": before}
+    if files is not None:
+        move["files"] = files
+    return {"moved": move}
 
 
 def current_actor() -> str:
@@ -88,8 +89,9 @@ def write_event(session: Session, event: AuditEvent) -> None:
     has the name user@machine.
     """
     machine = current_actor()
-    is_of_login = session.info.get(USER) == event.actor != machine
-    detail = event.detail | ({"machine": machine} if is_of_login else {})
+    detail = event.detail
+    if session.info.get(USER) == event.actor != machine:
+        detail = {**detail, "machine": machine}
     columns = AuditRow.__table__.columns
     texts = {
         name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None))
@@ -119,9 +121,12 @@ def describe_traffic(spec: EndpointSpec) -> str:
     models:/X/4 5`.
     """
     return ", ".join(
-        f"{name} {variant.model} {'shadow' if variant.shadow else variant.weight}"
-        for name, variant in spec.variants.items()
+        f"{name} {variant.model} {_share(variant)}" for name, variant in spec.variants.items()
     )
+
+
+def _share(variant: VariantSpec) -> str:
+    return "shadow" if variant.shadow else str(variant.weight)
 
 
 def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[str], list[str]]:
@@ -132,16 +137,13 @@ def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[
     for name in dict.fromkeys([*before.variants, *after.variants]):
         both = [spec.variants.get(name) for spec in (before, after)]
         is_same_model = len({variant and variant.model for variant in both}) == 1
-        shares = [
-            variant and ("shadow" if variant.shadow else str(variant.weight)) for variant in both
-        ]
+        shares = [variant and _share(variant) for variant in both]
         if is_same_model and shares[0] == shares[1]:
             continue
         for text, variant, share in zip(texts, both, shares, strict=True):
             if variant is not None:
-                text.append(
-                    f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}",
-                )
+                model = "" if is_same_model else f"{variant.model} "
+                text.append(f"{name} {model}{share}")
     return texts
 
 
@@ -152,29 +154,30 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
     A variant is listed with its model if the model changed, an added or removed monitor
     with its kind and fields, and any other field with its dotted name.
     """
-    texts = _describe_variants(before, after)
-    specs = before, after
+    texts, texts_after = _describe_variants(before, after)
     changed = set(before.monitors) ^ set(after.monitors)
-    for text, spec in zip(texts, specs, strict=True):
-        monitors = spec_document(spec).get("monitors", {})
-        for name in sorted(changed & set(spec.monitors)):
-            fields = dict(_flat(monitors[name]))
-            kind = fields.pop("kind", spec.monitors[name].kind)
-            text.append(
-                " ".join(
-                    [
-                        f"monitor {name} {kind}",
-                        *(f"{field} {value}" for field, value in fields.items()),
-                    ],
-                ),
-            )
-    sides = [_other_fields(spec, changed) for spec in specs]
-    for field_name in sorted({*sides[0], *sides[1]}):
-        values = [fields.get(field_name, "not set") for fields in sides]
-        if values[0] != values[1]:
-            for text, value in zip(texts, values, strict=True):
-                text.append(f"{field_name} {value}")
-    return ", ".join(texts[0]), ", ".join(texts[1])
+    texts += _describe_monitors(before, changed)
+    texts_after += _describe_monitors(after, changed)
+    fields = _other_fields(before, changed)
+    fields_after = _other_fields(after, changed)
+    for name in sorted({*fields, *fields_after}):
+        value = fields.get(name, "not set")
+        value_after = fields_after.get(name, "not set")
+        if value != value_after:
+            texts.append(f"{name} {value}")
+            texts_after.append(f"{name} {value_after}")
+    return ", ".join(texts), ", ".join(texts_after)
+
+
+def _describe_monitors(spec: EndpointSpec, names: Set[str]) -> list[str]:
+    monitors = spec_document(spec).get("monitors", {})
+    texts = []
+    for name in sorted(names & set(spec.monitors)):
+        fields = dict(_flat(monitors[name]))
+        kind = fields.pop("kind", spec.monitors[name].kind)
+        entries = [f"{field} {value}" for field, value in fields.items()]
+        texts.append(" ".join([f"monitor {name} {kind}", *entries]))
+    return texts
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
@@ -194,8 +197,7 @@ def _flat(document: Json, prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield prefix + key, ",".join(map(str, value))
         else:
-            yield (
-                prefix + key,
-                ",".join(map(str, value)) if isinstance(value, list | tuple) else value,
-            )
+            yield prefix + key, value

@@ -13,8 +13,10 @@ import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, product, starmap
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,7 @@ _MAX_VALUES = 200_000_000
 _STREAMED = ("csv", "jsonl", "parquet")
 _CSV_TYPES = (
     *(pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.date32()),
-    *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
+    *starmap(pa.timestamp, product(("us", "ns"), (None, "UTC"))),
 )
 """The types that a CSV column may have. The first type that fits is used; otherwise the
 column is text.
@@ -119,12 +121,10 @@ class RowStream:
                 return self._json_schema()
             if self._header and self._header.error:
                 raise InvalidRequest(f"its header is not valid CSV: {self._header.error}")
-            return pa.schema(
-                [(name, pa.string()) for name in (self._header.fields if self._header else [])],
-            )
-        except (
-            UnicodeEncodeError
-        ):  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+            names = self._header.fields if self._header else []
+            return pa.schema([(name, pa.string()) for name in names])
+        # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+        except UnicodeEncodeError:
             raise InvalidRequest(
                 "its header is not in UTF-8, the required encoding of CSV files",
             ) from None
@@ -213,18 +213,11 @@ class RowStream:
         good: list[bytes] = []
         numbers: list[int] = []
         bad: list[RejectedRow] = []
-        self._file.seek(position)
-        lines = io.BufferedReader(self._file, _BLOCK_BYTES)
-        # By default 128 kB per value, but Arrow has no such limit.
-        limit = csv.field_size_limit(_BLOCK_BYTES)
-        try:
-            for number, record in enumerate(csv_records(lines), first):
+        with self._csv_records(position) as records:
+            for number, record in enumerate(records, first):
                 if why := record.fault(len(names), positions):
-                    bad.append(
-                        RejectedRow(
-                            number, why, record.raw.decode(errors="replace").rstrip("\r\n")
-                        ),
-                    )
+                    text = record.raw.decode(errors="replace").rstrip("\r\n")
+                    bad.append(RejectedRow(number, why, text))
                 else:
                     good.append(record.raw)
                     numbers.append(number)
@@ -233,22 +226,31 @@ class RowStream:
                     break
             else:
                 end = self._file.size()
-        finally:
-            csv.field_size_limit(limit)
-        lines.detach()
         if good:
             table = self._csv_table(pa.py_buffer(b"".join(good)), columns)
         else:
             table = self.schema.empty_table().select(columns)
         return RowBlock(table, numbers, tuple(bad), end)
 
+    @contextmanager
+    def _csv_records(self, position: int) -> Iterator[Iterator[CsvRecord]]:
+        self._file.seek(position)
+        lines = io.BufferedReader(self._file, _BLOCK_BYTES)
+        # By default 128 kB per value, but Arrow has no such limit.
+        limit = csv.field_size_limit(_BLOCK_BYTES)
+        try:
+            yield csv_records(lines)
+        finally:
+            csv.field_size_limit(limit)
+        lines.detach()
+
     def _json_schema(self) -> pa.Schema:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            if (
-                block
-            ):  # Parse only lines that may contain a sought column. A backslash may hide its name.
+            # Parse only lines that may contain a sought column. A backslash may hide its
+            # name.
+            if block:
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
                 lines = list(
                     filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines),
@@ -256,9 +258,7 @@ class RowStream:
             for name, value in _json_values(lines):
                 if not block or name in sought:
                     columns.setdefault(name, []).append(value)
-            sought = {
-                name for name in sought if all(value is None for value in columns.get(name, ()))
-            }
+            sought = {name for name in sought if _are_null(columns.get(name, ()))}
             if not sought:
                 break
         types = {}
@@ -371,22 +371,12 @@ class RowStream:
         dictionaries: Collection[str],
     ) -> Iterator[RowBlock]:
         metadata = self._parquet.metadata
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        row_bytes = max(
-            1,
-            sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows),
-        )
+        size = sum(group.total_byte_size for group in _row_groups(metadata))
+        row_bytes = max(1, size // max(1, metadata.num_rows))
         rows = max(1, min(_BLOCK_ROWS, 2 * _BLOCK_BYTES // row_bytes))
-        few = [
-            leaf.path
-            for index, leaf in enumerate(metadata.schema)
-            if leaf.path in dictionaries
-            and self.schema.field(leaf.path).type in (pa.string(), pa.large_string())
-            and sum(group.column(index).total_uncompressed_size for group in groups)
-            < _TEXT_BYTES * metadata.num_rows
-        ]
-        if few:
-            parquet = self._open_parquet(metadata=metadata, read_dictionary=few)
+        repetitive = list(self._repetitive_texts(dictionaries))
+        if repetitive:
+            parquet = self._open_parquet(metadata=metadata, read_dictionary=repetitive)
         else:
             parquet = self._parquet
         first = 0
@@ -395,6 +385,27 @@ class RowStream:
             numbers = range(first, first + len(batch))
             first = numbers.stop
             yield RowBlock(table, numbers, (), int(self._file.size() * first / metadata.num_rows))
+
+    def _repetitive_texts(self, names: Collection[str]) -> Iterator[str]:
+        """Yield those of the columns `names` that contain texts with few bytes per
+        text, because most of the texts are repetitions.
+        """
+        metadata = self._parquet.metadata
+        groups = _row_groups(metadata)
+        for index, leaf in enumerate(metadata.schema):
+            name = leaf.path
+            if name in names and self.schema.field(name).type in (pa.string(), pa.large_string()):
+                size = sum(group.column(index).total_uncompressed_size for group in groups)
+                if size < _TEXT_BYTES * metadata.num_rows:
+                    yield name
+
+
+def _row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
+    return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+
+
+def _are_null(values: Iterable[object]) -> bool:
+    return all(value is None for value in values)
 
 
 def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
@@ -523,35 +534,42 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     metadata = pq.read_metadata(path)
     require_few_values([metadata])
-    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    # the bytes per value of fixed length, otherwise 0
-    lengths = [max(leaf.length, 0) for leaf in leaves]
-    size = sum(
-        group.column(index).num_values * length
-        for group in groups
-        for index, length in enumerate(lengths)
-    )
-    texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
-    with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
-        for group in range(
-            len(groups) if texts else 0,
-        ):  # Texts are read as dictionaries, which store repeats once.
-            read = file.read_row_group(group, texts)
-            size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
-    if size > MAX_BYTES:
+    if _fixed_bytes(metadata) + _all_text_bytes(path, metadata) > MAX_BYTES:
         raise pa.ArrowInvalid(f"it contains more than {MAX_BYTES:,} bytes: take a sample of it")
     return pq.read_table(path, columns=columns, **SPARK_TIMES)
+
+
+def _fixed_bytes(metadata: pq.FileMetaData) -> int:
+    """Return the size in bytes of the values of columns with a fixed length."""
+    groups = _row_groups(metadata)
+    size = 0
+    for index in range(metadata.num_columns):
+        length = max(metadata.schema.column(index).length, 0)  # 0: no fixed length
+        size += length * sum(group.column(index).num_values for group in groups)
+    return size
+
+
+def _all_text_bytes(path: Path, metadata: pq.FileMetaData) -> int:
+    leaves = map(metadata.schema.column, range(metadata.num_columns))
+    texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
+    if not texts:
+        return 0
+    size = 0
+    # Texts are read as dictionaries, which store repeats once.
+    with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
+        for group in range(metadata.num_row_groups):
+            for column in file.read_row_group(group, texts).columns:
+                size += sum(map(_text_bytes, column.chunks))
+    return size
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
     """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values, which
     may take no bytes.
     """
-    groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
-    count = sum(
-        group.column(index).num_values for group in groups for index in range(group.num_columns)
-    )
+    count = 0
+    for group in chain.from_iterable(map(_row_groups, files)):
+        count += sum(group.column(index).num_values for index in range(group.num_columns))
     if count * share > _MAX_VALUES:
         why = f"it contains {count:,} values; the limit is {_MAX_VALUES:,}"
         raise pa.ArrowInvalid(f"{why}: take a sample of it")

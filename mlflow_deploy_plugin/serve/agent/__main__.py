@@ -27,8 +27,9 @@ from mlflow_deploy_plugin.core.registry.connection import (
     own_process,
     set_service_timeouts,
 )
-from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     METRICS,
@@ -167,44 +168,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         own_process(imports_mlflow=False)
         set_service_timeouts()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
-        resolver = VersionResolver(
-            MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
-            ThreadPoolExecutor(_POLL_THREADS, "look"),
-            ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
-            PollPolicy(settings.poll_seconds, follow, time.monotonic),
-        )
-        server = load_stored_specs((state_dir / SPEC).read_text())[0].server
-        record: Recorder = record_nothing
-        if (
-            server.authenticates and settings.keys_file is None
-        ):  # A server with a keys file has no audit trail.
-            record = audit_recorder(
-                settings.store_url,
-                "key" if server.takes_keys else "certificate",
-            )
-        fetchers: list[KeyFetcher] = []
-        if server.api_keys:
-            source = settings.keys_file or settings.store_url
-            fetchers.append(
-                api_key_fetcher(
-                    state_dir,
-                    source,
-                    min(settings.poll_seconds, _MOST_KEY_SECONDS),
-                    stop,
-                ),
-            )
-        if server.jwt_issuer:
-            fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
-        feed = FeedFollower(stop)
-        follower = Follower(
-            state_dir,
-            resolver,
-            time.time,
-            lambda: shipper.state,
-            fetchers,
-            record,
-            feed,
-        )
+        follower = _open_follower(state_dir, settings, shipper, follow, stop)
         # Following has its own thread, because a slow registry must not delay shipping
         # or the exit.
         threading.Thread(
@@ -213,8 +177,10 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
             name="follow",
             daemon=True,
         ).start()
-        for thread in (*fetchers, feed) if follow else fetchers:
-            thread.start()
+        for fetcher in follower.key_fetchers:
+            fetcher.start()
+        if follow:
+            follower.feed.start()
         # Shipping has a lower priority than the workers. On Linux, nice applies only to
         # this thread and to threads that it starts later. A promotion waits for
         # `_follow`, whose thread was started before and is not slowed down.
@@ -227,6 +193,54 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
     shipper.ship()
     watermark.end(is_shipped=not segments(state_dir / SPOOL))
     return 1 if failed.is_set() else 0
+
+
+def _open_follower(
+    state_dir: Path,
+    settings: Settings,
+    shipper: Shipper,
+    follow: bool,
+    stop: threading.Event,
+) -> Follower:
+    resolver = VersionResolver(
+        MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
+        ThreadPoolExecutor(_POLL_THREADS, "look"),
+        ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
+        PollPolicy(settings.poll_seconds, follow, time.monotonic),
+    )
+    server = load_stored_specs((state_dir / SPEC).read_text())[0].server
+    return Follower(
+        state_dir,
+        resolver,
+        time.time,
+        lambda: shipper.state,
+        _open_key_fetchers(state_dir, server, settings, stop),
+        _open_recorder(server, settings),
+        FeedFollower(stop),
+    )
+
+
+def _open_recorder(server: ServerSpec, settings: Settings) -> Recorder:
+    if not server.authenticates or settings.keys_file is not None:
+        return record_nothing  # A server with a keys file has no audit trail.
+    login = "key" if server.takes_keys else "certificate"
+    return audit_recorder(settings.store_url, login)
+
+
+def _open_key_fetchers(
+    state_dir: Path,
+    server: ServerSpec,
+    settings: Settings,
+    stop: threading.Event,
+) -> list[KeyFetcher]:
+    fetchers: list[KeyFetcher] = []
+    if server.api_keys:
+        source = settings.keys_file or settings.store_url
+        pause = min(settings.poll_seconds, _MOST_KEY_SECONDS)
+        fetchers.append(api_key_fetcher(state_dir, source, pause, stop))
+    if server.jwt_issuer:
+        fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
+    return fetchers
 
 
 if __name__ == "__main__":

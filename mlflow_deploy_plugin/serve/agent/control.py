@@ -174,7 +174,8 @@ class EndpointControl:
                 continue
             has_started = True
             self._running[command.endpoint] = _RunningCommand(file, command, spec)
-            loading += [spec] if spec is not None else []
+            if spec is not None:
+                loading.append(spec)
         return loading if has_started else None
 
     def settle(self, outcome: Outcome) -> None:
@@ -185,21 +186,27 @@ class EndpointControl:
             except Pending:
                 continue
             del self._running[name]
-            if (loaded := running.spec) is not None and error is None:
-                unloaded = tuple(other for other in self._control.unloaded if other != loaded.name)
-                added = dict(self._control.added)
-                if all(spec.name != loaded.name for spec in self.specs):
-                    added[loaded.name] = loaded
-                    surplus = max(0, len(added) - MOST_ADDED)
-                    for forgotten in [other for other in added if other in unloaded][:surplus]:
-                        del added[forgotten]
-                self._save(unloaded, added)
+            if running.spec is not None and error is None:
+                self._save_loaded(running.spec)
             self._answer(running.file, error)
             command = running.command
             outcome_text = error.message if error else ""
             by = f" by {command.actor}" if command.actor else ""
             _log.info("%s %s%s: %s", command.action, name, by, outcome_text or "done")
             self.record(command, outcome_text)
+
+    def _save_loaded(self, loaded: EndpointSpec) -> None:
+        """Save that an endpoint is loaded. An endpoint that is not in the server's spec
+        replaces unloaded endpoints above `MOST_ADDED`.
+        """
+        unloaded = tuple(name for name in self._control.unloaded if name != loaded.name)
+        added = dict(self._control.added)
+        if all(spec.name != loaded.name for spec in self.specs):
+            added[loaded.name] = loaded
+            surplus = max(0, len(added) - MOST_ADDED)
+            for name in [name for name in added if name in unloaded][:surplus]:
+                del added[name]
+        self._save(unloaded, added)
 
     @property
     def _is_allowed(self) -> bool:

@@ -180,12 +180,9 @@ class Follower:
             models = {}
             for spec, name, variant in self._variants():
                 endpoint = self._wanted.endpoints.get(spec.name)
+                wanted = endpoint.variants.get(name) if endpoint is not None else None
                 ref = model_ref(spec, variant)
-                models[ref] = carry_over(
-                    ref,
-                    endpoint.variants.get(name) if endpoint is not None else None,
-                    models_before,
-                )
+                models[ref] = carry_over(ref, wanted, models_before)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
             self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
         for spec in commanded or ():
@@ -295,17 +292,20 @@ class Follower:
         return failed
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
-        spec = next((spec for spec in self._specs if spec.name == endpoint), None)
-        if spec and (error := self._failure(spec)):
-            return error
-        if spec and not self._is_settled(spec):
-            raise Pending
         workers = self._living_workers()
         is_behind = any(worker.generation != self._wanted.generation for worker in workers)
-        if is_behind or any(
-            _load_error(workers, endpoint, name) for name in (spec.variants if spec else ())
-        ):
-            raise Pending  # The next round processes an error that a worker has just reported.
+        spec = next((spec for spec in self._specs if spec.name == endpoint), None)
+        if spec is not None:
+            error = self._failure(spec)
+            if error is not None:
+                return error
+            if not self._is_settled(spec):
+                raise Pending
+            # The next round processes an error that a worker has just reported.
+            if any(_load_error(workers, endpoint, name) for name in spec.variants):
+                raise Pending
+        if is_behind:
+            raise Pending
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
@@ -340,20 +340,17 @@ class Follower:
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
         before = self._written
         polls = self.resolver.finished_polls + self.feed.messages
+        checked_at = self.wall_clock()
+        if before is not None and before.looks == polls:
+            checked_at = before.checked_at
         state = AgentState(
             pid=os.getpid(),
-            checked_at=before.checked_at
-            if before is not None and before.looks == polls
-            else self.wall_clock(),
+            checked_at=checked_at,
             looks=polls,
             error="; ".join(errors),
             errors=len(errors),
             fatal=fatal,
-            refused=tuple(
-                RefusedVersion(endpoint=spec.name, variant=name, **vars(rejection))
-                for spec, name, variant in self._variants()
-                if (rejection := self._model(spec, variant).rejection) is not None
-            ),
+            refused=tuple(self._refused_versions()),
             shipping=self.shipping(),
             keys_fetched_at=min((fetcher.fetched_at for fetcher in self.key_fetchers), default=0.0),
         )
@@ -365,6 +362,12 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
+
+    def _refused_versions(self) -> Iterator[RefusedVersion]:
+        for spec, name, variant in self._variants():
+            rejection = self._model(spec, variant).rejection
+            if rejection is not None:
+                yield RefusedVersion(endpoint=spec.name, variant=name, **vars(rejection))
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:

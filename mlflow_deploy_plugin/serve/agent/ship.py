@@ -17,7 +17,7 @@ import logging
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -165,11 +165,10 @@ class Shipper:
                 break
         error = f"{failing}: {reason}" if failing else ""
         if failing != self._failing:  # `error` may name a different file at each attempt.
-            _log.log(
-                logging.ERROR if error else logging.INFO,
-                "%s",
-                error or "the inference log can be written again",
-            )
+            if error:
+                _log.error("%s", error)
+            else:
+                _log.info("the inference log can be written again")
             self._failing = failing
         self._failures = self._failures + 1 if error else 0
         pause = backoff_seconds(self._failures, _LONGEST_BACKOFF_SECONDS, first=2.0)
@@ -201,14 +200,15 @@ class Shipper:
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
         rows = self._write(segment, captured) if size > start else 0
-        if (
-            captured.malformed
-        ):  # Report these frames only after a successful write, because a failed write is repeated.
+        # Report these frames only after a successful write, because a failed write is
+        # repeated.
+        if captured.malformed:
             self._keep_broken_copy(segment, captured.malformed)
         end = captured.end
         lost_bytes = captured.lost_bytes
+        if is_final:
+            lost_bytes += size - end
         self._growing.pop(segment.name, None)
-        lost_bytes += size - end if is_final else 0
         # The worker was killed during a write, another program wrote to the file, or
         # the disk failed.
         if lost_bytes:
@@ -249,10 +249,11 @@ class Shipper:
                 captured_tables(segment.stem, group),
             )
             rows += written
+            counts = shipped if written else lost
             for batch in group:
                 if not (batch.is_shadow or batch.is_failed):
                     fresh = int((batch.offsets >= counted).sum()) * batch.rows
-                    (shipped if written else lost)[batch.endpoint] += fresh
+                    counts[batch.endpoint] += fresh
         self._write_files(
             f"labels of {segment.stem}",
             label_tables(segment.stem, captured.feedback),
@@ -344,8 +345,13 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
         date = datetime.fromtimestamp(day * 86_400, UTC).date()
         file_name = f"{segment}-{group[0].offset}-{group[-1].offset}.parquet"
         name = f"{LABELS}/endpoint={endpoint}/date={date}/{file_name}"
-        labels = [
-            Label(
+        yield name, labels_table(list(_labels_of(segment, group)))
+
+
+def _labels_of(segment: str, frames: Iterable[FeedbackFrame]) -> Iterator[Label]:
+    for frame in frames:
+        for offset, entry in enumerate(frame.entries, frame.offset):
+            yield Label(
                 entry.prediction_id,
                 entry.row,
                 entry.key,
@@ -354,13 +360,27 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
                 segment,
                 offset,
             )
-            for frame in group
-            for offset, entry in enumerate(frame.entries, frame.offset)
-        ]
-        yield name, labels_table(labels)
 
 
 def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
+    columns = _request_columns(segment, batch)
+    if batch.is_failed:
+        columns |= {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()}
+        return pa.table(columns)
+    schema = batch.model.schema
+    arrays = cast_columns_losslessly(
+        schema.dtypes,
+        to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs),
+    )
+    arrays |= batch.masked
+    keys = {name: _key_column(arrays.pop(name)) for name in batch.model.keys if name in arrays}
+    columns |= {name: _model_column(array) for name, array in arrays.items()}
+    columns |= {name: column for name, column in keys.items() if column.null_count < len(column)}
+    return pa.table(columns)
+
+
+def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
+    """Return the columns that every table of the log has."""
     requests = len(batch.offsets)
     rows = batch.rows
     request_of_row = pa.array(np.repeat(np.arange(requests), rows)) if rows != 1 else None
@@ -370,7 +390,7 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
             return values
         return values.take(request_of_row)
 
-    columns = {
+    return {
         EVENT_TIME: per_row(pa.array(batch.event_times).view(_TIME)),
         "_received_time": per_row(pa.array(batch.received_times).view(_TIME)),
         "_prediction_id": per_row(_strings(batch.prediction_ids)),
@@ -385,22 +405,6 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
         "_offset": per_row(pa.array(batch.offsets)),
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
-    if batch.is_failed:
-        return pa.table(
-            columns | {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()},
-        )
-    schema = batch.model.schema
-    arrays = cast_columns_losslessly(
-        schema.dtypes,
-        to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs),
-    )
-    arrays |= batch.masked
-    keys = {name: _key_column(arrays.pop(name)) for name in batch.model.keys if name in arrays}
-    columns |= {name: _model_column(array) for name, array in arrays.items()}
-    return pa.table(
-        columns
-        | {name: column for name, column in keys.items() if column.null_count < len(column)},
-    )
 
 
 def _strings(texts: Utf8Array) -> pa.Array:
@@ -412,8 +416,9 @@ def _key_column(array: Array) -> pa.Array:
     """Return the values of a key column unchanged, or as texts if callers have sent
     values of several types.
     """
+    values = array.tolist() if array.dtype == object else array
     try:
-        return pa.array(array.tolist() if array.dtype == object else array, from_pandas=True)
+        return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array([as_text(value) for value in array.tolist()], pa.string())
 

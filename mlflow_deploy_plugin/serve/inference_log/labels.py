@@ -559,13 +559,17 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
             combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row"))),
         )
     if has_key.any():
-        keyed = np.flatnonzero(has_key)
-        texts = labels.column("_key").take(pa.array(keyed))
-        hashes = _hash_keys(texts)
-        kinds, which = _key_kinds(texts)
-        for number, kind in enumerate(kinds):
-            of_kind = np.flatnonzero(which == number)
-            yield kind, keyed[of_kind], hashes[of_kind]
+        yield from _text_keys(labels.column("_key"), np.flatnonzero(has_key))
+
+
+def _text_keys(keys: pa.ChunkedArray, indices: Array) -> Iterator[tuple[Kind, Array, Array]]:
+    """Yield the same as `label_keys` for the labels with keys of columns."""
+    texts = keys.take(pa.array(indices))
+    hashes = _hash_keys(texts)
+    kinds, which = _key_kinds(texts)
+    for number, kind in enumerate(kinds):
+        of_kind = np.flatnonzero(which == number)
+        yield kind, indices[of_kind], hashes[of_kind]
 
 
 def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:

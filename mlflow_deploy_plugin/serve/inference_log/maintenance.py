@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -117,48 +118,69 @@ def expire(
         for hour, files in _all_hours(log, endpoint)
         if is_expired(hour.start, hour.end)
     }
-    with storage.wrap_log_errors(location):
-        selector = fs.FileSelector(f"{location.root}/{storage.SKETCHES}", allow_not_found=True)
-        sketches = [
-            f"{info.path}/endpoint={endpoint}"
-            for info in location.filesystem.get_file_info(selector)
-        ]
+    sketches = _sketch_folders(location, endpoint)
     for root in [labels_folder(location, endpoint), *sketches]:
         for day, folder in storage.list_days(location, root):
             if is_expired(day, day + storage.DAY):
                 folders[folder] = storage.list_files(location, folder)
     if not only_count:
-        with storage.wrap_log_errors(location):
-            for folder in folders:
-                with suppress(FileNotFoundError):
-                    location.filesystem.delete_dir(folder)
-                _delete_empty(location, [folder.rpartition("/")[0]])
-        _delete_empty(location, [*sketches, *(folder.rpartition("/")[0] for folder in sketches)])
-    files = [file for members in folders.values() for file in members]
+        _delete_folders(location, folders)
+        _delete_empty(location, [*sketches, *map(_parent, sketches)])
+    files = list(chain.from_iterable(folders.values()))
     return MaintenanceResult(
         expired_files=len(files),
         expired_bytes=sum(file.size for file in files),
     )
 
 
+def _sketch_folders(location: LogLocation, endpoint: str) -> list[str]:
+    with storage.wrap_log_errors(location):
+        selector = fs.FileSelector(f"{location.root}/{storage.SKETCHES}", allow_not_found=True)
+        return [
+            f"{info.path}/endpoint={endpoint}"
+            for info in location.filesystem.get_file_info(selector)
+        ]
+
+
+def _delete_folders(location: LogLocation, folders: Iterable[str]) -> None:
+    with storage.wrap_log_errors(location):
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                location.filesystem.delete_dir(folder)
+            _delete_empty(location, [_parent(folder)])
+
+
+def _parent(folder: str) -> str:
+    return folder.rpartition("/")[0]
+
+
 def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
     """Merge the small files of each finished hour, and of each finished day of labels,
     into larger files.
     """
-    location = log.location
-    compacted = written = 0
-    folders = [(hour.folder, hour.end, files) for hour, files in _all_hours(log, endpoint)]
-    for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
-        folders.append((folder, day + storage.DAY, storage.list_files(location, folder)))
-    for folder, end, files in folders:
-        if end + QUIET > now:
-            continue
+    compacted = 0
+    written = 0
+    for folder, files in list(_finished_folders(log, endpoint, now)):
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
-        for group in _groups(location, small):
+        for group in _groups(log.location, small):
             replaced = _compact_group(log, folder, group)
             compacted += replaced
             written += replaced > 0
     return MaintenanceResult(compacted_files=compacted, written_files=written)
+
+
+def _finished_folders(
+    log: InferenceLog,
+    endpoint: str,
+    now: datetime,
+) -> Iterator[tuple[str, Sequence[LogFile]]]:
+    for hour, files in _all_hours(log, endpoint):
+        if hour.end + QUIET <= now:
+            yield hour.folder, files
+    location = log.location
+    for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
+        if day + storage.DAY + QUIET <= now:
+            yield folder, storage.list_files(location, folder)
 
 
 def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFile]]]:

@@ -65,9 +65,9 @@ class RowFilter:
         """
         if self.columns is None:
             return None
-        needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | (
-            {RECEIVED_TIME} if self.times.received_us else set()
-        )
+        needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW}
+        if self.times.received_us:
+            needed.add(RECEIVED_TIME)
         return [name for name in present if name in needed]
 
     def filter(self, table: pa.Table) -> pa.Table:
@@ -137,7 +137,9 @@ def _first_rows(
     else:
         of_pass = np.arange(len(hashes))
     positions = of_pass[seen.first_seen(hashes[of_pass])]
-    return rows.select(table if len(positions) == len(table) else table.take(pa.array(positions)))
+    if len(positions) < len(table):
+        table = table.take(pa.array(positions))
+    return rows.select(table)
 
 
 def read_folder(
@@ -203,9 +205,9 @@ def prefetch(
     try:
         while True:
             for file in islice(rest, _PREFETCHED_FILES - len(waiting)):
-                waiting.append(
-                    (file, pool.submit(fetch, file.path) if file.size <= _SMALL_BYTES else None),
-                )
+                is_small = file.size <= _SMALL_BYTES
+                content = pool.submit(fetch, file.path) if is_small else None
+                waiting.append((file, content))
             if not waiting:
                 return
             yield waiting.popleft()
@@ -225,55 +227,70 @@ def read_file(
     after a connection error. `content` is the prefetched content. Raises FileVanished
     if the file was deleted, OnnxserveError if the log is unreachable.
     """
-    why = ""
-    for attempt in range(_TRIES):
+    reason = ""
+    for _ in range(_TRIES):
         try:
-            with (
-                pa.BufferReader(content.result())
-                if content is not None and attempt == 0
-                else location.filesystem.open_input_file(path)
-            ) as source:
-                # From a bucket, large ranges save round trips. From a disk, a buffered
-                # stream saves their memory.
-                is_local = location.is_local
-                parquet = pq.ParquetFile(
-                    source,
-                    buffer_size=2**16 if is_local else 0,
-                    pre_buffer=not is_local,
-                )
-                names = parquet.schema_arrow.names
-                if missing := [name for name in required if name not in names]:
-                    unreadable[path] = f"it has no column {missing[0]}"
+            with _open_source(location, path, content) as source:
+                parquet = _open_parquet(source, location)
+                reason = _schema_fault(parquet.schema_arrow, required)
+                if not reason:
+                    yield from _read_tables(parquet, columns_to_read)
                     return
-                if wrong := [
-                    field for field in parquet.schema_arrow if not _has_valid_type(field, names)
-                ]:
-                    unreadable[path] = f"its column {wrong[0].name} has the type {wrong[0].type}"
-                    return
-                metadata = parquet.metadata
-                size = sum(
-                    metadata.row_group(number).total_byte_size
-                    for number in range(metadata.num_row_groups)
-                )
-                # Limit the rows per batch by size, because a row with a tensor may be
-                # large.
-                batch_rows = int(
-                    np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS),
-                )
-                columns = columns_to_read(names)
-                is_large = size > _THREADED_BYTES
-                for batch in parquet.iter_batches(
-                    batch_rows,
-                    columns=columns,
-                    use_threads=is_large,
-                ):
-                    yield pa.Table.from_batches([batch])
-            return
+            break
         except FileNotFoundError:
             raise FileVanished from None
         except (OSError, pa.ArrowException) as error:
-            why = _unreadable_reason(location, path, error)
-    unreadable[path] = why
+            reason = _unreadable_reason(location, path, error)
+            content = None
+    unreadable[path] = reason
+
+
+def _open_source(
+    location: LogLocation,
+    path: str,
+    content: Future[bytes] | None,
+) -> pa.NativeFile:
+    if content is not None:
+        return pa.BufferReader(content.result())
+    return location.filesystem.open_input_file(path)
+
+
+def _open_parquet(source: pa.NativeFile, location: LogLocation) -> pq.ParquetFile:
+    """Open a file. From a bucket, large ranges save round trips. From a disk, a
+    buffered stream saves their memory.
+    """
+    if location.is_local:
+        return pq.ParquetFile(source, buffer_size=2**16, pre_buffer=False)
+    return pq.ParquetFile(source, buffer_size=0, pre_buffer=True)
+
+
+def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:
+    """Return the reason why a file cannot be a file of the log, or an empty text."""
+    for name in required:
+        if name not in schema.names:
+            return f"it has no column {name}"
+    for field in schema:
+        if not _has_valid_type(field, schema.names):
+            return f"its column {field.name} has the type {field.type}"
+    return ""
+
+
+def _read_tables(
+    parquet: pq.ParquetFile,
+    columns_to_read: Callable[[Sequence[str]], Sequence[str] | None],
+) -> Iterator[pa.Table]:
+    metadata = parquet.metadata
+    size = sum(
+        metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)
+    )
+    # Limit the rows per batch by size, because a row with a tensor may be large.
+    rows = int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
+    for batch in parquet.iter_batches(
+        rows,
+        columns=columns_to_read(parquet.schema_arrow.names),
+        use_threads=size > _THREADED_BYTES,
+    ):
+        yield pa.Table.from_batches([batch])
 
 
 def is_answered_by(table: pa.Table, model: str, version: str) -> Array:

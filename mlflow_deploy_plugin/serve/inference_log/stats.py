@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -36,6 +37,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     write_file,
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 WATERMARKS = "_watermarks"
 GONE_AFTER = timedelta(days=30)
@@ -114,11 +116,10 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     log is unreachable.
     """
     account = _agent_counts(log, endpoint)
-    if (
-        account is None and endpoint not in log.failures.endpoints()
-    ):  # An account shows that it exists.
+    # An account shows that the endpoint exists.
+    if account is None and endpoint not in log.failures.endpoints():
         require_endpoint(log, endpoint)
-    files = [file for files in log.all_files(endpoint).values() for file in files]
+    files = list(chain.from_iterable(log.all_files(endpoint).values()))
     labels = log.labels(endpoint)
     matches = LabelMatches(labels.index)
     counts = _RowCounts()
@@ -132,6 +133,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         matches.match(table)
         counts.add(table)
     failed = view_tables(log.failures, View(endpoint, view.times, labels=False), [EVENT_TIME])
+    unmatched = matches.count - matches.matched if times is None else None
     return LogStats(
         endpoint=endpoint,
         rows=sum(counts.by_version.values()),
@@ -144,11 +146,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         by_hour=dict(sorted(counts.by_hour.items())),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=LabelCounts(
-            counts.labelled,
-            matches.count,
-            matches.count - matches.matched if times is None else None,
-        ),
+        labels=LabelCounts(counts.labelled, matches.count, unmatched),
         account=account,
         unreadable=dict(log.unreadable),
     )
@@ -167,31 +165,37 @@ class _RowCounts:
     def add(self, table: pa.Table) -> None:
         times = microseconds_of(table.column(EVENT_TIME))
         if len(times):
-            first, last = (
-                EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max())
-            )
+            first = EPOCH + timedelta(microseconds=int(times.min()))
+            last = EPOCH + timedelta(microseconds=int(times.max()))
             self.first = min(self.first or first, first)
             self.last = max(self.last or last, last)
         is_shadow = np.asarray(pc.fill_null(table.column(SHADOW), False))
         self.shadow_rows += int(is_shadow.sum())
-        answered = table.filter(pa.array(~is_shadow))
-        self.labelled += len(answered) - answered.column(LABEL).null_count
-        hours, counts = np.unique(times[~is_shadow] // HOUR_US, return_counts=True)
+        self._add_hours(times[~is_shadow])
+        self._add_answered(table.filter(pa.array(~is_shadow)))
+
+    def _add_hours(self, times: Array) -> None:
+        hours, counts = np.unique(times // HOUR_US, return_counts=True)
         for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
             self.by_hour[EPOCH + timedelta(hours=hour)] += count
+
+    def _add_answered(self, rows: pa.Table) -> None:
+        self.labelled += len(rows) - rows.column(LABEL).null_count
         versions = pc.binary_join_element_wise(
-            answered.column("_model"),
-            answered.column("_version"),
+            rows.column("_model"),
+            rows.column("_version"),
             " version ",
         )
-        no_variants = pa.chunked_array([pa.nulls(len(answered), pa.string())])
-        if "_variant" in answered.column_names:
-            variants = answered.column("_variant")
+        _add_values(self.by_version, versions)
+        if "_variant" in rows.column_names:
+            _add_values(self.by_variant, rows.column("_variant"))
         else:
-            variants = no_variants
-        for counter, column in ((self.by_version, versions), (self.by_variant, variants)):
-            for entry in pc.value_counts(column).to_pylist():
-                counter[str(entry["values"])] += entry["counts"]
+            _add_values(self.by_variant, pa.nulls(len(rows), pa.string()))
+
+
+def _add_values(counter: Counter[str], column: pa.Array | pa.ChunkedArray) -> None:
+    for entry in pc.value_counts(column).to_pylist():
+        counter[str(entry["values"])] += entry["counts"]
 
 
 def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:

@@ -5,7 +5,8 @@ answers to the outputs of their version, and identify rows by (`_segment`, `_off
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
@@ -33,20 +34,22 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
     for schema in schemas:
         for field in schema:
             kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            earlier = types.get(field.name)
-            if earlier is None or earlier == kind:
-                types[field.name] = kind
-                continue
-            pair = _boolean_as(earlier, kind), _boolean_as(kind, earlier)
-            try:
-                both = pa.unify_schemas(
-                    [pa.schema([("c", kind)]) for kind in pair],
-                    promote_options="permissive",
-                )
-                types[field.name] = both.field("c").type
-            except (pa.ArrowInvalid, pa.ArrowTypeError):
-                types[field.name] = pa.large_string() if pa.large_string() in pair else pa.string()
+            types[field.name] = _wider_type(types.get(field.name, kind), kind)
     return pa.schema(types.items())
+
+
+def _wider_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    if first == second:
+        return first
+    pair = _boolean_as(first, second), _boolean_as(second, first)
+    try:
+        both = pa.unify_schemas(
+            [pa.schema([("c", kind)]) for kind in pair],
+            promote_options="permissive",
+        )
+        return both.field("c").type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.large_string() if pa.large_string() in pair else pa.string()
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -54,12 +57,12 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     table lacks is null.
     """
     names = set(table.column_names)
-    columns = [
-        _as_type(table.column(field.name), field.type)
-        if field.name in names
-        else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
+    columns = []
+    for field in schema:
+        if field.name in names:
+            columns.append(_as_type(table.column(field.name), field.type))
+        else:
+            columns.append(pa.nulls(len(table), field.type))
     return pa.table(columns, schema=schema)
 
 
@@ -123,14 +126,12 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         or types.is_string(column.type)
     ):
         return pc.cast(column, kind)
-    if types.is_nested(column.type):
-        texts = [
-            None if value is None else json.dumps(value, default=str)
-            for value in column.to_pylist()
-        ]
-    else:
-        texts = [as_text(value) for value in column.to_pylist()]
-    return pa.chunked_array([pa.array(texts, kind)])
+    as_plain_text = _as_json if types.is_nested(column.type) else as_text
+    return pa.chunked_array([pa.array(map(as_plain_text, column.to_pylist()), kind)])
+
+
+def _as_json(value: object) -> str | None:
+    return None if value is None else json.dumps(value, default=str)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -143,6 +144,60 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
     """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if
     the values are not numeric.
     """
+    numbers = _flatten(column)
+    if numbers is None:
+        return {}
+    longest = max(int(numbers.lengths.max(initial=0)), components)
+    if numbers.depth == 1 and longest <= _COMPONENTS and not is_tensor:
+        return numbers.components(longest)
+    return numbers.statistics(longest)
+
+
+@dataclass(frozen=True, eq=False)
+class _FlatNumbers:
+    """The M numbers of N lists.
+
+    Attributes:
+        values: [M] float64, NaN for null.
+        rows / positions: [M]; the list of each number, and its position in the list.
+        lengths: [N].
+        depth: the depth of the nested lists.
+    """
+
+    values: Array
+    rows: Array
+    positions: Array
+    lengths: Array
+    depth: int
+
+    def components(self, count: int) -> dict[str, Array]:
+        table = np.full((len(self.lengths), count), np.nan)
+        table[self.rows, self.positions] = self.values
+        return {str(position): table[:, position] for position in range(count)}
+
+    def statistics(self, longest: int) -> dict[str, Array]:
+        """Return the mean, the standard deviation and the projections of each list."""
+        is_finite = np.isfinite(self.values)
+        rows = self.rows[is_finite]
+        positions = self.positions[is_finite]
+        values = self.values[is_finite]
+
+        def row_sums(weights: Array | None = None) -> Array:
+            return np.bincount(rows, weights, minlength=len(self.lengths))
+
+        with np.errstate(invalid="ignore"):
+            lengths = row_sums()
+            mean = row_sums(values) / lengths
+            values -= mean[rows]
+            summary = {"mean": mean, "std": np.sqrt(row_sums(values**2) / lengths)}
+            for number, signs in enumerate(_random_directions(longest)):
+                projected = row_sums(values * signs[positions])
+                summary[f"projection.{number}"] = projected / np.sqrt(lengths)
+        return summary
+
+
+def _flatten(column: pa.ChunkedArray) -> _FlatNumbers | None:
+    """Return the numbers of the lists, or None if the values are not numeric."""
     rows = np.arange(len(column))
     flat = column.combine_chunks()
     depth = 0
@@ -150,38 +205,20 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
         rows = rows[np.asarray(pc.list_parent_indices(flat))]
         flat = pc.list_flatten(flat)
         depth += 1
+    # If all lists are empty, the value type is null.
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    if not any(
-        test(flat.type) for test in is_number
-    ):  # If all lists are empty, the value type is null.
-        return {}
+    if not any(test(flat.type) for test in is_number):
+        return None
     values = np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
-    count = len(column)
-    lengths = np.bincount(rows, minlength=count)
-    longest = max(int(lengths.max(initial=0)), components)
+    lengths = np.bincount(rows, minlength=len(column))
     positions = np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]
-    if depth == 1 and longest <= _COMPONENTS and not is_tensor:
-        table = np.full((count, longest), np.nan)
-        table[rows, positions] = values
-        return {str(position): table[:, position] for position in range(longest)}
-    is_finite = np.isfinite(values)
-    rows = rows[is_finite]
-    positions = positions[is_finite]
-    values = values[is_finite]
-    scattered = splitmix64(np.arange(longest, dtype=np.uint64))
-    with np.errstate(invalid="ignore"):
-        lengths = np.bincount(rows, minlength=count)
-        mean = np.bincount(rows, values, minlength=count) / lengths
-        values -= mean[rows]
-        summary = {
-            "mean": mean,
-            "std": np.sqrt(np.bincount(rows, values**2, minlength=count) / lengths),
-        }
-        for number in range(_PROJECTIONS):
-            signs = np.where(scattered >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
-            sums = np.bincount(rows, values * signs[positions], minlength=count)
-            summary[f"projection.{number}"] = sums / np.sqrt(lengths)
-    return summary
+    return _FlatNumbers(values, rows, positions, lengths, depth)
+
+
+def _random_directions(length: int) -> Iterator[Array]:
+    scattered = splitmix64(np.arange(length, dtype=np.uint64))
+    for number in range(_PROJECTIONS):
+        yield np.where(scattered >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
 
 
 def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
@@ -224,9 +261,8 @@ def describe_answers(
         if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
             is_known = name == PREDICTION and name not in masked
             is_label = is_known and not pa.types.is_floating(rows.column(name).type)
-            outputs.append(
-                Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"),
-            )
+            output = name.removeprefix(OUTPUT_PREFIX)
+            outputs.append(Output(output, "", (), role="label" if is_label else "values"))
     nowhere = Path()
     return Artifact(
         nowhere,
@@ -254,10 +290,9 @@ def captured_outputs(
     for output in artifact.outputs:
         if output.role != "label" and OUTPUT_PREFIX + output.name in hidden:
             continue
-        names = [
-            OUTPUT_PREFIX + output.name,
-            *([PREDICTION] if artifact.prediction == (output.name,) else []),
-        ]
+        names = [OUTPUT_PREFIX + output.name]
+        if artifact.prediction == (output.name,):
+            names.append(PREDICTION)
         for name in names:
             if name in rows.column_names and not rows.column(name).null_count:
                 array = as_array(rows.column(name).combine_chunks())
@@ -386,17 +421,20 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
         hashes[is_long] = hash_texts(pa.chunked_array([texts.filter(pa.array(is_long))]))
     for length in np.flatnonzero(np.bincount(lengths[~is_long])).tolist():
         of_length = lengths == length
-        _, offsets, content = (alike := texts.filter(pa.array(of_length))).buffers()
-        start = np.frombuffer(offsets, np.int32)[alike.offset]
-        # The last byte is for the length.
-        words = np.zeros(
-            (len(alike), length // 8 + 1),
-            np.uint64,
-        )
-        some = np.frombuffer(content or b"", np.uint8, length * len(alike), start)
-        words.view(np.uint8)[:, :length] = some.reshape(len(alike), length)
-        words.view(np.uint8)[:, -1] = length % 8 + 1
-        hashes[of_length] = reduce(combine_hashes, words.T)
+        hashes[of_length] = _hash_texts_of_length(length, texts.filter(pa.array(of_length)))
+    return hashes
+
+
+def _hash_texts_of_length(length: int, texts: pa.StringArray) -> Array:
+    """Return hashes of texts that all have `length` bytes, [N] uint64."""
+    _, offsets, content = texts.buffers()
+    start = np.frombuffer(offsets, np.int32)[texts.offset]
+    signs = np.frombuffer(content or b"", np.uint8, length * len(texts), start)
+    # The last byte is for the length.
+    words = np.zeros((len(texts), length // 8 + 1), np.uint64)
+    words.view(np.uint8)[:, :length] = signs.reshape(len(texts), length)
+    words.view(np.uint8)[:, -1] = length % 8 + 1
+    hashes: Array = reduce(combine_hashes, words.T)
     return hashes
 
 

@@ -150,6 +150,9 @@ histogram's cells.
 _BatchSlots = tuple[int, int, int]
 """The slots of the histograms of rows, seconds in the queue and seconds of the run."""
 
+_RowSlots = tuple[int, int, int]
+"""The slots of the rows that were answered, captured and dropped."""
+
 
 CapturedRows = tuple[int, int, bool | None]
 """The number of rows, the number to capture, and True if these were captured (None:
@@ -194,16 +197,7 @@ class Metrics:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
-        number = 0
-        values = None
-        while (
-            values is None
-        ):  # Reuse a dead worker's file, so that there are never more files than workers.
-            with suppress(BlockingIOError):
-                values = MmapCounters(self.folder / f"counts_{number}.db")
-                self.number = number
-            number += 1
-        self._values = values
+        self.number, self._values = _open_counters(self.folder)
         # gunicorn_conf.py deletes the file by this name.
         gauges = self.folder / f"gauges_{os.getpid()}.db"
         gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
@@ -214,14 +208,10 @@ class Metrics:
         self._served: set[tuple[str, str, str, str]] = set()
         # The slots of a label set are cached, because each request needs the slots of
         # its labels.
-        self._request_slots, self._batch_slots = (
-            cache(self._find_request_slots),
-            cache(self._find_batch_slots),
-        )
-        self._row_slots, self._shadow_slots = (
-            cache(self._find_row_slots),
-            cache(self._find_shadow_slots),
-        )
+        self._request_slots = cache(self._find_request_slots)
+        self._batch_slots = cache(self._find_batch_slots)
+        self._row_slots = cache(self._find_row_slots)
+        self._shadow_slots = cache(self._find_shadow_slots)
         self._captures = {
             is_written: self._values.slot(_CAPTURE_REQUESTS, {"outcome": outcome})
             for is_written, outcome in ((True, "captured"), (False, "dropped"))
@@ -231,15 +221,8 @@ class Metrics:
         """Count one request that took `seconds` from the arrival of its body to the
         complete response.
         """
-        bucket = 1 + bisect_left(SECONDS, seconds)
         with self._lock:
-            requests, last, histograms = self._request_slots(labels)
-            cells = self._values.cells
-            cells[requests] += 1
-            cells[last] = time.time()
-            for slot in histograms:
-                cells[slot] += seconds
-                cells[slot + bucket] += 1
+            self._observe_request(self._request_slots(labels), seconds)
 
     def count_response(
         self,
@@ -273,10 +256,7 @@ class Metrics:
         `queue_seconds`.
         """
         with self._lock:
-            of_rows, of_queue, of_compute = self._batch_slots(labels)
-            self._observe(of_rows, rows, _ROWS)
-            self._observe(of_queue, queue_seconds)
-            self._observe(of_compute, compute_seconds)
+            self._observe_batch(self._batch_slots(labels), rows, queue_seconds, compute_seconds)
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
         """Return `count_batch`, `count_response` and `count_capture` of a success as
@@ -288,13 +268,8 @@ class Metrics:
             (output.name for output in artifact.outputs if output.role == "label"),
             "",
         )
-        values = self._values
         version_slots = self._predictions.setdefault(version, {})
-        lock = self._lock
-        now = time.time
-        captures = self._captures
-        prediction_slot = self._prediction_slot
-        slots: tuple[_BatchSlots, _RequestSlots, tuple[int, ...]] | None = None
+        slots: tuple[_BatchSlots, _RequestSlots, _RowSlots] | None = None
 
         def count(
             captured: CapturedRows,
@@ -303,44 +278,26 @@ class Metrics:
             outputs: Mapping[str, Array],
         ) -> None:
             nonlocal slots
-            rows, captured_rows, is_written = captured
             label = outputs.get(label_output)
             if label is not None and label.size == 1:
                 predicted = [(label.item(), 1)]
             else:
                 predicted = predicted_labels(artifact, outputs)
-            bucket = 1 + bisect_left(SECONDS, seconds)
-            with lock:
+            with self._lock:
                 if slots is None:
-                    requests_of = self._request_slots((*variant.labels, protocol, "200"))
                     slots = (
                         self._batch_slots(variant.labels),
-                        requests_of,
+                        self._request_slots((*variant.labels, protocol, "200")),
                         self._row_slots(variant.endpoint),
                     )
-                (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
-                cells = values.cells
-                cells[of_rows] += rows
-                cells[of_rows + (1 if rows == 1 else 1 + bisect_left(_ROWS, rows))] += 1
-                cells[of_queue + 1] += 1
-                cells[of_compute] += compute_seconds
-                cells[of_compute + 1 + bisect_left(SECONDS, compute_seconds)] += 1
-                for slot in durations:
-                    cells[slot] += seconds
-                    cells[slot + bucket] += 1
-                cells[last] = now()
-                cells[requests] += 1
-                cells[of_capture[0]] += rows
-                if is_written is not None:
-                    cells[of_capture[1 if is_written else 2]] += captured_rows
-                    cells[captures[is_written]] += 1
+                of_batch, of_request, of_rows = slots
+                self._observe_batch(of_batch, captured[0], 0.0, compute_seconds)
+                self._observe_request(of_request, seconds)
+                self._observe_capture(of_rows, captured)
                 for value, number in predicted:
-                    slot = version_slots.get((type(value), value)) or prediction_slot(
-                        version_slots, version, value
-                    )
-                    values.cells[slot] += (
-                        number  # `values.cells` is read again, because the file may have grown.
-                    )
+                    slot = self._prediction_slot(version_slots, version, value)
+                    # `cells` is read again, because the file may have grown.
+                    self._values.cells[slot] += number
 
         return count
 
@@ -382,14 +339,8 @@ class Metrics:
             self._observe(self._values.slot(_FIRST_PART, version_labels), first_seconds)
 
     def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
-        rows, captured_rows, is_written = captured
         with self._lock:
-            of_capture = self._row_slots(endpoint)
-            cells = self._values.cells
-            cells[of_capture[0]] += rows
-            if is_written is not None:
-                cells[of_capture[1 if is_written else 2]] += captured_rows
-                cells[self._captures[is_written]] += 1
+            self._observe_capture(self._row_slots(endpoint), captured)
 
     def count_shadow_capture(self, is_written: bool) -> None:
         """Count one captured shadow result. Shadow results are never sent to the
@@ -437,9 +388,9 @@ class Metrics:
 
     def set_served_versions(self, table: ServedTable) -> None:
         """Set the gauges of the versions that this worker serves now."""
-        served = {
-            variant.labels for endpoint in table.values() for variant in endpoint.variants.values()
-        }
+        served: set[VariantLabels] = set()
+        for endpoint in table.values():
+            served.update(variant.labels for variant in endpoint.variants.values())
         with self._lock:
             self._served |= served
             for labels in self._served:
@@ -473,7 +424,8 @@ class Metrics:
 
         for totals, requests in series_of(_REQUESTS):
             totals.requests += int(requests.value)
-            totals.failures += 0 if requests.labels["status"] == "200" else int(requests.value)
+            if requests.labels["status"] != "200":
+                totals.failures += int(requests.value)
         for totals, durations in series_of(_REQUEST_DURATION):
             totals.request_seconds += durations.value
         for totals, last in series_of(_LAST_REQUEST):
@@ -495,8 +447,41 @@ class Metrics:
             self._values.cells[slot] += number
 
     def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
-        self._values.cells[histogram] += value
-        self._values.cells[histogram + 1 + bisect_left(bounds, value)] += 1
+        cells = self._values.cells
+        cells[histogram] += value
+        cells[histogram + 1 + bisect_left(bounds, value)] += 1
+
+    def _observe_request(self, slots: _RequestSlots, seconds: float) -> None:
+        requests, last, histograms = slots
+        cells = self._values.cells
+        bucket = 1 + bisect_left(SECONDS, seconds)
+        for slot in histograms:
+            cells[slot] += seconds
+            cells[slot + bucket] += 1
+        cells[last] = time.time()
+        cells[requests] += 1
+
+    def _observe_batch(
+        self,
+        slots: _BatchSlots,
+        rows: int,
+        queue_seconds: float,
+        compute_seconds: float,
+    ) -> None:
+        of_rows, of_queue, of_compute = slots
+        self._observe(of_rows, rows, _ROWS)
+        self._observe(of_queue, queue_seconds)
+        self._observe(of_compute, compute_seconds)
+
+    def _observe_capture(self, slots: _RowSlots, captured: CapturedRows) -> None:
+        of_answered, of_captured, of_dropped = slots
+        rows, captured_rows, is_written = captured
+        cells = self._values.cells
+        cells[of_answered] += rows
+        if is_written is not None:
+            slot = of_captured if is_written else of_dropped
+            cells[slot] += captured_rows
+            cells[self._captures[is_written]] += 1
 
     def _find_request_slots(self, labels: RequestLabels) -> _RequestSlots:
         *of_variant, protocol, status = labels
@@ -519,12 +504,11 @@ class Metrics:
             slot(_COMPUTE_SECONDS, version_labels),
         )
 
-    def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
-        outcomes = "answered", "captured", "dropped"
-        return tuple(
-            self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": name})
-            for name in outcomes
-        )
+    def _find_row_slots(self, endpoint: str) -> _RowSlots:
+        def slot(outcome: str) -> int:
+            return self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
+
+        return slot("answered"), slot("captured"), slot("dropped")
 
     def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
         """Return the slots of a shadow: one per outcome, and `same`, `different`,
@@ -564,6 +548,17 @@ class Metrics:
         prediction_labels = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
         slot = known[of_type] = self._values.slot(_PREDICTIONS, prediction_labels)
         return slot
+
+
+def _open_counters(folder: Path) -> tuple[int, MmapCounters]:
+    """Open the first file that no process uses, and return its number and the file.
+    Files of dead workers are reused, so that there are never more files than workers.
+    """
+    number = 0
+    while True:
+        with suppress(BlockingIOError):
+            return number, MmapCounters(folder / f"counts_{number}.db")
+        number += 1
 
 
 def _without_variant(labels: Sequence[str]) -> dict[str, str]:

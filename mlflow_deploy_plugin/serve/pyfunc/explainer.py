@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.serve.runtime.explained import (
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -164,22 +165,11 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     InvalidArtifact.
     """
     artifact = model.artifact
+    example = artifact.folder / INPUT_EXAMPLE
     try:
-        if (path := artifact.reference_file) is not None:
-            schema = model.schema if model.schema.columns else model.schema.tensor_schema
-            table = read_parquet(path, list(schema.names))
-            if table.num_rows > most_rows:
-                table = table.take(sample_positions(table.num_rows, most_rows, seed))
-            sampled = {name: table.column(name) for name in schema.names}
-            floats = {
-                name: column.to_numpy()
-                for name, column in sampled.items()
-                if is_floating(column.type)
-            }
-            typed = cast_columns(schema.dtypes, floats)
-            columns = {name: column.to_pylist() for name, column in sampled.items()} | typed
-            return Background(schema.from_columns(columns), "reference")
-        example = artifact.folder / INPUT_EXAMPLE
+        if artifact.reference_file is not None:
+            feeds = _sample_reference(artifact.reference_file, model.schema, most_rows, seed)
+            return Background(feeds, "reference")
         if example.is_file():
             feeds = mlflow_protocol.decode(JSON, example.read_bytes(), model.schema)
             return Background(
@@ -198,6 +188,20 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     raise InvalidArtifact(
         "the model has neither reference rows nor an input example, which explanations need",
     )
+
+
+def _sample_reference(path: Path, schema: Schema, most_rows: int, seed: int) -> Feeds:
+    if not schema.columns:
+        schema = schema.tensor_schema
+    table = read_parquet(path, list(schema.names))
+    if table.num_rows > most_rows:
+        table = table.take(sample_positions(table.num_rows, most_rows, seed))
+    sampled = {name: table.column(name) for name in schema.names}
+    floats = {
+        name: column.to_numpy() for name, column in sampled.items() if is_floating(column.type)
+    }
+    columns = {name: column.to_pylist() for name, column in sampled.items()}
+    return schema.from_columns(columns | cast_columns(schema.dtypes, floats))
 
 
 _read_background = lru_cache(_MAX_MODELS)(read_background)

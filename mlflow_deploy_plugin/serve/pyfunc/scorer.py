@@ -633,6 +633,10 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
     )
 
 
+def _type_name(kind: Any) -> str:
+    return str(kind.name) if isinstance(kind, DataType) else _NESTED
+
+
 def load_scorer(folder: Path) -> "Scorer":
     """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load
     the model.
@@ -656,18 +660,14 @@ class Scorer:
         self._schema = model.metadata.get_input_schema()
         self._types: dict[str, str] = {}
         self._names: dict[str, str | int] = {}
-        if columns := artifact.columns or artifact.logged_columns:
-            kinds = [
-                kind.name if isinstance(kind, DataType) else _NESTED
-                for kind in self._schema.input_types()
-            ]
+        columns = artifact.columns or artifact.logged_columns
+        if columns:
             names = [column.name for column in columns]
+            kinds = map(_type_name, self._schema.input_types())
             self._types = dict(zip(names, kinds, strict=True))
             self._names = dict(zip(names, self._schema.input_names(), strict=True))
-        self._dates = [
-            self._names[name] for name, kind in self._types.items() if kind == "datetime"
-        ]
-        self._texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
+        self._dates = self._names_of_type("datetime")
+        self._texts = self._names_of_type("string")
         self._missing: dict[str | int, float | None] = {}
         as_csv = {DataType.datetime: DataType.string}  # MLflow's CSV reader rejects dates.
         as_json = {}
@@ -677,18 +677,13 @@ class Scorer:
                 original = model.get_raw_model()
             # Python models expect None for a missing string.
             is_python = artifact.framework.startswith("pyfunc.")
-            self._missing = _missing_texts(
-                original,
-                self._texts,
-                None if is_python else _MISSING_TEXT,
-            )
+            missing = None if is_python else _MISSING_TEXT
+            self._missing = _missing_texts(original, self._texts, missing)
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
         # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and
         # null as the string "None".
-        self._csv_schema, self._json_schema = (
-            _retyped(self._schema, as_csv),
-            _retyped(self._schema, as_json or as_csv),
-        )
+        self._csv_schema = _retyped(self._schema, as_csv)
+        self._json_schema = _retyped(self._schema, as_json or as_csv)
         self._nested = {
             spec.name: spec.type
             for spec in self._schema or ()
@@ -698,6 +693,9 @@ class Scorer:
             spec.name for spec in self._schema or () if spec.name and spec.type == DataType.boolean
         ]
         self._has_warned = False
+
+    def _names_of_type(self, kind: str) -> list[str | int]:
+        return [self._names[column] for column, type_ in self._types.items() if type_ == kind]
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":

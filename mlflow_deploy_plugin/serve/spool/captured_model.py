@@ -8,7 +8,7 @@ equal hashes. Without the key, values cannot be found by guessing.
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -50,9 +50,8 @@ class ColumnMask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keyed: hashlib.blake2b | None = (
-            None  # Copying this keyed hash takes half the time of creating a hash.
-        )
+        # Copying this keyed hash takes half the time of creating a hash.
+        self._keyed: hashlib.blake2b | None = None
 
     def ensure_key(self) -> None:
         """Raise InvalidConfig if there is no key and a key cannot be created."""
@@ -71,9 +70,8 @@ class ColumnMask:
         file does not contain a valid key.
         """
         if values.shape == (1,):  # The usual case, in a third of the time of the general code.
-            return [
-                self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item()),
-            ]
+            value = float(str(values[0])) if values.dtype.char == "f" else values.item()
+            return [self._hash(value)]
         # `tolist` would convert a float32's 0.1 to a different number.
         rows = list(values) if values.dtype == np.float32 else values.tolist()
         if values.ndim > 1:
@@ -104,10 +102,7 @@ def _read_key(path: Path) -> bytes:
     the file with a new key.
     """
     # All workers get the same key.
-    text = read_or_make_secret(
-        path,
-        secrets.token_hex(_KEY_BYTES).encode(),
-    )
+    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())
     try:
         key = bytes.fromhex(text.decode().strip())
     except ValueError:
@@ -118,6 +113,10 @@ def _read_key(path: Path) -> bytes:
             "hexadecimal digits",
         )
     return key
+
+
+ColumnPosition = tuple[str, int | None]
+"""A column of an input, and its position; None if the column is the whole input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +151,7 @@ class CapturedModel:
     mask: tuple[str, ...] = ()
     cuts: Mapping[str, Array] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
-    masked: Mapping[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)
+    masked: Mapping[str, tuple[ColumnPosition, ...]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -216,59 +215,75 @@ def exclude_columns(
     _check_names("drop", drop, model)
     _check_names("mask", mask, model)
     excluded = {*drop, *mask}
-    left_out = {
-        name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)
-    }
     only_answer = only_answer_columns(model.prediction)
-    if PREDICTION in excluded:
-        left_out.update({PREDICTION, *model.prediction})
     if not only_answer.isdisjoint(mask):
         mask = tuple(sorted({*mask} | only_answer))
-    inputs: list[Input] = []
-    cuts: dict[str, Array] = {}
-    masked: dict[str, tuple[tuple[str, int | None], ...]] = {}
-    for entry in model.schema.inputs:
-        names = entry.columns or (entry.name,)
-        indices = [index for index, name in enumerate(names) if name not in excluded]
-        if len(indices) < len(names):
-            cuts[entry.name] = np.array(indices, dtype=np.intp)
-            masked[entry.name] = tuple(
-                (name, index if entry.columns else None)
-                for index, name in enumerate(names)
-                if name in mask
-            )
-            entry = replace(entry, columns=tuple(names[index] for index in indices))
-        if indices:
-            inputs.append(entry)
-    schema = Schema(
-        tuple(column for column in model.schema.columns if column.name not in excluded),
-        tuple(tensor for tensor in model.schema.tensors if tensor.name not in excluded),
-        tuple(inputs),
-        model.schema.has_rows,
-    )
+    cut = [entry for entry in model.schema.inputs if not excluded.isdisjoint(_column_names(entry))]
     return replace(
         model,
-        schema=schema,
+        schema=_without_columns(model.schema, excluded),
         mask=mask,
-        cuts=cuts,
-        left_out=frozenset(left_out),
-        masked=masked,
+        cuts={entry.name: _kept_indices(entry, excluded) for entry in cut},
+        left_out=_excluded_outputs(model, excluded),
+        masked={entry.name: _masked_columns(entry, mask) for entry in cut},
     )
+
+
+def _column_names(entry: Input) -> tuple[str, ...]:
+    return entry.columns or (entry.name,)
+
+
+def _without_columns(schema: Schema, excluded: Set[str]) -> Schema:
+    inputs = []
+    for entry in schema.inputs:
+        if set(_column_names(entry)) - excluded:
+            columns = tuple(name for name in entry.columns if name not in excluded)
+            inputs.append(replace(entry, columns=columns))
+    return Schema(
+        tuple(column for column in schema.columns if column.name not in excluded),
+        tuple(tensor for tensor in schema.tensors if tensor.name not in excluded),
+        tuple(inputs),
+        schema.has_rows,
+    )
+
+
+def _kept_indices(entry: Input, excluded: Set[str]) -> Array:
+    names = enumerate(_column_names(entry))
+    return np.array([index for index, name in names if name not in excluded], dtype=np.intp)
+
+
+def _masked_columns(entry: Input, mask: Sequence[str]) -> tuple[ColumnPosition, ...]:
+    if not entry.columns:
+        return ((entry.name, None),) if entry.name in mask else ()
+    return tuple((name, index) for index, name in enumerate(entry.columns) if name in mask)
+
+
+def _excluded_outputs(model: CapturedModel, excluded: Set[str]) -> frozenset[str]:
+    outputs = {
+        name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)
+    }
+    if PREDICTION in excluded:
+        outputs.update({PREDICTION, *model.prediction})
+    return frozenset(outputs)
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
-    inputs = list(
-        model.schema.names
-        if model.schema.columns
-        else (entry.name for entry in model.schema.inputs),
-    )
-    prediction = [PREDICTION] if len(model.prediction) == 1 or model.outputs is None else []
-    columns = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
+    if model.schema.columns:
+        inputs = list(model.schema.names)
+    else:
+        inputs = [entry.name for entry in model.schema.inputs]
+    columns = [*inputs]
+    if len(model.prediction) == 1 or model.outputs is None:
+        columns.append(PREDICTION)
+    columns += [OUTPUT_PREFIX + name for name in model.outputs or ()]
     for name in names:
-        is_output = name == PREDICTION or name.startswith(OUTPUT_PREFIX)
         # Accept any name if the model has no signature: the first request shows the
         # inputs and outputs.
-        if name in columns or (model.outputs is None if is_output else not inputs):
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+            is_undescribed = model.outputs is None
+        else:
+            is_undescribed = not inputs
+        if is_undescribed or name in columns:
             continue
         hint = did_you_mean(name, columns, f"the columns are {', '.join(columns[:20])}")
         raise InvalidConfig(

@@ -135,7 +135,8 @@ class RequestEncoder:
         pieces = _head_pieces(record, plan.kept_rows)
         arrays = [*feeds.values(), *outputs.values()]
         if plan.is_plain:
-            return plan, [*pieces, *map(np.ndarray.tobytes, arrays)]
+            pieces += map(np.ndarray.tobytes, arrays)
+            return plan, pieces
         for position, is_text, columns in plan.kept:
             array = _select(arrays[position][: plan.kept_rows], columns)
             if is_text:

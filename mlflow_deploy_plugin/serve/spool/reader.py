@@ -7,7 +7,7 @@ reader with the simple reader in tests/support/spool.py.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import (
     FeedbackFrame,
     Layout,
+    LayoutField,
     decode_feedback,
     decode_layout,
 )
@@ -131,45 +132,12 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
     """
     with segment.open("rb") as file:
         content, frames = _read_frames(file, start)
-        feedback = []
-        for begin in frames.feedback.tolist():
-            payload = begin + FRAME.size
-            stop = payload + FRAME.unpack_from(content, begin)[1]
-            with suppress(*_MALFORMED):
-                feedback.append(
-                    decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin),
-                )
+        feedback = _decode_feedback(content, frames.feedback, start)
         malformed = frames.malformed + len(frames.feedback) - len(feedback)
-        requests, heads = (
-            frames.requests,
-            _gather(content, frames.requests + FRAME.size, _HEAD.itemsize).view(_HEAD),
-        )
-        hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
-        models: dict[int, CapturedModel] = {}
-        layouts: dict[int, tuple[CapturedModel, Layout]] = {}
-
-        def payload_of(offset: int) -> memoryview | None:
-            """Return the payload of a frame, which may be located before `start`."""
-            file.seek(offset)
-            head = file.read(FRAME.size)
-            return payload_at(head + file.read(FRAME.unpack(head)[1]), 0)
-
-        def batch_of(group: Array) -> CapturedBatch:
-            offset = int(heads["layout"][group[0]])
-            if offset not in layouts:
-                layouts[offset] = decode_layout(payload_of, offset, models)
-            return _decode_batch(
-                content,
-                requests[group],
-                heads[group],
-                int(hours[group[0]]),
-                start,
-                *layouts[offset],
-            )
-
+        decoder = _Decoder(file, content, frames.requests, start)
         batches: list[CapturedBatch] = []
-        for group in _group_by(heads["layout"], heads["rows"], hours):
-            malformed += _append_batch(batches, batch_of, group)
+        for group in _group_by(decoder.heads["layout"], decoder.heads["rows"], decoder.hours):
+            malformed += _append_batch(batches, decoder.decode, group)
     batches.sort(key=lambda batch: int(batch.offsets[0]))
     return CapturedSegment(batches, feedback, start + frames.end, frames.lost_bytes, malformed)
 
@@ -180,9 +148,8 @@ def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
     """
     content = segment.read_bytes()
     start = 0
-    while (
-        len(content) - start > most_bytes
-    ):  # A caller's values may look like a frame: follow the frames' lengths.
+    # A caller's values may look like a frame: follow the frames' lengths.
+    while len(content) - start > most_bytes:
         following = start + FRAME.size + FRAME.unpack_from(content, start)[1]
         if not content.startswith(MAGIC, following):
             break  # The frame at `start` is the last complete frame.
@@ -236,64 +203,115 @@ def _group_by(*keys: Array) -> list[Array]:
     return np.split(order, np.flatnonzero(is_new) + 1)
 
 
-def _decode_batch(
-    content: bytes,
-    begins: Array,
-    heads: Array,
-    hour: int,
-    start: int,
-    model: CapturedModel,
-    layout: Layout,
-) -> CapturedBatch:
-    rows = int(heads["rows"][0])
-    position = begins + (FRAME.size + _HEAD.itemsize)
-    ids = []
-    for name in ("request_length", "prediction_length"):
-        lengths = heads[name].astype(np.int64)
-        bounds = np.zeros(len(position) + 1, dtype=np.int32)
+def _decode_feedback(content: bytes, begins: Array, start: int) -> list[FeedbackFrame]:
+    """Return the feedback in the frames at `begins`, except malformed feedback."""
+    feedback = []
+    for begin in begins.tolist():
+        payload = begin + FRAME.size
+        stop = payload + FRAME.unpack_from(content, begin)[1]
+        with suppress(*_MALFORMED):
+            feedback.append(
+                decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin),
+            )
+    return feedback
+
+
+class _Decoder:
+    """Decodes requests of a segment. The frames of the requests are at `begins` in
+    `content`, the bytes of the file from `start` on.
+    """
+
+    def __init__(self, file: IO[bytes], content: bytes, begins: Array, start: int) -> None:
+        self._file = file
+        self._content = content
+        self._begins = begins
+        self._start = start
+        self.heads = _gather(content, begins + FRAME.size, _HEAD.itemsize).view(_HEAD)
+        self.hours = self.heads["event_time"] // _MICROSECONDS_AN_HOUR
+        self._models: dict[int, CapturedModel] = {}
+        self._layouts: dict[int, tuple[CapturedModel, Layout]] = {}
+
+    def decode(self, group: Array) -> CapturedBatch:
+        """Return the requests at the indices `group`, which have the same layout,
+        number of rows and hour.
+        """
+        heads = self.heads[group]
+        begins = self._begins[group]
+        model, layout = self._layout_at(int(heads["layout"][0]))
+        rows = int(heads["rows"][0])
+        fields = _Fields(self._content, begins + (FRAME.size + _HEAD.itemsize))
+        return CapturedBatch(
+            model,
+            layout["endpoint"],
+            layout["variant"],
+            layout["shadow"],
+            layout["failed"],
+            int(self.hours[group[0]]),
+            rows,
+            begins + self._start,
+            np.ascontiguousarray(heads["event_time"]),
+            np.ascontiguousarray(heads["received_time"]),
+            heads["latency"].astype(np.int64),
+            heads["status"].astype(np.int16),
+            fields.read_ids(heads["request_length"]),
+            fields.read_ids(heads["prediction_length"]),
+            fields.read_arrays(layout.get("feeds", ()), rows),
+            fields.read_arrays(layout.get("outputs", ()), rows),
+            fields.read_arrays(layout.get("masked", ()), rows),
+        )
+
+    def _layout_at(self, offset: int) -> tuple[CapturedModel, Layout]:
+        if offset not in self._layouts:
+            self._layouts[offset] = decode_layout(self._payload_at, offset, self._models)
+        return self._layouts[offset]
+
+    def _payload_at(self, offset: int) -> memoryview | None:
+        """Return the payload of a frame, which may be located before `start`."""
+        self._file.seek(offset)
+        head = self._file.read(FRAME.size)
+        return payload_at(head + self._file.read(FRAME.unpack(head)[1]), 0)
+
+
+class _Fields:
+    """Reads the fields of N requests with the same layout one after the other.
+    `positions` has the position of each request's next field.
+    """
+
+    def __init__(self, content: bytes, positions: Array) -> None:
+        self._content = content
+        self._positions = positions
+
+    def read_ids(self, sizes: Array) -> Utf8Array:
+        lengths = sizes.astype(np.int64)
+        bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=bounds[1:])
         if (lengths == lengths[0]).all():
-            texts = _gather(content, position, int(lengths[0]))
-        else:
-            texts = np.frombuffer(b"".join(_pieces(content, position, lengths)), np.uint8)
-        ids.append(Utf8Array(texts, bounds))
-        position = position + lengths
-    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
-    for side, arrays in sides.items():
-        for name, dtype, inner in layout.get(side, ()):
-            shape = (len(begins) * rows, *inner)
+            return Utf8Array(self._read(int(lengths[0])), bounds)
+        texts = b"".join(_pieces(self._content, self._positions, lengths))
+        self._positions = self._positions + lengths
+        return Utf8Array(np.frombuffer(texts, np.uint8), bounds)
+
+    def read_arrays(self, layout: Iterable[LayoutField], rows: int) -> dict[str, Array]:
+        arrays = {}
+        for name, dtype, inner in layout:
             if dtype == "str":
-                lengths = _gather(content, position, 4).view("<u4").astype(np.int64)
-                arrays[name] = _decode_strings(
-                    content,
-                    position + 4,
-                    lengths,
-                    1 + len(inner),
-                ).reshape(shape)
-                position = position + 4 + lengths
+                array = self._read_strings(1 + len(inner))
             else:
-                length = rows * prod(inner) * np.dtype(dtype).itemsize
-                arrays[name] = _gather(content, position, length).view(dtype).reshape(shape)
-                position = position + length
-    return CapturedBatch(
-        model,
-        layout["endpoint"],
-        layout["variant"],
-        layout["shadow"],
-        layout["failed"],
-        hour,
-        rows,
-        begins + start,
-        np.ascontiguousarray(heads["event_time"]),
-        np.ascontiguousarray(heads["received_time"]),
-        heads["latency"].astype(np.int64),
-        heads["status"].astype(np.int16),
-        ids[0],
-        ids[1],
-        sides["feeds"],
-        sides["outputs"],
-        sides["masked"],
-    )
+                array = self._read(rows * prod(inner) * np.dtype(dtype).itemsize).view(dtype)
+            arrays[name] = array.reshape(len(self._positions) * rows, *inner)
+        return arrays
+
+    def _read_strings(self, depth: int) -> Array:
+        lengths = self._read(4).view("<u4").astype(np.int64)
+        strings = _decode_strings(self._content, self._positions, lengths, depth)
+        self._positions = self._positions + lengths
+        return strings
+
+    def _read(self, length: int) -> Array:
+        """Return `length` bytes per request, [N * length] uint8."""
+        content = _gather(self._content, self._positions, length)
+        self._positions = self._positions + length
+        return content
 
 
 def _gather(content: bytes, begins: Array, length: int) -> Array:
