@@ -49,6 +49,7 @@ MLflow's clients understand it) are for programs. The errors become HTTP respons
 """  # noqa: E501
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 _EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -318,5 +319,5 @@ def error_of_status(status: int) -> type[OnnxserveError]:
     while level:
         if matches := [error for error in level if error.http_status == status]:
             return matches[0]
-        level = [child for error in level for child in error.__subclasses__()]
+        level = list(chain.from_iterable(error.__subclasses__() for error in level))
     return OnnxserveError

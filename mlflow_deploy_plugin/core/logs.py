@@ -34,7 +34,8 @@ def configure_logging(settings: Settings, process: str) -> None:
     # Any child process inherits this variable: systemd.exec(5)
     journal = os.environ.get("JOURNAL_STREAM")
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
-    handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
+    handler_class = _JournalHandler if is_journal else logging.StreamHandler
+    handler = handler_class(sys.stderr)
     if settings.log_format == "text":
         who = f"[{process} {os.getpid()}]" if process in _MANY else f"[{process}]"
         handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))

@@ -31,7 +31,9 @@ def one_line(text: object, most: int | None = None) -> str:
     text, return its class name.
     """
     line = " ".join(_COLOUR.sub("", str(text)).split())[:most]
-    return line or (type(text).__name__ if isinstance(text, BaseException) else "")
+    if not line and isinstance(text, BaseException):
+        return type(text).__name__
+    return line
 
 
 def without_row_number(message: str) -> str:
@@ -88,7 +90,9 @@ def wrong_separator(header: Iterable[str], known: Container[str]) -> str:
     Return an empty text for any other header.
     """
     names = list(islice(header, 2))
-    for mark, plural in _SEPARATORS.items() if len(names) == 1 else ():
+    if len(names) != 1:
+        return ""
+    for mark, plural in _SEPARATORS.items():
         parts = [part.strip(' "') for part in names[0].split(mark)]
         if len(parts) > 1 and any(part in known for part in parts):
             return f"the CSV separates its columns with {plural}: separate them with commas"

@@ -37,9 +37,9 @@ def active_workspace() -> str:
     """
     # Not imported, because importing MLflow takes 1 s.
     context = sys.modules.get("mlflow.utils.workspace_context")
-    return workspace_of(
-        {_MLFLOW_WORKSPACE: context.get_request_workspace() or ""} if context else os.environ,
-    )
+    if context is None:
+        return workspace_of(os.environ)
+    return workspace_of({_MLFLOW_WORKSPACE: context.get_request_workspace() or ""})
 
 
 def workspace_of(environment: Mapping[str, str]) -> str:
@@ -240,9 +240,9 @@ class Settings(BaseModel):
         """
         if ":" in self.log_uri:
             return self.log_uri
-        return str(
-            absolute_path(self.log_uri) if self.log_uri else self.root_path / "inference_log",
-        )
+        if self.log_uri:
+            return str(absolute_path(self.log_uri))
+        return str(self.root_path / "inference_log")
 
     @property
     def artifact_paths(self) -> frozenset[Path]:
@@ -330,11 +330,13 @@ def load_secrets() -> None:
             path but never a value.
     """
     folder = os.environ.get(f"{_PREFIX}SECRETS")
+    if not folder:
+        return
     try:
-        for file in sorted(Path(folder).iterdir()) if folder else ():
+        for file in sorted(Path(folder).iterdir()):
             if _VARIABLE.fullmatch(file.name) and file.name not in os.environ:
                 os.environ[file.name] = file.read_text().removesuffix("\n")
     except (OSError, ValueError) as error:  # A ValueError means invalid UTF-8 or a null character.
-        where = (error.filename if isinstance(error, OSError) else None) or file
-        why = (error.strerror if isinstance(error, OSError) else None) or "it is not a text"
+        where = getattr(error, "filename", None) or file
+        why = getattr(error, "strerror", None) or "it is not a text"
         raise InvalidConfig(f"ONNXSERVE_SECRETS: {where} cannot be read: {why}") from None

@@ -51,9 +51,10 @@ def require_device(server: ServerSpec) -> None:
                 rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+",
                 log,
             )
-            raise DeviceUnavailable(
-                error.message + (f" ({reason[0].decode()})" if reason else ""),
-            ) from None
+            message = error.message
+            if reason:
+                message += f" ({reason[0].decode()})"
+            raise DeviceUnavailable(message) from None
         finally:
             worker.end()
 

@@ -161,7 +161,8 @@ def post_worker_init(worker: "Worker") -> None:
         is_applied = repository.wait_until_applied(_NOTIFY_SECONDS)
         is_late = time.monotonic() >= deadline
         can_answer = repository.is_complete or (is_late and not repository.not_ready_reason())
-        if (is_applied and can_answer) if is_shared else (is_applied or is_late):
+        is_ready = is_applied and can_answer if is_shared else is_applied or is_late
+        if is_ready:
             break
         if is_applied:
             time.sleep(_NOTIFY_SECONDS)

@@ -106,12 +106,12 @@ def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     text = "".join(headers.values())
     if text.isascii() and text.isprintable() and "%" not in text:
         return headers
-    return {
-        name: value
-        if name == "X-Request-Id" and _REQUEST_ID.fullmatch(value)
-        else quote(value, safe=_VISIBLE, errors="replace")
-        for name, value in headers.items()
-    }
+    encoded = {}
+    for name, value in headers.items():
+        if not (name == "X-Request-Id" and _REQUEST_ID.fullmatch(value)):
+            value = quote(value, safe=_VISIBLE, errors="replace")
+        encoded[name] = value
+    return encoded
 
 
 def request_id(headers: Mapping[str, str]) -> str:

@@ -111,7 +111,8 @@ def supervise(
             metrics = None
         # Clients connect to the shared listener; the server's own address is for the
         # readiness check.
-        listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
+        host = server.host if shared is None else "127.0.0.1"
+        listener = open_listener(host, server.port)
         adopt_orphans()
         try:
             with awaiting_signals() as wait:
@@ -155,7 +156,8 @@ class _Supervisor:
             "mlflow_deploy_plugin.serve.agent",
             str(self.state_dir),
         ]
-        self._agent_command += [] if self.follow else ["--no-follow"]
+        if not self.follow:
+            self._agent_command.append("--no-follow")
         self._port = int(self.listener.getsockname()[1])
         host = self.server.host if self.shared is None else "127.0.0.1"
         self._url = reachable_url(host, self._port, self.server.scheme)
@@ -214,10 +216,8 @@ class _Supervisor:
         _Stop and DeploymentFailed.
         """
         while not done():
-            if self.wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (
-                None,
-                signal.SIGCHLD,
-            ):
+            pause = 1.0 if self._phase == "serving" else _TICK_SECONDS
+            if self.wait_for_signal(pause) not in (None, signal.SIGCHLD):
                 raise _Stop
             self._children.reap()
             self._check_gunicorn()
@@ -265,10 +265,8 @@ class _Supervisor:
         """Return True if a worker of the dead gunicorn still runs; kill such workers
         after a time limit.
         """
-        return signal_group(
-            dead.pid,
-            signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0,
-        )
+        number = signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0
+        return signal_group(dead.pid, number)
 
     def _check_agent(self) -> None:
         if self._agent is None:
@@ -411,10 +409,10 @@ class _Supervisor:
                 aspects = variant.aspects
                 alias = f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", "")
                 followed = aspects.get("stage") or alias
-                versions.append(
-                    f"{variant.model} version {variant.version}"
-                    + (f" ({followed})" if followed else ""),
-                )
+                text = f"{variant.model} version {variant.version}"
+                if followed:
+                    text += f" ({followed})"
+                versions.append(text)
             lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
         return "\n".join(lines)
 
@@ -443,11 +441,10 @@ class _Supervisor:
         """
         if self._notify_socket:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-                is_abstract = self._notify_socket.startswith("@")
-                notified.sendto(
-                    state.encode(),
-                    f"\0{self._notify_socket[1:]}" if is_abstract else self._notify_socket,
-                )
+                address = self._notify_socket
+                if address.startswith("@"):  # an abstract socket
+                    address = f"\0{address[1:]}"
+                notified.sendto(state.encode(), address)
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
@@ -476,7 +473,8 @@ def open_listener(
     Raises InvalidConfig with the `option` if the port is in use or not permitted, or
     the host is not this machine's.
     """
-    for candidate in range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]:
+    candidates = range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]
+    for candidate in candidates:
         try:
             addresses = socket.getaddrinfo(
                 host or None,

@@ -115,17 +115,13 @@ def make_served_endpoint(
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(variants.values())) < 2:
         sticky = None
+    linked = dict(variants)
     if len(variants) > 1:
-        variants = {
-            name: replace(
-                variant,
-                shadows=tuple(shadow for shadow in shadows if shadow.loaded is not variant.loaded),
-                key=sticky.key if sticky else None,
-                has_others=True,
-            )
-            for name, variant in variants.items()
-        }
-    return ServedEndpoint(variants, answering_variants(variants.values()), sticky)
+        key = sticky.key if sticky else None
+        for name, variant in variants.items():
+            others = tuple(shadow for shadow in shadows if shadow.loaded is not variant.loaded)
+            linked[name] = replace(variant, shadows=others, key=key, has_others=True)
+    return ServedEndpoint(linked, answering_variants(linked.values()), sticky)
 
 
 ServedTable = Mapping[str, ServedEndpoint]
@@ -190,7 +186,8 @@ def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
         array = arrays.get(entry.name)
         if array is not None and array.size and column in (entry.columns or (entry.name,)):
             index = entry.columns.index(column) if entry.columns else 0
-            value = array.reshape(len(array) if array.ndim else 1, -1)[0, index]
+            rows = len(array) if array.ndim else 1
+            value = array.reshape(rows, -1)[0, index]
             value = value.item() if isinstance(value, np.generic) else value
             if value is None or value != value or value == entry.missing:
                 return None

@@ -240,11 +240,13 @@ def run_to_end(
         raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
         output = ran.stderr.strip() or ran.stdout.strip() if ran.returncode > 0 else ""
+        if not output:
+            raise CommandFailed(f"it {exit_reason(ran.returncode)}")
         if reason_of:
             reason = reason_of(output)
         else:
             reason = output.rpartition("\n")[2].removeprefix("ERROR: ")
-        raise CommandFailed(reason[:500] if output else f"it {exit_reason(ran.returncode)}")
+        raise CommandFailed(reason[:500])
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
@@ -253,7 +255,8 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
     immediately.
     """
     if _prctl is None:
-        _signal_after(os.getppid() if parent is None else parent, number)
+        watched = os.getppid() if parent is None else parent
+        _signal_after(watched, number)
     else:
         _prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:

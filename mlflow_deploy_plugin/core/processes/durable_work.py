@@ -40,7 +40,7 @@ def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
     # If an hour occurs twice (DST), `crontab_times` starts in the first hour, even if
     # `after` is in the second hour.
-    return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
+    return next(time.astimezone(UTC) for time in times if time.astimezone(UTC) > after)
 
 
 def backoff(failures: int) -> timedelta:

@@ -65,12 +65,12 @@ def _settings(master: str | None) -> dict[str, str]:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if master is None and not any(os.environ.get(name) for name in _CONFIGURED):
         master = "local[*]"
-    master_settings = {"spark.master": master} if master else {}
-    return {
-        "spark.app.name": "onnxserve",
-        **master_settings,
-        **(_ALONE if master and master.startswith("local") else {}),
-    }
+    settings = {"spark.app.name": "onnxserve"}
+    if master:
+        settings["spark.master"] = master
+        if master.startswith("local"):
+            settings |= _ALONE
+    return settings
 
 
 @contextmanager

@@ -95,7 +95,9 @@ class Worker:
         if self.max_calls is not None and self._calls >= self.max_calls:
             self._kill()
         if error is not None:
-            raise (error if issubclass(error, tuple(self.kept_errors)) else OnnxserveError)(answer)
+            if not issubclass(error, tuple(self.kept_errors)):
+                error = OnnxserveError
+            raise error(answer)
         result: Result = answer
         return result
 

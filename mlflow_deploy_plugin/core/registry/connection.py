@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -348,7 +348,9 @@ def _replace_functions() -> None:
 
     @wraps(send)
     def send_bounded(*arguments: object, **options: object) -> object:
-        with nullcontext() if options.get("stream") else bounded_answers(MOST_JSON):
+        if options.get("stream"):
+            return send(*arguments, **options)
+        with bounded_answers(MOST_JSON):
             return send(*arguments, **options)
 
     rest_utils._get_http_response_with_retries = send_bounded
@@ -632,7 +634,10 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
         return NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{code}: ')}")
     failure = _HTTP_FAILURE.match(str(error))
     status = _STATUS.search(str(error))
-    code = failure[2] if failure else status[1] if status else code
+    if failure:
+        code = failure[2]
+    elif status:
+        code = status[1]
     address = registry_address()
     where = f"MLflow at {address}"
     if address.startswith("http") and (

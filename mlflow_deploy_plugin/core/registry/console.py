@@ -26,6 +26,8 @@ def console_page(**query: str) -> str:
     """
     with suppress(OnnxserveError), registry_errors("the console"):
         if app_answer(_CONSOLE_FILE, "", "GET", {}, timeout=_CONSOLE_SECONDS).ok:
-            query |= {"workspace": name} if (name := active_workspace()) else {}
+            workspace = active_workspace()
+            if workspace:
+                query["workspace"] = workspace
             return f"{registry_address().rstrip('/')}/onnxserve?{urlencode(query)}"
     return ""

@@ -5,6 +5,7 @@ files.
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -28,9 +29,8 @@ def dataset_columns(uri: str) -> tuple[str, ...]:
     """
     with dataset_path(uri) as path:
         if files := csv_files(path):
-            return tuple(
-                dict.fromkeys(name for file in files for name in open_csv(file).schema.names),
-            )
+            names = chain.from_iterable(open_csv(file).schema.names for file in files)
+            return tuple(dict.fromkeys(names))
         return tuple(open_parquet(path).schema.names)
 
 
@@ -79,12 +79,11 @@ def csv_files(path: Path) -> list[Path]:
         if path.suffix.lower() in (".csv", ".gz", ".bz2"):
             return [path]
         return []
-    files = sorted(path.rglob("*.csv"))
-    return [
-        file
-        for file in files
-        if not any(part.startswith(_HIDDEN) for part in file.relative_to(path).parts)
-    ]
+    return [file for file in sorted(path.rglob("*.csv")) if not _is_hidden(file.relative_to(path))]
+
+
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(_HIDDEN) for part in file.parts)
 
 
 def open_parquet(path: Path) -> pa_dataset.Dataset:

@@ -158,10 +158,10 @@ def _location(source: str) -> str:
 
 
 def _local_folder(location: str) -> Path | None:
-    scheme = urlparse(location).scheme
-    if scheme in ("", "file"):
-        return Path(unquote(urlparse(location).path) if scheme else location)
-    return None
+    url = urlparse(location)
+    if url.scheme == "file":
+        return Path(unquote(url.path))
+    return None if url.scheme else Path(location)
 
 
 def refuse_links(folder: Path) -> None:

@@ -182,10 +182,11 @@ class RobustnessPolicy(_Part):
                 "a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: "
                 "[0.1, 0.2]}",
             )
+        # A disturbance without a value has no strengths.
+        lists = {str(name): value for name, value in strengths.items()}
+        lists |= {name: [] for name, value in lists.items() if value is None}
         try:
-            return check_strengths(
-                {str(name): [] if value is None else value for name, value in strengths.items()},
-            )
+            return check_strengths(lists)
         except InvalidConfig as error:
             raise ValueError(error.message) from None
 
@@ -413,8 +414,9 @@ class GatePolicy(_Part):
         """The digest of the requirements for a promotion. Later fields with their
         default value do not change it.
         """
-        has_default = self.approvals is None or self.approvals.evaluation == "required"
-        omitted = {"unapproved": True} | ({"approvals": {"evaluation"}} if has_default else {})
+        omitted: dict[str, bool | set[str]] = {"unapproved": True}
+        if self.approvals is None or self.approvals.evaluation == "required":
+            omitted["approvals"] = {"evaluation"}
         return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]
 
 
@@ -472,13 +474,12 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
+        place = f"{field}: " if field else ""
         if first["type"] == "extra_forbidden":
             hint = f"; the fields are {', '.join(GatePolicy.model_fields)}"
         else:
             hint = ""
-        raise InvalidConfig(
-            f"{where}: {field + ': ' if field else ''}{first['msg']}{hint}",
-        ) from None
+        raise InvalidConfig(f"{where}: {place}{first['msg']}{hint}") from None
 
 
 def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
@@ -498,7 +499,9 @@ def require_mlflow_data(policy: GatePolicy) -> None:
     evaluated = policy.evaluation.dataset
     robustness = policy.robustness
     endpoint = policy.backtest.endpoint
-    disturbed = robustness.dataset or (evaluated if robustness.disturbances else "")
+    disturbed = robustness.dataset
+    if not disturbed and robustness.disturbances:
+        disturbed = evaluated
     captured = f"of requests to {endpoint}" if endpoint else ""
     for name, dataset in (
         ("evaluation", evaluated),

@@ -136,9 +136,8 @@ def http_settings() -> HttpSettings:
         variable = f"{_PREFIX}{first['loc'][0]}".upper()
         reason = first["msg"].removeprefix("Value error, ")
         is_secret = not HttpSettings.model_fields[str(first["loc"][0])].repr
-        raise InvalidConfig(
-            f"{variable}: {reason}" + ("" if is_secret else f" (got {first['input']!r})"),
-        ) from None
+        received = "" if is_secret else f" (got {first['input']!r})"
+        raise InvalidConfig(f"{variable}: {reason}{received}") from None
     if settings.tracking_insecure_tls and settings.tracking_server_cert_path:
         raise InvalidConfig(
             "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one",
@@ -310,8 +309,9 @@ def send(
             that was retried.
     """
     settings = http_settings()
+    retries = None if is_sent_once else settings.http_request_max_retries
     session = _session(
-        None if is_sent_once else settings.http_request_max_retries,
+        retries,
         settings.http_request_backoff_factor,
         settings.http_request_backoff_jitter,
         settings.http_respect_retry_after_header,
@@ -319,7 +319,8 @@ def send(
     headers = {"User-Agent": "onnxserve", **settings.authorization}
     if workspace := active_workspace():
         headers["X-MLFLOW-WORKSPACE"] = workspace
-    with nullcontext() if options.get("stream") else bounded_answers(MOST_JSON):
+    bounds = nullcontext() if options.get("stream") else bounded_answers(MOST_JSON)
+    with bounds:
         return session.request(
             method,
             address.removesuffix("/") + path,

@@ -165,7 +165,8 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
             f"tags.`{EVALUATED_TAG}` = '{model_id}'",
             max_results=1,
         )
-    return ModelRun(str(runs[0].info.run_id) if runs else "", experiment_id, model_id)
+    run_id = str(runs[0].info.run_id) if runs else ""
+    return ModelRun(run_id, experiment_id, model_id)
 
 
 def has_logged_models(client: "MlflowClient") -> bool:

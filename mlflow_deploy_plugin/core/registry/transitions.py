@@ -101,7 +101,8 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     def is_step(event: "AuditEvent") -> bool:
         if event.action not in _STEPS:
             return False
-        spans = acts.get((event.model, None if event.after == "Archived" else event.version), [])
+        version = None if event.after == "Archived" else event.version
+        spans = acts.get((event.model, version), [])
         begun = bisect_right(spans, event.at, key=itemgetter(0))
         return begun > 0 and event.at <= spans[begun - 1][1]
 

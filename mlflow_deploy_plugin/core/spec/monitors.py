@@ -372,7 +372,8 @@ class MonitorSpec(SpecPart):
                 self.kind not in kinds
                 and getattr(self, name) != type(self).model_fields[name].default
             ):
-                takers = f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
+                plural = "s" if len(kinds) > 1 else ""
+                takers = f"kind{plural} {', '.join(kinds)}"
                 raise ValueError(
                     f"a monitor of kind {self.kind} does not accept `{name}`, which is for "
                     f"{takers}",

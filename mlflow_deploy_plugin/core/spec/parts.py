@@ -1,7 +1,7 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
 from datetime import timedelta
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -284,9 +284,7 @@ class ServerSpec(SpecPart):
     @property
     def is_on_nvidia(self) -> bool:
         """True if the server computes on an NVIDIA GPU."""
-        return not _OF_NVIDIA.isdisjoint(
-            {self.device, *(name for entry in self.providers for name in entry)},
-        )
+        return not _OF_NVIDIA.isdisjoint(chain([self.device], *self.providers))
 
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
@@ -294,16 +292,16 @@ class ServerSpec(SpecPart):
             f"provider_options.{name}"
             for name in self.provider_options.model_dump(exclude_defaults=True)
         ]
-        fields += ["device_ids"] if self.device_ids else []
-        contradicting = (["device"] if self.device != "cpu" else []) + fields
+        if self.device_ids:
+            fields.append("device_ids")
+        contradicting = fields if self.device == "cpu" else ["device", *fields]
         if self.providers and contradicting:
             raise ValueError(
                 f"{contradicting[0]} and providers are both set: providers replaces device, with "
                 "all options",
             )
-        if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(
-            self.providers,
-        ):
+        single = [entry for entry in self.providers if len(entry) == 1]
+        if len(set(chain.from_iterable(single))) < len(self.providers):
             raise ValueError(
                 "each entry of providers is a single provider, which no other entry repeats",
             )

@@ -82,7 +82,10 @@ def removal_reason(dotted: str, value: object = None) -> str:
     """Return why a field or its value is refused, with the replacement. Return an empty
     text if it was not removed.
     """
-    for name in (dotted, f"{dotted}={value}" if isinstance(value, str) else ""):
+    names = [dotted]
+    if isinstance(value, str):
+        names.append(f"{dotted}={value}")
+    for name in names:
         if name in _REMOVED:
             return f"{name} was removed: {_REMOVED[name].advice}"
     return ""

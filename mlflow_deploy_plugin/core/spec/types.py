@@ -102,7 +102,9 @@ def parse_time(text: str) -> datetime:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a time") from None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    if time.tzinfo is None:
+        return time.replace(tzinfo=UTC)
+    return time.astimezone(UTC)
 
 
 def parse_interval(text: str) -> tuple[datetime, datetime]:
@@ -144,7 +146,8 @@ def parse_latency(text: str, option: str) -> float:
         raise InvalidConfig(
             f"{option} {text!r} cannot be read; a latency like 20ms or 1.5s, above 0, is expected",
         )
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+    number = float(match[1])
+    return number / 1000 if match[2] == "ms" else number
 
 
 def length_of(duration: str) -> timedelta:
@@ -176,8 +179,12 @@ def split_providers(value: object) -> object:
     """
     entries = split_list(value)
     if type(entries) is list:
-        return [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
+        return [_as_mapping(entry) for entry in entries]
     return entries
+
+
+def _as_mapping(provider: object) -> object:
+    return {provider: {}} if isinstance(provider, str) else provider
 
 
 @cache

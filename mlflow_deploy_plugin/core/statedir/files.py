@@ -256,10 +256,11 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
         mode=0o755,
     )
     deadline = None if seconds is None else time.monotonic() + seconds
+    operation = fcntl.LOCK_EX if deadline is None else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, operation)
         except BlockingIOError:
             os.close(descriptor)
             if deadline is None or time.monotonic() >= deadline:

@@ -1,5 +1,6 @@
 """The pydantic models of the files in a server's state folder."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -153,9 +154,8 @@ class WorkerState(State):
 
     @property
     def has_versions(self) -> bool:
-        return any(
-            variant.version for variants in self.endpoints.values() for variant in variants.values()
-        )
+        loaded = chain.from_iterable(variants.values() for variants in self.endpoints.values())
+        return any(variant.version for variant in loaded)
 
 
 class LoadingState(State):

@@ -108,7 +108,8 @@ class Alerts:
             row = session.scalars(
                 query.order_by(AlertRow.id.desc()).limit(1).with_for_update(),
             ).one_or_none()
-            return _write(session, row, change(None if row is None else from_row(row, Alert)))
+            alert = None if row is None else from_row(row, Alert)
+            return _write(session, row, change(alert))
 
     def add_once(self, alert: Alert) -> Alert | None:
         """Write the alert. Return None if the store already has an alert with this

@@ -199,6 +199,6 @@ def _take_write_lock_at_start(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
-        connection.exec_driver_sql(
-            "BEGIN" if connection.get_execution_options().get(READS_ONLY) else "BEGIN IMMEDIATE",
-        )
+        is_read_only = connection.get_execution_options().get(READS_ONLY)
+        begin = "BEGIN" if is_read_only else "BEGIN IMMEDIATE"
+        connection.exec_driver_sql(begin)

@@ -59,12 +59,12 @@ def expire(
         before = store.now() - keep
     except OverflowError:  # `keep` reaches back before the year 1, so no row is old.
         return Expired()
-    windows = sum(
-        _delete(store, MonitorWindowRow, old, only_count, goes_on)
-        for by_hand in (False, True)
-        for key in Monitors(store).with_windows(by_hand)
-        if (old := _old_windows(store, key, by_hand, before)) is not None
-    )
+    windows = 0
+    for by_hand in (False, True):
+        for key in Monitors(store).with_windows(by_hand):
+            old = _old_windows(store, key, by_hand, before)
+            if old is not None:
+                windows += _delete(store, MonitorWindowRow, old, only_count, goes_on)
     over = and_(AlertRow.state != FIRING, AlertRow.last_at < before)
     return Expired(windows, _delete(store, AlertRow, over, only_count, goes_on))
 

@@ -268,10 +268,7 @@ class Monitors:
             if row is None or row.state == "judged":
                 return None
             tables.write_fields(row, window, *_WRITTEN, "run_id", "run_url")
-            row.figures = {  # PostgreSQL rejects JSON with NaN or infinity.
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in window.figures.items()
-            }
+            row.figures = {name: _finite(value) for name, value in window.figures.items()}
             row.evidence = dict(window.evidence)
             row.updated_at = self._store.now()
             return save_row(session, row, MonitorWindow)
@@ -468,6 +465,13 @@ class Monitors:
                 session.add(row := MonitorRow(endpoint=endpoint, monitor=monitor))
                 session.flush()
             yield session, row
+
+
+def _finite(figure: object) -> object:
+    """Return None for NaN and infinity, which PostgreSQL rejects in JSON."""
+    if isinstance(figure, float) and not math.isfinite(figure):
+        return None
+    return figure
 
 
 @dataclass(frozen=True)

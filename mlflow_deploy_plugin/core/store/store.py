@@ -293,12 +293,10 @@ class Store:
         also of deleted endpoints.
         """
         with self.transaction(is_read_only=True) as session:
-            return sorted(
-                {
-                    *session.scalars(select(EndpointRow.name)),
-                    *(_deleted_names(session) if deleted else ()),
-                },
-            )
+            names = set(session.scalars(select(EndpointRow.name)))
+            if deleted:
+                names.update(_deleted_names(session))
+            return sorted(names)
 
     def endpoints(self) -> list[Endpoint]:
         return [endpoint for endpoint in self._read_endpoints() if isinstance(endpoint, Endpoint)]
@@ -403,7 +401,8 @@ class Store:
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
         if actions:
             query = query.where(AuditRow.action.in_(actions))
-        query = query.order_by(AuditRow.id.desc() if newest_first else AuditRow.id)
+        order = AuditRow.id.desc() if newest_first else AuditRow.id.asc()
+        query = query.order_by(order)
         page = query
         while True:
             with self.transaction(is_read_only=True) as session:
@@ -412,7 +411,8 @@ class Store:
             if len(rows) < _EVENTS_AT_ONCE:
                 return
             last = rows[-1].id
-            page = query.where(AuditRow.id < last if newest_first else AuditRow.id > last)
+            follows = AuditRow.id < last if newest_first else AuditRow.id > last
+            page = query.where(follows)
 
     def add_rollout(
         self,

@@ -172,7 +172,9 @@ def storable_text(text: str, longest: int | None) -> str:
 def write_fields(row: Base, value: "DataclassInstance", *names: str) -> None:
     for name in names:
         written = getattr(value, name)
-        setattr(row, name, storable_text(written, None) if isinstance(written, str) else written)
+        if isinstance(written, str):
+            written = storable_text(written, None)
+        setattr(row, name, written)
 
 
 def given(**columns: object) -> dict[str, object]:

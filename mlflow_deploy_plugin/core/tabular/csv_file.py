@@ -57,13 +57,13 @@ class CsvRecord(NamedTuple):
             return f"not valid CSV: {self.error}"
         if len(self.fields) != width:
             return f"{len(self.fields)} fields; the header has {width}"
+        fields = self.fields
+        if positions is not None:
+            fields = [fields[index] for index in positions]
+        # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
         try:
-            "".join(
-                self.fields if positions is None else (self.fields[index] for index in positions),
-            ).encode()
-        except (
-            UnicodeEncodeError
-        ):  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+            "".join(fields).encode()
+        except UnicodeEncodeError:
             return "not UTF-8, the required encoding of CSV files"
         return ""
 
@@ -82,12 +82,10 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
     def physical() -> Iterator[bytes]:
         for block in file:
             index = block.find(b"\r")
-            # Lines may end with a carriage return only.
-            yield from (
-                (block,)
-                if index < 0 or block[index:] == b"\r\n"
-                else block.splitlines(keepends=True)
-            )
+            if index < 0 or block[index:] == b"\r\n":
+                yield block
+            else:
+                yield from block.splitlines(keepends=True)  # Some lines end with \r only.
 
     unread = physical()
 
@@ -97,7 +95,8 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
             number += 1
             position += len(line)
             lines.append(line)
-            yield line.decode("utf-8" if number > 1 else "utf-8-sig", "surrogateescape")
+            encoding = "utf-8" if number > 1 else "utf-8-sig"
+            yield line.decode(encoding, "surrogateescape")
 
     reader = csv.reader(texts(), strict=True)
     while True:
@@ -125,10 +124,6 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
         if not raw.isspace():  # Blank lines are not records.
-            yield CsvRecord(
-                start,
-                fields,
-                raw if raw.endswith(b"\n") else raw + b"\n",
-                position,
-                error,
-            )
+            if not raw.endswith(b"\n"):
+                raw += b"\n"
+            yield CsvRecord(start, fields, raw, position, error)

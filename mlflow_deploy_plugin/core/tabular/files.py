@@ -147,7 +147,9 @@ def open_parquet(file: IO[bytes]) -> "pq.ParquetFile":
     """Return a `pyarrow.parquet.ParquetFile`; a stream is read into memory first."""
     import pyarrow.parquet as pq  # Imported here, because only Parquet needs pyarrow.
 
-    return pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()), **SPARK_TIMES)
+    if not file.seekable():
+        file = io.BytesIO(file.read())
+    return pq.ParquetFile(file, **SPARK_TIMES)
 
 
 def first_line(error: BaseException) -> str:
@@ -261,7 +263,8 @@ def _json_array(
             before = separator
 
     yield write
-    file.write(closing if before == separator else empty)
+    end = closing if before == separator else empty
+    file.write(end)
 
 
 def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes:
@@ -278,10 +281,10 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
             else:
                 parts = {name: value}
             # Booleans and nested values are written as JSON, None as an empty field.
-            cells |= {
-                part: orjson.dumps(cell).decode() if isinstance(cell, bool | list | dict) else cell
-                for part, cell in parts.items()
-            }
+            for part, cell in parts.items():
+                if isinstance(cell, bool | list | dict):
+                    cell = orjson.dumps(cell).decode()
+                cells[part] = cell
         if not header:
             header.extend(cells)
             lines.writerow(header)
@@ -327,11 +330,12 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
 def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
     import pyarrow as pa
 
-    columns = [
-        _csv_column(column) if pa.types.is_timestamp(column.type) else column
-        for column in batch.columns
-    ]
-    rows = zip(*map(values_of, columns), strict=True)
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_timestamp(column.type):
+            column = _csv_column(column)
+        columns.append(values_of(column))
+    rows = zip(*columns, strict=True)
     names = batch.schema.names
     return [orjson.dumps(dict(zip(names, row, strict=True)), default=_json_value) for row in rows]
 
@@ -359,7 +363,7 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
             pa.ArrowInvalid,
         ):  # A time with nanoseconds cannot be cast and is unchanged.
             column = column.cast(pa.timestamp("us", zone))
-        return pc.strftime(column, _TIME + ("Z" if zone else ""))
+        return pc.strftime(column, f"{_TIME}Z" if zone else _TIME)
     if _csv_type(column.type) == column.type:
         return column
     texts: list[str | None] = []

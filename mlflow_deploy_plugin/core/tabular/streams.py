@@ -210,8 +210,7 @@ class RowStream:
         """
         names = self.schema.names
         positions = [names.index(name) for name in columns]
-        good: list[bytes] = []
-        numbers: list[int] = []
+        good: dict[int, bytes] = {}
         bad: list[RejectedRow] = []
         with self._csv_records(position) as records:
             for number, record in enumerate(records, first):
@@ -219,18 +218,17 @@ class RowStream:
                     text = record.raw.decode(errors="replace").rstrip("\r\n")
                     bad.append(RejectedRow(number, why, text))
                 else:
-                    good.append(record.raw)
-                    numbers.append(number)
+                    good[number] = record.raw
                 if record.position >= _BLOCK_BYTES:
                     end = position + record.position
                     break
             else:
                 end = self._file.size()
         if good:
-            table = self._csv_table(pa.py_buffer(b"".join(good)), columns)
+            table = self._csv_table(pa.py_buffer(b"".join(good.values())), columns)
         else:
             table = self.schema.empty_table().select(columns)
-        return RowBlock(table, numbers, tuple(bad), end)
+        return RowBlock(table, list(good), tuple(bad), end)
 
     @contextmanager
     def _csv_records(self, position: int) -> Iterator[Iterator[CsvRecord]]:
@@ -611,9 +609,11 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
         return 0
     if not is_last:
         stop = int(marks[count]) if count < len(marks) else end
-        while (
-            end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1
-        ) == 0 and count:
+        while True:
+            start = int(marks[count - 1]) if count else 0
+            end = content.rfind(line_end, start, stop) + 1
+            if end or not count:
+                break
             count -= 2
             stop = int(marks[count])
     # A mark at the edge of the content has no neighbour, so the index is clamped to the

@@ -141,10 +141,10 @@ class ModelCache:
         is no download.
         """
         # `walk` skips missing folders, because the download may end.
-        walk = os.walk(self._downloads.get(source, ""))
-        return sum(
-            _status(Path(folder, name)).st_size for folder, _, names in walk for name in names
-        )
+        size = 0
+        for folder, _, names in os.walk(self._downloads.get(source, "")):
+            size += sum(_status(Path(folder, name)).st_size for name in names)
+        return size
 
     def prune(self, now: float | None = None) -> None:
         """Delete the models that no server uses, and forget servers whose state folder
@@ -378,7 +378,8 @@ def verify_files(folder: Path) -> str:
             raise NotFound(f"its file {data!r} is missing in the artifact store")
     hashes = hash_files(folder)
     saved = _entry(mlmodel, "flavors", FLAVOR, "digests")
-    for name, expected in (saved if isinstance(saved, Mapping) else {}).items():
+    digests = saved if isinstance(saved, Mapping) else {}
+    for name, expected in digests.items():
         sha256 = hashes.get(Path(os.path.normpath(str(name))))
         digest = f"sha256:{sha256}" if sha256 else "no such file"
         if digest != expected:

@@ -71,7 +71,8 @@ class KeyFetcher(threading.Thread):
                     error,
                 )
             before = error
-            self._ended.wait(self._again_seconds if error else self._seconds)
+            pause = self._again_seconds if error else self._seconds
+            self._ended.wait(pause)
 
     def assert_file(self) -> bool:
         """Write the last fetched keys unless the file already has these keys. Return

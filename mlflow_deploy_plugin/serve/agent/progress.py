@@ -8,6 +8,7 @@ folder takes a new name and counts from zero.
 
 import contextlib
 import logging
+import re
 import socket
 import time
 import uuid
@@ -259,7 +260,9 @@ class WatermarkWriter:
             name: max(0, rows - lost.get(name, 0))
             for name, rows in progress.rows("captured").items()
         }
-        names = {*answered, *shipped, *(wanted.endpoints if wanted else ())}
+        names = {*answered, *shipped}
+        if wanted:
+            names.update(wanted.endpoints)
         return Watermark(
             progress.totals.agent,
             tuple(sorted(names)),
@@ -288,7 +291,5 @@ def _counts(mark: Watermark) -> tuple[object, ...]:
 
 
 def _new_name() -> str:
-    host = "".join(
-        letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname()
-    )
+    host = re.sub(r"[^\w.-]|_", "-", socket.gethostname())
     return f"{host[:60] or 'agent'}-{uuid.uuid4().hex[:12]}"

@@ -92,11 +92,13 @@ class PyfuncPolicy:
     """
 
     def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
-        variants = [(variant, name) for spec in specs for name, variant in spec.variants.items()]
-        self.named = {variant.model for variant, _ in variants}
-        self.refused = {
-            variant.model: name for variant, name in variants if not variant.allow_pyfunc
-        }
+        self.named: set[str] = set()
+        self.refused: dict[str, str] = {}
+        for spec in specs:
+            for name, variant in spec.variants.items():
+                self.named.add(variant.model)
+                if not variant.allow_pyfunc:
+                    self.refused[variant.model] = name
 
     def check(self, model_uri: str, is_followed: bool) -> None:
         """Raise InvalidArtifact if a version without an ONNX form must not be served

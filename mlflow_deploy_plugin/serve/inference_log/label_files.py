@@ -88,9 +88,7 @@ def read_label_file(
     else:
         rows = _json_rows(file) if kind == "jsonl" else _parquet_rows(file, name, columns)
     while some := list(islice(rows, _ROWS)):
-        yield from _check(
-            [row if isinstance(row, BadRow) else _entry(row, columns, kind) for row in some],
-        )
+        yield from _check([_entry(row, columns, kind) for row in some])
 
 
 def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
@@ -98,10 +96,12 @@ def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
     again to each row separately.
     """
     good = [row.values for row in rows if isinstance(row, _Row)]
-    try:
-        decoded = iter(_decode(good) if good else ())
-    except InvalidRequest:
-        decoded = None
+    decoded: Iterator[Feedback] | None = iter(())
+    if good:
+        try:
+            decoded = iter(_decode(good))
+        except InvalidRequest:
+            decoded = None
     for row in rows:
         if isinstance(row, BadRow):
             yield row
@@ -123,12 +123,14 @@ def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
     return feedback_protocol.decode(_JSON, body)
 
 
-def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
+def _entry(row: _Row | BadRow, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
+    if isinstance(row, BadRow):
+        return row
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
         return row  # The row already is an entry of `POST /feedback`.
     if kind == "csv":  # In CSV, only an empty field is a missing value.
-        values = {name: None if value == "" else value for name, value in values.items()}
+        values = values | dict.fromkeys([name for name in values if values[name] == ""])
     label = values.get(columns.label)
     if columns.label not in values:
         return BadRow(row.place, f"it has no {columns.label!r}", row.content)
@@ -162,7 +164,8 @@ def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Ro
             header = record.fields
             _require_columns(header, name, columns)
         elif fault := record.fault(len(header)):
-            yield BadRow(place, fault, None if record.error else text)
+            content = None if record.error else text
+            yield BadRow(place, fault, content)
         else:
             yield _Row(record.line, place, dict(zip(header, record.fields, strict=True)), text)
     if not header:
@@ -178,11 +181,10 @@ def _json_rows(file: IO[bytes]) -> Iterator[_Row | BadRow]:
         except orjson.JSONDecodeError as error:
             yield BadRow(place, f"it is not JSON: {error}", text)
             continue
-        yield (
-            _Row(number, place, values, text)
-            if isinstance(values, dict)
-            else BadRow(place, "it is not a JSON object", text)
-        )
+        if isinstance(values, dict):
+            yield _Row(number, place, values, text)
+        else:
+            yield BadRow(place, "it is not a JSON object", text)
 
 
 def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from uuid import uuid4
 
 import numpy as np
@@ -131,11 +131,12 @@ def labels_table(entries: Sequence[Label]) -> pa.Table:
     rows = []
     for entry in entries:
         key = json.loads(entry.key) if isinstance(entry.key, str) else entry.key
+        canonical = None if key is None else canonical_key(key)
         rows.append(
             {
                 "_prediction_id": entry.prediction_id,
                 "_row": entry.row,
-                "_key": None if key is None else canonical_key(key),
+                "_key": canonical,
                 LABEL: as_text(entry.label),
                 LABEL_NUMBER: as_number(entry.label),
                 "_received_time": entry.received_us,
@@ -202,7 +203,9 @@ def read_labels(
             lambda names: columns,
             SCHEMA.names,
         ):
-            yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
+            if is_early:
+                table = table.filter(pc.is_valid(table.column("_key")))
+            yield table
 
 
 class EndpointLabels:
@@ -260,7 +263,7 @@ class EndpointLabels:
 
     @property
     def key_columns(self) -> set[str]:
-        return {column for kind in self.key_sets for column in kind}
+        return set().union(*self.key_sets)
 
     def batches(
         self,
@@ -270,7 +273,10 @@ class EndpointLabels:
         """Yield the labels like `read_labels`. Labels that are kept in memory have all
         columns.
         """
-        yield from read_labels(*self._source, since, columns) if self._few is None else self._few
+        if self._few is None:
+            yield from read_labels(*self._source, since, columns)
+        else:
+            yield from self._few
 
     @cached_property
     def _few(self) -> list[pa.Table] | None:
@@ -322,7 +328,7 @@ class LabelIndex:
         self._key_sets = key_sets
         self._seen = set[Kind]()
         self._parts = _merge(
-            part for table in _grouped(labels) for part in self._named(table, rows)
+            chain.from_iterable(self._named(table, rows) for table in _grouped(labels)),
         )
 
     @property
@@ -367,7 +373,9 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
     runs: list[pa.Table] = []
     for tables in group_tables(named, MOST_HELD_LABELS, MOST_KEPT_BYTES):
         run = _latest_labels(pa.concat_tables(tables))
-        runs.append(_spill(run) if runs else run)
+        if runs:
+            run = _spill(run)
+        runs.append(run)
     if len(runs) < 2:
         return runs
     edges = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
@@ -523,7 +531,7 @@ class LabelMatches:
 
     @property
     def columns(self) -> set[str]:
-        return {column for kind in self._kinds for column in kind}
+        return set().union(*self._kinds)
 
     @property
     def count(self) -> int:
@@ -588,7 +596,8 @@ def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
         except ValueError:
             values = None
         # An invalid key gets a separate kind, which matches no row.
-        kinds.append(tuple(values) if isinstance(values, dict) else (key,))
+        kind = tuple(values) if isinstance(values, dict) else (key,)
+        kinds.append(kind)
     return kinds, which
 
 
@@ -605,7 +614,8 @@ def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
     """
     pieces: list[pa.Array | str] = []
     for name, texts in columns.items():
-        start = ("," if pieces else "{") + json.dumps(name, ensure_ascii=False) + ":"
+        mark = "," if pieces else "{"
+        start = f"{mark}{json.dumps(name, ensure_ascii=False)}:"
         pieces += [pa.scalar(start), pc.fill_null(texts.dictionary.take(texts.indices), "null")]
     return pa.chunked_array([pc.binary_join_element_wise(*pieces, pa.scalar("}"), "")])
 

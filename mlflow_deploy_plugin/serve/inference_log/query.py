@@ -20,6 +20,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -120,12 +121,12 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             columns, scans = _plan(connection, query, schema)
             tables = view_tables(log, query.view, columns)
             rows = run.read(
-                batch for table in tables for batch in conform(table, schema).to_batches()
+                chain.from_iterable(conform(table, schema).to_batches() for table in tables),
             )
             passing = pa.RecordBatchReader.from_batches(schema, rows)
-            if (
-                scans > 1
-            ):  # A stream can be read only once, so a statement with several scans reads a copy.
+            # A stream can be read only once, so a statement with several scans reads a
+            # copy.
+            if scans > 1:
                 connection.register("_passing", passing)
                 connection.execute("CREATE TEMP TABLE log AS FROM _passing")
             else:
@@ -133,11 +134,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
 
         reader = run.call(start)
-        # Rename DuckDB's time zone Etc/UTC to UTC, as in the log.
-        types = [
-            pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
-            for kind in reader.schema.types
-        ]
+        types = map(_in_utc, reader.schema.types)
         form = pa.schema(list(zip(reader.schema.names, types, strict=True)))
         yield QueryResult(form, (batch.cast(form) for batch in run.results(reader)))
 
@@ -256,13 +253,23 @@ def _plan(
         if "ARROW_SCAN" in node["name"]:
             scans += 1
             projected = node["extra_info"].get("Projections", schema.names)
-            columns.update([projected] if isinstance(projected, str) else projected)
+            if isinstance(projected, str):
+                projected = [projected]
+            columns.update(projected)
     names = set(schema.names)
     # DuckDB renames columns that differ in case.
-    return (
-        columns if columns <= names else names,
-        scans,
-    )
+    if not columns <= names:
+        columns = names
+    return columns, scans
+
+
+def _in_utc(kind: pa.DataType) -> pa.DataType:
+    """Return the type with the time zone UTC, as in the log, instead of DuckDB's
+    Etc/UTC.
+    """
+    if pa.types.is_timestamp(kind) and kind.tz:
+        return pa.timestamp(kind.unit, "UTC")
+    return kind
 
 
 def _message(text: str, schema: pa.Schema) -> str:
@@ -286,7 +293,8 @@ def _message(text: str, schema: pa.Schema) -> str:
     if _NO_MEMORY.search(first):
         return f"the SQL exceeds the limit of memory or of temporary disk space: {first}"
     kind, _, rest = first.partition(": ")
-    return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"
+    reason = rest if kind.endswith("Error") else first
+    return f"the SQL cannot be run: {reason}"
 
 
 class StatementTimeout:

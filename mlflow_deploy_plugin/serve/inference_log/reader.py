@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -205,7 +206,7 @@ class InferenceLog:
 
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in range(_TRIES):
-                files = [file for members in _due_files(self, view).values() for file in members]
+                files = chain.from_iterable(_due_files(self, view).values())
                 try:
                     return unify_schemas(
                         schema for schema in pool.map(read_schema, files) if schema is not None
@@ -376,7 +377,9 @@ def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> Non
     """Match labels with rows, newest hour first, until all labels match; raise the
     errors of `view_tables`.
     """
-    for hour in reversed(log.all_files(endpoint)) if matches.count else ():
+    if not matches.count:
+        return
+    for hour in reversed(log.all_files(endpoint)):
         if matches.matched == matches.count:
             return
         for rows in log.scan(
@@ -420,11 +423,12 @@ def _with_rows(
     times: TimeRange,
 ) -> dict[Hour, list[LogFile]]:
     """Return the hours and files that may have rows in the range of receipt times."""
-    due = {
-        hour: [file for file in members if times.may_have_rows(file.changed)]
-        for hour, members in files.items()
-    }
-    return {hour: members for hour, members in due.items() if members}
+    due = {}
+    for hour, members in files.items():
+        some = [file for file in members if times.may_have_rows(file.changed)]
+        if some:
+            due[hour] = some
+    return due
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:

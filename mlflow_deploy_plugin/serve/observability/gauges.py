@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 def gauges_page(state_dir: Path, has_gpu: bool) -> bytes:
     """Return the gauges in Prometheus' text format."""
-    return agent_metrics_page(state_dir) + (gpu_metrics_page() if has_gpu else b"")
+    page = agent_metrics_page(state_dir)
+    if has_gpu:
+        page += gpu_metrics_page()
+    return page
 
 
 def agent_metrics_page(state_dir: Path) -> bytes:

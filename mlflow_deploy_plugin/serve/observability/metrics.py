@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -105,7 +106,7 @@ _SERVED_VERSION = Metric(
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
-_DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
+_DIFFERENCES = (0.0, *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))))
 """The bounds of the histogram of differences, for small outputs (probabilities) as well
 as large outputs (prices).
 """

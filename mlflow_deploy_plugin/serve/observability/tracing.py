@@ -217,6 +217,7 @@ def observe_request(
         }
         if tracer:
             extra["trace.id"] = traceparent.split("-")[1]
+        key = f", key {request.caller}" if request.caller else ""
         logger.info(
             "%s %s %d in %.2f ms, X-Request-Id %s%s",
             fields["http.request.method"],
@@ -224,7 +225,7 @@ def observe_request(
             response.status,
             seconds * 1000,
             answer_fields.get("http.request.id", "-"),
-            f", key {request.caller}" if request.caller else "",
+            key,
             extra=extra,
         )
     return response

@@ -121,13 +121,13 @@ def find_experiment() -> None:
     """
     import mlflow  # optional package
 
-    identity, name = (
-        os.environ.pop(variable, None)
-        for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
-    )
+    identity = os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    name = os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
+    if name:
+        identity = None
     while name or identity:
         try:
-            mlflow.set_experiment(name, None if name else identity)
+            mlflow.set_experiment(name, identity)
             return
         except mlflow.MlflowException as error:
             _log.warning(

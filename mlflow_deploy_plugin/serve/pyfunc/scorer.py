@@ -108,10 +108,7 @@ def to_model_input(
     for name, array in arrays.items():
         try:
             if types[name] == "binary":
-                arrays[name] = [
-                    None if text is None else base64.b64decode(text, validate=True)
-                    for text in array
-                ]
+                arrays[name] = list(map(_decode_base64, array))
         except ValueError:  # binascii.Error is a ValueError.
             why = f"column {name!r} (binary) contains a string that is not base64"
             raise SchemaMismatch(why, column=name) from None
@@ -206,7 +203,8 @@ def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, 
     for field in ("dataframe_records", "instances", "inputs"):
         rows = document.get(field)
         if isinstance(rows, dict) and name in rows:
-            yield from enumerate(rows[name] if isinstance(rows[name], list) else [rows[name]])
+            values = rows[name] if isinstance(rows[name], list) else [rows[name]]
+            yield from enumerate(values)
         elif isinstance(rows, list):
             yield from (
                 (number, row[name])
@@ -222,7 +220,13 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
     is_row = np.isscalar(data)
     if isinstance(data, Mapping):  # MLflow reads nested columns as one row.
         is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
-    return pd.DataFrame([data] if is_row else data)
+    if is_row:
+        data = [data]
+    return pd.DataFrame(data)
+
+
+def _decode_base64(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text, validate=True)
 
 
 def _number_as_text(value: Any) -> Any:
@@ -267,11 +271,9 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
             continue
         seen.add(id(part))
         if isinstance(part, Mapping | list | tuple):
-            parts += (
-                (part.values() if isinstance(part, Mapping) else part)
-                if len(part) < _MOST_STEPS
-                else ()
-            )
+            if len(part) < _MOST_STEPS:
+                steps = part.values() if isinstance(part, Mapping) else part
+                parts += steps
         elif part is model or hasattr(part, "get_params"):
             fields: dict[str, Any] = getattr(part, "__dict__", {})
             parts += fields.values()
@@ -300,18 +302,18 @@ def _missing_texts(
             if isinstance(categories, np.ndarray) and any(
                 isinstance(category, str) for category in categories
             ):
-                missing = {
-                    None if category is None else np.nan
-                    for category in categories
-                    if _is_missing(category)
-                }
+                missing = set(map(_none_or_nan, filter(_is_missing, categories)))
                 learned[str(name)] = learned.get(str(name), set()) | missing
                 learned[""] |= missing
-    missing_by_name = {name: learned.get(str(name)) or learned[""] for name in names}
-    return {
-        name: next(iter(values)) if len(values) == 1 else otherwise
-        for name, values in missing_by_name.items()
-    }
+    missing_by_name = {}
+    for name in names:
+        values = learned.get(str(name)) or learned[""]
+        missing_by_name[name] = next(iter(values)) if len(values) == 1 else otherwise
+    return missing_by_name
+
+
+def _none_or_nan(missing: Any) -> float | None:
+    return None if missing is None else np.nan
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -350,12 +352,11 @@ def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Arra
             return {names[0]: _json_texts(answers)}
         if not all(isinstance(answer, Mapping) for answer in answers):
             raise NotRepresentable(f"an answer does not contain {', '.join(names)}")
-        columns = {
-            name: [row.get(name) for row in answers]
-            for name in names
-            if any(name in row for row in answers)
-        }
-        return {name: _plain_or_json(values) for name, values in columns.items()}
+        columns = {}
+        for name in names:
+            if any(name in answer for answer in answers):
+                columns[name] = _plain_or_json([answer.get(name) for answer in answers])
+        return columns
     except TypeError as error:  # orjson rejects integers above 64 bits and more than 254 levels.
         raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
 
@@ -392,12 +393,10 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
         if artifact.tensors and isinstance(data, Mapping):
             dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in artifact.inputs}
             arrays = {name: np.asarray(data[name]).astype(dtype) for name, dtype in dtypes.items()}
-            return {
-                name: _typed(array.ravel(), "str", "string").reshape(array.shape)
-                if array.dtype.kind == "O"
-                else array
-                for name, array in arrays.items()
-            }
+            for name, array in arrays.items():
+                if array.dtype.kind == "O":
+                    arrays[name] = _typed(array.ravel(), "str", "string").reshape(array.shape)
+            return arrays
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotRepresentable(str(error)) from None
     raise NotRepresentable("the body does not match the signature")
@@ -459,8 +458,10 @@ def _array(value: Any) -> Array:
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:
-        try:  # numpy does not convert scipy's sparse matrices.
-            array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+        if hasattr(value, "toarray"):  # numpy does not convert scipy's sparse matrices.
+            value = value.toarray()
+        try:
+            array = np.asarray(value)
         except ValueError:
             raise NotRepresentable("an output is ragged") from None
     array = np.atleast_1d(array)
@@ -624,13 +625,13 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
     """
     if schema is None or schema.is_tensor_spec():
         return schema
-    kinds = [
-        types.get(spec.type, spec.type) if isinstance(spec.type, DataType) else spec.type
-        for spec in schema
-    ]
-    return Schema(
-        [ColSpec(kind, spec.name, spec.required) for kind, spec in zip(kinds, schema, strict=True)],
-    )
+    columns = []
+    for spec in schema:
+        kind = spec.type
+        if isinstance(kind, DataType):
+            kind = types.get(kind, kind)
+        columns.append(ColSpec(kind, spec.name, spec.required))
+    return Schema(columns)
 
 
 def _type_name(kind: Any) -> str:
@@ -946,12 +947,9 @@ class Scorer:
             and isinstance(table.get("columns"), list)
         ):
             kinds = [self._nested.get(str(name)) for name in table["columns"]]
-            table["data"] = [
-                list(map(_with_doubles, row, kinds))
-                if isinstance(row, list) and len(row) == len(kinds)
-                else row
-                for row in table["data"]
-            ]
+            for index, row in enumerate(table["data"]):
+                if isinstance(row, list) and len(row) == len(kinds):
+                    table["data"][index] = list(map(_with_doubles, row, kinds))
         for field in ("dataframe_records", "inputs", "instances"):
             value = document.get(field)
             rows = value if isinstance(value, list) else [value]
@@ -979,8 +977,8 @@ class Scorer:
             return InferenceError(
                 f"the model cannot compute this input: {error_summary(recorder.error)}",
             )
-        is_read = recorder.data is not None
-        kind = _error_class(error, SchemaMismatch if is_read else InvalidRequest)
+        default = InvalidRequest if recorder.data is None else SchemaMismatch
+        kind = _error_class(error, default)
         return kind(clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:

@@ -125,14 +125,16 @@ class CaptureWriter:
         """
         if mask:
             names = frozenset(mask)
-            entries = [
-                row._replace(key=self._mask.hash_values(row.key, names)) if row.key else row
-                for row in entries
-            ]
+            entries = [self._masked(entry, names) for entry in entries]
         payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))
             self._write_frame(payload)
+
+    def _masked(self, entry: Feedback, names: frozenset[str]) -> Feedback:
+        if not entry.key:
+            return entry
+        return entry._replace(key=self._mask.hash_values(entry.key, names))
 
     def close(self) -> None:
         """Release the segment. The next write starts a new segment."""
