@@ -2,8 +2,8 @@
 an error.
 
     OnnxserveError                  500 INTERNAL_ERROR
-    ├── InvalidRequest              400 BAD_REQUEST              the body cannot be read
-    │   ├── SchemaMismatch          400 BAD_REQUEST              the body can be read but does not fit the model
+    ├── InvalidRequest              400 BAD_REQUEST
+    │   ├── SchemaMismatch          400 BAD_REQUEST
     │   ├── UnsupportedMediaType    415 BAD_REQUEST
     │   ├── BodyTooLarge            413 BAD_REQUEST
     │   ├── RequestTimeout          408 BAD_REQUEST
@@ -12,41 +12,42 @@ an error.
     │   ├── ExpectationFailed       417 BAD_REQUEST
     │   ├── HeadersTooLarge         431 BAD_REQUEST
     │   └── UnknownTransferCoding   501 NOT_IMPLEMENTED
-    ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  invalid setting, option or spec field
+    ├── InvalidConfig               400 INVALID_PARAMETER_VALUE
     ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
-    ├── NotInstalled                501 NOT_IMPLEMENTED          missing package that a feature needs
-    ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  no model is loaded yet
-    ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
-    ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        the time limit passed before the model ran
-    ├── ClientDisconnected          499 CANCELLED                the caller has closed the connection
-    ├── ModelError                  400 INVALID_PARAMETER_VALUE  model that cannot be used
-    │   ├── ConversionError                                      the model has no ONNX form
-    │   ├── ParityError                                          the outputs of the ONNX form differ from the original
-    │   └── InvalidArtifact                                      a file of the model is missing or invalid
-    ├── InferenceError              400 BAD_REQUEST              ONNX Runtime refused this input
-    ├── Unauthenticated             401 UNAUTHENTICATED          the caller sent no valid key
-    ├── ScopeMissing                403 PERMISSION_DENIED        the caller's key does not permit this request
-    ├── GateRefused                 403 PERMISSION_DENIED        version that has not passed its gate
-    ├── CodeRefused                 403 PERMISSION_DENIED        model whose own code may not run here
-    ├── CallerRefused               403 PERMISSION_DENIED        page of another site that would change the server
-    ├── RuntimeMissing              500 INTERNAL_ERROR           ONNX Runtime is not installed or too old
-    ├── DeviceUnavailable           500 INTERNAL_ERROR           ONNX Runtime does not use the requested device
-    ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not respond
-    │   └── RegistryRefused                                      MLflow rejects the account
-    ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
-    ├── DeploymentFailed            500 INTERNAL_ERROR           server that did not become ready
-    ├── BuildFailed                 500 INTERNAL_ERROR           image that was not built or not pushed
-    ├── CommandFailed               500 INTERNAL_ERROR           external program that failed or took too long
-    └── InternalError               500 INTERNAL_ERROR           unexpected error; its traceback is in the log
+    ├── NotInstalled                501 NOT_IMPLEMENTED
+    ├── NotReady                    503 TEMPORARILY_UNAVAILABLE
+    ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED
+    ├── DeadlineExceeded            504 DEADLINE_EXCEEDED
+    ├── ClientDisconnected          499 CANCELLED
+    ├── ModelError                  400 INVALID_PARAMETER_VALUE
+    │   ├── ConversionError
+    │   ├── ParityError
+    │   └── InvalidArtifact
+    ├── InferenceError              400 BAD_REQUEST
+    ├── Unauthenticated             401 UNAUTHENTICATED
+    ├── ScopeMissing                403 PERMISSION_DENIED
+    ├── GateRefused                 403 PERMISSION_DENIED
+    ├── CodeRefused                 403 PERMISSION_DENIED
+    ├── CallerRefused               403 PERMISSION_DENIED
+    ├── RuntimeMissing              500 INTERNAL_ERROR
+    ├── DeviceUnavailable           500 INTERNAL_ERROR
+    ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE
+    │   └── RegistryRefused
+    ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE
+    ├── DeploymentFailed            500 INTERNAL_ERROR
+    ├── BuildFailed                 500 INTERNAL_ERROR
+    ├── CommandFailed               500 INTERNAL_ERROR
+    └── InternalError               500 INTERNAL_ERROR
 
-The message is for the person who made the mistake: it describes the problem, its
-location and a correct value. `http_status` and `error_code` (a code of MLflow, so that
-MLflow's clients understand it) are for programs. The errors become HTTP responses in
-`serve/http/responses.py`, gRPC responses in `serve/grpc/service.py`, an
-`MlflowException` in `ship/deployments/client.py`, and a line on stderr with exit status
-1 in `cli`. `serve/client/` turns responses into errors again.
-"""  # noqa: E501
+The docstring of a class describes its cause. The message is for the person who made the
+mistake: it describes the problem, its location and a correct value. `http_status` and
+`error_code` (a code of MLflow, so that MLflow's clients understand it) are for
+programs. The errors become HTTP responses in `serve/http/responses.py`, gRPC responses
+in `serve/grpc/service.py`, an `MlflowException` in `ship/deployments/client.py`, and a
+line on stderr with exit status 1 in `cli`. `serve/client/` turns responses into errors
+again.
+"""
 
 from dataclasses import dataclass
 from itertools import chain

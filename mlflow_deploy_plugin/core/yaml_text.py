@@ -7,11 +7,7 @@ from typing import Any
 import yaml
 
 # PyYAML may have been built without libyaml.
-_LOADER = getattr(
-    yaml,
-    "CSafeLoader",
-    yaml.SafeLoader,
-)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_DEPTH = 100
 _MAX_ALIASED = 1_000_000
 """The maximum number of characters and values that the aliases of a document may expand

@@ -30,11 +30,7 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
             Path(file).read_bytes()  # The OSError has the file name, which OpenSSL's error omits.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
         # Without a password, OpenSSL would prompt for it.
-        context.load_cert_chain(
-            certfile,
-            keyfile,
-            password="",
-        )
+        context.load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
         # empty if no PEM, or a wrong password
         openssl_reason = (error.reason or "").replace("_", " ").lower()

@@ -1,13 +1,16 @@
 """The settings of the platforms that run a container with a model, and the routes that
 each platform calls.
 
-| platform | recognised by | port | routes | model |
-|---|---|---|---|---|
-| Vertex AI | `AIP_HTTP_PORT`, `AIP_PREDICT_ROUTE` | as set (8080) | as set, and `/ping` | `AIP_STORAGE_URI` |
-| Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness `/` or as deployed | in that folder |
-| Cloud Run, Knative | `K_SERVICE` | `PORT` (8080) | all | in the image |
-| SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as set (8080) | `/ping`, `/invocations` | /opt/ml/model |
-| KServe | `KUBERNETES_SERVICE_HOST` and the model | 8080 | V2 | /mnt/models |
+- Vertex AI sets `AIP_HTTP_PORT` (8080), `AIP_PREDICT_ROUTE` and `AIP_STORAGE_URI`, the
+  model. It also calls `/ping`.
+- Azure ML has the model in `AZUREML_MODEL_DIR`. On port 5001, it calls `/score`, and
+  for the liveness `/` or the route of the deployment.
+- Cloud Run and Knative set `K_SERVICE` and `PORT` (8080). They call all routes; the
+  model is in the image.
+- SageMaker sets `SAGEMAKER_BIND_TO_PORT` (8080), or has the model in /opt/ml/model. It
+  calls `/ping` and `/invocations`.
+- KServe is recognised by `KUBERNETES_SERVICE_HOST` and the model in /mnt/models. On
+  port 8080, it calls the routes of V2.
 
 The model of an image is also in /opt/ml/model, but a model that the platform specifies
 takes precedence.
@@ -18,7 +21,7 @@ https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/w
 (storage initializer)
 
 `onnxserve health [URL]` checks the health of the server in a container.
-"""  # noqa: E501
+"""
 
 import http.client
 import os

@@ -89,9 +89,9 @@ def gunicorn_command(
         options["--worker-tmp-dir"] = str(memory)  # The heartbeat must not wait for a disk.
     if server.certfile and server.keyfile:
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
-    if (
-        server.ca_certs
-    ):  # Requests without a certificate are rejected later, because health checks have none.
+    # Requests without a certificate are rejected later, because health checks have
+    # none.
+    if server.ca_certs:
         options |= {"--ca-certs": server.ca_certs, "--cert-reqs": int(ssl.CERT_OPTIONAL)}
     command = [sys.executable, "-m", "gunicorn", "--no-sendfile"]
     for listener in listeners:

@@ -164,10 +164,7 @@ class _Supervisor:
         self._started_at = time.time()
         self._children = SupervisedChildren()
         # gunicorn would report readiness too early
-        self._notify_socket = os.environ.pop(
-            "NOTIFY_SOCKET",
-            "",
-        )
+        self._notify_socket = os.environ.pop("NOTIFY_SOCKET", "")
         self._agent: SupervisedChild | None = None
         self._agent_crashes = Crashes()
         self._restart_agent_at = 0.0
@@ -186,10 +183,8 @@ class _Supervisor:
         # mistaken for this agent's.
         (self.state_dir / files.AGENT).unlink(missing_ok=True)
         self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
-        with (
-            self._may_fork,
-            held_back,
-        ):  # On a failure or a signal, gunicorn is stopped before it may fork.
+        # On a failure or a signal, gunicorn is stopped before it may fork.
+        with self._may_fork, held_back:
             try:
                 self._agent = self._children.start(self._agent_command)
                 self._start_gunicorn()
@@ -427,9 +422,9 @@ class _Supervisor:
         )
         try:
             files.write_state(self.state_dir / files.SERVER, state)
-        except (
-            OSError
-        ):  # A full disk must neither stop the server nor turn a clean end into a failure.
+        except OSError:
+            # A full disk must neither stop the server nor turn a clean end into a
+            # failure.
             if not self._is_ready and phase != "stopping":
                 raise
         else:
@@ -499,10 +494,7 @@ def open_listener(
                     f"this user may not open port {candidate}, but may open ports from 1024",
                 ) from None
             # Name resolution has its own error numbers.
-            is_of_a_name = isinstance(
-                error,
-                socket.gaierror,
-            )
+            is_of_a_name = isinstance(error, socket.gaierror)
             if is_of_a_name or not error.errno:
                 why = error.strerror
             else:

@@ -45,11 +45,7 @@ _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
 library uses Objective-C.
 """
 # only on Linux
-_prctl: Callable[[int, int], int] | None = getattr(
-    ctypes.CDLL(None),
-    "prctl",
-    None,
-)
+_prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
@@ -155,10 +151,8 @@ def signal_group(leader: int, number: int) -> bool:
     """
     try:
         os.killpg(leader, number)
-    except (
-        ProcessLookupError,
-        PermissionError,
-    ):  # macOS raises PermissionError for a group of zombies.
+    except (ProcessLookupError, PermissionError):
+        # macOS raises PermissionError for a group of zombies.
         return False
     return True
 
@@ -341,10 +335,7 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
             for number in numbers
         }
         # The parent may have blocked signals.
-        mask = signal.pthread_sigmask(
-            signal.SIG_SETMASK,
-            (),
-        )
+        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
             yield wait
         finally:
@@ -415,9 +406,8 @@ class SupervisedChildren:
         supervisor = os.getpid()
 
         def prepare() -> None:
-            for number in (
-                _ending_signals()
-            ):  # The child must not run our handlers before it executes the program.
+            # The child must not run our handlers before it executes the program.
+            for number in _ending_signals():
                 signal.signal(number, signal.SIG_DFL)
             die_with_parent(signal.SIGTERM, supervisor)
 

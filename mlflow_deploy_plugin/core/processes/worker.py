@@ -201,9 +201,8 @@ def serve(descriptor: int) -> None:
     if (prepare := pickle.loads(next(requests))) is not None:
         prepare()
     for request in requests:
-        with contextlib.suppress(
-            ConnectionError,
-        ):  # After the parent's end, this process is killed.
+        # After the parent's end, this process is killed.
+        with contextlib.suppress(ConnectionError):
             connection.send_bytes(_answer(request))
 
 

@@ -1,11 +1,12 @@
 """The files of a version that people have approved, which MLflow's server with
 onnxserve knows from its audit trail.
 
-    GET /onnxserve/approved?model=X&version=7                 the `Approval` of the version
-    GET /onnxserve/changed-files                              each `ChangedFiles` of the models that the caller may read
+- `GET /onnxserve/approved?model=X&version=7`: the `Approval` of the version
+- `GET /onnxserve/changed-files`: each `ChangedFiles` of the models that the caller may
+  read
 
 Tags are not asked, because other people may write to MLflow's database and artifacts.
-"""  # noqa: E501
+"""
 
 from typing import Any
 

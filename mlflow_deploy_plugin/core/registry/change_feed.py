@@ -1,12 +1,12 @@
 """The change feed of an MLflow server with onnxserve: server-sent events with the
 versions that model URIs select.
 
-    GET /onnxserve/changes?uri=models:/X@champion&uri=…      the URIs are stages, aliases and tags
+    GET /onnxserve/changes?uri=models:/X@champion&uri=…
     data: {"models:/X@champion": {"name": "X", "version": "7", …}}
 
-The first events have all URIs, and a later event the URIs that select another version
-or whose version has other tags. The value null means that the client must resolve the
-URI itself. A comment is sent every few seconds.
+The URIs are stages, aliases and tags. The first events have all URIs, and a later event
+the URIs that select another version or whose version has other tags. The value null
+means that the client must resolve the URI itself. A comment is sent every few seconds.
 """
 
 from collections.abc import Generator, Mapping
@@ -88,9 +88,8 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
 def _allow_silence(answer: "Response") -> None:
     """Replace the time limit for the head by the limit for the pauses of the stream."""
     connection = answer.raw.connection
-    if (
-        connection is not None and connection.sock is not None
-    ):  # http.client releases a connection that will close.
+    # http.client releases a connection that will close.
+    if connection is not None and connection.sock is not None:
         connection.sock.settimeout(_SILENCE_SECONDS)
 
 

@@ -286,9 +286,8 @@ def registry_client() -> "MlflowClient":
         harden_mlflow_client()
         return mlflow.MlflowClient()
     except MlflowException as error:
-        if (
-            not mlflow.is_tracking_uri_set()
-        ):  # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
+        # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
+        if not mlflow.is_tracking_uri_set():
             raise InvalidConfig(
                 "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such "
                 "as http://mlflow:5000",
@@ -667,9 +666,8 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
             f"{what}: the disk of this machine cannot be written: {full[1].strip()}",
         )
     account = "the credentials"
-    if answered := _ANSWERED.search(
-        text,
-    ):  # Name the host that answered, because a run's files may be on any host.
+    # Name the host that answered, because a run's files may be on any host.
+    if answered := _ANSWERED.search(text):
         store = "" if is_mlflow(answered[0]) else answered[1]
     elif not store and _is_of_store(error):
         store = "the artifact store"
@@ -680,9 +678,9 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
         account = "the credentials of MLflow's server"
         code = answer[1]
         text = answer[2]
-    elif (
-        answered
-    ):  # The model's author, who may choose the server, must not see its answer in a tag.
+    elif answered:
+        # The model's author, who may choose the server, must not see its answer in a
+        # tag.
         text = text.partition(" Response text: ")[0]
         account += (
             " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for "

@@ -121,9 +121,8 @@ def parse_model_uri(model_uri: str) -> ModelURI:
         case "file":
             return ModelURI("path", unquote(address.path))
         case "http" | "https":
-            if (
-                _PROXIED not in address.path
-            ):  # Only the artifacts of an MLflow server have supported web addresses.
+            # Only the artifacts of an MLflow server have supported web addresses.
+            if _PROXIED not in address.path:
                 server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
                 page = _PAGE.search(unquote(address.fragment))
                 name, version = (
@@ -220,9 +219,8 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
             raise InvalidConfig(
                 f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected",
             )
-        if {"`", '"'} & set(key) or {"'", '"'} <= set(
-            value,
-        ):  # MLflow's filters cannot escape quotes.
+        # MLflow's filters cannot escape quotes.
+        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):
             raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
         return ModelURI("tag", name, f"{key}={value}")
     if not is_valid or "/" in selector:

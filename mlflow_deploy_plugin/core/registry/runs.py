@@ -339,10 +339,7 @@ class IdempotentRun:
         continues the run.
         """
         # Only the command may print to stdout.
-        os.environ.setdefault(
-            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
-            "true",
-        )
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         client = registry_client()
         with registry_errors(self.what), no_request_timeout:
             for _ in range(_MAX_ATTEMPTS):
@@ -437,10 +434,8 @@ class IdempotentRun:
             try:
                 tag_run(client, other_id, {SUPERSEDED: run_id})
             except MlflowException:
-                if not _is_deleted(
-                    client,
-                    other_id,
-                ):  # The creator may have deleted the run since the search.
+                # The creator may have deleted the run since the search.
+                if not _is_deleted(client, other_id):
                     raise
             if self.done[0] in other.data.tags:
                 with suppress(MlflowException):  # Another process may have deleted the tag.

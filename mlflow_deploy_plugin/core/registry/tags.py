@@ -171,11 +171,8 @@ def names_dataset(policy: str) -> bool:
 
     try:
         return bool(((load_yaml(policy) or {}).get("evaluation") or {}).get("dataset"))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        AttributeError,
-    ):  # AttributeError: the document is not a policy.
+    except (yaml.YAMLError, ValueError, AttributeError):
+        # AttributeError: the document is not a policy.
         return True
 
 
@@ -188,11 +185,8 @@ def requires_approvals(policy: str) -> bool:
 
     try:
         return (load_yaml(policy) or {}).get("approvals") is not None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        AttributeError,
-    ):  # AttributeError: the document is not a policy.
+    except (yaml.YAMLError, ValueError, AttributeError):
+        # AttributeError: the document is not a policy.
         return "approvals" in policy
 
 

@@ -92,11 +92,7 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
         spans.sort()
         starts, ends = zip(*spans, strict=True)
         # The ends are cumulative maxima.
-        spans[:] = zip(
-            starts,
-            accumulate(ends, max),
-            strict=True,
-        )
+        spans[:] = zip(starts, accumulate(ends, max), strict=True)
 
     def is_step(event: "AuditEvent") -> bool:
         if event.action not in _STEPS:
@@ -258,10 +254,8 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
         client.set_model_version_tag(name, version, *uri.tag)
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.delete_model_version_tag(name, other, uri.tag[0])
-        if not _selected(
-            client,
-            uri,
-        ):  # Another client moved the tag back and removed it from this version.
+        # Another client moved the tag back and removed it from this version.
+        if not _selected(client, uri):
             client.set_model_version_tag(name, version, *uri.tag)
         return
     client.transition_model_version_stage(name, version, uri.selector)

@@ -6,7 +6,8 @@ describes an endpoint:
     apiVersion: onnxserve/v1
     name: flights
     variants:
-      flights: {model: "models:/flight-delay@champion", weight: 100}   # an alias or stage is followed
+      # an alias or stage is followed
+      flights: {model: "models:/flight-delay@champion", weight: 100}
     server: {workers: 2, device: cpu, port: 8080}
     capture: {fraction: 1.0}
     monitors:
@@ -15,4 +16,4 @@ describes an endpoint:
 Field names, defaults, bounds and descriptions are defined only here. `-C
 server.port=8123`, `onnxserve serve --help`, `mlflow deployments help -t onnxserve` and
 the reference page of the docs are generated from them.
-"""  # noqa: E501
+"""

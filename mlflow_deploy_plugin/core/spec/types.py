@@ -314,10 +314,7 @@ def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
         if len(text.split()) != 5:
             raise CronSimError("five fields are expected")
         # CronSim accepts fri-7, not fri-sun.
-        return CronSim(
-            re.sub("-sun", "-7", text, flags=re.IGNORECASE),
-            after,
-        )
+        return CronSim(re.sub("-sun", "-7", text, flags=re.IGNORECASE), after)
     except CronSimError as error:
         raise ValueError(
             f"{error}; minute, hour, day, month and weekday are expected, e.g. 15 6 * * 1-5",

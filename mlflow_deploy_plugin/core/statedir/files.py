@@ -250,11 +250,7 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     `seconds` (None: wait without a limit).
     """
     # The folder is shared, such as `deployments/`.
-    path.parent.mkdir(
-        parents=True,
-        exist_ok=True,
-        mode=0o755,
-    )
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     deadline = None if seconds is None else time.monotonic() + seconds
     operation = fcntl.LOCK_EX if deadline is None else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
@@ -267,9 +263,8 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
                 raise
             time.sleep(_LOCK_POLL_SECONDS)
             continue
-        with suppress(
-            FileNotFoundError,
-        ):  # If the lock's holder has removed the file, lock a new file.
+        # If the lock's holder has removed the file, lock a new file.
+        with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)
@@ -291,10 +286,8 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     """
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):
-        with (
-            suppress(OSError),
-            locked(lock, 0),
-        ):  # Skip folders that are in use or belong to another user.
+        # Skip folders that are in use or belong to another user.
+        with suppress(OSError), locked(lock, 0):
             shutil.rmtree(lock.with_suffix(""))
     folder = root / f"{prefix}{os.urandom(8).hex()}"
     with locked(folder.with_suffix(".lock")):

@@ -380,10 +380,7 @@ def _remove_abandoned_metrics() -> None:
             descriptor = os.open(folder, os.O_RDONLY)
             try:
                 # This fails if the server runs.
-                fcntl.flock(
-                    descriptor,
-                    fcntl.LOCK_EX | fcntl.LOCK_NB,
-                )
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not back.is_symlink() or back.readlink() != folder:
                     shutil.rmtree(folder)
             finally:

@@ -104,9 +104,8 @@ def migration_config(connection: Connection) -> "Config":
 
 
 def _migrate(connection: Connection) -> None:
-    if not inspect(connection).has_table(
-        VERSION_TABLE,
-    ):  # Check again, because another process may have migrated.
+    # Check again, because another process may have migrated.
+    if not inspect(connection).has_table(VERSION_TABLE):
         Base.metadata.create_all(connection)
         connection.execute(
             text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"),
@@ -137,9 +136,8 @@ def _engine(url: URL) -> Engine:
     backend = url.get_backend_name()
     arguments: dict[str, object] = {}
     if backend == "sqlite":
-        if (
-            make_url("sqlite:///%25").database == "%25" and url.database
-        ):  # SQLAlchemy before 2.1 does not decode %25.
+        # SQLAlchemy before 2.1 does not decode %25.
+        if make_url("sqlite:///%25").database == "%25" and url.database:
             url = url.set(database=unquote(url.database))
         arguments = {"timeout": _BUSY_SECONDS}
         if url.database and url.database != ":memory:":
@@ -149,9 +147,8 @@ def _engine(url: URL) -> Engine:
                 raise store_unavailable(url, error) from None
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
-        if (
-            url.get_driver_name() == "psycopg"
-        ):  # No prepared statements: PgBouncer would share them among clients.
+        # No prepared statements: PgBouncer would share them among clients.
+        if url.get_driver_name() == "psycopg":
             arguments["prepare_threshold"] = None
     try:
         engine = create_engine(url, connect_args=arguments, hide_parameters=True)

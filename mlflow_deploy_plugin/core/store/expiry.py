@@ -81,9 +81,8 @@ def _old_windows(
     newest = starts.order_by(row.start.desc())
     with store.transaction(is_read_only=True) as session:
         first = session.scalar(starts.order_by(row.start))
-        if (
-            first is None or first >= before
-        ):  # Usually no window is old. Return without the following queries.
+        # Usually no window is old. Return without the following queries.
+        if first is None or first >= before:
             return None
         last = session.scalars(newest).one()
         oldest_kept = session.scalar(newest.where(row.state == "judged").offset(KEPT_WINDOWS - 1))
@@ -114,9 +113,8 @@ def _delete(
             windows = [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand]
             key = (windows[0].endpoint, windows[0].monitor) if windows else None
             monitor = session.get(MonitorRow, key, with_for_update=True) if key else None
-            if (
-                monitor is not None
-            ):  # The row of a removed monitor, which has the counts, may not exist.
+            # The row of a removed monitor, which has the counts, may not exist.
+            if monitor is not None:
                 monitor.expired_failures += sum(window.attempts for window in windows)
                 verdicts = Counter(window.verdict for window in windows if window.state == "judged")
                 monitor.expired = dict(verdicts + Counter(monitor.expired))

@@ -303,9 +303,8 @@ class Monitors:
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
-        if (
-            states and "judged" not in states
-        ):  # `coalesce` forces the index on `state`: few rows match.
+        # `coalesce` forces the index on `state`: few rows match.
+        if states and "judged" not in states:
             query = query.where(
                 *(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of),
             )

@@ -183,11 +183,7 @@ class Store:
             with self.transaction() as session:
                 session.add(row)
                 # Windows may exist, judged by hand earlier.
-                _delete_monitors(
-                    session,
-                    spec.name,
-                    now,
-                )
+                _delete_monitors(session, spec.name, now)
                 detail = {"spec": row.spec, **_unapproved_detail(unapproved)}
                 event = {"after": audit.describe_traffic(spec), "why": why, "detail": detail}
                 self._audit(session, "create", user, endpoint=spec.name, **event)

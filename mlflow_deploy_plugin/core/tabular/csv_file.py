@@ -60,7 +60,8 @@ class CsvRecord(NamedTuple):
         fields = self.fields
         if positions is not None:
             fields = [fields[index] for index in positions]
-        # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+        # A lone surrogate, which stands for a byte that is not UTF-8, cannot be
+        # encoded.
         try:
             "".join(fields).encode()
         except UnicodeEncodeError:
@@ -117,10 +118,7 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
             position -= sum(map(len, lines[1:]))
             del lines[1:]
             # The old reader may have reached the end of the file.
-            reader = csv.reader(
-                texts(),
-                strict=True,
-            )
+            reader = csv.reader(texts(), strict=True)
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
         if not raw.isspace():  # Blank lines are not records.

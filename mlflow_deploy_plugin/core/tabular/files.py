@@ -359,9 +359,8 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
         zone = "UTC" if column.type.tz else None
         # Without the cast, local time would be written.
         column = column.cast(pa.timestamp(column.type.unit, zone))
-        with contextlib.suppress(
-            pa.ArrowInvalid,
-        ):  # A time with nanoseconds cannot be cast and is unchanged.
+        # A time with nanoseconds cannot be cast and is unchanged.
+        with contextlib.suppress(pa.ArrowInvalid):
             column = column.cast(pa.timestamp("us", zone))
         return pc.strftime(column, f"{_TIME}Z" if zone else _TIME)
     if _csv_type(column.type) == column.type:

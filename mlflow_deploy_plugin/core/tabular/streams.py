@@ -123,7 +123,8 @@ class RowStream:
                 raise InvalidRequest(f"its header is not valid CSV: {self._header.error}")
             names = self._header.fields if self._header else []
             return pa.schema([(name, pa.string()) for name in names])
-        # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+        # A lone surrogate, which stands for a byte that is not UTF-8, cannot be
+        # encoded.
         except UnicodeEncodeError:
             raise InvalidRequest(
                 "its header is not in UTF-8, the required encoding of CSV files",
@@ -246,8 +247,8 @@ class RowStream:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            # Parse only lines that may contain a sought column. A backslash may hide its
-            # name.
+            # Parse only lines that may contain a sought column. A backslash may hide
+            # its name.
             if block:
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
                 lines = list(

@@ -1,15 +1,17 @@
 """Fetching: resolved model references become verified files on this disk, in a cache
 that agents share.
 
-    CACHE/models/<digest>/          the MLmodel folder, which is never changed
-    CACHE/sources/<key>             the digest of a fetched version, so that a restart does not need the artifact store
-    CACHE/users/<key>               the path of a state folder whose wanted.json may name models in the cache
-    CACHE/fetching-*/               running downloads, which are moved to models/ by an atomic rename
+- `CACHE/models/<digest>/`: the MLmodel folder, which is never changed
+- `CACHE/sources/<key>`: the digest of a fetched version, so that a restart does not
+  need the artifact store
+- `CACHE/users/<key>`: the path of a state folder whose wanted.json may name models in
+  the cache
+- `CACHE/fetching-*/`: running downloads, which are moved to models/ by an atomic rename
 
 If two agents fetch a version at the same time, both agents download it, and the first
 copy is kept. A model is kept while a wanted.json or followed.json names it, while it is
 among the latest models, and for an hour after its last use.
-"""  # noqa: E501
+"""
 
 import gc
 import hashlib
@@ -75,14 +77,9 @@ class ModelCache:
         folder = str(state_dir.absolute())
         try:
             # The mode does not apply to copied files.
-            self._models.mkdir(
-                parents=True,
-                exist_ok=True,
-                mode=0o770,
-            )
-            if (
-                not user.exists() or user.read_text() != folder
-            ):  # An unnecessary write could fail on a full disk.
+            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)
+            # An unnecessary write could fail on a full disk.
+            if not user.exists() or user.read_text() != folder:
                 write_atomically(user, folder.encode())
         except OSError as error:
             raise InvalidConfig(

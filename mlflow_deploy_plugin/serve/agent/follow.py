@@ -123,9 +123,9 @@ class Follower:
         self.resolver.take_feed(self.feed.covered, self.feed.take())
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
-        if (
-            is_first
-        ):  # Wait for versions in the first round, because workers cannot start without a version.
+        # Wait for versions in the first round, because workers cannot start without a
+        # version.
+        if is_first:
             deadline = time.monotonic() + _FIRST_POLL_SECONDS
             while pending := self.resolver.pending():
                 is_settled = all(model.is_settled for model in self.resolver.models.values())
@@ -245,9 +245,9 @@ class Follower:
                     shadow=variant.shadow,
                     aspects=model.version.aspects,
                 )
-            elif (
-                name in served
-            ):  # The model of the spec was changed, and the new model cannot be fetched yet.
+            elif name in served:
+                # The model of the spec was changed, and the new model cannot be fetched
+                # yet.
                 variants[name] = served[name]
             elif message := model.message(variant.model):
                 errors[name] = redact_addresses(message)

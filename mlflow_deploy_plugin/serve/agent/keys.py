@@ -78,9 +78,9 @@ class KeyFetcher(threading.Thread):
         """Write the last fetched keys unless the file already has these keys. Return
         True if the file was written.
         """
-        with (
-            self._writing
-        ):  # Two threads write the file: without a lock, older keys could replace newer keys.
+        # Two threads write the file: without a lock, older keys could replace newer
+        # keys.
+        with self._writing:
             return self._content is not None and assert_content(self._file, self._content)
 
 

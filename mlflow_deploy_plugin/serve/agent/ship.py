@@ -1,9 +1,12 @@
 """Shipping: write the workers' spool to the inference log, as Parquet partitioned by
 endpoint and hour of event time.
 
-    LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
-    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       labels from feedback on these rows
-    LOG/_failed/endpoint=…      failed requests, with the reason and without the model's columns
+- `LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<name>.parquet`: rows; the name is
+  `<segment>-<first offset>-<last offset>`
+- `LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<name>.parquet`: labels from feedback on
+  these rows
+- `LOG/_failed/endpoint=…`: failed requests, with the reason and without the model's
+  columns
 
 Rows are shipped at least once: the shipped offset is written to `<segment>.shipped`
 after the rows are in the log. A segment is deleted when its worker has released it and
@@ -11,7 +14,7 @@ all its rows are shipped. If rows are shipped again after a crash together with 
 rows, the file has a different name. No name is therefore used for two contents, and a
 compactor may delete a file. Readers drop duplicates by (`_segment`, `_offset`, `_row`).
 Shipping waits while a busy worker's segment grows, which reduces the number of files.
-"""  # noqa: E501
+"""
 
 import logging
 import shutil

@@ -85,10 +85,7 @@ class RowFilter:
     def select(self, table: pa.Table) -> pa.Table:
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
             # Older files lack SHADOW.
-            table = table.append_column(
-                SHADOW,
-                pa.repeat(False, len(table)),
-            )
+            table = table.append_column(SHADOW, pa.repeat(False, len(table)))
         if self.columns is None:
             return table
         present = set(table.column_names)

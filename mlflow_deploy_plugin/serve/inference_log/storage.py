@@ -230,14 +230,9 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
         # None after a broken connection
-        answer = (getattr(error, "response", None) or {}).get(
-            "ResponseMetadata",
-            {},
-        )
-        if is_new and answer.get("HTTPStatusCode") in (
-            409,
-            412,
-        ):  # 409: a concurrent write of the same name
+        answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
+        # 409: a concurrent write of the same name
+        if is_new and answer.get("HTTPStatusCode") in (409, 412):
             raise FileExistsError(f"s3://{bucket}/{key} exists") from None
         _s3_client.cache_clear()  # Only a new client reads rotated credentials.
         setting = f"; ONNXSERVE_LOG_SSE is {encryption}" if encryption else ""

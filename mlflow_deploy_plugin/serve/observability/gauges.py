@@ -114,9 +114,8 @@ def gpu_metrics_page() -> bytes:
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
             labels = {"gpu": str(number), "uuid": nvml.nvmlDeviceGetUUID(gpu)}
             for name, (text, read) in _GPU_GAUGES.items():
-                with contextlib.suppress(
-                    nvml.NVMLError,
-                ):  # Some laptops do not report their power, for example.
+                # Some laptops do not report their power, for example.
+                with contextlib.suppress(nvml.NVMLError):
                     series = MetricSeries(labels, float(read(nvml, gpu)))
                     families.setdefault(name, MetricFamily(name, "gauge", text)).series.append(
                         series,

@@ -380,9 +380,8 @@ class Metrics:
             for bucket, rows in buckets.items():
                 cells[slots["difference"] + 1 + bucket] += rows
             self._observe(slots["seconds"], seconds)
-            cells[slots["compared"]] += (
-                requests  # A scrape that sees the requests also sees their rows.
-            )
+            # A scrape that sees the requests also sees their rows.
+            cells[slots["compared"]] += requests
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         self._add(labels, _FEEDBACK_LABELS, outcome=outcome)
@@ -533,10 +532,7 @@ class Metrics:
 
     def _prediction_slot(self, known: dict[object, int], version: str, label: Label) -> int:
         # The type is needed, because 1 == True in Python. Every label is hashable.
-        of_type = (
-            type(label),
-            label,
-        )
+        of_type = (type(label), label)
         if (slot := known.get(of_type)) is not None:
             return slot
         if len(known) > MAX_PREDICTIONS:

@@ -105,13 +105,10 @@ class RecentRequests:
 
     def write(self) -> None:
         newest = self._own()[:_MOST_WRITTEN]
-        if (
-            newest != self._written and self._path.parent.is_dir()
-        ):  # The next server may have removed the folder.
-            with suppress(
-                OSError,
-                TypeError,
-            ):  # Shared memory may be full, or a text may contain a lone surrogate.
+        # The next server may have removed the folder.
+        if newest != self._written and self._path.parent.is_dir():
+            # Shared memory may be full, or a text may contain a lone surrogate.
+            with suppress(OSError, TypeError):
                 write_atomically(self._path, orjson.dumps(newest))
                 self._written = newest
 

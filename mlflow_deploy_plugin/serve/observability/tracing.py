@@ -69,9 +69,8 @@ def open_tracer() -> "Tracer | None":
         "OTEL_RESOURCE_ATTRIBUTES",
         "",
     ):
-        attributes["service.name"] = (
-            "onnxserve"  # The SDK itself reads a name from the environment.
-        )
+        # The SDK itself reads a name from the environment.
+        attributes["service.name"] = "onnxserve"
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -201,9 +200,8 @@ def observe_request(
         if tracer:
             response.headers["traceparent"] = traceparent
             span.set_attributes({"http.response.status_code": response.status, **answer_fields})
-            if (
-                response.status >= 500
-            ):  # OpenTelemetry's HTTP conventions define only such statuses as errors.
+            # OpenTelemetry's HTTP conventions define only such statuses as errors.
+            if response.status >= 500:
                 span.set_status(tracer.error)
     if logs_requests:
         seconds = time.perf_counter() - began

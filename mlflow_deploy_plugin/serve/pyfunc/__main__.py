@@ -1,9 +1,11 @@
 """The side processes of a worker (`serve/pyfunc/process.py`), for a model without an
 ONNX form and for explanations.
 
-python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR     predicts with the model in FOLDER
-python -m mlflow_deploy_plugin.serve.pyfunc explain DESCRIPTOR    explains predictions of ONNX models
-"""  # noqa: E501
+- `python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR` predicts with the model
+  in FOLDER.
+- `python -m mlflow_deploy_plugin.serve.pyfunc explain DESCRIPTOR` explains predictions
+  of ONNX models.
+"""
 
 import logging
 import os
@@ -57,10 +59,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     """
     os.environ.update(_SERVING)
     # like the server; MLflow's default is gRPC
-    os.environ.setdefault(
-        "OTEL_EXPORTER_OTLP_PROTOCOL",
-        "http/protobuf",
-    )
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Each refused request would log a warning.
     try:

@@ -83,9 +83,8 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
                     daemon=True,
                 ).start()
                 break
-            except (
-                RuntimeError
-            ):  # The limit of threads (`ulimit -u`, a container's pids) is reached.
+            except RuntimeError:
+                # The limit of threads (`ulimit -u`, a container's pids) is reached.
                 _log.warning(
                     "a thread cannot be started; requests wait until a thread is available",
                 )

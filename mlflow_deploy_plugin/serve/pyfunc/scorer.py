@@ -406,9 +406,8 @@ def _typed(column: Any, dtype: str, kind: str) -> Array:
     if dtype == "str":
         as_text = _AS_TEXT.get(kind, _text)
         return _texts(column, lambda value: None if _is_missing(value) else as_text(value))
-    if (
-        dtype == "bool" and column.isna().any()
-    ):  # A cast to bool would make null false and NaN true.
+    # A cast to bool would make null false and NaN true.
+    if dtype == "bool" and column.isna().any():
         dtype = "float32"
     return np.asarray(column.to_numpy(dtype=dtype))
 
@@ -424,9 +423,8 @@ def _is_missing(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if (
-        isinstance(value, np.ndarray) and value.ndim == 0
-    ):  # MLflow reads strings in `instances` as 0-d arrays.
+    # MLflow reads strings in `instances` as 0-d arrays.
+    if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} is not a string")
@@ -705,10 +703,7 @@ class Scorer:
         """
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
             # Set this before the next line imports Keras.
-            os.environ.setdefault(
-                "KERAS_BACKEND",
-                backend,
-            )
+            os.environ.setdefault("KERAS_BACKEND", backend)
         model = load_model(str(folder))
         artifact = read_served_artifact(folder)
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
@@ -737,11 +732,7 @@ class Scorer:
         if inspect.ismethod(predict):
             original = partial(inspect.unwrap(predict.__func__), predict.__self__)
         # MLflow reads the parameters of predict.
-        setattr(
-            owner,
-            name,
-            wraps(predict)(partial(pdb.runcall, original)),
-        )
+        setattr(owner, name, wraps(predict)(partial(pdb.runcall, original)))
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero
@@ -790,9 +781,8 @@ class Scorer:
         recorder = _Recorder(model, most_values, self._converted, keys)
         try:
             data: Any = body
-            if (
-                mime_type == JSON
-            ):  # MLflow would parse bytes twice. json keeps integers above 64 bits.
+            # MLflow would parse bytes twice. json keeps integers above 64 bits.
+            if mime_type == JSON:
                 with suppress(ValueError):  # MLflow reports the error.
                     data = json.loads(body)
             if isinstance(data, dict):
@@ -809,9 +799,8 @@ class Scorer:
             )
             if mime_type == "text/csv" and has_columns:
                 mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
-            if (
-                mime_type == "text/csv" and keys and has_columns
-            ):  # MLflow must read a key such as 007 as text.
+            # MLflow must read a key such as 007 as text.
+            if mime_type == "text/csv" and keys and has_columns:
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])
             answer = scoring_server.invocations(data, content_type, recorder, schema)
@@ -921,9 +910,8 @@ class Scorer:
         if name := next((name for name in (*self._dates, *self._texts) if name in doubled), None):
             raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
-            if not pd.api.types.is_datetime64_any_dtype(
-                table[name].dtype,
-            ):  # Parquet has dates, which need no parsing.
+            # Parquet has dates, which need no parsing.
+            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):
                 table[name] = _read_dates(name, table[name])
         for name in [name for name in self._texts if name in table]:
             if table is not data:  # MLflow reads numbers of `inputs` and `instances` as strings.

@@ -58,9 +58,8 @@ def spool_bytes(spool: Path) -> int:
     size = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
         for entry in entries:
-            with contextlib.suppress(
-                FileNotFoundError,
-            ):  # The agent may just have removed the file.
+            # The agent may just have removed the file.
+            with contextlib.suppress(FileNotFoundError):
                 size += entry.stat().st_size
     return size
 
