@@ -517,19 +517,24 @@ def read_counts(
     figures: dict[MonitorKey, float] = {}
     with store.transaction(is_read_only=True) as session:
         for key in monitors:
-            monitor = _ScheduledWindows(session, *key)
-            window = monitor.newest()
+            scheduled = (
+                select(MonitorWindowRow)
+                .filter_by(endpoint=key[0], monitor=key[1], by_hand=False)
+                .order_by(*_NEWEST_FIRST)
+            )
+            of_judged = scheduled.where(MonitorWindowRow.state == "judged")
+            window = _first(session, scheduled)
             if window is None:
                 continue
             newest[key] = window
             if window.state != "judged":
-                window = monitor.newest_judged()
+                window = _first(session, of_judged)
                 if window is None:
                     continue
             judged[key] = window
             value = window.figures.get(figure)
             if value is None:
-                value = monitor.newest_figure(figure, looked_back)
+                value = _newest_figure(session, of_judged.limit(looked_back), figure)
             if value is not None:
                 figures[key] = value
         return StoreCounts(
@@ -542,35 +547,21 @@ def read_counts(
         )
 
 
-class _ScheduledWindows:
-    """The windows of a monitor, except windows by hand."""
+def _first(session: Session, windows: Select[MonitorWindowRow]) -> MonitorWindow | None:
+    return next(iter(tables.read_rows(session, windows.limit(1), MonitorWindow)), None)
 
-    def __init__(self, session: Session, endpoint: str, monitor: str) -> None:
-        windows = select(MonitorWindowRow).filter_by(
-            endpoint=endpoint,
-            monitor=monitor,
-            by_hand=False,
-        )
-        self._session = session
-        self._windows = windows.order_by(*_NEWEST_FIRST)
-        self._judged = self._windows.where(MonitorWindowRow.state == "judged")
 
-    def newest(self) -> MonitorWindow | None:
-        return self._first(self._windows)
-
-    def newest_judged(self) -> MonitorWindow | None:
-        return self._first(self._judged)
-
-    def newest_figure(self, name: str, most: int) -> float | None:
-        """Return the figure of the newest of `most` judged windows that has this
-        figure. A window without rows lacks it.
-        """
-        figure = MonitorWindowRow.figures[name].as_float()
-        values = self._session.scalars(self._judged.limit(most).with_only_columns(figure)).all()
-        return next((value for value in values if value is not None), None)
-
-    def _first(self, query: Select[MonitorWindowRow]) -> MonitorWindow | None:
-        return next(iter(tables.read_rows(self._session, query.limit(1), MonitorWindow)), None)
+def _newest_figure(
+    session: Session,
+    windows: Select[MonitorWindowRow],
+    name: str,
+) -> float | None:
+    """Return the figure of the newest window that has it. A window without rows lacks
+    it.
+    """
+    figure = MonitorWindowRow.figures[name].as_float()
+    values = session.scalars(windows.with_only_columns(figure)).all()
+    return next((value for value in values if value is not None), None)
 
 
 def _count_windows(
@@ -599,16 +590,10 @@ def _count_windows(
             counted.c.monitor == MonitorRow.monitor,
         ),
     )
-    return _add_up(session.execute(with_expired))
-
-
-def _add_up(
-    groups: Iterable[Row[Any]],
-) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
     judged: Counter[tuple[str, str, str]] = Counter()
     failures: Counter[MonitorKey] = Counter()
     last: dict[MonitorKey, datetime] = {}
-    for group in groups:
+    for group in session.execute(with_expired):
         key = group.endpoint, group.monitor
         if key not in failures:
             failures[key] = group.expired_failures or 0

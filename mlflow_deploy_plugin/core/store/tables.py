@@ -8,7 +8,7 @@ database.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -138,7 +138,22 @@ class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
 
 
 class Base(DeclarativeBase):
-    pass
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: sa.Text,
+        datetime: UtcDateTime,
+        Json: sa.JSON,
+        dict[str, int]: sa.JSON,
+        list[Json]: sa.JSON,
+        list[str]: sa.JSON,
+    }
+    """The type of a column, unless the column specifies another type."""
+
+
+RowId = Annotated[
+    int,
+    mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+]
+"""A generated id. SQLite generates ids only for the type INTEGER."""
 
 
 RowT = TypeVar("RowT", bound=Base)
@@ -187,10 +202,10 @@ class EndpointRow(Base):
 
     name: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
     target: Mapped[str] = mapped_column(sa.String(255))
-    spec: Mapped[str] = mapped_column(sa.Text)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    unapproved: Mapped[list[Json]] = mapped_column(sa.JSON, default=list, server_default="[]")
+    spec: Mapped[str]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    unapproved: Mapped[list[Json]] = mapped_column(default=list, server_default="[]")
 
 
 IS_DELETED = sa.text("action = 'delete'")
@@ -212,21 +227,17 @@ class AuditRow(Base):
         ),
     )
 
-    # SQLite generates ids only for the type INTEGER.
-    id: Mapped[int] = mapped_column(
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-    )
-    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    id: Mapped[RowId]
+    at: Mapped[datetime]
     actor: Mapped[str] = mapped_column(sa.String(255))
     action: Mapped[str] = mapped_column(sa.String(63))
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     model: Mapped[str] = mapped_column(sa.String(512), index=True, server_default="")
     version: Mapped[str] = mapped_column(sa.String(255), server_default="")
-    before: Mapped[str] = mapped_column(sa.Text, server_default="")
-    after: Mapped[str] = mapped_column(sa.Text, server_default="")
-    why: Mapped[str] = mapped_column(sa.Text, server_default="")
-    detail: Mapped[Json] = mapped_column(sa.JSON)
+    before: Mapped[str] = mapped_column(server_default="")
+    after: Mapped[str] = mapped_column(server_default="")
+    why: Mapped[str] = mapped_column(server_default="")
+    detail: Mapped[Json]
 
 
 _IS_LIVE = sa.text("ended_at IS NULL")
@@ -246,21 +257,18 @@ class RolloutRow(Base):
         ),
     )
 
-    id: Mapped[int] = mapped_column(
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-    )
+    id: Mapped[RowId]
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
-    spec: Mapped[Json] = mapped_column(sa.JSON)
+    spec: Mapped[Json]
     state: Mapped[str] = mapped_column(sa.String(31))
-    step: Mapped[int] = mapped_column(sa.Integer, default=0)
-    step_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    figures: Mapped[Json] = mapped_column(sa.JSON, default=dict)
-    reason: Mapped[str] = mapped_column(sa.Text, default="")
-    revision: Mapped[int] = mapped_column(sa.Integer, default=0)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    step: Mapped[int] = mapped_column(default=0)
+    step_at: Mapped[datetime]
+    figures: Mapped[Json] = mapped_column(default=dict)
+    reason: Mapped[str] = mapped_column(default="")
+    revision: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class LeaseRow(Base):
@@ -275,7 +283,7 @@ class LeaseRow(Base):
     token: Mapped[int] = mapped_column(sa.BigInteger)
     renewals: Mapped[int] = mapped_column(sa.BigInteger)
     seconds: Mapped[float] = mapped_column(sa.Float)
-    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime]
 
 
 _COUNTED = ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts", "updated_at")
@@ -297,30 +305,27 @@ class MonitorWindowRow(Base):
         sa.Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
     )
 
-    id: Mapped[int] = mapped_column(
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-    )
+    id: Mapped[RowId]
     endpoint: Mapped[str] = mapped_column(sa.String(63))
     monitor: Mapped[str] = mapped_column(sa.String(255))
-    start: Mapped[datetime] = mapped_column("window_start", UtcDateTime)
-    end: Mapped[datetime] = mapped_column("window_end", UtcDateTime)
-    revision: Mapped[int] = mapped_column(sa.Integer)
-    by_hand: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false())
+    start: Mapped[datetime] = mapped_column("window_start")
+    end: Mapped[datetime] = mapped_column("window_end")
+    revision: Mapped[int]
+    by_hand: Mapped[bool] = mapped_column(server_default=sa.false())
     state: Mapped[str] = mapped_column(sa.String(31), index=True)
     verdict: Mapped[str] = mapped_column(sa.String(31), default="")
-    reason: Mapped[str] = mapped_column(sa.Text, default="")
+    reason: Mapped[str] = mapped_column(default="")
     rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
     log_rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
     log_digest: Mapped[str] = mapped_column(sa.String(64), default="")
-    attempts: Mapped[int] = mapped_column(sa.Integer, default=0)
-    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime | None]
     run_id: Mapped[str] = mapped_column(sa.String(63), default="")
-    run_url: Mapped[str] = mapped_column(sa.Text, default="")
-    figures: Mapped[Json] = mapped_column(sa.JSON, default=dict)
-    evidence: Mapped[Json] = mapped_column(sa.JSON, default=dict, server_default="{}")
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    run_url: Mapped[str] = mapped_column(default="")
+    figures: Mapped[Json] = mapped_column(default=dict)
+    evidence: Mapped[Json] = mapped_column(default=dict, server_default="{}")
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
 
 
 class MonitorRow(Base):
@@ -328,50 +333,44 @@ class MonitorRow(Base):
 
     endpoint: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
     monitor: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
-    paused: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    paused: Mapped[bool] = mapped_column(default=False)
     paused_by: Mapped[str] = mapped_column(sa.String(255), default="")
-    made_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    consecutive: Mapped[int] = mapped_column(sa.Integer, default=0)
-    note: Mapped[str] = mapped_column(sa.Text, default="")
+    made_up_to: Mapped[datetime | None]
+    consecutive: Mapped[int] = mapped_column(default=0)
+    note: Mapped[str] = mapped_column(default="")
     note_kind: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
-    baseline: Mapped[Json] = mapped_column(sa.JSON, default=dict, server_default="{}")
+    baseline: Mapped[Json] = mapped_column(default=dict, server_default="{}")
     # The counts of expired scheduled windows: judged windows by verdict, and failed
     # attempts.
-    expired: Mapped[dict[str, int]] = mapped_column(sa.JSON, default=dict, server_default="{}")
-    expired_failures: Mapped[int] = mapped_column(sa.Integer, default=0, server_default="0")
+    expired: Mapped[dict[str, int]] = mapped_column(default=dict, server_default="{}")
+    expired_failures: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class AlertRow(Base):
     __tablename__ = "onnxserve_alerts"
 
-    id: Mapped[int] = mapped_column(
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-    )
+    id: Mapped[RowId]
     fingerprint: Mapped[str] = mapped_column(sa.String(255), index=True)
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     monitor: Mapped[str] = mapped_column(sa.String(255))
     state: Mapped[str] = mapped_column(sa.String(31))
-    first_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    last_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    told_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    count: Mapped[int] = mapped_column(sa.Integer)
-    detail: Mapped[Json] = mapped_column(sa.JSON)
+    first_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+    told_at: Mapped[datetime | None]
+    count: Mapped[int]
+    detail: Mapped[Json]
 
 
 class SilenceRow(Base):
     __tablename__ = "onnxserve_silences"
 
-    id: Mapped[int] = mapped_column(
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-    )
+    id: Mapped[RowId]
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     monitor: Mapped[str] = mapped_column(sa.String(255))
-    until: Mapped[datetime] = mapped_column(UtcDateTime)
-    why: Mapped[str] = mapped_column(sa.Text)
+    until: Mapped[datetime]
+    why: Mapped[str]
     actor: Mapped[str] = mapped_column(sa.String(255))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime]
 
 
 class ApiKeyRow(Base):
@@ -383,13 +382,13 @@ class ApiKeyRow(Base):
 
     name: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
     digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
-    scopes: Mapped[list[str]] = mapped_column(sa.JSON)
-    endpoints: Mapped[list[str]] = mapped_column(sa.JSON)
+    scopes: Mapped[list[str]]
+    endpoints: Mapped[list[str]]
     actor: Mapped[str] = mapped_column(sa.String(255))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    limits: Mapped[list[str]] = mapped_column(sa.JSON, server_default="[]")
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    limits: Mapped[list[str]] = mapped_column(server_default="[]")
 
 
 class RetrainingRow(Base):
@@ -397,25 +396,22 @@ class RetrainingRow(Base):
 
     __tablename__ = "onnxserve_retrainings"
 
-    id: Mapped[int] = mapped_column(
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-    )
+    id: Mapped[RowId]
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     monitor: Mapped[str] = mapped_column(sa.String(255))
     model: Mapped[str] = mapped_column(sa.String(512), index=True)
-    cause: Mapped[Json] = mapped_column(sa.JSON)
-    spec: Mapped[Json] = mapped_column(sa.JSON)
+    cause: Mapped[Json]
+    spec: Mapped[Json]
     state: Mapped[str] = mapped_column(sa.String(31))
     run_id: Mapped[str] = mapped_column(sa.String(63), default="")
     version: Mapped[str] = mapped_column(sa.String(255), default="")
     rollout_id: Mapped[int | None] = mapped_column(sa.BigInteger)
     waits_for: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
-    reason: Mapped[str] = mapped_column(sa.Text, default="")
+    reason: Mapped[str] = mapped_column(default="")
     figures: Mapped[RetrainingFigures] = mapped_column(_FiguresJson, default=RetrainingFigures)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class RegistryChangeRow(Base):
@@ -423,4 +419,4 @@ class RegistryChangeRow(Base):
 
     model: Mapped[str] = mapped_column(sa.String(512), primary_key=True)
     count: Mapped[int] = mapped_column(sa.BigInteger)
-    changed_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    changed_at: Mapped[datetime] = mapped_column(index=True)

@@ -362,7 +362,8 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
         # A time with nanoseconds cannot be cast and is unchanged.
         with contextlib.suppress(pa.ArrowInvalid):
             column = column.cast(pa.timestamp("us", zone))
-        return pc.strftime(column, f"{_TIME}Z" if zone else _TIME)
+        form = f"{_TIME}Z" if zone else _TIME
+        return pc.strftime(column, form)
     if _csv_type(column.type) == column.type:
         return column
     texts: list[str | None] = []

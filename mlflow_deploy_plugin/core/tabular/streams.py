@@ -370,7 +370,7 @@ class RowStream:
         dictionaries: Collection[str],
     ) -> Iterator[RowBlock]:
         metadata = self._parquet.metadata
-        size = sum(group.total_byte_size for group in _row_groups(metadata))
+        size = sum(group.total_byte_size for group in row_groups(metadata))
         row_bytes = max(1, size // max(1, metadata.num_rows))
         rows = max(1, min(_BLOCK_ROWS, 2 * _BLOCK_BYTES // row_bytes))
         repetitive = list(self._repetitive_texts(dictionaries))
@@ -390,7 +390,7 @@ class RowStream:
         text, because most of the texts are repetitions.
         """
         metadata = self._parquet.metadata
-        groups = _row_groups(metadata)
+        groups = row_groups(metadata)
         for index, leaf in enumerate(metadata.schema):
             name = leaf.path
             if name in names and self.schema.field(name).type in (pa.string(), pa.large_string()):
@@ -399,8 +399,8 @@ class RowStream:
                     yield name
 
 
-def _row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
-    return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+def row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
+    return [metadata.row_group(index) for index in range(metadata.numrow_groups)]
 
 
 def _are_null(values: Iterable[object]) -> bool:
@@ -540,7 +540,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def _fixed_bytes(metadata: pq.FileMetaData) -> int:
     """Return the size in bytes of the values of columns with a fixed length."""
-    groups = _row_groups(metadata)
+    groups = row_groups(metadata)
     size = 0
     for index in range(metadata.num_columns):
         length = max(metadata.schema.column(index).length, 0)  # 0: no fixed length
@@ -556,7 +556,7 @@ def _all_text_bytes(path: Path, metadata: pq.FileMetaData) -> int:
     size = 0
     # Texts are read as dictionaries, which store repeats once.
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
-        for group in range(metadata.num_row_groups):
+        for group in range(metadata.numrow_groups):
             for column in file.read_row_group(group, texts).columns:
                 size += sum(map(_text_bytes, column.chunks))
     return size
@@ -567,7 +567,7 @@ def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> 
     may take no bytes.
     """
     count = 0
-    for group in chain.from_iterable(map(_row_groups, files)):
+    for group in chain.from_iterable(map(row_groups, files)):
         count += sum(group.column(index).num_values for index in range(group.num_columns))
     if count * share > _MAX_VALUES:
         why = f"it contains {count:,} values; the limit is {_MAX_VALUES:,}"

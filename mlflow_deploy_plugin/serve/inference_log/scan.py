@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.tabular.streams import row_groups
 from mlflow_deploy_plugin.serve.inference_log.storage import LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.serve.inference_log.tables import IDENTITY, Deduplicator, hash_rows
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, microseconds
@@ -277,9 +278,7 @@ def _read_tables(
     columns_to_read: Callable[[Sequence[str]], Sequence[str] | None],
 ) -> Iterator[pa.Table]:
     metadata = parquet.metadata
-    size = sum(
-        metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)
-    )
+    size = sum(group.total_byte_size for group in row_groups(metadata))
     # Limit the rows per batch by size, because a row with a tensor may be large.
     rows = int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
     for batch in parquet.iter_batches(

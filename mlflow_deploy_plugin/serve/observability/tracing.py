@@ -190,13 +190,7 @@ def observe_request(
         opened = tracer.request(_span_name(request.method, path), request.headers, fields)
     with opened as (span, traceparent):
         response = handle()
-        answer_fields = {
-            field: response.headers[header]
-            for header, field in _FIELDS.items()
-            if header in response.headers
-        }
-        if request.caller:
-            answer_fields["user.name"] = request.caller
+        answer_fields = _answer_fields(request, response)
         if tracer:
             response.headers["traceparent"] = traceparent
             span.set_attributes({"http.response.status_code": response.status, **answer_fields})
@@ -227,6 +221,14 @@ def observe_request(
             extra=extra,
         )
     return response
+
+
+def _answer_fields(request: RawRequest, response: Response) -> dict[str, str]:
+    headers = response.headers
+    fields = {field: headers[header] for header, field in _FIELDS.items() if header in headers}
+    if request.caller:
+        fields["user.name"] = request.caller
+    return fields
 
 
 def _span_name(method: str, path: str) -> str:

@@ -1,8 +1,8 @@
 """The side processes of a worker (`serve/pyfunc/process.py`), for a model without an
 ONNX form and for explanations.
 
-- `python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR` predicts with the model
-  in FOLDER.
+- `python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR` predicts with the
+  model in FOLDER.
 - `python -m mlflow_deploy_plugin.serve.pyfunc explain DESCRIPTOR` explains predictions
   of ONNX models.
 """
