@@ -137,9 +137,21 @@ class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
         return None
 
 
+Str31 = Annotated[str, 31]
+Str63 = Annotated[str, 63]
+Str64 = Annotated[str, 64]
+Str255 = Annotated[str, 255]
+Str512 = Annotated[str, 512]
+
+
 class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         str: sa.Text,
+        Str31: sa.String(31),
+        Str63: sa.String(63),
+        Str64: sa.String(64),
+        Str255: sa.String(255),
+        Str512: sa.String(512),
         datetime: UtcDateTime,
         Json: sa.JSON,
         dict[str, int]: sa.JSON,
@@ -200,8 +212,8 @@ def given(**columns: object) -> dict[str, object]:
 class EndpointRow(Base):
     __tablename__ = "onnxserve_endpoints"
 
-    name: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
-    target: Mapped[str] = mapped_column(sa.String(255))
+    name: Mapped[Str63] = mapped_column(primary_key=True)
+    target: Mapped[Str255]
     spec: Mapped[str]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
@@ -229,11 +241,11 @@ class AuditRow(Base):
 
     id: Mapped[RowId]
     at: Mapped[datetime]
-    actor: Mapped[str] = mapped_column(sa.String(255))
-    action: Mapped[str] = mapped_column(sa.String(63))
-    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
-    model: Mapped[str] = mapped_column(sa.String(512), index=True, server_default="")
-    version: Mapped[str] = mapped_column(sa.String(255), server_default="")
+    actor: Mapped[Str255]
+    action: Mapped[Str63]
+    endpoint: Mapped[Str63] = mapped_column(index=True)
+    model: Mapped[Str512] = mapped_column(index=True, server_default="")
+    version: Mapped[Str255] = mapped_column(server_default="")
     before: Mapped[str] = mapped_column(server_default="")
     after: Mapped[str] = mapped_column(server_default="")
     why: Mapped[str] = mapped_column(server_default="")
@@ -258,9 +270,9 @@ class RolloutRow(Base):
     )
 
     id: Mapped[RowId]
-    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
+    endpoint: Mapped[Str63] = mapped_column(index=True)
     spec: Mapped[Json]
-    state: Mapped[str] = mapped_column(sa.String(31))
+    state: Mapped[Str31]
     step: Mapped[int] = mapped_column(default=0)
     step_at: Mapped[datetime]
     figures: Mapped[Json] = mapped_column(default=dict)
@@ -278,8 +290,8 @@ class LeaseRow(Base):
 
     __tablename__ = "onnxserve_leases"
 
-    name: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
-    holder: Mapped[str] = mapped_column(sa.String(255))
+    name: Mapped[Str255] = mapped_column(primary_key=True)
+    holder: Mapped[Str255]
     token: Mapped[int] = mapped_column(sa.BigInteger)
     renewals: Mapped[int] = mapped_column(sa.BigInteger)
     seconds: Mapped[float] = mapped_column(sa.Float)
@@ -306,21 +318,21 @@ class MonitorWindowRow(Base):
     )
 
     id: Mapped[RowId]
-    endpoint: Mapped[str] = mapped_column(sa.String(63))
-    monitor: Mapped[str] = mapped_column(sa.String(255))
+    endpoint: Mapped[Str63]
+    monitor: Mapped[Str255]
     start: Mapped[datetime] = mapped_column("window_start")
     end: Mapped[datetime] = mapped_column("window_end")
     revision: Mapped[int]
     by_hand: Mapped[bool] = mapped_column(server_default=sa.false())
-    state: Mapped[str] = mapped_column(sa.String(31), index=True)
-    verdict: Mapped[str] = mapped_column(sa.String(31), default="")
+    state: Mapped[Str31] = mapped_column(index=True)
+    verdict: Mapped[Str31] = mapped_column(default="")
     reason: Mapped[str] = mapped_column(default="")
     rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
     log_rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
-    log_digest: Mapped[str] = mapped_column(sa.String(64), default="")
+    log_digest: Mapped[Str64] = mapped_column(default="")
     attempts: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[datetime | None]
-    run_id: Mapped[str] = mapped_column(sa.String(63), default="")
+    run_id: Mapped[Str63] = mapped_column(default="")
     run_url: Mapped[str] = mapped_column(default="")
     figures: Mapped[Json] = mapped_column(default=dict)
     evidence: Mapped[Json] = mapped_column(default=dict, server_default="{}")
@@ -331,14 +343,14 @@ class MonitorWindowRow(Base):
 class MonitorRow(Base):
     __tablename__ = "onnxserve_monitors"
 
-    endpoint: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
-    monitor: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    endpoint: Mapped[Str63] = mapped_column(primary_key=True)
+    monitor: Mapped[Str255] = mapped_column(primary_key=True)
     paused: Mapped[bool] = mapped_column(default=False)
-    paused_by: Mapped[str] = mapped_column(sa.String(255), default="")
+    paused_by: Mapped[Str255] = mapped_column(default="")
     made_up_to: Mapped[datetime | None]
     consecutive: Mapped[int] = mapped_column(default=0)
     note: Mapped[str] = mapped_column(default="")
-    note_kind: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
+    note_kind: Mapped[Str31] = mapped_column(default="", server_default="")
     baseline: Mapped[Json] = mapped_column(default=dict, server_default="{}")
     # The counts of expired scheduled windows: judged windows by verdict, and failed
     # attempts.
@@ -350,10 +362,10 @@ class AlertRow(Base):
     __tablename__ = "onnxserve_alerts"
 
     id: Mapped[RowId]
-    fingerprint: Mapped[str] = mapped_column(sa.String(255), index=True)
-    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
-    monitor: Mapped[str] = mapped_column(sa.String(255))
-    state: Mapped[str] = mapped_column(sa.String(31))
+    fingerprint: Mapped[Str255] = mapped_column(index=True)
+    endpoint: Mapped[Str63] = mapped_column(index=True)
+    monitor: Mapped[Str255]
+    state: Mapped[Str31]
     first_at: Mapped[datetime]
     last_at: Mapped[datetime]
     told_at: Mapped[datetime | None]
@@ -365,11 +377,11 @@ class SilenceRow(Base):
     __tablename__ = "onnxserve_silences"
 
     id: Mapped[RowId]
-    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
-    monitor: Mapped[str] = mapped_column(sa.String(255))
+    endpoint: Mapped[Str63] = mapped_column(index=True)
+    monitor: Mapped[Str255]
     until: Mapped[datetime]
     why: Mapped[str]
-    actor: Mapped[str] = mapped_column(sa.String(255))
+    actor: Mapped[Str255]
     created_at: Mapped[datetime]
 
 
@@ -380,11 +392,11 @@ class ApiKeyRow(Base):
 
     __tablename__ = "onnxserve_api_keys"
 
-    name: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
-    digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    name: Mapped[Str63] = mapped_column(primary_key=True)
+    digest: Mapped[Str64] = mapped_column(unique=True)
     scopes: Mapped[list[str]]
     endpoints: Mapped[list[str]]
-    actor: Mapped[str] = mapped_column(sa.String(255))
+    actor: Mapped[Str255]
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -397,16 +409,16 @@ class RetrainingRow(Base):
     __tablename__ = "onnxserve_retrainings"
 
     id: Mapped[RowId]
-    endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
-    monitor: Mapped[str] = mapped_column(sa.String(255))
-    model: Mapped[str] = mapped_column(sa.String(512), index=True)
+    endpoint: Mapped[Str63] = mapped_column(index=True)
+    monitor: Mapped[Str255]
+    model: Mapped[Str512] = mapped_column(index=True)
     cause: Mapped[Json]
     spec: Mapped[Json]
-    state: Mapped[str] = mapped_column(sa.String(31))
-    run_id: Mapped[str] = mapped_column(sa.String(63), default="")
-    version: Mapped[str] = mapped_column(sa.String(255), default="")
+    state: Mapped[Str31]
+    run_id: Mapped[Str63] = mapped_column(default="")
+    version: Mapped[Str255] = mapped_column(default="")
     rollout_id: Mapped[int | None] = mapped_column(sa.BigInteger)
-    waits_for: Mapped[str] = mapped_column(sa.String(31), default="", server_default="")
+    waits_for: Mapped[Str31] = mapped_column(default="", server_default="")
     reason: Mapped[str] = mapped_column(default="")
     figures: Mapped[RetrainingFigures] = mapped_column(_FiguresJson, default=RetrainingFigures)
     created_at: Mapped[datetime]
@@ -417,6 +429,6 @@ class RetrainingRow(Base):
 class RegistryChangeRow(Base):
     __tablename__ = "onnxserve_registry_changes"
 
-    model: Mapped[str] = mapped_column(sa.String(512), primary_key=True)
+    model: Mapped[Str512] = mapped_column(primary_key=True)
     count: Mapped[int] = mapped_column(sa.BigInteger)
     changed_at: Mapped[datetime] = mapped_column(index=True)
