@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.mlmodel import (
@@ -28,12 +28,10 @@ Role = Literal["label", "probabilities", "scores", "values"]
 ParityState = Literal["proven", "warned", "no-original"]
 PYFUNC_PARITY: Final = "not applicable: a pyfunc is the original itself"
 
+INTEGERS: Final = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 TENSOR_DTYPES: dict[str, str] = {
     "object": "str",  # MLflow writes either object or str for strings.
-    "str": "str",
-    "bool": "bool",
-    **{f"float{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{dtype: dtype for dtype in ("str", "bool", "float16", "float32", "float64", *INTEGERS)},
 }
 """The tensor dtypes in an MLmodel file, each with its numpy dtype in the notation of
 `COLUMN_TYPES`.
@@ -258,20 +256,13 @@ def _parse_artifact(
         folder=folder,
         onnx_file=_inside(folder, str(section["data"])),
         flavor=flavor,
-        mlflow_version=str(document.get("mlflow_version", "")),
-        model_id=str(document.get("model_id") or document.get("model_uuid") or ""),
-        run_id=str(document.get("run_id") or ""),
+        **read_origin(document),
         columns=columns,
         tensors=tensors,
         inputs=inputs,
-        outputs=tuple(
-            Output(*_read_array(item, item), item["role"]) for item in content.get("outputs", ())
-        ),
+        outputs=tuple(map(_read_output, content.get("outputs", ()))),
         refusals=refusals,
-        categories={
-            str(column): tuple(map(str, entries))
-            for column, entries in content.get("categories", {}).items()
-        },
+        categories=_read_categories(content.get("categories", {})),
         prediction=tuple(content.get("prediction", ())),
         classes=tuple(content.get("classes", ())),
         framework=str(content.get("framework", "onnx")),
@@ -285,10 +276,34 @@ def _parse_artifact(
     )
 
 
+class Origin(TypedDict):
+    """The version of MLflow and the run that saved a model."""
+
+    mlflow_version: str
+    model_id: str
+    run_id: str
+
+
+def read_origin(document: Mapping[str, Any]) -> Origin:
+    return {
+        "mlflow_version": str(document.get("mlflow_version", "")),
+        "model_id": str(document.get("model_id") or document.get("model_uuid") or ""),
+        "run_id": str(document.get("run_id") or ""),
+    }
+
+
 def _read_input(entry: Mapping[str, Any]) -> Input:
     name, dtype, shape = _read_array(entry, entry)
     columns = tuple(map(checked_name, entry.get("columns") or ()))
     return Input(name, dtype, shape, columns, entry.get("missing"))
+
+
+def _read_output(entry: Mapping[str, Any]) -> Output:
+    return Output(*_read_array(entry, entry), entry["role"])
+
+
+def _read_categories(categories: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {str(column): tuple(map(str, entries)) for column, entries in categories.items()}
 
 
 def _only_column(inputs: Sequence[Input]) -> str | None:
@@ -345,9 +360,8 @@ def _inside(folder: Path, relative: str) -> Path:
         raise InvalidArtifact(
             f"the MLmodel file names {relative!r}, which is outside of the model's folder",
         )
-    if not os.path.isfile(
-        path,
-    ):  # isfile also returns False for a name that is not a valid file name.
+    # isfile also returns False for a name that is not a valid file name.
+    if not os.path.isfile(path):
         raise InvalidArtifact(f"the model's file {relative!r} is missing")
     return path
 

@@ -20,7 +20,7 @@ independent (`unbatchable_reason`).
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import ceil
@@ -39,8 +39,10 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     Array,
     Feeds,
     concatenate_feeds,
+    join_arrays,
     no_batch_dimension_reason,
     repeat_row,
+    slice_feeds,
 )
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 
@@ -202,9 +204,8 @@ class Batcher:
             entry.key = object()
         if len(self._threads) < 2:
             with self._lock:
-                while (
-                    len(self._threads) < 2
-                ):  # While one thread delivers answers, the second thread computes.
+                # While one thread delivers answers, the second thread computes.
+                while len(self._threads) < 2:
                     name = f"onnxserve-batcher-{len(self._threads)}"
                     self._threads.append(
                         threading.Thread(target=self._serve, name=name, daemon=True),
@@ -328,18 +329,18 @@ class Batcher:
         finally:
             with self._lock:
                 self._gatherer = None
-                if (
-                    self._queue and self._queue[0] is leader
-                ):  # The leader failed before it took its own request.
+                # The leader may have failed before it took its own request.
+                if self._queue and self._queue[0] is leader:
                     self._queue.pop(0)
                 if self._queue:
                     self._promote(self._queue[0])
                 else:
                     self._is_led = False
+            state = RequestState.DONE if results else RequestState.RETRY_ALONE
             for position, entry in enumerate(batch):
                 if results:
                     entry.result = results[position]
-                entry.set_state(RequestState.DONE if results else RequestState.RETRY_ALONE)
+                entry.set_state(state)
                 if entry is not leader:
                     self._finish(entry)
 
@@ -399,31 +400,70 @@ class Batcher:
         """Return each request's outputs as views of the batch's outputs; empty if they
         cannot be split.
         """
-        first = batch[0]
         rows = sum(entry.rows for entry in batch)
         size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
-        if len(batch) == 1 and size == rows:
-            return [self._compute(first.feeds)]
         parts = [entry.feeds for entry in batch]
         if size > rows:
             last = next(entry for entry in reversed(batch) if entry.rows)
             parts.append(repeat_row(last.feeds, last.rows - 1, size - rows))
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in first.feeds}
-        outputs = self._compute(joined)
+        if len(parts) == 1:
+            return [self._compute(parts[0])]
+        outputs = self._compute(join_arrays(parts))
         if any(array.shape[:1] != (size,) for array in outputs.values()):
             return []  # An output without one entry per row cannot be split.
-        ends = np.cumsum([entry.rows for entry in batch]).tolist()
-        return [
-            {name: array[end - entry.rows : end] for name, array in outputs.items()}
-            for entry, end in zip(batch, ends, strict=True)
-        ]
+        results = []
+        start = 0
+        for entry in batch:
+            results.append(slice_feeds(outputs, slice(start, start + entry.rows)))
+            start += entry.rows
+        return results
 
 
 def _row_counts(feeds: Feeds) -> set[int]:
     """Return the distinct row counts of the inputs: a single count if the inputs form
     one table.
     """
-    return {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+    return {(array.shape or (0,))[0] for array in feeds.values()}
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The outputs for one row, and for pairs of rows that contain this row.
+
+    Attributes:
+        single: the outputs for the row.
+        twins: the outputs for the row and its copy.
+        again: the outputs for the same pair, computed a second time.
+        before: the outputs for pairs in which the row precedes another row.
+        behind: the outputs for pairs in which the row follows another row.
+    """
+
+    single: dict[str, Array]
+    twins: dict[str, Array]
+    again: dict[str, Array]
+    before: Sequence[dict[str, Array]]
+    behind: Sequence[dict[str, Array]]
+
+    def has_rows(self, name: str) -> bool:
+        """Return True if this output has one entry per row."""
+        pairs = [self.twins, self.again, *self.before, *self.behind]
+        has_one = self.single[name].shape[:1] == (1,)
+        return has_one and all(outputs[name].shape[:1] == (2,) for outputs in pairs)
+
+    def is_independent(self, name: str, tolerance: Tolerance) -> bool:
+        """Return True if this output for the row does not depend on the other row. The
+        tolerance is for two batches of the same size.
+        """
+        single = self.single[name]
+        both = self.twins[name]
+        if not compare(both, self.again[name]).is_same:  # A GPU may sum in any order.
+            tolerance = _ROUNDING
+        return (
+            is_close(both[:1], single, _ROUNDING)
+            and is_close(both[1:], single, _ROUNDING)
+            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in self.before)
+            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in self.behind)
+        )
 
 
 def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
@@ -442,40 +482,39 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         return "its inputs do not have the same number of rows"
     if not all(map(len, feeds.values())):
         return "its example has no rows"
-    first = repeat_row(feeds, 0)
+    try:
+        pairs = _compute_pairs(predictor, feeds)
+    except InferenceError as error:
+        return f"it cannot compute two rows together: {error.message}"
+    tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
+    for name in pairs.single:
+        if not pairs.has_rows(name):
+            return f"its output {name!r} does not have one entry per row"
+        if not pairs.is_independent(name, tolerance):
+            return f"its output {name!r} depends on the other rows of the batch"
+    return ""
+
+
+def _compute_pairs(predictor: Predictor, feeds: Feeds) -> _Pairs:
+    """Return the outputs for the second of the feeds' rows (or a row that differs from
+    the only row) with other rows.
+    """
 
     def compute(*rows: Feeds) -> dict[str, Array]:
         return predictor.run(concatenate_feeds(rows))
 
-    try:
-        neighbours = _different_rows(predictor, first)
-        if len(next(iter(feeds.values()))) > 1:
-            row = repeat_row(feeds, 1)
-        else:
-            row = neighbours[0]
-        single = compute(row)
-        twins = compute(row, row)
-        again = compute(row, row)
-        before = [compute(row, other) for other in (first, *neighbours)]
-        behind = [compute(other, row) for other in (first, *neighbours)]
-    except InferenceError as error:
-        return f"it cannot compute two rows together: {error.message}"
-    for name, array in single.items():
-        both = twins[name]
-        pairs = [outputs[name] for outputs in (twins, again, *before, *behind)]
-        if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
-            return f"its output {name!r} does not have one entry per row"
-        tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
-        if not compare(both, again[name]).is_same:  # A GPU may sum in any order.
-            tolerance = _ROUNDING
-        if not (
-            is_close(both[:1], array, _ROUNDING)
-            and is_close(both[1:], array, _ROUNDING)
-            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in before)
-            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in behind)
-        ):
-            return f"its output {name!r} depends on the other rows of the batch"
-    return ""
+    first = repeat_row(feeds, 0)
+    neighbours = [first, *_different_rows(predictor, first)]
+    row = neighbours[1]
+    if len(next(iter(feeds.values()))) > 1:
+        row = repeat_row(feeds, 1)
+    return _Pairs(
+        single=compute(row),
+        twins=compute(row, row),
+        again=compute(row, row),
+        before=[compute(row, other) for other in neighbours],
+        behind=[compute(other, row) for other in neighbours],
+    )
 
 
 def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:

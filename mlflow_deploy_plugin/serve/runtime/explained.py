@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,28 +78,37 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
     if artifact.columns:
-        places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
-        for entry in artifact.inputs:
-            for position, name in enumerate(entry.columns):
-                places[name].append((entry.name, position))
-        features = [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
+        features = _column_features(artifact)
     else:
-        features = []
-        for entry in artifact.inputs:
-            array = feeds[entry.name]
-            for index in range(1 if array.ndim == 1 else array.shape[1]):
-                # The features of a single tensor are numbered like unnamed columns.
-                numbered = str(index) if len(artifact.inputs) == 1 else f"{entry.name}[{index}]"
-                features.append(
-                    ExplainedFeature(
-                        entry.name if array.ndim == 1 else numbered,
-                        ((entry.name, index),),
-                    ),
-                )
+        features = _tensor_features(artifact, feeds)
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(
             f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained",
         )
+    return features
+
+
+def _column_features(artifact: Artifact) -> list[ExplainedFeature]:
+    places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
+    for entry in artifact.inputs:
+        for position, name in enumerate(entry.columns):
+            places[name].append((entry.name, position))
+    return [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
+
+
+def _tensor_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
+    features = []
+    for entry in artifact.inputs:
+        array = feeds[entry.name]
+        if array.ndim == 1:
+            names = [entry.name]
+        elif len(artifact.inputs) == 1:
+            # The features of a single tensor are numbered like unnamed columns.
+            names = list(map(str, range(array.shape[1])))
+        else:
+            names = [f"{entry.name}[{index}]" for index in range(array.shape[1])]
+        for index, name in enumerate(names):
+            features.append(ExplainedFeature(name, ((entry.name, index),)))
     return features
 
 
@@ -141,24 +151,7 @@ def explained_columns(
     names: list[Name] = []
     parts = []
     for output in explained:
-        array = outputs[output.name]
-        labels: list[Name]
-        if output.dtype == "map":
-            labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
-            numbers = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
-        elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
-            raise InvalidRequest(
-                f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
-                "one number or a few numbers per row can be explained",
-            )
-        else:
-            numbers = array.astype(np.float64).reshape(len(array), -1)
-            width = numbers.shape[1]
-            if width == len(artifact.classes):
-                labels = list(artifact.classes)
-            else:
-                labels = list(range(width))
-            labels = labels if width > 1 else []
+        labels, numbers = _labelled_numbers(output, outputs[output.name], artifact.classes)
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]
         names += labels or [output.name]
@@ -173,6 +166,40 @@ def explained_columns(
             "explained",
         )
     return names, np.concatenate(parts, axis=1)
+
+
+def _labelled_numbers(
+    output: Output,
+    array: Array,
+    classes: Sequence[Name],
+) -> tuple[list[Name], Array]:
+    """Return the labels of the numbers per row, and the numbers, [N, K] float64. A
+    single number per row has no label, except in a mapping.
+    """
+    if output.dtype == "map":
+        keys = list(array[0])
+        rows = []
+        for row in array:
+            rows.append([row[key] for key in keys])
+        return list(map(_plain, keys)), np.array(rows, dtype=np.float64)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
+        raise InvalidRequest(
+            f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
+            "one number or a few numbers per row can be explained",
+        )
+    numbers = array.astype(np.float64).reshape(len(array), -1)
+    width = numbers.shape[1]
+    if width == 1:
+        return [], numbers
+    if width == len(classes):
+        return list(classes), numbers
+    return list(range(width)), numbers
+
+
+def _plain(label: Any) -> Any:
+    if isinstance(label, np.generic):
+        return label.item()
+    return label
 
 
 def _check_rank(name: str, rank: int) -> None:

@@ -85,15 +85,19 @@ def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
     """Return the concatenated rows of several feeds. Raises ValueError if their shapes
     differ.
     """
-
-    def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
-        if len(arrays) == 1:
-            return dict(arrays[0])  # A single request is not copied.
-        return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
-
     if all(isinstance(part, NarrowedFeeds) for part in parts):
-        return narrowed_feeds(join(parts), join([sent_arrays(part) for part in parts]))
-    return join(parts)
+        return narrowed_feeds(join_arrays(parts), join_arrays(list(map(sent_arrays, parts))))
+    return join_arrays(parts)
+
+
+def join_arrays(parts: Sequence[Mapping[str, Array]]) -> Feeds:
+    """Return the concatenated rows of each array. A single part is not copied."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    joined = {}
+    for name in parts[0]:
+        joined[name] = np.concatenate([part[name] for part in parts])
+    return joined
 
 
 def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
@@ -133,9 +137,8 @@ def array_bytes(arrays: Mapping[str, Array]) -> int:
     for array in arrays.values():
         total += array.nbytes
         if array.dtype.char == "O":
-            total += sum(
-                _TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat
-            )
+            total += _TEXT_BYTES * array.size
+            total += sum(len(value) for value in array.flat if isinstance(value, str))
     return total
 
 
@@ -149,10 +152,13 @@ def pack_arrays(
     layout: list[ArrayLayout] = []
     contents: list[memoryview] = []
     for name, array in arrays.items():
-        is_text = array.dtype.kind == "O"
-        text = dump_texts(array.reshape(-1).tolist()) if is_text else b""
-        content = memoryview(text) if is_text else np.ascontiguousarray(array).data
-        layout.append((name, "str" if is_text else array.dtype.str, array.shape, content.nbytes))
+        if array.dtype.kind == "O":
+            dtype = "str"
+            content = memoryview(dump_texts(array.reshape(-1).tolist()))
+        else:
+            dtype = array.dtype.str
+            content = np.ascontiguousarray(array).data
+        layout.append((name, dtype, array.shape, content.nbytes))
         contents.append(content)
     return layout, contents
 
@@ -184,7 +190,10 @@ def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
     """Return dimension names for a tensor. If its first dimension is free, that
     dimension is the rows of a table.
     """
-    return tuple("rows" if (axis, size) == (0, -1) else "" for axis, size in enumerate(shape))
+    names = [""] * len(shape)
+    if shape and shape[0] == -1:
+        names[0] = "rows"
+    return tuple(names)
 
 
 def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
@@ -226,16 +235,16 @@ def rowless_reason(
     if columns:
         return ""
     firsts = [entry.shape[:1] for entry in inputs]
-    answered = {output.shape[:1] if output.dtype != "map" else _FREE for output in outputs}
+    answered = set(map(_first_size, outputs))
     if not inputs:
         return "it has no inputs"
     if all(first == _ONE for first in firsts) and answered <= {_ONE, _FREE}:
         return ""
     for entry, first in zip(inputs, firsts, strict=True):
+        if not first:
+            return f"its input {entry.name!r} is a scalar"
         if first != _FREE:
-            return f"its input {entry.name!r} " + (
-                f"has the fixed first size {first[0]}" if first else "is a scalar"
-            )
+            return f"its input {entry.name!r} has the fixed first size {first[0]}"
     if len({entry.dimension_names[:1] for entry in inputs}) > 1:
         dimensions = ", ".join(
             f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})"
@@ -245,6 +254,13 @@ def rowless_reason(
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"
     return ""
+
+
+def _first_size(output: Output) -> tuple[int, ...]:
+    """Return the first size of an output as a tuple; an empty tuple for a scalar."""
+    if output.dtype == "map":
+        return _FREE
+    return output.shape[:1]
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 _TRUTH = {"true": "1", "false": "0"}
 
@@ -63,7 +64,7 @@ def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[s
     for name, values in rows.items():
         if name not in dtypes:
             continue
-        dtype = np.dtype("O" if dtypes[name] == "str" else dtypes[name])
+        dtype = numpy_dtype(dtypes[name])
         # An integer column accepts any numbers. A float column accepts only floats, so
         # that integers stay integers.
         sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
@@ -138,11 +139,10 @@ def as_text(value: object) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(
-        value,
-        np.generic,
-    ):  # The text of a float32 is 0.1, but its item is 0.10000000149011612.
-        return as_text(value.item() if value.dtype != np.float32 else float(str(value)))
+    if isinstance(value, np.float32):  # Its text is 0.1, but its item is 0.10000000149011612.
+        return as_text(float(str(value)))
+    if isinstance(value, np.generic):
+        return as_text(value.item())
     if isinstance(value, float):
         if math.isnan(value):
             return None

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.serve.runtime import session as sessions
 from mlflow_deploy_plugin.serve.runtime.artifact import (
+    INTEGERS,
     Artifact,
     Input,
     Output,
@@ -32,7 +33,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import (
     read_artifact,
 )
 from mlflow_deploy_plugin.serve.runtime.binding import GraphSession, can_bind
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, join_arrays, object_array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.serve.runtime.session import (
@@ -54,11 +55,7 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(bool)": "bool",
     "tensor(string)": "str",
-    **{
-        f"tensor({sign}int{bits})": f"{sign}int{bits}"
-        for sign in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
+    **{f"tensor({dtype})": dtype for dtype in INTEGERS},
 }
 _UNKNOWN = re.compile(r"unk__\d+$")
 """The names that tf2onnx and shape inference generate for unknown sizes. Such names are
@@ -187,32 +184,24 @@ class OnnxModel:
         session: "ort.InferenceSession",
         placement: Placement,
     ) -> None:
-        self._tokenizer: TextTokenizer | None = None
-        artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
-        dimensions = {  # A dimension without a name has an empty string.
-            node.name: tuple(
-                size if isinstance(size, str) and not _UNKNOWN.match(size) else ""
-                for size in node.shape or ()
-            )
-            for node in (*session.get_inputs(), *session.get_outputs())
-        }
+        if not artifact.inputs:
+            artifact = _bind_stock_model(artifact, session)
+        dimensions = _dimension_names(session)
         inputs = tuple(
             replace(entry, dimension_names=dimensions.get(entry.name, ()))
             for entry in artifact.inputs
         )
         self.artifact = replace(artifact, inputs=inputs)
-        signature = artifact.columns, artifact.tensors
-        is_foreign = artifact.framework == "onnx"
         self.schema = compile_schema(
-            *signature,
+            artifact.columns,
+            artifact.tensors,
             inputs,
             artifact.outputs,
             artifact.refusals,
-            is_foreign,
+            is_foreign=artifact.framework == "onnx",
         )
-        outputs = self.artifact.outputs
-        self._output_names = [output.name for output in outputs]
-        self._has_columns = bool(self.artifact.columns)
+        self._output_names = [output.name for output in artifact.outputs]
+        self._has_columns = bool(artifact.columns)
         # Only the parity check proves that rows are independent, because it computes
         # rows together with other rows.
         self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
@@ -222,30 +211,42 @@ class OnnxModel:
                 REFUSED_ROWS,
                 "the original refuses it",
             )
-        # An output whose first dimension has another name does not have rows. An
-        # example is the frames of a sound.
-        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
-        if artifact.flavor != "onnx":
-            of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
-        row_outputs = [
-            output
-            for output in outputs
-            if self._has_columns
-            or (self.schema.has_rows and dimensions.get(output.name, ())[:1] in of_rows)
-        ]
+        row_outputs = self._row_outputs(dimensions)
         self._row_values = sum(  # A free size counts as 1 until a run shows the size.
             _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:]))
             for output in row_outputs
         )
         self._has_free_sizes = any(
-            not output.shape or -1 in (output.shape[1:] if output in row_outputs else output.shape)
-            for output in outputs
+            _has_free_size(output.shape, output in row_outputs) for output in artifact.outputs
         )
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & sessions.operators_of(session), default="")
         self.limit_values(sys.maxsize)
-        self._run_once: Run = (
-            partial(sessions.run_on_openvino, session) if placement.is_on_openvino else session.run
-        )
+        self._tokenizer: TextTokenizer | None = None
+        if artifact.tokenizer is not None:
+            self._tokenizer = TextTokenizer(artifact.tokenizer)
+        self._choose_runs(session, placement)
+
+    def _row_outputs(self, dimensions: Mapping[str, tuple[str, ...]]) -> Sequence[Output]:
+        """Return the outputs that have one entry per row. `dimensions` has the names of
+        their dimensions.
+        """
+        outputs = self.artifact.outputs
+        if self._has_columns:
+            return outputs
+        if not self.schema.has_rows:
+            return ()
+        # An output whose first dimension has another name does not have rows. An
+        # example is the frames of a sound.
+        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in self.artifact.inputs)}
+        if self.artifact.flavor != "onnx":
+            of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
+        return [output for output in outputs if dimensions.get(output.name, ())[:1] in of_rows]
+
+    def _choose_runs(self, session: "ort.InferenceSession", placement: Placement) -> None:
+        """Set the functions that compute the first run, small runs and large runs."""
+        self._run_once: Run = session.run
+        if placement.is_on_openvino:
+            self._run_once = partial(sessions.run_on_openvino, session)
         self._compute = self._compute_large = self._run_once
         self._small_run = None
         if placement.options.enable_cuda_graph and can_bind(session):
@@ -257,8 +258,7 @@ class OnnxModel:
             self._compute = raw_session.run
             self._compute_large = Arena(raw_session).run
             self._small_run = quiet_options()
-        if artifact.tokenizer is not None:
-            self._tokenizer = TextTokenizer(artifact.tokenizer)
+        if self._tokenizer is not None:
             self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
             self._run_once = self._tokenizer.feeding(self._run_once)
 
@@ -380,7 +380,7 @@ class OnnxModel:
             ):
                 return {}
             count = self._check_values(pieces[-1].values(), count)
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        return join_arrays(pieces)
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
         """Run a new graph for the first time. Raises the errors of `run`, and
@@ -423,7 +423,7 @@ class OnnxModel:
             return {name: outputs[name] for name in names}
         arrays = {name: outputs[name] for name in names}
         is_table = self._has_columns or (of_table and not self.artifact.has_signature)
-        rows = {len(array) if array.ndim else -1 for array in arrays.values()}
+        rows = {array.shape[:1] for array in arrays.values()}
         is_single_value = len(rows) == 1 and all(
             array.size == len(array) for array in arrays.values() if array.ndim
         )
@@ -449,7 +449,7 @@ class OnnxModel:
         feeds: Feeds = {}
         text = "" if self._tokenizer is None else "a"  # An empty text may have no tokens.
         for entry in self.artifact.inputs:
-            shape = [1 if size == -1 else size for size in entry.shape]
+            shape = list(map(abs, entry.shape))  # A free size is -1.
             blank = text if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
@@ -470,13 +470,7 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
     columns to the only input.
     """
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
-    outputs = tuple(
-        # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class
-        # to probability per row.
-        Output(node.name, "map" if node.type.startswith("seq(map(") else _dtype(node), _shape(node))
-        for node in session.get_outputs()
-        if node.name != REFUSED_ROWS
-    )
+    outputs = tuple(_output(node) for node in session.get_outputs() if node.name != REFUSED_ROWS)
     tensors = artifact.tensors
     if artifact.columns:
         names = tuple(column.name for column in artifact.columns)
@@ -501,6 +495,32 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
     )
 
 
+def _dimension_names(session: "ort.InferenceSession") -> dict[str, tuple[str, ...]]:
+    """Return the names of the dimensions of each input and output of the graph."""
+    nodes = (*session.get_inputs(), *session.get_outputs())
+    return {node.name: tuple(map(_dimension_name, node.shape or ())) for node in nodes}
+
+
+def _dimension_name(size: object) -> str:
+    """Return the name of a dimension; an empty string if it has no name."""
+    if isinstance(size, str) and not _UNKNOWN.match(size):
+        return size
+    return ""
+
+
+def _has_free_size(shape: Sequence[int], has_rows: bool) -> bool:
+    """Return True if the number of values (with `has_rows`: per row) is not fixed."""
+    sizes = shape[1:] if has_rows else shape
+    return not shape or -1 in sizes
+
+
+def _output(node: "ort.NodeArg") -> Output:
+    # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to
+    # probability per row.
+    dtype = "map" if node.type.startswith("seq(map(") else _dtype(node)
+    return Output(node.name, dtype, _shape(node))
+
+
 def _dtype(node: "ort.NodeArg") -> str:
     try:
         return _DTYPES[node.type]
@@ -513,4 +533,10 @@ def _dtype(node: "ort.NodeArg") -> str:
 
 
 def _shape(node: "ort.NodeArg") -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())
+    return tuple(map(_size, node.shape or ()))
+
+
+def _size(size: object) -> int:
+    if isinstance(size, int) and size >= 0:
+        return size
+    return -1

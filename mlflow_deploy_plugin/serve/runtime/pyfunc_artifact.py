@@ -112,65 +112,60 @@ def pyfunc_schema(pyfunc: Artifact) -> Schema:
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     signature = document.get("signature") or {}
-    columns, tensors, undescribed = _read_inputs(
-        signature,
-        bool(document.get("is_signature_from_type_hint")),
-    )
-    logged, columns = (columns, ()) if undescribed else ((), columns)
-    inputs = _column_inputs(columns) + tuple(
-        Input(
-            tensor.name or _ONLY_INPUT,
-            tensor.dtype,
-            tensor.shape,
-            dimension_names=row_symbols(tensor.shape),
-        )
-        for tensor in tensors
-    )
-    # Without fields, the first answer shows the outputs.
-    fields = json.loads(signature.get("outputs") or "[]")
-    outputs = []
-    for entry in fields:
-        if len(fields) == 1:
-            name = str(entry.get("name") or UNNAMED_OUTPUT)
-        else:
-            name = str(entry["name"])
-        if entry.get("type") == "tensor":
-            spec = entry["tensor-spec"]
-            outputs.append(
-                Output(
-                    name,
-                    artifact.TENSOR_DTYPES.get(spec["dtype"], "object"),
-                    tuple(spec["shape"]),
-                ),
-            )
-        else:
-            outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
+    section = document["flavors"][PYTHON_FUNCTION]
+    is_from_type_hint = bool(document.get("is_signature_from_type_hint"))
+    columns, tensors, undescribed = _read_inputs(signature, is_from_type_hint)
+    logged_columns: tuple[Column, ...] = ()
+    if undescribed:
+        logged_columns = columns
+        columns = ()
+    outputs = _read_outputs(signature)
     return Artifact(
         folder=folder,
         onnx_file=folder,
         flavor=PYTHON_FUNCTION,
-        mlflow_version=str(document.get("mlflow_version", "")),
-        model_id=str(document.get("model_id") or document.get("model_uuid") or ""),
-        run_id=str(document.get("run_id") or ""),
+        **artifact.read_origin(document),
         columns=columns,
         tensors=tensors,
-        inputs=inputs,
-        outputs=tuple(outputs),
+        inputs=(*_column_inputs(columns), *map(_tensor_input, tensors)),
+        outputs=outputs,
         prediction=tuple(output.name for output in outputs),
-        framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix(
-            "mlflow.",
-        ),
+        framework=str(section.get("loader_module", "")).removeprefix("mlflow."),
         undescribed=undescribed,
         task=str((document.get("metadata") or {}).get("task") or ""),
-        is_streamable=document["flavors"][PYTHON_FUNCTION].get("streamable") is True,
-        logged_columns=logged,
+        is_streamable=section.get("streamable") is True,
+        logged_columns=logged_columns,
     )
+
+
+def _tensor_input(tensor: artifact.Tensor) -> Input:
+    name = tensor.name or _ONLY_INPUT
+    return Input(name, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
 
 
 def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
     return tuple(
         Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns
     )
+
+
+def _read_outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
+    """Return the outputs in a signature. If there are none, the first answer shows the
+    outputs.
+    """
+    fields = json.loads(signature.get("outputs") or "[]")
+    if len(fields) == 1:
+        fields[0]["name"] = fields[0].get("name") or UNNAMED_OUTPUT
+    return tuple(map(_read_output, fields))
+
+
+def _read_output(entry: Mapping[str, Any]) -> Output:
+    name = str(entry["name"])
+    if entry.get("type") != "tensor":
+        return Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,))
+    spec = entry["tensor-spec"]
+    dtype = artifact.TENSOR_DTYPES.get(spec["dtype"], "object")
+    return Output(name, dtype, tuple(spec["shape"]))
 
 
 def _read_inputs(
@@ -181,45 +176,25 @@ def _read_inputs(
     incomplete (otherwise empty).
     """
     fields = json.loads(signature.get("inputs") or "[]")
+    remedy = "; send requests to /invocations, as JSON or CSV"
     if not fields:
-        return (
-            (),
-            (),
-            (
-                "the model's signature does not name its inputs; send requests to /invocations, as "
-                "JSON or CSV"
-            ),
-        )
+        return (), (), f"the model's signature does not name its inputs{remedy}"
     if takes_objects:
-        return (
-            (),
-            (),
-            "this model takes Python objects; send requests to /invocations, as JSON or CSV",
-        )
+        return (), (), f"this model takes Python objects{remedy}"
     columns: list[Column] = []
     tensors: list[artifact.Tensor] = []
     undescribed = ""
     for position, entry in enumerate(fields):
         name = artifact.checked_name(entry.get("name", str(position)))
         if entry.get("type") == "tensor":
-            spec = entry["tensor-spec"]
-            if spec["dtype"] not in artifact.TENSOR_DTYPES:
-                return (
-                    (),
-                    (),
-                    (
-                        f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, "
-                        "as JSON or CSV"
-                    ),
-                )
+            dtype = entry["tensor-spec"]["dtype"]
+            if dtype not in artifact.TENSOR_DTYPES:
+                return (), (), f"the tensor {name!r} is {dtype}{remedy}"
             tensors.append(artifact.read_tensor(entry))
             continue
         kind: Any = entry.get("type")
         if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:
-            undescribed = (
-                f"the column {name!r} has the type {kind}; send requests to /invocations, as JSON "
-                "or CSV"
-            )
+            undescribed = f"the column {name!r} has the type {kind}{remedy}"
             if kind not in _AS_JSON:
                 return (), (), undescribed
         is_binary = kind == "binary"

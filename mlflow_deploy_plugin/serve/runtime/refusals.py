@@ -8,7 +8,7 @@ the original refuses a row, such as a logarithm of a negative number, the graph 
 the row in `REFUSED_ROWS`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -44,19 +44,51 @@ class CheckedColumn(NamedTuple):
         return array[:, self.position]
 
 
+class AcceptedValues(NamedTuple):
+    """The values that a column accepts.
+
+    Attributes:
+        column: the column that accepts only these values.
+        accepted: the values.
+        allowed: the values as an error message lists them.
+    """
+
+    column: CheckedColumn
+    accepted: frozenset[object]
+    allowed: list[str]
+
+    def refusal(self, values: Sequence[object]) -> SchemaMismatch:
+        """Return the error about the first value that the column does not accept."""
+        row = next(row for row, value in enumerate(values) if value not in self.accepted)
+        value = values[row]
+        # No number is suggested: 17 is not a misspelt 18.
+        near = self.allowed if isinstance(value, str) else ()
+        hint = did_you_mean(
+            str(value),
+            near,
+            f"the allowed values are {join_names(self.allowed)}",
+        )
+        return SchemaMismatch(
+            f"{self.column.label}, row {row}: {short_repr(value)} is not a known category of "
+            f"the model{hint}",
+            column=self.column.name,
+        )
+
+
 class ValueCheck(NamedTuple):
     """The checks of one array of a request.
 
     Attributes:
         input: the name of an input of the graph, or of a block of sent numbers.
-        complete / finite: the columns that refuse missing numbers / infinite numbers.
-        categories: (column, known values, the values in an error message).
+        complete: the columns that refuse missing numbers.
+        finite: the columns that refuse infinite numbers.
+        categories: the columns that accept only some values.
     """
 
     input: str
     complete: list[CheckedColumn]
     finite: list[CheckedColumn]
-    categories: Sequence[tuple[CheckedColumn, frozenset[object], list[str]]]
+    categories: Sequence[AcceptedValues]
 
 
 def compile_checks(
@@ -75,25 +107,37 @@ def compile_checks(
         return checks
     for entry in inputs:
         columns = [CheckedColumn(position, name) for position, name in enumerate(entry.columns)]
-        categories = []
-        for column in columns:
-            learned = refusals.categories.get(column.name, ())
-            # Texts are compared only with texts: if an encoder learned numbers, an
-            # input of texts may contain digits.
-            if learned and all(
-                isinstance(value, str) == (entry.dtype == "str") for value in learned
-            ):
-                missing = [] if entry.missing is None else [entry.missing]
-                allowed = [*sorted(map(str, learned)), *(["null"] if missing else [])]
-                categories.append((column, frozenset([*learned, *missing]), allowed))
         numbers = columns or [CheckedColumn(None, tensors[entry.name])]
         if numpy_dtype(entry.dtype).kind != "f":
             numbers = []
-        complete = [column for column in numbers if column.name in refusals.missing]
-        finite = [column for column in numbers if column.name in refusals.infinite]
-        if complete or finite or categories:
-            checks.append(ValueCheck(entry.name, complete, finite, categories))
+        check = ValueCheck(
+            entry.name,
+            [column for column in numbers if column.name in refusals.missing],
+            [column for column in numbers if column.name in refusals.infinite],
+            list(_accepted_values(refusals, entry, columns)),
+        )
+        if any(check[1:]):
+            checks.append(check)
     return checks
+
+
+def _accepted_values(
+    refusals: Refusals,
+    entry: Input,
+    columns: Iterable[CheckedColumn],
+) -> Iterator[AcceptedValues]:
+    """Yield the accepted values of the columns of one input."""
+    for column in columns:
+        learned = refusals.categories.get(column.name, ())
+        # Texts are compared only with texts: if an encoder learned numbers, an input of
+        # texts may contain digits.
+        if learned and all(isinstance(value, str) == (entry.dtype == "str") for value in learned):
+            accepted = frozenset(learned)
+            allowed = sorted(map(str, learned))
+            if entry.missing is not None:
+                accepted |= {entry.missing}
+                allowed.append("null")
+            yield AcceptedValues(column, accepted, allowed)
 
 
 def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> None:
@@ -102,12 +146,7 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     """
     for name, complete, finite, categories in checks:
         array = arrays[name]
-        # The product is NaN or infinite if one number is. The product takes half the
-        # time of `isfinite` and does not warn. Above 10,000 numbers, OpenBLAS wakes
-        # threads: 8 ms on busy cores (`isfinite`: 0.04 ms).
-        if (complete or finite) and not (
-            np.isfinite(array).all() if array.size > 10_000 else np.vdot(array, array) < inf
-        ):
+        if (complete or finite) and not _is_finite(array):
             _refuse_numbers(
                 complete,
                 np.isnan(array),
@@ -118,24 +157,19 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
                 np.isinf(array),
                 "infinite; the model accepts only finite numbers",
             )
-        for column, accepted, allowed in categories:
-            values = column.values(array).tolist()
-            if not accepted.issuperset(values):
-                row, value = next(
-                    (row, value) for row, value in enumerate(values) if value not in accepted
-                )
-                # No number is suggested: 17 is not a misspelt 18.
-                near = allowed if isinstance(value, str) else ()
-                hint = did_you_mean(
-                    str(value),
-                    near,
-                    f"the allowed values are {join_names(allowed)}",
-                )
-                why = (
-                    f"{column.label}, row {row}: {short_repr(value)} is not a known category of "
-                    f"the model{hint}"
-                )
-                raise SchemaMismatch(why, column=column.name)
+        for entry in categories:
+            values = entry.column.values(array).tolist()
+            if not entry.accepted.issuperset(values):
+                raise entry.refusal(values)
+
+
+def _is_finite(array: Array) -> bool:
+    # The product is NaN or infinite if one number is. The product takes half the time
+    # of `isfinite` and does not warn. Above 10,000 numbers, OpenBLAS wakes threads:
+    # 8 ms on busy cores (`isfinite`: 0.04 ms).
+    if array.size > 10_000:
+        return bool(np.isfinite(array).all())
+    return bool(np.vdot(array, array) < inf)
 
 
 def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: str) -> None:

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from types import ModuleType
@@ -32,6 +33,7 @@ from mlflow_deploy_plugin.core.spec.removed import removal_reason
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
     from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 
@@ -119,18 +121,16 @@ class Placement:
         device has no CPU fallback.
         """
         if self.listed:
-            entries = (item for entry in self.listed for item in entry.items())
-            return [
-                (name, {key: str(value) for key, value in options.items()})
-                for name, options in entries
-            ]
+            providers = []
+            for name, listed in chain.from_iterable(entry.items() for entry in self.listed):
+                providers.append((name, {key: str(value) for key, value in listed.items()}))
+            return providers
         if self.device == "cpu":
             return [(_CPU, {})]
         options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
-        cuda = {
-            name: str(int(value)) if isinstance(value, bool) else str(value)
-            for name, value in options.items()
-        }
+        cuda = {}
+        for name, value in options.items():
+            cuda[name] = str(int(value)) if isinstance(value, bool) else str(value)
         cuda["device_id"] = str(self.device_id)
         if self.options.enable_cuda_graph:
             cuda["enable_cuda_graph"] = "1"
@@ -141,8 +141,9 @@ class Placement:
         """The listed providers that need not compute a part of the model: CUDA next to
         TensorRT computes only the operators that TensorRT does not support.
         """
-        names = {name for entry in self.listed for name in entry}
-        return {_PROVIDERS["cuda"]} if _TENSORRT in names else set()
+        if _TENSORRT in chain.from_iterable(self.listed):
+            return {_PROVIDERS["cuda"]}
+        return set()
 
 
 ON_CPU = Placement()
@@ -185,10 +186,9 @@ def available_cores(processes: int = 1) -> int:
     """Return the cores per process from the affinity and the cgroup quotas, which ONNX
     Runtime ignores.
     """
-    # macOS
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    else:
+    else:  # macOS
         cores = os.cpu_count() or 1
     for folder in cgroup_folders("cpu"):
         with contextlib.suppress(OSError):
@@ -211,15 +211,12 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "" or controller in controllers.split(
-                ",",
-            ):  # In cgroups 2, the line has no controllers.
+            # In cgroups 2, the line has no controllers.
+            if controllers == "" or controller in controllers.split(","):
                 top = _CGROUPS / controller if controllers else _CGROUPS
                 folder = top / path.lstrip("/")
-                yield from (
-                    folder,
-                    *(above for above in folder.parents if above.is_relative_to(top)),
-                )
+                yield folder
+                yield from (above for above in folder.parents if above.is_relative_to(top))
 
 
 def open_session(
@@ -240,55 +237,87 @@ def open_session(
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     module = import_onnxruntime()
-    is_old = (version := tuple(map(int, module.__version__.split(".")[:2]))) < OLDEST_ONNXRUNTIME
-    if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
-        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
-        raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
-            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA",
-        )
+    is_old = _is_old(module)
     check_device_libraries(module, placement)
     if is_old:
         _check_weights(onnx_file)
-    providers = dict(placement.providers)
-    names = list(providers)
-    if OPENVINO in providers and providers[OPENVINO].get("device_type", "CPU") == "CPU":
-        providers[OPENVINO].setdefault("num_of_threads", str(intra_op_num_threads))
-        providers[OPENVINO].setdefault("precision", "FP32")
-    options = session_options(module, intra_op_num_threads)
-    options.add_session_config_entry(
-        "session.disable_cpu_ep_fallback",
-        "0" if _CPU in names else "1",
-    )
     try:
-        try:
-            # ONNX Runtime's own fallback would retry on the CPU. The options forbid it,
-            # so the error would be wrong.
-            session = module.InferenceSession(
-                str(onnx_file),
-                options,
-                [*providers.items()],
-                enable_fallback=0,
-            )
-        except Exception:
-            if _CPU in names:
-                raise
-            # A session with the CPU shows the reason: its operators, or an error that
-            # names an operator.
-            options = session_options(module, intra_op_num_threads)
-            session = module.InferenceSession(
-                str(onnx_file),
-                options,
-                [*providers.items(), _CPU],
-                enable_fallback=0,
-            )
+        session = _create_session(module, onnx_file, placement, intra_op_num_threads)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        names = list(dict(placement.providers))
         reason = describe_error(error)
         if names == [_CPU]:
             raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
         raise DeviceUnavailable(
             f"the model does not run with {placement} ({names[0]}): {reason}",
         ) from None
+    _check_providers(session, placement)
+    if is_old and operators_of(session, _CPU) & _FORESTS:
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model "
+            "has a forest: pip uninstall onnxruntime-openvino, then pip install "
+            "'mlflow-onnxserve[cpu]'",
+        )
+    return session
+
+
+def _is_old(module: ModuleType) -> bool:
+    """Return True for an old release of the OpenVINO build. Raises RuntimeMissing for
+    any other old release.
+    """
+    version = tuple(map(int, module.__version__.split(".")[:2]))
+    if version >= OLDEST_ONNXRUNTIME:
+        return False
+    if version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers():
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
+            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA",
+        )
+    return True
+
+
+def _create_session(
+    module: ModuleType,
+    onnx_file: Path,
+    placement: Placement,
+    intra_op_num_threads: int,
+) -> "ort.InferenceSession":
+    """Return a session that may still lack a provider. Raises ONNX Runtime's errors."""
+
+    def create(options: "ort.SessionOptions", *more: str) -> "ort.InferenceSession":
+        # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so
+        # the error would be wrong.
+        session: ort.InferenceSession = module.InferenceSession(
+            str(onnx_file),
+            options,
+            [*providers.items(), *more],
+            enable_fallback=0,
+        )
+        return session
+
+    providers = dict(placement.providers)
+    openvino = providers.get(OPENVINO)
+    if openvino is not None and openvino.get("device_type", "CPU") == "CPU":
+        openvino.setdefault("num_of_threads", str(intra_op_num_threads))
+        openvino.setdefault("precision", "FP32")
+    options = session_options(module, intra_op_num_threads)
+    if _CPU in providers:
+        return create(options)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        return create(options)
+    except Exception:  # noqa: BLE001 - see open_session
+        # A session with the CPU shows the reason: its operators, or an error that names
+        # an operator.
+        return create(session_options(module, intra_op_num_threads), _CPU)
+
+
+def _check_providers(session: "ort.InferenceSession", placement: Placement) -> None:
+    """Raise DeviceUnavailable if the session runs on the CPU instead of the device, or
+    a listed provider computes no node.
+    """
+    names = list(dict(placement.providers))
     loaded = session.get_providers()
     if _CPU not in names and {*names} <= {*loaded} and (on_cpu := operators_of(session, _CPU)):
         raise DeviceUnavailable(
@@ -307,13 +336,6 @@ def open_session(
             "its hardware, driver or libraries are missing, one of its options is wrong, or it "
             "has no operator of the model",
         )
-    if is_old and operators_of(session, _CPU) & _FORESTS:
-        raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model "
-            "has a forest: pip uninstall onnxruntime-openvino, then pip install "
-            "'mlflow-onnxserve[cpu]'",
-        )
-    return session
 
 
 _MESSAGES: dict[str, dict[int, str]] = {
@@ -342,43 +364,47 @@ def _check_weights(onnx_file: Path) -> None:
     """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24
     reads sparse tensors anywhere.
     """
-    # Only the OpenVINO build needs protobuf.
-    from google.protobuf import (
-        descriptor_pb2,
-        message,
-        message_factory,
-    )
+    from google.protobuf import message, message_factory  # Only the OpenVINO build needs protobuf.
+
+    model_class = message_factory.GetMessages([_weights_schema()])["onnx.Model"]
+    folder = onnx_file.parent.resolve()
+    reason = f"ONNX Runtime cannot load {onnx_file.name}: "
+    try:
+        model = model_class.FromString(onnx_file.read_bytes())
+    except message.DecodeError:
+        raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
+    for name in _weight_locations(model):
+        if (
+            "\0" in name
+            or "_ORT_MEM_ADDR_" in name
+            or not (folder / name).resolve().is_relative_to(folder)
+        ):
+            raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
+
+
+def _weights_schema() -> "FileDescriptorProto":
+    """Return the schema of `_MESSAGES`."""
+    from google.protobuf import descriptor_pb2  # Only the OpenVINO build needs protobuf.
 
     schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
     for kind, fields in _MESSAGES.items():
         declared = schema.message_type.add(name=kind)
-        for (
-            number,
-            inner,
-        ) in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
+        for number, inner in fields.items():
+            # 3 is a repeated field, 11 a message, and 12 are bytes.
             of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
             declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
-    folder = onnx_file.parent.resolve()
-    reason = f"ONNX Runtime cannot load {onnx_file.name}: "
-    try:
-        unread = [
-            message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes()),
-        ]
-    except message.DecodeError:
-        raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
+    return schema
+
+
+def _weight_locations(model: Any) -> Iterator[str]:
+    """Yield the locations of the external data of a message `onnx.Model`."""
+    unread = [model]
     while unread:
         for declared, parts in unread.pop().ListFields():
-            unread += parts if declared.message_type else []
-            for text in () if declared.message_type else parts:
-                name = text.decode(errors="replace")
-                if (
-                    "\0" in name
-                    or "_ORT_MEM_ADDR_" in name
-                    or not (folder / name).resolve().is_relative_to(folder)
-                ):
-                    raise InvalidArtifact(
-                        f"{reason}its weights {name[:100]!r} are outside of its folder",
-                    )
+            if declared.message_type:
+                unread += parts
+            else:
+                yield from (text.decode(errors="replace") for text in parts)
 
 
 def run_on_openvino(
@@ -479,9 +505,8 @@ class _ArenaKeeper:
     def watch(self, arena: "weakref.ref[Arena]") -> None:
         """Shrink the arena as soon as it is idle."""
         self._grown.add(arena)
-        if (
-            not self._thread.is_alive()
-        ):  # After a fork, the thread does not exist in the child process.
+        # After a fork, the thread does not exist in the child process.
+        if not self._thread.is_alive():
             with self._starting:
                 if not self._thread.is_alive():
                     self._thread = threading.Thread(
@@ -596,11 +621,8 @@ def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.Sessi
     # Spinning threads take CPU time from the other workers (measured with two sessions
     # on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # for `operators_of`
-    options.add_session_config_entry(
-        "session.record_ep_graph_assignment_info",
-        "1",
-    )
+    # `operators_of` needs the assignments.
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 
 
@@ -609,9 +631,8 @@ def operators_of(session: "ort.InferenceSession", provider: str = "") -> set[str
     on all or on one provider.
     """
     parts = session.get_provider_graph_assignment_info()
-    return {
-        node.op_type
-        for part in parts
-        if provider in ("", part.ep_name)
-        for node in part.get_nodes()
-    }
+    operators: set[str] = set()
+    for part in parts:
+        if provider in ("", part.ep_name):
+            operators.update(node.op_type for node in part.get_nodes())
+    return operators

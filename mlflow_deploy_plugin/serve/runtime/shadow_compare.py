@@ -119,8 +119,8 @@ def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int]
     for output in artifact.outputs:
         if output.name in outputs and output.role != "label":
             roles.setdefault(output.role, []).append(output)
-    return {
-        (role, position, len(of)): output
-        for role, of in roles.items()
-        for position, output in enumerate(of)
-    }
+    places = {}
+    for role, of_role in roles.items():
+        for position, output in enumerate(of_role):
+            places[role, position, len(of_role)] = output
+    return places

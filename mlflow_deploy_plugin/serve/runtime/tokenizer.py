@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -233,7 +234,8 @@ class TextTokenizer:
             remedy = ": shorten it, or wrap with truncation=True" if len(encoding) else ""
             reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}{remedy}"
             raise SchemaMismatch(f"the text {short_repr(text)} {reason}")
-        return encoding.ids, encoding.type_ids if self._has_types else []
+        type_ids = encoding.type_ids if self._has_types else []
+        return encoding.ids, type_ids
 
     def _pad(self, rows: Sequence[_Tokens]) -> Feeds:
         padding = self._padding
@@ -325,4 +327,4 @@ def _parts(component: Any, sequence: str) -> list[dict[str, Any]]:
         return []
     described: dict[str, Any] = orjson.loads(component.__getstate__())
     parts = described.get(sequence, [described])
-    return [part for outer in parts for part in outer.get(sequence, [outer])]
+    return list(chain.from_iterable(outer.get(sequence, [outer]) for outer in parts))

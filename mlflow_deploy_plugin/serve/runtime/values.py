@@ -239,13 +239,9 @@ def _as_array(label: str, values: object, dtype: Dtype) -> Array:
     if any(_kind_of(kind) not in "fin" for kind in set(map(type, array.flat))):
         raise SchemaMismatch(f"{label} is ragged or has a value that is not a number")
     try:
-        filled = np.array(
-            [np.nan if value is None else value for value in array.flat],
-            dtype=np.float64,
-        )
+        return array.astype(np.float64)  # numpy converts None to NaN.
     except OverflowError:
         raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
-    return filled.reshape(array.shape)
 
 
 def _kind_of(kind: type) -> str:
@@ -269,29 +265,17 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Arr
     """
     accepted = _ACCEPTED[_KINDS[dtype.kind]]
     kinds = _kinds_of(values)
-    if dtype.kind == "f" and "n" in kinds:
-        values = [np.nan if value is None else value for value in values]
-        kinds.discard("n")
+    if dtype.kind == "f":
+        accepted |= {"n"}  # numpy converts None to NaN.
     elif dtype.kind == "i" and "f" in kinds:
-        # Above 2**53, a float may have been another integer, such as a JSON integer
-        # beyond 64 bits.
-        values = [
-            int(value)
-            if _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53
-            else value
-            for value in values
-        ]
+        values = list(map(_exact_integer, values))
         kinds = _kinds_of(values)
     if not kinds <= accepted:
-        row, value = next(
-            (row, value)
-            for row, value in enumerate(values)
-            if _kind_of(type(value)) not in accepted
-        )
-        is_too_large = (
-            dtype.kind == "i" and _kind_of(type(value)) == "f" and float(value).is_integer()
-        )
-        raise _unfit(column, row, value) if is_too_large else _mistyped(column, row, value)
+        row = next(i for i, value in enumerate(values) if _kind_of(type(value)) not in accepted)
+        value = values[row]
+        if dtype.kind == "i" and _is_whole_float(value):
+            raise _unfit(column, row, value)
+        raise _mistyped(column, row, value)
     try:
         return np.array(values, dtype=dtype)
     except (OverflowError, FloatingPointError):
@@ -301,6 +285,20 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Arr
             except (OverflowError, FloatingPointError):
                 raise _unfit(column, row, value) from None
         raise
+
+
+def _is_whole_float(value: Any) -> bool:
+    return _kind_of(type(value)) == "f" and float(value).is_integer()
+
+
+def _exact_integer(value: Any) -> object:
+    """Return a float that is certainly an integer as an integer, and any other value
+    unchanged. Above 2**53, a float may have been another integer, such as a JSON
+    integer beyond 64 bits.
+    """
+    if _is_whole_float(value) and abs(value) < 2**53:
+        return int(value)
+    return value
 
 
 def _kinds_of(values: Sequence[object]) -> set[str]:
@@ -356,4 +354,4 @@ def _kind_words(kind: str) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    return "[" + ", ".join("any" if size == -1 else str(size) for size in shape) + "]"
+    return "[" + ", ".join(map(str, shape)).replace("-1", "any") + "]"
