@@ -15,6 +15,7 @@ https://www.iana.org/assignments/media-types
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,7 @@ from mlflow_deploy_plugin.serve.protocols.arrow_columns import (
 )
 from mlflow_deploy_plugin.serve.protocols.content import check_row_aligned, dump_json
 from mlflow_deploy_plugin.serve.protocols.mlflow import MOST_COLUMNS
+from mlflow_deploy_plugin.serve.runtime.artifact import INTEGERS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import NO_ROWS
@@ -45,9 +47,7 @@ MEDIA_TYPES = (STREAM, FILE)
 _FILE_MAGIC = b"ARROW1\0\0"
 _MOST_MESSAGES = 10_000
 _UNNAMED = [""]
-_EXACT_TYPES = frozenset(
-    {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))},
-)
+_EXACT_TYPES = frozenset({"bool", *INTEGERS})
 _RECORD_BATCH = 3
 _DICTIONARY_BATCH = 2
 _I32 = struct.Struct("<i")
@@ -102,10 +102,10 @@ def table_feeds(table: "pa.Table", schema: Schema, limit: int) -> Feeds:
     return _feeds(table, select_columns(table.schema, schema), schema, limit)
 
 
-def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> Feeds:
+def _feeds(table: "pa.Table", names_read: list[str], schema: Schema, limit: int) -> Feeds:
     import pyarrow as pa
 
-    _check_value_count(table.num_rows, len(chosen), limit)
+    _check_value_count(table.num_rows, len(names_read), limit)
     budget = StringBudget(limit)
     batches = table.to_batches()
     if len(batches) == 1:
@@ -117,19 +117,20 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
                 return schema.from_array(numbers)
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
     else:  # Join the batches: a stream may have thousands with a few rows each.
-        columns = [table.column(name) for name in chosen]
-        joined = (
-            [each.combine_chunks()] if pa.types.is_primitive(each.type) else each.chunks
-            for each in columns
-        )
-        pieces = dict(zip(chosen, joined, strict=True))
-    arrays = {
-        name: (_key_column if name in schema.keys else _column)(name, pieces[name], limit, budget)
-        for name in chosen
-    }
+        pieces = {}
+        for name in names_read:
+            column = table.column(name)
+            if pa.types.is_primitive(column.type):
+                pieces[name] = [column.combine_chunks()]
+            else:
+                pieces[name] = column.chunks
+    arrays = {}
+    for name in names_read:
+        read = _key_column if name in schema.keys else _column
+        arrays[name] = read(name, pieces[name], limit, budget)
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
-    if schema.columns and chosen == _UNNAMED:
+    if schema.columns and names_read == _UNNAMED:
         arrays = _split_array(arrays[""], schema.names)
     if schema.columns:
         return _column_feeds(arrays, schema)
@@ -154,7 +155,8 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
 
     table = prediction_table(prediction)
     sink = pa.BufferOutputStream()
-    with (pa.ipc.new_stream if media == STREAM else pa.ipc.new_file)(sink, table.schema) as writer:
+    open_writer = pa.ipc.new_stream if media == STREAM else pa.ipc.new_file
+    with open_writer(sink, table.schema) as writer:
         writer.write_table(table)
     encoded: bytes = sink.getvalue().to_pybytes()
     return encoded
@@ -178,9 +180,9 @@ def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
         and all(isinstance(row, dict) for row in prediction.flat)
     ):
         records = list(prediction.flat)
-        columns = {
-            str(name): np.array([record.get(name) for record in records]) for name in records[0]
-        }
+        columns = {}
+        for name in records[0]:
+            columns[str(name)] = np.array([record.get(name) for record in records])
     else:
         columns = {PREDICTION: prediction}
     check_row_aligned(columns)
@@ -216,15 +218,19 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
         names = arrow_names
     if doubled := next((name for name in names if counts[name] > 1), None):
         raise SchemaMismatch(f"column {doubled[:100]!r} is duplicated", column=doubled)
+    _check_types(arrow_schema, schema)
+    return names
+
+
+def _check_types(arrow_schema: "pa.Schema", schema: Schema) -> None:
+    """Raise SchemaMismatch if the model does not accept the type of a column."""
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
     checked = set()
-    for name, kind in zip(arrow_names, arrow_schema.types, strict=True):
-        dtype = None if name in schema.keys else dtypes.get(name, only)
-        if dtype is None or (pair := (str(kind), dtype)) in checked:
-            continue
-        _check_column(name, kind, dtype, not schema.columns)
-        checked.add(pair)
-    return names
+    for name, kind in zip(arrow_schema.names, arrow_schema.types, strict=True):
+        dtype = None if name in schema.keys else schema.dtypes.get(name, only)
+        if dtype is not None and (pair := (str(kind), dtype)) not in checked:
+            _check_column(name, kind, dtype, not schema.columns)
+            checked.add(pair)
 
 
 def _check_column(name: str, kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
@@ -252,11 +258,10 @@ def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: Str
     ids keep all digits.
     """
     has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
-    if (
-        not has_gaps or sum(map(len, pieces)) > limit
-    ):  # `_column` raises the error if there are too many values.
+    # `_column` raises the error if there are too many values.
+    if not has_gaps or sum(map(len, pieces)) > limit:
         return _column(name, pieces, limit, budget)
-    return object_array([value for piece in pieces for value in piece.to_pylist()])
+    return object_array(list(chain.from_iterable(piece.to_pylist() for piece in pieces)))
 
 
 def _without_views(
@@ -299,9 +304,8 @@ def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
             ):
                 continue
             if np.isnan(array).any():
-                label = (
-                    f"column {column.name!r} ({column.type}), row {int(np.argmax(np.isnan(array)))}"
-                )
+                row = int(np.argmax(np.isnan(array)))
+                label = f"column {column.name!r} ({column.type}), row {row}"
                 raise SchemaMismatch(
                     f"{label}: null; an integer is expected",
                     column=column.name,
@@ -323,10 +327,8 @@ def _to_arrow(array: Array) -> "pa.Array":
             array.shape[1],
         )
     if array.dtype.kind in "OU":
-        if len(array) and isinstance(
-            array[0],
-            dict,
-        ):  # ZipMap returns dicts, which become strings as in a CSV file.
+        # ZipMap returns dicts, which become strings as in a CSV file.
+        if len(array) and isinstance(array[0], dict):
             array = np.array([dump_json(mapping).decode() for mapping in array])
         offsets, data = arrow_columns.packed_strings(array)
         kind = pa.large_string()
@@ -392,20 +394,15 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
     header = _flatbuffers_table(metadata, message, 2)
     if not kind or not header or metadata[kind] not in (_RECORD_BATCH, _DICTIONARY_BATCH):
         return len(body)
+    batch = header
     if metadata[kind] == _DICTIONARY_BATCH:
         delta = _flatbuffers_field(metadata, header, 2)
-    else:
-        delta = 0
-    if delta and metadata[delta]:
-        raise InvalidRequest("this server does not support dictionaries in pieces (deltas)")
-    if metadata[kind] == _RECORD_BATCH:
-        batch = header
-    else:
+        if delta and metadata[delta]:
+            raise InvalidRequest("this server does not support dictionaries in pieces (deltas)")
         batch = _flatbuffers_table(metadata, header, 1)
+    vector = 0
     if batch and _flatbuffers_field(metadata, batch, 3):
         vector = _flatbuffers_table(metadata, batch, 2)
-    else:
-        vector = 0
     if not vector:
         return len(body)
     total = 0
@@ -413,7 +410,9 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
         offset, length = struct.unpack_from("<qq", metadata, vector + 4 + 16 * entry)
         if length > 0:
             declared = _I64.unpack_from(body, max(0, offset))[0]
-            total += declared if declared >= 0 else length
+            if declared < 0:
+                declared = length
+            total += declared
     return total
 
 

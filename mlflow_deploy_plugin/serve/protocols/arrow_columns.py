@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest
+from mlflow_deploy_plugin.serve.runtime.artifact import INTEGERS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Dtype
 
 if TYPE_CHECKING:
@@ -24,11 +25,7 @@ _NUMBERS: dict[str, Dtype] = {
     "halffloat": np.dtype("<f2"),
     "float": np.dtype("<f4"),
     "double": np.dtype("<f8"),
-    **{
-        f"{sign}int{bits}": np.dtype(f"<{sign[:1] or 'i'}{bits // 8}")
-        for sign in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
+    **{dtype: np.dtype(dtype).newbyteorder("<") for dtype in INTEGERS},
 }
 _OFFSETS: dict[str, Dtype] = {
     "string": np.dtype("<i4"),
@@ -95,15 +92,13 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
         name = str(inner)
     if name.startswith("dictionary<"):
         name = str(inner.value_type)
-    is_number = name in _NUMBERS or name == "bool" or name.startswith("decimal")
-    is_text = name in _TEXTS or _without_zone(name) in _DATES
-    if name != "null" and not (is_text if dtype == "str" else is_number):
-        if dtype == "str":
-            expected = "strings are"
-        elif dtype == "bool":
-            expected = "true or false is"
-        else:
-            expected = "numbers are"
+    if dtype == "str":
+        fits = name in _TEXTS or _without_zone(name) in _DATES
+        expected = "strings are"
+    else:
+        fits = name in _NUMBERS or name == "bool" or name.startswith("decimal")
+        expected = "true or false is" if dtype == "bool" else "numbers are"
+    if name != "null" and not fits:
         raise UnsupportedColumn(
             f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model requires {dtype}",
         )
@@ -170,11 +165,8 @@ def matrix(batch: "pa.RecordBatch") -> Array | None:
 
 def address(array: "pa.Array") -> tuple[int, ...]:
     """Return the address of an array. The address is unique while the array exists."""
-    return (
-        *(buffer.address if buffer else 0 for buffer in array.buffers()),
-        array.offset,
-        len(array),
-    )
+    addresses = [getattr(buffer, "address", 0) for buffer in array.buffers()]
+    return (*addresses, array.offset, len(array))
 
 
 def _valid(array: "pa.Array") -> Array | None:

@@ -7,7 +7,7 @@
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
@@ -77,16 +77,13 @@ def _through_mlflow(
 
     def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = load_json(response.body)
-        if (
-            not isinstance(answer, dict) or "predictions" not in answer
-        ):  # A chat's answer has no `predictions`.
+        # A chat's answer has no `predictions`.
+        if not isinstance(answer, dict) or "predictions" not in answer:
             return EncodedResponse(response.body)
         predictions = answer["predictions"]
-        return EncodedResponse(
-            encode(
-                response.outputs or predictions if isinstance(predictions, dict) else predictions,
-            ),
-        )
+        if isinstance(predictions, dict) and response.outputs:
+            return EncodedResponse(encode(response.outputs))
+        return EncodedResponse(encode(predictions))
 
     return decode_request
 
@@ -107,19 +104,18 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
     params = {} if parameters is None else {"params": parameters}
     if b'"b64"' in body:
         document = tfserving.decode_base64(document, schema)
-        if schema.binary_columns and isinstance(
-            document.get("instances"),
-            list,
-        ):  # MLflow reads bytes from records.
-            rows = (
-                row if isinstance(row, dict | list) else [row] for row in document.pop("instances")
-            )
-            records = [
-                row if isinstance(row, dict) else dict(zip(schema.names, row, strict=False))
-                for row in rows
-            ]
-            document["dataframe_records"] = records
+        # MLflow reads bytes from records.
+        if schema.binary_columns and isinstance(document.get("instances"), list):
+            rows = document.pop("instances")
+            document["dataframe_records"] = [_as_record(row, schema.names) for row in rows]
     return {**params, **document}
+
+
+def _as_record(row: object, names: Sequence[str]) -> dict[str, object]:
+    if isinstance(row, dict):
+        return row
+    values = row if isinstance(row, list) else [row]
+    return dict(zip(names, values, strict=False))
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
@@ -128,13 +124,9 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
 
     Raises SchemaMismatch if an output does not have one value per row.
     """
-    return dump_json(
-        {
-            "predictions": content.rows_of(prediction)
-            if isinstance(prediction, dict)
-            else prediction
-        },
-    )
+    if isinstance(prediction, dict):
+        return dump_json({"predictions": content.rows_of(prediction)})
+    return dump_json({"predictions": prediction})
 
 
 def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:

@@ -5,7 +5,7 @@ over HTTP.
 import base64
 import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -115,11 +115,17 @@ def check_depth(document: object) -> None:
     """
     level = [document] if isinstance(document, _CONTAINERS) else []
     for _ in range(DEEPEST):
-        within = (value.values() if isinstance(value, dict) else value for value in level)
-        level = [value for value in chain.from_iterable(within) if isinstance(value, _CONTAINERS)]
+        elements = chain.from_iterable(map(_elements, level))
+        level = [value for value in elements if isinstance(value, _CONTAINERS)]
         if not level:
             return
     raise InvalidRequest(_TOO_DEEP)
+
+
+def _elements(container: dict[str, object] | list[object]) -> Iterable[object]:
+    if isinstance(container, dict):
+        return container.values()
+    return container
 
 
 def check_containers(body: bytes) -> int:
@@ -222,8 +228,8 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
     """Raise SchemaMismatch unless each output has one value, or array of values, per
     row.
     """
-    lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
-    if len(lengths) != 1 or -1 in lengths:
+    lengths = {getattr(array, "shape", ())[:1] for array in outputs.values()}
+    if len(lengths) != 1 or () in lengths:
         raise SchemaMismatch(
             "the outputs of this model do not have one value per row; request JSON at /invocations",
         )

@@ -4,6 +4,7 @@ The example is the first rows of the model's own input example, or a row of zero
 large tensor has no example.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -14,6 +15,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import LoadedVersion
 
@@ -42,13 +44,11 @@ class Example:
     is_own: bool = False
     document: Document = field(default_factory=dict)
 
-    def record(self) -> Document:
-        return {name: values[0] for name, values in self.values.items()}
+    def record(self, row: int = 0) -> Document:
+        return {name: values[row] for name, values in self.values.items()}
 
     def records(self) -> list[Document]:
-        return [
-            {name: values[row] for name, values in self.values.items()} for row in range(self.rows)
-        ]
+        return list(map(self.record, range(self.rows)))
 
 
 def example_of(loaded: LoadedVersion) -> Example:
@@ -62,7 +62,9 @@ def invocations_example(schema: Schema, example: Example) -> Document:
         rows = [list(record.values()) for record in example.records()]
         return {"dataframe_split": {"columns": list(example.values), "data": rows}}
     only = list(example.values.values())
-    return {"inputs": only[0] if len(only) == 1 and isinstance(only[0], list) else example.values}
+    if len(only) == 1 and isinstance(only[0], list):
+        return {"inputs": only[0]}
+    return {"inputs": example.values}
 
 
 def rows_example(schema: Schema, example: Example) -> Document:
@@ -84,25 +86,36 @@ def _read(loaded: LoadedVersion) -> Example | None:
         text = path.read_bytes()
         document = load_json(text)
         if not schema.names:
-            is_small = len(text) <= _MAX_DOCUMENT_BYTES and isinstance(document, dict)
-            if is_small:
+            if len(text) <= _MAX_DOCUMENT_BYTES and isinstance(document, dict):
                 return Example(is_own=True, document=document)
             return None
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
-            data = split["data"][:MAX_ROWS]
-            columns = dict(
-                zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True),
-            )
-            values = {name: columns[name] for name in schema.names if name in columns}
-            if values and data:
-                return Example(values, len(data), True)
-            return None
+            return _first_rows(split, schema)
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
         # The example fits the model, because the warm-up used it, but it cannot be
         # displayed.
         return None
+    return _first_values(arrays, schema)
+
+
+def _first_rows(split: Document, schema: Schema) -> Example | None:
+    """Return the first rows of a `dataframe_split`, or None if they have no column of
+    the signature.
+    """
+    data = split["data"][:MAX_ROWS]
+    columns = dict(
+        zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True),
+    )
+    values = {name: columns[name] for name in schema.names if name in columns}
+    if values and data:
+        return Example(values, len(data), True)
+    return None
+
+
+def _first_values(arrays: Mapping[str, Array], schema: Schema) -> Example | None:
+    """Return the first rows of columns or tensors, or None if they are too large."""
     rows = 1
     if schema.has_rows:
         per_row = sum(array[:1].size for array in arrays.values())
@@ -133,18 +146,12 @@ def _zeros(schema: Schema) -> Example:
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
         return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
-    shapes = {
-        tensor.name: [1 if size == -1 else size for size in tensor.shape]
-        for tensor in schema.tensors
-    }
-    if (
-        not shapes
-        or any(0 in shape for shape in shapes.values())
-        or sum(map(prod, shapes.values())) > MAX_VALUES
-    ):
+    shapes = [tuple(map(abs, tensor.shape)) for tensor in schema.tensors]  # A free size is -1.
+    if not shapes or any(0 in shape for shape in shapes) or sum(map(prod, shapes)) > MAX_VALUES:
         return Example()
-    blanks = {tensor.name: _BLANKS.get(tensor.dtype, 0) for tensor in schema.tensors}
-    values = {
-        name: np.full(shape, blanks[name], dtype=object).tolist() for name, shape in shapes.items()
-    }
-    return Example(values, len(next(iter(values.values()))) if schema.has_rows else 1)
+    values = {}
+    for tensor, shape in zip(schema.tensors, shapes, strict=True):
+        blank = _BLANKS.get(tensor.dtype, 0)
+        values[tensor.name] = np.full(shape, blank, dtype=object).tolist()
+    rows = shapes[0][0] if schema.has_rows else 1
+    return Example(values, rows)

@@ -114,16 +114,11 @@ def _entry(entry: object, where: str) -> Feedback:
                 f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is "
                 "expected",
             )
-        values = {
-            name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()
-        }
-        # NaN means a missing value.
-        return Feedback(
-            None,
-            None,
-            {name: None if value != value else value for name, value in values.items()},
-            label,
-        )
+        values: dict[str, Value] = {}
+        for name, value in key.items():
+            checked = _checked_value(value, f"{dot}key.{name[:60]}")
+            values[name] = None if checked != checked else checked  # NaN means a missing value.
+        return Feedback(None, None, values, label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(
             f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer "

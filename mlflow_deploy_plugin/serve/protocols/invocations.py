@@ -65,7 +65,9 @@ def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: in
 
 
 def parse_accept(header: str) -> Accept:
-    return parse_accept_header(header if len(header) <= _MAX_ACCEPT_CHARACTERS else "", Accept)
+    if len(header) > _MAX_ACCEPT_CHARACTERS:
+        header = ""
+    return parse_accept_header(header, Accept)
 
 
 @lru_cache(maxsize=256)
@@ -134,8 +136,14 @@ def csv_example(schema: Schema, example: Example) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for line in (example.values, *(record.values() for record in example.records())):
-        writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in line)
+        writer.writerow(map(_csv_field, line))
     return text.getvalue()
+
+
+def _csv_field(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value
 
 
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, BYTES)

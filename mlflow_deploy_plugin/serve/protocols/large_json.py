@@ -14,6 +14,7 @@ fifths if a tenth of the fields is empty.
 """
 
 import re
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,10 @@ def _feeds_of_json(
             table = object_entries(value)
             names = table.pop("columns").as_list()
             rows = table.pop("data")
+            if table:
+                return None
             array, seen = numbers_of(rows, opened, kind)
-            seen += 1 if not table else opened
+            seen += 1
         elif field not in ("inputs", "instances"):
             return None
         elif isinstance(value, simdjson.Object):
@@ -144,13 +147,7 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
         try:
             document = simdjson.Parser().parse(text)
         except ValueError:
-            for gap, filled in (
-                (b",,", b",null,"),
-                (b",,", b",null,"),
-                (b"[,", b"[null,"),
-                (b",]", b",null]"),
-            ):
-                text = text.replace(gap, filled)
+            text = _fill_empty_fields(text)
             nulls = text.count(b"null")
             document = simdjson.Parser().parse(text.replace(b"null", _NULL))
         array, seen = numbers_of(document, opened)
@@ -160,6 +157,12 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
         return _feeds_of_numbers(schema, names, array, nulls)
     except _NOT_PLAIN:
         return None
+
+
+def _fill_empty_fields(text: bytes) -> bytes:
+    """Return the rows with `null` in empty fields."""
+    text = text.replace(b",,", b",null,").replace(b",,", b",null,")
+    return text.replace(b"[,", b"[null,").replace(b",]", b",null]")
 
 
 def _kind_of_all(schema: Schema) -> str:
@@ -311,7 +314,7 @@ def numbers_of(value: Any, at_most: int, kind: str = "f") -> tuple[Array, int]:
     while shape[-1] and isinstance(level[0][0], simdjson.Array):
         if seen + len(level) * shape[-1] > at_most:
             raise ValueError
-        level = [child for array in level for child in array]
+        level = list(chain.from_iterable(level))
         if set(map(type, level)) != {simdjson.Array} or len(set(map(len, level))) != 1:
             raise ValueError
         shape.append(len(level[0]))

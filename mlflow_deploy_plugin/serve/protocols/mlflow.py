@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.serve.protocols.content import (
     media_type,
 )
 from mlflow_deploy_plugin.serve.protocols.large_json import read_large_csv, read_large_feeds
+from mlflow_deploy_plugin.serve.runtime.artifact import INTEGERS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
@@ -162,14 +163,15 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
         )
     if columns is None:
         return schema.from_array(value["data"])
-    if columns == [
-        *schema.names,
-    ]:  # This check covers most requests and is faster than checking every type.
+    # This check covers most requests and is faster than checking every type.
+    if columns == [*schema.names]:
         return schema.from_rows(schema.names, value["data"])
     types = set(map(type, columns)) if isinstance(columns, list) else {object}
     if not types <= _COLUMN_NAME_TYPES:
         raise InvalidRequest("dataframe_split: columns must be an array of names")
-    return schema.from_rows(columns if types == {str} else list(map(str, columns)), value["data"])
+    if types != {str}:
+        columns = list(map(str, columns))
+    return schema.from_rows(columns, value["data"])
 
 
 def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
@@ -261,38 +263,63 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         check_separator(body, schema.names)
     if (feeds := read_large_csv(body, schema, has_header)) is not None:
         return feeds
-    lines = _parse_csv(body)
+    header, rows = _parse_csv_table(body, schema, has_header)
+    if numbers := _read_floats(header, rows, schema):
+        del rows
+        return schema.from_rows(header, numbers)
+    columns = _read_columns(header, rows, schema)
+    del rows  # Free the texts, which take ten times the memory of the body.
+    return schema.from_rows(header, list(zip(*columns, strict=True)))
+
+
+def _parse_csv_table(
+    body: bytes,
+    schema: Schema,
+    has_header: bool,
+) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns, and the fields of each row."""
+    rows = _parse_csv(body)
     if has_header:
-        header = lines[0]
-        rows = lines[1:]
+        header = rows.pop(0)
         _check_header(header, schema)
+    elif schema.columns:
+        header = list(schema.names)
     else:
-        if schema.columns:
-            header = list(schema.names)
-        else:
-            header = [str(position) for position in range(len(lines[0]))]
-        rows = lines
+        header = [str(position) for position in range(len(rows[0]))]
     for row, fields in enumerate(rows):
         if len(fields) != len(header):
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
+    return header, rows
+
+
+def _read_floats(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    schema: Schema,
+) -> list[list[float]]:
+    """Return the rows if all columns are floats and all fields are numbers; otherwise
+    an empty list.
+    """
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # On failure, the code below reports bad values.
+        with suppress(ValueError):  # `_read_columns` reports bad values.
             if "_" not in "".join(chain.from_iterable(rows)):
-                numbers = [list(map(float, fields)) for fields in rows]
-                del lines, rows
-                return schema.from_rows(header, numbers)
+                return [list(map(float, fields)) for fields in rows]
+    return []
+
+
+def _read_columns(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    schema: Schema,
+) -> list[list[object]]:
     if schema.columns:
         types: dict[str, str] = {column.name: column.type for column in schema.columns}
     else:  # All fields have the type of the tensor.
-        types = dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
-        types |= dict.fromkeys(schema.keys, "str")
+        dtype = schema.tensors[0].dtype if schema.tensors else "str"
+        types = dict.fromkeys(header, dtype) | dict.fromkeys(schema.keys, "str")
     texts = zip(*rows, strict=True)
-    columns = [
-        read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)
-    ]
-    del lines, rows, texts  # Free these lists, which take ten times the memory of the body.
-    return schema.from_rows(header, list(zip(*columns, strict=True)))
+    return [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
 
 
 def check_separator(body: bytes, names: Collection[str]) -> None:
@@ -369,7 +396,8 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
         return [text or None for text in fields]
     try:
         if "_" not in "".join(fields):
-            return list(map(int if read is _integer else read, fields))
+            parse = int if read is _integer else read
+            return list(map(parse, fields))
     except (KeyError, ValueError):
         pass  # Missing and wrong values are read one by one below.
     values: list[object] = []
@@ -399,7 +427,6 @@ def _integer(text: str) -> int | float:
 
 _FIELD_READERS: dict[str, Callable[[str], object]] = {
     **dict.fromkeys(("double", "float", "float16", "float32", "float64"), float),
-    **dict.fromkeys(("integer", "long"), _integer),
-    **{f"{sign}int{bits}": _integer for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(("integer", "long", *INTEGERS), _integer),
     **dict.fromkeys(("boolean", "bool"), lambda text: _BOOLEANS[text.strip().lower()]),
 }

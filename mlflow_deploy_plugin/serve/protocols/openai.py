@@ -51,28 +51,26 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
         if document.get("stream") is True and not artifact.is_streamable:
             raise InvalidRequest("the model has no predict_stream: send the request without stream")
         input_ = document.get("input")
-        if (
-            route == "/embeddings"
-        ):  # MLflow embeds the strings in the first field, regardless of its name.
+        # MLflow embeds the strings in the first field, regardless of its name.
+        if route == "/embeddings":
             if document.get("dimensions") is not None:
                 raise InvalidRequest(
                     "the model's embeddings have a fixed size: send the request without dimensions",
                 )
             check_depth(document)
-            body = json.dumps({"input": [input_] if isinstance(input_, str) else input_}).encode()
-        elif isinstance(
-            input_,
-            str,
-        ):  # In OpenAI's API, a text is a user message; MLflow accepts only a list.
+            texts = [input_] if isinstance(input_, str) else input_
+            body = json.dumps({"input": texts}).encode()
+        # In OpenAI's API, a text is a user message; MLflow accepts only a list.
+        elif isinstance(input_, str):
             check_depth(document)
             body = json.dumps(document | {"input": [{"role": "user", "content": input_}]}).encode()
         return decode_invocations(headers, body, variant, limit)._replace(encode=encode)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         # MLflow's transformers flavor returns a list with one response.
-        return EncodedResponse(
-            response.body[1:-1] if response.body.startswith(b"[") else response.body,
-        )
+        if response.body.startswith(b"["):
+            return EncodedResponse(response.body[1:-1])
+        return EncodedResponse(response.body)
 
     return Protocol(
         route.removeprefix("/").replace("/", "_"),

@@ -95,14 +95,14 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
     """
     document = load_json_object(content_type, body)
     if "features" in document and "features" not in schema.names:
-        return schema.from_array(
-            [document["features"]] if schema.has_rows else document["features"],
-        )
+        features = document["features"]
+        if schema.has_rows:
+            features = [features]
+        return schema.from_array(features)
     if schema.columns:
         form = next(iter(document), "")
-        if (
-            form in mlflow.BODY_FORMS and form not in schema.names
-        ):  # Vertex AI's guides send this to /predict.
+        # Vertex AI's guides send this to /predict.
+        if form in mlflow.BODY_FORMS and form not in schema.names:
             raise InvalidRequest(
                 f"/predict accepts one record; send {form} to /predict/batch or /invocations",
             )

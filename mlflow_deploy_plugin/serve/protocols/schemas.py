@@ -51,29 +51,30 @@ def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
     use 32 bits.
     """
     if dtype == "str":
-        return {"type": ["string", "null"] if is_nullable else "string"}
+        return {"type": ["string", "null"]} if is_nullable else {"type": "string"}
     kind = np.dtype(dtype).kind
     if kind == "f":
-        return {"type": ["number", "null"], "format": "double" if dtype == "float64" else "float"}
+        width = "double" if dtype == "float64" else "float"
+        return {"type": ["number", "null"], "format": width}
     if kind in "iu":
         limits = np.iinfo(dtype)
-        if dtype == "uint64":
-            width = {}
-        else:
-            width = {"format": "int32" if limits.max < 2**31 else "int64"}
-        return {"type": "integer", **width, "minimum": int(limits.min), "maximum": int(limits.max)}
+        integer: JsonSchema = {"type": "integer"}
+        if dtype != "uint64":
+            integer["format"] = "int32" if limits.max < 2**31 else "int64"
+        return {**integer, "minimum": int(limits.min), "maximum": int(limits.max)}
     return {"type": "boolean"} if kind == "b" else {}
 
 
 def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
-    missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
-    return {
-        column.name: {
-            **dtype_schema(COLUMN_TYPES[column.type], missing.get(column.name) is not None),
-            "description": column.type,
-        }
-        for column in schema.columns
-    }
+    missing: dict[str, str | None] = {}
+    for entry in schema.inputs:
+        missing |= dict.fromkeys(entry.columns, entry.missing)
+    schemas = {}
+    for column in schema.columns:
+        is_nullable = missing.get(column.name) is not None
+        value = dtype_schema(COLUMN_TYPES[column.type], is_nullable)
+        schemas[column.name] = {**value, "description": column.type}
+    return schemas
 
 
 def nested(item: JsonSchema, rank: int) -> JsonSchema:
@@ -161,7 +162,8 @@ def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
     kinds = {*map(type, artifact.classes)}
     # Client generators do not support an enumeration of booleans or of several types.
     if output.role == "label" and kinds in ({str}, {int}):
-        item = {"type": "string" if kinds == {str} else "integer", "enum": list(artifact.classes)}
+        kind = "string" if kinds == {str} else "integer"
+        item = {"type": kind, "enum": list(artifact.classes)}
     return {
         **nested(item, len(output.shape)),
         "description": f"{output.role}: {output.dtype}, shape {shape_text(output.shape)}",

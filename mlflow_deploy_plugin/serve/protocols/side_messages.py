@@ -126,7 +126,8 @@ def _set_timeout(connection: socket.socket, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    connection.settimeout(None if left == math.inf else left)
+    timeout = None if left == math.inf else left
+    connection.settimeout(timeout)
 
 
 def _read(connection: socket.socket, size: int, deadline: float) -> bytes:

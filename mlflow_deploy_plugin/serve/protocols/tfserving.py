@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.serve.protocols.schemas import (
     rows_schema,
     unnamed_schemas,
 )
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import INTEGERS, Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
@@ -52,11 +52,7 @@ _DTYPES = {
     "float64": "DT_DOUBLE",
     "bool": "DT_BOOL",
     "str": "DT_STRING",
-    **{
-        f"{sign}int{bits}": f"DT_{sign.upper()}INT{bits}"
-        for sign in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
+    **{dtype: f"DT_{dtype.upper()}" for dtype in INTEGERS},
 }
 
 
@@ -84,10 +80,9 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
         rows = document["instances"]
         if not isinstance(rows, list):
             raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
-        return schema.from_records(rows) if rows and isinstance(
-            rows[0],
-            dict,
-        ) else schema.from_array(rows), True
+        if rows and isinstance(rows[0], dict):
+            return schema.from_records(rows), True
+        return schema.from_array(rows), True
     inputs = document["inputs"]
     if isinstance(inputs, dict):
         return schema.from_columns(inputs), False
@@ -111,7 +106,9 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     field = "predictions" if is_by_row else "outputs"
     if len(encodable) == 1:
         return dump_json({field: next(iter(encodable.values()))})
-    return dump_json({field: rows_of(encodable) if is_by_row else encodable})
+    if is_by_row:
+        return dump_json({field: rows_of(encodable)})
+    return dump_json({field: encodable})
 
 
 def decode_base64(document: object, schema: Schema) -> Any:

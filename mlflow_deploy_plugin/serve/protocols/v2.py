@@ -9,7 +9,7 @@ signature as [N] or [N, 1]. All outputs are computed, because the inference log 
 all outputs.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
     datatype_of,
     from_binary,
 )
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -126,9 +126,8 @@ def decode(
         text = body[:length]
         binary = memoryview(body)[length:]
     if (large := load_infer_request(text)) is not None:
-        with suppress(
-            OnnxserveError,
-        ):  # The second attempt reports the error with the elements as they were sent.
+        # The second attempt reports the error with the elements as they were sent.
+        with suppress(OnnxserveError):
             return _decode_document(large, binary, artifact, schema)
     return _decode_document(json_object(text), binary, artifact, schema)
 
@@ -197,18 +196,24 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
     A free dimension is -1. If the graph lacks a batch dimension, `parameters` contains
     the reason.
     """
-    inputs, outputs = (
-        [
-            {"name": entry.name, "datatype": datatype_of(entry.dtype), "shape": entry.shape}
-            for entry in entries
-            if datatype_of(entry.dtype)
-        ]
-        for entries in (artifact.inputs, artifact.outputs)
-    )
-    document = {"name": endpoint, "versions": versions, "platform": platform(artifact)}
-    reason = no_batch_dimension_reason(artifact)
-    parameters = {"parameters": {"batch_dimension": f"none: {reason}"}} if reason else {}
-    return {**document, "inputs": inputs, "outputs": outputs, **parameters}
+    document: dict[str, Any] = {
+        "name": endpoint,
+        "versions": versions,
+        "platform": platform(artifact),
+        "inputs": _tensors_metadata(artifact.inputs),
+        "outputs": _tensors_metadata(artifact.outputs),
+    }
+    if reason := no_batch_dimension_reason(artifact):
+        document["parameters"] = {"batch_dimension": f"none: {reason}"}
+    return document
+
+
+def _tensors_metadata(entries: Sequence[Input] | Sequence[Output]) -> list[dict[str, object]]:
+    return [
+        {"name": entry.name, "datatype": datatype_of(entry.dtype), "shape": entry.shape}
+        for entry in entries
+        if datatype_of(entry.dtype)
+    ]
 
 
 def platform(artifact: Artifact) -> str:
@@ -245,11 +250,7 @@ def _read_inputs(
             is_only or name in by_column or name in by_input or name in schema.keys
         ):
             # Do not decode the values: 100,000 unknown tensors took 3 s.
-            raise refused_name(
-                head,
-                arrays,
-                schema,
-            )
+            raise refused_name(head, arrays, schema)
         if (size is None) == ("data" not in entry):
             raise head.mismatch(" needs either data or the parameter binary_data_size")
         if size is None:
@@ -260,10 +261,8 @@ def _read_inputs(
             raise head.mismatch(
                 f": binary_data_size is {short_repr(size)}, but {left} bytes are left",
             )
-        arrays[name] = (
-            head,
-            from_binary(head, binary[start : start + size], holds_bytes(head, schema)),
-        )
+        content = binary[start : start + size]
+        arrays[name] = head, from_binary(head, content, holds_bytes(head, schema))
         start += size
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
@@ -318,7 +317,9 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
     """
     if head.name in before:
         return head.mismatch(" is repeated")
-    names = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
+    names = dict.fromkeys(schema.tensor_schema.names)
+    if schema.columns:
+        names |= dict.fromkeys(schema.names)
     return head.mismatch(f" is unknown; the model's inputs are {join_names(names, head.name)}")
 
 
@@ -340,26 +341,17 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
         schema.tensor_schema.dtypes,
     ):
         arrays = dict.fromkeys(schema.dtypes, *arrays.values())
-    by_column = bool(schema.columns) and arrays.keys() <= schema.dtypes.keys()
-    if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
-        by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
+    by_column = _are_columns(arrays.keys(), schema)
     fed = schema if by_column else schema.tensor_schema
-    dtypes = fed.dtypes
+    if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(fed.dtypes):
+        (tensor,) = arrays.values()
+        _check_only_tensor(tensor, schema)
+        arrays = dict.fromkeys(fed.dtypes, tensor)
     data = {}
-    if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
-        (tensor,), (model_input,) = arrays.values(), fed.tensors
-        if not fits_shape(model_input.shape, tensor[1].shape):
-            if schema.columns and tensor[1].shape[1:] in ((), (1,)):  # The name is probably wrong.
-                raise refused_name(tensor[0], (), schema)
-            expected = shape_text(model_input.shape)
-            raise tensor[0].mismatch(
-                f" is used as {model_input.name!r}; the shape {expected} is expected",
-            )
-        arrays = dict.fromkeys(dtypes, tensor)
     for name, (head, array) in arrays.items():
-        if name not in dtypes:
+        if name not in fed.dtypes:
             raise refused_name(head, (), schema)
-        v2_tensors.check_datatype(head, dtypes[name])
+        v2_tensors.check_datatype(head, fed.dtypes[name])
         if by_column and array.ndim != 1:
             if array.shape[1:] != (1,):
                 raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
@@ -373,6 +365,31 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             array = np.array(texts, dtype=object).reshape(array.shape)
         data[name] = array
     return fed.from_columns(data)
+
+
+def _are_columns(names: Set[str], schema: Schema) -> bool:
+    """Return True if these names are columns of the signature. If they are also the
+    graph's inputs, each input must take a single column.
+    """
+    if not schema.columns or not names <= schema.dtypes.keys():
+        return False
+    are_inputs = names == {entry.name for entry in schema.inputs}
+    return not are_inputs or all(len(entry.columns) <= 1 for entry in schema.inputs)
+
+
+def _check_only_tensor(tensor: tuple[TensorHeader, Array], schema: Schema) -> None:
+    """Raise SchemaMismatch if a tensor with an unknown name does not fit the only
+    input.
+    """
+    head, array = tensor
+    (only,) = schema.tensor_schema.tensors
+    if fits_shape(only.shape, array.shape):
+        return
+    if schema.columns and array.shape[1:] in ((), (1,)):  # The name is probably wrong.
+        raise refused_name(head, (), schema)
+    raise head.mismatch(
+        f" is used as {only.name!r}; the shape {shape_text(only.shape)} is expected",
+    )
 
 
 def requested_outputs(
@@ -453,7 +470,7 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
         types |= schema.dtypes
     tensor = object_schema(
         {
-            "name": {"type": "string", **({"enum": list(types)} if types else {})},
+            "name": _name_schema(types),
             "shape": array_schema({**SIZE, "minimum": 0}),
             "datatype": {"type": "string", "enum": list(DATATYPES)},
         },
@@ -479,11 +496,18 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
     )
 
 
+def _name_schema(names: Collection[str]) -> JsonSchema:
+    """Return the schema of one of these names, or of any name if there are none."""
+    if names:
+        return {"type": "string", "enum": list(names)}
+    return {"type": "string"}
+
+
 def v2_response_schema(artifact: Artifact) -> JsonSchema:
     names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
     tensor = object_schema(
         {
-            "name": {"type": "string", **({"enum": names} if names else {})},
+            "name": _name_schema(names),
             "shape": array_schema(SIZE),
             "datatype": STRING,
         },
@@ -503,23 +527,15 @@ def v2_example(schema: Schema, example: Example) -> Document:
     inputs = []
     dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
     for name, values in example.values.items():
-        if not schema.columns:
-            shape = list(np.asarray(values, dtype=object).shape)
-        else:
+        if schema.columns:
             shape = [len(values)]
-        if len(example.values) == 1 and not schema.columns:
-            input_name = schema.tensor_schema.names[0]
         else:
-            input_name = name
+            shape = list(np.asarray(values, dtype=object).shape)
+            if len(example.values) == 1:
+                name = schema.tensor_schema.names[0]
         data = values if isinstance(values, list) else [values]
-        inputs.append(
-            {
-                "name": input_name,
-                "shape": shape,
-                "datatype": datatype_of(dtypes[input_name]),
-                "data": data,
-            },
-        )
+        datatype = datatype_of(dtypes[name])
+        inputs.append({"name": name, "shape": shape, "datatype": datatype, "data": data})
     return {"inputs": inputs}
 
 
@@ -539,7 +555,8 @@ def _decode_v2(
             variant.loaded.version,
             response.outputs,
         )
-        return EncodedResponse(answer, OCTETS if headers else JSON, headers)
+        media = OCTETS if headers else JSON
+        return EncodedResponse(answer, media, headers)
 
     return DecodedRequest(request.feeds, respond, request.id, parameters=request.parameters)
 

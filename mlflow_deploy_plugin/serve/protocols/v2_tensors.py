@@ -8,7 +8,7 @@ elements.
 import base64
 import struct
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -58,9 +58,8 @@ floating point.
 """
 _ACCEPTED = frozenset(
     (datatype, dtype)
-    for datatype, of_given in _DTYPES.items()
-    for dtype, name in _DATATYPES.items()
-    if of_given.kind in _ACCEPTED_KINDS[_DTYPES[name].kind]
+    for datatype, dtype in product(_DTYPES, _DATATYPES)
+    if _DTYPES[datatype].kind in _ACCEPTED_KINDS[_DTYPES[_DATATYPES[dtype]].kind]
 )
 """Pairs of a datatype and the numpy dtype of an input that accepts it."""
 
@@ -226,11 +225,12 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
             start = text + length
             if start > end:
                 raise head.mismatch(f": the data ends within element {len(strings)}")
+            element = data[text:start]
+            if is_binary:
+                strings.append(base64.b64encode(element).decode())
+                continue
             try:
-                element = data[text:start]
-                strings.append(
-                    base64.b64encode(element).decode() if is_binary else str(element, "utf-8"),
-                )
+                strings.append(str(element, "utf-8"))
             except UnicodeDecodeError:
                 raise head.mismatch(f": element {len(strings)} is not valid UTF-8") from None
         _check_count(head, len(strings))
@@ -251,8 +251,11 @@ def to_binary(array: Array) -> bytes:
     """Return the elements of an array in the byte format that `from_binary` reads."""
     if array.dtype.kind != "O":
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    texts = [value if isinstance(value, bytes) else str(value).encode() for value in array.flat]
-    return b"".join(chain.from_iterable((_LENGTH.pack(len(text)), text) for text in texts))
+    parts = []
+    for value in array.flat:
+        text = value if isinstance(value, bytes) else str(value).encode()
+        parts += [_LENGTH.pack(len(text)), text]
+    return b"".join(parts)
 
 
 def _check_count(head: TensorHeader, count: int) -> None:

@@ -120,29 +120,13 @@ class FastDecoder:
         self.order = order = tuple(column.name for column in columns)
         self._names = list(order)  # A list, because the names in a JSON body are a list.
         self._by_name = _picker(order)
-        positions: dict[str, list[int]] = {}
-        for position, column in enumerate(columns):
-            positions.setdefault(column.type, []).append(position)
-        groups = [
-            _Group(
-                kind,
-                [order[i] for i in places],
-                _picker(places),
-                _ACCEPTED[kind],
-                numpy_dtype(COLUMN_TYPES[kind]),
-            )
-            for kind, places in positions.items()
-        ]
+        groups = _group_by_type(columns)
         first = groups[0]
         is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
         if is_matrix and len(groups) == 1 and first.column_type != "string":
-            self._matrix = _MatrixDecoder(
-                first,
-                len(order),
-                inputs[0],
-                blocks[0].name if blocks else "",
-            )
+            block = blocks[0].name if blocks else ""
+            self._matrix = _MatrixDecoder(first, len(order), inputs[0], block)
         decoder = self._matrix or _ColumnDecoder(groups, inputs, blocks)
         self._feeds: Callable[[_Rows], Feeds | None] = decoder.from_rows
         self._from_arrays: Callable[[Sequence[Array]], Feeds | None] = decoder.from_arrays
@@ -203,6 +187,18 @@ class FastDecoder:
         return self._matrix.from_matrix(values)
 
 
+def _group_by_type(columns: tuple[Column, ...]) -> list[_Group]:
+    positions: dict[str, list[int]] = {}
+    for position, column in enumerate(columns):
+        positions.setdefault(column.type, []).append(position)
+    groups = []
+    for kind, places in positions.items():
+        names = [columns[i].name for i in places]
+        dtype = numpy_dtype(COLUMN_TYPES[kind])
+        groups.append(_Group(kind, names, _picker(places), _ACCEPTED[kind], dtype))
+    return groups
+
+
 class _MatrixDecoder:
     """Decodes tables with one numeric or boolean type whose columns, in order, are the
     only input of the graph.
@@ -221,9 +217,8 @@ class _MatrixDecoder:
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         is_row = len(rows) == 1
-        if not self._group.accepted.issuperset(
-            map(type, rows[0] if is_row else chain.from_iterable(rows)),
-        ):
+        values = rows[0] if is_row else chain.from_iterable(rows)
+        if not self._group.accepted.issuperset(map(type, values)):
             return None
         if is_row and self._pack_row is not None and (feeds := self._pack_row(rows[0])) is not None:
             return feeds
@@ -301,46 +296,43 @@ class _ColumnDecoder:
     ) -> None:
         self._groups = groups
         self._casts: list[tuple[int, Dtype, bool]] = []
-        self._inputs: list[_SingleColumn | _StackedColumns] = []
-        for entry in inputs:
-            dtype = numpy_dtype(entry.dtype)
-            column_names = set(entry.columns)
-            taken = tuple(
-                position
-                for position, group in enumerate(groups)
-                if not column_names.isdisjoint(group.names)
-            )
-            places = {
-                name: position
-                for position, name in enumerate(chain(*(groups[group].names for group in taken)))
-            }
-            if len(entry.columns) > 1:
-                order = np.array([places[name] for name in entry.columns], dtype=np.intp)
-                self._inputs.append(_StackedColumns(entry.name, dtype, taken, order))
-                continue
-            cast = (taken[0], dtype, len(entry.shape) == 1)
-            if cast not in self._casts:
-                self._casts.append(cast)
-            self._inputs.append(
-                _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]]),
-            )
-        names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
+        self._inputs = list(map(self._place, inputs))
+        block_names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
+        self._blocks: tuple[str, ...] = ()
         if blocks:
-            self._blocks = tuple(names.get(group.column_type, "") for group in groups)
-        else:
-            self._blocks = ()
+            self._blocks = tuple(block_names.get(group.column_type, "") for group in groups)
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
+
+    def _place(self, entry: Input) -> _SingleColumn | _StackedColumns:
+        """Return the places of the columns of an input. For a single column, also add
+        its conversion to `_casts`.
+        """
+        dtype = numpy_dtype(entry.dtype)
+        column_names = set(entry.columns)
+        taken = tuple(
+            position
+            for position, group in enumerate(self._groups)
+            if not column_names.isdisjoint(group.names)
+        )
+        names = chain.from_iterable(self._groups[group].names for group in taken)
+        places = {name: position for position, name in enumerate(names)}
+        if len(entry.columns) > 1:
+            order = np.array([places[name] for name in entry.columns], dtype=np.intp)
+            return _StackedColumns(entry.name, dtype, taken, order)
+        cast = (taken[0], dtype, len(entry.shape) == 1)
+        if cast not in self._casts:
+            self._casts.append(cast)
+        return _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]])
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         picked = []
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
-            values = group.pick(columns)
-            if not group.accepted.issuperset(
-                map(type, values if len(rows) == 1 else chain.from_iterable(values)),
-            ):
+            picked_values = group.pick(columns)
+            values = picked_values if len(rows) == 1 else chain.from_iterable(picked_values)
+            if not group.accepted.issuperset(map(type, values)):
                 return None
-            picked.append(values)
+            picked.append(picked_values)
         try:
             with np.errstate(over="raise"):
                 return self._to_feeds(
@@ -374,13 +366,15 @@ class _ColumnDecoder:
         casts = []
         for source, dtype, is_vector in self._casts:
             cast = blocks[source].astype(dtype, copy=False)
-            casts.append(cast[:, :, 0] if is_vector else cast)
-        feeds = {
-            entry.name: casts[entry.cast][entry.place]
-            if type(entry) is _SingleColumn
-            else entry.stack(blocks)
-            for entry in self._inputs
-        }
+            if is_vector:
+                cast = cast[:, :, 0]
+            casts.append(cast)
+        feeds: Feeds = {}
+        for entry in self._inputs:
+            if type(entry) is _SingleColumn:
+                feeds[entry.name] = casts[entry.cast][entry.place]
+            else:
+                feeds[entry.name] = entry.stack(blocks)
         if not self._blocks:
             return feeds
         sent = {
@@ -401,10 +395,9 @@ def compile_fast_tensor_decoder(
     The result is None if there are texts or a dtype must be converted, except for a
     single tensor that is a matrix.
     """
+    decode_matrix = None
     if len(bound) == 1 and not shared:
         decode_matrix = _compile_matrix_decoder(*bound[0])
-    else:
-        decode_matrix = None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
         return decode_matrix
     tensors = [
@@ -448,9 +441,9 @@ def _compile_matrix_decoder(
     width = tensor.shape[1]
     dtype = numpy_dtype(tensor.dtype)
     is_rounded_once = kind == "float"
-    is_narrowed = not is_lossless_cast(numpy_dtype(entry.dtype), dtype)
+    block = "" if is_lossless_cast(numpy_dtype(entry.dtype), dtype) else entry.name
     group = _Group(kind, [], tuple, _ACCEPTED[kind], dtype)
-    decoder = _MatrixDecoder(group, width, entry, entry.name if is_narrowed else "")
+    decoder = _MatrixDecoder(group, width, entry, block)
 
     def decode(data: Mapping[str, object]) -> Feeds | None:
         rows = data.get(name) if name or len(data) != 1 else next(iter(data.values()))
@@ -499,12 +492,10 @@ def _row_packer(
     """
     fed = struct.Struct(f"={width}{form}")
     sent = struct.Struct(f"={width}d")
-    name, dtype, shape, exact = (
-        entry.name,
-        numpy_dtype(entry.dtype),
-        (1, width),
-        np.dtype("float64"),
-    )
+    name = entry.name
+    dtype = numpy_dtype(entry.dtype)
+    shape = (1, width)
+    exact = np.dtype("float64")
 
     def pack(row: Sequence[object]) -> Feeds | None:
         try:

@@ -8,6 +8,7 @@ missing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     sent_arrays,
 )
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
 from mlflow_deploy_plugin.serve.runtime.values import LISTS, short_repr
 
 _INTEGERS = range(-(2**63), 2**63)
@@ -51,27 +52,22 @@ class KeyedSchema(Schema):
             # The columns other than the keys form the tensor.
             model_records = [self.split(record)[0] for record in records]
         feeds = self.model.from_records(model_records)
-        return self.attach(
-            feeds,
-            {name: [record.get(name) for record in records] for name in self.keys},
-        )
+        return self.attach(feeds, columns_of(records, self.keys))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         positions = {name: position for position, name in enumerate(names) if name in self.keys}
-        own_names = names
+        model_names = names
         model_rows = rows
         is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
         if positions and is_table and not self.columns:
-            model_places = [
-                position for position, name in enumerate(names) if name not in positions
-            ]
-            own_names = [names[i] for i in model_places]
-            model_rows = [[row[i] for i in model_places] for row in rows]
-        feeds = self.model.from_rows(own_names, model_rows)
-        return self.attach(
-            feeds,
-            {name: [row[position] for row in rows] for name, position in positions.items()},
-        )
+            is_model_column = [name not in positions for name in names]
+            model_names = list(compress(names, is_model_column))
+            model_rows = [list(compress(row, is_model_column)) for row in rows]
+        feeds = self.model.from_rows(model_names, model_rows)
+        keys = {}
+        for name, position in positions.items():
+            keys[name] = [row[position] for row in rows]
+        return self.attach(feeds, keys)
 
     def from_array(self, values: object) -> Feeds:
         return self.attach(self.model.from_array(values), {})

@@ -110,18 +110,8 @@ class Schema:
             return self._taken(feeds)
         if missing := self.missing_columns(data):
             raise missing
-        rows = self._common_length(data)
-        absent = sum(name not in data for name in self.names)
-        _check_filled(rows * absent, rows * (len(self.names) - absent))
         with np.errstate(over="raise"):
-            arrays = {
-                column.name: convert_column(
-                    column,
-                    data[column.name] if column.name in data else [None] * rows,
-                    self._replacements.get(column.name),
-                )
-                for column in self.columns
-            }
+            arrays = self._converted_columns(data)
             try:
                 feeds = {entry.name: _stack(entry, arrays) for entry in self.inputs}
             except FloatingPointError:
@@ -137,6 +127,18 @@ class Schema:
             if not texts.isdisjoint(entry.columns)
         }
         return self._taken(narrowed_feeds(feeds, sent))
+
+    def _converted_columns(self, data: Mapping[str, Sequence[object] | Array]) -> dict[str, Array]:
+        rows = self._common_length(data)
+        absent = sum(name not in data for name in self.names)
+        _check_filled(rows * absent, rows * (len(self.names) - absent))
+        nulls = [None] * rows
+        arrays = {}
+        for column in self.columns:
+            values = data.get(column.name, nulls)
+            replacement = self._replacements.get(column.name)
+            arrays[column.name] = convert_column(column, values, replacement)
+        return arrays
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         """Return feeds from rows that map column to value. A column that is absent from
@@ -158,21 +160,20 @@ class Schema:
         if not self.columns:
             names = records[0].keys()
             for row, record in enumerate(records):
-                if (
-                    record.keys() != names
-                ):  # Different keys per row would make a table with a column for every row.
+                # Different keys per row would make a table with a column for every row.
+                if record.keys() != names:
                     other = short_repr(next(iter(record.keys() ^ names)))
                     raise SchemaMismatch(
                         f"row {row} and row 0 have different columns: only one of them has {other}",
                     )
-            return self.from_frame({name: [record[name] for record in records] for name in names})
+            return self.from_frame(columns_of(records, names))
         seen = dict.fromkeys(chain.from_iterable(records))
         if missing := self.missing_columns(seen):
             raise missing
         present = [name for name in self.names if name in seen]
         sent = sum(map(len, records))
         _check_filled(len(records) * len(present) - sent, sent)
-        return self.from_frame({name: [record.get(name) for record in records] for name in present})
+        return self.from_frame(columns_of(records, present))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         """Return feeds from rows that are lists in the order of `names` (pandas'
@@ -300,11 +301,9 @@ class Schema:
         if reason := wrong_separator(given, missing):
             return SchemaMismatch(reason)
         instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
-        needed = (
-            ""
-            if "did you mean" in instead
-            else f"; the model needs {join_names(self.names, missing[0])}"
-        )
+        needed = ""
+        if "did you mean" not in instead:
+            needed = f"; the model needs {join_names(self.names, missing[0])}"
         called = join_names([repr(name) for name in missing])
         subject = f"{noun} {called} is" if len(missing) == 1 else f"{noun}s {called} are"
         return SchemaMismatch(f"{subject} missing{instead}{needed}", column=missing[0])
@@ -330,31 +329,26 @@ class Schema:
         """One block per type of numbers, with the type's dtype. Empty if the graph's
         inputs are wide enough.
         """
-        types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
-        fed = [
-            (numpy_dtype(entry.dtype), types[name])
-            for entry in self.inputs
-            for name in entry.columns
-            if types
-        ]
-        if all(is_lossless_cast(*pair) for pair in fed):
+        if not self.columns or all(map(self._is_wide_enough, self.inputs)):
             return ()
         return type_blocks(self.columns, self.inputs)
+
+    def _is_wide_enough(self, entry: Input) -> bool:
+        wide = numpy_dtype(entry.dtype)
+        return all(is_lossless_cast(wide, numpy_dtype(self.dtypes[name])) for name in entry.columns)
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
         """The fast decoder for tables; None for tensors or if a number is fed as
         text.
         """
-        texts = {column.name for column in self.columns if column.type == "string"}
-        is_plain = all(
-            (name in texts) == (entry.dtype == "str")
-            for entry in self.inputs
-            for name in entry.columns
-        )
-        if self.columns and is_plain:
-            return FastDecoder(self.columns, self.inputs, self._blocks)
-        return None
+        if not self.columns:
+            return None
+        for entry in self.inputs:
+            is_text = entry.dtype == "str"
+            if any((self.dtypes[name] == "str") != is_text for name in entry.columns):
+                return None
+        return FastDecoder(self.columns, self.inputs, self._blocks)
 
     @cached_property
     def _fast_tensors(self) -> Callable[[Mapping[str, object]], Feeds | None] | None:
@@ -378,7 +372,10 @@ class Schema:
         """The text that replaces a missing string, by column; None if a missing string
         is an error.
         """
-        return {name: entry.missing for entry in self.inputs for name in entry.columns}
+        replacements: dict[str, str | Missing | None] = {}
+        for entry in self.inputs:
+            replacements |= dict.fromkeys(entry.columns, entry.missing)
+        return replacements
 
     def _common_length(self, data: Mapping[str, object]) -> int:
         lengths = {}
@@ -421,11 +418,9 @@ class Schema:
                 raise SchemaMismatch(
                     "several columns can form one tensor only if each has one value per row",
                 )
-            matrix = (
-                np.column_stack(columns)
-                if columns
-                else list(map(list, zip(*data.values(), strict=True)))
-            )
+            matrix: object = list(map(list, zip(*data.values(), strict=True)))
+            if columns:
+                matrix = np.column_stack(columns)
             return self._from_tensors({self.tensors[0].name: matrix})
         raise SchemaMismatch(
             f"a table does not fit this model; send the tensors {join_names(self.names)}",
@@ -446,13 +441,7 @@ class Schema:
         if missing:
             raise self._missing_error("tensor", missing, data)
         with np.errstate(over="raise"):
-            arrays = {}
-            for tensor in self.tensors:
-                try:
-                    arrays[tensor.name] = convert_tensor(tensor, data[tensor.name])
-                except SchemaMismatch as error:
-                    error.column = tensor.name
-                    raise
+            arrays = self._converted_tensors(data)
             feeds = {
                 entry.name: cast_tensor(tensor.name, arrays[tensor.name], entry.dtype)
                 for entry, tensor in self._bound_tensors
@@ -467,10 +456,19 @@ class Schema:
                 entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub"
             )
             sent[entry.name] = values if is_typed else arrays[tensor.name]
-        is_narrowed = not all(
-            is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items()
-        )
-        return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
+        if all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items()):
+            return self._taken(feeds)
+        return self._taken(narrowed_feeds(feeds, sent))
+
+    def _converted_tensors(self, data: Mapping[str, Any]) -> dict[str, Array]:
+        arrays = {}
+        for tensor in self.tensors:
+            try:
+                arrays[tensor.name] = convert_tensor(tensor, data[tensor.name])
+            except SchemaMismatch as error:
+                error.column = tensor.name
+                raise
+        return arrays
 
     def _taken(self, feeds: Feeds) -> Feeds:
         """Return the feeds. Raises SchemaMismatch if the original of the model refuses
@@ -485,11 +483,9 @@ class Schema:
 
     @cached_property
     def _checks(self) -> list[ValueCheck]:
-        tensors = (
-            {}
-            if self.columns
-            else {entry.name: tensor.name for entry, tensor in self._bound_tensors}
-        )
+        tensors = {}
+        if not self.columns:
+            tensors = {entry.name: tensor.name for entry, tensor in self._bound_tensors}
         return compile_checks(self.refusals, self.inputs, tensors)
 
     @cached_property
@@ -511,6 +507,17 @@ class Schema:
             return [(self.inputs[0], self.tensors[0])]
         by_name = {tensor.name: tensor for tensor in self.tensors}
         return [(entry, by_name[entry.name]) for entry in self.inputs]
+
+
+def columns_of(
+    records: Sequence[Mapping[str, object]],
+    names: Iterable[str],
+) -> dict[str, list[object]]:
+    """Return the values of each name. A record without the name has the value None."""
+    columns = {}
+    for name in names:
+        columns[name] = [record.get(name) for record in records]
+    return columns
 
 
 def compile_schema(
@@ -572,9 +579,8 @@ def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
             and len(inner) > 1
             and not any(isinstance(value, list) for value in cell)
         )
-        if (
-            is_flat and min(inner) > 0 and len(cell) == prod(inner)
-        ):  # `convert_tensor` checks all other cells.
+        # `convert_tensor` checks all other cells.
+        if is_flat and min(inner) > 0 and len(cell) == prod(inner):
             for size in inner[:0:-1]:
                 cell = [cell[start : start + size] for start in range(0, len(cell), size)]
         rows.append(cell)
