@@ -114,9 +114,9 @@ class Prediction:
     request_id: str = ""
 
     def __len__(self) -> int:
-        return len(
-            next(iter(self.values.values())) if isinstance(self.values, dict) else self.values,
-        )
+        if isinstance(self.values, dict):
+            return len(next(iter(self.values.values())))
+        return len(self.values)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if isinstance(self.values, dict):

@@ -45,7 +45,10 @@ def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
     `Client.predict`. NaN and NaT become null. Raises InvalidRequest if the rows have an
     unknown type, or contain a value that JSON cannot represent.
     """
-    return dump_json({**_rows_document(rows), **({"params": params} if params else {})})
+    document = _rows_document(rows)
+    if params:
+        document = {**document, "params": params}
+    return dump_json(document)
 
 
 def encode_rows(rows: Any) -> tuple[bytes, str, str]:
@@ -54,26 +57,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     example). An array becomes an Arrow column without a name.
     """
     rows = _without_series(rows)
-    columns: Mapping[str, object] | None = None
-    if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
-        columns = {"": rows}
-    elif isinstance(rows, Mapping) and any(
-        isinstance(values, np.ndarray) for values in rows.values()
-    ):
-        columns = rows
-    elif (
-        is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique
-    ):
-        dtype, *rest = set(rows.dtypes)
-        # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and
-        # reads a named index as a column.
-        if (
-            not rest
-            and isinstance(dtype, np.dtype)
-            and dtype.kind in "fiub"
-            and list(rows.index.names) == [None]
-        ):
-            columns = dict(zip(rows.columns, rows.to_numpy().T, strict=True))
+    columns = _array_columns(rows)
     if columns is None and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
         return encode_json(rows), JSON, JSON
     import pyarrow as pa  # Imported here, so that JSON requests do not wait for the import.
@@ -84,21 +68,43 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)
-    except (
-        pa.ArrowException,
-        ValueError,
-        TypeError,
-    ):  # The server decides about mixed types and column lengths.
+    except (pa.ArrowException, ValueError, TypeError):
+        # The server decides about mixed types and column lengths.
         return encode_json(rows), JSON, JSON
-    is_accepted = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
-    if not all(
-        any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types
-    ):  # e.g. dates
+    if not all(map(_is_accepted, table.schema.types)):  # e.g. dates
         return encode_json(rows), JSON, JSON
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
     return stream.getvalue().to_pybytes(), _ARROW, f"{_ARROW}, {JSON};q=0.5"
+
+
+def _array_columns(rows: Any) -> Mapping[str, object] | None:
+    """Return the columns of arrays and of a frame of numbers; None for other rows."""
+    if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
+        return {"": rows}
+    if isinstance(rows, Mapping) and any(
+        isinstance(values, np.ndarray) for values in rows.values()
+    ):
+        return rows
+    if is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
+        dtype, *rest = set(rows.dtypes)
+        # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and
+        # reads a named index as a column.
+        if (
+            not rest
+            and isinstance(dtype, np.dtype)
+            and dtype.kind in "fiub"
+            and list(rows.index.names) == [None]
+        ):
+            return dict(zip(rows.columns, rows.to_numpy().T, strict=True))
+    return None
+
+
+def _is_accepted(column_type: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return any(getattr(pa.types, f"is_{name}")(column_type) for name in _ARROW_TYPES)
 
 
 def _to_arrow(array: Array) -> "pa.Array":
@@ -142,7 +148,10 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
         and predictions
         and all(isinstance(row, dict) for row in predictions)
     ):
-        predictions = {name: [row.get(name) for row in predictions] for name in predictions[0]}
+        arrays = {}
+        for name in predictions[0]:
+            arrays[name] = as_array([row.get(name) for row in predictions])
+        return arrays
     if isinstance(predictions, dict):
         return {name: as_array(values) for name, values in predictions.items()}
     return as_array(predictions)
@@ -239,10 +248,11 @@ def _without_series(rows: Any) -> Any:
         return rows.to_frame()
     if not isinstance(rows, Mapping) or not any(map(_is_pandas_series, rows.values())):
         return rows
-    return {
-        name: _cells(values) if _is_pandas_series(values) else values
-        for name, values in rows.items()
-    }
+    columns = dict(rows)
+    for name, values in rows.items():
+        if _is_pandas_series(values):
+            columns[name] = _cells(values)
+    return columns
 
 
 def _cells(values: Any) -> Array:
@@ -273,7 +283,8 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
         return {"dataframe_records": [rows]}
     if isinstance(rows, list | tuple):
         is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
-        return {"dataframe_records" if is_records else "inputs": list(rows)}
+        form = "dataframe_records" if is_records else "inputs"
+        return {form: list(rows)}
     if is_pandas_frame(rows):
         cells = _cells(rows).tolist()
         if _has_unnamed_columns(rows):

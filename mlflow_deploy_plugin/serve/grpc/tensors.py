@@ -7,7 +7,7 @@ response has the request's form. FP16 needs bytes.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.protocols import v2, v2_tensors
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Dtype
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 _FIELDS = {
@@ -159,10 +159,11 @@ def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[
         raise InvalidRequest(
             f"an object has {len(parameters)} parameters; at most {_MAX_PARAMETERS} are allowed",
         )
-    kinds = {
-        name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()
-    }
-    return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
+    values: dict[str, object] = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        values[name] = getattr(parameter, kind) if kind else None
+    return values
 
 
 def _read_inputs(
@@ -171,8 +172,6 @@ def _read_inputs(
 ) -> dict[str, tuple[TensorHeader, Array]]:
     raw = request.raw_input_contents
     count = len(request.inputs)
-    by_column = schema.dtypes
-    by_input = schema.tensor_schema.dtypes
     heads: dict[str, TensorHeader] = {}
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
@@ -180,14 +179,7 @@ def _read_inputs(
         fields["parameters"] = parameter_values(entry.parameters)
         head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        is_known = (
-            count == 1
-            or head.name in by_column
-            or head.name in by_input
-            or head.name in schema.keys
-        )
-        if head.name in heads or not is_known:
-            raise v2.refused_name(head, heads, schema)
+        v2.check_name(head, heads, schema, is_only=count == 1)
         heads[head.name] = head
     if raw and len(raw) != count:
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
@@ -224,22 +216,17 @@ def _from_contents(
     if expected_field is None:
         raise head.mismatch(" cannot have typed contents; send it in raw_input_contents")
     filled = [field.name for field, _ in contents.ListFields()]
-    if filled != [expected_field] and (
-        filled or 0 not in head.shape
-    ):  # Protobuf does not send an empty field.
+    # Protobuf does not send an empty field.
+    if filled != [expected_field] and (filled or 0 not in head.shape):
         actual = ", ".join(filled) or "no contents"
         raise head.mismatch(f" has {actual}; its elements are expected in {expected_field}")
     values = getattr(contents, expected_field)
     if len(values) != prod(head.shape):
         raise head.mismatch(f" has {len(values)} elements; its shape requires {prod(head.shape)}")
     if head.datatype == "BYTES":
-        texts: list[str] = []
-        for value in values:
-            try:
-                texts.append((base64.b64encode(value) if is_binary else value).decode())
-            except UnicodeDecodeError:
-                raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
-        return np.array(texts, dtype=object).reshape(head.shape)
+        if is_binary:
+            values = map(base64.b64encode, values)
+        return np.array(_decode_texts(head, values), dtype=object).reshape(head.shape)
     dtype = v2_tensors.dtype_of(head.datatype)
     if dtype.kind in "fb" and len(values):
         # Read protobuf's packed values (after a tag and a length) directly: 30,000
@@ -249,7 +236,23 @@ def _from_contents(
         return from_binary(head, packed[_read_varint(packed, 1)[1] :])
     if dtype.itemsize >= 4 or not len(values):
         return np.fromiter(values, dtype, len(values)).reshape(head.shape)
-    wide = np.fromiter(values, np.int64, len(values))
+    return _narrow_integers(head, np.fromiter(values, np.int64, len(values)), dtype)
+
+
+def _decode_texts(head: TensorHeader, values: Iterable[bytes]) -> list[str]:
+    texts: list[str] = []
+    for value in values:
+        try:
+            texts.append(value.decode())
+        except UnicodeDecodeError:
+            raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
+    return texts
+
+
+def _narrow_integers(head: TensorHeader, wide: Array, dtype: Dtype) -> Array:
+    """Return the elements in the dtype of the tensor. Raises SchemaMismatch if an
+    element is out of range.
+    """
     limits = np.iinfo(dtype)
     outside = np.flatnonzero((wide < limits.min) | (wide > limits.max))
     if len(outside):

@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.serve.http.responses import (
     failure_response,
 )
 from mlflow_deploy_plugin.serve.http.streaming import may_stream, stream_predictions
-from mlflow_deploy_plugin.serve.inference.auth import certificate_name
+from mlflow_deploy_plugin.serve.inference.auth import Need, certificate_name
 from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers, without_keys
@@ -112,66 +112,42 @@ class ServerApp(Flask):
 
     def _answer_wsgi(self, request: Request) -> Response:
         path = ""
-        stream = request.environ["wsgi.input"]
-        limit = self.server.max_body_bytes
+        method = request.method
+        client = request.remote_addr or ""
+        body = b""
         try:
             path = decode_path(request.environ["RAW_URI"])
-            headers = {name.lower(): value for name, value in request.headers.items()}
-            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-            if is_http_1_1 and "host" not in headers:
-                raise InvalidRequest(MISSING_HOST)
-            check_host(headers.get("host", ""))
-            # gunicorn's TLS socket
-            certificate = getattr(
-                request.environ.get("gunicorn.socket"),
-                "getpeercert",
-                None,
-            )
-            caller = certificate_name(certificate()) if certificate else ""
+            headers = _read_headers(request)
+            caller = _certificate_name(request)
             # A stranger must not occupy a thread.
-            is_stranger = self.server.auth.is_stranger(
-                headers,
-                caller,
-            )
-            length = request.content_length
-            is_long = (
-                length > limit
-                if length is not None
-                else request.environ.get("wsgi.input_terminated")
-            )
-            if (
-                not is_stranger
-                and is_long
-                and is_http_1_1
-                and may_stream(request.method, path, headers)
-            ):
-                raw = RawRequest(
-                    request.method,
-                    path,
-                    headers,
-                    b"",
-                    request.remote_addr or "",
-                    "",
-                    caller,
-                )
-                streamed = stream_predictions(self.server, raw, _pieces(stream, length))
-                if streamed.pieces is not None:
-                    streamed.pieces = _hold_back(streamed.pieces, limit)
-                return flask_response(streamed)
-            body = b"" if is_stranger else _read_body(request, stream, limit)
+            if not self.server.auth.is_stranger(headers, caller):
+                if self._is_long(request) and may_stream(method, path, headers):
+                    raw = RawRequest(method, path, headers, b"", client, "", caller)
+                    return flask_response(self._stream(request, raw))
+                body = _read_body(request, self.server.max_body_bytes)
         except OnnxserveError as error:
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
-        raw = RawRequest(
-            request.method,
-            path,
-            headers,
-            body,
-            request.remote_addr or "",
-            query,
-            caller,
-        )
+        raw = RawRequest(method, path, headers, body, client, query, caller)
         return flask_response(self.handle(raw))
+
+    def _is_long(self, request: Request) -> bool:
+        """Return True if the body may be longer than the limit, and the response can be
+        streamed.
+        """
+        length = request.content_length
+        if length is None:
+            is_long = bool(request.environ.get("wsgi.input_terminated"))
+        else:
+            is_long = length > self.server.max_body_bytes
+        return is_long and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+
+    def _stream(self, request: Request, raw: RawRequest) -> RawResponse:
+        pieces = _pieces(request.environ["wsgi.input"], request.content_length)
+        response = stream_predictions(self.server, raw, pieces)
+        if response.pieces is not None:
+            response.pieces = _hold_back(response.pieces, self.server.max_body_bytes)
+        return response
 
     def _identify(self) -> None:
         """Authenticate the caller of a view from another distribution; `_view`
@@ -179,7 +155,8 @@ class ServerApp(Flask):
         """
         g.raw_request = raw = request.environ[_RAW_REQUEST]
         if request.blueprint not in (None, BLUEPRINT):
-            self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
+            need: Need = "read" if request.method == "GET" else "admin"
+            self.server.auth.identify(raw, need)
 
     def _answer_error(self, error: Exception) -> HTTPException | Response:
         if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
@@ -193,14 +170,32 @@ class ServerApp(Flask):
         return flask_response(failure_response(g.raw_request, error))
 
 
+def _read_headers(request: Request) -> dict[str, str]:
+    """Return the header fields with names in lower case. Raises InvalidRequest if the
+    host is missing or invalid.
+    """
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
+        raise InvalidRequest(MISSING_HOST)
+    check_host(headers.get("host", ""))
+    return headers
+
+
+def _certificate_name(request: Request) -> str:
+    """Return the name in the client certificate of gunicorn's TLS socket, if any."""
+    certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
+    return certificate_name(certificate()) if certificate else ""
+
+
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
     """Answer a request with a view of the application. HEAD is handled as GET; the
     worker omits the body.
     """
     host, _, port = raw.headers.get("host", "localhost").partition(":")
+    method = "GET" if raw.method == "HEAD" else raw.method
     environ = {
         **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in raw.headers.items()},
-        "REQUEST_METHOD": "GET" if raw.method == "HEAD" else raw.method,
+        "REQUEST_METHOD": method,
         "SCRIPT_NAME": "",
         "PATH_INFO": raw.path.encode().decode("latin-1"),
         "QUERY_STRING": raw.query,
@@ -237,7 +232,7 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
     return RawResponse(response.status_code, body, response.content_type or "", headers)
 
 
-def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
+def _read_body(request: Request, limit: int) -> bytes:
     """Return the complete body. Raises BodyTooLarge above `limit`, and the errors of
     `_pieces`.
 
@@ -250,7 +245,7 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
     if content_length is not None and content_length > limit:
         raise body_too_large(limit)
     body = bytearray()
-    for piece in _pieces(stream, content_length):
+    for piece in _pieces(request.environ["wsgi.input"], content_length):
         body += piece
         if len(body) > limit:
             raise body_too_large(limit)
@@ -313,16 +308,10 @@ def register_blueprints(app: ServerApp) -> None:
     blueprint = Blueprint(BLUEPRINT, __name__)
     for number, route in enumerate(routes.ROUTES):
         if not route.is_direct:
-            rules = routes.expand_path(
-                route.path,
-                "<name:{}>" if route.path.startswith("/v1/") else "<{}>",
-            )
-            view = partial(
-                _view,
-                app.server,
-                route,
-                dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))),
-            )
+            placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
+            rules = routes.expand_path(route.path, placeholder)
+            names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
+            view = partial(_view, app.server, route, names)
             is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
             for rule in rules:
                 blueprint.add_url_rule(

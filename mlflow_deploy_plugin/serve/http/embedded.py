@@ -122,9 +122,8 @@ class EmbeddedModel:
         """Unload the model, ship the captured requests, and stop the agent. All
         requests must have ended.
         """
-        if (
-            os.getpid() == self._process
-        ):  # A forked child must not close its parent's model when it exits.
+        # A forked child must not close its parent's model when it exits.
+        if os.getpid() == self._process:
             self._held.close()
         atexit.unregister(self.close)
 
@@ -132,14 +131,18 @@ class EmbeddedModel:
         """Answer a request, whose path does not contain the mount prefix. Never
         raises.
         """
-        return (None if self._has_pages else _no_page(raw.path)) or self.app.handle(raw)
+        if not self._has_pages and (response := _no_page(raw.path)):
+            return response
+        return self.app.handle(raw)
 
 
 class _AgentKeeper:
     def __init__(self, state_dir: Path, follow: bool) -> None:
         self._state_dir = state_dir
         self._command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(state_dir)]
-        self._command += ["--parent", str(os.getpid()), *([] if follow else ["--no-follow"])]
+        self._command += ["--parent", str(os.getpid())]
+        if not follow:
+            self._command.append("--no-follow")
         self._child: Child | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="onnxserve-agent", daemon=True)
@@ -221,9 +224,8 @@ class AsgiApp:
         self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        if (
-            scope["type"] == "lifespan"
-        ):  # sent only to an application that is not mounted in another application
+        # Only an application that is not mounted in another application receives this.
+        if scope["type"] == "lifespan":
             while (await receive())["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             await asyncio.to_thread(self.close)
@@ -233,60 +235,78 @@ class AsgiApp:
             await send({"type": "websocket.close", "code": 1000})
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
         limit = self._model.app.server.max_body_bytes
-        pieces = list[bytes]()
-        size = 0
-        more = True
-        loop = asyncio.get_running_loop()
-        while more and size <= limit:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            pieces.append(message.get("body", b""))
-            size = size + len(pieces[-1])
-            more = message.get("more_body", False)
-        if size > limit:
+        body = await _receive_body(receive, limit)
+        if body is None:
+            return
+        if len(body) > limit:
             response = exception_response(path, body_too_large(limit))
         else:
-            client = (scope.get("client") or ("",))[0]
-            query = scope.get("query_string", b"").decode("latin-1")
-            raw = RawRequest(scope["method"], path, headers, b"".join(pieces), client, query)
+            loop = asyncio.get_running_loop()
+            raw = _raw_request(scope, path, body)
             response = await loop.run_in_executor(self._threads, self._model.handle, raw)
-        fields = dict(safe_headers(response.headers))
-        if response.status != 204:
-            fields["Content-Type"] = response.content_type
-        if response.status != 204 and response.pieces is None:
-            fields["Content-Length"] = str(len(response.body))
-        encoded = [
-            (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in fields.items()
-        ]
-        await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+        headers = _encode_headers(response)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if response.pieces is not None:
-            # The future is done when the client has closed the connection, which
-            # uvicorn's `send` does not report.
-            gone = asyncio.ensure_future(receive())
-            try:
-                await loop.run_in_executor(
-                    self._threads,
-                    _send_pieces,
-                    response.pieces,
-                    send,
-                    gone,
-                    loop,
-                )
-            finally:
-                gone.cancel()
+            await self._stream(response.pieces, receive, send)
         await send({"type": "http.response.body", "body": response.body})
+
+    async def _stream(
+        self,
+        pieces: Generator[bytes, None, None],
+        receive: _Receive,
+        send: _Send,
+    ) -> None:
+        # The future is done when the client has closed the connection, which uvicorn's
+        # `send` does not report.
+        gone = asyncio.ensure_future(receive())
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._threads, _send_pieces, pieces, send, gone, loop)
+        finally:
+            gone.cancel()
 
     def close(self) -> None:
         """Finish current requests, unload the model and stop the agent."""
         self._threads.shutdown()
         self._model.close()
+
+
+async def _receive_body(receive: _Receive, limit: int) -> bytes | None:
+    """Return the body, or its beginning if it exceeds `limit`; None if the client has
+    closed the connection.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    while size <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if not message.get("more_body", False):
+            break
+    return b"".join(pieces)
+
+
+def _raw_request(scope: Message, path: str, body: bytes) -> RawRequest:
+    headers = {
+        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+    }
+    client = (scope.get("client") or ("",))[0]
+    query = scope.get("query_string", b"").decode("latin-1")
+    return RawRequest(scope["method"], path, headers, body, client, query)
+
+
+def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
+    fields = dict(safe_headers(response.headers))
+    if response.status != 204:
+        fields["Content-Type"] = response.content_type
+        if response.pieces is None:
+            fields["Content-Length"] = str(len(response.body))
+    return [
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
+    ]
 
 
 def _send_pieces(

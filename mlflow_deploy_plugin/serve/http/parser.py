@@ -120,28 +120,34 @@ def _read(head: bytes) -> RequestHead:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     length = _length(headers, is_http_1_1)
-    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
-    keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
+    expects_continue = _expects_continue(headers) and is_http_1_1 and length != 0
+    target = match[2].decode("latin-1")
+    return RequestHead(
+        match[1].decode(),
+        decode_path(target),
+        target.partition("?")[2],
+        headers,
+        length,
+        _keeps_alive(headers, is_http_1_1),
+        expects_continue,
+        is_http_1_1,
+    )
+
+
+def _expects_continue(headers: Mapping[str, str]) -> bool:
     expected = headers.get("expect")
     if expected is not None and expected.lower() != "100-continue":
         raise errors.ExpectationFailed(
             f"the Expect header {expected[:100]!r} is not supported; only 100-continue is",
         )
-    expects_continue = expected is not None and is_http_1_1 and length != 0
-    target = match[2].decode("latin-1")
-    path = decode_path(target)
-    query = target.partition("?")[2]
-    method = match[1].decode()
-    return RequestHead(
-        method,
-        path,
-        query,
-        headers,
-        length,
-        keep_alive,
-        expects_continue,
-        is_http_1_1,
-    )
+    return expected is not None
+
+
+def _keeps_alive(headers: Mapping[str, str], is_http_1_1: bool) -> bool:
+    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
+    if is_http_1_1:
+        return "close" not in options
+    return "keep-alive" in options
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)
@@ -155,9 +161,8 @@ def _check_beginning(head: bytes) -> None:
                 f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} "
                 "bytes",
             )
-    elif (
-        len(head) > HEAD_BYTES + 3
-    ):  # The head may end with three of the four bytes of CR LF CR LF.
+    # The head may end with three of the four bytes of CR LF CR LF.
+    elif len(head) > HEAD_BYTES + 3:
         raise HeadersTooLarge(
             f"the header fields together exceed this server's limit of {HEAD_BYTES} bytes",
         )
@@ -333,9 +338,8 @@ class BodyParser:
         """
         most = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
         end = data.find(b"\r\n", position, position + most + 2)
-        if (end < 0 and len(data) - position > most + 1) or b"\n" in data[
-            position : end if end >= 0 else None
-        ]:
+        line = data[position:end] if end >= 0 else data[position:]
+        if (end < 0 and len(line) > most + 1) or b"\n" in line:
             raise InvalidRequest(
                 "the body is not in valid chunks: a line is too long, or ends without CR",
             )

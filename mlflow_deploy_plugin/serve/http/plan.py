@@ -11,9 +11,10 @@ Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mlflow_deploy_plugin.core.errors import pass_exit
+from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
 from mlflow_deploy_plugin.serve.inference.limits import RequestLimits
@@ -26,7 +27,7 @@ from mlflow_deploy_plugin.serve.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.serve.protocols.mlflow import decode_document
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse, Protocol
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
-from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.variants import ServedTable, ServedVariant, weighted_variant
@@ -39,8 +40,13 @@ same draw.
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
 """The feeds (empty: the general path answers), the encoder (None: MLflow's JSON), and
-the id in the body.
+the caller's id.
 """
+_Encoded = tuple[bytes, str, Mapping[str, str] | None]
+"""The body, its content type, and the headers of its format."""
+_Ids = tuple[str, str]
+"""The request id and the prediction id."""
+_Record = Callable[[RawRequest, int, float, float, _Ids, Feeds, dict[str, Array]], None]
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -49,13 +55,15 @@ decodes invalid bodies twice.
 """
 
 
-_PATHS = {
-    re.sub(r"\[.*\]", "", path): protocol
-    for protocol in PROTOCOLS
-    if not protocol.may_name_endpoint
-    for path in protocol.paths
-}
-"""The paths of plans, which contain neither a version nor a label."""
+def _plan_paths() -> Iterator[tuple[str, Protocol]]:
+    """Yield the paths of plans, which contain neither a version nor a label."""
+    for protocol in PROTOCOLS:
+        if not protocol.may_name_endpoint:
+            for path in protocol.paths:
+                yield re.sub(r"\[.*\]", "", path), protocol
+
+
+_PATHS = dict(_plan_paths())
 
 
 class PlanTable:
@@ -103,11 +111,9 @@ class PlanTable:
                 path = path.replace("NAME", endpoint)
                 if path not in self._server.cloud.paths:
                     plan = self._compose_choice(served.answering, protocol)
-                    plans[path] = (
-                        _within_places(plan, self._server.limits)
-                        if self._server.limits.has_places
-                        else plan
-                    )
+                    if self._server.limits.has_places:
+                        plan = _within_places(plan, self._server.limits)
+                    plans[path] = plan
         self._plans = plans
 
     def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
@@ -129,95 +135,133 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     """Return the plan of a variant for a protocol, with the steps of `pipeline.infer`
     and `DataPlane.infer`.
     """
-    endpoint = variant.endpoint
-    name = variant.name
-    loaded = variant.loaded
-    captured = variant.captured
-    model = loaded.model
-    version = loaded.version
-    predictor = loaded.predictor
-    schema = variant.schema
-    run = predictor.run
-    predict = predictor.prediction
-    fraction = variant.capture.fraction
-    max_rows = variant.capture.max_rows_per_request
-    draw = random.random
+    admit = _compose_admission(server, variant.endpoint)
     decode = _compose_decoder(variant, protocol, server.max_body_bytes)
-    write = server.capture.write
-    count = server.metrics.prediction_counter(variant, protocol.name)
-    version_headers = {"X-Model-Name": model, "X-Model-Version": version}
-    if variant.has_others:
-        version_headers["X-Model-Variant"] = name
-    version_fields = header_fields(version_headers)
-    require = server.auth.require if server.auth.is_required else None
+    run = variant.loaded.predictor.run
+    predict = variant.loaded.predictor.prediction
     count_key = server.auth.count
-    has_rate = server.limits.has_rate
-    check_rates = server.limits.check_rates
-    perf_counter = time.perf_counter
-    time_ns = time.time_ns
-    origin = 200, endpoint, name, version, protocol.name
-    remember = server.recent.ring(origin).append
+    record = _compose_record(server, variant, protocol)
+    respond = _compose_response(variant)
 
     def answer(request: RawRequest) -> RawResponse | None:
         headers = request.headers
-        body = request.body
         if (
             "content-encoding" in headers
             or "x-event-time" in headers
-            or len(body) > _MAX_BODY_BYTES
+            or len(request.body) > _MAX_BODY_BYTES
         ):
             return None
-        received = time_ns() // 1000
+        received = time.time_ns() // 1000
         try:
-            key = (
-                require(headers, "infer", endpoint, request.caller) if require is not None else None
-            )
-            if has_rate or (key is not None and key.limits):
-                check_rates(request, key)
-            feeds, encode, body_id = decode(headers, body)
+            key = admit(request)
+            feeds, encode, given_id = decode(headers, request.body)
             if not feeds:
                 return None
-            began = perf_counter()
+            began = time.perf_counter()
             outputs = run(feeds)
-            ended = perf_counter()
-            given_id = headers.get("x-request-id", body_id)
-            id_ = request_id({"x-request-id": given_id}) if given_id else new_id()
-            prediction_id = new_id()
+            ended = time.perf_counter()
+            ids = _make_ids(given_id)
+            encoded: _Encoded
             if encode is None:
-                content = dump_json({"predictions": predict(outputs)})
-                content_type = JSON
-                format_headers = None
+                encoded = dump_json({"predictions": predict(outputs)}), JSON, None
             else:
-                inferred = InferResponse(id_, prediction_id, outputs)
-                content, content_type, format_headers = encode(variant, inferred)
+                encoded = encode(variant, InferResponse(*ids, outputs))
         except BaseException as error:  # noqa: BLE001 - the general path repeats, reports and counts the error
             pass_exit(error)
             return None
         if key is not None:
             count_key(key)
-        captured_rows: CapturedRows
-        if fraction == 1.0 or fraction > draw():
-            latency = int((ended - request.arrived) * 1e6)
-            record = RequestRecord(endpoint, name, id_, prediction_id, received, received, latency)
-            captured_rows = write(record, captured, feeds, outputs, max_rows)
-        else:
-            captured_rows = schema.count_rows(feeds), 0, None
-        seconds = perf_counter() - request.arrived
-        count(captured_rows, ended - began, seconds, outputs)
-        remember((origin, received, seconds, captured_rows[0], prediction_id, "", ""))
-        response_headers = {
-            "X-Request-Id": id_,
-            **version_headers,
-            "X-Prediction-Id": prediction_id,
-        }
-        if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
-            fields = f"X-Request-Id: {id_}\r\n{version_fields}X-Prediction-Id: {prediction_id}\r\n"
-            return RawResponse(200, content, content_type, response_headers, fields)
-        if format_headers:
-            response_headers.update(format_headers)
-        return encode_body(request, RawResponse(200, content, content_type, response_headers))
+        record(request, received, began, ended, ids, feeds, outputs)
+        return respond(request, encoded, ids)
 
     return answer
+
+
+def _make_ids(given_id: str) -> _Ids:
+    if given_id:
+        return request_id({"x-request-id": given_id}), new_id()
+    return new_id(), new_id()
+
+
+def _compose_admission(
+    server: Server,
+    endpoint: str,
+) -> Callable[[RawRequest], KeyEntry | None]:
+    """Return a function that returns the key of a request, and raises the error of a
+    request without access or above a rate.
+    """
+    require = server.auth.require if server.auth.is_required else None
+    has_rate = server.limits.has_rate
+    check_rates = server.limits.check_rates
+
+    def admit(request: RawRequest) -> KeyEntry | None:
+        key = None
+        if require is not None:
+            key = require(request.headers, "infer", endpoint, request.caller)
+        if has_rate or (key is not None and key.limits):
+            check_rates(request, key)
+        return key
+
+    return admit
+
+
+def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) -> _Record:
+    """Return a function that captures and counts a prediction."""
+    endpoint = variant.endpoint
+    name = variant.name
+    fraction = variant.capture.fraction
+    max_rows = variant.capture.max_rows_per_request
+    write = server.capture.write
+    count = server.metrics.prediction_counter(variant, protocol.name)
+    origin = 200, endpoint, name, variant.loaded.version, protocol.name
+    remember = server.recent.ring(origin).append
+
+    def record(
+        request: RawRequest,
+        received: int,
+        began: float,
+        ended: float,
+        ids: _Ids,
+        feeds: Feeds,
+        outputs: dict[str, Array],
+    ) -> None:
+        captured_rows: CapturedRows
+        if fraction == 1.0 or fraction > random.random():
+            latency = int((ended - request.arrived) * 1e6)
+            written = RequestRecord(endpoint, name, *ids, received, received, latency)
+            captured_rows = write(written, variant.captured, feeds, outputs, max_rows)
+        else:
+            captured_rows = variant.schema.count_rows(feeds), 0, None
+        seconds = time.perf_counter() - request.arrived
+        count(captured_rows, ended - began, seconds, outputs)
+        remember((origin, received, seconds, captured_rows[0], ids[1], "", ""))
+
+    return record
+
+
+def _compose_response(
+    variant: ServedVariant,
+) -> Callable[[RawRequest, _Encoded, _Ids], RawResponse]:
+    version_headers = {
+        "X-Model-Name": variant.loaded.model,
+        "X-Model-Version": variant.loaded.version,
+    }
+    if variant.has_others:
+        version_headers["X-Model-Variant"] = variant.name
+    version_fields = header_fields(version_headers)
+
+    def respond(request: RawRequest, encoded: _Encoded, ids: _Ids) -> RawResponse:
+        content, content_type, format_headers = encoded
+        id_, prediction_id = ids
+        headers = {"X-Request-Id": id_, **version_headers, "X-Prediction-Id": prediction_id}
+        if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
+            fields = f"X-Request-Id: {id_}\r\n{version_fields}X-Prediction-Id: {prediction_id}\r\n"
+            return RawResponse(200, content, content_type, headers, fields)
+        if format_headers:
+            headers.update(format_headers)
+        return encode_body(request, RawResponse(200, content, content_type, headers))
+
+    return respond
 
 
 def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
@@ -252,8 +296,11 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
             and accept in (None, "*/*")
             and len(body) < LARGE_BYTES
         ):
-            return decode_document(json_object(body), schema), None, ""
+            feeds = decode_document(json_object(body), schema)
+            return feeds, None, headers.get("x-request-id", "")
         feeds, encode, body_id, _, parameters = protocol.decode(headers, body, variant, limit)
-        return {} if "timeout" in parameters else feeds, encode, body_id
+        if "timeout" in parameters:
+            feeds = {}
+        return feeds, encode, headers.get("x-request-id", body_id)
 
     return decode

@@ -53,7 +53,8 @@ def failure_response(request: RawRequest | None, error: BaseException) -> RawRes
     """Return the response to a request that failed with any exception; see
     `pipeline.failure`.
     """
-    return http_response(request.path if request else "", failure(request, error))
+    path = request.path if request else ""
+    return http_response(path, failure(request, error))
 
 
 def error_response(

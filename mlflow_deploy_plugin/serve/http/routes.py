@@ -5,7 +5,7 @@ brackets is optional.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,26 +122,29 @@ _unload = views.v2_control(management.unload_model)
 _ASSETS = Path(__file__).parent / "pages" / "static"
 _OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
 
+
+def _asset_routes() -> Iterator[Route]:
+    for suffix, operation in _OF_ASSETS.items():
+        for file in sorted(_ASSETS.glob(f"*{suffix}")):
+            yield Route(f"/pages/{file.name}", "GET", _page(file.name), operation)
+
+
+def _prediction_routes() -> Iterator[Route]:
+    for protocol in PROTOCOLS:
+        yield from (_predict(path, protocol) for path in protocol.paths)
+
+
 ROUTES = (
     _get("/", _page("try", b'{"status":"alive"}'), operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
     _server_wide("/requests", _page("requests"), operations.REQUESTS_PAGE),
-    *(
-        Route(f"/pages/{file.name}", "GET", _page(file.name), operation)
-        for suffix, operation in _OF_ASSETS.items()
-        for file in sorted(_ASSETS.glob(f"*{suffix}"))
-    ),
-    *(_predict(path, protocol) for protocol in PROTOCOLS for path in protocol.paths),
+    *_asset_routes(),
+    *_prediction_routes(),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     # MLflow also returns "\n".
-    _direct(
-        "/ping",
-        "GET",
-        partial(views.readiness, body=b"\n"),
-        operations.PING,
-    ),
+    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
@@ -210,10 +213,10 @@ def expand_path(path: str, written: str) -> list[str]:
     """
     head, _, rest = path.partition("[")
     options, bracket, tail = rest.partition("]")
-    return [
-        name_placeholders(head + part + tail, written)
-        for part in ("", *(options.split("|") if bracket else ()))
-    ]
+    parts = [""]
+    if bracket:
+        parts += options.split("|")
+    return [name_placeholders(head + part + tail, written) for part in parts]
 
 
 _BY_PATH: dict[str, dict[str, Route]] = {}
@@ -237,9 +240,10 @@ def list_routes() -> list[Route]:
     """Return every route with each of its paths in OpenAPI's form, such as
     `/v2/models/{endpoint}/infer`.
     """
-    return [
-        replace(route, path=path) for route in ROUTES for path in expand_path(route.path, "{{{}}}")
-    ]
+    routes = []
+    for route in ROUTES:
+        routes += [replace(route, path=path) for path in expand_path(route.path, "{{{}}}")]
+    return routes
 
 
 def handle_request_async(
@@ -282,21 +286,20 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     unexpected errors, and never raise.
     """
     path = request.path
-    routes, parameters = (
-        _match(path)
-        if path not in server.cloud.paths
-        else (_cloud_routes(server, path), _NOTHING_NAMED)
-    )
+    if path in server.cloud.paths:
+        routes = _cloud_routes(server, path)
+        parameters = _NOTHING_NAMED
+    else:
+        routes, parameters = _match(path)
     if not routes:
         return None
-    route = routes.get("GET" if request.method == "HEAD" else request.method)
+    method = "GET" if request.method == "HEAD" else request.method
+    route = routes.get(method)
     if route is None:
         return method_not_allowed(request, routes)
     try:
-        return encode_body(
-            request,
-            route.view(server, decode_body(request, server.max_body_bytes), **parameters),
-        )
+        decoded = decode_body(request, server.max_body_bytes)
+        return encode_body(request, route.view(server, decoded, **parameters))
     except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         pass_exit(error)
         return failure_response(request, error)
@@ -304,13 +307,14 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
 
 def not_found(path: str) -> RawResponse:
     match = _ENDPOINT.match(path[:200])
-    plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
-    paths = dict.fromkeys(path_.replace("NAME", match[1]) if match else path_ for path_ in plain)
+    endpoint = match[1] if match else "NAME"
+    templates = [re.sub(r"\[.*\]", "", route.path) for route in ROUTES]
+    paths = dict.fromkeys(template.replace("NAME", endpoint) for template in templates)
     matches = close_matches(path, [*paths], _SUGGESTED_PATHS)
+    nearest = ""
     if matches:
-        nearest = f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; "
-    else:
-        nearest = ""
+        verb = "is" if len(matches) == 1 else "are"
+        nearest = f"the nearest {verb} {', '.join(matches)}; "
     message = f"the path {path[:200]} does not exist; {nearest}/docs lists all routes"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
 
@@ -320,7 +324,9 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
     methods that it accepts.
     """
     listed = sorted({*methods} - {"HEAD", "OPTIONS"})
-    allowed = ", ".join([*listed, *(["HEAD"] if "GET" in listed else []), "OPTIONS"])
+    if "GET" in listed:
+        listed.append("HEAD")
+    allowed = ", ".join([*listed, "OPTIONS"])
     if request.method == "OPTIONS":
         return RawResponse(204, b"", "", {"Allow": allowed})
     message = f"{request.path[:200]} accepts {allowed}, not {request.method[:20]}"

@@ -46,10 +46,8 @@ def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[byt
 
     def answer() -> RawResponse:
         match = _PATH.fullmatch(request.path)
-        return http_response(
-            request.path,
-            infer_lines(server, request, match[1] if match else None, pieces),
-        )
+        endpoint = match[1] if match else None
+        return http_response(request.path, infer_lines(server, request, endpoint, pieces))
 
     return observe_request(request, answer, server.tracer, server.logs_requests)
 

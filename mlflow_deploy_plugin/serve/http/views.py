@@ -86,7 +86,8 @@ def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
     `/invocations`.
     """
     is_json = media_name(request.headers.get("content-type")) == JSON
-    return predict(server, request, VERTEX if is_json else INVOCATIONS)
+    protocol = VERTEX if is_json else INVOCATIONS
+    return predict(server, request, protocol)
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
@@ -238,9 +239,9 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
             entries = protocol.decode(request.headers.get("content-type"), request.body)
             if columns := _captured_columns(served):
                 protocol.check_columns(entries, columns, name)
-            mask = {
-                column for variant in served.variants.values() for column in variant.captured.mask
-            }
+            mask: set[str] = set()
+            for variant in served.variants.values():
+                mask.update(variant.captured.mask)
             try:
                 server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
             except OSError as error:

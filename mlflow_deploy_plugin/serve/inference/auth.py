@@ -23,6 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -55,9 +56,8 @@ _MAX_KNOWN_CHARACTERS = 200
 UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
-_ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + [
-    "EdDSA",
-]
+_ALGORITHMS = [f"{kind}{bits}" for kind, bits in product(("RS", "PS", "ES"), (256, 384, 512))]
+_ALGORITHMS.append("EdDSA")
 """Public-key signature algorithms; with `none` or a symmetric algorithm, callers could
 forge tokens.
 """
@@ -332,7 +332,7 @@ def certificate_name(certificate: Mapping[str, Any] | None) -> str:
     """
     if not certificate:
         return ""
-    names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}
+    names = dict(chain.from_iterable(certificate.get("subject", ())))
     alternative_names = [value for _, value in certificate.get("subjectAltName", ())]
     return str(names.get("commonName") or next(iter(alternative_names), "") or UNNAMED)[:100]
 

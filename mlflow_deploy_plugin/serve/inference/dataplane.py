@@ -70,6 +70,34 @@ class InferRequest:
     arrived: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(slots=True)
+class _SentParts:
+    """The parts of a streamed response that were sent.
+
+    Attributes:
+        waited: the seconds that the request waited for its turn.
+        first_seconds: the seconds from the arrival to the first part.
+        captured: the parts up to `_MOST_CAPTURED_BYTES`.
+    """
+
+    feeds: Feeds
+    waited: float
+    first_seconds: float
+    count: int = 0
+    size: int = 0
+    captured: list[bytes] = field(default_factory=list)
+
+    def add(self, content: bytes) -> None:
+        self.count += 1
+        self.size += len(content)
+        if self.size <= _MOST_CAPTURED_BYTES:
+            self.captured.append(content)
+
+    def outputs(self) -> dict[str, Array]:
+        """Return the captured parts as a JSON list."""
+        return {STREAM_OUTPUT: object_array([f"[{b','.join(self.captured).decode()}]"])}
+
+
 @dataclass(eq=False)
 class DataPlane:
     """The component that runs requests on the versions of a repository, and captures
@@ -93,11 +121,9 @@ class DataPlane:
         """Return the variant for the value of `variant.key` in `feeds`. Raises the
         errors of `select_variant`.
         """
-        key = (
-            sticky_key(variant.loaded.predictor.schema, feeds, variant.key)
-            if variant.key is not None
-            else None
-        )
+        if variant.key is None:
+            return variant
+        key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key)
         if key is None:
             return variant
         return self.repository.select_variant(variant.endpoint, key=key)
@@ -115,34 +141,8 @@ class DataPlane:
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
-            predictor = variant.loaded.predictor
-            prediction_id = new_id()
-            assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
-            _check_deadline(deadline)
-            began = time.perf_counter()
-            read = predictor.answer(request.body, deadline, prediction_id)
-            rows = predictor.schema.count_rows(read.feeds) if read.feeds else 1
-            seconds = time.perf_counter() - began
-            waited = predictor.queue_seconds
-            self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
-            answer = read.feeds, read.outputs, read.content
-            return self._capture_response(
-                variant,
-                request,
-                arrived,
-                *answer,
-                prediction_id=prediction_id,
-            )
-        key = outputs = is_cached = None
-        if self.cache is not None and variant.loaded.is_deterministic:
-            key = request_digest(variant.loaded.identity, request.inputs)
-        if self.cache is not None and key is not None:
-            outputs = self.cache.get(key)
-            is_cached = outputs is not None
-        if outputs is None:
-            outputs = self._run(variant, request, deadline)
-            if self.cache is not None and key is not None:
-                self.cache.put(key, outputs)
+            return self._answer_body(variant, request, request.body, arrived, deadline)
+        outputs, is_cached = self._outputs(variant, request, deadline)
         return self._capture_response(
             variant,
             request,
@@ -150,6 +150,54 @@ class DataPlane:
             request.inputs,
             outputs,
             is_cached=is_cached,
+        )
+
+    def _outputs(
+        self,
+        variant: ServedVariant,
+        request: InferRequest,
+        deadline: float,
+    ) -> tuple[dict[str, Array], bool | None]:
+        """Return the outputs, and True if they were cached; None if they are not
+        cacheable.
+        """
+        key = None
+        if self.cache is not None and variant.loaded.is_deterministic:
+            key = request_digest(variant.loaded.identity, request.inputs)
+        if self.cache is None or key is None:
+            return self._run(variant, request, deadline), None
+        if (cached := self.cache.get(key)) is not None:
+            return cached, True
+        outputs = self._run(variant, request, deadline)
+        self.cache.put(key, outputs)
+        return outputs, False
+
+    def _answer_body(
+        self,
+        variant: ServedVariant,
+        request: InferRequest,
+        body: OpaqueBody,
+        arrived: int,
+        deadline: float,
+    ) -> InferResponse:
+        predictor = variant.loaded.predictor
+        prediction_id = new_id()
+        assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
+        _check_deadline(deadline)
+        began = time.perf_counter()
+        answer = predictor.answer(body, deadline, prediction_id)
+        rows = predictor.schema.count_rows(answer.feeds) if answer.feeds else 1
+        seconds = time.perf_counter() - began
+        waited = predictor.queue_seconds
+        self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
+        return self._capture_response(
+            variant,
+            request,
+            arrived,
+            answer.feeds,
+            answer.outputs,
+            answer.content,
+            prediction_id=prediction_id,
         )
 
     def stream(
@@ -169,20 +217,15 @@ class DataPlane:
         _check_deadline(deadline)
         began = time.perf_counter()
         outcome = "abandoned"
-        count = 0
-        size = 0
-        sent: list[bytes] = []
+        sent: _SentParts | None = None
         with closing(predictor.stream(request.body, deadline, prediction_id)) as parts:
             try:
                 for part in parts:
-                    if not count:
-                        feeds = part.feeds  # The seconds are stored per thread.
-                        waited = predictor.queue_seconds
+                    if sent is None:
                         first_seconds = time.perf_counter() - request.arrived
-                    count += 1
-                    size += len(part.content)
-                    if size <= _MOST_CAPTURED_BYTES:
-                        sent.append(part.content)
+                        # The seconds in the queue are stored per thread.
+                        sent = _SentParts(part.feeds, predictor.queue_seconds, first_seconds)
+                    sent.add(part.content)
                     yield part.content
                 outcome = "complete"
             except BaseException as error:
@@ -190,25 +233,25 @@ class DataPlane:
                 outcome = "failed"
                 raise
             finally:
-                if count:
-                    self.metrics.count_batch(
+                if sent is not None:
+                    seconds = time.perf_counter() - began - sent.waited
+                    self.metrics.count_batch(variant.labels, 1, sent.waited, seconds)
+                    self.metrics.count_stream(
                         variant.labels,
-                        1,
-                        waited,
-                        time.perf_counter() - began - waited,
+                        outcome,
+                        sent.count,
+                        sent.first_seconds,
                     )
-                    self.metrics.count_stream(variant.labels, outcome, count, first_seconds)
-                if count and outcome != "failed":  # The pipeline captures failed streams.
-                    text = object_array([f"[{b','.join(sent).decode()}]"])
-                    outputs = {STREAM_OUTPUT: text} if variant.captured.has_all_outputs else {}
-                    self._capture_response(
-                        variant,
-                        request,
-                        arrived,
-                        feeds,
-                        outputs,
-                        prediction_id=prediction_id,
-                    )
+                    if outcome != "failed":  # The pipeline captures failed streams.
+                        outputs = sent.outputs() if variant.captured.has_all_outputs else {}
+                        self._capture_response(
+                            variant,
+                            request,
+                            arrived,
+                            sent.feeds,
+                            outputs,
+                            prediction_id=prediction_id,
+                        )
 
     def capture_failure(
         self,
@@ -230,8 +273,6 @@ class DataPlane:
         if capture.fraction == 1.0 or capture.fraction > random.random():
             now = time.time_ns() // 1000
             moment = now if event_time is None else event_time
-            status = error.http_status
-            column = without_keys(error.column)
             record = RequestRecord(
                 variant.endpoint,
                 variant.name,
@@ -239,17 +280,10 @@ class DataPlane:
                 moment,
                 now,
                 int(seconds * 1e6),
-                status,
+                error.http_status,
             )
-            hides = bool(capture.drop or capture.mask)
-            message = None if hides else one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
-            is_named = not hides or column in variant.loaded.predictor.schema.names
-            reason = (error.error_code, message, (is_named and column[:_COLUMN_CHARACTERS]) or None)
-            texts = {
-                name: object_array([text])
-                for name, text in zip(_REASON_COLUMNS, reason, strict=True)
-            }
-            self.capture.write(record, variant.captured, {}, texts, max_rows=1)
+            reason = _captured_reason(variant, error)
+            self.capture.write(record, variant.captured, {}, reason, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return True if `infer_async` can run all variants of the endpoint. With a
@@ -376,6 +410,20 @@ class DataPlane:
                 )
             timeout = min(timeout, requested / 1e6 or math.inf)
         return request.arrived + timeout
+
+
+def _captured_reason(variant: ServedVariant, error: OnnxserveError) -> dict[str, Array]:
+    """Return the reason of a failed request as a row of texts. See
+    `DataPlane.capture_failure`.
+    """
+    message: str | None = None
+    column = without_keys(error.column)
+    if not (variant.capture.drop or variant.capture.mask):
+        message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
+    elif column not in variant.loaded.predictor.schema.names:
+        column = ""
+    reason = (error.error_code, message, column[:_COLUMN_CHARACTERS] or None)
+    return {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}
 
 
 def _check_deadline(deadline: float) -> None:

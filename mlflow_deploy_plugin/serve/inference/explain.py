@@ -38,48 +38,64 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     with RequestContext(server, request, "explain") as context:
         try:
             context.admit(endpoint)
-            variant = context.select_variant(endpoint)
-            feeds, params = _decode(server, request, variant)
-            selected = (
-                variant  # `named` is the version in the body, or the sticky column's variant.
-            )
-            if (version := params.get("version")) is not None:
-                if version != variant.loaded.version:
-                    selected = server.repository.select_variant(variant.endpoint, version)
-            elif variant.key is not None:
-                selected = server.dataplane.sticky_variant(variant, feeds)
-            if selected is not variant:
-                variant = context.answer_by(selected)
-                feeds, params = _decode(server, request, variant)
-            predictor = variant.loaded.predictor
+            variant, feeds, params = _select_variant(context, endpoint)
             # Check everything before asking the explainer's process.
-            if (rows := row_count(feeds)) > (most := server.spec.explain_max_rows):
-                message = (
-                    f"the request has {rows} rows; at most {most} can be explained "
-                    "(server.explain_max_rows)"
-                )
-                raise SchemaMismatch(message)
+            _check_rows(row_count(feeds), server.spec.explain_max_rows)
+            predictor = variant.loaded.predictor
             columns = len(explained_features(predictor.artifact, feeds))
-            once = 2 * columns + 1  # `once` is the number of model evaluations per permutation.
-            if (max_evals := params.get("max_evals") or _PERMUTATIONS * once) < once:
-                message = f"{columns} columns need at least {once} (2 × columns + 1)"
-                raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
+            max_evals = _max_evals(params, columns)
             outputs = predictor.run(feeds)
-            explanation = server.explainer.explain(
-                variant.loaded.folder,
-                feeds,
-                max_evals,
-                params.get("seed") or 0,
-            )
-            reply = Reply(
-                context.headers,
-                encode_explanation(explanation, predictor.prediction(outputs), max_evals),
-            )
+            seed = params.get("seed") or 0
+            explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, seed)
+            body = encode_explanation(explanation, predictor.prediction(outputs), max_evals)
+            reply = Reply(context.headers, body)
         except BaseException as error:  # noqa: BLE001 - `failure` logs the traceback, which the response omits
             pass_exit(error)
             reply = context.fail(error)
     context.count(reply.status)
     return reply
+
+
+def _select_variant(
+    context: RequestContext,
+    endpoint: str | None,
+) -> tuple[ServedVariant, Feeds, Mapping[str, Any]]:
+    """Return the variant of the version in the body, or of the sticky column, and the
+    result of `_decode` for this variant.
+    """
+    server = context.server
+    variant = context.select_variant(endpoint)
+    feeds, params = _decode(server, context.request, variant)
+    selected = variant
+    if (version := params.get("version")) is not None:
+        if version != variant.loaded.version:
+            selected = server.repository.select_variant(variant.endpoint, version)
+    elif variant.key is not None:
+        selected = server.dataplane.sticky_variant(variant, feeds)
+    if selected is not variant:
+        variant = context.answer_by(selected)
+        feeds, params = _decode(server, context.request, variant)
+    return variant, feeds, params
+
+
+def _check_rows(rows: int, most: int) -> None:
+    if rows > most:
+        raise SchemaMismatch(
+            f"the request has {rows} rows; at most {most} can be explained "
+            "(server.explain_max_rows)",
+        )
+
+
+def _max_evals(params: Mapping[str, Any], columns: int) -> int:
+    """Return the number of model evaluations per row. Raises InvalidRequest if it is
+    too small for one permutation.
+    """
+    once = 2 * columns + 1
+    max_evals: int = params.get("max_evals") or _PERMUTATIONS * once
+    if max_evals < once:
+        message = f"{columns} columns need at least {once} (2 × columns + 1)"
+        raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
+    return max_evals
 
 
 def _decode(
@@ -136,15 +152,12 @@ def encode_explanation(
     if values.shape[2] == 1:
         values = values[:, :, 0]
         base_values = base_values[:, 0]
-    explained = {
-        "base_values": base_values,
-        "values": values,
-        "predictions": prediction,
-        "max_evals": max_evals,
-    }
     return dump_json(
         {
             **{name: explanation.fields[name] for name in ("columns", "outputs", "background")},
-            **explained,
+            "base_values": base_values,
+            "values": values,
+            "predictions": prediction,
+            "max_evals": max_evals,
         },
     )

@@ -96,10 +96,12 @@ class RequestLimits:
             for rate, limiter, client in self._limiters(request, key):
                 if (seconds := limiter(client)) is None:
                     continue
-                self.count_refused("key" if rate else "rate")
-                allowed = f"the key {key.name!r} is limited to {rate}" if key and rate else ""
-                message = f"{allowed or f'each caller is limited to {self.rate}'}; retry later"
-                request.refusal = message, max(1, ceil(seconds))
+                cause = "key" if rate else "rate"
+                self.count_refused(cause)
+                reason = f"each caller is limited to {self.rate}"
+                if key and rate:
+                    reason = f"the key {key.name!r} is limited to {rate}"
+                request.refusal = f"{reason}; retry later", max(1, ceil(seconds))
                 break
         if request.refusal is not None:
             # Storing the error would store a reference to the request.
@@ -113,20 +115,24 @@ class RequestLimits:
         """Yield each rate of the key, then an empty string for the server's rate, each
         with its limiter and client.
         """
-        for rate in key.limits if key is not None else ():
-            name = key.name if key is not None else ""
-            if (limiter_and_client := self._of_keys.get((name, rate))) is None:
-                limiter_and_client = self.open_rate(rate), _digest(f"limit {rate} of {name}")
-                limiter_and_client = self._of_keys.setdefault((name, rate), limiter_and_client)
-            yield rate, *limiter_and_client
+        caller = request.caller
+        if key is not None:
+            caller = key.name
+            for rate in key.limits:
+                if (limiter_and_client := self._of_keys.get((caller, rate))) is None:
+                    limiter_and_client = self.open_rate(rate), _digest(f"limit {rate} of {caller}")
+                    limiter_and_client = self._of_keys.setdefault(
+                        (caller, rate),
+                        limiter_and_client,
+                    )
+                yield rate, *limiter_and_client
         if self._limiter is not None:
             rate_key = request.headers.get(self.rate_header) if self.rate_header else None
-            address = (key.name if key else request.caller) or _network(request.client)
-            yield (
-                "",
-                self._limiter,
-                _digest(f"address {address}" if rate_key is None else f"key {rate_key}"),
-            )
+            if rate_key is None:
+                client = f"address {caller or _network(request.client)}"
+            else:
+                client = f"key {rate_key}"
+            yield "", self._limiter, _digest(client)
 
     def take_place(self) -> bool:
         """Reserve a place for a concurrent request, to be `release`d; return False if
@@ -221,7 +227,8 @@ class MemoryRateLimiter:
         with self._lock:
             last, current, previous = self._clients.get(client, (int(window), 0, 0))
             if last != window:
-                current, previous = 0, current if last == window - 1 else 0
+                previous = current if last == window - 1 else 0
+                current = 0
             if int(previous * (1 - elapsed / self.period) + current) >= self.amount:
                 # Return the time until the weighted count falls below the amount.
                 share = 1.0 if current >= self.amount else 1 - (self.amount - current) / previous
@@ -471,4 +478,5 @@ def request_threads(spec: ServerSpec) -> int:
 
 def max_batch_rows(spec: ServerSpec) -> int:
     """Return the maximum number of rows per run; 1 if requests are not batched."""
-    return spec.max_batch_size or (_GPU_BATCH_SIZE if spec.is_on_nvidia else 1)
+    default = _GPU_BATCH_SIZE if spec.is_on_nvidia else 1
+    return spec.max_batch_size or default

@@ -218,18 +218,23 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
         policy = {"specific": {"versions": [int(version) for version in versions]}}
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
-    is_onnx = artifact.flavor != PYTHON_FUNCTION
+    backend = "onnxruntime"
+    filename = artifact.onnx_file.name
+    if artifact.flavor == PYTHON_FUNCTION:
+        backend = "python"
+        filename = ""
     kind = "KIND_GPU" if server.is_on_nvidia else "KIND_CPU"
+    max_batch_size = batcher.policy.max_batch_size if batcher else 0
     document: Document = {
         "name": variant.endpoint,
         "platform": v2.platform(artifact),
-        "backend": "onnxruntime" if is_onnx else "python",
+        "backend": backend,
         "version_policy": policy,
-        "max_batch_size": batcher.policy.max_batch_size if batcher else 0,
+        "max_batch_size": max_batch_size,
         "input": _tensors(artifact.inputs, batcher is not None),
         "output": _tensors(artifact.outputs, batcher is not None),
         "instance_group": [{"name": variant.endpoint, "kind": kind, "count": server.workers}],
-        "default_model_filename": artifact.onnx_file.name if is_onnx else "",
+        "default_model_filename": filename,
     }
     if reason := no_batch_dimension_reason(artifact):
         document["parameters"] = {"batch_dimension": {"string_value": f"none: {reason}"}}
@@ -252,14 +257,15 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Docume
     tensors = []
     for entry in entries:
         if datatype := datatype_of(entry.dtype):
-            dims = list(entry.shape[1:] if is_batched else entry.shape)
+            shape = entry.shape[1:] if is_batched else entry.shape
             tensor: Document = {
                 "name": entry.name,
                 "data_type": f"TYPE_{datatype}".replace("BYTES", "STRING"),
+                "dims": list(shape) or [1],
             }
-            tensors.append(
-                tensor | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}),
-            )
+            if not shape:
+                tensor["reshape"] = {"shape": []}
+            tensors.append(tensor)
     return tensors
 
 
@@ -286,30 +292,31 @@ def model_statistics(
             if version not in (None, loaded_version):
                 continue
             statistics = counted.get((name, model, loaded_version), Statistics())
-            succeeded = statistics.requests - statistics.failures
-            entries.append(
-                {
-                    "name": name,
-                    "version": loaded_version,
-                    "last_inference": round(1000 * statistics.last_request),
-                    "inference_count": statistics.rows if statistics.batches else succeeded,
-                    "execution_count": statistics.batches or succeeded,
-                    "inference_stats": {
-                        "success": _duration(succeeded, statistics.request_seconds),
-                        "fail": _duration(statistics.failures),
-                        "queue": _duration(succeeded, statistics.queue_seconds),
-                        "compute_input": _duration(succeeded),
-                        "compute_infer": _duration(succeeded, statistics.compute_seconds),
-                        "compute_output": _duration(succeeded),
-                        "cache_hit": _duration(0),
-                        "cache_miss": _duration(0),
-                    },
-                    "response_stats": {},
-                    "batch_stats": [],
-                    "memory_usage": [],
-                },
-            )
+            entries.append({"name": name, "version": loaded_version, **_counts(statistics)})
     return {"model_stats": entries}
+
+
+def _counts(statistics: Statistics) -> Document:
+    succeeded = statistics.requests - statistics.failures
+    inferences = statistics.rows if statistics.batches else succeeded
+    return {
+        "last_inference": round(1000 * statistics.last_request),
+        "inference_count": inferences,
+        "execution_count": statistics.batches or succeeded,
+        "inference_stats": {
+            "success": _duration(succeeded, statistics.request_seconds),
+            "fail": _duration(statistics.failures),
+            "queue": _duration(succeeded, statistics.queue_seconds),
+            "compute_input": _duration(succeeded),
+            "compute_infer": _duration(succeeded, statistics.compute_seconds),
+            "compute_output": _duration(succeeded),
+            "cache_hit": _duration(0),
+            "cache_miss": _duration(0),
+        },
+        "response_stats": {},
+        "batch_stats": [],
+        "memory_usage": [],
+    }
 
 
 def _duration(count: int, seconds: float = 0.0) -> dict[str, int]:

@@ -280,42 +280,40 @@ def infer(
     """Return predictions of the endpoint (None: the default). The same version decodes,
     computes and encodes.
     """
-    dataplane = server.dataplane
-    tracer = server.tracer
     outputs: Mapping[str, Array] | None = None
-    began = time.perf_counter()
+    phases = [("decode", time.perf_counter())]
     with RequestContext(server, request, protocol.name) as context:
         try:
             context.admit(endpoint)
             variant = context.select_variant(endpoint, version, label)
             decoded, infer_request = context.build_request(protocol, variant)
             if variant.key is not None and version is None and label is None:
-                sticky = dataplane.sticky_variant(variant, decoded.feeds)
+                sticky = server.dataplane.sticky_variant(variant, decoded.feeds)
                 if sticky is not variant:
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                context.headers["X-Prediction-Id"] = context.id = identity = messages.new_id()
-                return _begin_events(context, dataplane.stream(variant, infer_request, identity))
-            decoded_at = time.perf_counter()
-            inferred = dataplane.infer(variant, infer_request)
-            inferred_at = time.perf_counter()
+                return _stream_events(context, variant, infer_request)
+            phases.append(("infer", time.perf_counter()))
+            inferred = server.dataplane.infer(variant, infer_request)
+            phases.append(("encode", time.perf_counter()))
             reply = context.build_reply(decoded, variant, inferred)
             outputs = inferred.outputs
-            if tracer:
-                ended = time.perf_counter()
-                tracer.phases(
-                    [
-                        ("decode", began),
-                        ("infer", decoded_at),
-                        ("encode", inferred_at),
-                        ("", ended),
-                    ],
-                )
+            if server.tracer:
+                server.tracer.phases([*phases, ("", time.perf_counter())])
         except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             pass_exit(error)
             reply = context.fail(error)
     return context.finish(reply, outputs)
+
+
+def _stream_events(
+    context: RequestContext,
+    variant: ServedVariant,
+    request: InferRequest,
+) -> Reply:
+    context.headers["X-Prediction-Id"] = context.id = identity = messages.new_id()
+    return _begin_events(context, context.server.dataplane.stream(variant, request, identity))
 
 
 def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
@@ -462,8 +460,9 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
         return context.finish(context.fail(error))
 
     def events() -> Iterator[bytes]:
+        all_parts = parts if first is None else chain((first,), parts)
         with closing(parts):
-            for part in parts if first is None else chain((first,), parts):
+            for part in all_parts:
                 yield b"data: %b\n\n" % part
             yield _LAST_EVENT
 

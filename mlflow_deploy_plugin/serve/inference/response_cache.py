@@ -202,9 +202,7 @@ def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
 
 
 def _are_plain(arrays: Mapping[str, Array]) -> bool:
-    return all(
-        isinstance(value, str)
-        for array in arrays.values()
-        if array.dtype.kind == "O"
-        for value in array.flat
-    )
+    for array in arrays.values():
+        if array.dtype.kind == "O" and not all(isinstance(value, str) for value in array.flat):
+            return False
+    return True

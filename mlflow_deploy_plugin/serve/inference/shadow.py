@@ -154,7 +154,8 @@ class Shadows:
         try:
             outputs = {name: detach(array) for name, array in outputs.items()}
             size = array_bytes({**feeds, **sent_arrays(feeds)}) + array_bytes(outputs)
-            size += len(body.content) if body else 0
+            if body:
+                size += len(body.content)
             for shadow in variant.shadows:
                 copy = MirroredRequest(
                     shadow,
@@ -286,22 +287,11 @@ class Shadows:
 
     def _compare(self, batch: list[MirroredRequest]) -> None:
         first = batch[0]
-        shadow, predictor = first.shadow, first.shadow.loaded.predictor
+        shadow = first.shadow
+        predictor = shadow.loaded.predictor
         answered_by = first.answered_by.predictor
         began = time.perf_counter()
-        if first.body is not None and isinstance(predictor, PyfuncPredictor):
-            response = predictor.answer(first.body, prediction_id=first.record.prediction_id)
-            feeds = response.feeds
-            computed = response.outputs
-        elif first.feeds:
-            joined_feeds = concatenate_feeds([copy.feeds for copy in batch])
-            feeds = translate_feeds(joined_feeds, answered_by.schema, predictor.schema)
-            computed = predictor.run(feeds)
-            sent = sent_arrays(joined_feeds)
-            if keys := {name: sent[name] for name in shadow.captured.keys if name in sent}:
-                feeds = add_keys(feeds, keys)
-        else:
-            raise InferenceError("the shadow needs named arrays, but the request has none")
+        feeds, computed = _compute(batch)
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
         outputs = concatenate_feeds([copy.outputs for copy in batch])
@@ -330,14 +320,39 @@ class Shadows:
             rows = slice(start, start + copy.rows)
             start += copy.rows
             if copy.is_captured and feeds:
+                copy_feeds = feeds
+                copy_outputs = computed
+                if len(batch) > 1:
+                    copy_feeds = slice_feeds(feeds, rows)
+                    copy_outputs = slice_feeds(computed, rows)
                 _, _, is_written = self.capture.write(
                     copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.captured,
-                    slice_feeds(feeds, rows) if len(batch) > 1 else feeds,
-                    slice_feeds(computed, rows) if len(batch) > 1 else computed,
+                    copy_feeds,
+                    copy_outputs,
                     copy.shadow.capture.max_rows_per_request,
                 )
                 self.metrics.count_shadow_capture(is_written)
+
+
+def _compute(batch: list[MirroredRequest]) -> tuple[Feeds, dict[str, Array]]:
+    """Return the feeds for the shadow, with the keys that it captures, and its outputs.
+    Raises InferenceError if the shadow cannot compute the requests.
+    """
+    first = batch[0]
+    predictor = first.shadow.loaded.predictor
+    if first.body is not None and isinstance(predictor, PyfuncPredictor):
+        response = predictor.answer(first.body, prediction_id=first.record.prediction_id)
+        return response.feeds, response.outputs
+    if not first.feeds:
+        raise InferenceError("the shadow needs named arrays, but the request has none")
+    joined = concatenate_feeds([copy.feeds for copy in batch])
+    feeds = translate_feeds(joined, first.answered_by.predictor.schema, predictor.schema)
+    computed = predictor.run(feeds)
+    sent = sent_arrays(joined)
+    if keys := {name: sent[name] for name in first.shadow.captured.keys if name in sent}:
+        feeds = add_keys(feeds, keys)
+    return feeds, computed
 
 
 def detach(array: Array) -> Array:

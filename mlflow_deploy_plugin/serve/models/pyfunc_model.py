@@ -113,7 +113,9 @@ class PyfuncPredictor:
                 f"the model returns {actual}, {self._source} {expected}; send it to /invocations, "
                 "as JSON or CSV",
             )
-        return {name: computed[name] for name in (expected_names if outputs is None else outputs)}
+        if outputs is None:
+            outputs = expected_names
+        return {name: computed[name] for name in outputs}
 
     def prediction(
         self,
@@ -175,16 +177,12 @@ class PyfuncPredictor:
         """
         if self.artifact.outputs or not computed:
             return
-        outputs = tuple(
-            Output(
-                name,
-                "str" if array.dtype.kind == "O" else array.dtype.name,
-                (-1, *array.shape[1:]),
-            )
-            for name, array in computed.items()
-        )
+        outputs = []
+        for name, array in computed.items():
+            dtype = "str" if array.dtype.kind == "O" else array.dtype.name
+            outputs.append(Output(name, dtype, (-1, *array.shape[1:])))
         self._source = source
-        self.artifact = replace(self.artifact, outputs=outputs, prediction=tuple(computed))
+        self.artifact = replace(self.artifact, outputs=tuple(outputs), prediction=tuple(computed))
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:

@@ -12,15 +12,17 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     WANTED,
     file_identity,
@@ -170,10 +172,9 @@ class Repository:
             key = headers.get(sticky.header) or None
         if key is not None:
             return variants.sticky_variant(served.answering, name, key)
-        return variants.weighted_variant(
-            served.answering,
-            random.random() if draw is None else draw,
-        )
+        if draw is None:
+            draw = random.random()
+        return variants.weighted_variant(served.answering, draw)
 
     @property
     def default_endpoint(self) -> str | None:
@@ -210,10 +211,10 @@ class Repository:
         if self._generation is None:
             return _NOT_LOADED
         table = self.table
-        answering = (
-            variant.loaded.predictor for served in table.values() for variant in served.answering
-        )
-        if not table or not all(predictor.unavailable_reason for predictor in answering):
+        answering = chain.from_iterable(served.answering for served in table.values())
+        if not table or not all(
+            variant.loaded.predictor.unavailable_reason for variant in answering
+        ):
             return ""
         return self.unavailable_reason(next(iter(table)))
 
@@ -225,17 +226,18 @@ class Repository:
         return not self.not_ready_reason() and not any(self._errors.values())
 
     def unavailable_reason(self, endpoint: str) -> str:
-        applied = self._applied.get(endpoint)
-        served = self.table.get(endpoint)
-        held = served.variants if served else {}
-        reasons = {
-            name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()
-        }
-        reasons |= (applied.errors if applied else {}) | self._errors.get(endpoint, {})
+        reasons: dict[str, str] = {}
+        if served := self.table.get(endpoint):
+            for name, variant in served.variants.items():
+                reasons[name] = variant.loaded.predictor.unavailable_reason
+        if applied := self._applied.get(endpoint):
+            reasons |= applied.errors
+        reasons |= self._errors.get(endpoint, {})
         listed = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
-        return f"endpoint {endpoint!r} has no version that can answer" + (
-            f": {listed}" if listed else ""
-        )
+        message = f"endpoint {endpoint!r} has no version that can answer"
+        if listed:
+            return f"{message}: {listed}"
+        return message
 
     def poll(self) -> None:
         if (seen := file_identity(self.state_dir / WANTED)) is None:
@@ -279,24 +281,13 @@ class Repository:
             self._swap({name: self.table[name] for name in wanted.endpoints})
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
-        endpoints: dict[str, dict[str, LoadedVariant]] = {}
-        for name, served in self.table.items():
-            errors = self._errors[name]
-            endpoints[name] = {
-                variant: LoadedVariant(error=error) for variant, error in errors.items()
-            }
-            for variant, item in served.variants.items():
-                no_batch = no_batch_dimension_reason(item.loaded.predictor.artifact)
-                error = errors.get(variant, "")
-                endpoints[name][variant] = LoadedVariant(
-                    version=item.loaded.version,
-                    error=error,
-                    no_batch=no_batch,
-                )
         self._unwritten = WorkerState(
             pid=os.getpid(),
             generation=wanted.generation,
-            endpoints=endpoints,
+            endpoints={
+                name: _variant_states(served, self._errors[name])
+                for name, served in self.table.items()
+            },
         )
 
     def _write_state(self) -> None:
@@ -319,9 +310,8 @@ class Repository:
         held = {loaded.folder for loaded in _loaded_versions(self.table)}
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
         folders = []
-        for folder in {
-            want.folder: None for endpoint in new for want in endpoint.variants.values()
-        }:
+        wants = chain.from_iterable(endpoint.variants.values() for endpoint in new)
+        for folder in dict.fromkeys(want.folder for want in wants):
             with suppress(OnnxserveError):  # Loading the version raises the error again.
                 if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
                     folders.append(folder)
@@ -344,75 +334,60 @@ class Repository:
             return self._load(folder)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
-        loaded_by_identity = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
+        held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         served_variants = {}
         errors = {}
-        capture = wanted.capture
         for name, want in wanted.variants.items():
             old = before.get(name)
             try:
-                if (identity := _identity(want)) not in loaded_by_identity:
+                if (identity := _identity(want)) not in held:
                     self._wait_for_retiring(want.model)
-                    loaded_by_identity[identity] = load_version(self.state_dir, load, want)
-                loaded = loaded_by_identity[identity]
+                    held[identity] = load_version(self.state_dir, load, want)
+                loaded = held[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
-                in_use = (
-                    f"version {old.loaded.version} remains in use"
-                    if old
-                    else "no version is in use"
-                )
-                logger.error(
-                    "%s/%s: %s %s: %s; %s",
-                    endpoint,
-                    name,
-                    want.model,
-                    want.version,
-                    error.message,
-                    in_use,
-                )
+                _log_failed_load(endpoint, name, want, error, old)
                 if old is None:
                     continue
                 loaded = old.loaded
             try:
-                captured = exclude_columns(
-                    loaded.captured,
-                    capture.drop,
-                    capture.mask,
-                    capture.keys,
-                )
-                if capture.mask:
-                    ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-            except (
-                InvalidConfig
-            ) as error:  # Serving the version would capture columns that must be excluded.
+                variant = self._serve(endpoint, name, want, loaded, wanted.capture)
+            except InvalidConfig as error:
+                # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
-                if old is not None:
-                    served_variants[name] = old
-                continue
-            served_variants[name] = ServedVariant(
-                endpoint,
-                name,
-                want.weight,
-                want.shadow,
-                loaded,
-                capture,
-                captured,
-                want.aspects,
-            )
+                if old is None:
+                    continue
+                variant = old
+            served_variants[name] = variant
         served = variants.make_served_endpoint(served_variants, wanted.sticky)
-        for variant in served.answering:
-            if variant.key is not None and not variants.has_sticky_column(
-                variant.loaded.predictor.schema,
-                variant.key,
-            ):
-                text = (
-                    "%s/%s: version %s has no input column %r for sticky variants: the variant is "
-                    "random"
-                )
-                logger.warning(text, endpoint, variant.name, variant.loaded.version, variant.key)
+        _warn_of_missing_keys(served)
         return served, errors
+
+    def _serve(
+        self,
+        endpoint: str,
+        name: str,
+        want: WantedVariant,
+        loaded: LoadedVersion,
+        capture: CaptureSpec,
+    ) -> ServedVariant:
+        """Return the variant. Raises InvalidConfig if columns cannot be excluded from
+        the capture.
+        """
+        captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
+        if capture.mask:
+            ColumnMask(self.state_dir / MASK_KEY).ensure_key()
+        return ServedVariant(
+            endpoint,
+            name,
+            want.weight,
+            want.shadow,
+            loaded,
+            capture,
+            captured,
+            want.aspects,
+        )
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that
@@ -427,12 +402,10 @@ class Repository:
                 return
 
     def _swap(self, table: ServedTable) -> None:
-        all_variants = (
-            variant for served in table.values() for variant in served.variants.values()
-        )
-        answering = (variant.loaded for variant in all_variants if not variant.shadow)
         self.has_pyfuncs = any(
-            loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering
+            variant.loaded.predictor.artifact.flavor == PYTHON_FUNCTION
+            for variant in _variants(table)
+            if not variant.shadow
         )
         self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
         with self._publishing:
@@ -441,8 +414,63 @@ class Repository:
                 on_change(table)
 
 
+def _variants(table: ServedTable) -> Iterator[ServedVariant]:
+    for served in table.values():
+        yield from served.variants.values()
+
+
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
-    return {variant.loaded for served in table.values() for variant in served.variants.values()}
+    return {variant.loaded for variant in _variants(table)}
+
+
+def _variant_states(
+    served: ServedEndpoint,
+    errors: Mapping[str, str],
+) -> dict[str, LoadedVariant]:
+    """Return the state of each variant of an endpoint, also of those without a
+    version.
+    """
+    states = {name: LoadedVariant(error=error) for name, error in errors.items()}
+    for name, variant in served.variants.items():
+        states[name] = LoadedVariant(
+            version=variant.loaded.version,
+            error=errors.get(name, ""),
+            no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
+        )
+    return states
+
+
+def _log_failed_load(
+    endpoint: str,
+    name: str,
+    want: WantedVariant,
+    error: OnnxserveError,
+    old: ServedVariant | None,
+) -> None:
+    in_use = f"version {old.loaded.version} remains in use" if old else "no version is in use"
+    logger.error(
+        "%s/%s: %s %s: %s; %s",
+        endpoint,
+        name,
+        want.model,
+        want.version,
+        error.message,
+        in_use,
+    )
+
+
+def _warn_of_missing_keys(served: ServedEndpoint) -> None:
+    for variant in served.answering:
+        schema = variant.loaded.predictor.schema
+        if variant.key is not None and not variants.has_sticky_column(schema, variant.key):
+            logger.warning(
+                "%s/%s: version %s has no input column %r for sticky variants: the variant is "
+                "random",
+                variant.endpoint,
+                variant.name,
+                variant.loaded.version,
+                variant.key,
+            )
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:

@@ -250,11 +250,9 @@ class SideProcess:
         if (first := self._first) is not None and not self.has_failed:
             return first
         self.close()
-        raise errors.InvalidArtifact(
-            str(first.fields["message"])
-            if first
-            else f"the process of this {self._label} {self._state}",
-        )
+        if first:
+            raise errors.InvalidArtifact(str(first.fields["message"]))
+        raise errors.InvalidArtifact(f"the process of this {self._label} {self._state}")
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
         """Send a message and return the response. The turn must begin by `deadline`, in
@@ -443,7 +441,9 @@ class SideProcess:
             if self.has_failed:
                 self._closed.set()  # `start` raises the error.
             pause = crashes.add(started_at)
-            self._closed.wait(pause if crashes.in_a_row > 1 else 0.0)
+            if crashes.in_a_row <= 1:
+                pause = 0.0
+            self._closed.wait(pause)
 
     def _end_when_closed(self) -> None:
         """End the process in a separate thread, because a garbage collection may call

@@ -66,12 +66,9 @@ def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
 
 
 def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
-    missing: dict[str, str | None] = {}
-    for entry in schema.inputs:
-        missing |= dict.fromkeys(entry.columns, entry.missing)
     schemas = {}
     for column in schema.columns:
-        is_nullable = missing.get(column.name) is not None
+        is_nullable = schema.missing_texts.get(column.name) is not None
         value = dtype_schema(COLUMN_TYPES[column.type], is_nullable)
         schemas[column.name] = {**value, "description": column.type}
     return schemas

@@ -4,7 +4,7 @@ and versions.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Operation
 from mlflow_deploy_plugin.serve.http.responses import error_response
 from mlflow_deploy_plugin.serve.http.routes import list_routes
-from mlflow_deploy_plugin.serve.inference.auth import scopes_for
+from mlflow_deploy_plugin.serve.inference.auth import Need, scopes_for
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols import examples, schemas
 from mlflow_deploy_plugin.serve.protocols.content import EVENTS, JSON
@@ -154,12 +154,13 @@ def document(server: Server, only: str | None = None, root: str = "/") -> JsonSc
     for name, path in _ERROR_FORMS.items():
         components[name] = _with_references(_error_schema(path), "", components)
     components[_PATH_ERROR] = {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]}
+    security = {"securitySchemes": schemes} if schemes else {}
     return {
         "openapi": "3.1.0",
         "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
         "servers": [{"url": root}],
         "paths": _paths(endpoints, default, schemes, components),
-        "components": {"schemas": components, **({"securitySchemes": schemes} if schemes else {})},
+        "components": {"schemas": components, **security},
     }
 
 
@@ -176,17 +177,16 @@ def _paths(
     """
     paths: dict[str, JsonSchema] = {}
     for route in list_routes():
-        is_named = _NAME in route.path
         needed = {}
-        if (
-            route.need is not None and schemes
-        ):  # A caller needs all schemes, and any one of the scopes.
-            scopes = scopes_for(route.need) if _KEY in schemes else [""]
-            needed["security"] = [
-                {name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes
-            ]
-        errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
-        for described in endpoints if is_named else [default]:
+        errors: set[int] = set()
+        described_endpoints: Sequence[DescribedEndpoint | None] = [default]
+        if route.need is not None and schemes:
+            needed["security"] = _security(route.need, schemes)
+            errors |= {401, 403}
+        if _NAME in route.path:
+            described_endpoints = endpoints
+            errors.add(404)
+        for described in described_endpoints:
             path = route.path
             if described is not None:
                 if not route.operation.applies_to(described.artifact):
@@ -195,6 +195,14 @@ def _paths(
             operation = _operation_object(route.operation, path, described, errors, components)
             paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
+
+
+def _security(need: Need, schemes: Mapping[str, JsonSchema]) -> list[dict[str, list[str]]]:
+    """Return the alternatives. A caller needs all schemes, and any of the scopes."""
+    without_scope: dict[str, list[str]] = {name: [] for name in schemes}
+    if _KEY not in schemes:
+        return [without_scope]
+    return [{**without_scope, _KEY: [scope]} for scope in scopes_for(need)]
 
 
 def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) -> JsonSchema:
@@ -344,7 +352,9 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
     form = next(
         name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path
     )
-    schema = _reference(_PATH_ERROR if status == 400 and "{" in path else form)
+    if status == 400 and "{" in path:
+        form = _PATH_ERROR
+    schema = _reference(form)
     error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
     if status == 429:
         error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}

@@ -52,9 +52,9 @@ def _object_of(title: str, /, **types: str) -> JsonSchema:
     """Return the schema of an object from its property names and their types; client
     generators use the title.
     """
-    properties = {
-        name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()
-    }
+    properties = {}
+    for name, kind in types.items():
+        properties[name] = array_schema() if kind == "array" else {"type": kind}
     return object_schema(properties, title=title)
 
 

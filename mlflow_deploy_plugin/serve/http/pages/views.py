@@ -156,10 +156,9 @@ def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint)
     has_probabilities = artifact.classes and any(
         output.role == "probabilities" for output in artifact.outputs
     )
+    route = "predict/batch" if has_probabilities else "invocations"
     page_data = {
-        "predictionPath": (
-            f"{_root(request)}{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}"  # noqa: E501
-        ),
+        "predictionPath": f"{_root(request)}{subject.path}/{route}",
         "isTable": bool(schema.columns),
         "fields": [asdict(field) for field in fields],
     }
@@ -283,12 +282,16 @@ class _Captured:
     values: Mapping[str, str | None]
     keys: Mapping[str, Array]
 
+    @property
+    def event_text(self) -> str:
+        return "" if self.event_time is None else _time_text(self.event_time)
+
     def is_found(self, text: str) -> bool:
         """Return True if the text is one of the business ids, or the beginning of the
         event time (at least a day).
         """
-        event = "" if self.event_time is None else _time_text(self.event_time)
-        if _DAY.match(text) and event.startswith(text.rstrip("Z").replace(" ", "T")):
+        day = text.rstrip("Z").replace(" ", "T")
+        if _DAY.match(text) and self.event_text.startswith(day):
             return True
         return any(text in map(as_text, array.flat) for array in self.keys.values())
 
@@ -322,41 +325,43 @@ def _request_row(
     shows_values: bool,
 ) -> dict[str, Any]:
     """Return a request as JSON, with the first row of a captured request."""
-    (
-        (status, endpoint, variant, version, protocol),
-        arrived,
-        seconds,
-        rows,
-        prediction_id,
-        code,
-        message,
-    ) = recent
+    (status, *names), arrived, seconds, rows, prediction_id, code, message = recent
+    named = dict(zip(("endpoint", "variant", "version", "protocol"), names, strict=True))
     captured = captured or _Captured(None, {}, {})
-    values = captured.values
-    outputs = {
-        name: text
-        for name, text in values.items()
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-    }
+    if not shows_values:
+        named["protocol"] = named["protocol"].partition(" ")[0]
+        prediction_id = ""
+        message = ""
+    elif code and not captured.values:
+        prediction_id = ""
     return {
         "time": _time_text(arrived),
-        "event_time": "" if captured.event_time is None else _time_text(captured.event_time),
+        "event_time": captured.event_text,
         "status": status,
         "milliseconds": round(seconds * 1000, 3),
-        "endpoint": endpoint,
-        "variant": variant,
-        "version": version,
-        "protocol": protocol if shows_values else protocol.partition(" ")[0],
+        **named,
         "rows": rows or None,
-        "prediction_id": prediction_id if shows_values and (values or not code) else "",
+        "prediction_id": prediction_id,
         "error_code": code,
-        "message": (message or values.get("_message") or "") if shows_values else "",
+        "message": message or captured.values.get("_message") or "",
         "keys": {name: _short(array[0]) for name, array in captured.keys.items()},
-        "values": {}
-        if code
-        else {name: text for name, text in values.items() if name not in outputs},
-        "predictions": outputs,
+        **_values_and_predictions(captured, bool(code)),
     }
+
+
+def _values_and_predictions(
+    captured: _Captured,
+    is_failed: bool,
+) -> dict[str, dict[str, str | None]]:
+    """Return the first row as `values` (none for a failed request) and `predictions`."""
+    values = {}
+    predictions = {}
+    for name, text in captured.values.items():
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+            predictions[name] = text
+        elif not is_failed:
+            values[name] = text
+    return {"values": values, "predictions": predictions}
 
 
 def _captured_requests(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
@@ -409,7 +414,8 @@ def _short(value: object) -> str | None:
     text = as_text(value)
     if isinstance(value, np.ndarray):
         text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
-        text += ", …" if value.size > _MOST_NUMBERS else ""
+        if value.size > _MOST_NUMBERS:
+            text += ", …"
     if text is None or len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[:_MOST_CHARACTERS]}…"
@@ -431,39 +437,34 @@ def _json_text(body: dict[str, Any]) -> str:
 
 def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
-    listed = (
-        (path, entry)
-        for path, operations in openapi["paths"].items()
-        for entry in operations.items()
-    )
-    for path, (method, operation) in listed:
+    for path, operations in openapi["paths"].items():
         if path.startswith("/pages/"):
             continue
-        content = operation.get("requestBody", {}).get("content", {})
-        examples = {media_type: body.get("example") or {} for media_type, body in content.items()}
-        row = {
-            "method": method.upper(),
-            "path": path,
-            "summary": operation["summary"],
-            "parameters": [
-                (
-                    row["name"],
-                    row["in"],
-                    row.get("description") or "one of " + ", ".join(row["schema"].get("enum", [])),
-                )
-                for row in operation.get("parameters", [])
-            ],
-            "bodies": {
-                media_type: example if isinstance(example, str) else _json_text(example)
-                for media_type, example in examples.items()
-            },
-            "responses": [
-                (status, response["description"])
-                for status, response in operation["responses"].items()
-            ],
-        }
-        groups.setdefault(operation["tags"][0], []).append(row)
+        for method, operation in operations.items():
+            row = {"method": method.upper(), "path": path, **_described(operation)}
+            groups.setdefault(operation["tags"][0], []).append(row)
     return {tag: rows for tag, rows in groups.items() if rows}
+
+
+def _described(operation: dict[str, Any]) -> dict[str, Any]:
+    """Return the texts of an operation of OpenAPI's document."""
+    parameters = []
+    for parameter in operation.get("parameters", []):
+        choices = "one of " + ", ".join(parameter["schema"].get("enum", []))
+        description = parameter.get("description") or choices
+        parameters.append((parameter["name"], parameter["in"], description))
+    bodies = {}
+    for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
+        example = body.get("example") or {}
+        bodies[media_type] = example if isinstance(example, str) else _json_text(example)
+    return {
+        "summary": operation["summary"],
+        "parameters": parameters,
+        "bodies": bodies,
+        "responses": [
+            (status, response["description"]) for status, response in operation["responses"].items()
+        ],
+    }
 
 
 Kind = Literal["number", "boolean", "string", "tensor"]
@@ -544,7 +545,6 @@ def form_fields(
             for position, tensor in enumerate(schema.tensors)
         ]
         return fields + key_fields if fields else []
-    missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     row = example.record() if example.values else {}
     kinds: dict[str, Kind] = {"str": "string", "bool": "boolean"}
     fields = []
@@ -560,15 +560,21 @@ def form_fields(
                 quoted_name=repr(column.name),
                 kind=kinds.get(dtype, "number"),
                 type=column.type,
-                words=_KIND_WORDS["str" if dtype == "str" else np.dtype(dtype).kind][0],
+                words=_words(dtype)[0],
                 is_nullable=dtype.startswith("float")
-                or (dtype == "str" and missing.get(column.name) is not None),
+                or (dtype == "str" and schema.missing_texts.get(column.name) is not None),
                 is_required=column.required,
                 value=_field_text(value),
                 choices=tuple(map(_field_text, categories.get(column.name, ()))),
             ),
         )
     return fields + key_fields
+
+
+def _words(dtype: str) -> tuple[str, str]:
+    """Return the words for a single value and for several values."""
+    kind = "str" if dtype == "str" else np.dtype(dtype).kind
+    return _KIND_WORDS[kind]
 
 
 def _key_field(position: int, name: str) -> FormField:
@@ -609,26 +615,22 @@ def image_input(tensor: Tensor) -> ImageInput | None:
 
 def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
     name = tensor.name or schema.inputs[0].name
-    sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
+    sizes = " × ".join(map(str, tensor.shape)).replace("-1", "any")
     # The only tensor may have no name in the signature; then the graph's name is used.
     values = example.values.get(tensor.name, example.values.get(name))
     is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
-    if values is None:
-        example_text = ""
-    else:
-        example_text = dump_json(values[:1] if is_row else values).decode()
-    type = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}"
-    words = (
-        f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, "
-        f"{sizes}"
-    )
+    example_text = ""
+    if values is not None:
+        example_rows = values[:1] if is_row else values
+        example_text = dump_json(example_rows).decode()
+    dtype = "string" if tensor.dtype == "str" else tensor.dtype
     return FormField(
         id=f"field-{position}",
         name=name,
         quoted_name=repr(tensor.name),
         kind="tensor",
-        type=type,
-        words=words,
+        type=f"{dtype}, {sizes}",
+        words=f"{_words(tensor.dtype)[1]}, {sizes}",
         is_nullable=False,
         is_required=True,
         value=example_text,

@@ -262,7 +262,9 @@ class HttpConnection(asyncio.Protocol):
             patience = float(self._limits.keep_alive_seconds)
         since = self._deadline - patience
         if phase is not _NEW:
-            received = len(self._buffer) + (self._body.received if self._body is not None else 0)
+            received = len(self._buffer)
+            if self._body is not None:
+                received += self._body.received
             since += _STALE_SECONDS + received / limits.SLOWEST_BYTES_PER_SECOND
         return min(since, self._loop.time())
 
@@ -298,7 +300,8 @@ class HttpConnection(asyncio.Protocol):
             late = RequestTimeout(
                 "the request arrived too slowly, and other clients need the connection",
             )
-            response = responses.exception_response(self._head.path if self._head else "", late)
+            path = self._head.path if self._head else ""
+            response = responses.exception_response(path, late)
             self._transport.write(serialize_response(response, keep_alive=False))
             self._deadline = self._app.now + limits.LINGER_SECONDS
         self._transport.close()
@@ -425,7 +428,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _answer(self, head: RequestHead, body: bytes | bytearray) -> None:
         is_small = len(body) <= _LARGE_BYTES
-        request = self._request(head, bytes(body) if is_small else b"")
+        small_body = bytes(body) if is_small else b""
+        request = self._request(head, small_body)
         if is_small and (response := self._app.answer_inline(request)) is not None:
             self._send(head, response)
             return
@@ -580,7 +584,9 @@ class HttpConnection(asyncio.Protocol):
                 )
 
         def write(piece: bytes) -> None:
-            self._write(b"%X\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+            if is_chunked:
+                piece = b"%X\r\n%b\r\n" % (len(piece), piece)
+            self._write(piece)
 
         most_unsent = self._app.server.max_body_bytes
         end = partial(self._end_exchange, head, streams)
@@ -630,7 +636,8 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(ending, RawResponse):
             self._send_last(serialize_response(ending, keep_alive), keep_alive)
         else:
-            self._send_last(parser.LAST_CHUNK if ending and head.is_http_1_1 else b"", keep_alive)
+            last = parser.LAST_CHUNK if ending and head.is_http_1_1 else b""
+            self._send_last(last, keep_alive)
 
     # The end of the connection.
 
@@ -644,7 +651,8 @@ class HttpConnection(asyncio.Protocol):
             self._wait_for_response()
             return
         head = self._head
-        response = responses.exception_response(head.path if head else "", error)
+        path = head.path if head else ""
+        response = responses.exception_response(path, error)
         with_body = head is None or head.method != "HEAD"
         self._transport.write(serialize_response(response, keep_alive=False, with_body=with_body))
         self._reads_on = True

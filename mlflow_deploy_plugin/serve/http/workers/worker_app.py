@@ -83,7 +83,8 @@ class InlinePolicy:
             self._seconds[key] = seconds
             return
         change = min(seconds, _MAX_RISE * average) - average
-        self._seconds[key] = average + change * (_FALLING_WEIGHT if change < 0 else _RISING_WEIGHT)
+        weight = _FALLING_WEIGHT if change < 0 else _RISING_WEIGHT
+        self._seconds[key] = average + change * weight
 
 
 class WorkerApp:

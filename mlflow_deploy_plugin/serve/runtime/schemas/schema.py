@@ -369,13 +369,17 @@ class Schema:
 
     @cached_property
     def _replacements(self) -> Mapping[str, str | Missing | None]:
+        return self.missing_texts
+
+    @cached_property
+    def missing_texts(self) -> dict[str, str | None]:
         """The text that replaces a missing string, by column; None if a missing string
         is an error.
         """
-        replacements: dict[str, str | Missing | None] = {}
+        texts: dict[str, str | None] = {}
         for entry in self.inputs:
-            replacements |= dict.fromkeys(entry.columns, entry.missing)
-        return replacements
+            texts |= dict.fromkeys(entry.columns, entry.missing)
+        return texts
 
     def _common_length(self, data: Mapping[str, object]) -> int:
         lengths = {}
