@@ -80,10 +80,11 @@ def _select_variant(
 
 def _check_rows(rows: int, most: int) -> None:
     if rows > most:
-        raise SchemaMismatch(
+        message = (
             f"the request has {rows} rows; at most {most} can be explained "
-            "(server.explain_max_rows)",
+            "(server.explain_max_rows)"
         )
+        raise SchemaMismatch(message)
 
 
 def _max_evals(params: Mapping[str, Any], columns: int) -> int:

@@ -68,11 +68,11 @@ class AcceptedValues(NamedTuple):
             near,
             f"the allowed values are {join_names(self.allowed)}",
         )
-        return SchemaMismatch(
-            f"{self.column.label}, row {row}: {short_repr(value)} is not a known category of "
-            f"the model{hint}",
-            column=self.column.name,
+        why = (
+            f"{self.column.label}, row {row}: {short_repr(value)} is not a known category of the "
+            f"model{hint}"
         )
+        return SchemaMismatch(why, column=self.column.name)
 
 
 class ValueCheck(NamedTuple):
