@@ -82,9 +82,8 @@ def write_log(root: Path, hours: int, rows: int) -> None:
             },
         )
         step = rows // _FILES_AN_HOUR
-        for number in range(
-            _FILES_AN_HOUR,
-        ):  # The last tenth of a file's rows is also in the next file.
+        # The last tenth of a file's rows is also in the next file.
+        for number in range(_FILES_AN_HOUR):
             part = table.slice(
                 max(0, number * step - step // 10),
                 step + (step // 10 if number else 0),

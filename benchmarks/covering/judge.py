@@ -425,9 +425,8 @@ def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:
     named = rows if isinstance(rows, dict) else {"": rows}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
     with torch.no_grad():
-        if type(module).__module__.startswith(
-            "transformers.",
-        ):  # the order of the parameters is not meaningful there
+        # the order of the parameters is not meaningful there
+        if type(module).__module__.startswith("transformers."):
             answer = module(**tensors)
         else:
             answer = module.eval()(*tensors.values())

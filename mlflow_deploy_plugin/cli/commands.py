@@ -190,9 +190,8 @@ class _LazyCommands(Commands):
                 raise
             _fail(f"{error.filename or 'the output or a file'} cannot be written: {error.strerror}")
         except Exception as error:
-            exceptions = sys.modules.get(
-                "mlflow.exceptions",
-            )  # Do not import MLflow only for this check.
+            # Do not import MLflow only for this check.
+            exceptions = sys.modules.get("mlflow.exceptions")
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))

@@ -113,9 +113,8 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """
     changes = key_values(config)
     with opened_deployments() as deployments:
-        if any(
-            field.startswith(("alarms.", "monitors.")) for field in changes
-        ):  # The import takes a second.
+        # The import takes a second.
+        if any(field.startswith(("alarms.", "monitors.")) for field in changes):
             from mlflow_deploy_plugin.watch.monitors.budget import check_change
 
             for line in check_change(deployments, name, changes):

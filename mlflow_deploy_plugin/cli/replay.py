@@ -76,9 +76,8 @@ def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, o
     log = open_log(load_settings().inference_log)
     endpoint, table = find_request(log, prediction_id, endpoint)
     warn_of_unreadable(log)
-    with (
-        opened_store() as store
-    ):  # The endpoint names the masked columns, whose hashes are not values.
+    # The endpoint names the masked columns, whose hashes are not values.
+    with opened_store() as store:
         traffic = open_traffic(endpoint, store.endpoint(endpoint))
     result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb)
     show_result(output, asdict(result), _lines(result, row))
@@ -180,9 +179,8 @@ def backtest(
 
     with usage_errors():
         times = parse_time_range(since, until, datetime.now(UTC))
-    with (
-        opened_store() as store
-    ):  # The endpoint names the masked columns, whose hashes are not values.
+    # The endpoint names the masked columns, whose hashes are not values.
+    with opened_store() as store:
         traffic = open_traffic(name, store.endpoint(name))
     with downloaded_version(resolve(against)) as folder:
         report = compare_answers(traffic, times, load_version(folder), against, **options)

@@ -82,9 +82,8 @@ def read_cloud(
         )
     if "AZUREML_MODEL_DIR" in environment:
         folder = Path(environment["AZUREML_MODEL_DIR"])
-        if not (
-            folder / _MLMODEL
-        ).exists():  # Azure copies the registered folder into the specified folder.
+        # Azure copies the registered folder into the specified folder.
+        if not (folder / _MLMODEL).exists():
             inner = list(folder.glob(f"*/{_MLMODEL}"))
             folder = inner[0].parent if len(inner) == 1 else Path(local_model or folder)
         return Cloud(_AZURE_PORT, str(folder))

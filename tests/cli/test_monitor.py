@@ -347,9 +347,8 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
     assert {document["false_per_year"] for document in documents} == {2}
     assert removed.exit_code == 0, removed.output
     assert store.require_endpoint("flights").spec.alarms.false_per_year is None
-    assert not (
-        home / "deployments" / "flights" / "server.log"
-    ).exists()  # The server is neither started nor changed.
+    # The server is neither started nor changed.
+    assert not (home / "deployments" / "flights" / "server.log").exists()
 
 
 def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) -> None:

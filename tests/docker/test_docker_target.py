@@ -92,9 +92,8 @@ def name(client: BaseDeploymentClient) -> Iterator[str]:
     """Return an unused name; its deployment is removed at the end."""
     name = f"t{uuid.uuid4().hex[:8]}"
     yield name
-    with suppress(
-        MlflowException,
-    ):  # The test may not have created the deployment, or may have deleted it.
+    # The test may not have created the deployment, or may have deleted it.
+    with suppress(MlflowException):
         client.delete_deployment(name)
 
 

@@ -97,9 +97,8 @@ def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_pa
 
 def ask(application: DispatcherMiddleware) -> None:
     client = WsgiClient(application)
-    with closing(
-        cast(WsgiApp, application.mounts["/flights"]),
-    ):  # Otherwise it would live as long as this process.
+    # Otherwise it would live as long as this process.
+    with closing(cast(WsgiApp, application.mounts["/flights"])):
         answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
         assert answer.status_code == 200
         assert answer.get_json() == {"predictions": ["yes"]}

@@ -120,9 +120,8 @@ def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> No
         answer = stub.ModelInfer(request, metadata=key, timeout=10)
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, timeout=10)
-        with pytest.raises(
-            grpc.RpcError,
-        ) as blocked:  # about a single server, like HTTP's /v2/repository
+        # about a single server, like HTTP's /v2/repository
+        with pytest.raises(grpc.RpcError) as blocked:
             stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), metadata=key, timeout=10)
     assert [output.name for output in answer.outputs] == ["label", "probabilities"]
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -108,9 +108,8 @@ def mlflow_app(
         patch.setattr(tracking_utils, "_tracking_uri", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
-        app = importlib.reload(
-            mlflow.server,
-        ).app  # The app must be new, because each module has its own store.
+        # The app must be new, because each module has its own store.
+        app = importlib.reload(mlflow.server).app
         extend(app, Login(), app)
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
         yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")

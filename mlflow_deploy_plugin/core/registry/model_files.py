@@ -72,9 +72,8 @@ def download(source: str, destination: Path) -> Path:
         copied = destination / "model"
         try:
             shutil.copytree(folder, copied, symlinks=True)
-        except (
-            OSError
-        ) as error:  # `shutil.Error` has a list of errors, of which the first has the cause.
+        except OSError as error:
+            # `shutil.Error` has a list of errors, of which the first has the cause.
             reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
     for path in copied.rglob("*"):

@@ -120,9 +120,8 @@ class ModelCache:
                     try:
                         fetched.rename(folder)
                     except OSError:
-                        if not (
-                            folder / MLMODEL
-                        ).is_file():  # Another agent may have put the model there first.
+                        # Another agent may have put the model there first.
+                        if not (folder / MLMODEL).is_file():
                             raise
                 if entry is not None:
                     write_atomically(entry, folder.name.encode())

@@ -241,9 +241,8 @@ class VersionResolver:
             else:
                 del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
-            self._fetches.pop(
-                identity,
-            ).future.cancel()  # No reference needs it. A running fetch continues.
+            # No reference needs it. A running fetch continues.
+            self._fetches.pop(identity).future.cancel()
         self._report_failures()
 
     def _resolve(self, uri: str) -> Resolution:

@@ -325,9 +325,8 @@ def _model_stream_infer(
                 message = messages.ModelInferResponse.FromString(reply.body)
             else:
                 message = messages.ModelInferResponse()
-                with suppress(
-                    InvalidRequest,
-                ):  # If the id can be parsed, it identifies the rejected request.
+                # If the id can be parsed, it identifies the rejected request.
+                with suppress(InvalidRequest):
                     message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
             for name, value in reply.headers.items():
                 message.parameters[name.lower()].string_param = value

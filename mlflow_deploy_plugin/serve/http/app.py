@@ -87,9 +87,8 @@ class ServerApp(Flask):
             server.tracer,
             server.logs_requests,
         )
-        if (
-            response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers
-        ):  # not from the pipeline
+        # not from the pipeline
+        if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:
             origin = (
                 response.status,
                 "",

@@ -98,9 +98,8 @@ class StreamedExchange:
         """Add bytes to the body and return the unused bytes. After an InvalidRequest,
         the caller must call `fail`.
         """
-        with (
-            self._condition
-        ):  # Otherwise the thread could see the end of the body before its last bytes.
+        # Otherwise the thread could see the end of the body before its last bytes.
+        with self._condition:
             data = self.body.feed(data)
             self._received += self.body.take()
             self._condition.notify()

@@ -423,9 +423,8 @@ def _predict_lines(
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
             outputs = server.dataplane.infer(variant, infer_request).outputs
-        except (
-            errors.BodyTooLarge
-        ):  # Halve the piece, because its number of lines is not the caller's choice.
+        except errors.BodyTooLarge:
+            # Halve the piece, because its number of lines is not the caller's choice.
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):

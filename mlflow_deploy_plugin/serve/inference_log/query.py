@@ -145,9 +145,8 @@ def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]
     drops an interruption between two statements and would complete the next statement.
     """
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(
-            bool,
-        ).result()  # Start the thread now, because Ctrl-C during a start loses the thread.
+        # Start the thread now, because Ctrl-C during a start loses the thread.
+        thread.submit(bool).result()
         try:
             yield thread
         finally:

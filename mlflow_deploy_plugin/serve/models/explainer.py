@@ -144,9 +144,8 @@ class ExplainerClient:
             raise NotReady("the explainer process is still starting", 1)
         try:
             process = self._process
-            if (
-                process is None or process.has_failed
-            ):  # It may have failed after the first request's timeout.
+            # It may have failed after the first request's timeout.
+            if process is None or process.has_failed:
                 process = self._process = SideProcess(
                     self._command,
                     self._timeout_seconds + _GRACE_SECONDS,

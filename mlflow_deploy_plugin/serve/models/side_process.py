@@ -489,9 +489,8 @@ class SideProcess:
             self._state = f"cannot be started: {first.fields['message']}"
         else:
             self._state = f"{running.exit_reason()} and is restarted"
-        if (
-            not self._closed.is_set() and self._looked.is_set()
-        ):  # Otherwise `start` raises the error.
+        # Otherwise `start` raises the error.
+        if not self._closed.is_set() and self._looked.is_set():
             logger.error(
                 "the process %d of this %s %s",
                 running.child.pid,

@@ -62,9 +62,8 @@ def _through_mlflow(
         document = decode(headers.get("content-type"), body, variant.schema)
         if predictor.artifact.flavor == PYTHON_FUNCTION:
             check_depth(document)
-            text = json.dumps(
-                document,
-            ).encode()  # orjson decodes a lone surrogate, but cannot encode it.
+            # orjson decodes a lone surrogate, but cannot encode it.
+            text = json.dumps(document).encode()
             return DecodedRequest(
                 {},
                 encode_opaque,

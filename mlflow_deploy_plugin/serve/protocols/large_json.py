@@ -73,9 +73,8 @@ def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
         return None  # simdjson would not find names with escapes.
     opened = check_containers(body)
     feeds = None
-    if (
-        b"null" not in body[-2048:]
-    ):  # If the body has a null before its last 2 KiB, it is parsed a second time.
+    # If the body has a null before its last 2 KiB, it is parsed a second time.
+    if b"null" not in body[-2048:]:
         feeds = _feeds_of_json(body, opened, schema, kind)
     if feeds is None and (nulls := body.count(b"null")):
         feeds = _feeds_of_json(body.replace(b"null", _NULL), opened, schema, kind, nulls)
@@ -200,9 +199,8 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
     columns = dict(zip(names, array.T, strict=True))
     if len(columns) != len(names) or array.ndim != 2 or not columns.keys() >= {*schema.names}:
         return None
-    if _NULL.decode() in "\n".join(
-        names,
-    ):  # A name contains the replacement, so nulls cannot be counted.
+    # A name contains the replacement, so nulls cannot be counted.
+    if _NULL.decode() in "\n".join(names):
         return None
     with np.errstate(invalid="ignore"):
         for name in columns.keys() & {

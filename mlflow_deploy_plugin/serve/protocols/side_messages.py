@@ -75,9 +75,8 @@ def send_message(
     _set_timeout(connection, deadline)
     # The timeout applies to the complete call.
     connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)
-    for blob in (
-        blob for blob in blobs if memoryview(blob).nbytes
-    ):  # Skip empty blobs: the receiver may have closed.
+    # Skip empty blobs: the receiver may have closed.
+    for blob in (blob for blob in blobs if memoryview(blob).nbytes):
         _set_timeout(connection, deadline)
         connection.sendall(blob)
 

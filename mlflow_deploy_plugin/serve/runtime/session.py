@@ -474,9 +474,8 @@ class Arena:
         return time.monotonic() > self._last_run + _KEEP_SECONDS
 
     def shrink(self) -> None:
-        with contextlib.suppress(
-            Exception,
-        ):  # This run computes no node; at its end, the arena shrinks.
+        # This run computes no node; at its end, the arena shrinks.
+        with contextlib.suppress(Exception):
             self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
 

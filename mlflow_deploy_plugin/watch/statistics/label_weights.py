@@ -296,9 +296,8 @@ def weighted_metrics(
     weighted = replace(sampling, weights=labelled.weights)
     truth = predictions.truth
     if predictions.classified is not None:
-        if (
-            labelled.weights is None
-        ):  # Only bounds are known. They also exist for answers without a labelled row.
+        # Only bounds are known. They also exist for answers without a labelled row.
+        if labelled.weights is None:
             is_used = is_used | unknown
             truth = np.where(unknown, predictions.classified.predicted, truth)
         metrics = classification_metrics(

@@ -35,9 +35,8 @@ def clock() -> Clock[datetime]:
 @pytest.fixture
 def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
     opened = open_store(store_url, clock)
-    with (
-        opened.transaction() as session
-    ):  # The command deletes in the whole store, and the PostgreSQL store is shared.
+    # The command deletes in the whole store, and the PostgreSQL store is shared.
+    with opened.transaction() as session:
         for table in ("endpoints", "monitors", "monitor_windows", "alerts"):
             session.execute(text(f"DELETE FROM onnxserve_{table}"))
     yield opened

@@ -72,9 +72,8 @@ def test_missing_parts_are_named(registry: MlflowClient) -> None:
 def test_a_copy_has_the_run_and_the_gate_of_its_original(registry: MlflowClient) -> None:
     copied = registry.copy_model_version("models:/toy/1", "copies")
     again = registry.copy_model_version("models:/copies/1", "copies")
-    for key in [
-        key for key in again.tags if key.startswith("onnxserve.gate")
-    ]:  # MLflow's server with the gate does so.
+    # MLflow's server with the gate does so.
+    for key in [key for key in again.tags if key.startswith("onnxserve.gate")]:
         registry.delete_model_version_tag("copies", again.version, key)
     original = read_record("models:/toy/1")
     for version in (copied, again):

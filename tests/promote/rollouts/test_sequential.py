@@ -135,9 +135,8 @@ def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int)
 
     samples = np.random.default_rng(5).binomial(trials, limit, 20_000)
     assert events / trials < limit <= 1
-    assert (
-        samples <= events
-    ).mean() <= 0.055  # With 0 events, the share is 0.05 plus the noise of the samples.
+    # With 0 events, the share is 0.05 plus the noise of the samples.
+    assert (samples <= events).mean() <= 0.055
 
 
 def test_upper_limit_without_requests_is_one() -> None:

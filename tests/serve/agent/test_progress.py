@@ -275,9 +275,8 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine:
     machine.answer(4)
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
-    (
-        machine.folder / METRICS
-    ).unlink()  # The server ends on a full disk, so the saved counts are old.
+    # The server ends on a full disk, so the saved counts are old.
+    (machine.folder / METRICS).unlink()
     machine.restart()
     machine.watermark.end(is_shipped=False)
     machine.start_server("c")

@@ -87,9 +87,8 @@ class Wire:
             comes_first: True to send a valid request together with the case, before it.
         """
         with self.connect() as connection, connection.makefile("rb") as stream:
-            with contextlib.suppress(
-                OSError,
-            ):  # The server may close the connection while the client sends.
+            # The server may close the connection while the client sends.
+            with contextlib.suppress(OSError):
                 connection.sendall((route.request() if comes_first else b"") + case.sent(route))
             if comes_first:
                 check_right(route, read_answer(stream))

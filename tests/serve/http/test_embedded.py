@@ -434,9 +434,8 @@ def test_a_missing_model_fails_at_the_start_and_leaves_no_process(tmp_path: Path
     with pytest.raises(DeploymentFailed, match="nowhere"):
         asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
     assert len(psutil.Process().children()) == before
-    with closing(
-        wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state"),
-    ):  # The folder is free again.
+    # The folder is free again.
+    with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):
         pass
 
 

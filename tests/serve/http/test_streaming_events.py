@@ -243,9 +243,8 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
 
 
 def test_a_model_is_notified_when_its_client_disconnects(post: Post, tmp_path: Path) -> None:
-    for number in range(
-        4,
-    ):  # There are more requests than threads, so that each must release its place.
+    # There are more requests than threads, so that each must release its place.
+    for number in range(4):
         signal_file = tmp_path / str(number)
         response = post(f"wait {signal_file}")
         next(events(response))

@@ -188,9 +188,8 @@ def difference(
     for name, array in want.items():
         if array.shape != found[name].shape:
             return f"{name!r} has the shape {found[name].shape}, not {array.shape}"
-        if (
-            array.dtype.kind == "f"
-        ):  # The memory layout of an array determines the order of summation.
+        # The memory layout of an array determines the order of summation.
+        if array.dtype.kind == "f":
             is_same = np.allclose(
                 array,
                 found[name],

@@ -624,9 +624,8 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
     def look_together(location: LogLocation) -> Any:
         files = look(location)
         if not location.is_local:  # Only the output is in the bucket.
-            with suppress(
-                BrokenBarrierError,
-            ):  # Both processes have seen an empty location; later calls do not wait.
+            # Both processes have seen an empty location; later calls do not wait.
+            with suppress(BrokenBarrierError):
                 seen.wait(20)
             seen.abort()
         return files

@@ -88,9 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
                 (name, value) for name, value in answer.getheaders() if name.lower() not in _HOP
             ]
             self._send(answer.status, answer_headers, proxy.rewrite(answer.read()))
-        except (
-            OSError
-        ):  # If the server behind the proxy is down, a client sees the same error here.
+        except OSError:
+            # If the server behind the proxy is down, a client sees the same error here.
             self.close_connection = True
         finally:
             connection.close()

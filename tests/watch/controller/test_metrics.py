@@ -201,9 +201,8 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
 
     gauges = StoreMetrics(store, patience_seconds=0.1)
 
-    def read_whole() -> (
-        dict
-    ):  # The store is up after its first answer, while other data is still being read.
+    # The store is up after its first answer, while other data is still being read.
+    def read_whole() -> dict:
         read = values(gauges)
         if read["onnxserve_store_up"] and len(read) > 1:
             return read

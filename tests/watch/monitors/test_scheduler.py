@@ -594,9 +594,8 @@ def test_verdict_found_under_a_lost_lease_is_not_stored(world: MonitoredWorld) -
     def judge(asked: WindowRequest) -> str:
         if len(world.asked) > 1:
             return "no drift"
-        with (
-            world.store.transaction() as session
-        ):  # Another process takes the lease after its full duration.
+        # Another process takes the lease after its full duration.
+        with world.store.transaction() as session:
             lease = session.get(LeaseRow, lease_name("flights", "hourly"))
             assert lease is not None
             lease.token = lease.token + 1

@@ -77,9 +77,8 @@ def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(
     folder = tmp_path / "again"
 
     assert (folder / "model.onnx").stat().st_size < 1024
-    assert (
-        folder / "model.onnx.data"
-    ).stat().st_size == 2 * 3 * 4096  # Each table begins at a page boundary.
+    # Each table begins at a page boundary.
+    assert (folder / "model.onnx.data").stat().st_size == 2 * 3 * 4096
     assert sorted(read_artifact(folder).digests) == ["model.onnx", "model.onnx.data"]
     ids = np.array([0, 7, ROWS - 1])
     np.testing.assert_array_equal(

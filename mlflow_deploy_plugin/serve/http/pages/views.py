@@ -115,9 +115,8 @@ def _root(request: RawRequest) -> str:
     `/models`; empty without one.
     """
     sent = request.headers.get("x-forwarded-prefix", "").rstrip("/")
-    if not sent or not _PREFIX.fullmatch(
-        sent,
-    ):  # Two slashes at the start would lead to another host.
+    # Two slashes at the start would lead to another host.
+    if not sent or not _PREFIX.fullmatch(sent):
         return ""
     if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)):
         return sent

@@ -210,9 +210,8 @@ class NullDistribution:
             np.nan,
         )
         disjoint = None
-        if len(
-            self.starts,
-        ):  # The judged window, in the last row, is compared with all other windows.
+        # The judged window, in the last row, is compared with all other windows.
+        if len(self.starts):
             disjoint = np.ones((len(figures), len(figures)), dtype=bool)
             disjoint[:-1, :-1] = np.abs(self.starts[:, None] - self.starts) >= self.length
             disjoint[-1, -1] = False

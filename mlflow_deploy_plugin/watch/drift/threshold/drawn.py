@@ -475,9 +475,8 @@ def _drawn_figures(
         counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
     windows = histograms[0]
     unseen = np.zeros(len(windows))
-    if (
-        bins.kind == "category"
-    ):  # Rows are unseen with the share of rows whose category occurs once.
+    # Rows are unseen with the share of rows whose category occurs once.
+    if bins.kind == "category":
         amounts = decoded(sample.column(name)).drop_null().value_counts().field("counts")
         single = np.count_nonzero(amounts.to_numpy() == 1) / max(len(codes), 1)
         rng = null.column_rng(name, len(windows))

@@ -187,9 +187,8 @@ def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     other_counts = column_counts([pieces.others], name, bins)
-    if (
-        pieces.grid.lag_windows
-    ):  # Limit the earlier window to the judged window's size, as in the null.
+    # Limit the earlier window to the judged window's size, as in the null.
+    if pieces.grid.lag_windows:
         other_counts = subsample(other_counts, group.compared, rng)
     figures: Array = window.figures(bins, other_counts)[0]
     return figures

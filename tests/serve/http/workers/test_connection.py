@@ -416,9 +416,8 @@ def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
     connection = connect()
     line = b"[1, 2, 3" + b" " * 1000 + b"]\n"
     head = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
-    large = json.dumps(
-        {"inputs": [[1, 2, 3]] * 15_000},
-    ).encode()  # Reading is paused in the meantime.
+    # Reading is paused in the meantime.
+    large = json.dumps({"inputs": [[1, 2, 3]] * 15_000}).encode()
     everything = post(large) + head + (b"%X\r\n%b\r\n" % (len(line), line)) * 3000 + b"0\r\n\r\n"
     threading.Thread(target=connection.sendall, args=(everything,)).start()
     assert read_answer(connection)[0] == 200

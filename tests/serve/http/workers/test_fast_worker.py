@@ -360,9 +360,8 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
         statuses = set()
 
         def is_replaced() -> bool:
-            with contextlib.suppress(
-                requests.ConnectionError,
-            ):  # The worker may not be replaced yet.
+            # The worker may not be replaced yet.
+            with contextlib.suppress(requests.ConnectionError):
                 statuses.add(requests.get(running.url + "/ping", timeout=30).status_code)
             return bool(other_workers(tmp_path, {killed}))
 

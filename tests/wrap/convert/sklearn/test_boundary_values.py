@@ -122,9 +122,8 @@ def test_an_unreadable_step_is_named_in_the_report_and_the_values_of_the_others_
         (StandardScaler(), ["a"]),
     )
     model = make_pipeline(columns, DecisionTreeRegressor()).fit(rows, rows.a)
-    columns.named_transformers_[
-        "standardscaler"
-    ].inverse_transform = None  # Calling None is an error.
+    # Calling None is an error.
+    columns.named_transformers_["standardscaler"].inverse_transform = None
 
     boundaries = boundary_values_of(model, ["city", "a"])
     report = wrap(model, rows).report
