@@ -400,7 +400,7 @@ class RowStream:
 
 
 def row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
-    return [metadata.row_group(index) for index in range(metadata.numrow_groups)]
+    return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
 
 
 def _are_null(values: Iterable[object]) -> bool:
@@ -556,7 +556,7 @@ def _all_text_bytes(path: Path, metadata: pq.FileMetaData) -> int:
     size = 0
     # Texts are read as dictionaries, which store repeats once.
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
-        for group in range(metadata.numrow_groups):
+        for group in range(metadata.num_row_groups):
             for column in file.read_row_group(group, texts).columns:
                 size += sum(map(_text_bytes, column.chunks))
     return size
