@@ -148,7 +148,11 @@ class _LazyCommands(Commands):
                     [(name, description) for name, (_, description) in commands.items()],
                 )
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(
+        self,
+        ctx: click.Context,
+        args: list[str],
+    ) -> list[str]:
         for argument in args:
             try:
                 argument.encode()
@@ -237,7 +241,10 @@ def disable_telemetry() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo("\n".join(map(printable, f"Error: {message}".split("\n"))), err=True)
+    click.echo(
+        "\n".join(map(printable, f"Error: {message}".split("\n"))),
+        err=True,
+    )
     sys.exit(1)
 
 

@@ -91,7 +91,13 @@ def endpoint() -> None:
 @config_option
 @why_option
 @output_option
-def create(name: str, target: str, config: tuple[str, ...], why: str, output: str) -> None:
+def create(
+    name: str,
+    target: str,
+    config: tuple[str, ...],
+    why: str,
+    output: str,
+) -> None:
     """Create the endpoint NAME without a deployment.
 
     The server starts with the first deployment.
@@ -105,7 +111,12 @@ def create(name: str, target: str, config: tuple[str, ...], why: str, output: st
 @config_option
 @why_option
 @output_option
-def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
+def update(
+    name: str,
+    config: tuple[str, ...],
+    why: str,
+    output: str,
+) -> None:
     """Change fields of the endpoint NAME.
 
     Only a change of a server.… field restarts the server. If the command fails, no
@@ -127,7 +138,12 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
 @click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
 @why_option
 @output_option
-def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
+def traffic(
+    name: str,
+    weights: tuple[str, ...],
+    why: str,
+    output: str,
+) -> None:
     """Set the traffic weights of the deployments of the endpoint NAME.
 
     The endpoint serves during the change. Weights are whole numbers from 0 to 100; the
@@ -403,7 +419,12 @@ def logs(name: str, lines: int, follow: bool) -> None:
     "json",
     "jsonl",
 )
-def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
+def history(
+    name: str | None,
+    model: str | None,
+    limit: int | None,
+    output: str,
+) -> None:
     """Show who changed what, when and why.
 
     The list contains the events of the endpoint NAME and of its models, oldest first.

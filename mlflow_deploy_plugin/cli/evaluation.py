@@ -133,7 +133,12 @@ def robustness(
         return
     show_lines(align_columns(report.table()))
     refusals = {point.disturbance: point.refusal for point in report.points if point.refusal}
-    show_lines([*(f"{name}: {refusal}" for name, refusal in refusals.items()), *report.notes])
+    show_lines(
+        [
+            *(f"{name}: {refusal}" for name, refusal in refusals.items()),
+            *report.notes,
+        ]
+    )
     for reason in dict.fromkeys(report.cannot.values()):
         names = ", ".join(name for name, why in report.cannot.items() if why == reason)
         click.echo(f"{names} cannot be measured: {reason}")

@@ -348,7 +348,13 @@ def render(
     metavar="LATENCY",
     help="Largest 99th percentile of the latency: 20ms or 1.5s.",
 )
-@option("--rows", type=click.IntRange(1), metavar="ROWS", default=1, help="Rows per request.")
+@option(
+    "--rows",
+    type=click.IntRange(1),
+    metavar="ROWS",
+    default=1,
+    help="Rows per request.",
+)
 @option(
     "--cpu-hour-price",
     type=NumberRange(0),
@@ -412,7 +418,11 @@ def size(
         show_progress(warning)
 
 
-def _pod_rows(pod: "PodMeasurement", plan: "Plan", p99: str) -> Iterator[tuple[str, str]]:
+def _pod_rows(
+    pod: "PodMeasurement",
+    plan: "Plan",
+    p99: str,
+) -> Iterator[tuple[str, str]]:
     load = pod.planned
     limits = plan.options
     yield (

@@ -154,7 +154,13 @@ _row_options = combine_options(
     show_default="by hour",
     help="Order, e.g. _event_time DESC.",
 )
-def query(name: str, where: str, select: str, order_by: str, **rows: Any) -> None:
+def query(
+    name: str,
+    where: str,
+    select: str,
+    order_by: str,
+    **rows: Any,
+) -> None:
     """Query the captured rows of the endpoint NAME.
 
     Write the rows to FILE or to standard output, each row once.
@@ -218,7 +224,12 @@ def _show_rows(
         limit = _TABLE_ROWS if limit is None else limit
         most = limit + 1
     with usage_errors():
-        view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
+        view = View(
+            name,
+            parse_time_range(since, until, datetime.now(UTC)),
+            labels,
+            shadows,
+        )
     opened = _open()
     if failed:
         if name not in opened.failures.endpoints():
@@ -271,7 +282,12 @@ def _write_rows(result: "QueryResult", file: str, kind: FileFormat) -> None:
 @since_option
 @until_option
 @output_option
-def stats(name: str, since: str | None, until: str | None, output: str) -> None:
+def stats(
+    name: str,
+    since: str | None,
+    until: str | None,
+    output: str,
+) -> None:
     """Count the captured rows of the endpoint NAME.
 
     Count rows by version, variant and time, and count labels and missing rows. To find

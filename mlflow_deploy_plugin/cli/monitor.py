@@ -142,7 +142,13 @@ def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
         if item.last.by_hand:
             verdict += " (by hand)"
     due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
-    head = (item.endpoint, item.monitor, item.spec.kind, item.spec.every, item.status)
+    head = (
+        item.endpoint,
+        item.monitor,
+        item.spec.kind,
+        item.spec.every,
+        item.status,
+    )
     return (*head, window, verdict, due)
 
 
@@ -276,7 +282,12 @@ def resume(name: str, monitor_name: str, why: str) -> None:
     help="Start of the interval in UTC: 2013-07-01 or 2013-07-01T12:00.",
 )
 @option("--to", "end", metavar="TIME", show_default="now", help="End of the interval (exclusive).")
-def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
+def backfill(
+    name: str,
+    monitor_name: str,
+    begin: str,
+    end: str | None,
+) -> None:
     """Judge the windows of an interval that were not judged yet.
 
     The monitor MONITOR judges at most 10,000 windows per command, oldest first. After
@@ -415,7 +426,12 @@ def add(
     help="Column whose alarm is accepted, in all rows and segments: delay. May be repeated.",
 )
 @why_option
-def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> None:
+def accept(
+    name: str,
+    monitor_name: str,
+    columns: tuple[str, ...],
+    why: str,
+) -> None:
     """Accept the open alarms of the monitor MONITOR as normal.
 
     The baseline of each column with an alarm in the newest window of the endpoint NAME

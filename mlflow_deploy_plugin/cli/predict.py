@@ -131,7 +131,10 @@ def feedback(
             sink.url = url
             sink.only_server = True
         else:
-            names = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
+            names = [
+                *log.endpoints(),
+                *(stored.name for stored in deployments.store.endpoints()),
+            ]
             if name not in names:
                 raise unknown_endpoint(name, names, "; or specify --url")
     numbers = check_key_columns(log, name, label_columns.key, sink.keys)
@@ -355,7 +358,11 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
-    with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
+    with click.progressbar(
+        length=rows.length,
+        label=rows.name,
+        file=sys.stderr,
+    ) as bar:
 
         def with_bar() -> Iterator["RowBatch"]:
             before = 0
@@ -370,7 +377,12 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
 class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of click have no generic type.
     """The devices of a batch. The error for a removed device names the replacement."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
         if reason := removal_reason("server.device", value):
             self.fail(reason, param, ctx)
         return super().convert(value, param, ctx)
@@ -433,7 +445,12 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     show_default="all",
     help="Number of cores to use.",
 )
-@option("--device", type=_Devices(["cpu", "cuda"]), default="cpu", help="Device.")
+@option(
+    "--device",
+    type=_Devices(["cpu", "cuda"]),
+    default="cpu",
+    help="Device.",
+)
 @engine_option("Engine: this machine, or the cluster from the Spark configuration.")
 @option(
     "--restart",
@@ -447,7 +464,11 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     default="",
     help="Record the batch as an MLflow run in this experiment.",
 )
-def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
+def batch(
+    output: str,
+    keep: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Predict files of any size with a model, without a server.
 
     Each input file is a part. The output contains a file for each part, at the same

@@ -331,7 +331,10 @@ def approve(model: str, version: str, to: str, why: str) -> None:
 
     report = ""
     for entry in listed_requests(model):
-        if (entry.version, entry.to.lower()) == (version, to.lower()):
+        if (
+            entry.version,
+            entry.to.lower(),
+        ) == (version, to.lower()):
             show_lines(_request_lines(entry))
             report = entry.report_digest
     approved = send_decision("approve", model, version, to, why, report)
@@ -497,10 +500,21 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
 
 def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
     rows = [
-        (row.section, row.name, _text(row.before), _text(row.after), row.trend)
+        (
+            row.section,
+            row.name,
+            _text(row.before),
+            _text(row.after),
+            row.trend,
+        )
         for row in compared.rows
     ]
-    yield from align_columns([("SECTION", "NAME", compared.before, compared.after, "TREND"), *rows])
+    yield from align_columns(
+        [
+            ("SECTION", "NAME", compared.before, compared.after, "TREND"),
+            *rows,
+        ]
+    )
     if isinstance(compared.predictions, Refused):
         yield f"predictions: not compared; {compared.predictions.reason}"
     else:

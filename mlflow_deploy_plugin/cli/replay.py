@@ -55,7 +55,14 @@ if TYPE_CHECKING:
 )
 @option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
 @output_option
-def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, output: str) -> None:
+def replay(
+    prediction_id: str,
+    endpoint: str,
+    row: int,
+    nodes: int,
+    pdb: bool,
+    output: str,
+) -> None:
     """Compute a captured request again.
 
     Compute the request of PREDICTION_ID, the X-Prediction-Id of a response, again with
@@ -130,7 +137,14 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
     for node in result.nodes:
         first = ", ".join(map(str, node.values))[:60]
         table.append(
-            (node.operator, node.output, node.type, first, str(node.nan), str(node.infinite)),
+            (
+                node.operator,
+                node.output,
+                node.type,
+                first,
+                str(node.nan),
+                str(node.infinite),
+            ),
         )
     yield from align_columns(table)
     yield f"{result.left_out:,} nodes are left out (--nodes)"

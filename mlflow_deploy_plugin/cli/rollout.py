@@ -101,7 +101,13 @@ def rollout() -> None:
 )
 @why_option
 @_wait_option
-def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
+def start(
+    name: str,
+    to: str,
+    why: str,
+    wait: bool,
+    **plan: Any,
+) -> None:
     """Start a rollout of the endpoint NAME.
 
     A version that meets a criterion of --abort-on is rolled back. Exit status 1 if a

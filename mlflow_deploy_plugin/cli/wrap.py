@@ -136,7 +136,14 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
             columns = f"{len(tensor.columns)} columns"
         rows.append(_row("input", tensor, columns))
     proofs = {proof.name: _agreement(proof) for proof in made.report.outputs}
-    rows += [_row("output", output, proofs.get(output.name, "")) for output in made.outputs]
+    rows += [
+        _row(
+            "output",
+            output,
+            proofs.get(output.name, ""),
+        )
+        for output in made.outputs
+    ]
     yield from (f"  {line}" for line in align_columns(rows))
     if made.report.repair:
         yield f"  {made.report.repair}"
@@ -145,7 +152,13 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
 
 
 def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:
-    return (kind, tensor.name, tensor.dtype, str(list(tensor.shape)), text)
+    return (
+        kind,
+        tensor.name,
+        tensor.dtype,
+        str(list(tensor.shape)),
+        text,
+    )
 
 
 def _agreement(proof: "OutputFigures") -> str:

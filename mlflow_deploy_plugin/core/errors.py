@@ -80,7 +80,13 @@ class OnnxserveError(Exception):
         cls.http_status = http_status or cls.http_status
         cls.error_code = error_code or cls.error_code
 
-    def __init__(self, message: str, retry_after: int | None = None, *, column: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        retry_after: int | None = None,
+        *,
+        column: str = "",
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after

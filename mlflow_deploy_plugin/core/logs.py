@@ -105,7 +105,13 @@ class _LineFormatter(logging.Formatter):
     """
 
     _ESCAPES: ClassVar[dict[int, str]] = {
-        code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+        code: repr(chr(code))[1:-1]
+        for code in (
+            *range(0x20),
+            *range(0x7F, 0xA0),
+            0x2028,
+            0x2029,
+        )
     }
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging defines the name

@@ -47,7 +47,11 @@ def without_row_number(message: str) -> str:
     )
 
 
-def close_matches(name: str, known: Iterable[str], most: int) -> list[str]:
+def close_matches(
+    name: str,
+    known: Iterable[str],
+    most: int,
+) -> list[str]:
     """Return the most similar known names, the best match first. Only the first 2,000
     names are compared.
     """

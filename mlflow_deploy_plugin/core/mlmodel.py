@@ -117,7 +117,10 @@ def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return document
 
 
-def _checked_own_section(section: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _checked_own_section(
+    section: Mapping[str, Any],
+    where: str,
+) -> Mapping[str, Any]:
     checked = _checked_mappings(section, where, _MAPPINGS)
     listed = {name: checked.get(name, []) for name in _LISTS}
     parity = checked.get("parity", {})

@@ -44,7 +44,10 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
     return context
 
 
-def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[], _Made]:
+def follow_files(
+    make: Callable[..., _Made],
+    *files: str | None,
+) -> Callable[[], _Made]:
     """Return a function that calls `make` again when the files have changed, and
     returns the last result of `make`.
 

@@ -112,7 +112,10 @@ def _route(environment: Mapping[str, str], name: str) -> str:
     return text
 
 
-def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
+def is_healthy(
+    url: str = "",
+    environment: Mapping[str, str] = os.environ,
+) -> bool:
     """Return True if the server at `url` (default: in this container) answers `/ping`
     with 200 within four seconds.
     """

@@ -101,7 +101,10 @@ def _compute_on(server: ServerSpec) -> None:
             replace(base, device_id=device_id) for device_id in server.device_ids or (0,)
         ]:
             try:
-                open_session(Path(file.name), placement).run(None, {"x": np.ones(1, np.float32)})
+                open_session(Path(file.name), placement).run(
+                    None,
+                    {"x": np.ones(1, np.float32)},
+                )
             except DeviceUnavailable:
                 if server.providers or not server.is_on_nvidia:
                     raise

@@ -117,7 +117,11 @@ def local_server(
     import uvicorn  # The applications above run in any server.
 
     config = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
-    spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), config)
+    spec = new_endpoint(
+        default_endpoint_name(str(folder.with_name(name))),
+        str(folder),
+        config,
+    )
     served = WantedVariant(
         model_uri=f"models:/{name}/{version}",
         model=name,
@@ -126,7 +130,10 @@ def local_server(
     )
     endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
     keys = {
-        hashlib.sha256(key.encode()).hexdigest(): KeyEntry(name="local", scopes=("infer", "read")),
+        hashlib.sha256(key.encode()).hexdigest(): KeyEntry(
+            name="local",
+            scopes=("infer", "read"),
+        ),
     }
     try:
         listener = socket.create_server((host, int(port)))
@@ -142,7 +149,11 @@ def local_server(
             server = uvicorn.Server(
                 uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5),
             )
-            thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+            thread = threading.Thread(
+                target=server.run,
+                args=([listener],),
+                daemon=True,
+            )
             thread.start()
             try:
                 yield f"http://{host}:{listener.getsockname()[1]}"

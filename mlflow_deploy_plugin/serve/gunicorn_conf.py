@@ -127,7 +127,10 @@ def on_starting(arbiter: "Arbiter") -> None:
             held.read()
     # Raise the soft limit, often 1024 for select(2).
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE,
+        (max(soft, min(hard, _MAX_FILES)), hard),
+    )
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)

@@ -182,7 +182,11 @@ class _Supervisor:
         # Process ids repeat in a container, so an earlier agent's state file could be
         # mistaken for this agent's.
         (self.state_dir / files.AGENT).unlink(missing_ok=True)
-        self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
+        self._may_fork, held_back = map(
+            os.fdopen,
+            os.pipe(),
+            ("rb", "wb"),
+        )
         # On a failure or a signal, gunicorn is stopped before it may fork.
         with self._may_fork, held_back:
             try:
@@ -306,13 +310,25 @@ class _Supervisor:
         if self.metrics is not None and process is None:
             port = self.metrics.fileno()
             gpu = ["--gpu"] if self.server.is_on_nvidia else []
-            command = [sys.executable, "-m", _METRICS_MODULE, str(self.state_dir), str(port), *gpu]
+            command = [
+                sys.executable,
+                "-m",
+                _METRICS_MODULE,
+                str(self.state_dir),
+                str(port),
+                *gpu,
+            ]
             with suppress(OSError):  # The limit of processes or files is reached.
                 self._metrics_process = self._children.start(command, [port])
 
     def _start_gunicorn(self) -> None:
         descriptors = [
-            each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each
+            each.fileno()
+            for each in (
+                self.listener,
+                self.shared and self.shared.listener,
+            )
+            if each
         ]
         may_fork = self._may_fork.fileno()
         command = gunicorn_command(self.state_dir, self.server, *descriptors, may_fork=may_fork)

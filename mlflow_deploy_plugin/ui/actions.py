@@ -185,7 +185,12 @@ def _parse_version_action(action: str, form: Mapping[str, str]) -> ParsedForm:
     version = form.get("version", "")
     if not model or not version.isdecimal():
         raise InvalidConfig("a registered model and the number of its version are expected")
-    arguments = {"model": model, "version": version, "to": "", "report": form.get("report", "")}
+    arguments = {
+        "model": model,
+        "version": version,
+        "to": "",
+        "report": form.get("report", ""),
+    }
     if action == "gate":
         return arguments, f"run the gate for version {version} of {model}", [model]
     to = arguments["to"] = str(transitions.parse_stage_or_alias(form.get("to", "")))
@@ -197,7 +202,10 @@ def _weights_text(weights: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {weight}" for name, weight in weights.items())
 
 
-def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
+def _weights(
+    form: Mapping[str, str],
+    endpoint: Endpoint,
+) -> dict[str, int]:
     weights = {}
     for name, variant in endpoint.spec.variants.items():
         if variant.shadow:
@@ -342,7 +350,14 @@ def _promote_version(job: Job, store: Store, settings: Settings) -> str:
 
     model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
     is_request = job.arguments["action"] == "request"
-    moved = promote(model, version, to, why=why, is_request=is_request, **_options(job, store))
+    moved = promote(
+        model,
+        version,
+        to,
+        why=why,
+        is_request=is_request,
+        **_options(job, store),
+    )
     if is_request:
         requested = send_decision("request", model, version, to, why)
         return (

@@ -382,7 +382,12 @@ class _Console:
 
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
-    def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
+    def _render(
+        self,
+        job: Job | None = None,
+        error: str = "",
+        status: int = 200,
+    ) -> Response:
         who = access.caller()
         only = request.args.get("endpoint", "")
         model = request.args.get("model", "")

@@ -39,7 +39,10 @@ class RequestRow(ListedRequest):
     no_decline: str = ""
 
 
-def request_rows(store: Store, models: Collection[str] | None = None) -> list[RequestRow]:
+def request_rows(
+    store: Store,
+    models: Collection[str] | None = None,
+) -> list[RequestRow]:
     """Return the open requests that the caller may read, newest first.
 
     `models` restricts the list. The files of the versions are not read here, because
@@ -85,7 +88,11 @@ def _person(model: str) -> Person:
     # A page has several requests, and a login queries its database for the groups.
     if "onnxserve_groups" not in g:
         g.onnxserve_groups = access.login().groups()
-    return Person(access.caller().user, g.onnxserve_groups, access.may_act_on([model]))
+    return Person(
+        access.caller().user,
+        g.onnxserve_groups,
+        access.may_act_on([model]),
+    )
 
 
 def parse_decision(store: Store) -> Json:
@@ -148,7 +155,14 @@ def _subject(arguments: Json) -> tuple[GatePolicy, Subject]:
         # The files do not matter, and may be missing.
         tags = guard.registry().get_registered_model(model).tags
         policy = policy_from_tags(model, tags) or GatePolicy()
-        return policy, Subject(model, str(int(version)), str(place), 0, "", policy.digest)
+        return policy, Subject(
+            model,
+            str(int(version)),
+            str(place),
+            0,
+            "",
+            policy.digest,
+        )
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
 

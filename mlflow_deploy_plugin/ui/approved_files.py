@@ -85,7 +85,10 @@ class ChangedFilesSearch:
         return changed
 
     def _search(self, model: "RegisteredModel") -> None:
-        searched_at, _ = self._found.get(_key(model), (-math.inf, []))
+        searched_at, _ = self._found.get(
+            _key(model),
+            (-math.inf, []),
+        )
         if time.monotonic() - searched_at > _PAUSE_SECONDS:
             files = [*_changed_files(self._trail, model)]
             self._found[_key(model)] = time.monotonic(), files

@@ -23,12 +23,31 @@ _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """The tops of value axes, to be multiplied by a power of ten. Each top and its half are
 short numbers.
 """
-_LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
+_LENGTHS = (
+    60,
+    120,
+    240,
+    480,
+    1200,
+    2400,
+    4800,
+    7200,
+    14400,
+    28800,
+    86400,
+    172800,
+    345600,
+)
 """Lengths of time axes in seconds. A quarter of a length, the distance of the labels,
 is a short number.
 """
 _PARTS = 4
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_UNITS = (
+    (86400, "d"),
+    (3600, "h"),
+    (60, "min"),
+    (1, "s"),
+)
 
 Unit = Literal["/s", "/min", "ms", "s", "%"]
 Values = Sequence[float | None]
@@ -121,7 +140,15 @@ def line_chart(
         empty: the text of a chart without values.
     """
     plots = [_Plot(line, unit, is_growing) for line in series]
-    top = nice_top(max([_LEAST_TOP, limit or 0.0, *(plot.highest for plot in plots)]))
+    top = nice_top(
+        max(
+            [
+                _LEAST_TOP,
+                limit or 0.0,
+                *(plot.highest for plot in plots),
+            ]
+        )
+    )
     summary = "; ".join(plot.summary for plot in plots if plot.numbers)
     span = f"{title}, from {axis.begin:%Y-%m-%d %H:%M} to {axis.end:%H:%M} UTC"
     empty = empty or "no values"
@@ -134,7 +161,12 @@ def line_chart(
         ticks=(_number(top), _number(top / 2), _number(0)),
         top=top,
         summary=f"{span}. {summary or empty}.",
-        limit=None if limit is None else round(HEIGHT * (1 - min(limit / top, 1)), 1),
+        limit=None
+        if limit is None
+        else round(
+            HEIGHT * (1 - min(limit / top, 1)),
+            1,
+        ),
         empty="" if summary else empty,
     )
 
@@ -177,7 +209,11 @@ def _plausible(value: float | None) -> float | None:
 
 def ago_axis(end: datetime, seconds: float) -> TimeAxis:
     ticks = [duration(seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
-    return TimeAxis(end - timedelta(seconds=seconds), end, (f"{ticks[0]} ago", *ticks[1:], "now"))
+    return TimeAxis(
+        end - timedelta(seconds=seconds),
+        end,
+        (f"{ticks[0]} ago", *ticks[1:], "now"),
+    )
 
 
 def since_axis(begin: datetime, seconds: float) -> TimeAxis:
@@ -215,7 +251,10 @@ def shown(value: float | None, unit: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return a duration with its unit, such as `90 s`, `45 min`, `1.5 h` or `2 d`."""
-    size, unit = next((entry for entry in _UNITS if seconds >= 2 * entry[0]), _UNITS[-1])
+    size, unit = next(
+        (entry for entry in _UNITS if seconds >= 2 * entry[0]),
+        _UNITS[-1],
+    )
     return f"{seconds / size:.3g} {unit}"
 
 

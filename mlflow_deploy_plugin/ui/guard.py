@@ -127,7 +127,12 @@ class AuditTrail:
                 self._stores[url] = open_store(url)
             return self._stores[url]
 
-    def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
+    def _submit(
+        self,
+        work: Callable[[], object],
+        level: int,
+        what: str,
+    ) -> Future[None]:
         """Run `work` in the writing thread, after earlier work. `what` is logged if
         `work` fails.
         """
@@ -207,7 +212,14 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     why = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
     if why:
         return replace(change, why=why, is_refused=True)
-    return _Move(trail, change, model, version, StageOrAlias(stage=stage), holder).decide()
+    return _Move(
+        trail,
+        change,
+        model,
+        version,
+        StageOrAlias(stage=stage),
+        holder,
+    ).decide()
 
 
 def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -224,7 +236,14 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     detail = move_detail(f"@{message.alias}", holder)
     after = f"version {number} in @{message.alias}"
     change = RegistryChange("alias", message.name, number, before, after, detail=detail)
-    return _Move(trail, change, model, version, StageOrAlias(alias=message.alias), holder).decide()
+    return _Move(
+        trail,
+        change,
+        model,
+        version,
+        StageOrAlias(alias=message.alias),
+        holder,
+    ).decide()
 
 
 def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -249,7 +268,14 @@ def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange |
 
 def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
     policy = {tag.key: tag.value for tag in message.tags}.get(tags.GATE_POLICY_TAG, "")
-    return RegistryChange("tag", message.name, "", "", policy, detail={"tag": tags.GATE_POLICY_TAG})
+    return RegistryChange(
+        "tag",
+        message.name,
+        "",
+        "",
+        policy,
+        detail={"tag": tags.GATE_POLICY_TAG},
+    )
 
 
 def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -262,14 +288,25 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     new_name = getattr(message, "new_name", "")
     action = "rename" if hasattr(message, "new_name") else "delete"
     why = _policy_refusal(model, f"{action} this model")
-    change = RegistryChange(action, message.name, "", message.name, new_name, why, bool(why))
+    change = RegistryChange(
+        action,
+        message.name,
+        "",
+        message.name,
+        new_name,
+        why,
+        bool(why),
+    )
     if not new_name or why:
         return change
     entries = [
         served_entry(number, str(place), recorded_files(trail, model.name, number, place))
         for place, number in holders(model)
     ]
-    return replace(change, detail={SERVED: [entry for entry in entries if entry["files"]]})
+    return replace(
+        change,
+        detail={SERVED: [entry for entry in entries if entry["files"]]},
+    )
 
 
 def holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
@@ -346,7 +383,16 @@ def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     detail: Json = {"tag": message.key}
     if is_policy and after and not why and (adopted := _adopted_files(trail, tagged, after)):
         detail[SERVED] = adopted
-    return RegistryChange("tag", message.name, number, before, after, why, bool(why), detail)
+    return RegistryChange(
+        "tag",
+        message.name,
+        number,
+        before,
+        after,
+        why,
+        bool(why),
+        detail,
+    )
 
 
 _READERS: dict[str, tuple[str, _Reader]] = {
@@ -688,7 +734,12 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
             f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no "
             "approvals",
         )
-    return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
+    return policy, subject_of(
+        entry,
+        place,
+        files_digest(model, str(entry.version), policy),
+        policy,
+    )
 
 
 def report_digest(run_id: str) -> str:
@@ -783,7 +834,12 @@ def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
 
 
 @lru_cache(maxsize=256)
-def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
+def _digest_of_files(
+    uri: str,
+    root: str,
+    files: tuple[tuple[str, int], ...],
+    _mlmodel: str,
+) -> str:
     """Return the digest of `files` (with sizes) in `root` of the artifact store.
     `_mlmodel` is a cache key.
     """
@@ -813,7 +869,12 @@ def _sha256(store: "ArtifactRepository", path: str) -> str:
         return next(iter(hash_files(Path(folder)).values()))
 
 
-def _moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -> list[AuditEvent]:
+def _moves_to(
+    trail: AuditTrail,
+    model: str,
+    holder: str,
+    place: StageOrAlias,
+) -> list[AuditEvent]:
     """Return the events of the last move of `holder` to the stage or alias, newest
     first; none if they are not known.
 

@@ -141,7 +141,11 @@ class Jobs:
                 own_session=True,
                 kills_group=False,
             )
-        threading.Thread(target=self._wait_for_end, args=(path, process), daemon=True).start()
+        threading.Thread(
+            target=self._wait_for_end,
+            args=(path, process),
+            daemon=True,
+        ).start()
         return job.model_copy(update={"pid": process.pid})
 
     def judged_versions(self) -> set[tuple[str, str]]:
@@ -184,6 +188,9 @@ class Jobs:
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
             lines = lines or [f"the process {exit_reason(status or 0)}"]
-            write_state(path, job.ended("failed", (last or lines[-1])[:500]))
+            write_state(
+                path,
+                job.ended("failed", (last or lines[-1])[:500]),
+            )
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)

@@ -106,7 +106,11 @@ class MlflowPages:
             return tag
         run_id, _, path = tag.partition("/")
         with suppress(MlflowException):  # The run may be deleted.
-            return self.run(str(self.tracking.get_run(run_id).info.experiment_id), run_id, path)
+            return self.run(
+                str(self.tracking.get_run(run_id).info.experiment_id),
+                run_id,
+                path,
+            )
         return ""
 
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:

@@ -266,7 +266,13 @@ class _VisibleEndpoints:
     def pages(self) -> tuple[tuple[str, str], ...]:
         """Return the first and the last name of each page."""
         starts = range(0, len(self.names), _SHOWN)
-        return tuple((self.names[at], self.names[at:][:_SHOWN][-1]) for at in starts)
+        return tuple(
+            (
+                self.names[at],
+                self.names[at:][:_SHOWN][-1],
+            )
+            for at in starts
+        )
 
 
 @dataclass(frozen=True)
@@ -313,7 +319,10 @@ def _visible_activity(store: Store, only: str) -> _VisibleActivity:
     events = [*transitions.event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
-    endpoints = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
+    endpoints = [
+        *(rollout.endpoint for rollout in rollouts),
+        *(alert.endpoint for alert in alerts),
+    ]
     hidden = access.hidden_endpoints(store, endpoints)
     newest_rollouts = [rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden]
     visible_events = access.visible_events(store, transitions.without_step_events(events))

@@ -275,8 +275,15 @@ def _time_axis(histories: _Histories, span: Span, end: float) -> _TimeAxis:
         default=-math.inf,
     )
     lengths = _LENGTHS[span]
-    seconds = next((length for length in lengths if length >= end - begin), lengths[-1])
-    return _TimeAxis(end, seconds, max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS))
+    seconds = next(
+        (length for length in lengths if length >= end - begin),
+        lengths[-1],
+    )
+    return _TimeAxis(
+        end,
+        seconds,
+        max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS),
+    )
 
 
 class _Slots:
@@ -312,7 +319,10 @@ class _Slots:
 
     def _names_of_versions(self) -> dict[str, _Version]:
         """Return the versions with the most requests by name, oldest first."""
-        busiest = sorted(self._requests, key=lambda key: (-self._requests[key], key))[:COLOURS]
+        busiest = sorted(
+            self._requests,
+            key=lambda key: (-self._requests[key], key),
+        )[:COLOURS]
         ordered = sorted(busiest, key=_place_in_legend)
         if len({model for model, _ in ordered}) == 1:
             return {f"version {key[1]}": key for key in ordered}
@@ -348,7 +358,10 @@ class _Slots:
             if (endpoint, *key) == (self._endpoint, *version)
         )
 
-    def _rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
+    def _rates(
+        self,
+        number: Callable[[CountedInterval], float],
+    ) -> list[float | None]:
         """Return a count per second for each slot, summed over all servers; None for a
         slot without an interval.
         """
@@ -373,7 +386,10 @@ def _place_in_legend(key: _Version) -> tuple[str, int, str]:
 
 
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
-    until = max(((rollout.ended_at or now) - rollout.created_at).total_seconds(), 0.0)
+    until = max(
+        ((rollout.ended_at or now) - rollout.created_at).total_seconds(),
+        0.0,
+    )
     axis = since_axis(rollout.created_at, until)
     spec = rollout.spec
     chart = line_chart(

@@ -62,7 +62,12 @@ def _with_start(request: WindowRequest, finding: Finding) -> Finding:
             first = window.start
             in_a_row += 1
     end = first + request.window.length
-    return replace(finding, since=first.isoformat(), since_end=end.isoformat(), in_a_row=in_a_row)
+    return replace(
+        finding,
+        since=first.isoformat(),
+        since_end=end.isoformat(),
+        in_a_row=in_a_row,
+    )
 
 
 def _with_change(request: WindowRequest, finding: Finding) -> Finding:
@@ -96,7 +101,10 @@ def _values_before_alarm(request: WindowRequest, finding: Finding) -> dict[int, 
     return values
 
 
-def _usual_value(window: Window, values: Mapping[int, float]) -> tuple[float, str]:
+def _usual_value(
+    window: Window,
+    values: Mapping[int, float],
+) -> tuple[float, str]:
     """Return the median of the last windows, by preference of the same phase, and its
     name.
     """

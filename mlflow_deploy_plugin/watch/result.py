@@ -336,7 +336,10 @@ def to_document(result: MonitorResult) -> dict[str, object]:
     """Return the result in the format of `verdict.json` and the command line. NaN and
     infinity become null.
     """
-    window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
+    window = {
+        "start": result.window.start.isoformat(),
+        "end": result.window.end.isoformat(),
+    }
     shown = replace(result, report=ReportData(), evidence=Evidence())
     document = {**asdict(shown), "window": window}
     return {name: _plain(value) for name, value in document.items() if name not in _NOT_IN_DOCUMENT}
@@ -475,4 +478,8 @@ def with_outcomes(evidence: Evidence, findings: Iterable[Finding]) -> Evidence:
         if is_known and finding.check != "shift":
             outcome = Outcome(finding.check, finding.state, finding.value, finding.threshold)
             outcomes.setdefault(finding.key, outcome)
-    return replace(evidence, alarms=tuple(alarms), outcomes={**outcomes, **evidence.outcomes})
+    return replace(
+        evidence,
+        alarms=tuple(alarms),
+        outcomes={**outcomes, **evidence.outcomes},
+    )

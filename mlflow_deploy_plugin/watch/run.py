@@ -34,4 +34,9 @@ def run_monitor(request: WindowRequest, log_rows: int = 0) -> MonitorResult:
     request.progress("drawing the report")
     files = build_report(result, request.past)
     request.progress(f"logging the report to the experiment onnxserve/{request.endpoint}")
-    return replace(result, report=ReportData(), log_rows=log_rows, run=log_result(result, files))
+    return replace(
+        result,
+        report=ReportData(),
+        log_rows=log_rows,
+        run=log_result(result, files),
+    )

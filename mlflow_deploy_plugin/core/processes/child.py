@@ -320,7 +320,15 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
         sender.setblocking(False)
 
         def wait(seconds: float) -> int | None:
-            if not arrived and select.select([receiver], [], [], seconds)[0]:
+            if (
+                not arrived
+                and select.select(
+                    [receiver],
+                    [],
+                    [],
+                    seconds,
+                )[0]
+            ):
                 # The bytes only wake up `select`; the signals are in `arrived`.
                 receiver.recv(_SIGNALS_AT_ONCE)
             if not arrived:  # The handler has not run yet, so the caller must wait again.
@@ -399,7 +407,11 @@ class SupervisedChildren:
     def __init__(self) -> None:
         self._running: dict[int, SupervisedChild] = {}
 
-    def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
+    def start(
+        self,
+        command: Sequence[str],
+        descriptors: Sequence[int] = (),
+    ) -> SupervisedChild:
         """Start a child, which inherits the descriptors and receives SIGTERM if this
         process ends or is killed.
         """

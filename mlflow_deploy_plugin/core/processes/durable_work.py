@@ -151,6 +151,12 @@ def read_plan(kind: TypeAdapter[PlanT], written: object, what: str) -> PlanT:
         return kind.validate_python(written)
     except ValidationError as error:
         wrong = "; ".join(
-            ": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()
+            ": ".join(
+                [
+                    *map(str, problem["loc"]),
+                    problem["msg"],
+                ]
+            )
+            for problem in error.errors()
         )
         raise InvalidConfig(f"{what} in the store cannot be read ({wrong})") from None

@@ -64,7 +64,12 @@ class Worker:
         self._used_at = time.monotonic()
         self._is_ended = False
 
-    def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
+    def call(
+        self,
+        function: Callable[..., Result],
+        *arguments: object,
+        seconds: float,
+    ) -> Result:
         """Return the result of `function`, a module-level function. The arguments and
         the result are pickled.
 
@@ -166,7 +171,12 @@ class WorkerPool:
         for worker in workers:
             self._free.put(worker)
 
-    def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
+    def call(
+        self,
+        function: Callable[..., Result],
+        *arguments: object,
+        seconds: float,
+    ) -> Result:
         """Wait for a free worker, and return the result of `function` as `Worker.call`
         does.
         """

@@ -338,7 +338,12 @@ def _replace_functions() -> None:
     open_lake = data_lake.__init__
 
     @wraps(open_lake)
-    def open_own(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
+    def open_own(
+        self: object,
+        artifact_uri: str,
+        *arguments: object,
+        **options: object,
+    ) -> None:
         refuse_foreign_azure(artifact_uri)
         open_lake(self, artifact_uri, *arguments, **options)
 

@@ -412,7 +412,13 @@ class MlflowRest:
         document = self._call(self.tracking_uri, "GET", f"logged-models/{quote(model_id, safe='')}")
         return _parsed(_LoggedModel, (document.get("model") or {}).get("info"))
 
-    def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
+    def set_model_version_tag(
+        self,
+        name: str,
+        version: str,
+        key: str,
+        value: str,
+    ) -> None:
         document = {"name": name, "version": version, "key": key, "value": value}
         self._call(self.registry_uri, "POST", "model-versions/set-tag", json=document)
 
@@ -474,7 +480,13 @@ class MlflowRest:
                 for chunk in answer.iter_content(_CHUNK_BYTES):
                     file.write(chunk)
 
-    def _read(self, route: str, field: str, default: Any = None, **query: Any) -> Any:
+    def _read(
+        self,
+        route: str,
+        field: str,
+        default: Any = None,
+        **query: Any,
+    ) -> Any:
         """Return a field of the registry's answer to a GET request. Raises RestError if
         it is missing.
         """
@@ -484,7 +496,13 @@ class MlflowRest:
             raise _invalid(document)
         return value
 
-    def _call(self, address: str, method: str, route: str, **options: Any) -> dict[str, Any]:
+    def _call(
+        self,
+        address: str,
+        method: str,
+        route: str,
+        **options: Any,
+    ) -> dict[str, Any]:
         _check_workspace(address, active_workspace())
         path = f"{_API}/{route}"
         document = checked_json(send(address, method, path, **options), path)

@@ -87,7 +87,11 @@ def log_run(
             log_content(client, project_run)
             return logged_run(client, project_run)
         run_id = str(
-            client.create_run(experiment_id(client), run_name=name, tags=dict(tags)).info.run_id,
+            client.create_run(
+                experiment_id(client),
+                run_name=name,
+                tags=dict(tags),
+            ).info.run_id,
         )
         try:
             log_content(client, run_id)
@@ -299,7 +303,16 @@ def log_metrics(
         with suppress(MlflowException):  # A model may come from another tracking server.
             logged_id = str(client.get_logged_model(model_id).model_id)
     time = get_current_time_millis() if at_ms is None else at_ms
-    metrics = [Metric(key, value, time, step, model_id=logged_id) for key, value in figures]
+    metrics = [
+        Metric(
+            key,
+            value,
+            time,
+            step,
+            model_id=logged_id,
+        )
+        for key, value in figures
+    ]
     for start in range(0, len(metrics), _MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
     if logged_id is not None:
@@ -312,7 +325,10 @@ def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> Non
     """
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.log_batch(
+        run_id,
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
 
 
 def project_run_id() -> str | None:
@@ -330,7 +346,12 @@ class IdempotentRun:
     identity: Mapping[str, str]
     done: tuple[str, str]
 
-    def log(self, name: str, tags: Mapping[str, str], log_content: "LogContent") -> LoggedRun:
+    def log(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        log_content: "LogContent",
+    ) -> LoggedRun:
         """Log to the run of the MLflow project of this process, to the existing run, or
         to a new run.
 

@@ -336,7 +336,10 @@ def previous_in_registry(
             f"it is the next highest version in {uri.selector}",
         )
     if archived := [item for item in candidates if item.current_stage == "Archived"]:
-        last = max(archived, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
+        last = max(
+            archived,
+            key=lambda item: (item.last_updated_timestamp or 0, int(item.version)),
+        )
         return PreviousVersion(str(last.version), "it was archived last")
     return None
 

@@ -56,7 +56,12 @@ DISTURBANCES: Mapping[str, Disturbance] = {
     "occlusion": Disturbance("covered share of the image", _SHARES),
     "fgsm": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
     "pgd": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
-    "spsa": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False, by_default=False),
+    "spsa": Disturbance(
+        _ATTACK,
+        (0.01, 0.03, 0.1, 0.3),
+        is_share=False,
+        by_default=False,
+    ),
 }
 
 

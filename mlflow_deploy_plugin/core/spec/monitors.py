@@ -40,7 +40,12 @@ Scale = Literal["share", "seconds", "number"]
 _FORM = re.compile(
     r"^(?P<name>\w+)(\((?P<of>.+)\))?\s*(?P<sign>>=|<=|>|<)\s*(?P<number>-?\d+(\.\d+)?)\s*(?P<unit>%|x|ms|s|)$",
 )
-_COMPARE: Mapping[Sign, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
+_COMPARE: Mapping[Sign, Callable[[float, float], bool]] = {
+    ">=": ge,
+    "<=": le,
+    ">": gt,
+    "<": lt,
+}
 _UNITS: Mapping[Scale, Mapping[str, float]] = {
     "share": {"": 1.0, "%": 0.01},
     "seconds": {"": 1.0, "s": 1.0, "ms": 0.001},
@@ -65,7 +70,13 @@ def parse_condition(text: str) -> Condition | None:
         return None
     sign = cast(Sign, match["sign"])
     unit = cast(Unit, match["unit"])
-    return Condition(match["name"], (match["of"] or "").strip(), sign, float(match["number"]), unit)
+    return Condition(
+        match["name"],
+        (match["of"] or "").strip(),
+        sign,
+        float(match["number"]),
+        unit,
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,12 @@ class Requirement:
     value: float
 
     @classmethod
-    def parse(cls, text: str, metrics: Mapping[str, MonitorMetric], subject: str) -> "Requirement":
+    def parse(
+        cls,
+        text: str,
+        metrics: Mapping[str, MonitorMetric],
+        subject: str,
+    ) -> "Requirement":
         condition = parse_condition(text)
         name, first = next(iter(metrics.items()))
         if condition is None:

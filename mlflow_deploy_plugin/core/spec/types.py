@@ -57,7 +57,13 @@ PATTERNS_IN_WORDS = {
     REFERENCE: "training, rolling:7d, window:START/END or dataset:URI is expected",
     TIME_ZONE: "the name of a time zone is expected, e.g. Europe/Berlin",
 }
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SECONDS = {
+    "s": 1,
+    "m": 60,
+    "h": 3600,
+    "d": 86400,
+    "w": 7 * 86400,
+}
 
 LONGEST_DAYS = 3660
 """Ten years, the longest duration that a monitor may use."""
@@ -162,7 +168,10 @@ def duration_text(seconds: int) -> str:
     """Return a duration as a text with a whole number of the largest possible unit up
     to a day, e.g. `"7d"`.
     """
-    unit = max((key for key in "smhd" if seconds % _SECONDS[key] == 0), key=_SECONDS.__getitem__)
+    unit = max(
+        (key for key in "smhd" if seconds % _SECONDS[key] == 0),
+        key=_SECONDS.__getitem__,
+    )
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 

@@ -35,7 +35,10 @@ _log = logging.getLogger(__name__)
 Span = Literal["hour", "day"]
 SPANS: tuple[Span, ...] = get_args(Span)
 HISTORY = "history"
-HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
+HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {
+    "hour": (10.0, 360),
+    "day": (300.0, 288),
+}
 """The seconds per line, and the number of lines, of each history file."""
 _EXPLANATIONS = "explain"
 _LAST_FIELD = b'"labels":'

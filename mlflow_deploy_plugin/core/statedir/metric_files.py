@@ -103,7 +103,11 @@ class MmapCounters:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._file = os.open(
+            path,
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+            0o640,
+        )
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -193,7 +197,10 @@ class MetricFamily:
     series: list[MetricSeries] = field(default_factory=list)
 
 
-def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
+def read_families(
+    folder: Path,
+    kinds: tuple[MetricKind, ...] = _KINDS,
+) -> list[MetricFamily]:
     """Return all workers' metrics of these kinds, sorted by name. Counters and
     histograms include dead workers. Gauges in files `gauges_PID` are summed; other
     gauges are maxima. The call sleeps so that other threads can run.
@@ -249,7 +256,10 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
     return "".join(lines).encode()
 
 
-def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:
+def _sum_files(
+    folder: Path,
+    kinds: tuple[MetricKind, ...],
+) -> dict[bytes, list[float]]:
     """Return, by key, the cells of the metrics of these kinds, combined over all
     files.
     """
@@ -316,7 +326,11 @@ def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
     with contextlib.suppress(OSError):
         folder = link.readlink()
         if folder.is_dir():
-            rows: dict[str, dict[str, int]] = {"answered": {}, "captured": {}, "dropped": {}}
+            rows: dict[str, dict[str, int]] = {
+                "answered": {},
+                "captured": {},
+                "dropped": {},
+            }
             for series in read_series(folder, ("counter",))[CAPTURE_ROWS]:
                 rows[series.labels["outcome"]][series.labels["endpoint"]] = int(series.value)
             return CaptureCounters(folder.name, rows)

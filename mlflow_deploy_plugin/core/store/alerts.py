@@ -186,7 +186,11 @@ class Silences:
             return save_row(session, row, Silence, event)
 
 
-def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert | None:
+def _write(
+    session: Session,
+    row: AlertRow | None,
+    alert: Alert | None,
+) -> Alert | None:
     if alert is None:
         return None
     if row is None:

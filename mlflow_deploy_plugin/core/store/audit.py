@@ -94,7 +94,10 @@ def write_event(session: Session, event: AuditEvent) -> None:
         detail = {**detail, "machine": machine}
     columns = AuditRow.__table__.columns
     texts = {
-        name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None))
+        name: storable_text(
+            getattr(event, name),
+            getattr(columns[name].type, "length", None),
+        )
         for name in _TEXTS
     }
     session.add(AuditRow(at=event.at, detail=detail, **texts))

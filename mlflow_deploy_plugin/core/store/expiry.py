@@ -76,7 +76,11 @@ def _old_windows(
     before: datetime,
 ) -> ColumnElement[bool] | None:
     row = MonitorWindowRow
-    of_monitor = and_(row.endpoint == key[0], row.monitor == key[1], row.by_hand == by_hand)
+    of_monitor = and_(
+        row.endpoint == key[0],
+        row.monitor == key[1],
+        row.by_hand == by_hand,
+    )
     starts = select(row.start).where(of_monitor).limit(1)
     newest = starts.order_by(row.start.desc())
     with store.transaction(is_read_only=True) as session:
@@ -89,7 +93,12 @@ def _old_windows(
     is_done = row.state == "failed"
     if oldest_kept is not None:
         is_done = or_(is_done, and_(row.state == "judged", row.start < oldest_kept))
-    return and_(of_monitor, row.start < min(last, before), is_done, row.updated_at < before)
+    return and_(
+        of_monitor,
+        row.start < min(last, before),
+        is_done,
+        row.updated_at < before,
+    )
 
 
 def _delete(

@@ -131,7 +131,13 @@ class ApiKeys:
                     row.endpoints = remaining
         return revoked
 
-    def _revoke(self, session: Session, row: ApiKeyRow, user: str, why: str) -> None:
+    def _revoke(
+        self,
+        session: Session,
+        row: ApiKeyRow,
+        user: str,
+        why: str,
+    ) -> None:
         row.revoked_at = self._store.now()
         event = AuditEvent(row.revoked_at, user, "key.revoke", before=f"key {row.name}", why=why)
         write_event(session, event)
@@ -144,7 +150,10 @@ class ApiKeys:
         )
 
     def valid(self) -> list[ApiKey]:
-        unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self._store.now())
+        unexpired = or_(
+            ApiKeyRow.expires_at.is_(None),
+            ApiKeyRow.expires_at > self._store.now(),
+        )
         query = (
             select(ApiKeyRow)
             .where(ApiKeyRow.revoked_at.is_(None), unexpired)

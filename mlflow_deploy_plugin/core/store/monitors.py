@@ -331,10 +331,18 @@ class Monitors:
         their evidence takes about 40 MB.
         """
         row = MonitorWindowRow
-        last = select(func.max(row.id)).filter_by(endpoint=key[0], monitor=key[1], state="judged")
+        last = select(func.max(row.id)).filter_by(
+            endpoint=key[0],
+            monitor=key[1],
+            state="judged",
+        )
         if until is not None:
             last = last.where(row.start > until - _PAST, row.end <= until)
-        query = select(row.start, *(getattr(row, column) for column in columns), row.end)
+        query = select(
+            row.start,
+            *(getattr(row, column) for column in columns),
+            row.end,
+        )
         query = query.where(row.id.in_(last.group_by(row.start, row.end))).order_by(*_NEWEST_FIRST)
         with self._store.transaction(is_read_only=True) as session:
             windows = session.execute(query.limit(_MOST_PAST)).all()[::-1]
@@ -375,7 +383,12 @@ class Monitors:
                     select(MonitorWindowRow).filter_by(**of).order_by(MonitorWindowRow.id.desc())
                 )
                 judged = session.scalars(revisions.limit(1)).one()
-                accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *baseline])
+                accepted = dict.fromkeys(
+                    [
+                        *judged.evidence.get("accepted", ()),
+                        *baseline,
+                    ]
+                )
                 judged.evidence = {**judged.evidence, "accepted": [*accepted]}
                 if {*judged.evidence["alarms"]} <= {*accepted}:
                     row.consecutive = 0
@@ -548,7 +561,10 @@ def read_counts(
 
 
 def _first(session: Session, windows: Select[MonitorWindowRow]) -> MonitorWindow | None:
-    return next(iter(tables.read_rows(session, windows.limit(1), MonitorWindow)), None)
+    return next(
+        iter(tables.read_rows(session, windows.limit(1), MonitorWindow)),
+        None,
+    )
 
 
 def _newest_figure(

@@ -151,5 +151,8 @@ class Retrainings:
                 return None
             write_fields(row, retraining, *_WRITTEN)
             # Each write needs a different time, even if the clock does not advance.
-            row.updated_at = max(self._store.now(), row.updated_at + timedelta(microseconds=1))
+            row.updated_at = max(
+                self._store.now(),
+                row.updated_at + timedelta(microseconds=1),
+            )
             return save_row(session, row, Retraining, event)

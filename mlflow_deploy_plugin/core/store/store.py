@@ -304,7 +304,13 @@ class Store:
             if isinstance(endpoint, UnreadableEndpoint)
         ]
 
-    def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
+    def record(
+        self,
+        action: str,
+        *,
+        actor: str | None = None,
+        **fields: Any,
+    ) -> None:
         """Write an audit event of a change outside the store, such as a start, a
         promotion or a rollout step.
         """
@@ -566,7 +572,12 @@ class Store:
         return self._clock()
 
     @contextmanager
-    def transaction(self, alone_with: str = "", *, is_read_only: bool = False) -> Iterator[Session]:
+    def transaction(
+        self,
+        alone_with: str = "",
+        *,
+        is_read_only: bool = False,
+    ) -> Iterator[Session]:
         """Open a transaction, which is committed completely or not at all. For the
         modules of this package.
 
@@ -582,7 +593,13 @@ class Store:
         """
         try:
             engine = self._reading if is_read_only else self._engine
-            with Session(engine, info={audit.USER: self._user}) as session, session.begin():
+            with (
+                Session(
+                    engine,
+                    info={audit.USER: self._user},
+                ) as session,
+                session.begin(),
+            ):
                 if alone_with and self._engine.dialect.name == "postgresql":
                     session.execute(
                         select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))),
@@ -593,7 +610,11 @@ class Store:
         except (DBAPIError, PoolTimeout) as error:
             raise store_unavailable(self._engine.url, error) from None
 
-    def read(self, query: Select[RowT], kind: type[ValueT]) -> list[ValueT]:
+    def read(
+        self,
+        query: Select[RowT],
+        kind: type[ValueT],
+    ) -> list[ValueT]:
         """Return the rows of a query as frozen dataclasses. For the modules of this
         package.
         """
@@ -609,7 +630,13 @@ class Store:
                 except InvalidConfig as error:
                     yield UnreadableEndpoint(row.name, row.target, row.spec, error.message)
 
-    def _audit(self, session: Session, action: str, actor: str, **fields: Any) -> None:
+    def _audit(
+        self,
+        session: Session,
+        action: str,
+        actor: str,
+        **fields: Any,
+    ) -> None:
         audit.write_event(session, AuditEvent(self._clock(), actor, action, **fields))
 
 

@@ -175,7 +175,11 @@ def from_row(row: Base, kind: type[ValueT]) -> ValueT:
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
-def read_rows(session: Session, query: sa.Select[RowT], kind: type[ValueT]) -> list[ValueT]:
+def read_rows(
+    session: Session,
+    query: sa.Select[RowT],
+    kind: type[ValueT],
+) -> list[ValueT]:
     """Return the rows of a query as frozen dataclasses. This takes up to half the time
     of ORM entities.
     """

@@ -111,7 +111,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     mode = target.stat().st_mode if target.exists() else None
     # The kernel removes the bits of the umask from this mode.
     made_with = 0o666 if mode is None else mode & 0o777
-    with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
+    with open(
+        temporary,
+        "xb",
+        opener=lambda name, flags: os.open(name, flags, made_with),
+    ) as file:
         try:
             yield file
             file.flush()
@@ -267,7 +271,10 @@ def _json_array(
     file.write(end)
 
 
-def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes:
+def _csv_lines(
+    rows: Iterable[Mapping[str, object]],
+    header: list[str],
+) -> bytes:
     """Return the rows as lines of a CSV file. An empty `header` is filled and becomes
     the first line.
     """
@@ -337,7 +344,13 @@ def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
         columns.append(values_of(column))
     rows = zip(*columns, strict=True)
     names = batch.schema.names
-    return [orjson.dumps(dict(zip(names, row, strict=True)), default=_json_value) for row in rows]
+    return [
+        orjson.dumps(
+            dict(zip(names, row, strict=True)),
+            default=_json_value,
+        )
+        for row in rows
+    ]
 
 
 def _csv_type(kind: "pa.DataType") -> "pa.DataType":

@@ -49,7 +49,13 @@ _MAX_VALUES = 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
 _STREAMED = ("csv", "jsonl", "parquet")
 _CSV_TYPES = (
-    *(pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.date32()),
+    *(
+        pa.int64(),
+        pa.uint64(),
+        pa.float64(),
+        pa.bool_(),
+        pa.date32(),
+    ),
     *starmap(pa.timestamp, product(("us", "ns"), (None, "UTC"))),
 )
 """The types that a CSV column may have. The first type that fits is used; otherwise the
@@ -85,7 +91,10 @@ class RowBlock:
     position: int = 0
 
     def part(self, start: int, stop: int) -> "RowBlock":
-        return RowBlock(self.table.slice(start, stop - start), self.numbers[start:stop])
+        return RowBlock(
+            self.table.slice(start, stop - start),
+            self.numbers[start:stop],
+        )
 
 
 class RowStream:
@@ -155,14 +164,24 @@ class RowStream:
                 read = self._csv_blocks if self._kind == "csv" else self._json_blocks
                 blocks = read(list(columns), self.schema)
             for block in blocks:
-                row = max([row, *block.numbers[-1:], *(bad.number for bad in block.bad[-1:])])
+                row = max(
+                    [
+                        row,
+                        *block.numbers[-1:],
+                        *(bad.number for bad in block.bad[-1:]),
+                    ]
+                )
                 yield block
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(
                 f"the file cannot be read after row {row}: {first_line(error)}",
             ) from None
 
-    def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
+    def _csv_blocks(
+        self,
+        columns: list[str],
+        schema: pa.Schema,
+    ) -> Iterator[RowBlock]:
         position = self._header.position if self._header else self._file.size()
         first = 0
         while position < self._file.size():
@@ -182,7 +201,12 @@ class RowStream:
             ):
                 block = self._csv_records_block(position, first, columns)
             else:
-                block = RowBlock(table, range(first, first + table.num_rows), (), position + end)
+                block = RowBlock(
+                    table,
+                    range(first, first + table.num_rows),
+                    (),
+                    position + end,
+                )
             position = block.position
             first += len(block.numbers) + len(block.bad)
             yield block
@@ -226,7 +250,10 @@ class RowStream:
             else:
                 end = self._file.size()
         if good:
-            table = self._csv_table(pa.py_buffer(b"".join(good.values())), columns)
+            table = self._csv_table(
+                pa.py_buffer(b"".join(good.values())),
+                columns,
+            )
         else:
             table = self.schema.empty_table().select(columns)
         return RowBlock(table, list(good), tuple(bad), end)
@@ -286,7 +313,11 @@ class RowStream:
         if (line := b"".join(rest)) and not line.isspace():
             yield [line]
 
-    def _json_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
+    def _json_blocks(
+        self,
+        columns: list[str],
+        schema: pa.Schema,
+    ) -> Iterator[RowBlock]:
         fields = pa.schema([schema.field(name) for name in columns])
         options = pyarrow.json.ParseOptions(
             explicit_schema=fields,
@@ -383,7 +414,12 @@ class RowStream:
             table = pa.Table.from_batches([batch]).select(columns)
             numbers = range(first, first + len(batch))
             first = numbers.stop
-            yield RowBlock(table, numbers, (), int(self._file.size() * first / metadata.num_rows))
+            yield RowBlock(
+                table,
+                numbers,
+                (),
+                int(self._file.size() * first / metadata.num_rows),
+            )
 
     def _repetitive_texts(self, names: Collection[str]) -> Iterator[str]:
         """Yield those of the columns `names` that contain texts with few bytes per
@@ -393,7 +429,10 @@ class RowStream:
         groups = row_groups(metadata)
         for index, leaf in enumerate(metadata.schema):
             name = leaf.path
-            if name in names and self.schema.field(name).type in (pa.string(), pa.large_string()):
+            if name in names and self.schema.field(name).type in (
+                pa.string(),
+                pa.large_string(),
+            ):
                 size = sum(group.column(index).total_uncompressed_size for group in groups)
                 if size < _TEXT_BYTES * metadata.num_rows:
                     yield name
@@ -460,7 +499,11 @@ def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
 
 
-def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[pa.Table]]:
+def group_tables(
+    tables: Iterable[pa.Table],
+    rows: int,
+    size: int,
+) -> Iterator[list[pa.Table]]:
     """Group consecutive tables so that each group, except the last, has at least `rows`
     rows or `size` bytes.
     """
@@ -479,7 +522,10 @@ def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[l
         yield held
 
 
-def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
+def typed_tables(
+    tables: Sequence[pa.Table],
+    known: Mapping[str, pa.DataType],
+) -> list[pa.Table]:
     """Convert tables of texts to typed tables. A column has the same type in all
     tables. A column has its `known` type if every text fits. Otherwise the type is
     inferred: integer, float, boolean, date or time if every text fits. Numbers with a
@@ -487,7 +533,13 @@ def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -
     that is not text, the texts that pandas reads as missing become null.
     """
     whole = pa.concat_tables(tables, promote_options="default")
-    values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
+    values = {
+        name: _typed(
+            whole.column(name),
+            known.get(name),
+        )
+        for name in whole.column_names
+    }
     typed = pa.table(values)
     ends = np.cumsum([len(table) for table in tables]).tolist()
     return [
@@ -504,7 +556,11 @@ def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray
     if texts.null_count == len(texts):
         return pa.chunked_array([pa.nulls(len(texts), known)])
     trimmed = pc.utf8_trim_whitespace(texts)
-    present = pc.if_else(pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))), None, trimmed)
+    present = pc.if_else(
+        pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))),
+        None,
+        trimmed,
+    )
     if known is not None and (values := _cast(present, known)) is not None:
         return values
     if (
@@ -620,7 +676,12 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
     # A mark at the edge of the content has no neighbour, so the index is clamped to the
     # mark itself.
     before = signs[np.maximum(marks[:count:2], 1) - 1]
-    after = signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
+    after = signs[
+        np.minimum(
+            marks[1:count:2] + 1,
+            len(signs) - 1,
+        )
+    ]
     if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all():
         return end
     return 0

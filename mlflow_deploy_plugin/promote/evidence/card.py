@@ -103,7 +103,12 @@ class VersionCard:
         page = report_templates(Path(__file__).parent).get_template("card.html").render(card=self)
         files = {
             "html": page,
-            "json": json.dumps(asdict(self), indent=2, default=datetime.isoformat) + "\n",
+            "json": json.dumps(
+                asdict(self),
+                indent=2,
+                default=datetime.isoformat,
+            )
+            + "\n",
         }
         try:
             for suffix, text in files.items():
@@ -160,7 +165,12 @@ def _statement(
 ) -> Statement:
     # A tag may have any address.
     shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""
-    return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", kind, source, shown)
+    return Statement(
+        redact_credentials(one_line(text)).rstrip(":. ") + ".",
+        kind,
+        source,
+        shown,
+    )
 
 
 def _column_text(entry: Mapping[str, Any]) -> str:
@@ -216,7 +226,12 @@ class _Facts:
     def in_registry(self, text: str) -> Statement:
         return _statement(text, "registry", self.record.uri, self.record.url)
 
-    def in_run(self, text: str, file: str = "", run: LoggedRun | None = None) -> Statement:
+    def in_run(
+        self,
+        text: str,
+        file: str = "",
+        run: LoggedRun | None = None,
+    ) -> Statement:
         if (run := run or self.run) is None:
             return self.in_registry(text)
         page = run.page_of(file) if file else run.url
@@ -236,7 +251,12 @@ class _Facts:
         events = [event for event in self.events if event.action in actions]
         page = console_page(model=self.record.name) if events else ""
         for event in events:
-            change = " → ".join(filter(None, (event.before, event.after or event.detail.get("to"))))
+            change = " → ".join(
+                filter(
+                    None,
+                    (event.before, event.after or event.detail.get("to")),
+                )
+            )
             text = (
                 f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} "
                 f"({change})"
@@ -307,7 +327,10 @@ class _Facts:
                         run,
                     )
             if windows:
-                newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
+                newest = logged_run(
+                    registry_client(),
+                    next(iter(windows.values())).info.run_id,
+                )
                 yield (
                     f"{monitor} of the endpoint {endpoint}",
                     newest,

@@ -233,7 +233,12 @@ class _Parts:
     uri: str
     missing: dict[str, str] = field(default_factory=dict)
 
-    def read(self, part: str, read: Callable[[], _T], otherwise: _T) -> _T:
+    def read(
+        self,
+        part: str,
+        read: Callable[[], _T],
+        otherwise: _T,
+    ) -> _T:
         """Return the part, or `otherwise` if it does not exist, may not be read or is
         damaged.
         """
@@ -286,7 +291,10 @@ def _packages(file: Path) -> dict[str, str]:
     return versions
 
 
-def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str, int]:
+def _graph(
+    mlmodel: Mapping[str, Any],
+    file: Callable[[str], Path],
+) -> dict[str, int]:
     import onnx  # The import takes 0.2 s, and most commands do not need it.
 
     flavors = mlmodel.get("flavors", {})
@@ -302,7 +310,15 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str,
     size = path.stat().st_size
     for tensor in model.graph.initializer:
         size += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
-    names = (".".join(filter(None, (node.domain, node.op_type))) for node in _nodes(model.graph))
+    names = (
+        ".".join(
+            filter(
+                None,
+                (node.domain, node.op_type),
+            )
+        )
+        for node in _nodes(model.graph)
+    )
     return {
         "bytes": size,
         **{f"opset {entry.domain or 'ai.onnx'}": entry.version for entry in model.opset_import},
@@ -351,7 +367,11 @@ def _gate(entry: "ModelVersion") -> GateEvidence:
             f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`",
         )
     status = tags.gate_status_of(entry.tags)
-    return GateEvidence(_uri(entry), status, next(iter(REPORT_RUN.findall(status.report)), ""))
+    return GateEvidence(
+        _uri(entry),
+        status,
+        next(iter(REPORT_RUN.findall(status.report)), ""),
+    )
 
 
 def _with_checks(

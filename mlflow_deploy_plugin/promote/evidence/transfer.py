@@ -106,7 +106,12 @@ class CopiedVersion:
             f"{self.registry}"
         )
 
-    def record(self, promotion: Promotion | None = None, *, at_target: bool = False) -> None:
+    def record(
+        self,
+        promotion: Promotion | None = None,
+        *,
+        at_target: bool = False,
+    ) -> None:
         """Record the copy or its promotion once in the store of the current registry:
         the source, or the target.
         """
@@ -261,7 +266,15 @@ class _Source:
             if item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri
         ]
         return sorted(
-            (str(v.version) for v in copies if digest in (None, v.tags.get(_FILES_TAG, digest))),
+            (
+                str(v.version)
+                for v in copies
+                if digest
+                in (
+                    None,
+                    v.tags.get(_FILES_TAG, digest),
+                )
+            ),
             key=int,
         )
 
@@ -284,7 +297,15 @@ def _read_source(model: str, version: str) -> _Source:
             page = logged_run(client, run_id).url
             run = client.get_run(run_id)
             run_page = connection.redact_credentials(page) or run_id
-    return _Source(entry, resolved.source, registry_address(), _page_of(entry), run, run_page, gate)
+    return _Source(
+        entry,
+        resolved.source,
+        registry_address(),
+        _page_of(entry),
+        run,
+        run_page,
+        gate,
+    )
 
 
 def _page_of(entry: ModelVersion) -> str:
@@ -400,7 +421,13 @@ def _log_run(
                 run_id,
                 params=[Param(key, value) for key, value in run.data.params.items()],
             )
-            log_metrics(client, run_id, "", run.data.metrics.items(), at_ms=run.info.start_time)
+            log_metrics(
+                client,
+                run_id,
+                "",
+                run.data.metrics.items(),
+                at_ms=run.info.start_time,
+            )
             client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
         progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")

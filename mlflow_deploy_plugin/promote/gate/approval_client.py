@@ -78,7 +78,11 @@ def send_decision(
     return ListedRequest.model_validate(_call("POST", {}, document))
 
 
-def _call(method: str, query: dict[str, str], document: dict[str, str] | None = None) -> Any:
+def _call(
+    method: str,
+    query: dict[str, str],
+    document: dict[str, str] | None = None,
+) -> Any:
     answer = app_document("the requests for promotions", PATH, method, query, _SECONDS, document)
     if answer is None:
         raise InvalidConfig(

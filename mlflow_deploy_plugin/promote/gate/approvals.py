@@ -93,7 +93,14 @@ def subject_of(
     the version's files.
     """
     created = int(version.creation_timestamp)
-    return Subject(version.name, str(version.version), str(place), created, files, policy.digest)
+    return Subject(
+        version.name,
+        str(version.version),
+        str(place),
+        created,
+        files,
+        policy.digest,
+    )
 
 
 class Person(NamedTuple):
@@ -205,7 +212,12 @@ def request_identity(entry: PromotionRequest) -> Json:
     }
 
 
-def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
+def missing_approvals(
+    store: Store,
+    policy: GatePolicy,
+    subject: Subject,
+    page: str = "",
+) -> str:
     """Return why a promotion lacks approvals; empty if it needs none, or has all.
     `page` is the URL of its requests.
     """
@@ -428,7 +440,12 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         key = (event.model, event.version, event.after.lower())
         if event.action == "request":
             live.pop(key, None)
-            request = {"model": event.model, "version": event.version, "to": event.after, **detail}
+            request = {
+                "model": event.model,
+                "version": event.version,
+                "to": event.after,
+                **detail,
+            }
             request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
             live[key] = PromotionRequest.model_validate(request)
         elif event.action == "approve" and key in live:
@@ -441,12 +458,21 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and (moved := detail.get("moved")):
-            live.pop((event.model, event.version, moved["place"].lower()), None)
+            live.pop(
+                (event.model, event.version, moved["place"].lower()),
+                None,
+            )
         elif event.action in ("rename", "delete"):
             live.clear()
     return [
         entry.model_copy(
-            update=reports.get((entry.version, entry.subject.files, entry.subject.policy)),
+            update=reports.get(
+                (
+                    entry.version,
+                    entry.subject.files,
+                    entry.subject.policy,
+                )
+            ),
         )
         for entry in live.values()
     ]

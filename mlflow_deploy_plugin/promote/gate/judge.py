@@ -286,7 +286,14 @@ class _Checks:
             rows = {}
             for entry in self.candidate.artifact.inputs:
                 dtype = numpy_dtype(entry.dtype)
-                shape = (1,) if entry.columns else (1, *(max(size, 1) for size in entry.shape[1:]))
+                shape = (
+                    (1,)
+                    if entry.columns
+                    else (
+                        1,
+                        *(max(size, 1) for size in entry.shape[1:]),
+                    )
+                )
                 value = "" if dtype.kind == "O" else 0
                 blank = np.full(shape, value, dtype=dtype)
                 rows |= dict.fromkeys(entry.columns or (entry.name,), blank)

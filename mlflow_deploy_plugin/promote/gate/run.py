@@ -237,7 +237,12 @@ def gate_version(
             _log_verdict(verdict, candidate, evaluation, verdict_tags),
             is_official,
         )
-        record = record.model_copy(update={"report": done.report, "run_id": done.run.run_id})
+        record = record.model_copy(
+            update={
+                "report": done.report,
+                "run_id": done.run.run_id,
+            }
+        )
         if is_official:
             write_verdict(record, trail)
         else:

@@ -139,6 +139,9 @@ def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
     most = max(bounds.values())
     span = (most - least) or 1.0
     return {
-        name: round(20 + (value - least + span * 0.1) / (span * 1.2) * 560, 1)
+        name: round(
+            20 + (value - least + span * 0.1) / (span * 1.2) * 560,
+            1,
+        )
         for name, value in bounds.items()
     }

@@ -196,7 +196,12 @@ class _Labelled:
     truth: Array
 
 
-def _replay(candidate: LoadedModel, table: pa.Table, endpoint: str, shown: str) -> _Replayed:
+def _replay(
+    candidate: LoadedModel,
+    table: pa.Table,
+    endpoint: str,
+    shown: str,
+) -> _Replayed:
     """Predict the rows in chunks. Raises InvalidConfig if no row of the first chunk is
     accepted, or if no output can be concatenated.
     """
@@ -235,7 +240,11 @@ def _described(candidate: LoadedModel, outputs: NamedArrays) -> _Answers:
     # The files of a pyfunc may name its output differently.
     if not isinstance(candidate, LoadedOnnx):
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
-        artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
+        artifact = describe_answers(
+            None,
+            pa.table({name: list(outputs[PREDICTION])}),
+            (),
+        )
     return _Answers(artifact, outputs)
 
 
@@ -410,7 +419,12 @@ def _accepted_parts(
         refused[reason] = replace(noted, rows=noted.rows + 1)
 
 
-def _noted(part: pa.Table, place: int, text: str, rows: int = 1) -> NotedRow:
+def _noted(
+    part: pa.Table,
+    place: int,
+    text: str,
+    rows: int = 1,
+) -> NotedRow:
     return NotedRow(
         part.column("_prediction_id")[place].as_py(),
         part.column("_row")[place].as_py(),

@@ -127,7 +127,13 @@ class RolloutActions:
         with suppress(NotFound):  # The version may have been deleted.
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
-    def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
+    def _point(
+        self,
+        plan: RolloutPlan,
+        before: str,
+        version: str,
+        why: str,
+    ) -> None:
         """Move the stage, alias or tag from the version `before` (empty if there is
         none) to `version`.
         """

@@ -326,7 +326,10 @@ def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
         seconds = None if quantile is None else quantile * criterion.factor
     if seconds is None:
         return None
-    return next((bound for bound in sorted(history.timed) if seconds <= bound < math.inf), None)
+    return next(
+        (bound for bound in sorted(history.timed) if seconds <= bound < math.inf),
+        None,
+    )
 
 
 def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:

@@ -170,7 +170,10 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
 
 
 def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
-    return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
+    return {
+        plan.main: 100 - plan.steps[step],
+        plan.candidate: plan.steps[step],
+    }
 
 
 def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
@@ -307,7 +310,11 @@ def progress_of(rollout: Rollout) -> Progress:
         state=cast(RolloutState, rollout.state),
         step=rollout.step,
         elapsed=float(written.get("elapsed", 0)),
-        evidence=StepEvidence.from_json(plan_of(rollout), rollout.step, written.get("ledger", {})),
+        evidence=StepEvidence.from_json(
+            plan_of(rollout),
+            rollout.step,
+            written.get("ledger", {}),
+        ),
         reason=rollout.reason,
         trouble=str(written.get("trouble", "")),
         failures=int(written.get("failures", 0)),
@@ -379,7 +386,11 @@ def rollout_summary(rollout: Rollout) -> str:
 
 def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
     steps = ", ".join(f"{step} %" for step in plan.steps)
-    detail = {"steps": list(plan.steps), "every": plan.every, "abort_on": plan.abort_on}
+    detail = {
+        "steps": list(plan.steps),
+        "every": plan.every,
+        "abort_on": plan.abort_on,
+    }
     event = _event("rollout.start", plan, plan.actor, now)
     return replace(event, after=f"version {plan.version} by {steps}", why=plan.why, detail=detail)
 

@@ -156,7 +156,12 @@ def _log_end(error: Exception) -> None:
     _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
 
 
-def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
+def _run(
+    state_dir: Path,
+    follow: bool,
+    only_ship: bool,
+    stop: threading.Event,
+) -> int:
     """Follow the registry and ship rows until `stop` is set, then ship the last rows;
     with `only_ship`, only these.
     """

@@ -73,7 +73,13 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
 
             with closing(open_store(store_url)) as opened:
                 done = "failed" if error else f"{action}ed"
-                opened.record(action, endpoint=command.endpoint, after=done, why=error, actor=actor)
+                opened.record(
+                    action,
+                    endpoint=command.endpoint,
+                    after=done,
+                    why=error,
+                    actor=actor,
+                )
         except (OnnxserveError, ImportError) as failure:
             _log.error(
                 "the command of %s to %s %s is not audited: %s",
@@ -251,7 +257,11 @@ class EndpointControl:
         self._save(tuple(name for name in endpoints if name in out), self._control.added)
         return None
 
-    def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
+    def _save(
+        self,
+        unloaded: tuple[str, ...],
+        added: dict[str, EndpointSpec],
+    ) -> None:
         control = Control(unloaded=unloaded, added=added)
         if control == self._control:
             return

@@ -230,7 +230,10 @@ class Follower:
                 )
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
-        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
+        served = self._wanted.endpoints.get(
+            spec.name,
+            WantedEndpoint(variants={}),
+        ).variants
         variants = {}
         errors = {}
         for name, variant in spec.variants.items():
@@ -374,4 +377,7 @@ def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> 
     """Return the error of a worker that could not load a variant; empty if no worker
     has reported an error.
     """
-    return next(filter(None, (worker.loaded(endpoint, variant).error for worker in workers)), "")
+    return next(
+        filter(None, (worker.loaded(endpoint, variant).error for worker in workers)),
+        "",
+    )

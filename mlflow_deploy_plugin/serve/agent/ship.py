@@ -264,7 +264,11 @@ class Shipper:
         self.progress.add_shipped(segment.name, captured.end, shipped, lost)
         return rows
 
-    def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
+    def _write_files(
+        self,
+        what: str,
+        tables: Iterator[tuple[str, pa.Table]],
+    ) -> int:
         """Write each table to its file, and return the number of rows. If a table
         cannot be encoded, skip all files.
         """
@@ -315,7 +319,11 @@ def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedB
     """
     groups: dict[tuple[object, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
-        arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
+        arrays = [
+            *batch.feeds.items(),
+            *batch.outputs.items(),
+            *batch.masked.items(),
+        ]
         types = tuple((name, array.dtype, array.ndim) for name, array in arrays)
         groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), types].append(batch)
     return groups.values()
@@ -406,13 +414,26 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
         "_status": per_row(pa.array(batch.statuses)),
         "_segment": pa.repeat(segment, requests * rows),
         "_offset": per_row(pa.array(batch.offsets)),
-        "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
+        "_row": pa.array(
+            np.tile(
+                np.arange(rows, dtype=np.int32),
+                requests,
+            )
+        ),
     }
 
 
 def _strings(texts: Utf8Array) -> pa.Array:
-    buffers = [None, pa.py_buffer(texts.bounds), pa.py_buffer(np.ascontiguousarray(texts.content))]
-    return pa.Array.from_buffers(pa.string(), len(texts.bounds) - 1, buffers)
+    buffers = [
+        None,
+        pa.py_buffer(texts.bounds),
+        pa.py_buffer(np.ascontiguousarray(texts.content)),
+    ]
+    return pa.Array.from_buffers(
+        pa.string(),
+        len(texts.bounds) - 1,
+        buffers,
+    )
 
 
 def _key_column(array: Array) -> pa.Array:
@@ -423,7 +444,10 @@ def _key_column(array: Array) -> pa.Array:
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([as_text(value) for value in array.tolist()], pa.string())
+        return pa.array(
+            [as_text(value) for value in array.tolist()],
+            pa.string(),
+        )
 
 
 def _model_column(array: Array) -> pa.Array:

@@ -118,7 +118,11 @@ class Prediction:
             return len(next(iter(self.values.values())))
         return len(self.values)
 
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+    def __array__(
+        self,
+        dtype: npt.DTypeLike | None = None,
+        copy: bool | None = None,
+    ) -> Array:
         if isinstance(self.values, dict):
             raise TypeError(
                 f"the prediction has the outputs {', '.join(self.values)}: select an output from "
@@ -443,7 +447,12 @@ class AsyncClient:
         options: the other arguments of `Client`.
     """
 
-    def __init__(self, url: str, endpoint: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        endpoint: str | None = None,
+        **options: Any,
+    ) -> None:
         self._client = Client(url, endpoint, **options)
         self._threads = ThreadPoolExecutor(self._client.connections, "onnxserve-client")
 

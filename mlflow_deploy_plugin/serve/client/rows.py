@@ -299,7 +299,12 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
             table = pa.table(rows)
         except (pa.ArrowException, TypeError, ValueError):  # A single Arrow column is not a table.
             raise refusal from None
-        data = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        data = list(
+            zip(
+                *(column.to_pylist() for column in table.columns),
+                strict=True,
+            )
+        )
         return {"dataframe_split": {"columns": table.column_names, "data": data}}
     raise refusal
 

@@ -387,7 +387,11 @@ def with_deadline(
     return {**parameters, "timeout": left}
 
 
-def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
+def _reply(
+    server: Server,
+    request: RawRequest,
+    respond: Callable[[RawRequest], Reply],
+) -> Reply:
     """Answer a request, with the same trace and log entry as an HTTP request. Never
     raises.
     """
@@ -430,7 +434,15 @@ def _raw_request(
         (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
         caller = name.decode("utf-8", "replace")[:100]
     path = f"/{HEALTH}/Check" if method == "HealthCheck" else f"/{INFERENCE}/{method}"
-    return RawRequest("POST", path, headers, body, address_of(context.peer()), "", caller)
+    return RawRequest(
+        "POST",
+        path,
+        headers,
+        body,
+        address_of(context.peer()),
+        "",
+        caller,
+    )
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
@@ -522,7 +534,17 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
         return {"ready": False}
 
 
-def _control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> ManagementMethod:
+def _control(
+    change: Callable[
+        [
+            Server,
+            str,
+            Mapping[str, object],
+            str,
+        ],
+        None,
+    ],
+) -> ManagementMethod:
 
     def method(
         server: Server,

@@ -96,7 +96,13 @@ class ServerApp(Flask):
                 "",
                 f"{raw.method[:20]} {without_keys(raw.path)[:100]}",
             )
-            server.recent.add(origin, time.perf_counter() - raw.arrived, 0, "", None)
+            server.recent.add(
+                origin,
+                time.perf_counter() - raw.arrived,
+                0,
+                "",
+                None,
+            )
         return response
 
     def wsgi_app(
@@ -272,7 +278,10 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
         )
 
 
-def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
+def _hold_back(
+    pieces: Generator[bytes, None, None],
+    limit: int,
+) -> Generator[bytes, None, None]:
     """Yield the response in parts of more than `limit` bytes, and the remaining bytes
     at its end.
 
@@ -329,7 +338,12 @@ def register_blueprints(app: ServerApp) -> None:
             logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
 
 
-def _view(server: Server, route: routes.Route, keywords: dict[str, None], **named: str) -> Response:
+def _view(
+    server: Server,
+    route: routes.Route,
+    keywords: dict[str, None],
+    **named: str,
+) -> Response:
     """Call the view of a route. A keyword that is missing in the path is None."""
     if route.need is not None:
         endpoint = (
@@ -339,7 +353,12 @@ def _view(server: Server, route: routes.Route, keywords: dict[str, None], **name
         )
         server.auth.identify(g.raw_request, route.need, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)
-    return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))
+    return flask_response(
+        encode_body(
+            request,
+            route.view(server, request, **(keywords | named)),
+        )
+    )
 
 
 def flask_response(response: RawResponse) -> Response:

@@ -46,7 +46,18 @@ _Encoded = tuple[bytes, str, Mapping[str, str] | None]
 """The body, its content type, and the headers of its format."""
 _Ids = tuple[str, str]
 """The request id and the prediction id."""
-_Record = Callable[[RawRequest, int, float, float, _Ids, Feeds, dict[str, Array]], None]
+_Record = Callable[
+    [
+        RawRequest,
+        int,
+        float,
+        float,
+        _Ids,
+        Feeds,
+        dict[str, Array],
+    ],
+    None,
+]
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -234,7 +245,17 @@ def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) 
             captured_rows = variant.schema.count_rows(feeds), 0, None
         seconds = time.perf_counter() - request.arrived
         count(captured_rows, ended - began, seconds, outputs)
-        remember((origin, received, seconds, captured_rows[0], ids[1], "", ""))
+        remember(
+            (
+                origin,
+                received,
+                seconds,
+                captured_rows[0],
+                ids[1],
+                "",
+                "",
+            )
+        )
 
     return record
 

@@ -79,7 +79,12 @@ def header_fields(headers: Mapping[str, str]) -> str:
     """Return the headers as they are sent, each with its line end; see
     `safe_headers`.
     """
-    return "\r\n".join([*map(": ".join, safe_headers(headers).items()), ""])
+    return "\r\n".join(
+        [
+            *map(": ".join, safe_headers(headers).items()),
+            "",
+        ]
+    )
 
 
 def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:

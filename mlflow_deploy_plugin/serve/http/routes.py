@@ -67,11 +67,21 @@ class Route:
     is_server_wide: bool = False
 
 
-def _get(path: str, view: View, operation: Operation, need: Need = "read") -> Route:
+def _get(
+    path: str,
+    view: View,
+    operation: Operation,
+    need: Need = "read",
+) -> Route:
     return Route(path, "GET", view, operation, need=need)
 
 
-def _server_wide(path: str, view: View, operation: Operation, method: str = "GET") -> Route:
+def _server_wide(
+    path: str,
+    view: View,
+    operation: Operation,
+    method: str = "GET",
+) -> Route:
     return Route(path, method, view, operation, need="read", is_server_wide=True)
 
 
@@ -149,7 +159,11 @@ ROUTES = (
     _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
     _server_wide("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
-    _server_wide("/v2", views.v2_document(lambda *_: v2.server_metadata()), operations.V2_SERVER),
+    _server_wide(
+        "/v2",
+        views.v2_document(lambda *_: v2.server_metadata()),
+        operations.V2_SERVER,
+    ),
     _server_wide("/v1/models", views.v2_document(management.list_models), operations.MODELS),
     _server_wide("/v2/models/stats", _statistics, operations.V2_STATISTICS),
     _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),

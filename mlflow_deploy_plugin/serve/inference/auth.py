@@ -56,7 +56,13 @@ _MAX_KNOWN_CHARACTERS = 200
 UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
-_ALGORITHMS = [f"{kind}{bits}" for kind, bits in product(("RS", "PS", "ES"), (256, 384, 512))]
+_ALGORITHMS = [
+    f"{kind}{bits}"
+    for kind, bits in product(
+        ("RS", "PS", "ES"),
+        (256, 384, 512),
+    )
+]
 _ALGORITHMS.append("EdDSA")
 """Public-key signature algorithms; with `none` or a symmetric algorithm, callers could
 forge tokens.

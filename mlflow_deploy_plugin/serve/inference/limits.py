@@ -225,7 +225,10 @@ class MemoryRateLimiter:
         now = self.clock()
         window, elapsed = divmod(now, self.period)
         with self._lock:
-            last, current, previous = self._clients.get(client, (int(window), 0, 0))
+            last, current, previous = self._clients.get(
+                client,
+                (int(window), 0, 0),
+            )
             if last != window:
                 previous = current if last == window - 1 else 0
                 current = 0
@@ -251,7 +254,11 @@ class RedisRates:
     the errors of `import_redis`.
     """
 
-    def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        url: str,
+        count_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
@@ -276,7 +283,12 @@ class RedisRates:
     def is_away(self) -> bool:
         return self._circuit.is_open
 
-    def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
+    def count(
+        self,
+        item: "RateLimitItem",
+        client: bytes,
+        requests: int,
+    ) -> tuple[int, float]:
         """Count as many requests of the client as `requests`; if the rate does not
         admit them all, count one request.
 
@@ -290,7 +302,10 @@ class RedisRates:
             for cost in (requests, 1)[requests == 1 :]:
                 if self._limiter.hit(item, key, cost=cost):
                     return cost, 0.0
-            return 0, max(0.0, self._limiter.get_window_stats(item, key).reset_time - time.time())
+            return 0, max(
+                0.0,
+                self._limiter.get_window_stats(item, key).reset_time - time.time(),
+            )
         except StorageError as error:
             self._circuit.record_failure(error.storage_error)
             return 1, 0.0
@@ -365,7 +380,10 @@ class SharedRateLimiter:
                         * self._expected_seconds
                         / max(now - reservation.began, 1e-6)
                     )
-                    cost = max(1, min(int(expected), 2 * reservation.size, self._most))
+                    cost = max(
+                        1,
+                        min(int(expected), 2 * reservation.size, self._most),
+                    )
                     reservation.is_renewed = cost > 1
         if not has_passed:
             return self._count(client, cost, 1)

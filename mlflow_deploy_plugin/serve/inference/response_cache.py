@@ -45,7 +45,10 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
     if (packed := _pack({name: feeds[name] for name in sorted(feeds)})) is None:
         return None
     layout = orjson.dumps(version) + packed[0]
-    digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
+    digest = hashlib.blake2b(
+        len(layout).to_bytes(8, "little") + layout,
+        digest_size=32,
+    )
     for content in packed[1]:
         digest.update(content)
     return digest.digest()
@@ -171,7 +174,13 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
     """
     if (packed := _pack(outputs)) is None:
         return None
-    return b"".join([len(packed[0]).to_bytes(4, "little"), packed[0], *packed[1]])
+    return b"".join(
+        [
+            len(packed[0]).to_bytes(4, "little"),
+            packed[0],
+            *packed[1],
+        ]
+    )
 
 
 def decode_outputs(content: bytes) -> Outputs | None:
@@ -180,9 +189,11 @@ def decode_outputs(content: bytes) -> Outputs | None:
     """
     try:
         end = 4 + int.from_bytes(content[:4], "little")
-        return unpack_arrays(orjson.loads(content[4:end]), memoryview(content)[end:], orjson.loads)[
-            0
-        ]
+        return unpack_arrays(
+            orjson.loads(content[4:end]),
+            memoryview(content)[end:],
+            orjson.loads,
+        )[0]
     except (ValueError, TypeError) as error:
         logger.warning("a response from Redis is malformed: %s", type(error).__name__)
         return None

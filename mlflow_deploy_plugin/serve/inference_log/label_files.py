@@ -155,7 +155,11 @@ def _entry(row: _Row | BadRow, columns: LabelColumns, kind: FileFormat) -> _Row 
     return replace(row, values=entry)
 
 
-def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
+def _csv_rows(
+    file: IO[bytes],
+    name: str,
+    columns: LabelColumns,
+) -> Iterator[_Row | BadRow]:
     header: list[str] = []
     for record in csv_records(file):
         place = f"line {record.line}"
@@ -167,7 +171,12 @@ def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Ro
             content = None if record.error else text
             yield BadRow(place, fault, content)
         else:
-            yield _Row(record.line, place, dict(zip(header, record.fields, strict=True)), text)
+            yield _Row(
+                record.line,
+                place,
+                dict(zip(header, record.fields, strict=True)),
+                text,
+            )
     if not header:
         raise InvalidConfig(f"{name} is empty; a header and rows are expected")
 
@@ -187,7 +196,11 @@ def _json_rows(file: IO[bytes]) -> Iterator[_Row | BadRow]:
             yield BadRow(place, "it is not a JSON object", text)
 
 
-def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
+def _parquet_rows(
+    file: IO[bytes],
+    name: str,
+    columns: LabelColumns,
+) -> Iterator[_Row | BadRow]:
     try:
         parquet = open_parquet(file)
         _require_columns(parquet.schema_arrow.names, name, columns)

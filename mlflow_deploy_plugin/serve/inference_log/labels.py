@@ -85,7 +85,10 @@ its prediction.
 """
 _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema(
-    [*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())],
+    [
+        *(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)),
+        ("_name", pa.uint64()),
+    ],
 )
 _BY_ID = ("_prediction_id",)
 _BY_ROW = ("_prediction_id", "_row")
@@ -173,7 +176,12 @@ def labels_folder(location: LogLocation, endpoint: str) -> str:
     return f"{location.root}/{LABELS}/endpoint={endpoint}"
 
 
-def write_labels(location: LogLocation, endpoint: str, day: str, labels: pa.Table) -> None:
+def write_labels(
+    location: LogLocation,
+    endpoint: str,
+    day: str,
+    labels: pa.Table,
+) -> None:
     """Write labels received on a day (2013-07-01) to the log; raise OnnxserveError if
     the log is unreachable.
     """
@@ -213,7 +221,12 @@ class EndpointLabels:
     labels are indexed once.
     """
 
-    def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
+    def __init__(
+        self,
+        location: LogLocation,
+        endpoint: str,
+        unreadable: dict[str, str],
+    ) -> None:
         self._source = location, endpoint, unreadable
         self._was_joined = False
         self._index: LabelIndex | None = None
@@ -255,7 +268,13 @@ class EndpointLabels:
         for table in _grouped(self.batches(columns=["_key"])):
             kinds, which = _key_kinds(table.column("_key").drop_null())
             counts.update(
-                dict(zip(kinds, np.bincount(which, minlength=len(kinds)).tolist(), strict=True)),
+                dict(
+                    zip(
+                        kinds,
+                        np.bincount(which, minlength=len(kinds)).tolist(),
+                        strict=True,
+                    )
+                ),
             )
             if len(counts) > _MOST_COUNTED_SETS:
                 counts = Counter(dict(counts.most_common(_MOST_COUNTED_SETS // 2)))
@@ -334,7 +353,12 @@ class LabelIndex:
     @property
     def names(self) -> Array:
         """The hashes of the distinct keys, [D] uint64, ascending."""
-        return np.concatenate([np.empty(0, np.uint64), *map(_names, self._parts)])
+        return np.concatenate(
+            [
+                np.empty(0, np.uint64),
+                *map(_names, self._parts),
+            ]
+        )
 
     def latest(self, rows: "RowKeys") -> pa.Table:
         names = [_names(part) for part in self._parts]
@@ -378,10 +402,18 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
         runs.append(run)
     if len(runs) < 2:
         return runs
-    edges = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
+    edges = np.arange(
+        1,
+        len(runs),
+        dtype=np.uint64,
+    ) * np.uint64(2**64 // len(runs))
     parts = []
     for run in runs:
-        cuts = [0, *np.searchsorted(_names(run), edges).tolist(), len(run)]
+        cuts = [
+            0,
+            *np.searchsorted(_names(run), edges).tolist(),
+            len(run),
+        ]
         parts.append([run.slice(low, high - low) for low, high in pairwise(cuts)])
     ranges = map(pa.concat_tables, zip(*parts, strict=True))
     return [_spill(_latest_labels(labels)) for labels in ranges if len(labels)]
@@ -444,7 +476,10 @@ class RowKeys:
         by_name = np.argsort(names)
         best = np.full(len(self._table), -1, dtype=np.int64)
         for order, hashes in map(self._hashes, self._matched):
-            positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
+            positions = np.minimum(
+                np.searchsorted(names[by_name], hashes),
+                len(names) - 1,
+            )
             labels_of_rows = by_name[positions]
             best[order] = np.maximum(
                 best[order],
@@ -473,7 +508,14 @@ class RowKeys:
             within = hashes[
                 np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")
             ]
-            indices.append(distinct(np.searchsorted(names, within[contains(names, within)])))
+            indices.append(
+                distinct(
+                    np.searchsorted(
+                        names,
+                        within[contains(names, within)],
+                    )
+                )
+            )
         self._keep(kind, any(map(len, indices)))
         return indices
 
@@ -543,7 +585,16 @@ class LabelMatches:
 
     @cached_property
     def _names(self) -> Array:
-        return distinct(np.sort(np.concatenate([np.empty(0, np.uint64), *self._parts])))
+        return distinct(
+            np.sort(
+                np.concatenate(
+                    [
+                        np.empty(0, np.uint64),
+                        *self._parts,
+                    ]
+                )
+            )
+        )
 
     @cached_property
     def _found(self) -> Array:
@@ -616,8 +667,19 @@ def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
     for name, texts in columns.items():
         mark = "," if pieces else "{"
         start = f"{mark}{json.dumps(name, ensure_ascii=False)}:"
-        pieces += [pa.scalar(start), pc.fill_null(texts.dictionary.take(texts.indices), "null")]
-    return pa.chunked_array([pc.binary_join_element_wise(*pieces, pa.scalar("}"), "")])
+        pieces += [
+            pa.scalar(start),
+            pc.fill_null(texts.dictionary.take(texts.indices), "null"),
+        ]
+    return pa.chunked_array(
+        [
+            pc.binary_join_element_wise(
+                *pieces,
+                pa.scalar("}"),
+                "",
+            )
+        ]
+    )
 
 
 def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
@@ -640,7 +702,12 @@ def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 def _latest_labels(labels: pa.Table) -> pa.Table:
     """Return the last label of each key (`_name`)."""
-    labels = labels.sort_by([("_name", "ascending"), *((name, "ascending") for name in _ORDER)])
+    labels = labels.sort_by(
+        [
+            ("_name", "ascending"),
+            *((name, "ascending") for name in _ORDER),
+        ]
+    )
     names = labels.column("_name").to_numpy()
     if len(names):
         is_last = np.append(names[1:] != names[:-1], True)

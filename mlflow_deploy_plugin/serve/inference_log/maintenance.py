@@ -184,7 +184,10 @@ def _finished_folders(
 
 
 def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFile]]]:
-    return [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
+    return [
+        *log.all_files(endpoint).items(),
+        *log.failures.all_files(endpoint).items(),
+    ]
 
 
 def _groups(
@@ -221,7 +224,11 @@ def _groups(
             yield group
 
 
-def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Schema]) -> int:
+def _compact_group(
+    log: InferenceLog,
+    folder: str,
+    group: Mapping[LogFile, pa.Schema],
+) -> int:
     """Write one file that replaces the group, and return the number of deleted
     files.
     """
@@ -286,7 +293,10 @@ def _hash_labels(table: pa.Table) -> Array:
         (LABEL, hash_texts),
     ):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))
-    return combine_hashes(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
+    return combine_hashes(
+        hashes,
+        table.column("_row").fill_null(-1).to_numpy().astype("uint64"),
+    )
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:

@@ -135,7 +135,15 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
 
         reader = run.call(start)
         types = map(_in_utc, reader.schema.types)
-        form = pa.schema(list(zip(reader.schema.names, types, strict=True)))
+        form = pa.schema(
+            list(
+                zip(
+                    reader.schema.names,
+                    types,
+                    strict=True,
+                )
+            )
+        )
         yield QueryResult(form, (batch.cast(form) for batch in run.results(reader)))
 
 
@@ -161,7 +169,12 @@ class _Run:
     error.
     """
 
-    def __init__(self, schema: pa.Schema, interrupt: Callable[[], None], thread: Executor) -> None:
+    def __init__(
+        self,
+        schema: pa.Schema,
+        interrupt: Callable[[], None],
+        thread: Executor,
+    ) -> None:
         self._schema = schema
         self._interrupt = interrupt
         self._thread = thread
@@ -302,7 +315,11 @@ class StatementTimeout:
     result do not count.
     """
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._seconds = seconds
         self._clock = clock
         self._is_reading = False

@@ -151,7 +151,11 @@ class InferenceLog:
         files = storage.list_files(self.location, hour.folder)
         return [file for file in files if self._received.may_have_rows(file.changed)]
 
-    def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
+    def all_files(
+        self,
+        endpoint: str,
+        window: Window | None = None,
+    ) -> dict[Hour, list[LogFile]]:
         """Return the hours in order with their files. With a window, return only hours
         that overlap the window.
         """
@@ -238,7 +242,12 @@ class InferenceLog:
             f"no rows of endpoint {endpoint!r} have been captured yet in {self.location.shown}",
         )
 
-    def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
+    def read(
+        self,
+        endpoint: str,
+        window: Window,
+        max_rows: int = MAX_ROWS,
+    ) -> WindowRows | None:
         """Return the window's rows of the version that has the most rows in the window,
         or None without rows.
         """
@@ -408,7 +417,11 @@ def require_endpoint(log: InferenceLog, endpoint: str) -> None:
     )
 
 
-def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
+def _tables(
+    log: InferenceLog,
+    view: View,
+    columns: Collection[str],
+) -> Iterator[pa.Table]:
     for hour in _due_files(log, view):
         yield from log.scan(hour, view.times, sorted(columns), view.shadows)
 

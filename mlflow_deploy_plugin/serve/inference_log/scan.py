@@ -280,7 +280,13 @@ def _read_tables(
     metadata = parquet.metadata
     size = sum(group.total_byte_size for group in row_groups(metadata))
     # Limit the rows per batch by size, because a row with a tensor may be large.
-    rows = int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
+    rows = int(
+        np.clip(
+            BATCH_BYTES * metadata.num_rows // max(size, 1),
+            1,
+            _BATCH_ROWS,
+        )
+    )
     for batch in parquet.iter_batches(
         rows,
         columns=columns_to_read(parquet.schema_arrow.names),
@@ -295,7 +301,10 @@ def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
     """
     of_model = pc.equal(table.column("_model"), model)
     return np.asarray(
-        pc.fill_null(pc.and_(of_model, pc.equal(table.column("_version"), version)), False),
+        pc.fill_null(
+            pc.and_(of_model, pc.equal(table.column("_version"), version)),
+            False,
+        ),
     )
 
 
@@ -303,7 +312,14 @@ def microseconds_of(column: pa.ChunkedArray) -> Array:
     """Return the times in microseconds since 1970, [N] int64. Files that pandas wrote
     have nanoseconds.
     """
-    times: Array = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64()).to_numpy()
+    times: Array = (
+        column.cast(
+            pa.timestamp("us", tz="UTC"),
+            safe=False,
+        )
+        .cast(pa.int64())
+        .to_numpy()
+    )
     return times
 
 

@@ -132,7 +132,11 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     ):
         matches.match(table)
         counts.add(table)
-    failed = view_tables(log.failures, View(endpoint, view.times, labels=False), [EVENT_TIME])
+    failed = view_tables(
+        log.failures,
+        View(endpoint, view.times, labels=False),
+        [EVENT_TIME],
+    )
     unmatched = matches.count - matches.matched if times is None else None
     return LogStats(
         endpoint=endpoint,

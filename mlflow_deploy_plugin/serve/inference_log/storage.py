@@ -209,7 +209,12 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
         ) from None
 
 
-def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:
+def upload_file(
+    location: LogLocation,
+    name: str,
+    content: BinaryIO,
+    is_new: bool = False,
+) -> None:
     """Write the content of an open file as `name` in the bucket. Raises the errors of
     `write_file`. The upload uses boto3, because Arrow's writer lacks server-side
     encryption, which a bucket policy may require (API_PutObject).
@@ -333,7 +338,11 @@ def _parquet_files(entries: Iterable[fs.FileInfo]) -> list[LogFile]:
     )
 
 
-def _partitions(location: LogLocation, folder: str, key: str) -> list[tuple[str, str]]:
+def _partitions(
+    location: LogLocation,
+    folder: str,
+    key: str,
+) -> list[tuple[str, str]]:
     """Return the values of the partition `key` in the folder, in ascending order, each
     with its path.
     """

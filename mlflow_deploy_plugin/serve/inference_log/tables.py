@@ -73,7 +73,10 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables([conform(table, schema) for table in tables])
 
 
-def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
+def summarise_lists(
+    table: pa.Table,
+    known: Collection[str] = (),
+) -> pa.Table:
     """Replace each column of numeric lists with a few numeric columns. Other lists are
     unchanged.
 
@@ -127,7 +130,14 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     ):
         return pc.cast(column, kind)
     as_plain_text = _as_json if types.is_nested(column.type) else as_text
-    return pa.chunked_array([pa.array(map(as_plain_text, column.to_pylist()), kind)])
+    return pa.chunked_array(
+        [
+            pa.array(
+                map(as_plain_text, column.to_pylist()),
+                kind,
+            )
+        ]
+    )
 
 
 def _as_json(value: object) -> str | None:
@@ -140,7 +150,11 @@ def is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -> dict[str, Array]:
+def _summarise_list(
+    column: pa.ChunkedArray,
+    is_tensor: bool,
+    components: int,
+) -> dict[str, Array]:
     """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if
     the values are not numeric.
     """
@@ -206,7 +220,12 @@ def _flatten(column: pa.ChunkedArray) -> _FlatNumbers | None:
         flat = pc.list_flatten(flat)
         depth += 1
     # If all lists are empty, the value type is null.
-    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    is_number = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_null,
+    )
     if not any(test(flat.type) for test in is_number):
         return None
     values = np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
@@ -218,7 +237,11 @@ def _flatten(column: pa.ChunkedArray) -> _FlatNumbers | None:
 def _random_directions(length: int) -> Iterator[Array]:
     scattered = splitmix64(np.arange(length, dtype=np.uint64))
     for number in range(_PROJECTIONS):
-        yield np.where(scattered >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
+        yield np.where(
+            scattered >> np.uint64(number) & np.uint64(1),
+            1.0,
+            -1.0,
+        )
 
 
 def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
@@ -234,7 +257,12 @@ def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
 
 
 def most_first(counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
-    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+    return dict(
+        sorted(
+            counts.items(),
+            key=lambda entry: (-entry[1], entry[0]),
+        )
+    )
 
 
 def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
@@ -392,7 +420,10 @@ def hash_rows(table: pa.Table) -> Array:
     """
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
-        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
+        hashes = combine_hashes(
+            hashes,
+            table.column(name).to_numpy().astype(np.uint64),
+        )
     return hashes
 
 
@@ -405,7 +436,10 @@ def hash_texts(column: pa.ChunkedArray) -> Array:
         hashlib.blake2b(text.encode(), digest_size=8).digest()
         for text in texts.dictionary.to_pylist()
     ]
-    hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
+    hashes: Array = np.frombuffer(
+        b"".join(seeds),
+        dtype=np.uint64,
+    )[np.asarray(texts.indices)]
     return hashes
 
 
@@ -442,7 +476,10 @@ def distinct(ascending: Array) -> Array:
     """Return each value of the ascending array once. NumPy 2.4's `unique` takes 65
     times as long for hashes.
     """
-    return np.compress(np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)], ascending)
+    return np.compress(
+        np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)],
+        ascending,
+    )
 
 
 def contains(ascending: Array, values: Array) -> Array:

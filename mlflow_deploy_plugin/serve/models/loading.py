@@ -116,11 +116,23 @@ def load_version(
         artifact.prediction,
         outputs,
     )
-    loaded = LoadedVersion(want.model, want.version, want.folder, captured=captured, **vars(warm))
+    loaded = LoadedVersion(
+        want.model,
+        want.version,
+        want.folder,
+        captured=captured,
+        **vars(warm),
+    )
     logger.info("loaded %s %s", want.model, want.version)
     if warm.batcher is not None:
         weakref.finalize(loaded, warm.batcher.close).atexit = False
-    weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
+    weakref.finalize(
+        loaded,
+        logger.info,
+        "dropped %s %s",
+        want.model,
+        want.version,
+    ).atexit = False
     return loaded
 
 
@@ -208,7 +220,11 @@ def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
     """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's
     output by more than rounding.
     """
-    on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
+    on_cpu = OnnxModel(
+        model.artifact,
+        open_session(model.artifact.onnx_file),
+        ON_CPU,
+    ).run(feeds)
     for name, array in model.run(feeds).items():
         if not is_close(array, on_cpu[name], _TOLERANCE):
             raise InvalidArtifact(

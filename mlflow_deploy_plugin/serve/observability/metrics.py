@@ -37,8 +37,35 @@ are counted as "other".
 _OTHER = "other"
 _LABEL_LENGTH = 100
 
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+SECONDS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+_ROWS = (
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+    32.0,
+    64.0,
+    128.0,
+    256.0,
+    512.0,
+    1024.0,
+)
 _SECONDS_BOUNDS = tuple(map(str, SECONDS))
 _ROWS_BOUNDS = tuple(map(str, _ROWS))
 
@@ -106,7 +133,10 @@ _SERVED_VERSION = Metric(
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
-_DIFFERENCES = (0.0, *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))))
+_DIFFERENCES = (
+    0.0,
+    *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))),
+)
 """The bounds of the histogram of differences, for small outputs (probabilities) as well
 as large outputs (prices).
 """
@@ -446,7 +476,12 @@ class Metrics:
                 slot = self._slots[key] = self._values.slot(metric, labels)
             self._values.cells[slot] += number
 
-    def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
+    def _observe(
+        self,
+        histogram: int,
+        value: float,
+        bounds: tuple[float, ...] = SECONDS,
+    ) -> None:
         cells = self._values.cells
         cells[histogram] += value
         cells[histogram + 1 + bisect_left(bounds, value)] += 1
@@ -530,7 +565,12 @@ class Metrics:
         }
         return {**requests, **rows, **of_numbers}
 
-    def _prediction_slot(self, known: dict[object, int], version: str, label: Label) -> int:
+    def _prediction_slot(
+        self,
+        known: dict[object, int],
+        version: str,
+        label: Label,
+    ) -> int:
         # The type is needed, because 1 == True in Python. Every label is hashable.
         of_type = (type(label), label)
         if (slot := known.get(of_type)) is not None:
@@ -563,7 +603,10 @@ def _without_variant(labels: Sequence[str]) -> dict[str, str]:
     return {"endpoint": endpoint, "model": model, "version": version}
 
 
-def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
+def predicted_labels(
+    artifact: Artifact,
+    outputs: Mapping[str, Array],
+) -> list[tuple[Label, int]]:
     """Return each predicted label with its number of rows; empty for a model without
     labels.
 

@@ -75,7 +75,10 @@ class RecentRequests:
         """Return the last requests with the origin's endpoint and status, to which a
         caller may append.
         """
-        return self._rings.setdefault((origin[1], origin[0]), deque(maxlen=_MOST_REMEMBERED))
+        return self._rings.setdefault(
+            (origin[1], origin[0]),
+            deque(maxlen=_MOST_REMEMBERED),
+        )
 
     def add(
         self,
@@ -94,14 +97,28 @@ class RecentRequests:
             message = ""
         arrived = int((time.time() - seconds) * 1e6)
         code = error.error_code if error else ""
-        self.ring(origin).append((origin, arrived, seconds, rows, prediction_id, code, message))
+        self.ring(origin).append(
+            (
+                origin,
+                arrived,
+                seconds,
+                rows,
+                prediction_id,
+                code,
+                message,
+            )
+        )
 
     def read(self) -> list[RecentRequest]:
         """Return the requests of all workers, newest first. Requests of other workers
         appear after up to a second.
         """
         paths = (path for path in self._path.parent.glob("requests_*.json") if path != self._path)
-        return sorted(chain(self._own(), *map(_read, paths)), key=itemgetter(1), reverse=True)
+        return sorted(
+            chain(self._own(), *map(_read, paths)),
+            key=itemgetter(1),
+            reverse=True,
+        )
 
     def write(self) -> None:
         newest = self._own()[:_MOST_WRITTEN]

@@ -102,7 +102,12 @@ def table_feeds(table: "pa.Table", schema: Schema, limit: int) -> Feeds:
     return _feeds(table, select_columns(table.schema, schema), schema, limit)
 
 
-def _feeds(table: "pa.Table", names_read: list[str], schema: Schema, limit: int) -> Feeds:
+def _feeds(
+    table: "pa.Table",
+    names_read: list[str],
+    schema: Schema,
+    limit: int,
+) -> Feeds:
     import pyarrow as pa
 
     _check_value_count(table.num_rows, len(names_read), limit)
@@ -144,7 +149,13 @@ def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
         raise SchemaMismatch(
             f"{shape}; [any, {len(names)}] is expected, columns in the signature's order",
         )
-    return dict(zip(names, array.reshape(len(array), -1).T, strict=True))
+    return dict(
+        zip(
+            names,
+            array.reshape(len(array), -1).T,
+            strict=True,
+        )
+    )
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:

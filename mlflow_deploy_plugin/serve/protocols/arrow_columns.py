@@ -181,7 +181,12 @@ def _valid(array: "pa.Array") -> Array | None:
 
 
 def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
-    packed = _view(buffer, np.dtype(np.uint8), offset // 8, (offset % 8 + count + 7) // 8)
+    packed = _view(
+        buffer,
+        np.dtype(np.uint8),
+        offset // 8,
+        (offset % 8 + count + 7) // 8,
+    )
     return np.unpackbits(packed, bitorder="little")[offset % 8 :][:count].astype(np.bool_)
 
 
@@ -222,7 +227,12 @@ def _dates(array: "pa.Array") -> Array:
     name = str(array.type)
     kind = _without_zone(name)
     unit = kind.partition("[")[2].rstrip("]").replace("day", "D")
-    dates = _view(array.buffers()[1], _DATES[kind], array.offset, len(array)).astype(f"M8[{unit}]")
+    dates = _view(
+        array.buffers()[1],
+        _DATES[kind],
+        array.offset,
+        len(array),
+    ).astype(f"M8[{unit}]")
     texts = np.datetime_as_string(dates, timezone="UTC" if ", tz=" in name else "naive").astype(
         object,
     )
@@ -240,7 +250,12 @@ def _strings(array: "pa.Array") -> Array:
             "the Arrow data is not valid: a string is not UTF-8, or offsets decrease",
         ) from None
     _, positions, buffer = array.buffers()
-    offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
+    offsets = _view(
+        positions,
+        _OFFSETS[str(array.type)],
+        array.offset,
+        len(array) + 1,
+    )
     data = b"" if buffer is None else buffer.to_pybytes()
     texts = np.empty(len(array), dtype=object)
     texts[:] = [data[start:end].decode() for start, end in pairwise(offsets.tolist())]
@@ -281,7 +296,11 @@ def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     if words.dtype.kind == "O":
         values = np.full(len(array), None, dtype=object)
     else:
-        values = np.full(len(array), np.nan, dtype=_with_nan(words.dtype))
+        values = np.full(
+            len(array),
+            np.nan,
+            dtype=_with_nan(words.dtype),
+        )
     values[valid] = words[indices]
     return values
 
@@ -292,7 +311,14 @@ def _lists(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
         raise UnsupportedColumn("contains a null where a list is expected")
     kind = str(array.type).partition("<")[0]
     if kind in _OFFSETS:
-        lengths = np.diff(_view(array.buffers()[1], _OFFSETS[kind], array.offset, len(array) + 1))
+        lengths = np.diff(
+            _view(
+                array.buffers()[1],
+                _OFFSETS[kind],
+                array.offset,
+                len(array) + 1,
+            )
+        )
         if len(lengths) and (lengths.min() != lengths.max() or lengths[0] < 0):
             raise UnsupportedColumn("contains lists of different lengths")
         size = int(lengths[0]) if len(lengths) else 0

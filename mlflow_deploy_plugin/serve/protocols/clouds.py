@@ -87,7 +87,11 @@ def _through_mlflow(
     return decode_request
 
 
-def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
+def decode_vertex(
+    content_type: str | None,
+    body: bytes,
+    schema: Schema,
+) -> dict[str, Any]:
     """Return MLflow's document for a body of Vertex AI; `parameters` become `params`.
     MLflow's documents are unchanged.
 
@@ -128,7 +132,11 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
     return dump_json({"predictions": prediction})
 
 
-def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
+def decode_azure(
+    content_type: str | None,
+    body: bytes,
+    schema: Schema,
+) -> dict[str, Any]:
     """Return MLflow's document for `{"input_data": …}`: a table (`columns`, `index`,
     `data`), rows, records or columns.
 

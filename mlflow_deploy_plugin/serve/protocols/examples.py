@@ -106,7 +106,11 @@ def _first_rows(split: Document, schema: Schema) -> Example | None:
     """
     data = split["data"][:MAX_ROWS]
     columns = dict(
-        zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True),
+        zip(
+            map(str, split["columns"]),
+            map(list, zip(*data, strict=True)),
+            strict=True,
+        ),
     )
     values = {name: columns[name] for name in schema.names if name in columns}
     if values and data:
@@ -119,7 +123,11 @@ def _first_values(arrays: Mapping[str, Array], schema: Schema) -> Example | None
     rows = 1
     if schema.has_rows:
         per_row = sum(array[:1].size for array in arrays.values())
-        rows = min(MAX_ROWS, MAX_VALUES // max(per_row, 1), *map(len, arrays.values()))
+        rows = min(
+            MAX_ROWS,
+            MAX_VALUES // max(per_row, 1),
+            *map(len, arrays.values()),
+        )
         arrays = {name: array[:rows] for name, array in arrays.items()}
     if not arrays or not rows or sum(array.size for array in arrays.values()) > MAX_VALUES:
         return None
@@ -145,7 +153,10 @@ def _zeros(schema: Schema) -> Example:
     """
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
-        return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
+        return Example(
+            {name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()},
+            1,
+        )
     shapes = [tuple(map(abs, tensor.shape)) for tensor in schema.tensors]  # A free size is -1.
     if not shapes or any(0 in shape for shape in shapes) or sum(map(prod, shapes)) > MAX_VALUES:
         return Example()

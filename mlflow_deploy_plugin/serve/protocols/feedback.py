@@ -55,7 +55,11 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
     return decoded
 
 
-def check_columns(entries: Collection[Feedback], columns: Collection[str], endpoint: str) -> None:
+def check_columns(
+    entries: Collection[Feedback],
+    columns: Collection[str],
+    endpoint: str,
+) -> None:
     """Raise SchemaMismatch with the most similar name if a key is not in `columns`, the
     columns of a captured row.
     """

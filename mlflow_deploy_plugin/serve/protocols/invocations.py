@@ -49,7 +49,12 @@ is treated as empty.
 """
 
 
-def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: int) -> Feeds:
+def decode_rows(
+    content_type: str | None,
+    body: bytes,
+    schema: Schema,
+    limit: int,
+) -> Feeds:
     """Return the rows of a body in any format of `/invocations`; a decompressed table
     may have `limit` bytes.
 

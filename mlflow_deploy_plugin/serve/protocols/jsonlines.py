@@ -125,7 +125,13 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     # break.
     end = (prediction.ndim - 1) * b"]"
     begin = (prediction.ndim - 1) * b"["
-    return dump_json(prediction)[1:-1].replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
+    return (
+        dump_json(prediction)[1:-1].replace(
+            end + b"," + begin,
+            end + b"\n" + begin,
+        )
+        + b"\n"
+    )
 
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:

@@ -175,11 +175,19 @@ def _kind_of_all(schema: Schema) -> str:
             return "f"
         return ""
     if len(schema.tensors) == 1:
-        return {"f": "f", "i": "i", "u": "i"}.get(schema.tensors[0].dtype[0], "")
+        return {"f": "f", "i": "i", "u": "i"}.get(
+            schema.tensors[0].dtype[0],
+            "",
+        )
     return ""
 
 
-def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int) -> Feeds | None:
+def _feeds_of_numbers(
+    schema: Schema,
+    names: list[str],
+    array: Array,
+    nulls: int,
+) -> Feeds | None:
     """Return the feeds of a matrix of columns, or of the only tensor; None if
     converting them may be inexact.
     """
@@ -189,10 +197,19 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
             if np.count_nonzero(missing) != nulls:
                 return None
             array = np.where(missing, np.nan, array)
-        if max(np.fmax.reduce(array, None), -np.fmin.reduce(array, None)) >= _EXACT:
+        if (
+            max(
+                np.fmax.reduce(array, None),
+                -np.fmin.reduce(array, None),
+            )
+            >= _EXACT
+        ):
             return None
     if schema.tensors:
-        is_fit = names == [*schema.names] and fits_shape(schema.tensors[0].shape, array.shape)
+        is_fit = names == [*schema.names] and fits_shape(
+            schema.tensors[0].shape,
+            array.shape,
+        )
         return schema.from_array(array) if is_fit else None
     if schema.matrix_kinds and names == [*schema.names] and array.shape[1:] == (len(names),):
         return schema.from_array(array)
@@ -294,7 +311,11 @@ def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
     return {key: value[key] for key in keys}
 
 
-def numbers_of(value: Any, at_most: int, kind: str = "f") -> tuple[Array, int]:
+def numbers_of(
+    value: Any,
+    at_most: int,
+    kind: str = "f",
+) -> tuple[Array, int]:
     """Return the numbers of nested arrays, and the number of these arrays.
 
     simdjson also flattens an array among numbers. The returned number of arrays is then

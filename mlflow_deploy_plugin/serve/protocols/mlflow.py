@@ -45,7 +45,14 @@ MOST_LINES = 1_000_000
 several requests.
 """
 _FLOATS = frozenset({"float32", "float64"})
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+_BOOLEANS = {
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+    "1.0": True,
+    "0.0": False,
+}
 
 
 def asks_for_stream(body: bytes) -> bool:
@@ -209,7 +216,10 @@ none of these fields.
 """
 
 
-def take_column(document: dict[str, object], name: str) -> list[object] | None:
+def take_column(
+    document: dict[str, object],
+    name: str,
+) -> list[object] | None:
     """Remove a column from a JSON document of `/invocations`, and return its values;
     None if the column is missing.
     """
@@ -346,7 +356,10 @@ def _check_header(header: Sequence[str], schema: Schema) -> None:
     if schema.columns:
         is_header = not schema.dtypes.keys().isdisjoint(header)
     else:
-        is_header = numbers in (list(range(len(header))), list(range(1, len(header) + 1)))
+        is_header = numbers in (
+            list(range(len(header))),
+            list(range(1, len(header) + 1)),
+        )
     if not is_header:
         raise SchemaMismatch(
             "the first line of the CSV has numbers instead of column names; send text/csv; "
@@ -387,7 +400,11 @@ def _check_column_count(count: int) -> None:
         raise InvalidRequest(f"the CSV has {count} columns; at most {MOST_COLUMNS} are allowed")
 
 
-def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[object]:
+def read_column(
+    name: str,
+    types: dict[str, str],
+    fields: Sequence[str],
+) -> list[object]:
     """Return the values of one column. Parse the fields in one call, unless a field is
     missing, wrong or has `_`.
     """
@@ -428,5 +445,8 @@ def _integer(text: str) -> int | float:
 _FIELD_READERS: dict[str, Callable[[str], object]] = {
     **dict.fromkeys(("double", "float", "float16", "float32", "float64"), float),
     **dict.fromkeys(("integer", "long", *INTEGERS), _integer),
-    **dict.fromkeys(("boolean", "bool"), lambda text: _BOOLEANS[text.strip().lower()]),
+    **dict.fromkeys(
+        ("boolean", "bool"),
+        lambda text: _BOOLEANS[text.strip().lower()],
+    ),
 }

@@ -169,7 +169,10 @@ def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedRe
     )
 
 
-def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
+def _predictions(
+    artifact: Artifact,
+    outputs: dict[str, Array],
+) -> Array | dict[str, Array]:
     """Return the model's labels, if any, even if its `predict` returns probabilities,
     which have a separate field.
     """
@@ -182,7 +185,10 @@ def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[
     return {name: outputs[name] for name in names}
 
 
-def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[Any, float]] | None:
+def _probabilities(
+    artifact: Artifact,
+    outputs: dict[str, Array],
+) -> list[dict[Any, float]] | None:
     """Return class → probability per row, or None if the model does not name the class
     of each column.
     """

@@ -32,7 +32,12 @@ def object_schema(
     **more: object,
 ) -> JsonSchema:
     names = {"required": list(required)} if required else {}
-    return {"type": "object", **names, "properties": {**required, **(optional or {})}, **more}
+    return {
+        "type": "object",
+        **names,
+        "properties": {**required, **(optional or {})},
+        **more,
+    }
 
 
 def array_schema(items: JsonSchema | None = None, **more: object) -> JsonSchema:

@@ -64,10 +64,19 @@ def send_message(
     for group, arrays in message.arrays.items():
         # json instead of orjson, because a string from JSON may contain a lone
         # surrogate.
-        layout[group], contents = pack_arrays(arrays, lambda texts: json.dumps(texts).encode())
+        layout[group], contents = pack_arrays(
+            arrays,
+            lambda texts: json.dumps(texts).encode(),
+        )
         blobs += contents
     blobs.append(message.body)
-    head = json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode()
+    head = json.dumps(
+        {
+            "kind": message.kind,
+            "fields": message.fields,
+            "arrays": layout,
+        }
+    ).encode()
     following = sum(memoryview(blob).nbytes for blob in blobs)
     for size, most in ((len(head), MAX_JSON_BYTES), (following, MAX_BYTES)):
         if size > most:

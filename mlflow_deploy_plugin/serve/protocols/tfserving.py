@@ -177,7 +177,11 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
     )
 
 
-def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, object]:
+def _tensor_info(
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+) -> dict[str, object]:
     """Return a TensorInfo in protobuf's JSON format, in which 64-bit integers are
     strings.
     """

@@ -189,7 +189,11 @@ def server_metadata() -> dict[str, object]:
     return {"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS}
 
 
-def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> dict[str, Any]:
+def model_metadata(
+    endpoint: str,
+    versions: Sequence[str],
+    artifact: Artifact,
+) -> dict[str, Any]:
     """Return the document of `GET /v2/models/NAME`: the loaded versions, and the inputs
     and outputs of the graph.
 
@@ -284,7 +288,10 @@ def read_id(value: object) -> str:
     return value
 
 
-def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Mapping[str, object]:
+def parameters_of(
+    owner: TensorHeader | str,
+    entry: Mapping[str, object],
+) -> Mapping[str, object]:
     """Return the `parameters` of a request, an input or an output; empty if they are
     null or missing.
 
@@ -331,7 +338,10 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
     return head.mismatch(f" is unknown; the model's inputs are {join_names(names, head.name)}")
 
 
-def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
+def bind_tensors(
+    arrays: Mapping[str, tuple[TensorHeader, Array]],
+    schema: Schema,
+) -> Feeds:
     """Return the feeds of the graph from tensors that are its inputs or the signature's
     columns.
 
@@ -464,7 +474,12 @@ def resolve_outputs(
     return requested
 
 
-def _flag(label: str, entry: Mapping[str, object], name: str, default: bool) -> bool:
+def _flag(
+    label: str,
+    entry: Mapping[str, object],
+    name: str,
+    default: bool,
+) -> bool:
     value = parameters_of(label, entry).get(name, default)
     if not isinstance(value, bool):
         raise InvalidRequest(

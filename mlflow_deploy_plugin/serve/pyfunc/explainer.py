@@ -265,7 +265,10 @@ class _CodedModel:
 
     def _feeds(self, matrix: Array) -> Feeds:
         feeds = {
-            name: np.empty((len(matrix), *like.shape[1:]), dtype=like.dtype)
+            name: np.empty(
+                (len(matrix), *like.shape[1:]),
+                dtype=like.dtype,
+            )
             for name, like in self._like.items()
         }
         for feature, values, codes in zip(

@@ -52,7 +52,11 @@ advice and XGBoost's stack.
 """
 
 
-def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
+def answer_all(
+    descriptor: int,
+    name: str,
+    start: Callable[[], tuple[SideMessage, Answer]],
+) -> None:
     """Answer requests until the worker has ended, or return if `start` raises
     InvalidArtifact. `name` is for the log.
 

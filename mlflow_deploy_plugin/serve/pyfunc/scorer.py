@@ -82,7 +82,10 @@ _MOST_STEPS = 1_000
 """The maximum length of a list or mapping that is searched for nested estimators."""
 
 
-_LATER: dict[int, type[OnnxserveError]] = {429: errors.TooManyRequests, 503: errors.NotReady}
+_LATER: dict[int, type[OnnxserveError]] = {
+    429: errors.TooManyRequests,
+    503: errors.NotReady,
+}
 """The errors that clients retry, by the HTTP status of MLflow's error."""
 
 
@@ -124,8 +127,19 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
         lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))),
     )
     texts = values.where(is_iso.astype(bool))
-    dates = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
-    is_wrong = (values.notna() & ~dates.between(pd.Timestamp.min, pd.Timestamp.max)).to_numpy()
+    dates = pd.to_datetime(
+        texts,
+        utc=True,
+        format="ISO8601",
+        errors="coerce",
+    ).dt.tz_localize(None)
+    is_wrong = (
+        values.notna()
+        & ~dates.between(
+            pd.Timestamp.min,
+            pd.Timestamp.max,
+        )
+    ).to_numpy()
     if is_wrong.any():
         row = int(is_wrong.argmax())
         # Numbers are rejected: pandas writes milliseconds, which MLflow would read as
@@ -187,7 +201,10 @@ def _with_doubles(value: Any, kind: Any) -> Any:
     return value
 
 
-def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, Any]]:
+def _json_values(
+    document: Mapping[str, Any],
+    name: str,
+) -> Iterator[tuple[int, Any]]:
     """Yield the rows that have the column in a JSON document of MLflow, and their
     values.
     """
@@ -333,7 +350,11 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
     return {UNNAMED_OUTPUT: _array(prediction)}
 
 
-def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
+def to_texts(
+    prediction: Any,
+    rows: int,
+    names: Sequence[str],
+) -> dict[str, Array]:
     """Convert an answer that `to_outputs` rejects: to one output with a JSON string per
     row, or to columns of values.
 
@@ -387,7 +408,14 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
             kinds = {
                 column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame
             }
-            return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
+            return {
+                name: _typed(
+                    frame[name],
+                    kind,
+                    types[name],
+                )
+                for name, kind in kinds.items()
+            }
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
             data = {artifact.inputs[0].name: data}
         if artifact.tensors and isinstance(data, Mapping):
@@ -587,7 +615,10 @@ class _Recorder:
         if isinstance(data, pd.DataFrame):
             for name in [name for name in self._keys if name in data]:
                 column = data.pop(name).astype(object)
-                self.key_arrays[name] = key_array(name, column.where(column.notna(), None).tolist())
+                self.key_arrays[name] = key_array(
+                    name,
+                    column.where(column.notna(), None).tolist(),
+                )
         self.data = data
         self.params = params
         try:
@@ -614,7 +645,10 @@ class _Recorder:
         dates = [
             spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params
         ]
-        return {**params, **{name: _read_date_param(name, params[name]) for name in dates}}
+        return {
+            **params,
+            **{name: _read_date_param(name, params[name]) for name in dates},
+        }
 
 
 def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
@@ -711,7 +745,11 @@ class Scorer:
             # the names of tools.
             opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
             columns = [
-                ColSpec(opened.get(type(spec.type), spec.type), spec.name, spec.required)
+                ColSpec(
+                    opened.get(type(spec.type), spec.type),
+                    spec.name,
+                    spec.required,
+                )
                 for spec in model.metadata.get_input_schema()
             ]
             model.metadata.signature.inputs = Schema(columns)
@@ -907,7 +945,10 @@ class Scorer:
         except ValueError as error:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
         doubled = {*table.columns[table.columns.duplicated()]}
-        if name := next((name for name in (*self._dates, *self._texts) if name in doubled), None):
+        if name := next(
+            (name for name in (*self._dates, *self._texts) if name in doubled),
+            None,
+        ):
             raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
             # Parquet has dates, which need no parsing.

@@ -31,7 +31,17 @@ PYFUNC_PARITY: Final = "not applicable: a pyfunc is the original itself"
 INTEGERS: Final = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 TENSOR_DTYPES: dict[str, str] = {
     "object": "str",  # MLflow writes either object or str for strings.
-    **{dtype: dtype for dtype in ("str", "bool", "float16", "float32", "float64", *INTEGERS)},
+    **{
+        dtype: dtype
+        for dtype in (
+            "str",
+            "bool",
+            "float16",
+            "float32",
+            "float64",
+            *INTEGERS,
+        )
+    },
 }
 """The tensor dtypes in an MLmodel file, each with its numpy dtype in the notation of
 `COLUMN_TYPES`.

@@ -51,7 +51,10 @@ def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
     return set()
 
 
-def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+def cast_columns(
+    dtypes: Mapping[str, str],
+    rows: Mapping[str, Array],
+) -> dict[str, Array]:
     """Return the rows with the numbers in the types of the signature. Fractions are
     rounded.
 
@@ -67,7 +70,12 @@ def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[s
         dtype = numpy_dtype(dtypes[name])
         # An integer column accepts any numbers. A float column accepts only floats, so
         # that integers stay integers.
-        sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
+        sources = {
+            "f": "f",
+            "i": "fiu",
+            "u": "fiu",
+            "b": "fiu",
+        }.get(dtype.kind, "")
         if values.dtype.kind not in sources:
             continue
         with np.errstate(invalid="ignore", over="ignore"):

@@ -226,7 +226,10 @@ class OnnxModel:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
         self._choose_runs(session, placement)
 
-    def _row_outputs(self, dimensions: Mapping[str, tuple[str, ...]]) -> Sequence[Output]:
+    def _row_outputs(
+        self,
+        dimensions: Mapping[str, tuple[str, ...]],
+    ) -> Sequence[Output]:
         """Return the outputs that have one entry per row. `dimensions` has the names of
         their dimensions.
         """
@@ -237,7 +240,11 @@ class OnnxModel:
             return ()
         # An output whose first dimension has another name does not have rows. An
         # example is the frames of a sound.
-        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in self.artifact.inputs)}
+        of_rows = {
+            ("",),
+            (),
+            *(entry.dimension_names[:1] for entry in self.artifact.inputs),
+        }
         if self.artifact.flavor != "onnx":
             of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
         return [output for output in outputs if dimensions.get(output.name, ())[:1] in of_rows]
@@ -320,7 +327,10 @@ class OnnxModel:
         """
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty and (
-            empty := next((name for name, array in feeds.items() if not array.size), None)
+            empty := next(
+                (name for name, array in feeds.items() if not array.size),
+                None,
+            )
         ):
             reason = (
                 f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
@@ -451,7 +461,11 @@ class OnnxModel:
         for entry in self.artifact.inputs:
             shape = list(map(abs, entry.shape))  # A free size is -1.
             blank = text if entry.dtype == "str" else 0
-            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
+            feeds[entry.name] = np.full(
+                shape,
+                blank,
+                dtype=numpy_dtype(entry.dtype),
+            )
         return feeds
 
 
@@ -469,7 +483,14 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
     """Bind graph inputs to the signature by name. If the names differ, bind the stacked
     columns to the only input.
     """
-    inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
+    inputs = [
+        Input(
+            node.name,
+            _dtype(node),
+            _shape(node),
+        )
+        for node in session.get_inputs()
+    ]
     outputs = tuple(_output(node) for node in session.get_outputs() if node.name != REFUSED_ROWS)
     tensors = artifact.tensors
     if artifact.columns:

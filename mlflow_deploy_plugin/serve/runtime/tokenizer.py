@@ -169,14 +169,24 @@ class TextTokenizer:
             (texts,) = feeds.values()
             budget = budget or TextBudget()
             rows = self._tokenize(texts.tolist(), budget)
-            order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
+            order = sorted(
+                range(len(rows)),
+                key=lambda row: -len(rows[row][0]),
+            )
             parts = []
             start = 0
             while start < len(order):
                 budget.check_deadline()
-                end = start + max(_RUN_TOKENS // len(rows[order[start]][0]), 1)
+                end = start + max(
+                    _RUN_TOKENS // len(rows[order[start]][0]),
+                    1,
+                )
                 parts.append(
-                    run(names, self._pad([rows[row] for row in order[start:end]]), options),
+                    run(
+                        names,
+                        self._pad([rows[row] for row in order[start:end]]),
+                        options,
+                    ),
                 )
                 start = end
             places = np.argsort(order)
@@ -245,7 +255,10 @@ class TextTokenizer:
             "token_type_ids": padding.get("pad_type_id", 0),
         }
         feeds = {
-            name: np.full((len(rows), longest), pads.get(name, 0))
+            name: np.full(
+                (len(rows), longest),
+                pads.get(name, 0),
+            )
             for name in self._spec.graph_inputs
         }
         for index, (ids, types) in enumerate(rows):
@@ -293,7 +306,10 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
     normalizers = _parts(tokenizer.normalizer, "normalizers")
     splitters = _parts(tokenizer.pre_tokenizer, "pretokenizers")
     # ByteLevel and Metaspace replace spaces, so that later parts do not see them.
-    first = next((part for part in splitters if part["type"] not in _SPLIT_MORE), {"type": ""})
+    first = next(
+        (part for part in splitters if part["type"] not in _SPLIT_MORE),
+        {"type": ""},
+    )
     if first["type"] not in _SPLIT_AT_SPACES or not (
         first.get("use_regex", True) and first.get("split", True)
     ):

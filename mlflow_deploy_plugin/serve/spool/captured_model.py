@@ -80,11 +80,18 @@ class ColumnMask:
         hashes = {value: self._hash(value) for value in dict.fromkeys(rows)}
         return [hashes[value] for value in rows]
 
-    def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
+    def hash_values(
+        self,
+        values: Mapping[str, Value],
+        names: frozenset[str],
+    ) -> dict[str, Value]:
         """Return the values, with hashes instead of the values of `names`. Raises as
         `hash_column`.
         """
-        return {**values, **{name: self._hash(values[name]) for name in values if name in names}}
+        return {
+            **values,
+            **{name: self._hash(values[name]) for name in values if name in names},
+        }
 
     def _hash(self, value: object) -> str | None:
         text = as_key(value)
@@ -184,7 +191,10 @@ class CapturedModel:
                 f"capture.keys: {both!r} is an input of {self.model} {self.version}, which is "
                 "captured anyway; a key must not be an input of the model",
             )
-        inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
+        inputs = (
+            *schema.inputs,
+            *(Input(name, "str", (-1,)) for name in keys),
+        )
         if schema.columns:
             further = tuple(Column(name, "string", required=False) for name in keys)
         else:
@@ -249,7 +259,10 @@ def _without_columns(schema: Schema, excluded: Set[str]) -> Schema:
 
 def _kept_indices(entry: Input, excluded: Set[str]) -> Array:
     names = enumerate(_column_names(entry))
-    return np.array([index for index, name in names if name not in excluded], dtype=np.intp)
+    return np.array(
+        [index for index, name in names if name not in excluded],
+        dtype=np.intp,
+    )
 
 
 def _masked_columns(entry: Input, mask: Sequence[str]) -> tuple[ColumnPosition, ...]:
@@ -312,9 +325,22 @@ def decode_model(encoded: memoryview) -> CapturedModel:
     document = orjson.loads(encoded)
     fields = document["schema"]
     columns = [Column(**entry) for entry in fields["columns"]]
-    tensors = [Tensor(e["name"], e["dtype"], tuple(e["shape"])) for e in fields["tensors"]]
+    tensors = [
+        Tensor(
+            e["name"],
+            e["dtype"],
+            tuple(e["shape"]),
+        )
+        for e in fields["tensors"]
+    ]
     inputs = [
-        Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"])
+        Input(
+            e["name"],
+            e["dtype"],
+            tuple(e["shape"]),
+            tuple(e["columns"]),
+            e["missing"],
+        )
         for e in fields["inputs"]
     ]
     schema = Schema(tuple(columns), tuple(tensors), tuple(inputs))

@@ -157,7 +157,12 @@ class RequestEncoder:
         max_rows: int,
     ) -> EncodingPlan:
         """Return the plan of a request from the cache, or make it."""
-        forms = list(map(_form, (*feeds.values(), *outputs.values())))
+        forms = list(
+            map(
+                _form,
+                (*feeds.values(), *outputs.values()),
+            )
+        )
         shape = forms[0][0] if forms else ()
         key = record.endpoint, record.variant, record.is_shadow, max_rows, len(feeds), shape
         plan = self._plans.get(key)
@@ -246,13 +251,21 @@ def _make_plan(
     are all texts.
     """
     names = [*feeds, *outputs]
-    forms = list(map(_form, (*feeds.values(), *outputs.values())))
+    forms = list(
+        map(
+            _form,
+            (*feeds.values(), *outputs.values()),
+        )
+    )
     if record.is_failed:
         rows = 1
         inputs = _Side()
         answers = _failed_side(names)
     else:
-        rows = next((len(array) for array in feeds.values() if array.ndim), 0)
+        rows = next(
+            (len(array) for array in feeds.values() if array.ndim),
+            0,
+        )
         inputs = _input_side(feeds, rows, model)
         answers = _output_side(outputs, len(feeds), rows, model)
     kept = inputs.kept + answers.kept
@@ -284,14 +297,24 @@ class _Side:
         self.kept: list[KeptArray] = []
         self.masked: list[MaskedColumn] = []
 
-    def keep(self, position: int, name: str, array: Array, columns: Array | None) -> None:
+    def keep(
+        self,
+        position: int,
+        name: str,
+        array: Array,
+        columns: Array | None,
+    ) -> None:
         is_text = array.dtype.kind == "O"
         dtype = "str" if is_text else array.dtype.str
         shape = array.shape[1:] if columns is None else (len(columns),)
         self.fields.append((name, dtype, shape))
         self.kept.append((position, is_text, columns))
 
-    def mask(self, position: int, columns: Iterable[tuple[str, int | None]]) -> None:
+    def mask(
+        self,
+        position: int,
+        columns: Iterable[tuple[str, int | None]],
+    ) -> None:
         for column, index in columns:
             self.masked_fields.append((column, "str", ()))
             self.masked.append((position, index))

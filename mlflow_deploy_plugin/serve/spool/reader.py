@@ -221,7 +221,13 @@ class _Decoder:
     `content`, the bytes of the file from `start` on.
     """
 
-    def __init__(self, file: IO[bytes], content: bytes, begins: Array, start: int) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        content: bytes,
+        begins: Array,
+        start: int,
+    ) -> None:
         self._file = file
         self._content = content
         self._begins = begins
@@ -269,7 +275,10 @@ class _Decoder:
         """Return the payload of a frame, which may be located before `start`."""
         self._file.seek(offset)
         head = self._file.read(FRAME.size)
-        return payload_at(head + self._file.read(FRAME.unpack(head)[1]), 0)
+        return payload_at(
+            head + self._file.read(FRAME.unpack(head)[1]),
+            0,
+        )
 
 
 class _Fields:
@@ -291,7 +300,11 @@ class _Fields:
         self._positions = self._positions + lengths
         return Utf8Array(np.frombuffer(texts, np.uint8), bounds)
 
-    def read_arrays(self, layout: Iterable[LayoutField], rows: int) -> dict[str, Array]:
+    def read_arrays(
+        self,
+        layout: Iterable[LayoutField],
+        rows: int,
+    ) -> dict[str, Array]:
         arrays = {}
         for name, dtype, inner in layout:
             if dtype == "str":
@@ -322,7 +335,12 @@ def _gather(content: bytes, begins: Array, length: int) -> Array:
         return np.empty(0, dtype=np.uint8)
     if begins[-1] + length > len(content):
         raise ValueError("an array ends beyond its frame")
-    stretches: Array = np.ndarray((len(content) - length + 1,), f"V{length}", content, strides=(1,))
+    stretches: Array = np.ndarray(
+        (len(content) - length + 1,),
+        f"V{length}",
+        content,
+        strides=(1,),
+    )
     return stretches[begins].view(np.uint8)
 
 
@@ -339,7 +357,10 @@ def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -
 
     pieces = _pieces(content, begins, lengths)
     parsed = {piece: parse(piece) for piece in set(pieces)}
-    return np.array(list(chain.from_iterable([parsed[piece] for piece in pieces])), dtype=object)
+    return np.array(
+        list(chain.from_iterable([parsed[piece] for piece in pieces])),
+        dtype=object,
+    )
 
 
 def _pieces(content: bytes, begins: Array, lengths: Array) -> list[bytes]:

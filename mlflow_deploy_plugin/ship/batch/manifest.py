@@ -80,7 +80,15 @@ def list_parts(
             raise InvalidConfig(
                 f"--input {input}: {parts[output].name} and {name} would both become {output}",
             )
-        parts[output] = Part(name, uri, output, kind, output_kind, entry.size, state_of(entry))
+        parts[output] = Part(
+            name,
+            uri,
+            output,
+            kind,
+            output_kind,
+            entry.size,
+            state_of(entry),
+        )
     return list(parts.values())
 
 
@@ -293,7 +301,10 @@ def _difference(begun: Manifest, manifest: Manifest, files: set[str]) -> str:
     )
 
 
-def _model_difference(begun: dict[str, str], model: dict[str, str]) -> str:
+def _model_difference(
+    begun: dict[str, str],
+    model: dict[str, str],
+) -> str:
     for field in ("digest", "name", "version"):
         if begun.get(field) == model.get(field):
             continue

@@ -248,7 +248,11 @@ class _PartRows:
         return with_kept(empty, keep, declared_outputs(self.model.artifact))
 
 
-def _write_tables(job: PartJob, groups: Iterator[list[pa.Table]], output: ExitStack) -> None:
+def _write_tables(
+    job: PartJob,
+    groups: Iterator[list[pa.Table]],
+    output: ExitStack,
+) -> None:
     first = next(groups)
     schema = first[0].schema  # Only the first table shows the types of the outputs.
     file = output.enter_context(open_new(job.output, job.part.output))
@@ -296,11 +300,19 @@ def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Ta
 def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
     table = block.table
     for name in folders.column_names:
-        table = table.append_column(name, pa.repeat(folders.column(name)[0], len(block.numbers)))
+        table = table.append_column(
+            name,
+            pa.repeat(folders.column(name)[0], len(block.numbers)),
+        )
     return replace(block, table=table)
 
 
-def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Table) -> list[str]:
+def _columns(
+    job: PartJob,
+    model: TableModel,
+    stream: RowStream,
+    folders: pa.Table,
+) -> list[str]:
     names = stream.schema.names
     if not names:  # The CSV or JSON Lines file is empty.
         return []
@@ -319,7 +331,15 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
         )
     if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
-        fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
+        fields = [
+            field
+            for field in columns
+            if takes(
+                model.schema,
+                field.name,
+                job.keep,
+            )
+        ]
         arrow.select_columns(pa.schema(fields), model.schema)
     return read
 

@@ -144,7 +144,11 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
     belongs to another batch, and OnnxserveError with the file and the row if a part
     failed. The same call then continues the batch.
     """
-    plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
+    plan = replace(
+        plan,
+        input=_absolute(plan.input),
+        output=_absolute(plan.output),
+    )
     output = BatchOutput(plan.output)
     parts = list_parts(plan.input, plan.input_format, plan.output_format)
     output.refuse_overlap(plan.input)
@@ -355,7 +359,13 @@ def _manifest(
         "on_error": plan.on_error,
         "format": plan.output_format,
         "input_format": plan.input_format,
-        "parts": {part.name: {"output": part.output, "state": part.state} for part in parts},
+        "parts": {
+            part.name: {
+                "output": part.output,
+                "state": part.state,
+            }
+            for part in parts
+        },
     }
 
 

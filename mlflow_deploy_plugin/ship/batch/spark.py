@@ -63,7 +63,12 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         number, job = numbered
         try:
             results.add(
-                [(number, predict_part(replace(job, model=_shipped(archive), progress="")))],
+                [
+                    (
+                        number,
+                        predict_part(replace(job, model=_shipped(archive), progress="")),
+                    )
+                ],
             )
         except OnnxserveError as error:
             results.add([(number, OnnxserveError(error.message))])
@@ -121,7 +126,12 @@ def predict_frame(
     kept_columns = tuple(keep)
     _check_columns(model, frame.columns, kept_columns)
     outputs = _output_type(model, model_uri, kept_columns)
-    schema = StructType([*(frame.schema[name] for name in kept_columns), *outputs.fields])
+    schema = StructType(
+        [
+            *(frame.schema[name] for name in kept_columns),
+            *outputs.fields,
+        ]
+    )
     arrow_schema = to_arrow_schema(outputs)
     if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
         raise InvalidConfig(NO_CONNECT)
@@ -150,7 +160,11 @@ def predict_frame(
     return frame.select(*selected).mapInArrow(task, schema)
 
 
-def _check_columns(model: TableModel, columns: Sequence[str], keep: Sequence[str]) -> None:
+def _check_columns(
+    model: TableModel,
+    columns: Sequence[str],
+    keep: Sequence[str],
+) -> None:
     if missing := [name for name in keep if name not in columns]:
         raise InvalidConfig(
             f"keep: the column {missing[0]!r} does not exist; the columns are "

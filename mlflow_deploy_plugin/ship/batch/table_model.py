@@ -47,7 +47,12 @@ _ONE_BY_ONE = 8
 """The largest refused block whose rows are tried one by one, because halving it again
 would only cost time.
 """
-_ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
+_ARROW_TYPES = {
+    "bool": pa.bool_(),
+    "str": pa.string(),
+    "int32": pa.int64(),
+    "int64": pa.int64(),
+}
 _FRAME_TYPES = (
     pa.types.is_temporal,
     pa.types.is_binary,
@@ -231,7 +236,11 @@ def predict_block(
     yield with_kept(block.table, keep, outputs)
 
 
-def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
+def with_kept(
+    table: pa.Table,
+    keep: tuple[str, ...],
+    outputs: pa.Table,
+) -> pa.Table:
     """Return a table of kept columns and outputs. Raises InvalidConfig if an output has
     the name of a kept column.
     """

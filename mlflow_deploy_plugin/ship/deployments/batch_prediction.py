@@ -79,7 +79,11 @@ class RowBatch:
         return self.encode(self.records)
 
     def part(self, start: int, stop: int) -> "RowBatch":
-        return replace(self, records=self.records[start:stop], places=self.places[start:stop])
+        return replace(
+            self,
+            records=self.records[start:stop],
+            places=self.places[start:stop],
+        )
 
     def halves(self) -> tuple["RowBatch", "RowBatch"]:
         middle = len(self) // 2
@@ -97,7 +101,12 @@ class RowFile:
     batches: Iterator[RowBatch]
 
 
-def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
+def read_rows(
+    file: IO[bytes],
+    name: str,
+    kind: FileFormat,
+    batch_rows: int,
+) -> RowFile:
     """Return the rows of an open file in batches of `batch_rows`.
 
     Raises InvalidRequest, possibly during the iteration, if the file is not in the
@@ -243,7 +252,11 @@ def _as_time(value: object) -> str:
     return value.isoformat()
 
 
-def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
+def _key_columns(
+    content_type: str,
+    body: bytes,
+    keys: Sequence[str],
+) -> dict[str, list[object]]:
     if content_type == CSV:
         header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
         columns: dict[str, list[object]] = {}
@@ -281,7 +294,11 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
         raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
 
 
-def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+def _csv(
+    file: IO[bytes],
+    name: str,
+    batch_rows: int,
+) -> Iterator[RowBatch]:
     header = b""
 
     def rows() -> Iterator[tuple[bytes, str, int]]:
@@ -296,10 +313,19 @@ def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
             else:
                 header = record.raw
 
-    return _in_batches(rows(), batch_rows, CSV, lambda records: b"".join([header, *records]))
+    return _in_batches(
+        rows(),
+        batch_rows,
+        CSV,
+        lambda records: b"".join([header, *records]),
+    )
 
 
-def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+def _jsonl(
+    file: IO[bytes],
+    name: str,
+    batch_rows: int,
+) -> Iterator[RowBatch]:
     def rows() -> Iterator[tuple[object, str, int]]:
         first: object = None
         for count, (number, line, position) in enumerate(json_lines(file)):
@@ -364,7 +390,12 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         and isinstance(content.get("data"), list)
     ):
         head = {key: value for key, value in content.items() if key not in ("data", "index")}
-        return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
+        return content["data"], lambda rows: orjson.dumps(
+            {
+                **extras,
+                form: {**head, "data": rows},
+            }
+        )
     lengths = set()
     if isinstance(content, dict):
         lengths = set(map(_column_length, content.values()))
@@ -485,13 +516,22 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
     """
     if len(batch) == 1:
         return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
-    first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
+    first, last = (
+        _batch_error(
+            predict,
+            batch.part(row, row + 1),
+        )
+        for row in (0, len(batch) - 1)
+    )
     if first and first == last == error.message:
         return f"{name}: {first}"
     if first:
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
-        refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
+        refused = next(
+            (half for half in batch.halves() if _batch_error(predict, half)),
+            None,
+        )
         if refused is None:  # Each half is accepted, but not the batch.
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused

@@ -205,7 +205,11 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return scoring.score(target, "explain", scoring.original_document(df))
 
     @contextmanager
-    def _scored(self, name: str | None, endpoint: str | None) -> Iterator[scoring.ScoringTarget]:
+    def _scored(
+        self,
+        name: str | None,
+        endpoint: str | None,
+    ) -> Iterator[scoring.ScoringTarget]:
         with (
             _deployments(self._target) as deployments,
             scoring.scoring_target(deployments, name, endpoint) as target,
@@ -246,7 +250,12 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
-def run_local(name: str, model_uri: str, flavor: str | None = None, config: Fields = None) -> None:
+def run_local(
+    name: str,
+    model_uri: str,
+    flavor: str | None = None,
+    config: Fields = None,
+) -> None:
     """Serve the model in the foreground until Ctrl-C. `list` and other commands do not
     show this server.
     """

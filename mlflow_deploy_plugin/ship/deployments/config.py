@@ -65,7 +65,10 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     }
     changed = apply_config(
         spec,
-        {**fields, **{name: absolute_model_uri(str(uri)) for name, uri in models.items()}},
+        {
+            **fields,
+            **{name: absolute_model_uri(str(uri)) for name, uri in models.items()},
+        },
     )
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
@@ -172,7 +175,11 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
     return {f"variants.{name}.weight": weight}
 
 
-def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str], None]) -> None:
+def check_monitors(
+    spec: EndpointSpec,
+    config: Config,
+    progress: Callable[[str], None],
+) -> None:
     """Check the changed monitors against the models and datasets to which they refer.
 
     `progress` receives one line per check that is not possible. Raises InvalidConfig if

@@ -217,7 +217,11 @@ def _server_lines(
     }
 
 
-def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
+def _provenance(
+    model_uri: str,
+    wanted: WantedVariant | None,
+    is_running: bool,
+) -> dict[str, str]:
     """Return the flavor, parity and origin of the served version, from the agent, local
     files or MLflow.
     """

@@ -113,7 +113,11 @@ class Endpoints:
         # it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
-                stored = self.store.add_endpoint(str(self.target), with_port(spec), **written).spec
+                stored = self.store.add_endpoint(
+                    str(self.target),
+                    with_port(spec),
+                    **written,
+                ).spec
             if not stored.variants:
                 return
             try:

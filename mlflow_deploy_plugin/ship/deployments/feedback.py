@@ -57,7 +57,12 @@ class LabelMasking:
     key: Path | None = None
     refusal: str = _NO_KEY
 
-    def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
+    def table(
+        self,
+        entries: Iterable[LabelEntry],
+        received_us: int,
+        segment: str,
+    ) -> pa.Table:
         """Return the labels in the format of the log. Raises InvalidConfig if the key
         of a masked column is missing.
         """
@@ -121,7 +126,11 @@ class LabelSink:
                     raise
                 self.url = ""
         now = datetime.now(UTC)
-        table = self.masking.table(entries, int(now.timestamp() * 1_000_000), self.segment)
+        table = self.masking.table(
+            entries,
+            int(now.timestamp() * 1_000_000),
+            self.segment,
+        )
         write_labels(self.log.location, self.endpoint, now.strftime("%Y-%m-%d"), table)
         self.destinations[self.log.location.shown] = None
         return []
@@ -219,7 +228,11 @@ def check_key_columns(
         return frozenset()
     schema = view_schema(
         log,
-        View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False),
+        View(
+            endpoint,
+            TimeRange(hours[-1].start, hours[-1].end),
+            labels=False,
+        ),
     )
     if not set(key) <= set(schema.names):
         schema = view_schema(log, View(endpoint, labels=False))
@@ -270,7 +283,12 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()
-    view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
+    view = View(
+        endpoint,
+        TimeRange(hours[-1].start, hours[-1].end),
+        labels=False,
+        shadows=True,
+    )
     schema = view_schema(log, view)
     texts = {
         field.name
@@ -288,7 +306,11 @@ def _looks_masked(texts: pa.ChunkedArray) -> bool:
     return any(text is not None and _MASKED.fullmatch(text) for text in texts.to_pylist())
 
 
-def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
+def _post_labels(
+    session: ServerSession,
+    url: str,
+    entries: Sequence[LabelEntry],
+) -> list[BadRow]:
     """Post labels to a server, with retries while the server is overloaded. Return the
     refused labels.
 
@@ -300,7 +322,13 @@ def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]
         post(session, url, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
     except (InvalidRequest, BodyTooLarge) as error:
         if len(entries) == 1:
-            return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
+            return [
+                BadRow(
+                    entries[0].place,
+                    error.message,
+                    _feedback_document(entries[0]),
+                )
+            ]
         middle = len(entries) // 2
         return _post_labels(session, url, entries[:middle]) + _post_labels(
             session,

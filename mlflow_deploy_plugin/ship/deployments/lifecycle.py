@@ -442,7 +442,13 @@ class Deployments:
         )
         return self.get(name, endpoint)
 
-    def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
+    def remove(
+        self,
+        endpoint: str,
+        name: str,
+        why: str = "",
+        actor: str | None = None,
+    ) -> None:
         """Remove a deployment, but not its endpoint. A missing deployment is ignored.
         Raises like `delete`.
         """
@@ -633,7 +639,11 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
     return followers
 
 
-def _stage_uris(spec: EndpointSpec, alias: str, deployment: str | None) -> dict[str, str]:
+def _stage_uris(
+    spec: EndpointSpec,
+    alias: str,
+    deployment: str | None,
+) -> dict[str, str]:
     """Return the URI of each deployment that follows a stage."""
     models = {
         name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)

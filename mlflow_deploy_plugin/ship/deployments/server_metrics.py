@@ -128,7 +128,13 @@ class ServerMetrics:
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
     last_requests: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
 
-    def of(self, endpoint: str, variant: str, model: str, version: str) -> VersionCounters:
+    def of(
+        self,
+        endpoint: str,
+        variant: str,
+        model: str,
+        version: str,
+    ) -> VersionCounters:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
 
     def by_version(self, endpoint: str) -> CountersByVersion:
@@ -208,7 +214,10 @@ def fetch_page(
         return Refused("the server does not answer")
 
 
-def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
+def read_page(
+    page: bytes | Refused,
+    parse: Callable[[bytes], ParsedT],
+) -> ParsedT | Refused:
     try:
         return page if isinstance(page, Refused) else parse(page)
     except ValueError:
@@ -255,7 +264,10 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             elif sample.name == _SHADOW_REQUESTS and labels["outcome"] == "failed":
                 sums[key]["different"] += value
     counters = {
-        key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items())))
+        key: VersionCounters(
+            **sums[key],
+            timed=dict(sorted(timed[key].items())),
+        )
         for key in {*sums, *timed}
     }
     return ServerMetrics(counters, dict(last))
@@ -293,7 +305,11 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
         _count(sums[endpoint, variant, model, version], status, float(number))
     timed = _durations(document, bounds)
     counters = {
-        key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
+        key: VersionCounters(
+            **sums[key],
+            timed=timed.get(key, {}),
+        )
+        for key in {*sums, *timed}
     }
     at = float(document["at"])
     seconds = float(document["seconds"])

@@ -124,7 +124,12 @@ def planned_image(
         yield ImagePlan(server_image, server, options, on_platform, context, resolved, folder)
 
 
-def _server_image_name(server: BuildContext, base: str, target: str, platform: str | None) -> str:
+def _server_image_name(
+    server: BuildContext,
+    base: str,
+    target: str,
+    platform: str | None,
+) -> str:
     """Return a name that contains a digest of the contents, so that an existing image
     is reused for equal contents.
     """
@@ -170,7 +175,12 @@ def build_image(
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()
-        build(plan.server, plan.server_image, report, (*plan.options, *plan.platform, *pulling))
+        build(
+            plan.server,
+            plan.server_image,
+            report,
+            (*plan.options, *plan.platform, *pulling),
+        )
     fields = build(plan.model, name, report, plan.platform)
     if not any(
         variable.startswith("ONNXSERVE_HOME=") for variable in fields["Config"]["Env"] or ()
@@ -179,7 +189,13 @@ def build_image(
             f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image",
         )
     platform = f"{fields['Os']}/{fields['Architecture']}"
-    return BuiltImage(name, fields["Id"], platform, fields["Size"], fields["Config"]["Labels"])
+    return BuiltImage(
+        name,
+        fields["Id"],
+        platform,
+        fields["Size"],
+        fields["Config"]["Labels"],
+    )
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:

@@ -82,7 +82,11 @@ def push_image(name: str, report: ProgressCallback) -> str:
     """
     host, _, repository = name.partition("/")
     if ecr := _ECR.fullmatch(host):
-        user, password = _ecr_login(ecr["account"], ecr["region"], re.sub("[:@].*", "", repository))
+        user, password = _ecr_login(
+            ecr["account"],
+            ecr["region"],
+            re.sub("[:@].*", "", repository),
+        )
         login = ("login", "--username", user, "--password-stdin", host)
         docker(*login, text=password, what=f"the login to {host} failed")
     pushed = docker("push", name, report=report, what=f"the image {name} was not pushed")

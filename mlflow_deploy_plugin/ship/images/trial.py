@@ -175,7 +175,16 @@ def _ask_container(
     try:
         docker("run", "-d", "--name", name, *rights, image, what=failure)
         try:
-            text = docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
+            text = docker(
+                "exec",
+                "-i",
+                name,
+                "python",
+                "-c",
+                _ASK,
+                text=task,
+                what=failure,
+            )
         except BuildFailed as error:
             raise _ended(name, failure, error.message) from None
         answered = time.monotonic() - began

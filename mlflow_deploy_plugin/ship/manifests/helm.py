@@ -55,7 +55,11 @@ def values_schema() -> Document:
         for name, part in spec.pop("$defs").items()
         if name not in of_monitors
     }
-    definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
+    definitions["Endpoint"] = {
+        **spec,
+        "properties": _without(spec["properties"]),
+        "required": [],
+    }
     properties = _properties({"$ref": "#/$defs/Endpoint"})
     needed = ("controller", "defaults", "endpoints", "environment", "migration", "secret")
     schema = _closed(properties, needed)

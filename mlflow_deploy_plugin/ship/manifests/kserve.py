@@ -97,7 +97,10 @@ def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Docum
         or len(variants) > 2
     ):
         return spec, {}, {}
-    name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
+    name, newest = min(
+        reversed(spec.variants.items()),
+        key=lambda item: item[1].weight,
+    )
     in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
     served = spec.model_copy(update={"variants": {name: in_pod}})
     if len(variants) == 1:

@@ -104,7 +104,13 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
     document = partial(make_document, spec.name, place, labels=labels)
-    documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
+    documents = [
+        document(
+            "v1",
+            "ConfigMap",
+            data={SPEC_FILE: dump_spec(spec_of_pod(spec))},
+        )
+    ]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
     documents += [
@@ -194,7 +200,16 @@ def _route(spec: EndpointSpec, gateway: str) -> Document:
     return {
         "parentRefs": [{"name": gateway}],
         "hostnames": [spec.kubernetes.host],
-        "rules": [{"backendRefs": [{"name": spec.name, "port": http_port(spec)}]}],
+        "rules": [
+            {
+                "backendRefs": [
+                    {
+                        "name": spec.name,
+                        "port": http_port(spec),
+                    }
+                ]
+            }
+        ],
     }
 
 
@@ -202,7 +217,14 @@ def _ingress(spec: EndpointSpec) -> Document:
     kubernetes = spec.kubernetes
     backend = {"service": {"name": spec.name, "port": {"name": "http"}}}
     path = {"path": "/", "pathType": "Prefix", "backend": backend}
-    ingress: Document = {"rules": [{"host": kubernetes.host, "http": {"paths": [path]}}]}
+    ingress: Document = {
+        "rules": [
+            {
+                "host": kubernetes.host,
+                "http": {"paths": [path]},
+            }
+        ]
+    }
     if kubernetes.ingress_class is not None:
         ingress["ingressClassName"] = kubernetes.ingress_class
     if kubernetes.tls_secret is not None:
@@ -246,7 +268,14 @@ def check_name(spec: EndpointSpec) -> None:
 def _service_ports(spec: EndpointSpec) -> list[Document]:
     # Specify the protocol of each port, because server-side apply of older Kubernetes
     # versions requires it.
-    ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
+    ports = [
+        {
+            "name": "http",
+            "port": http_port(spec),
+            "targetPort": "http",
+            "protocol": "TCP",
+        }
+    ]
     for name, port in (("grpc", spec.server.grpc_port), ("metrics", spec.server.metrics_port)):
         if port is not None:
             ports.append({"name": name, "port": port, "targetPort": name, "protocol": "TCP"})
@@ -385,7 +414,13 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     variables = environment_of(spec.model_copy(update={"container": mounted}), place)
     # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the
     # variable A.
-    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()]
+    plain = [
+        {
+            "name": name,
+            "value": value.replace("$", "$$"),
+        }
+        for name, value in variables.items()
+    ]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}
         for name, key in sorted(container.secrets.items())
@@ -405,7 +440,12 @@ def _projected(files: Mapping[str, Document]) -> Document:
     kubelet updates the files.
     """
     sources = [
-        {"secret": {"name": key["name"], "items": [{"key": key["key"], "path": file}]}}
+        {
+            "secret": {
+                "name": key["name"],
+                "items": [{"key": key["key"], "path": file}],
+            }
+        }
         for file, key in files.items()
     ]
     return {"projected": {"sources": sources}}

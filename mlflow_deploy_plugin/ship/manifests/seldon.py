@@ -92,7 +92,10 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
     (container,) = pod["containers"]
     # The node of the graph must have the same name.
     pod["containers"] = [{**container, "name": spec.name}]
-    pod["volumes"] = [{"name": "spec", "configMap": {"name": configured}}, *pod["volumes"][1:]]
+    pod["volumes"] = [
+        {"name": "spec", "configMap": {"name": configured}},
+        *pod["volumes"][1:],
+    ]
     if spec.kubernetes.service_account is not None:
         pod["serviceAccountName"] = spec.kubernetes.service_account
     component: Document = {"spec": pod, "pdbSpec": {"maxUnavailable": 1}}

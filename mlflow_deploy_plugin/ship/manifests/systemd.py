@@ -151,7 +151,12 @@ def _limits(container: ContainerSpec) -> Iterator[str]:
     yield f"TasksMax={container.pids}"
 
 
-def _environment(spec: EndpointSpec, place: Place, unit: str, folder: str) -> Iterator[str]:
+def _environment(
+    spec: EndpointSpec,
+    place: Place,
+    unit: str,
+    folder: str,
+) -> Iterator[str]:
     """Yield the lines of the variables, and of the credentials in `folder`."""
     container = spec.container
     yield f"Environment=HOME=%S/{unit} ONNXSERVE_HOME=%S/{unit}"

@@ -64,10 +64,20 @@ def random_times(rate: float, seconds: float, seed: int) -> Times:
     """Return the sorted times [N] of independent callers (a Poisson process): `rate`
     per second, at least one time.
     """
-    return np.sort(np.random.default_rng(seed).uniform(0, seconds, max(1, round(rate * seconds))))
+    return np.sort(
+        np.random.default_rng(seed).uniform(
+            0,
+            seconds,
+            max(1, round(rate * seconds)),
+        )
+    )
 
 
-def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
+def open_loop(
+    port: int,
+    requests: Sequence[bytes],
+    times: Times,
+) -> tuple[Times, str]:
     """Send the requests in turn to a server on this machine at `times` [N], in seconds
     after the start.
 

@@ -244,7 +244,15 @@ class _Pod:
             cpus, other_cpus = (
                 (self._cpu_seconds() - before) / (time.monotonic() - began)
             ).tolist()
-            loads.append(Load(rate, tail_latency(latencies), error, cpus, max(0.0, other_cpus)))
+            loads.append(
+                Load(
+                    rate,
+                    tail_latency(latencies),
+                    error,
+                    cpus,
+                    max(0.0, other_cpus),
+                )
+            )
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:
@@ -278,7 +286,12 @@ class _Pod:
         every = psutil.cpu_times()
         pod = _cpu_seconds_of(self.process)
         mine = _cpu_seconds_of(psutil.Process())
-        return np.array([pod, sum(every) - every.idle - every.iowait - mine])
+        return np.array(
+            [
+                pod,
+                sum(every) - every.idle - every.iowait - mine,
+            ]
+        )
 
 
 def _cpu_seconds_of(root: psutil.Process) -> float:
@@ -287,7 +300,11 @@ def _cpu_seconds_of(root: psutil.Process) -> float:
 
 
 @contextmanager
-def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> Iterator[_Pod]:
+def _started(
+    spec: EndpointSpec,
+    batch_size: int,
+    requests: Sequence[bytes],
+) -> Iterator[_Pod]:
     """Serve `spec`, and yield the pod when it is ready."""
     if sys.platform != "linux":
         raise NotImplementedError  # `measure_pod` refuses other systems.

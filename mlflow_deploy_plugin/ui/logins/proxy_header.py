@@ -87,7 +87,14 @@ class ProxyHeader(Login):
         return ModelPermission(can_read=True, can_update=self._may_edit(self.groups()))
 
     def credentials(self) -> dict[str, str]:
-        return {"MLFLOW_TRACKING_TOKEN": self._tokens.dumps([self.user(), sorted(self.groups())])}
+        return {
+            "MLFLOW_TRACKING_TOKEN": self._tokens.dumps(
+                [
+                    self.user(),
+                    sorted(self.groups()),
+                ]
+            )
+        }
 
     def _authenticate(self) -> Response | None:
         if request.path in self._open:

@@ -107,10 +107,19 @@ def end_alert(store: Store, alert: Alert, line: str) -> None:
         order,
         lines=(_short(line),),
     )
-    Alerts(store).change(alert.fingerprint, partial(resolve, content=content, now=store.now()))
+    Alerts(store).change(
+        alert.fingerprint,
+        partial(resolve, content=content, now=store.now()),
+    )
 
 
-def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
+def announce(
+    store: Store,
+    endpoint: str,
+    monitor: str,
+    text: str,
+    link: str = "",
+) -> None:
     """Record a message that is sent once and does not end, such as a version that waits
     for approval.
     """
@@ -151,7 +160,12 @@ def announce_request(
         next=step,
     )
     alert = content.new_alert("said", now)
-    Alerts(store).add_once(replace(alert, detail={**alert.detail, "request": request}))
+    Alerts(store).add_once(
+        replace(
+            alert,
+            detail={**alert.detail, "request": request},
+        )
+    )
 
 
 def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
@@ -174,7 +188,13 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
         "the moves"
     )
     fingerprint = f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
-    content = AlertContent(fingerprint, model, "", lines=(_short(text),), next=step)
+    content = AlertContent(
+        fingerprint,
+        model,
+        "",
+        lines=(_short(text),),
+        next=step,
+    )
     Alerts(store).add_once(content.new_alert("said", store.now()))
 
 
@@ -341,7 +361,14 @@ def _finding_line(finding: Finding) -> str:
         line += f", {finding.measure}"
     if finding.value_text and finding.threshold_text:
         line += f" {finding.value_text} (threshold {finding.threshold_text})"
-    why = _short("; ".join(filter(None, (finding.history, finding.reason))))
+    why = _short(
+        "; ".join(
+            filter(
+                None,
+                (finding.history, finding.reason),
+            )
+        )
+    )
     return f"{line}: {why}" if why else line
 
 

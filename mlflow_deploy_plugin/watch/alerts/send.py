@@ -241,14 +241,21 @@ def _drop_outdated(
     return current
 
 
-def _claim(store: Store, alerts: Sequence[Alert], now: datetime) -> list[Alert]:
+def _claim(
+    store: Store,
+    alerts: Sequence[Alert],
+    now: datetime,
+) -> list[Alert]:
     """Claim the alerts, and return those that no other process is sending."""
 
     def claim(alert: Alert) -> Alert | None:
         claimed_until = alert.detail.get("claimed_until", "")
         if alert.detail.get("is_told", True) or _is_ahead(claimed_until, now, _CLAIM):
             return None
-        return replace(alert, detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()})
+        return replace(
+            alert,
+            detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()},
+        )
 
     claimed = (Alerts(store).change_by_id(alert.id, claim) for alert in alerts)
     return [alert for alert in claimed if alert is not None]
@@ -368,7 +375,11 @@ def _after_failure(state: _ChannelState, now: datetime) -> _ChannelState:
     return {**state, "tries": tries, "not_before": not_before.isoformat()}
 
 
-def _log_failures(alert: Alert, failed: Sequence[Channel], channels: Sequence[Channel]) -> None:
+def _log_failures(
+    alert: Alert,
+    failed: Sequence[Channel],
+    channels: Sequence[Channel],
+) -> None:
     """Log the channels that did not accept the alert, and an alert for no channel."""
     subject = f"{alert.endpoint}, monitor {alert.monitor}"
     for channel in failed:
@@ -394,14 +405,23 @@ def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
     """
     ordered = sorted(
         alerts,
-        key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id),
+        key=lambda alert: (
+            _GRAVITY.index(_kind(alert)),
+            alert.monitor,
+            alert.id,
+        ),
     )
     parts = []
     for alert in ordered:
         detail = alert.detail
         lines = [_MARKUP.sub("\u200b", line) for line in detail["lines"]]
         parts.append(
-            "\n".join(filter(None, [_head(alert), *lines, detail.get("link"), detail.get("next")])),
+            "\n".join(
+                filter(
+                    None,
+                    [_head(alert), *lines, detail.get("link"), detail.get("next")],
+                )
+            ),
         )
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""

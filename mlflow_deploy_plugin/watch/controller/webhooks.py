@@ -157,7 +157,12 @@ def start_webhook_receiver(
         limit_concurrency=2 * _MAX_OPEN,  # This also counts polls.
     )
     server = uvicorn.Server(config)
-    threading.Thread(target=server.run, args=([listener],), name="webhooks", daemon=True).start()
+    threading.Thread(
+        target=server.run,
+        args=([listener],),
+        name="webhooks",
+        daemon=True,
+    ).start()
     return server
 
 

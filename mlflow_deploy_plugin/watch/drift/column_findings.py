@@ -79,8 +79,18 @@ def schema_findings(
     return [finding for finding in findings if finding is not None]
 
 
-def _column_names(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[str]:
-    names = sorted({*reference.bins, *reference.pieces.total.columns, *window.columns})
+def _column_names(
+    reference: DriftReference,
+    window: Profile,
+    columns: Sequence[str],
+) -> list[str]:
+    names = sorted(
+        {
+            *reference.bins,
+            *reference.pieces.total.columns,
+            *window.columns,
+        }
+    )
     return [name for name in names if name not in PROJECTIONS and (not columns or name in columns)]
 
 
@@ -88,7 +98,12 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     expected = reference.pieces.total.columns.get(name)
     current = window.columns.get(name)
 
-    def drift(check: Check, reason: str, change: str, value: float = 1.0) -> Finding:
+    def drift(
+        check: Check,
+        reason: str,
+        change: str,
+        value: float = 1.0,
+    ) -> Finding:
         return Finding(name, check, "drift", reason, value, 0.0, change=change)
 
     if current is None or current.rows == 0:
@@ -233,7 +248,10 @@ def judgeable_columns(
     return tuple(names), not_judged_findings(reasons, segment)
 
 
-def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[Finding]:
+def not_judged_findings(
+    reasons: Mapping[str, str],
+    segment: str = "",
+) -> list[Finding]:
     shown = {shown_name(name): reason for name, reason in reasons.items()}
     return [
         Finding(name, "distribution", "not judged", reason, segment=segment)
@@ -492,7 +510,13 @@ class _Comparison:
             return "spread of a projection"
         return "Wasserstein distance"
 
-    def reason(self, check: Check, value: float, usual: float, spread: float) -> str:
+    def reason(
+        self,
+        check: Check,
+        value: float,
+        usual: float,
+        spread: float,
+    ) -> str:
         """Return the text about a check, in the units of the check. `usual` and
         `spread` are the mean and standard deviation of the reference's own windows.
         """
@@ -568,12 +592,22 @@ class _Comparison:
 
     def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> _Change:
         shares = [
-            column.counts[:-1] / max(int(column.counts[:-1].sum()), 1)
+            column.counts[:-1]
+            / max(
+                int(column.counts[:-1].sum()),
+                1,
+            )
             for column in (before, self.current)
         ]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
-        by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
+        by_value = [
+            np.append(
+                share[:frequent],
+                share[frequent:].sum(),
+            )
+            for share in shares
+        ]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
         # Report an increase of rare or new values, not the decrease of a frequent value
         # that this increase causes.
@@ -597,7 +631,10 @@ class _Comparison:
             return _share_change(f"new value {value!r}", 0.0, rows / present_rows)
         cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
         lengths = cells.sum(axis=2)
-        parts = cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9)
+        parts = cells / np.maximum(
+            cells.sum(axis=(1, 2), keepdims=True),
+            1e-9,
+        )
         if (
             len(bins.lengths)
             and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum()

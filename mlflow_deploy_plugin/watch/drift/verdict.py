@@ -180,7 +180,10 @@ def judge_profile(
             they have a new baseline.
     """
     schema = column_findings.schema_findings(reference, window, spec.columns)
-    rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
+    rows = {
+        "rows": float(window.rows),
+        "reference_rows": float(reference.pieces.total.rows),
+    }
     prepared = [
         _prepare(segment, *part, spec, accepted)
         for segment, part in {"": (reference, window), **(segments or {})}.items()
@@ -497,7 +500,12 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     most = max(needed, _MAX_CELLS // cells)
     window_rows = row_counts(pieces.windows)
     if pieces.grid.lag_windows:
-        yield Lagged.cut(window_rows, *pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
+        yield Lagged.cut(
+            window_rows,
+            *pieces.pairs(),
+            group.compared,
+            min(most, MAX_WINDOWS),
+        )
         return
     yield Contiguous.cut(window_rows, group.compared, most)
     steps = row_counts(pieces.steps)

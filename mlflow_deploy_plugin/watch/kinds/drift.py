@@ -160,7 +160,11 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
         # Only distributions have drifted, and data quality does not judge
         # distributions.
         verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
-    return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
+    return compared.result(
+        replace(verdict, findings=(*required, *checked)),
+        state,
+        reason,
+    )
 
 
 def _independent_draws(request: WindowRequest, version: ModelVersion) -> float:
@@ -280,7 +284,10 @@ class WindowComparison:
         )
 
     @staticmethod
-    def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
+    def _not_judged(
+        reasons: Mapping[str, str],
+        columns: tuple[str, ...],
+    ) -> tuple[Finding, ...]:
         return tuple(
             not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}),
         )
@@ -371,7 +378,11 @@ class WindowComparison:
         request = self.request
         parts = self._report_windows()
         samples = (
-            request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
+            request.log.read(
+                request.endpoint,
+                part,
+                math.ceil(_SHOWN_ROWS / len(parts)),
+            )
             for part in parts
         )
         tables = [
@@ -396,7 +407,13 @@ class WindowComparison:
         hours = self.request.log.hours(self.request.endpoint, window)
         read_hours = math.ceil(len(hours) * READ_ROWS / self.profile.rows)
         picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
-        return [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
+        return [
+            Window(
+                max(hour.start, window.start),
+                min(hour.end, window.end),
+            )
+            for hour in picked
+        ]
 
 
 def _with_shifts(reason: str, state: State, shifts: ShiftVerdict) -> str:
@@ -516,11 +533,17 @@ def _excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[st
     """Return the columns that `capture` drops, masks or uses as keys, with the
     reason.
     """
-    reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
+    reasons = {
+        **dict.fromkeys(capture.drop, _DROPPED),
+        **dict.fromkeys(capture.mask, _MASKED),
+    }
     return _with_parts(reasons | dict.fromkeys(capture.keys, _KEY), columns)
 
 
-def _with_parts(reasons: Mapping[str, str], columns: Collection[str]) -> dict[str, str]:
+def _with_parts(
+    reasons: Mapping[str, str],
+    columns: Collection[str],
+) -> dict[str, str]:
     """Return the reasons for all columns, including the parts of columns with a
     reason.
     """
@@ -611,7 +634,12 @@ def _profiles_by_value(
         texts = texts_of(table, column)
         if texts is None or not values:
             continue
-        groups = np.asarray(pc.fill_null(pc.index_in(texts, value_set=value_set), -1)).astype(
+        groups = np.asarray(
+            pc.fill_null(
+                pc.index_in(texts, value_set=value_set),
+                -1,
+            )
+        ).astype(
             np.int64,
         )
         inside = groups >= 0

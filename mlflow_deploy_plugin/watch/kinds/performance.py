@@ -151,7 +151,14 @@ def judge(request: WindowRequest) -> MonitorResult:
         return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
     spec = request.spec
     labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
-    window = _Window(request, rows, artifact, predictions, labelled, (*notes, *predictions.notes()))
+    window = _Window(
+        request,
+        rows,
+        artifact,
+        predictions,
+        labelled,
+        (*notes, *predictions.notes()),
+    )
     is_bounded = (
         spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
     )
@@ -468,7 +475,10 @@ def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
     joined = _join_earlier_windows(window, least_share)
     if joined is None or joined.classified.probabilities is None:
         return None, []
-    earlier = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
+    earlier = joined.earlier(
+        np.ones(len(joined.table), bool),
+        spec.min_rows,
+    )
     return trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate), joined.notes
 
 
@@ -507,7 +517,10 @@ def _join_earlier_windows(
             "earlier windows that are skipped, because their labelled and unlabelled rows differ: "
             f"{selected}",
         )
-    number = np.repeat(np.arange(len(tables)), [*map(len, tables)])
+    number = np.repeat(
+        np.arange(len(tables)),
+        [*map(len, tables)],
+    )
     return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
 
 
@@ -522,7 +535,10 @@ def _read_earlier(
     request = window.request
     spec = request.spec
     rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
-    if rows is None or (rows.model, rows.version) != (window.rows.model, window.rows.version):
+    if rows is None or (rows.model, rows.version) != (
+        window.rows.model,
+        window.rows.version,
+    ):
         return None
     predictions = read_predictions(rows.table, window.artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.label_mismatch:

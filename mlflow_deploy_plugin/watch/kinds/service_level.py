@@ -88,7 +88,12 @@ class _RequestCounts:
         """Return the quantile in seconds, accurate to 0.25 %. At least one request must
         have a latency.
         """
-        bucket = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
+        bucket = int(
+            np.searchsorted(
+                np.cumsum(self.buckets),
+                math.ceil(share * self.timed),
+            )
+        )
         return math.exp(bucket * _GROWTH) / 1e6
 
     def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
@@ -187,7 +192,10 @@ class _CountedRequests:
             encoded = texts.dictionary_encode()
             codes = np.asarray(pc.fill_null(encoded.indices, -1))
             order = np.argsort(codes, kind="stable")
-            bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+            bounds = np.searchsorted(
+                codes[order],
+                np.arange(len(encoded.dictionary) + 1),
+            )
             for value, rows in zip(
                 encoded.dictionary.to_pylist(),
                 np.split(order, bounds)[1:],
@@ -231,7 +239,10 @@ def _count_requests(request: WindowRequest) -> _CountedRequests:
     needed = (*_COLUMNS, *columns)
     for batch in request.log.batches(request.endpoint, request.window, needed):
         # All rows of a request have the same latency.
-        counted.add_answers(batch.filter(pc.equal(batch.column("_row"), 0)), columns)
+        counted.add_answers(
+            batch.filter(pc.equal(batch.column("_row"), 0)),
+            columns,
+        )
     own_columns = [name for name in columns if name.startswith(OWN_PREFIX)]
     for batch in request.log.failures.batches(request.endpoint, request.window, needed):
         counted.add_failures(batch, own_columns)

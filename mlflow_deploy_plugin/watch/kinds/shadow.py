@@ -192,7 +192,11 @@ class _SampledRows:
                 self.parts[index] = self._select(*part)
             self.count = sum(len(sampled) for sampled, _ in self.parts)
 
-    def _select(self, rows: pa.Table, hashes: Array) -> tuple[pa.Table, Array]:
+    def _select(
+        self,
+        rows: pa.Table,
+        hashes: Array,
+    ) -> tuple[pa.Table, Array]:
         is_sampled = hashes <= np.uint64(self.limit)
         return rows.filter(pa.array(is_sampled)), hashes[is_sampled]
 
@@ -272,11 +276,18 @@ def _compare(
     )
 
 
-def _pair_rows(answered: pa.Table, computed: pa.Table) -> tuple[pa.Table, pa.Table]:
+def _pair_rows(
+    answered: pa.Table,
+    computed: pa.Table,
+) -> tuple[pa.Table, pa.Table]:
     """Return the rows with the same keys of both tables, in the order of the
     answers.
     """
-    _, ours, theirs = np.intersect1d(_keys(answered), _keys(computed), return_indices=True)
+    _, ours, theirs = np.intersect1d(
+        _keys(answered),
+        _keys(computed),
+        return_indices=True,
+    )
     order = np.argsort(ours)
     return answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
 

@@ -29,7 +29,11 @@ from mlflow_deploy_plugin.watch.sequential.budget import check_budget
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 
 
-def check_change(deployments: Deployments, name: str, config: Mapping[str, object]) -> list[str]:
+def check_change(
+    deployments: Deployments,
+    name: str,
+    config: Mapping[str, object],
+) -> list[str]:
     """Return how the monitors that `config` changes cannot keep the budget of alarms,
     without changing the endpoint.
 
@@ -220,7 +224,10 @@ def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
     return {key: since for key, since in baseline.items() if key not in evidence.accepted}
 
 
-def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str]:
+def _relations(
+    baseline: Mapping[str, str],
+    evidence: Evidence,
+) -> dict[str, str]:
     """Return the start of the new baseline of the relations: a changed column also
     changes them, perhaps later.
     """
@@ -237,7 +244,11 @@ def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str
     return starts
 
 
-def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -> dict[str, str]:
+def _chosen(
+    baseline: Mapping[str, str],
+    columns: Collection[str],
+    where: str,
+) -> dict[str, str]:
     """Return the entries of the columns. Raises NotFound if a column has none."""
     selected: dict[str, str] = {}
     for column in columns:

@@ -87,7 +87,12 @@ def files_digests(
     a window without rows.
     """
     rows = [
-        evaluation.files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind)
+        evaluation.files_digest(
+            log,
+            window.endpoint,
+            Window(window.start, window.end),
+            spec.kind,
+        )
         for window in windows
     ]
     if spec.kind != "performance" or not any(rows):
@@ -110,7 +115,12 @@ def _digest_with_labels(of_rows: str, labels: Sequence[_LabelFile], start: datet
     """
     if not of_rows:
         return ""
-    return evaluation.digest((of_rows, [file for file in labels if file[0] + DAY > start - DAY]))
+    return evaluation.digest(
+        (
+            of_rows,
+            [file for file in labels if file[0] + DAY > start - DAY],
+        )
+    )
 
 
 def add_revisions(
@@ -140,7 +150,10 @@ def add_revisions(
         if item.stored.id not in late:
             monitors.set_log_digest(item.stored, item.log_digest)
     return [
-        (monitors.add(name, monitor, row.start, row.end), late[row.id])
+        (
+            monitors.add(name, monitor, row.start, row.end),
+            late[row.id],
+        )
         for row in candidates
         if row.id in late
     ]
@@ -277,7 +290,11 @@ def maintain_logs(
         process.end()
 
 
-def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[], bool]) -> None:
+def _maintain_all(
+    deployments: Deployments,
+    process: Worker,
+    goes_on: Callable[[], bool],
+) -> None:
     store = deployments.store
     settings = deployments.settings
     call = partial(process.call, seconds=_TIMEOUT_SECONDS)

@@ -59,7 +59,11 @@ _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
 _OWN = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
-_UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
+_UNITS = (
+    timedelta(days=1),
+    timedelta(hours=1),
+    timedelta(minutes=1),
+)
 _INDEPENDENT = (
     f"{{}} has event times (column {EVENT_TIME}): the rows are treated as independent of each other"
 )
@@ -398,7 +402,10 @@ def _write_rows(
     elif without:
         notes.append(_INDEPENDENT.format(f"only one file (not {without[0]})"))
     if data.times is None:
-        times = np.full(len(data.table), int(now.timestamp()) * 1_000_000)
+        times = np.full(
+            len(data.table),
+            int(now.timestamp()) * 1_000_000,
+        )
         window = window_at(int(times[0]), "1d")
     else:
         times = data.times
@@ -413,17 +420,29 @@ def _window_of(times: Array) -> Window:
     """
     start = EPOCH + timedelta(microseconds=int(times.min()))
     end = EPOCH + timedelta(microseconds=int(times.max()))
-    unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
-    return Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
+    unit = next(
+        (length for length in _UNITS if end - start >= length),
+        _UNITS[-1],
+    )
+    return Window(
+        start - (start - EPOCH) % unit,
+        end - (end - EPOCH) % unit + unit,
+    )
 
 
 def _with_log_columns(rows: pa.Table, times: Array) -> pa.Table:
     """Return the rows with the columns of a log; `times` are the event times, [N]."""
     table = rows.select([name for name in rows.column_names if not name.startswith("_")])
-    table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
+    table = table.append_column(
+        EVENT_TIME,
+        pa.array(times, pa.timestamp("us", tz="UTC")),
+    )
     for name, value in _OWN.items():
         table = table.append_column(name, pa.repeat(value, len(rows)))
-    return table.append_column("_row", pa.array(np.arange(len(rows), dtype=np.int32)))
+    return table.append_column(
+        "_row",
+        pa.array(np.arange(len(rows), dtype=np.int32)),
+    )
 
 
 def _write_hours(table: pa.Table, times: Array, folder: Path) -> None:

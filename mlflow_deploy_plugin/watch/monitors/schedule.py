@@ -92,7 +92,12 @@ def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> dat
         begin,
         begin + 2 * length_of(spec.every),
     )
-    return due_at(endpoint.name, state.monitor, spec, window_at(first[0], spec.every).end)
+    return due_at(
+        endpoint.name,
+        state.monitor,
+        spec,
+        window_at(first[0], spec.every).end,
+    )
 
 
 def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
@@ -104,8 +109,16 @@ def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime
     over = windows_between(spec, begin, now)
     if not over:
         return begin
-    first_due = due_at(endpoint.name, state.monitor, spec, window_at(over[0], spec.every).end)
-    left_out = max(0, _count_due(endpoint, state, over, max(now, first_due)) - MAX_CATCH_UP)
+    first_due = due_at(
+        endpoint.name,
+        state.monitor,
+        spec,
+        window_at(over[0], spec.every).end,
+    )
+    left_out = max(
+        0,
+        _count_due(endpoint, state, over, max(now, first_due)) - MAX_CATCH_UP,
+    )
     return window_at(over[left_out], spec.every).start
 
 
@@ -211,7 +224,12 @@ def _count_due(endpoint: Endpoint, state: MonitorState, starts: range, now: date
     return bisect_right(
         starts,
         now,
-        key=lambda start: due_at(endpoint.name, monitor, spec, window_at(start, spec.every).end),
+        key=lambda start: due_at(
+            endpoint.name,
+            monitor,
+            spec,
+            window_at(start, spec.every).end,
+        ),
     )
 
 
@@ -278,11 +296,20 @@ def _overview(
     monitors = Monitors(store)
     newest = monitors.newest(endpoint.name, state.monitor, _LOOKED_AT)
     scheduled = [window for window in newest if not window.by_hand]
-    last = next((window.id for window in reversed(newest) if window.state == "judged"), 0)
+    last = next(
+        (window.id for window in reversed(newest) if window.state == "judged"),
+        0,
+    )
     unjudged = (window.id for window in scheduled if window.state in ("pending", "running"))
     next_id = next(unjudged, 0)
     windows = monitors.windows_by_id([last, next_id])
-    status, due, why = _status(endpoint, state, windows.get(next_id), marks, store.now())
+    status, due, why = _status(
+        endpoint,
+        state,
+        windows.get(next_id),
+        marks,
+        store.now(),
+    )
     return MonitorOverview(
         endpoint=endpoint.name,
         monitor=state.monitor,

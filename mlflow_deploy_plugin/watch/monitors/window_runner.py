@@ -87,7 +87,12 @@ class WindowRunner:
     def monitors(self) -> Monitors:
         return Monitors(self.deployments.store)
 
-    def run_next(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Idle | None:
+    def run_next(
+        self,
+        name: str,
+        monitor: str,
+        keeper: LeaseKeeper,
+    ) -> MonitorWindow | Idle | None:
         """Judge a window of the monitor and return it. If no window is judged, return
         why, or None as `judge_window`.
 
@@ -104,9 +109,18 @@ class WindowRunner:
             return Idle.NOTHING_DUE
         spec = endpoint.spec.monitors[monitor]
         if schedule.is_ahead(endpoint, state, now):
-            self.monitors.go_back(name, monitor, window_at(microseconds(now), spec.every).start)
+            self.monitors.go_back(
+                name,
+                monitor,
+                window_at(microseconds(now), spec.every).start,
+            )
             state = self.monitors.state(name, monitor)
-        pending = self.monitors.windows(name, monitor, states=("pending", "running"), by_hand=False)
+        pending = self.monitors.windows(
+            name,
+            monitor,
+            states=("pending", "running"),
+            by_hand=False,
+        )
         try:
             marks = read_watermarks(locate_log(self.deployments.settings.inference_log))
         except OSError as error:
@@ -247,7 +261,12 @@ class WindowRunner:
         log = evaluation.endpoint_log(settings, store.endpoint(window.endpoint))
         (digest,) = files_digests(log, [window], monitor.spec)
         window = replace(window, log_digest=digest)
-        if not digest or not evaluation.has_rows(log, window.endpoint, span, monitor.spec.kind):
+        if not digest or not evaluation.has_rows(
+            log,
+            window.endpoint,
+            span,
+            monitor.spec.kind,
+        ):
             reason = "; ".join([NO_ROWS, *notes])
             return Attempt(
                 replace(
@@ -280,7 +299,12 @@ class WindowRunner:
             return
         key = (window.endpoint, window.monitor)
         length = window.end - window.start
-        judged = self.monitors.windows(*key, states=("judged",), by_hand=False, limit=_LOOKED_BACK)
+        judged = self.monitors.windows(
+            *key,
+            states=("judged",),
+            by_hand=False,
+            limit=_LOOKED_BACK,
+        )
         earlier = [
             row
             for row in judged
@@ -371,7 +395,17 @@ def unsaved_window(
 ) -> MonitorWindow:
     """Return a judged window that is not stored: its result is only in MLflow."""
     span = result.window.start, result.window.end
-    unsaved = MonitorWindow(0, result.endpoint, result.monitor, *span, 0, True, "pending", now, now)
+    unsaved = MonitorWindow(
+        0,
+        result.endpoint,
+        result.monitor,
+        *span,
+        0,
+        True,
+        "pending",
+        now,
+        now,
+    )
     return as_judged(unsaved, result, notes)
 
 

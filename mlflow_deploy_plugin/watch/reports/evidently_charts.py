@@ -134,7 +134,12 @@ def _frames(
         )
         if all(side.kind == "number" for side in pair):
             left, right = (
-                np.where(np.isfinite(values), values, np.nan) for values in (left, right)
+                np.where(
+                    np.isfinite(values),
+                    values,
+                    np.nan,
+                )
+                for values in (left, right)
             )
             if _has_histogram(left) and _has_histogram(right):
                 sides[0][name], sides[1][name] = left, right
@@ -172,4 +177,7 @@ def _categories(reference: Array, window: Array) -> Iterator[Array]:
     shown = {value: value for value, _ in Counter(sides[0]).most_common(_CATEGORIES)}
     shown[_MISSING] = _MISSING
     for side in sides:
-        yield np.array([shown.get(value, _OTHER) for value in side], dtype=object)
+        yield np.array(
+            [shown.get(value, _OTHER) for value in side],
+            dtype=object,
+        )

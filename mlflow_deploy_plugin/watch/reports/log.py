@@ -233,7 +233,11 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
     return {
-        _unique_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()
+        _unique_name(
+            name,
+            counts[metric_name(name)] > 1,
+        ): value
+        for name, value in values.items()
     }
 
 

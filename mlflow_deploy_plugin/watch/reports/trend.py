@@ -207,7 +207,12 @@ def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[
     last = slice(-MOST_WINDOWS, None)
     for series in result.report.levels:
         values = [_drawable(value) for value in series.values[last]]
-        shown = replace(series, starts=series.starts[last], values=values, usual=series.usual[last])
+        shown = replace(
+            series,
+            starts=series.starts[last],
+            values=values,
+            usual=series.usual[last],
+        )
         alarm = alarms.get(series.key)
         if alarm is None:
             lines.append(LevelLine(shown, result.window.start))
@@ -252,7 +257,12 @@ def trend_lines(
     return list(drawn.values())[: _MOST_PANELS - len(with_level)]
 
 
-def _line(title: str, windows: Sequence[JudgedWindow], key: str, check: Check) -> TrendLine:
+def _line(
+    title: str,
+    windows: Sequence[JudgedWindow],
+    key: str,
+    check: Check,
+) -> TrendLine:
     outcomes = [_drawn_outcome(window, key, check) for window in windows]
     return TrendLine(title, windows, outcomes)
 
@@ -300,12 +310,23 @@ def draw_trend(
         return b"", ""
     times = list(chain.from_iterable(line.starts for line in drawn))
     figure = _new_figure(len(drawn))
-    panels = figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0]
+    panels = figure.subplots(
+        len(drawn),
+        squeeze=False,
+        sharex=True,
+    )[:, 0]
     for panel, line in zip(panels, drawn, strict=True):
         line.draw_background(panel)
         _draw_values(panel, line)
         _format_axes(panel, line.title)
-        panel.set_xlim(*_to_days([min(times) - length, max(times) + length]))
+        panel.set_xlim(
+            *_to_days(
+                [
+                    min(times) - length,
+                    max(times) + length,
+                ]
+            )
+        )
     return _to_png(figure), "; ".join(line.describe() for line in drawn)
 
 
@@ -341,7 +362,14 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
     panel.plot(days, values, color=_LINE, linewidth=1, zorder=1)
     for colour, marker in _MARKERS.items():
         marked = np.where(colours == colour, values, math.nan)
-        panel.scatter(days, marked, color=colour, marker=marker, s=20, zorder=2)
+        panel.scatter(
+            days,
+            marked,
+            color=colour,
+            marker=marker,
+            s=20,
+            zorder=2,
+        )
 
 
 def _format_axes(panel: "Axes", title: str) -> None:

@@ -221,7 +221,14 @@ class RetrainingContext:
         """
         detail = {"state": state, "run_id": retraining.run_id, "rollout": retraining.rollout_id}
         filled = {name: value for name, value in detail.items() if value not in ("", None)}
-        event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, filled)
+        event = self.event(
+            "retrain.end",
+            retraining,
+            "",
+            state.replace("_", " "),
+            reason,
+            filled,
+        )
         written = self.write(
             replace(retraining, state=state, reason=reason, ended_at=event.at),
             event,

@@ -192,7 +192,11 @@ def registered_version(model: str, run_id: str) -> str:
             }
             if nested:
                 versions = [row for row in all_versions(client, model) if row.run_id in nested]
-    return max((str(row.version) for row in versions), key=int, default="")
+    return max(
+        (str(row.version) for row in versions),
+        key=int,
+        default="",
+    )
 
 
 def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) -> None:
@@ -212,7 +216,12 @@ def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) ->
             tag_version(plan.model, version, key, value)
 
 
-def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
+def start(
+    plan: "RetrainPlan",
+    run_id: str,
+    parameters: Mapping[str, str],
+    folder: Path,
+) -> int:
     """Start the training process and return its id. The process writes its output to
     `log.txt` in the folder.
     """

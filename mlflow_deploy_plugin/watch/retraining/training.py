@@ -363,7 +363,11 @@ def _select_earlier(
     return selected, {"rows": len(earlier), "selected": len(selected)}
 
 
-def _join(earlier: pa.Table, later: pa.Table, boundary: datetime) -> pa.Table:
+def _join(
+    earlier: pa.Table,
+    later: pa.Table,
+    boundary: datetime,
+) -> pa.Table:
     try:
         return pa.concat_tables([earlier, later], promote_options="permissive")
     except pa.ArrowTypeError as error:
@@ -417,7 +421,13 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table
     is_selected = numbers < probabilities
     if sample.stratify is not None:
         codes = (
-            pc.rank(_strata(rows, sample.stratify), tiebreaker="dense").to_numpy().astype(int) - 1
+            pc.rank(
+                _strata(rows, sample.stratify),
+                tiebreaker="dense",
+            )
+            .to_numpy()
+            .astype(int)
+            - 1
         )
         counts = np.bincount(codes)
         ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
@@ -476,7 +486,12 @@ def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     only one label.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
-    boundary = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
+    boundary = int(
+        np.searchsorted(
+            times,
+            times[int(len(times) * (1 - HELD_OUT))],
+        )
+    )
     learned = _model_columns(rows.slice(0, boundary))
     held_out = _model_columns(rows.slice(boundary))
     if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _distinct_labels(held_out) < 2:
@@ -507,5 +522,9 @@ def _cast_to_signature(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
     values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}
     for name, typed in cast_columns(dtypes, values).items():
         if typed is not values[name]:
-            table = table.set_column(table.schema.get_field_index(name), name, pa.array(typed))
+            table = table.set_column(
+                table.schema.get_field_index(name),
+                name,
+                pa.array(typed),
+            )
     return table

@@ -51,7 +51,11 @@ class RunningBaseline:
         self._season = season
         self._floors = floors
         shape = reference.shape[:-2] + reference.shape[-1:]
-        self._count = np.full(shape, float(reference.shape[-2]), reference.dtype)
+        self._count = np.full(
+            shape,
+            float(reference.shape[-2]),
+            reference.dtype,
+        )
         self._sum = reference.sum(axis=-2)
         self._squares = np.square(reference).sum(axis=-2)
         self._lagged = (reference[..., 1:, :] * reference[..., :-1, :]).sum(axis=-2)
@@ -103,7 +107,12 @@ class RunningBaseline:
         innovation: Array = (value - mean - explained * (previous - mean)) / deviation * luck
         return innovation
 
-    def add(self, value: Array, previous: Array, chosen: Array | bool = True) -> None:
+    def add(
+        self,
+        value: Array,
+        previous: Array,
+        chosen: Array | bool = True,
+    ) -> None:
         """Add a window for the `chosen` figures, [m] bool."""
         weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)
         self._count += weight

@@ -91,7 +91,10 @@ class Shift:
         """Add a window, and return True if the windows since the alarm show that the
         figure is usual again.
         """
-        self.over = max(0.0, self.over + self.size**2 / 2 - self.size * self.sign * innovation)
+        self.over = max(
+            0.0,
+            self.over + self.size**2 / 2 - self.size * self.sign * innovation,
+        )
         return self.over > _OVER
 
 
@@ -124,7 +127,12 @@ class Tracking:
         self._limit = limit
         self._first = first
         """The first window after the last alarm."""
-        self._mass = np.zeros((len(_THETA), self.levels.shape[1]))
+        self._mass = np.zeros(
+            (
+                len(_THETA),
+                self.levels.shape[1],
+            )
+        )
         """The evidence by sign, size and series."""
         self._innovations = np.zeros_like(self.levels)
         self._is_shifted = np.zeros(self.levels.shape, bool)
@@ -135,7 +143,11 @@ class Tracking:
     def add(self, now: int) -> None:
         self._restart(self._windows.restarts == now)
         gap = int(self._windows.gaps[now])
-        innovation = self.baseline.innovation(self.levels[now], self.levels[now - 1], gap)
+        innovation = self.baseline.innovation(
+            self.levels[now],
+            self.levels[now - 1],
+            gap,
+        )
         innovation = innovation.clip(-_LARGEST, _LARGEST)
         self._innovations[now] = innovation
         self.shifts = [
@@ -143,7 +155,12 @@ class Tracking:
         ]
         self._mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
         self._mass[:, self._shifted_series()] = 0
-        self.statistic = math.log(max(float(self._mass.mean()), 1e-300))
+        self.statistic = math.log(
+            max(
+                float(self._mass.mean()),
+                1e-300,
+            )
+        )
         if self.statistic > self._limit:
             self._raise_alarm(now)
         self._is_shifted[now, self._shifted_series()] = True
@@ -183,12 +200,22 @@ class Tracking:
             )
 
 
-def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator[Shift]:
+def _find(
+    mass: Array,
+    innovations: Array,
+    first: int,
+    limit: float,
+) -> Iterator[Shift]:
     """Yield the series with the most evidence, and each other series that would be an
     alarm by itself.
     """
     half = len(_SIZES)
-    by_sign = np.stack([mass[:half].mean(axis=0), mass[half:].mean(axis=0)])
+    by_sign = np.stack(
+        [
+            mass[:half].mean(axis=0),
+            mass[half:].mean(axis=0),
+        ]
+    )
     strongest = by_sign.max(axis=0)
     for series in np.argsort(-strongest, kind="stable").tolist():
         if strongest[series] < strongest.max() and np.log(strongest[series]) <= limit:
@@ -199,8 +226,17 @@ def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator
         likely = np.flatnonzero(likelihood >= likelihood.max() - _ONSET_DROP)
         length = int(likelihood.argmax()) + 1
         end = first + len(sums)
-        onsets = (end - length, end - int(likely[-1]) - 1, end - int(likely[0]) - 1)
-        yield Shift(series, sign, *onsets, size=float(sums[length - 1] / length))
+        onsets = (
+            end - length,
+            end - int(likely[-1]) - 1,
+            end - int(likely[0]) - 1,
+        )
+        yield Shift(
+            series,
+            sign,
+            *onsets,
+            size=float(sums[length - 1] / length),
+        )
 
 
 def limit_for(windows: Windows, rate: float) -> float:
@@ -210,9 +246,17 @@ def limit_for(windows: Windows, rate: float) -> float:
     first = windows.reference
     season = windows.season
     phases = np.concatenate(
-        [windows.phases[:first], (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season],
+        [
+            windows.phases[:first],
+            (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season,
+        ],
     )
-    levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
+    levels = remove_cycle(
+        windows.values[:first],
+        first,
+        windows.phases[:first],
+        season,
+    )
     correlation = RunningBaseline(levels, season, windows.floors).correlation
     drawn = _draw(levels, correlation, len(phases))
     alarms = _count_alarms(
@@ -260,11 +304,17 @@ def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Arra
     """
     baseline = RunningBaseline(levels[:, :first], season, floors.astype(np.float32))
     theta = _THETA.astype(np.float32)
-    mass = np.zeros((len(_LIMITS), len(levels), len(theta), levels.shape[2]), np.float32)
+    mass = np.zeros(
+        (len(_LIMITS), len(levels), len(theta), levels.shape[2]),
+        np.float32,
+    )
     alarms = np.zeros(len(_LIMITS))
     bounds = np.exp(_LIMITS)[:, None]
     for now in range(first, levels.shape[1]):
-        innovation = baseline.innovation(levels[:, now], levels[:, now - 1]).clip(
+        innovation = baseline.innovation(
+            levels[:, now],
+            levels[:, now - 1],
+        ).clip(
             -_LARGEST,
             _LARGEST,
         )

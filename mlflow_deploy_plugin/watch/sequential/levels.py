@@ -35,7 +35,12 @@ from mlflow_deploy_plugin.watch.drift.threshold.null import column_counts, row_c
 from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey, alarm_key
 
 MISSING = "missing"
-FLOORS: Mapping[str, float] = {"level": 0.005, "spread": 0.01, "frequent": 0.005, MISSING: 0.005}
+FLOORS: Mapping[str, float] = {
+    "level": 0.005,
+    "spread": 0.01,
+    "frequent": 0.005,
+    MISSING: 0.005,
+}
 """The smallest standard deviation of each figure, in its unit; of levels, in standard
 deviations of the rows.
 """
@@ -111,7 +116,12 @@ def reference_levels(
     return ReferenceLevels(
         starts_us=starts,
         series=tuple(values),
-        values=np.stack([*values.values()], axis=1) if values else np.empty((len(starts), 0)),
+        values=np.stack(
+            [*values.values()],
+            axis=1,
+        )
+        if values
+        else np.empty((len(starts), 0)),
         floors=np.array([_floor(series, reference.bins[series.column]) for series in values]),
         is_complete=len(profiles) >= reference.pieces.grid.windows,
     )
@@ -207,7 +217,11 @@ def _figures(
                     yield FigureSeries(segment, name, figure), values
 
 
-def _column_figures(bins: Bins, counts: Array, usual: Array) -> Iterator[tuple[str, Array]]:
+def _column_figures(
+    bins: Bins,
+    counts: Array,
+    usual: Array,
+) -> Iterator[tuple[str, Array]]:
     """Yield the figures of a column with the histograms `counts`, [P, K + 1]; `usual`,
     [K], are the reference's.
     """
@@ -219,7 +233,14 @@ def _column_figures(bins: Bins, counts: Array, usual: Array) -> Iterator[tuple[s
             level = present @ bins.positions / rows
             yield "level", level
             variance = (present * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
-            yield "spread", np.where(variance > 0, np.log(variance) / 2, np.nan)
+            yield (
+                "spread",
+                np.where(
+                    variance > 0,
+                    np.log(variance) / 2,
+                    np.nan,
+                ),
+            )
         frequent = int(usual.argmax())
         if not isinstance(bins, OrderedBins) or usual[frequent] >= _LEAST_FREQUENT * usual.sum():
             yield "frequent", present[:, frequent] / rows

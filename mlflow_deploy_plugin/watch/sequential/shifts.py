@@ -170,7 +170,12 @@ def follow(
     rows = [levels.row(window.evidence.levels) for window in past]
     rows.append(levels.row(evidence.levels))
     judged = judged[outside]
-    windows = budget.detector_windows(levels, request.spec, judged, np.array(rows)[outside])
+    windows = budget.detector_windows(
+        levels,
+        request.spec,
+        judged,
+        np.array(rows)[outside],
+    )
     starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged)]
     _restart_baselines(windows, starts, levels.series, request.baseline)
     limit = math.inf
@@ -210,7 +215,10 @@ def _restart_baselines(
     """Set the window at which the accepted baseline of each column begins."""
     for key, since in baseline.items():
         judged = range(windows.reference, len(starts))
-        begin = next((place for place in judged if starts[place] >= since), len(starts))
+        begin = next(
+            (place for place in judged if starts[place] >= since),
+            len(starts),
+        )
         windows.restarts[[figure.key == key for figure in series]] = begin
 
 

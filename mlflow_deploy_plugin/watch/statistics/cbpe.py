@@ -100,7 +100,10 @@ class EstimateError:
     windows: int
 
     def half_width(self, confidence: float) -> float:
-        return max(float(stdtrit(self.windows, (1 + confidence) / 2)) * self.standard, self.largest)
+        return max(
+            float(stdtrit(self.windows, (1 + confidence) / 2)) * self.standard,
+            self.largest,
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,15 @@ def estimate(
     windows = len(fitted.windows)
     errors: dict[str, EstimateError] = {}
     if windows >= MIN_LABELLED_WINDOWS:
-        errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
+        errors = dict(
+            _errors(
+                answers,
+                chances,
+                fitted,
+                names,
+                np.random.default_rng(seed),
+            )
+        )
     values = expected_metrics(answers, chances)
     error = fitted.calibration_error if windows else None
     return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
@@ -190,7 +201,11 @@ def trust_labels(
         [window for window in earlier if window.share >= COMPLETE],
         confidence,
     )
-    direction = np.where(np.abs(excess) > margin, np.sign(excess), 0)
+    direction = np.where(
+        np.abs(excess) > margin,
+        np.sign(excess),
+        0,
+    )
     if not direction[0].any():
         return LabelTrust("fits", 0)
     is_same = (direction == direction[0]) & (direction[0] != 0)
@@ -242,7 +257,12 @@ def _mean_excesses(
     for window, likely in zip(windows, chances, strict=True):
         labels = window.truth
         called = window.answers.predicted
-        expected = np.column_stack([likely[:, classes], likely[np.arange(len(labels)), called]])
+        expected = np.column_stack(
+            [
+                likely[:, classes],
+                likely[np.arange(len(labels)), called],
+            ]
+        )
         actual = np.column_stack([labels[:, None] == classes, labels == called])
         excesses.append((actual - expected).mean(axis=0))
         variances.append((expected * (1 - expected)).mean(axis=0) / len(labels))
@@ -385,7 +405,11 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
             return np.stack([1 - parts[0], parts[0]], axis=1)
         stacked = np.stack(parts, axis=1)
         total = stacked.sum(axis=1, keepdims=True)
-        return np.where(total > 0, stacked / np.where(total > 0, total, 1), 1 / classes)
+        return np.where(
+            total > 0,
+            stacked / np.where(total > 0, total, 1),
+            1 / classes,
+        )
 
     return corrected
 
@@ -410,7 +434,11 @@ def _errors(
     off: dict[str, list[float]] = {name: [] for name in names}
     before: dict[str, list[float]] = {name: [] for name in names}
     for window, guess in zip(fitted.windows, fitted.chances, strict=True):
-        real = expected_metrics(window.answers, np.eye(guess.shape[1])[window.truth], names)
+        real = expected_metrics(
+            window.answers,
+            np.eye(guess.shape[1])[window.truth],
+            names,
+        )
         guessed = expected_metrics(window.answers, guess, names)
         variances = _sampling_variances(window.answers, guess, names, rng)
         for name, difference in _differences(real, guessed):
@@ -420,11 +448,19 @@ def _errors(
     for name in names:
         if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
             variance = float(
-                _prediction_variance(np.array(off[name]), np.array(before[name]), now[name]),
+                _prediction_variance(
+                    np.array(off[name]),
+                    np.array(before[name]),
+                    now[name],
+                ),
             )
             yield (
                 name,
-                EstimateError(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name])),
+                EstimateError(
+                    math.sqrt(variance),
+                    float(np.abs(off[name]).max()),
+                    len(off[name]),
+                ),
             )
 
 
@@ -445,7 +481,10 @@ def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -
     sampling variance, because a few errors may be small by chance.
     """
     usual = sampling.mean(axis=0)
-    variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(
+    variance: Array = np.maximum(
+        np.square(errors).mean(axis=0),
+        usual,
+    ) + np.maximum(
         now - usual,
         0.0,
     )

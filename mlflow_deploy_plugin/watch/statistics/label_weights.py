@@ -61,7 +61,10 @@ _RIDGE = 0.1
 _BY_CALL = ("accuracy", "f1", "precision", "recall")
 _BY_PROBABILITY = ("log_loss", "brier")
 _RANGES = dict.fromkeys(("mae", "rmse", "mape"), (0.0, math.inf))
-_RANGES |= {"log_loss": (0.0, -math.log(EPSILON)), "r2": (-math.inf, 1.0)}
+_RANGES |= {
+    "log_loss": (0.0, -math.log(EPSILON)),
+    "r2": (-math.inf, 1.0),
+}
 """The possible values of metrics that are not shares: lowest and highest."""
 
 
@@ -124,7 +127,12 @@ def weigh_labels(
     missing = int((~labelled).sum())
     if missing < _FEWEST_UNLABELLED or not labelled.any():
         return LabelWeights(labelled, (), (), False, None, no_row)
-    traits = _traits(table, predictions, columns, min(missing, int(labelled.sum())))
+    traits = _traits(
+        table,
+        predictions,
+        columns,
+        min(missing, int(labelled.sum())),
+    )
     differing = []
     is_selected = False
     for name, codes in traits.items():
@@ -176,8 +184,17 @@ def _cut(values: Array, bins: int) -> Array:
     is_known = np.isfinite(values)
     if not is_known.any():
         return np.zeros(len(values), np.int64)
-    edges = np.unique(np.quantile(values[is_known], np.arange(1, bins) / bins))
-    return np.where(is_known, np.searchsorted(edges, values, side="right"), len(edges) + 1)
+    edges = np.unique(
+        np.quantile(
+            values[is_known],
+            np.arange(1, bins) / bins,
+        )
+    )
+    return np.where(
+        is_known,
+        np.searchsorted(edges, values, side="right"),
+        len(edges) + 1,
+    )
 
 
 def _largest(codes: Array) -> Array:
@@ -195,11 +212,25 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
     from scipy.stats import chi2_contingency  # The import takes 0.8 s and 48 MB.
 
     counts = np.stack(
-        [np.bincount(codes[labelled == side], minlength=codes.max() + 1) for side in (True, False)],
+        [
+            np.bincount(
+                codes[labelled == side],
+                minlength=codes.max() + 1,
+            )
+            for side in (True, False)
+        ],
     )
-    expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
+    expected = counts.sum(axis=0) * min(
+        labelled.mean(),
+        1 - labelled.mean(),
+    )
     rare = expected < _FEWEST_LIKE
-    parts = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
+    parts = np.column_stack(
+        [
+            counts[:, ~rare],
+            counts[:, rare].sum(axis=1),
+        ]
+    )
     parts = parts[:, parts.sum(axis=0) > 0]
     if parts.shape[1] < 2:
         return 1.0, 0.0
@@ -239,7 +270,11 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
     from sklearn.linear_model import LogisticRegression  # The import takes a second.
     from sklearn.preprocessing import OneHotEncoder
 
-    cells, inverse = np.unique(np.stack(traits, axis=1), axis=0, return_inverse=True)
+    cells, inverse = np.unique(
+        np.stack(traits, axis=1),
+        axis=0,
+        return_inverse=True,
+    )
     inverse = inverse.reshape(-1)
     rows = np.bincount(inverse).astype(np.float64)
     hits = np.bincount(inverse, labelled)
@@ -325,7 +360,13 @@ def weighted_metrics(
         if isinstance(metric, MetricInterval):
             low, high = _possible_range(name, predictions, weighted, both, unknown)
             value = math.nan if labelled.weights is None else metric.value
-            ends[name] = replace(metric, value=value, low=low, high=high, method="worst case")
+            ends[name] = replace(
+                metric,
+                value=value,
+                low=low,
+                high=high,
+                method="worst case",
+            )
     return ends
 
 

@@ -92,7 +92,13 @@ def regression_metrics(
     sampling: intervals.Sampling,
 ) -> Metrics:
     """Return the metrics of N > 0 rows; both arrays are [N] float64 and finite."""
-    if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
+    if (
+        max(
+            np.abs(truth).max(),
+            np.abs(predicted).max(),
+        )
+        > _LARGEST
+    ):
         return dict.fromkeys(
             names,
             Refused(f"labels or answers above {_LARGEST:g} are too large to square"),
@@ -113,8 +119,14 @@ def regression_metrics(
     made_of: dict[str, tuple[Array, Callable[[Array], Array]]] = {
         "mae": (np.abs(off)[:, None], _first),
         "rmse": (np.square(off)[:, None], root),
-        "mape": ((np.abs(off) / np.maximum(np.abs(truth), EPSILON))[:, None], _first),
-        "r2": (np.stack([np.square(off), centred, np.square(centred)], axis=1), explained),
+        "mape": (
+            (np.abs(off) / np.maximum(np.abs(truth), EPSILON))[:, None],
+            _first,
+        ),
+        "r2": (
+            np.stack([np.square(off), centred, np.square(centred)], axis=1),
+            explained,
+        ),
     }
     results: dict[str, intervals.MetricInterval | Refused] = {}
     for name in names:

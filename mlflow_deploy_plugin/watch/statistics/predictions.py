@@ -233,7 +233,10 @@ def _classified(
     in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
     classes = _Classes.of(in_files, predicted, truth)
     called = _places(predicted, classes.indices)
-    true = np.minimum(_places(truth, classes.indices), len(classes.names) - 1)
+    true = np.minimum(
+        _places(truth, classes.indices),
+        len(classes.names) - 1,
+    )
     ordered = None
     if probabilities is not None and in_files:
         ordered = _ordered(probabilities, classes.places(in_files), len(classes.names))
@@ -297,7 +300,12 @@ class _Classes:
     indices: dict[str, int]
 
     @classmethod
-    def of(cls, in_files: Sequence[str], predicted: pa.Array, truth: pa.Array) -> "_Classes":
+    def of(
+        cls,
+        in_files: Sequence[str],
+        predicted: pa.Array,
+        truth: pa.Array,
+    ) -> "_Classes":
         of_model = _ascending({*in_files, *_seen(predicted)})
         only_labels = _ascending({*_seen(truth)} - {*of_model})
         names = [*of_model, *only_labels]
@@ -334,7 +342,13 @@ def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool
     # With many classes, rare classes lack labels in most windows, so the minimum is
     # also a share of the rows.
     least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
-    return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
+    return bool(
+        min(
+            is_foreign.sum(),
+            (labelled & np.isin(called, never)).sum(),
+        )
+        >= least
+    )
 
 
 def quote_names(names: Sequence[str]) -> str:
@@ -353,10 +367,16 @@ def _may_be_label(kind: pa.DataType) -> bool:
     return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
 
 
-def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
+def _names(
+    values: pa.Array,
+    name_of: Callable[[object], str | None],
+) -> pa.Array:
     """Return the values as text, [N]. `name_of` is called once per distinct value."""
     coded = values.dictionary_encode()
-    names = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
+    names = pa.array(
+        list(map(name_of, coded.dictionary.to_pylist())),
+        pa.string(),
+    )
     return names.take(coded.indices)
 
 
@@ -373,7 +393,10 @@ def _ascending(names: Iterable[str]) -> list[str]:
 
 
 def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
-    codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
+    codes = pc.index_in(
+        names,
+        value_set=pa.array(list(index_of), pa.string()),
+    )
     return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 

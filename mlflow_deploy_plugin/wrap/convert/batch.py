@@ -182,7 +182,13 @@ class Batch:
             specs = []
             for spec in predicted.inputs:
                 shape = outputs[0].shape if len(outputs) == 1 else spec.shape
-                specs.append(TensorSpec(spec.type, declared.get(spec.name, shape), spec.name))
+                specs.append(
+                    TensorSpec(
+                        spec.type,
+                        declared.get(spec.name, shape),
+                        spec.name,
+                    )
+                )
             predicted = SignatureSchema(specs)
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
@@ -191,7 +197,14 @@ class Batch:
         the type of the batch.
         """
         answers = SignatureSchema(
-            [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs],
+            [
+                TensorSpec(
+                    np.dtype(output.dtype),
+                    output.shape,
+                    output.name,
+                )
+                for output in outputs
+            ],
         )
         if isinstance(self.data, pd.DataFrame):
             return ModelSignature(inputs=self._input_schema(inputs), outputs=answers)
@@ -327,7 +340,14 @@ class Batch:
             texts = origin
         else:
             texts = ()
-        is_flat = self.is_table and np.ndim(texts) == 1 and isinstance(next(iter(texts), None), str)
+        is_flat = (
+            self.is_table
+            and np.ndim(texts) == 1
+            and isinstance(
+                next(iter(texts), None),
+                str,
+            )
+        )
         if not is_flat or getattr(origin, "name", None):
             return signature
         if signature is None or signature.inputs is None:
@@ -414,11 +434,22 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     else:
         return None
     dtype = pd.CategoricalDtype([*categories, unseen], ordered=series.cat.ordered)
-    return pd.Series([unseen] * len(series), series.index, dtype, series.name)
+    return pd.Series(
+        [unseen] * len(series),
+        series.index,
+        dtype,
+        series.name,
+    )
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
+    return tuple(
+        Column(
+            str(name),
+            column_type(table[name]),
+        )
+        for name in table.columns
+    )
 
 
 def column_type(series: pd.Series) -> ColumnType:
@@ -463,7 +494,14 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     names = [name for name in inputs.input_names() if name is not None]
     if missing := [name for name in names if name not in table.columns]:
         raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
-    types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in inputs.inputs}
+    types = {
+        spec.name: getattr(
+            spec.type,
+            "name",
+            str(spec.type),
+        )
+        for spec in inputs.inputs
+    }
     if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
         raise ConversionError(
             f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX "
@@ -508,7 +546,11 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
         return
     for spec in inputs.inputs:
         array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-        sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
+        sizes = zip(
+            spec.shape[1:],
+            array.shape[1:],
+            strict=False,
+        )
         if len(spec.shape) != array.ndim or any(size not in (-1, have) for size, have in sizes):
             wrong = f"the shape {list(spec.shape)}, but {list(array.shape)}"
         elif (spec.type.kind in "OUS") != (array.dtype.kind in "OUST") or (

@@ -87,7 +87,11 @@ def relative_errors(agreement: Agreement, want: Array) -> Array:
     """
     if not agreement.are_numbers:
         return largest_of_rows(agreement.differences)
-    sizes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
+    sizes = np.where(
+        np.isfinite(want),
+        np.abs(want.astype(np.float64)),
+        0.0,
+    )
     with np.errstate(over="ignore"):
         return largest_of_rows(agreement.differences / np.maximum(sizes, _TINY))
 
@@ -102,7 +106,10 @@ def answer_spread(answers: Array) -> Array:
     overall = np.asarray(np.ma.filled(finite.std(), 0.0))
     if len(answers) < ENOUGH_ROWS:
         return overall
-    return np.maximum(np.ma.filled(finite.std(axis=0), 0.0), overall * _FINEST)
+    return np.maximum(
+        np.ma.filled(finite.std(axis=0), 0.0),
+        overall * _FINEST,
+    )
 
 
 def top_margins(probabilities: Array) -> Array:
@@ -218,8 +225,16 @@ def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
     bounds = np.iinfo(dtype)
     # The step of a small integer is below one half, and becomes zero.
     steps = np.rint(_step_sizes(numbers))
-    yield series - np.where(numbers - steps >= bounds.min, steps, 0).astype(dtype)
-    yield series + np.where(numbers + steps < bounds.max, steps, 0).astype(dtype)
+    yield series - np.where(
+        numbers - steps >= bounds.min,
+        steps,
+        0,
+    ).astype(dtype)
+    yield series + np.where(
+        numbers + steps < bounds.max,
+        steps,
+        0,
+    ).astype(dtype)
 
 
 def _stepped(values: Array) -> Iterator[Array]:

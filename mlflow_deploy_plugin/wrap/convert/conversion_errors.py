@@ -156,7 +156,10 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
     location = ""
     if part is not None and type(part) is not type(model):
         kind = getattr(part, "stands_for", type(part).__name__)
-        way = next((name for name, candidate in _parts(model) if type(candidate) is type(part)), "")
+        way = next(
+            (name for name, candidate in _parts(model) if type(candidate) is type(part)),
+            "",
+        )
         if way:
             location = f"its step {' → '.join(way.split('__'))!r} ({kind}): "
         else:
@@ -180,14 +183,20 @@ def plain_reason(text: str) -> str:
         return f"its converter uses the operator {match['op']}, which ONNX Runtime does not support"
     if match := _NO_OPERATOR.search(text):
         return f"ONNX has no operator for {match['tf'] or match['fx'] or match['ts']}"
-    if explanation := next((reason for words, reason in _REASONS.items() if words in text), ""):
+    if explanation := next(
+        (reason for words, reason in _REASONS.items() if words in text),
+        "",
+    ):
         return explanation
     if _MIXED.search(text):
         return (
             "a step reads strings and numbers together, which a graph cannot mix; use a "
             "ColumnTransformer with a step per type"
         )
-    text = _URL.sub("", _ISSUE.sub("", _CPP.sub("", text)))
+    text = _URL.sub(
+        "",
+        _ISSUE.sub("", _CPP.sub("", text)),
+    )
     return text.strip(" .:")[:300]
 
 

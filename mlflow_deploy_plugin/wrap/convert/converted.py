@@ -165,7 +165,13 @@ def bind_graph(
             be free.
     """
     _check_servable(proto)
-    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
+    inputs = [
+        Input(
+            value.name,
+            *served_type(value, original),
+        )
+        for value in fed_inputs(proto.graph)
+    ]
     bound = _bind_inputs(inputs, batch)
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
     outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
@@ -252,8 +258,18 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
     for index, node in reversed([*enumerate(graph.node)]):
         if node.op_type in _FATAL_IF_EMPTY and may_be_empty(node.input[0]):
             name = f"not_empty_{node.op_type}_{index}"
-            graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), f"{name}_shape"))
-            reshape = helper.make_node("Reshape", [node.input[0], f"{name}_shape"], [name], name)
+            graph.initializer.append(
+                numpy_helper.from_array(
+                    np.array([0, 0, -1]),
+                    f"{name}_shape",
+                )
+            )
+            reshape = helper.make_node(
+                "Reshape",
+                [node.input[0], f"{name}_shape"],
+                [name],
+                name,
+            )
             node.input[0] = name
             graph.node.insert(index, reshape)
 
@@ -313,14 +329,21 @@ def _unservable(kind: TypeProto) -> str:
     return "not a tensor, so it cannot be served"
 
 
-def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
+def rename_values(
+    proto: ModelProto,
+    inputs: list[str],
+    outputs: list[str],
+) -> ModelProto:
     """Rename the inputs and outputs of the graph. Subgraphs may still use the old
     names.
     """
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
-            graph.node.insert(0, helper.make_node("Identity", [name], [value.name]))
+            graph.node.insert(
+                0,
+                helper.make_node("Identity", [name], [value.name]),
+            )
             value.name = name
     for value, name in zip(graph.output, outputs, strict=True):
         if value.name != name:

@@ -99,7 +99,12 @@ class _Registered:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
         return [partial(self._call, self.converter.convert, model, batch, **options)]
 
-    def _call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    def _call(
+        self,
+        function: Callable[P, R],
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> R:
         try:
             return function(*arguments, **options)
         except OnnxserveError:

@@ -67,14 +67,30 @@ def forms(
     """
     batch = converted.require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
-    varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
+    varied = {
+        name: tuple(
+            dynamic_axes.get(
+                name,
+                dynamic_axes.get("", ()),
+            )
+        )
+        for name in names
+    }
     declared = _declared_axes(model, varied)
     free = [declared, varied] if declared and declared != varied else [varied]
     if (backend := keras.backend.backend()) not in ("torch", "tensorflow", "jax"):
         raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
     ways = (False, True) if backend == "torch" else (False,)
     return [
-        partial(_export, model, batch, names, axes, legacy) for legacy, axes in product(ways, free)
+        partial(
+            _export,
+            model,
+            batch,
+            names,
+            axes,
+            legacy,
+        )
+        for legacy, axes in product(ways, free)
     ]
 
 
@@ -101,7 +117,12 @@ def _export(
     outputs = list(converted.call_original(original, batch))
 
     def function(*tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
-        return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+        return tuple(
+            _call(
+                model,
+                dict(zip(arrays, tensors, strict=True)),
+            ).values()
+        )
 
     try:
         match keras.backend.backend():  # The other backends may not be installed.
@@ -151,10 +172,22 @@ def _by_torch(
             self.model = model
 
         def forward(self, *tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
-            return tuple(_call(self.model, dict(zip(arrays, tensors, strict=True))).values())
+            return tuple(
+                _call(
+                    self.model,
+                    dict(zip(arrays, tensors, strict=True)),
+                ).values()
+            )
 
     Positional.__name__ = type(model).__name__  # The exporter's errors contain this name.
-    return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
+    return export(
+        Positional().eval(),
+        arrays,
+        list(arrays),
+        axes,
+        original,
+        legacy,
+    )
 
 
 def _by_jax(
@@ -217,7 +250,11 @@ def _names(model: keras.Model, batch: ModelInput) -> list[str]:
     return names or batch_names
 
 
-def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str, Array]:
+def _arrays(
+    model: keras.Model,
+    batch: ModelInput,
+    names: list[str],
+) -> dict[str, Array]:
     """Return the arrays of a batch by input name, with the dtypes that the model
     declares.
     """
@@ -245,7 +282,10 @@ def _call(
     """
     if inputs := _inputs(model):
         form = getattr(model, "input", inputs[0])
-        answer = model(keras.tree.pack_sequence_as(form, list(tensors.values())), training=False)
+        answer = model(
+            keras.tree.pack_sequence_as(form, list(tensors.values())),
+            training=False,
+        )
     elif set(tensors) <= set(inspect.signature(model.call).parameters):
         answer = model(**tensors, training=False)
     elif list(tensors) == [_UNNAMED]:

@@ -212,7 +212,10 @@ class _Sequences:
                 shape = self.shapes.get(node.input[0])
                 if not shape:
                     return None
-                axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
+                axis = next(
+                    (entry.i for entry in node.attribute if entry.name == "axis"),
+                    0,
+                )
                 return None if shape[axis] == -1 else shape[axis]
         return None
 
@@ -249,7 +252,10 @@ def _declare_outputs(proto: ModelProto) -> None:
     if unknown := [name for name, shape in shapes.items() if not shape]:
         shapes |= _computed_shapes(session, unknown, proto.graph)
     for name, node in nodes.items():
-        kind = getattr(onnx.TensorProto, node.type[len("tensor(") : -1].upper())
+        kind = getattr(
+            onnx.TensorProto,
+            node.type[len("tensor(") : -1].upper(),
+        )
         bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
 
 

@@ -97,14 +97,21 @@ def _graph(
     """Return the graph of the linear predictor for the columns `names` and the link."""
     graph = Subgraph(Scope("statsmodels"))
     weights = np.asarray(results.params, dtype=np.float64)
-    rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
+    rows: TracedArray = Traced(
+        graph,
+        "columns",
+        np.ones((SAMPLE_ROWS, len(names))),
+    )
     if _has_formula(results):
         linear = _formula(results.model, weights, rows, names)
     else:
         linear = rows @ weights
     answer = link(linear)
     graph.node("Identity", [answer.name], "prediction")
-    body = graph.finish({"columns": _doubles(rows)}, {"prediction": _doubles(answer)})
+    body = graph.finish(
+        {"columns": _doubles(rows)},
+        {"prediction": _doubles(answer)},
+    )
     return helper.make_model(
         body,
         opset_imports=[helper.make_opsetid("", OPSETS[""])],
@@ -117,7 +124,12 @@ def _doubles(array: TracedArray) -> tuple[int, list[Any]]:
     return TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]
 
 
-def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
+def _formula(
+    model: Model,
+    weights: Array,
+    rows: TracedArray,
+    columns: list[str],
+) -> TracedArray:
     """Return the linear predictor for the columns. Raises ConversionError if Python
     computes a term.
     """
@@ -127,9 +139,15 @@ def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]
     for count in sorted(set(map(len, places.values()))):
         indices = [index for index, positions in places.items() if len(positions) == count]
         levels = zip(*(places[index] for index in indices), strict=True)
-        product = reduce(np.multiply, [rows[:, list(level)] for level in levels])
+        product = reduce(
+            np.multiply,
+            [rows[:, list(level)] for level in levels],
+        )
         parts.append(product @ weights[indices])
-    linear = reduce(np.add, parts or [np.zeros_like(rows[:, :1]) @ weights[:1]])
+    linear = reduce(
+        np.add,
+        parts or [np.zeros_like(rows[:, :1]) @ weights[:1]],
+    )
     constants = [index for index in range(len(model.exog_names)) if index not in places]
     return linear + weights[constants].sum(axis=0)
 
@@ -181,7 +199,12 @@ def original_model(results: TrainedModel) -> converted.OriginalModel:
 
 def _shares(linear: TracedArray) -> TracedArray:
     """Return the probabilities of the classes. The score of the first class is 0."""
-    scores = np.exp(np.concatenate([np.zeros_like(linear[:, :1]), linear], axis=1))
+    scores = np.exp(
+        np.concatenate(
+            [np.zeros_like(linear[:, :1]), linear],
+            axis=1,
+        )
+    )
     return scores / scores.sum(axis=1, keepdims=True)
 
 

@@ -58,13 +58,23 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     axes = {}
     for name in arrays:
         spec = specs[name]
-        axes[name] = tuple(dynamic_axes.get(name, dynamic_axes.get("", ())))
+        axes[name] = tuple(
+            dynamic_axes.get(
+                name,
+                dynamic_axes.get("", ()),
+            )
+        )
         if spec is not None and spec.shape.rank is not None:
             sizes = enumerate(spec.shape)
             axes[name] = tuple(axis for axis, size in sizes if axis and size is None)
 
     def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+        return list(
+            _call(
+                model,
+                dict(zip(arrays, tensors, strict=True)),
+            ).values()
+        )
 
     if getattr(model, "signatures", None):
         display_name = "the SavedModel"
@@ -118,7 +128,10 @@ def export(
     return converted.rename_values(proto, list(arrays), outputs)
 
 
-def _tensor_specs(arrays: dict[str, Array], axes: DynamicAxes) -> list[tf.TensorSpec]:
+def _tensor_specs(
+    arrays: dict[str, Array],
+    axes: DynamicAxes,
+) -> list[tf.TensorSpec]:
     specs = []
     for position, (name, array) in enumerate(arrays.items()):
         sizes: list[int | None] = [None, *array.shape[1:]]
@@ -151,7 +164,10 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
 
 
-def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
+def _arrays(
+    specs: dict[str, tf.TensorSpec | None],
+    batch: ModelInput,
+) -> dict[str, Array]:
     if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
         batch = {"": batch.to_numpy(dtype=np.float32)}
     if "" not in batch and (
@@ -175,7 +191,10 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
     return arrays
 
 
-def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _call(
+    model: TrainedModel,
+    tensors: dict[str, tf.Tensor],
+) -> dict[str, tf.Tensor]:
     """Return the outputs by name: names of the signature, keys of a mapping, or
     `output`.
     """

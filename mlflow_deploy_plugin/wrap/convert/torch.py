@@ -121,7 +121,12 @@ def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[
     copies = [tensor.clone() for tensor in weights]
     try:
         for weight in weights:
-            signs = torch.from_numpy(random.choice([-1.0, 1.0], tuple(weight.shape))).to(weight)
+            signs = torch.from_numpy(
+                random.choice(
+                    [-1.0, 1.0],
+                    tuple(weight.shape),
+                )
+            ).to(weight)
             weight.mul_(1 + ROUNDINGS * torch.finfo(weight.dtype).eps * signs)
         yield
     finally:
@@ -160,7 +165,14 @@ def export(
             f"{_shown_name(model)} returns {both[0]!r}, which is also the name of an input: names "
             "in a graph are unique; rename the output",
         )
-    proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
+    proto = _to_onnx(
+        model,
+        _tensors(some, names, model),
+        names,
+        list(answers),
+        axes,
+        legacy,
+    )
     if any(dynamic_axes.values()) and isinstance(some, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
             longer = converted.call_original(original, _longer(some, dynamic_axes))
@@ -168,7 +180,10 @@ def export(
     return proto
 
 
-def _longer(batch: dict[str, Array], dynamic_axes: DynamicAxes) -> dict[str, Array]:
+def _longer(
+    batch: dict[str, Array],
+    dynamic_axes: DynamicAxes,
+) -> dict[str, Array]:
     """Return the batch with each free axis repeated to one more entry."""
     longer = dict(batch)
     for name, axes in dynamic_axes.items():
@@ -178,13 +193,21 @@ def _longer(batch: dict[str, Array], dynamic_axes: DynamicAxes) -> dict[str, Arr
     return longer
 
 
-def _free_sizes(graph: GraphProto, answers: dict[str, Array], longer: dict[str, Array]) -> None:
+def _free_sizes(
+    graph: GraphProto,
+    answers: dict[str, Array],
+    longer: dict[str, Array],
+) -> None:
     """Free the output sizes that differ for a longer batch. The exporter fixes those of
     a GRU (torch 2.13).
     """
     for value in graph.output:
         dimensions = value.type.tensor_type.shape.dim
-        sizes = zip(answers[value.name].shape, longer[value.name].shape, strict=False)
+        sizes = zip(
+            answers[value.name].shape,
+            longer[value.name].shape,
+            strict=False,
+        )
         for axis, (size, other) in enumerate(sizes):
             if size != other and dimensions[axis].dim_value:
                 dimensions[axis].dim_param = f"{value.name}_{axis}"
@@ -287,7 +310,13 @@ def _is_embedding(node: NodeProto) -> bool:
     return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
-def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
+def _mark_ids(
+    graph: GraphProto,
+    ids: str,
+    kind: int,
+    last: int,
+    mark: str,
+) -> str:
     """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`;
     `{mark}_ids` are the clipped ids.
     """
@@ -307,7 +336,15 @@ def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> s
         ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
         ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
     ):
-        graph.node.append(helper.make_node(operator, inputs, [output], output, **options))
+        graph.node.append(
+            helper.make_node(
+                operator,
+                inputs,
+                [output],
+                output,
+                **options,
+            )
+        )
     return mark
 
 
@@ -406,7 +443,11 @@ def _program_options(
     """Return the arguments of the module and their free axes for torch's exporter."""
     rows = Dim("batch")
     shapes = tuple(
-        {0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names
+        {
+            0: rows,
+            **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC),
+        }
+        for name in names
     )
     if _by_keyword(model, names):
         return {
@@ -453,8 +494,15 @@ def attention(
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
-    allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
-    return op.Where(op.Cast(allowed, to=ir.DataType.BOOL), answer, op.CastLike(0.0, answer))
+    allowed = op.ReduceMax(
+        op.Cast(attn_mask, to=ir.DataType.INT32),
+        [-1],
+    )
+    return op.Where(
+        op.Cast(allowed, to=ir.DataType.BOOL),
+        answer,
+        op.CastLike(0.0, answer),
+    )
 
 
 def _log_sigmoid(values: Any) -> Any:
@@ -470,12 +518,20 @@ def _one_hot(ids: Any, num_classes: int) -> Any:
     """
     classes = op.Constant(value=numpy_helper.from_array(np.arange(num_classes)))
     return op.Cast(
-        op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes),
+        op.Equal(
+            op.Unsqueeze(op.Gather(classes, ids), [-1]),
+            classes,
+        ),
         to=ir.DataType.INT64,
     )
 
 
-def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
+def _gather(
+    values: Any,
+    dim: int,
+    index: Any,
+    sparse_grad: bool = False,
+) -> Any:
     """Translate `gather`, which refuses negative indices (such as length 0 minus 1);
     ONNX counts them from the end.
     """
@@ -536,7 +592,11 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.O
     return original
 
 
-def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
+def by_name(
+    answer: object,
+    of_tensors: bool,
+    name: str = "",
+) -> dict[str, torch.Tensor]:
     """Return the tensors of a nested result by output name: `output`, `output_1`, keys
     of a mapping, or fields.
     """
@@ -568,9 +628,16 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
     return tensors
 
 
-def _tensors(batch: ModelInput, names: list[str], model: TrainedModel) -> tuple[torch.Tensor, ...]:
+def _tensors(
+    batch: ModelInput,
+    names: list[str],
+    model: TrainedModel,
+) -> tuple[torch.Tensor, ...]:
     """Return the arguments of `forward` on the module's device."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = next(
+        (parameter.device for parameter in model.parameters()),
+        torch.device("cpu"),
+    )
     if isinstance(batch, pd.DataFrame):
         return (torch.from_numpy(batch.to_numpy(dtype=np.float32)).to(device),)
     arrays = [batch[name] for name in names] if "" not in batch else [batch[""]]

@@ -202,7 +202,11 @@ class _Truncation(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._size = size
 
-    def forward(self, features: dict[str, torch.Tensor], **_: object) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        **_: object,
+    ) -> dict[str, torch.Tensor]:
         features["sentence_embedding"] = features["sentence_embedding"][:, : self._size]
         return features
 
@@ -383,7 +387,13 @@ def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
         numpy_helper.from_array(np.array(net.labels, object), "class_names"),
     )
     graph.node.append(
-        helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0),
+        helper.make_node(
+            "ArgMax",
+            [net.output],
+            ["class_index"],
+            axis=-1,
+            keepdims=0,
+        ),
     )
     graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
     graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
@@ -396,7 +406,10 @@ def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
             raise InvalidConfig("a text is missing")
         # The example is repeated.
         places = {text: index for index, text in enumerate(dict.fromkeys(inputs))}
-        tokens = net.tokenizer([net.prefix + text for text in places], verbose=False)["input_ids"]
+        tokens = net.tokenizer(
+            [net.prefix + text for text in places],
+            verbose=False,
+        )["input_ids"]
         if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
             raise ValueError(
                 f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no "

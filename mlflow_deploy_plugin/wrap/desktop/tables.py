@@ -60,7 +60,11 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
         return predict_csv(model, body)
     except OnnxserveError as error:
         raise InvalidRequest(
-            _ROW.sub(lambda row: str(int(row[0]) + 2), error.message, count=1),
+            _ROW.sub(
+                lambda row: str(int(row[0]) + 2),
+                error.message,
+                count=1,
+            ),
         ) from None
 
 
@@ -72,7 +76,10 @@ def _excel_to_csv(path: Path) -> bytes:
     sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
     rows = list(filter(any, map(_texts, sheet.iter_rows(values_only=True))))
     header = rows[0] if rows else []
-    width = max((index for index, name in enumerate(header, 1) if name), default=0)
+    width = max(
+        (index for index, name in enumerate(header, 1) if name),
+        default=0,
+    )
     return csv_text((row + [""] * width)[:width] for row in rows).encode()
 
 
@@ -91,7 +98,13 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     feeds = mlflow_protocol.decode(CSV, body, schema)
     outputs = model.run(feeds)
     header, *records = (record.fields for record in csv_records(io.BytesIO(body)))
-    inputs = dict(zip(header, map(list[object], zip(*records, strict=True)), strict=True))
+    inputs = dict(
+        zip(
+            header,
+            map(list[object], zip(*records, strict=True)),
+            strict=True,
+        )
+    )
     if schema.columns:
         for name, array in schema.to_columns(feeds).items():
             if array.dtype != object:
@@ -137,7 +150,13 @@ def save_columns(path: Path, columns: Columns) -> None:
     Raises InvalidRequest if the file cannot be written. An existing file is replaced
     only by a complete file.
     """
-    rows = [list(map(_quoted, row)) for row in ([*columns], *zip(*columns.values(), strict=True))]
+    rows = [
+        list(map(_quoted, row))
+        for row in (
+            [*columns],
+            *zip(*columns.values(), strict=True),
+        )
+    ]
     if path.suffix.lower() == ".xlsx":
         workbook = openpyxl.Workbook(write_only=True)
         file = io.BytesIO()

@@ -108,7 +108,11 @@ class ProgramWindow:
         root.configure(background=_PAPER)
         style.configure(".", background=_PAPER)
         style.configure("Treeview", rowheight=24)
-        ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold")).pack(
+        ttk.Label(
+            root,
+            text=root.title(),
+            font=("TkDefaultFont", 18, "bold"),
+        ).pack(
             anchor="w",
             padx=16,
             pady=(10, 0),
@@ -125,7 +129,11 @@ class ProgramWindow:
 
     def _add_server_form(self, tab: ttk.Frame) -> dict[str, tk.StringVar]:
         """Add one field per setting of the server, and return their texts."""
-        ttk.Entry(tab, textvariable=self.url, state="readonly").pack(side="bottom", fill="x")
+        ttk.Entry(
+            tab,
+            textvariable=self.url,
+            state="readonly",
+        ).pack(side="bottom", fill="x")
         self._server_button = _add_button(tab, "", self.toggle_server)
         page = _add_page(tab)
         return {
@@ -143,7 +151,12 @@ class ProgramWindow:
 
     def predict(self) -> None:
         """Predict the row of the form."""
-        body = csv_text([[*self.fields], [field.get() for field in self.fields.values()]]).encode()
+        body = csv_text(
+            [
+                [*self.fields],
+                [field.get() for field in self.fields.values()],
+            ]
+        ).encode()
         self._start("predicting", lambda: predict_csv(self.model, body), self._show)
 
     def open_file(self, path: str = "") -> None:
@@ -184,14 +197,24 @@ class ProgramWindow:
             field.get().strip() or _SERVER_FIELDS[name][0]
             for name, field in self.server_fields.items()
         ]
-        server = local_server(self._folder, self._facts["name"], self._facts["version"], *settings)
+        server = local_server(
+            self._folder,
+            self._facts["name"],
+            self._facts["version"],
+            *settings,
+        )
         self._start(
             "starting the server",
             lambda: self._server.enter_context(server),
             self._show_server,
         )
 
-    def _start(self, doing: str, work: Callable[[], Any], show: Callable[[Any], object]) -> None:
+    def _start(
+        self,
+        doing: str,
+        work: Callable[[], Any],
+        show: Callable[[Any], object],
+    ) -> None:
         """Call `work` in the thread, and then show its result or its error. Only one
         call runs at a time.
         """
@@ -200,7 +223,12 @@ class ProgramWindow:
             self._report(f"{doing.capitalize()} …")
             self._finish(doing, self._thread.submit(work), show)
 
-    def _finish(self, doing: str, result: Future[Any], show: Callable[[Any], object]) -> None:
+    def _finish(
+        self,
+        doing: str,
+        result: Future[Any],
+        show: Callable[[Any], object],
+    ) -> None:
         if not result.done():
             self.root.after(_POLL_MS, self._finish, doing, result, show)
             return
@@ -226,7 +254,11 @@ class ProgramWindow:
         self.table.configure(columns=list(range(len(columns))))
         for index, name in enumerate(columns):
             self.table.heading(index, text=name, anchor="w")
-            self.table.column(index, width=min(max(90, 9 * len(name)), 220), stretch=False)
+            self.table.column(
+                index,
+                width=min(max(90, 9 * len(name)), 220),
+                stretch=False,
+            )
         for row in islice(zip(*columns.values(), strict=True), _SHOWN_ROWS):
             self.table.insert("", "end", values=list(map(_shown, row)))
         count = len(next(iter(columns.values())))
@@ -257,7 +289,13 @@ class ProgramWindow:
                 width=0,
             )
             self.chart.create_text(x, y - 9, text=_bar_text(value))
-            self.chart.create_text(x, bottom + 4, text=label, width=step, anchor="n")
+            self.chart.create_text(
+                x,
+                bottom + 4,
+                text=label,
+                width=step,
+                anchor="n",
+            )
 
     def _show_server(self, url: str) -> None:
         self.url.set(url)
@@ -387,7 +425,11 @@ def _pack_with_scrollbar(widget: tk.Text | ttk.Treeview) -> None:
     widget.pack(side="left", fill="both", expand=True)
 
 
-def _add_button(parent: ttk.Frame, text: str, command: Callable[[], None]) -> ttk.Button:
+def _add_button(
+    parent: ttk.Frame,
+    text: str,
+    command: Callable[[], None],
+) -> ttk.Button:
     button = ttk.Button(parent, text=text, command=command)
     button.pack(side="bottom", fill="x", pady=(8, 0))
     return button

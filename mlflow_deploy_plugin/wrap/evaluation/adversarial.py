@@ -77,7 +77,11 @@ def pgd(
         is_worse = losses > worst_loss
         worst_loss = np.where(is_worse, losses, worst_loss)
         worst = {
-            name: np.where(is_worse.reshape(-1, *[1] * (values.ndim - 1)), moved[name], values)
+            name: np.where(
+                is_worse.reshape(-1, *[1] * (values.ndim - 1)),
+                moved[name],
+                values,
+            )
             for name, values in worst.items()
         }
         if step < _STEPS:
@@ -113,7 +117,14 @@ def _unit(values: Array) -> Array:
     if values.ndim > 2:
         low, high = value_range(values)
         return np.asarray(high - low)
-    return np.asarray(np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)))
+    return np.asarray(
+        np.nan_to_num(
+            np.nanstd(
+                values.astype(np.float64),
+                axis=0,
+            )
+        )
+    )
 
 
 def _floats(rows: NamedArrays) -> NamedArrays:
@@ -154,7 +165,13 @@ def estimated_gradient(
             behind = {name: -sign for name, sign in ahead.items()}
             rise = loss_of(moved(current, ahead)) - loss_of(moved(current, behind))
             for name, sign in ahead.items():
-                slopes[name] += rise.reshape(-1, *[1] * (sign.ndim - 1)) * sign
+                slopes[name] += (
+                    rise.reshape(
+                        -1,
+                        *[1] * (sign.ndim - 1),
+                    )
+                    * sign
+                )
         return loss_of(current), slopes
 
     return gradient
@@ -308,7 +325,10 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
         }
         if artifact.columns:
             arguments = [
-                torch.stack([leaves[column.name] for column in artifact.columns], dim=1).float(),
+                torch.stack(
+                    [leaves[column.name] for column in artifact.columns],
+                    dim=1,
+                ).float(),
             ]
         else:
             arguments = [leaves[name] for name in names if name in leaves] or list(leaves.values())
@@ -325,7 +345,10 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
     def gradient(rows: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
         size = chunk_rows(rows)
         parts = [
-            of_part(take_rows(rows, slice(start, start + size)), truth[start : start + size])
+            of_part(
+                take_rows(rows, slice(start, start + size)),
+                truth[start : start + size],
+            )
             for start in range(0, len(truth), size)
         ]
         losses, slopes = zip(*parts, strict=True)

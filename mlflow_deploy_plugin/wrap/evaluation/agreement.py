@@ -126,7 +126,10 @@ def compare_with_base(
     )
 
 
-def _compare_outputs(want: Mapping[str, Array], got: Mapping[str, Array]) -> FormAgreement:
+def _compare_outputs(
+    want: Mapping[str, Array],
+    got: Mapping[str, Array],
+) -> FormAgreement:
     """Compare the outputs, [N, …] by name, without labels."""
     numbers = {}
     labels = []

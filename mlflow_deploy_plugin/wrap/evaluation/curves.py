@@ -178,7 +178,13 @@ class RobustnessReport:
             color=_LINE,
             marker="o",
         )
-        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
+        panel.axhline(
+            self.clean,
+            color="0.6",
+            linestyle="--",
+            linewidth=1,
+            label="undisturbed",
+        )
         refused = [point.strength for point in points if point.value is None]
         foot = panel.get_xaxis_transform()
         if refused:
@@ -283,7 +289,10 @@ def robustness(
         return report
     with TemporaryDirectory(prefix="onnxserve-robustness-") as temporary:
         report.save(Path(temporary))
-        return replace(report, run=run.log(Path(temporary), FOLDER, report.figures()))
+        return replace(
+            report,
+            run=run.log(Path(temporary), FOLDER, report.figures()),
+        )
 
 
 def measure_robustness(
@@ -415,7 +424,12 @@ class _Curve:
         """
         # Mix the name into the seed. Otherwise data generated with the same seed would
         # equal the noise.
-        random = np.random.default_rng([zlib.crc32(self.name.encode()), self.seed])
+        random = np.random.default_rng(
+            [
+                zlib.crc32(self.name.encode()),
+                self.seed,
+            ]
+        )
         outcomes = []
         for variant, disturbed in self.variants(strength, random):
             rows = {**self.rows, **disturbed}
@@ -437,7 +451,12 @@ def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
     refusals = {}
     for name, values in row.items():
         try:
-            model.predict({**row, **with_missing({name: values}, 1.0, np.random.default_rng(0))})
+            model.predict(
+                {
+                    **row,
+                    **with_missing({name: values}, 1.0, np.random.default_rng(0)),
+                }
+            )
         except (SchemaMismatch, InferenceError) as error:
             refusals[name] = error.message
     return refusals

@@ -165,7 +165,12 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
         if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:
-            rows = {tensors[0].name: np.stack(list(rows.values()), axis=1)}
+            rows = {
+                tensors[0].name: np.stack(
+                    list(rows.values()),
+                    axis=1,
+                )
+            }
     for tensor in tensors:  # The type of an unnamed tensor applies to all columns.
         names = [tensor.name] if tensor.name else rows
         dtypes |= dict.fromkeys(names, tensor.dtype)

@@ -80,7 +80,11 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
         low = finite.min()
         high = finite.max()
         far = max(high - low, 1e-12) * ranges
-        ends = np.where(rng.random(values.shape) < 0.5, low - far, high + far)
+        ends = np.where(
+            rng.random(values.shape) < 0.5,
+            low - far,
+            high + far,
+        )
         return within_type(np.where(moved, ends, numbers), values.dtype)
 
     return {name: disturb(values) for name, values in rows.items()}
@@ -95,7 +99,11 @@ def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
             numbers,
         ).astype(dtype)
     bounds = np.iinfo(dtype)
-    return np.clip(np.round(numbers), max(bounds.min, -(2**53)), min(bounds.max, 2**53)).astype(
+    return np.clip(
+        np.round(numbers),
+        max(bounds.min, -(2**53)),
+        min(bounds.max, 2**53),
+    ).astype(
         dtype,
     )
 
@@ -152,12 +160,18 @@ def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
                 characters[index : index + 2] = characters[index + 1], characters[index]
         return "".join(characters)
 
-    return _of_texts(rows, lambda texts: np.array([mistyped(text) for text in texts], dtype=object))
+    return _of_texts(
+        rows,
+        lambda texts: np.array([mistyped(text) for text in texts], dtype=object),
+    )
 
 
 def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
     """Replace a share of the texts with an unseen text."""
-    return _of_texts(rows, lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts))
+    return _of_texts(
+        rows,
+        lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts),
+    )
 
 
 def scaled_columns(
@@ -226,13 +240,30 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
         first = 1 if values.ndim <= 4 else -2
         if values.ndim == 4 and values.shape[1] <= values.shape[3]:
             first = 2
-        changed = np.moveaxis(values.copy(), (first, first + 1), (1, 2))  # The result is a view.
-        sides = np.maximum(np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int), 1)
-        corners = rng.integers(0, np.array(changed.shape[1:3]) - sides + 1, (len(values), 2))
+        changed = np.moveaxis(
+            values.copy(),
+            (first, first + 1),
+            (1, 2),
+        )  # The result is a view.
+        sides = np.maximum(
+            np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int),
+            1,
+        )
+        corners = rng.integers(
+            0,
+            np.array(changed.shape[1:3]) - sides + 1,
+            (len(values), 2),
+        )
         grey = within_type(np.nanmean(values, keepdims=True), values.dtype).item()
         for picture, (top, left) in zip(changed, corners, strict=True):
             picture[top : top + sides[0], left : left + sides[1]] = grey
-        return np.ascontiguousarray(np.moveaxis(changed, (1, 2), (first, first + 1)))
+        return np.ascontiguousarray(
+            np.moveaxis(
+                changed,
+                (1, 2),
+                (first, first + 1),
+            )
+        )
 
     return _of_pictures(rows, covered)
 
@@ -266,7 +297,10 @@ def _of_texts(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArray
 
 
 def _is_text(values: Array) -> Array:
-    return np.array([isinstance(value, str) for value in values.flat], dtype=bool).reshape(
+    return np.array(
+        [isinstance(value, str) for value in values.flat],
+        dtype=bool,
+    ).reshape(
         values.shape,
     )
 

@@ -148,7 +148,10 @@ class Explanation:
             "_base_value": np.tile(self.base_values, count),
         }
         return pa.table(
-            {**columns, **{name: flat[:, index] for index, name in enumerate(self.columns)}},
+            {
+                **columns,
+                **{name: flat[:, index] for index, name in enumerate(self.columns)},
+            },
         )
 
     def write_contributions(self, path: str) -> None:
@@ -184,7 +187,10 @@ class Explanation:
         import shap
 
         # Texts have no position on the colour scale, so they are drawn in grey.
-        numbers = np.full((len(self.values), len(self.data)), np.nan)
+        numbers = np.full(
+            (len(self.values), len(self.data)),
+            np.nan,
+        )
         for position, values in enumerate(self.data.values()):
             if values.dtype.kind in "biuf":
                 numbers[:, position] = values
@@ -197,7 +203,14 @@ class Explanation:
                 feature_names=list(self.columns),
             )
             suffix = (
-                "" if len(drawn) == 1 else "_" + re.sub(r"[^\w.-]", "_", str(self.outputs[index]))
+                ""
+                if len(drawn) == 1
+                else "_"
+                + re.sub(
+                    r"[^\w.-]",
+                    "_",
+                    str(self.outputs[index]),
+                )
             )
             for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
                 figure = plt.figure()
@@ -462,7 +475,12 @@ def _permutation_importance(
             sign * (baseline.value - baseline.value_of(model.predict(permuted)))
             for permuted in _permutations(rows, feature, rng)
         ]
-        lost.append((float(np.mean(losses)), float(np.std(losses))))
+        lost.append(
+            (
+                float(np.mean(losses)),
+                float(np.std(losses)),
+            )
+        )
     return _PermutedColumns(baseline.metric, lost)
 
 
@@ -473,7 +491,10 @@ def _permutations(
 ) -> Iterator[NamedArrays]:
     """Yield the rows with the values of the feature in random orders."""
     entry, position = feature.places[0]
-    name = next((name for name in (feature.name, entry) if name in rows), next(iter(rows)))
+    name = next(
+        (name for name in (feature.name, entry) if name in rows),
+        next(iter(rows)),
+    )
     for _ in range(_REPEATS):
         changed = rows[name].copy()
         order = rng.permutation(len(changed))

@@ -233,7 +233,12 @@ def paired_bootstrap(
     )
 
 
-def resamples(rng: np.random.Generator, rows: int, size: int, count: int) -> Iterator[Array]:
+def resamples(
+    rng: np.random.Generator,
+    rows: int,
+    size: int,
+    count: int,
+) -> Iterator[Array]:
     """Yield `count` bootstrap resamples of `size` rows: the number of times that each
     row is drawn, [rows] float64.
 
@@ -242,7 +247,10 @@ def resamples(rng: np.random.Generator, rows: int, size: int, count: int) -> Ite
     there are, and base installations lack scipy.
     """
     for _ in range(count):
-        yield np.bincount(rng.integers(0, rows, size), minlength=rows).astype(np.float64)
+        yield np.bincount(
+            rng.integers(0, rows, size),
+            minlength=rows,
+        ).astype(np.float64)
 
 
 def _weighted_mean(values: Array) -> WeightedMetric:
@@ -319,7 +327,13 @@ def _of_probabilities(
     if len(labels) < 2:
         raise InvalidConfig("roc_auc needs two different labels; the target has one")
     picked = [1] if len(labels) == 2 else range(len(labels))
-    curves = [_auc(truth == labels[index], probabilities[:, columns[index]]) for index in picked]
+    curves = [
+        _auc(
+            truth == labels[index],
+            probabilities[:, columns[index]],
+        )
+        for index in picked
+    ]
     return lambda weights: float(np.mean([curve(weights) for curve in curves]))
 
 
@@ -361,6 +375,10 @@ def mean_over_labels(hits: Array, divisor: Array) -> Array:
     """Return the mean of `hits / divisor` over the last axis (labels); a label with
     divisor 0 counts as 0.
     """
-    ratios = np.where(divisor > 0, hits / np.where(divisor > 0, divisor, 1), 0.0)
+    ratios = np.where(
+        divisor > 0,
+        hits / np.where(divisor > 0, divisor, 1),
+        0.0,
+    )
     mean: Array = ratios.mean(axis=-1)
     return mean

@@ -167,7 +167,10 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
     label = by_role.get("label")
     if label is not None:
         return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
-    first = next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))
+    first = next(
+        (name for name in artifact.prediction if name in outputs),
+        next(iter(outputs)),
+    )
     values = _flat(outputs[first])
     # A text is a label.
     return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)

@@ -93,7 +93,10 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
     return folder / "dist" / _NAME / _NAME
 
 
-def _facts(artifact: Artifact, described: Mapping[str, Any]) -> dict[str, str]:
+def _facts(
+    artifact: Artifact,
+    described: Mapping[str, Any],
+) -> dict[str, str]:
     """Return the texts of the page "About" by name."""
     facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")}
     facts |= artifact.provenance

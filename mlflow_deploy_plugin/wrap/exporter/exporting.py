@@ -255,7 +255,11 @@ class _LoadedVersion:
     fitted: Any = None
 
     def prove(self, runner: Path, model: Path, tolerance: Tolerance = EXACT) -> float:
-        return _difference(self.proof.expected, _run(runner, model, self.proof.rows), tolerance)
+        return _difference(
+            self.proof.expected,
+            _run(runner, model, self.proof.rows),
+            tolerance,
+        )
 
 
 def _write(
@@ -490,7 +494,10 @@ def _run(
     """Return the outputs of an export for the rows, from a process without onnxserve.
     Raises ParityError.
     """
-    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
+    return _answers(
+        [str(python), "-I", "-c", _PROOF, str(runner), str(model)],
+        rows,
+    )
 
 
 def _answers(command: list[str], rows: Rows) -> dict[str, Array]:

@@ -47,7 +47,17 @@ class LiteRTModel:
             return dict(self._run(**rows))
         count = min(parted.values())
         takes_many = any(self._sizes[name] == (-1,) for name in parted)
-        ends = sorted({1, min(1 + _FEW_ROWS, count), count}) if takes_many else range(1, count + 1)
+        ends = (
+            sorted(
+                {
+                    1,
+                    min(1 + _FEW_ROWS, count),
+                    count,
+                }
+            )
+            if takes_many
+            else range(1, count + 1)
+        )
         parts = []
         start = 0
         for end in ends:
@@ -95,7 +105,10 @@ def convert(graph: str, folder: str, rows: str) -> None:
         verbosity="error",
     )
     file = Path(folder, "prepared_float32.tflite").rename(Path(folder, "model.tflite"))
-    _restore_names(file, [value.name for value in (*model.graph.input, *model.graph.output)])
+    _restore_names(
+        file,
+        [value.name for value in (*model.graph.input, *model.graph.output)],
+    )
     _interpreter(str(file)).allocate_tensors()  # This call fails for custom operators.
 
 
@@ -103,7 +116,14 @@ def _restore_names(file: Path, names: list[str]) -> None:
     """Restore the signature names that onnx2tf changes, such as "input:0" (tf2onnx) and
     "/output".
     """
-    changed = {re.sub("^/", "wa/", name.replace(":", "__")).encode(): name for name in names}
+    changed = {
+        re.sub(
+            "^/",
+            "wa/",
+            name.replace(":", "__"),
+        ).encode(): name
+        for name in names
+    }
     if all(replaced == name.encode() for replaced, name in changed.items()):
         return
     import flatbuffers
@@ -129,7 +149,10 @@ def _unroll(graph: GraphProto) -> None:
     del graph.node[:]
     for node in nodes:
         attributes = {attribute.name: attribute for attribute in node.attribute}
-        inputs = [*node.input, *[""] * (8 - len(node.input))]
+        inputs = [
+            *node.input,
+            *[""] * (8 - len(node.input)),
+        ]
         steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
         # Layers with other options, which torch and Keras never write, are not
         # unrolled.
@@ -197,10 +220,22 @@ def _add_lstm_step(
     """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html).
     "" stands for a cell of zeros.
     """
-    *sigmoids, candidate = ops.parts(ops.add("Add", taken, kept), 4, size)
+    *sigmoids, candidate = ops.parts(
+        ops.add("Add", taken, kept),
+        4,
+        size,
+    )
     enter, leave, forget = (ops.add("Sigmoid", name) for name in sigmoids)
     entered = ops.add("Mul", enter, ops.add("Tanh", candidate))
-    cell = ops.add("Add", ops.add("Mul", forget, cell), entered) if cell else entered
+    cell = (
+        ops.add(
+            "Add",
+            ops.add("Mul", forget, cell),
+            entered,
+        )
+        if cell
+        else entered
+    )
     return ops.add("Mul", leave, ops.add("Tanh", cell)), cell
 
 
@@ -219,7 +254,10 @@ def _add_gru_step(
     update_kept, reset_kept, new_kept = ops.parts(kept, 3, size)
     update = ops.add("Sigmoid", ops.add("Add", update, update_kept))
     reset = ops.add("Sigmoid", ops.add("Add", reset, reset_kept))
-    new = ops.add("Tanh", ops.add("Add", new, ops.add("Mul", reset, new_kept)))
+    new = ops.add(
+        "Tanh",
+        ops.add("Add", new, ops.add("Mul", reset, new_kept)),
+    )
     drawn = ops.add("Sub", state, new) if state else ops.add("Neg", new)
     return ops.add("Add", new, ops.add("Mul", update, drawn)), ""
 
@@ -303,7 +341,13 @@ class _Direction:
         states = []
         for step in range(steps)[::order]:
             state, cell = self._add_step(weights, step, state, cell)
-            states.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
+            states.append(
+                ops.add(
+                    "Unsqueeze",
+                    state,
+                    ops.constant([0, 1]),
+                )
+            )
         joined = ops.add("Concat", *states[::order], axis=0)
         last = ops.add("Unsqueeze", state, ops.constant([0]))
         last_cell = ops.add("Unsqueeze", cell, ops.constant([0])) if cell else ""
@@ -311,17 +355,44 @@ class _Direction:
 
     def _weights(self) -> _Weights:
         ops = self.ops
-        weights = ops.add("Transpose", self._gather(self.inputs[1]), perm=[1, 0])
-        recurrent = ops.add("Transpose", self._gather(self.inputs[2]), perm=[1, 0])
-        biases = ops.add("Unsqueeze", self._gather(self.inputs[3]), ops.constant([0]))
+        weights = ops.add(
+            "Transpose",
+            self._gather(self.inputs[1]),
+            perm=[1, 0],
+        )
+        recurrent = ops.add(
+            "Transpose",
+            self._gather(self.inputs[2]),
+            perm=[1, 0],
+        )
+        biases = ops.add(
+            "Unsqueeze",
+            self._gather(self.inputs[3]),
+            ops.constant([0]),
+        )
         gates, _ = _STEPS[self.kind]
         return _Weights(weights, recurrent, *ops.parts(biases, 2, gates * self.size))
 
-    def _add_step(self, weights: _Weights, step: int, state: str, cell: str) -> tuple[str, str]:
+    def _add_step(
+        self,
+        weights: _Weights,
+        step: int,
+        state: str,
+        cell: str,
+    ) -> tuple[str, str]:
         """Return the state and the cell after a step."""
         ops = self.ops
-        now = ops.add("Gather", self.inputs[0], ops.constant(step), axis=0)
-        taken = ops.add("Add", ops.add("MatMul", now, weights.input), weights.bias)
+        now = ops.add(
+            "Gather",
+            self.inputs[0],
+            ops.constant(step),
+            axis=0,
+        )
+        taken = ops.add(
+            "Add",
+            ops.add("MatMul", now, weights.input),
+            weights.bias,
+        )
         total = weights.recurrent_bias
         if state:
             total = ops.add("Add", ops.add("MatMul", state, weights.recurrent), total)
@@ -374,7 +445,11 @@ def _keep_layout(model: onnx.ModelProto) -> None:
             _rename(node.output, output.name, inner)
             _rename(node.input, output.name, inner)
         for source, target, shape in (
-            (inner, flat, [-1, int(np.prod(sizes[1:]))]),
+            (
+                inner,
+                flat,
+                [-1, int(np.prod(sizes[1:]))],
+            ),
             (flat, output.name, [-1, *sizes[1:]]),
         ):
             graph.initializer.append(numpy_helper.from_array(np.array(shape), f"{target}__shape"))

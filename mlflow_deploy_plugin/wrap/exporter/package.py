@@ -126,7 +126,16 @@ def _package_name(name: str) -> str:
     """Return the name of the Python package. Raises InvalidConfig if `name` does not
     yield a valid one.
     """
-    package = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+    package = (
+        re.sub(
+            r"\W+",
+            "_",
+            name,
+            flags=re.ASCII,
+        )
+        .strip("_")
+        .lower()
+    )
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
     if not package.isidentifier() or package in taken:
         raise InvalidConfig(f"{name!r} is not a valid name of a Python package; set --name")

@@ -137,7 +137,10 @@ class Model:
                 raise ValueError(
                     f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}",
                 )
-            feeds[name] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
+            feeds[name] = np.asarray(
+                data[name],
+                dtype=_dtype(entry["dtype"]),
+            )
             label = tensors[0]["name"] if len(tensors) == 1 else name
             self._check(label, feeds[name])
         return feeds
@@ -157,7 +160,11 @@ class Model:
         arrays = {}
         for column in columns:
             name = column["name"]
-            arrays[name] = _column(column, data.get(name, [None] * count), missing.get(name))
+            arrays[name] = _column(
+                column,
+                data.get(name, [None] * count),
+                missing.get(name),
+            )
             self._check(name, arrays[name])
         feeds = {}
         for entry in inputs:
@@ -221,7 +228,13 @@ class Model:
                 columns[name] = [row.get(name) for row in rows]
             return columns
         if self.columns:
-            return dict(zip(names, _table(rows, len(names)).T, strict=True))
+            return dict(
+                zip(
+                    names,
+                    _table(rows, len(names)).T,
+                    strict=True,
+                )
+            )
         if len(names) > 1:
             raise ValueError(f"the model has several tensors: pass a dict of {', '.join(names)}")
         return {names[0]: rows}
@@ -258,7 +271,12 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
     if not text:
         return None
     if kind == "boolean":
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+        return {
+            "true": True,
+            "1": True,
+            "false": False,
+            "0": False,
+        }.get(text.lower(), text)
     if kind != "string":
         if kind in ("integer", "long"):
             with contextlib.suppress(ValueError):
@@ -268,7 +286,11 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
     return text
 
 
-def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
+def _column(
+    column: dict[str, Any],
+    values: Any,
+    missing: str | None,
+) -> Array:
     """Return the values of a column with its type. A missing number is NaN, and a
     missing string is `missing`.
     """
@@ -344,7 +366,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY),
+            sys.stdout.fileno(),
+        )
         sys.exit(1)
 
 

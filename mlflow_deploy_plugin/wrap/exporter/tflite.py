@@ -128,7 +128,14 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
     rows = "1" if one_row else "FREE"
     try:
         run_to_end(
-            [str(python), "-I", str(LITERT), str(graph), str(folder), rows],
+            [
+                str(python),
+                "-I",
+                str(LITERT),
+                str(graph),
+                str(folder),
+                rows,
+            ],
             _CONVERSION_SECONDS,
         )
     except CommandFailed as error:

@@ -43,7 +43,10 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         "parquet": partial(pd.read_parquet, **SPARK_TIMES),
         "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
         "jsonl": lambda path: pd.DataFrame(
-            map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines())),
+            map(
+                orjson.loads,
+                filter(bytes.strip, path.read_bytes().splitlines()),
+            ),
         ),
     }
     if kind is None:
@@ -190,7 +193,10 @@ def _only_column(rows: pd.DataFrame) -> Array:
 
 def _made_up_tensor(dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
     random = np.random.default_rng(0)
-    size = [16, *(max(size, 0) or _FREE_SIZE for size in shape[1:])]
+    size = [
+        16,
+        *(max(size, 0) or _FREE_SIZE for size in shape[1:]),
+    ]
     if np.dtype(dtype).kind == "f":
         return random.normal(size=size).astype(dtype)
     return random.integers(0, 2, size).astype(dtype)
@@ -210,17 +216,35 @@ def _made_up_column(
             random.integers(0, len(categories), MADE_UP_ROWS)
         ]
     if dtype == "str":
-        terms = np.asarray(known.texts.get(name, ("a", "b", "c")), dtype=object)
+        terms = np.asarray(
+            known.texts.get(name, ("a", "b", "c")),
+            dtype=object,
+        )
         return np.array(
             [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)],
             dtype=object,
         )
-    edges = np.asarray(known.edges.get(name, ()), dtype=np.float64)
+    edges = np.asarray(
+        known.edges.get(name, ()),
+        dtype=np.float64,
+    )
     edges = edges[np.isfinite(edges)]
-    low, high = (float(edges.min()), float(edges.max())) if len(edges) else (-3.0, 3.0)
+    low, high = (
+        (
+            float(edges.min()),
+            float(edges.max()),
+        )
+        if len(edges)
+        else (-3.0, 3.0)
+    )
     if dtype in ("bool", "int32", "int64"):
         low, high = (
-            (0.0, 1.0) if dtype == "bool" else (np.floor(min(low, 0)), np.ceil(max(high, 10)))
+            (0.0, 1.0)
+            if dtype == "bool"
+            else (
+                np.floor(min(low, 0)),
+                np.ceil(max(high, 10)),
+            )
         )
         return np.round(random.uniform(low, high, MADE_UP_ROWS)).astype(dtype)
     reach = (high - low) / 4 or 1.0

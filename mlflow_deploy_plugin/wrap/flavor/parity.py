@@ -366,7 +366,13 @@ class _ParityProof:
             got = {name: array[:count] for name, array in repeated.items()}
         self._compare(group, want, got, size)
 
-    def _compare(self, group: RowGroup, want: Answers, got: Answers, size: int) -> None:
+    def _compare(
+        self,
+        group: RowGroup,
+        want: Answers,
+        got: Answers,
+        size: int,
+    ) -> None:
         """Count the errors of a group that was predicted in batches of `size` rows."""
         self._sizes.add(size)
         tied = self._ties(group.batch, want)
@@ -381,7 +387,14 @@ class _ParityProof:
                 return
             self._count(group, output, expected, answered, tied)
 
-    def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
+    def _count(
+        self,
+        group: RowGroup,
+        output: Output,
+        want: Array,
+        got: Array,
+        tied: Array,
+    ) -> None:
         if len(want) >= comparison.ENOUGH_ROWS:
             # The first large group sets the spread for all later groups.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
@@ -400,9 +413,19 @@ class _ParityProof:
                 single = group.batch.take([row])
                 error = float(excess[row])
                 self._worst.append(
-                    _WorstRow(error, group.source, output.name, want[row], got[row], single),
+                    _WorstRow(
+                        error,
+                        group.source,
+                        output.name,
+                        want[row],
+                        got[row],
+                        single,
+                    ),
                 )
-        self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
+        self._worst = sorted(
+            self._worst,
+            key=lambda entry: -entry.excess,
+        )[:WORST_ROWS]
 
     def _close_ties(
         self,
@@ -574,7 +597,15 @@ def parity_error(report: ParityReport) -> ParityError:
     for row in report.worst_rows:
         lines.append([_short(row[name]) for name in names])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
+    table = "\n".join(
+        "  ".join(
+            [
+                "",
+                *map(str.ljust, line, widths),
+            ]
+        ).rstrip()
+        for line in lines
+    )
     return ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
         'To log the model anyway, set parity="warn"; the version is then marked as warned.',

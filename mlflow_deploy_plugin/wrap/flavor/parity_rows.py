@@ -58,7 +58,18 @@ _FAR = (
     1e6,
 )
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
-_SENTINELS = (-999.0, -9999.0, 9999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
+_SENTINELS = (
+    -999.0,
+    -9999.0,
+    9999.0,
+    999_999_999.0,
+    -1e9,
+    1e9,
+    -1e12,
+    1e12,
+    -1e15,
+    1e15,
+)
 """Numbers that people use for a missing value, and numbers whose squares have more
 digits than a 32-bit float.
 """
@@ -159,12 +170,19 @@ def _generators(
             lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)],
         )
         return
-    table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
+    table = pd.DataFrame(
+        array,
+        columns=[str(position) for position in range(array.shape[1])],
+    )
 
     def as_matrices(draw: Callable[[], Iterable[RowGroup]]) -> Iterator[RowGroup]:
         for group in draw():
             matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=array.dtype)
-            yield replace(group, batch=Batch({name: matrix}), columns=(name,) * len(group.columns))
+            yield replace(
+                group,
+                batch=Batch({name: matrix}),
+                columns=(name,) * len(group.columns),
+            )
 
     for source, draw in _TableRows(table, random).generators(boundary_values, row_count):
         # A tensor of strings cannot have missing values.
@@ -188,11 +206,22 @@ class _TableRows:
     random: np.random.Generator
 
     def generators(self, boundary_values: BoundaryValues, row_count: int) -> Iterator[_Generator]:
-        yield "ranges", lambda: [RowGroup("ranges", Batch(self.by_column(600, self.in_range)))]
+        yield (
+            "ranges",
+            lambda: [
+                RowGroup(
+                    "ranges",
+                    Batch(self.by_column(600, self.in_range)),
+                )
+            ],
+        )
         yield (
             "observed",
             lambda: [
-                RowGroup("observed", Batch(self.by_column(max(row_count, 400), self.observed))),
+                RowGroup(
+                    "observed",
+                    Batch(self.by_column(max(row_count, 400), self.observed)),
+                ),
             ],
         )
         if boundary_values.edges:
@@ -253,13 +282,23 @@ class _TableRows:
             table = self.some(_UNSEEN_ROWS)
             if (unseen := unseen_category(table[name])) is not None:
                 table[name] = unseen
-                yield RowGroup("unseen", Batch(table), block=_UNSEEN_ROWS, columns=(str(name),))
+                yield RowGroup(
+                    "unseen",
+                    Batch(table),
+                    block=_UNSEEN_ROWS,
+                    columns=(str(name),),
+                )
 
     def far(self) -> Iterator[RowGroup]:
         if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
             yield RowGroup(
                 "far",
-                Batch(self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far)),
+                Batch(
+                    self.one_changed(
+                        dict.fromkeys(numbers, 4 * len(_FAR)),
+                        _far,
+                    )
+                ),
             )
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
@@ -280,7 +319,10 @@ class _TableRows:
             table[name] = _as(values, table[name].dtype)
         yield RowGroup("sentinels together", Batch(table), may_tie=True)
 
-    def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
+    def at_categories(
+        self,
+        learned: Mapping[str, tuple[Category, ...]],
+    ) -> Iterator[RowGroup]:
         """Yield rows in which one column contains a known category, or a value that is
         similar to a category.
         """
@@ -325,10 +367,18 @@ class _TableRows:
             drawn = self.some_categories(name, categories, most)
             whole = -(-len(drawn) // block) * block
             with contextlib.suppress(TypeError, ValueError):
-                columns[name] = _as(list(islice(cycle(drawn), whole)), self.example[name].dtype)
+                columns[name] = _as(
+                    list(islice(cycle(drawn), whole)),
+                    self.example[name].dtype,
+                )
         return {name: series for name, series in columns.items() if len(series)}
 
-    def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:
+    def some_categories(
+        self,
+        name: str,
+        values: Sequence[Category],
+        most: int,
+    ) -> list[Category]:
         """Return at most `most` random values that the column's type allows."""
         dtype = self.example[name].dtype
         # A value outside the categories would become missing, and integers cannot be
@@ -346,9 +396,15 @@ class _TableRows:
         for name, count in rows.items():
             column = table[name]
             end = start + count
-            changed = change(column.iloc[start:end].reset_index(drop=True), self.example[name])
+            changed = change(
+                column.iloc[start:end].reset_index(drop=True),
+                self.example[name],
+            )
             parts = [column.iloc[:start], changed, column.iloc[end:]]
-            table[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
+            table[name] = pd.concat(
+                [part for part in parts if len(part)],
+                ignore_index=True,
+            )
             start = end
         return table
 
@@ -357,12 +413,19 @@ class _TableRows:
             drop=True,
         )
 
-    def some_columns(self, fits: Callable[[pd.Series], bool], rows: int) -> list[str]:
+    def some_columns(
+        self,
+        fits: Callable[[pd.Series], bool],
+        rows: int,
+    ) -> list[str]:
         """Return the columns that fit, in order. A wide table is sampled, because each
         column adds `rows` rows.
         """
         names = [name for name in self.example.columns if fits(self.example[name])]
-        most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
+        most = min(
+            max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1),
+            _CHANGED_COLUMNS,
+        )
         if len(names) <= most:
             return names
         return [
@@ -370,7 +433,11 @@ class _TableRows:
             for position in np.sort(self.random.choice(len(names), most, replace=False))
         ]
 
-    def by_column(self, count: int, draw: Callable[[pd.Series, int], pd.Series]) -> pd.DataFrame:
+    def by_column(
+        self,
+        count: int,
+        draw: Callable[[pd.Series, int], pd.Series],
+    ) -> pd.DataFrame:
         """Draw each column independently, which yields new combinations of values."""
         return pd.DataFrame(
             {name: draw(self.example[name], count) for name in self.example.columns},
@@ -398,7 +465,10 @@ class _TableRows:
             kind = np.int64 if smallest < 0 else np.uint64
             drawn = self.random.integers(smallest, largest, count, dtype=kind, endpoint=True)
             return pd.Series(drawn).astype(series.dtype)
-        low, high = value_range(series.to_numpy(dtype=np.float64, na_value=np.nan), np.nan)
+        low, high = value_range(
+            series.to_numpy(dtype=np.float64, na_value=np.nan),
+            np.nan,
+        )
         # Halves avoid an overflow of the range.
         return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
 
@@ -412,7 +482,18 @@ class _TableRows:
         ]
         spoilt = self.random.integers(0, len(words))
         words[spoilt] = _SPOILING[number % len(_SPOILING)](words[spoilt])
-        return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
+        return str(
+            self.random.choice(
+                [
+                    " ",
+                    " ",
+                    "  ",
+                    ", ",
+                    "\n",
+                    "\u00a0",
+                ]
+            )
+        ).join(words)
 
     def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
         """Return rows with values at an edge, at its 32-bit rounding, halfway between
@@ -430,17 +511,28 @@ class _TableRows:
                 moved = np.floor(drawn) + self.random.integers(0, 2, count)
             else:
                 ways = _near_edges(drawn)
-                moved = np.choose(self.random.integers(0, len(ways), count), ways)
+                moved = np.choose(
+                    self.random.integers(0, len(ways), count),
+                    ways,
+                )
             keep = self.random.random(count) < 0.5
             table[name] = pd.Series(np.where(keep, series, moved)).astype(self.example[name].dtype)
         return table
 
-    def learned(self, learned: Mapping[str, Array], halfway: bool = False) -> pd.DataFrame:
+    def learned(
+        self,
+        learned: Mapping[str, Array],
+        halfway: bool = False,
+    ) -> pd.DataFrame:
         """Return training rows of the model or, if `halfway`, midpoints of two training
         rows.
         """
         table = self.some(_LEARNED_ROWS)
-        left, right = self.random.integers(0, len(next(iter(learned.values()))), (2, _LEARNED_ROWS))
+        left, right = self.random.integers(
+            0,
+            len(next(iter(learned.values()))),
+            (2, _LEARNED_ROWS),
+        )
         for name, values in learned.items():
             if _is_number(self.example[name]):
                 moved = values[left] / 2 + values[right] / 2 if halfway else values[left]
@@ -518,9 +610,20 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
     reach = _reach(column)
     factors = np.resize(np.array(_FAR), len(column))
     values = np.clip(
-        np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach
+        np.nan_to_num(
+            column.to_numpy(
+                dtype=np.float64,
+                na_value=np.nan,
+            )
+        ),
+        -reach,
+        reach,
     )
-    some = np.where(np.arange(len(column)) < len(_FAR), reach, values)
+    some = np.where(
+        np.arange(len(column)) < len(_FAR),
+        reach,
+        values,
+    )
     return _as(factors * some, column.dtype)
 
 
@@ -528,7 +631,10 @@ def _reach(series: pd.Series) -> float:
     """Return a column's largest magnitude, limited to 1 to 1e30, so that products with
     `_FAR` fit into 32 bits.
     """
-    low, high = value_range(series.to_numpy(dtype=np.float64, na_value=np.nan), np.nan)
+    low, high = value_range(
+        series.to_numpy(dtype=np.float64, na_value=np.nan),
+        np.nan,
+    )
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
 
@@ -547,7 +653,10 @@ def _as(values: Any, dtype: Any) -> pd.Series:
         return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
     if isinstance(dtype, pd.CategoricalDtype):  # Values outside the categories are missing.
         return pd.Series(
-            pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype),
+            pd.Categorical.from_codes(
+                dtype.categories.get_indexer(pd.Index(values)),
+                dtype=dtype,
+            ),
         )
     # Without the dtype, pandas 3 would infer strings from objects, and NaN from None.
     return pd.Series(values, dtype=object if is_object_dtype(dtype) else None).astype(
@@ -568,7 +677,10 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         _MISSING_ROWS,
         # The first row keeps its value: an original may refuse a column in which all
         # values are missing.
-        lambda column, example: column.where(np.arange(len(column)) == 0, missing_value(example)),
+        lambda column, example: column.where(
+            np.arange(len(column)) == 0,
+            missing_value(example),
+        ),
         True,
     ),
     (
@@ -593,7 +705,11 @@ the rows are compared.
 """
 
 
-def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) -> Iterator[RowGroup]:
+def _tensor_rows(
+    example: Batch,
+    random: np.random.Generator,
+    row_count: int,
+) -> Iterator[RowGroup]:
     """Yield example rows with noise (a tenth of the range), and pure noise. Integers
     are drawn from the range.
     """
@@ -608,12 +724,23 @@ def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) ->
         yield RowGroup("ranges", Batch(noisy))
 
 
-def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool) -> Array:
+def _noisy(
+    array: Array,
+    rows: Array,
+    random: np.random.Generator,
+    around: bool,
+) -> Array:
     if array.dtype.kind not in "fiu":
         return np.asarray(array[rows])
     shape = (len(rows), *array.shape[1:])
     if array.dtype.kind in "iu":
-        return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
+        return random.integers(
+            array.min(),
+            array.max(),
+            shape,
+            dtype=array.dtype,
+            endpoint=True,
+        )
     low, high = value_range(array, np.nan)
     if low == high:  # A constant example has no range.
         low = low - max(abs(low), 1.0)
@@ -638,7 +765,10 @@ def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
             return np.asarray(array[rows])
         bounds = np.finfo(array.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
-            moved = array[rows].astype(np.float64) * factors.reshape(-1, *[1] * (array.ndim - 1))
+            moved = array[rows].astype(np.float64) * factors.reshape(
+                -1,
+                *[1] * (array.ndim - 1),
+            )
         return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
 
     return Batch({name: far(array) for name, array in example.tensors.items()})
@@ -664,7 +794,14 @@ def _other_sizes(
     one size in all tensors.
     """
     # A single tensor may be unnamed.
-    only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}
+    only = (
+        next(
+            iter(sizes.values()),
+            {},
+        )
+        if len(sizes) == 1
+        else {}
+    )
     free = {name: sizes.get(name, only) for name in example.tensors}
     most = {}
     for name, axes in free.items():

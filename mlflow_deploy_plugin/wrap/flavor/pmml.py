@@ -93,7 +93,10 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     }
 
 
-def _schema(fields: Mapping[str, str], types: Mapping[str, str]) -> Schema:
+def _schema(
+    fields: Mapping[str, str],
+    types: Mapping[str, str],
+) -> Schema:
     return Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
 
 

@@ -58,7 +58,10 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         outputs = [*model.getTargetFields(), *model.getOutputFields()]
         return _types(model.getInputFields()), _types(outputs)
 
-    def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def outputs(
+        self,
+        rows: Mapping[str, npt.NDArray[Any]],
+    ) -> dict[str, npt.NDArray[Any]]:
         """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F]
         with the fields x1, x2, ….
 

@@ -253,7 +253,10 @@ class NetModel(PythonModel):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, object]:
         kinds = {kind.__name__ for kind in type(self.net).__mro__}
-        if module := next((_TORCH_FORMATS[kind] for kind in kinds & _TORCH_FORMATS.keys()), None):
+        if module := next(
+            (_TORCH_FORMATS[kind] for kind in kinds & _TORCH_FORMATS.keys()),
+            None,
+        ):
             buffer = io.BytesIO()
             import_module(module).save(self.net, buffer)
             return {module: buffer.getvalue()}
@@ -433,7 +436,11 @@ def _column_spec(series: pd.Series) -> ColSpec:
     return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
 
 
-def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str) -> bool:
+def _refuses(
+    answer: Callable[[pd.DataFrame], object],
+    rows: pd.DataFrame,
+    name: str,
+) -> bool:
     """Return True if the model refuses the rows with an unknown category in the column
     `name`.
     """

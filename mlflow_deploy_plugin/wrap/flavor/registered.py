@@ -283,9 +283,22 @@ def _wrap_pmml(
         name=name,
         model=f"{kind} in PMML",
         inputs=tuple(
-            Input(spec.name, COLUMN_TYPES[spec.type.name], (-1,), (spec.name,)) for spec in inputs
+            Input(
+                spec.name,
+                COLUMN_TYPES[spec.type.name],
+                (-1,),
+                (spec.name,),
+            )
+            for spec in inputs
         ),
-        outputs=tuple(Output(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in outputs),
+        outputs=tuple(
+            Output(
+                spec.name,
+                COLUMN_TYPES[spec.type.name],
+                (-1,),
+            )
+            for spec in outputs
+        ),
         prediction=tuple(outputs.input_names()),
         report=ParityReport("no-original"),
     )
@@ -298,7 +311,12 @@ def _wrap_pmml(
         tags = {WRAPPED_FROM_TAG: resolved.source}
         info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
     version = str(info.registered_model_version)
-    return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
+    return replace(
+        outcome,
+        version=version,
+        model_id=info.model_id or "",
+        run_id=info.run_id or "",
+    )
 
 
 def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
@@ -632,7 +650,10 @@ def _create_logged_model(
     return str(created.model_id)
 
 
-def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, object]:
+def _provenance(
+    provenance: Mapping[str, object],
+    run: Run | None,
+) -> dict[str, object]:
     """Return the provenance with the git commit and the dataset of the run that trained
     the model.
     """
@@ -703,7 +724,10 @@ def _read_flavors(folder: Path, source: str) -> tuple[Model, dict[str, Any]]:
         ) from None
 
 
-def _framework_flavor(flavors: Mapping[str, Any], source: str) -> tuple[str, PredictFunction]:
+def _framework_flavor(
+    flavors: Mapping[str, Any],
+    source: str,
+) -> tuple[str, PredictFunction]:
     """Return the flavor of the framework, and the method that its pyfunc calls. Raises
     InvalidConfig for a wrapped model, and ConversionError for Python code.
     """

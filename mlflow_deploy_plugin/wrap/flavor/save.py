@@ -328,7 +328,11 @@ def log_wrapped(
     tags = {**tags, PARITY_TAG: state}
     info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
     if info.run_id:
-        mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
+        mlflow.log_metrics(
+            wrapped.report.metrics(),
+            run_id=info.run_id,
+            model_id=info.model_id,
+        )
         mlflow.MlflowClient().set_tag(info.run_id, PARITY_TAG, state)
     return info
 
@@ -393,7 +397,11 @@ class PyfuncModel:
     def get_raw_model(self) -> OnnxModel:
         return self._model
 
-    def predict(self, data: ModelData, params: Mapping[str, object] | None = None) -> ModelData:
+    def predict(
+        self,
+        data: ModelData,
+        params: Mapping[str, object] | None = None,
+    ) -> ModelData:
         """Predict for a DataFrame, array, mapping, or list of rows or records. Raises
         SchemaMismatch for other data.
         """

@@ -336,7 +336,12 @@ class _FormTrials:
         best: OnnxForm | None = None
         failure: ModelError | None = None
         axes = self.rows.free_axes()
-        makers = self.converter.forms(self.model, self._example(), self.predict_fn, axes)
+        makers = self.converter.forms(
+            self.model,
+            self._example(),
+            self.predict_fn,
+            axes,
+        )
         for position, make in enumerate(makers):
             form = self._try(folder / str(position), make)
             if isinstance(form, ModelError):
@@ -366,7 +371,11 @@ class _FormTrials:
             return None
         return pd.DataFrame(columns=inputs.input_names())
 
-    def _try(self, draft: Path, make: Callable[[], ConvertedModel]) -> OnnxForm | ModelError:
+    def _try(
+        self,
+        draft: Path,
+        make: Callable[[], ConvertedModel],
+    ) -> OnnxForm | ModelError:
         """Return the form, or the reason why it cannot be made or loaded."""
         try:
             draft.mkdir()

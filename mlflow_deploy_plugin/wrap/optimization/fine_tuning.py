@@ -195,4 +195,7 @@ def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
 def _loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     if target.dtype == torch.int64 and predicted.ndim == target.ndim + 1:
         return nn.functional.cross_entropy(predicted, target)
-    return nn.functional.mse_loss(predicted, target.to(predicted.dtype).reshape(predicted.shape))
+    return nn.functional.mse_loss(
+        predicted,
+        target.to(predicted.dtype).reshape(predicted.shape),
+    )

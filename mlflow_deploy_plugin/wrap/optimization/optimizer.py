@@ -384,7 +384,10 @@ def _read_halves(base: LoadedOnnx, source: _Source) -> _Halves:
             f"{where} has {total} rows, which are too few to measure a loss; use data with at "
             f"least {MIN_ROWS}",
         )
-    first, rest = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
+    first, rest = np.split(
+        np.random.default_rng(_SEED).permutation(total),
+        [total // 2],
+    )
     return _Halves(whole.take(first), whole.take(rest))
 
 
@@ -546,7 +549,15 @@ class _FormMaker:
 
         rows = self.calibration.rows
         truth = self.calibration.truth
-        tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
+        tuned = pruned_and_tuned(
+            self.original,
+            self.base,
+            share,
+            rows,
+            truth,
+            self.epochs,
+            _SEED,
+        )
         return tuned, f"tuned for {self.epochs} epochs"
 
     def best_scales(self, graph: ModelProto, name: str, note: str) -> _Draft:
@@ -611,7 +622,10 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
     ]
     if is_auto:
         if faster := [form for form in within if form.cost.is_faster(rows)]:
-            return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
+            return replace(
+                done,
+                chosen=min(faster, key=lambda form: form.cost.speed(rows)).name,
+            )
         if rows:
             of = f"requests of {rows:,} rows"
         else:

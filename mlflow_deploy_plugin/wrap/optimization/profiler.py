@@ -128,7 +128,13 @@ class GraphProfile:
     advice: tuple[str, ...]
 
 
-def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False) -> GraphProfile:
+def profile(
+    model_uri: str,
+    *,
+    rows: int = 1,
+    data: str = "",
+    log: bool = False,
+) -> GraphProfile:
     """Profile requests with `rows` rows.
 
     Args:
@@ -178,7 +184,12 @@ def _request(base: LoadedOnnx, rows: int, data: str) -> Feeds:
         sample = reference_rows(base.artifact, rows, 0)
     if not sample:
         return repeat_row(base.model.example_feeds(), 0, rows)
-    return base.feeds(take_rows(sample, np.resize(np.arange(row_count(sample)), rows)))
+    return base.feeds(
+        take_rows(
+            sample,
+            np.resize(np.arange(row_count(sample)), rows),
+        )
+    )
 
 
 def _log(done: GraphProfile, resolved: ResolvedModel) -> None:
@@ -212,7 +223,10 @@ class _Trace:
     runs: int
     nodes: list[_NodeRun]
 
-    def sum_by(self, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
+    def sum_by(
+        self,
+        name_of: Callable[[_NodeRun], str],
+    ) -> tuple[NodeTime, ...]:
         groups: dict[tuple[str, str], list[_NodeRun]] = {}
         for node in self.nodes:
             groups.setdefault((name_of(node), node.operator), []).append(node)
@@ -261,7 +275,10 @@ def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
     return _Trace(runs, _node_runs(events, runs))
 
 
-def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
+def _node_runs(
+    events: list[dict[str, Any]],
+    runs: int,
+) -> list[_NodeRun]:
     """Return the executions of nodes in the last `runs` runs of a profile."""
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     begin = starts[-runs]
@@ -348,7 +365,11 @@ def _advise(
         )
 
 
-def _share(operators: Iterable[NodeTime], *names: str, type_: str = "") -> float:
+def _share(
+    operators: Iterable[NodeTime],
+    *names: str,
+    type_: str = "",
+) -> float:
     """Return the share of these operators, or of those that read the type `type_`."""
     return sum(
         entry.share
@@ -378,7 +399,10 @@ def draw(done: GraphProfile) -> "Figure":
     from matplotlib.figure import Figure  # matplotlib is only in the extra `monitoring`.
 
     figure = Figure(
-        figsize=(10, 1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12))),
+        figsize=(
+            10,
+            1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12)),
+        ),
     )
     for axes, entries, title in zip(
         figure.subplots(1, 2),

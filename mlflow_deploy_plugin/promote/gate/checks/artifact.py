@@ -108,7 +108,11 @@ def check_agreement(
         truth,
         evaluation.metric,
     )
-    figures = {"rows": float(agreement.rows), "loss": agreement.loss, "margin": evaluation.margin}
+    figures = {
+        "rows": float(agreement.rows),
+        "loss": agreement.loss,
+        "margin": evaluation.margin,
+    }
     if agreement.equal is not None:
         figures["equal"] = agreement.equal
     reason = f"made from {where}, where {proof.reason}; {agreement}"
@@ -238,7 +242,12 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
             yield _Change("retyped", name or "the tensor", before.dtype, after.dtype, True)
         if before.shape != after.shape:
             fits = len(before.shape) == len(after.shape) and all(
-                wide in (-1, size) for wide, size in zip(after.shape, before.shape, strict=True)
+                wide in (-1, size)
+                for wide, size in zip(
+                    after.shape,
+                    before.shape,
+                    strict=True,
+                )
             )
             yield _Change(
                 "reshaped",
@@ -264,7 +273,13 @@ def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         yield _Change("added", name, "", _output_kind(new[name]), False)
     for name in common:
         if _output_kind(new[name]) != _output_kind(old[name]):
-            yield _Change("retyped", name, _output_kind(old[name]), _output_kind(new[name]), True)
+            yield _Change(
+                "retyped",
+                name,
+                _output_kind(old[name]),
+                _output_kind(new[name]),
+                True,
+            )
     if candidate.classes and current.classes and set(candidate.classes) != set(current.classes):
         before, after = (", ".join(map(str, side.classes)) for side in (current, candidate))
         yield _Change("reclassed", "the classes", before, after, False)

@@ -209,7 +209,11 @@ def _measure_versions(workers: Sequence[Worker]) -> list[_Times]:
 
 def _cost(memory: int, rounds: Sequence[_Times]) -> MeasuredCost:
     rows, batches = zip(*rounds, strict=True)
-    return MeasuredCost(memory, tuple(map(np.array, rows)), tuple(map(np.array, batches)))
+    return MeasuredCost(
+        memory,
+        tuple(map(np.array, rows)),
+        tuple(map(np.array, batches)),
+    )
 
 
 def _load_all(
@@ -242,7 +246,12 @@ def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     )
 
 
-def _call(worker: Worker, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(
+    worker: Worker,
+    seconds: float,
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Any:
     try:
         return worker.call(function, *arguments, seconds=seconds)
     except DeadlineExceeded:

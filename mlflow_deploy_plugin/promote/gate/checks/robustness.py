@@ -153,7 +153,10 @@ def check_robustness(
         "; ".join(failures) or _summary(noise, row_count(rows), policy, clean.measure),
         figures,
         tuple(notes),
-        _table([*outcomes, *_by_column(model, rows, policy, seed)], clean.measure),
+        _table(
+            [*outcomes, *_by_column(model, rows, policy, seed)],
+            clean.measure,
+        ),
     )
 
 
@@ -164,8 +167,14 @@ def _disturbed(
 ) -> list[tuple[str, NamedArrays]]:
     """Return the rows under each disturbance. The first disturbance is the noise."""
     return [
-        ("noise", with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))),
-        ("missing", with_missing(rows, policy.missing, np.random.default_rng([seed, 1]))),
+        (
+            "noise",
+            with_noise(rows, policy.noise, np.random.default_rng([seed, 0])),
+        ),
+        (
+            "missing",
+            with_missing(rows, policy.missing, np.random.default_rng([seed, 1])),
+        ),
         (
             "out_of_range",
             with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2])),
@@ -307,7 +316,13 @@ def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
     if not clean.is_label:
         before = before.astype(np.float64)
         after = after.astype(np.float64)
-        tolerance = Tolerance(absolute=_MOVE * np.maximum(np.nanstd(before, axis=0), 1e-12))
+        tolerance = Tolerance(
+            absolute=_MOVE
+            * np.maximum(
+                np.nanstd(before, axis=0),
+                1e-12,
+            )
+        )
     return ~compare(before, after, tolerance).by_row().same
 
 
@@ -337,7 +352,10 @@ def _by_column(
             for kind, values in changed.items()
         ]
     notable = [outcome for outcome in outcomes if outcome.refusal or outcome.flips > 0]
-    return sorted(notable, key=lambda outcome: (not outcome.refusal, -outcome.flips))[:_MAX_LINES]
+    return sorted(
+        notable,
+        key=lambda outcome: (not outcome.refusal, -outcome.flips),
+    )[:_MAX_LINES]
 
 
 @dataclass(frozen=True, eq=False)

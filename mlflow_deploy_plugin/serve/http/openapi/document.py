@@ -117,7 +117,11 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
     return DescribedEndpoint(name, served)
 
 
-def document(server: Server, only: str | None = None, root: str = "/") -> JsonSchema:
+def document(
+    server: Server,
+    only: str | None = None,
+    root: str = "/",
+) -> JsonSchema:
     """Return the document of every route, with the schemas of every endpoint that can
     answer now.
 
@@ -197,7 +201,10 @@ def _paths(
     return paths
 
 
-def _security(need: Need, schemes: Mapping[str, JsonSchema]) -> list[dict[str, list[str]]]:
+def _security(
+    need: Need,
+    schemes: Mapping[str, JsonSchema],
+) -> list[dict[str, list[str]]]:
     """Return the alternatives. A caller needs all schemes, and any of the scopes."""
     without_scope: dict[str, list[str]] = {name: [] for name in schemes}
     if _KEY not in schemes:
@@ -297,7 +304,12 @@ def _operation_object(
     document: JsonSchema = {
         # A client generator names the method of the operation by this id. A dot of a
         # name is doubled: /a.b is not /a/b.
-        "operationId": re.sub(r"[/{}:]+", ".", path.replace(".", "..")).strip(".") or "index",
+        "operationId": re.sub(
+            r"[/{}:]+",
+            ".",
+            path.replace(".", ".."),
+        ).strip(".")
+        or "index",
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {str(operation.status): response, **responses},
@@ -355,7 +367,10 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
     if status == 400 and "{" in path:
         form = _PATH_ERROR
     schema = _reference(form)
-    error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
+    error: JsonSchema = {
+        "description": _ERRORS[status],
+        "content": {JSON: {"schema": schema}},
+    }
     if status == 429:
         error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return error

@@ -124,7 +124,13 @@ _LABEL: JsonSchema = {
 }
 _FEEDBACK_BY_ID = object_schema(
     {"prediction_id": {"type": "string", "minLength": 1, "maxLength": 128}, "label": _LABEL},
-    {"row": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}},
+    {
+        "row": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "maximum": 2**31 - 1,
+        }
+    },
     additionalProperties=False,
     title="feedback by id",
 )
@@ -202,7 +208,13 @@ V2_INDEX = Operation(
     "The endpoints and their states",
     V2,
     {JSON: array_schema(_object_of("v2 index entry", name="string", state="string"))},
-    {JSON: object_schema({}, {"ready": {"type": ["boolean", "null"]}}, title="v2 index request")},
+    {
+        JSON: object_schema(
+            {},
+            {"ready": {"type": ["boolean", "null"]}},
+            title="v2 index request",
+        )
+    },
     errors=(400, 413),
     needs_body=False,
 )

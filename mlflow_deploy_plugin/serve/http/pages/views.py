@@ -680,7 +680,12 @@ def snippets(
     return code_by_tool
 
 
-def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str:
+def _triton(
+    base: str,
+    endpoint: str,
+    body: dict[str, Any],
+    headers: str,
+) -> str:
     """Return code for tritonclient[http]; only names, shapes and values differ between
     models.
     """

@@ -63,7 +63,13 @@ class InlinePolicy:
         path = request.path
         headers = request.headers
         size = len(request.body)
-        seconds = self._seconds.get((path, headers.get("content-type"), size.bit_length()))
+        seconds = self._seconds.get(
+            (
+                path,
+                headers.get("content-type"),
+                size.bit_length(),
+            )
+        )
         if seconds is None:
             return path in _ALWAYS_INLINE and "content-encoding" not in headers
         is_small = size <= _INLINE_BYTES and "content-encoding" not in headers

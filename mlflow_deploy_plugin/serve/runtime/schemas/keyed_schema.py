@@ -54,7 +54,11 @@ class KeyedSchema(Schema):
         feeds = self.model.from_records(model_records)
         return self.attach(feeds, columns_of(records, self.keys))
 
-    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
+    def from_rows(
+        self,
+        names: Sequence[str],
+        rows: Sequence[Sequence[object]],
+    ) -> Feeds:
         positions = {name: position for position, name in enumerate(names) if name in self.keys}
         model_names = names
         model_rows = rows

@@ -128,7 +128,10 @@ class Schema:
         }
         return self._taken(narrowed_feeds(feeds, sent))
 
-    def _converted_columns(self, data: Mapping[str, Sequence[object] | Array]) -> dict[str, Array]:
+    def _converted_columns(
+        self,
+        data: Mapping[str, Sequence[object] | Array],
+    ) -> dict[str, Array]:
         rows = self._common_length(data)
         absent = sum(name not in data for name in self.names)
         _check_filled(rows * absent, rows * (len(self.names) - absent))
@@ -175,7 +178,11 @@ class Schema:
         _check_filled(len(records) * len(present) - sent, sent)
         return self.from_frame(columns_of(records, present))
 
-    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
+    def from_rows(
+        self,
+        names: Sequence[str],
+        rows: Sequence[Sequence[object]],
+    ) -> Feeds:
         """Return feeds from rows that are lists in the order of `names` (pandas'
         "split"). Raises as `from_columns`.
         """
@@ -190,7 +197,15 @@ class Schema:
                 )
         if not rows:
             raise SchemaMismatch(NO_ROWS)
-        return self.from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
+        return self.from_frame(
+            dict(
+                zip(
+                    names,
+                    map(list, zip(*rows, strict=True)),
+                    strict=False,
+                )
+            )
+        )
 
     def from_array(self, values: object) -> Feeds:
         """Return feeds from nested lists or an array, in the order of the columns.
@@ -335,7 +350,13 @@ class Schema:
 
     def _is_wide_enough(self, entry: Input) -> bool:
         wide = numpy_dtype(entry.dtype)
-        return all(is_lossless_cast(wide, numpy_dtype(self.dtypes[name])) for name in entry.columns)
+        return all(
+            is_lossless_cast(
+                wide,
+                numpy_dtype(self.dtypes[name]),
+            )
+            for name in entry.columns
+        )
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
@@ -422,7 +443,12 @@ class Schema:
                 raise SchemaMismatch(
                     "several columns can form one tensor only if each has one value per row",
                 )
-            matrix: object = list(map(list, zip(*data.values(), strict=True)))
+            matrix: object = list(
+                map(
+                    list,
+                    zip(*data.values(), strict=True),
+                )
+            )
             if columns:
                 matrix = np.column_stack(columns)
             return self._from_tensors({self.tensors[0].name: matrix})
@@ -559,7 +585,10 @@ def compile_schema(
     return Schema(columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign)
 
 
-def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
+def _from_cells(
+    tensor: Tensor,
+    cells: list[Any] | Array,
+) -> list[Any] | Array:
     """Return a table column as a tensor. A cell has the only value of a row, or all
     values, flat as in MLflow.
     """
@@ -601,7 +630,10 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
         if len(entry.shape) == 1:
             return only
         return only.reshape(-1, 1)
-    stacked = np.empty((len(arrays[entry.columns[0]]), len(entry.columns)), dtype=dtype)
+    stacked = np.empty(
+        (len(arrays[entry.columns[0]]), len(entry.columns)),
+        dtype=dtype,
+    )
     for position, name in enumerate(entry.columns):
         stacked[:, position] = arrays[name]
     return stacked

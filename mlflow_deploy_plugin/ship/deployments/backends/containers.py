@@ -89,7 +89,13 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
     variables = {**container.environment, **container.secret_files, **secrets}
     options = _fixed_options(spec, settings)
-    parts = [image_id, options, variables, spec.server.model_dump(mode="json"), container.restart]
+    parts = [
+        image_id,
+        options,
+        variables,
+        spec.server.model_dump(mode="json"),
+        container.restart,
+    ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {
         **options,
@@ -275,7 +281,11 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     variables = server_environment(folder, settings)
     if asks_mlflow(spec):
         check_registry(variables["MLFLOW_REGISTRY_URI"], is_host)
-    server_settings = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
+    server_settings = {
+        "HOME": str(folder),
+        "HOST": spec.server.host,
+        "PORT": str(spec.server.port),
+    }
     if settings.keys_file is not None:
         server_settings["KEYS_FILE"] = str(settings.keys_file.absolute())
     if not is_host:

@@ -190,7 +190,11 @@ class DockerBackend(MachineBackend):
     def _containers(self, name: str) -> list[Container]:
         labels = [f"{containers.ENDPOINT}={name}", f"{containers.HOME}={self.settings.home_path}"]
         return [
-            *self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True),
+            *self._engine.containers.list(
+                all=True,
+                filters={"label": labels},
+                ignore_removed=True,
+            ),
         ]
 
     def _servers(self, name: str) -> list[Container]:
@@ -303,7 +307,13 @@ class DockerBackend(MachineBackend):
         server = self._engine.containers.create(
             **{**options, "labels": {**options["labels"], SLOT: slot}},
             name=f"{server_name(spec.name)}.{slot}",
-            command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
+            command=[
+                "serve",
+                "--spec",
+                str(folder / files.SPEC),
+                "--state-dir",
+                str(folder),
+            ],
         )
         try:
             server.start()

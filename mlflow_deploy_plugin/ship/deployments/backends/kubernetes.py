@@ -288,12 +288,18 @@ class KubernetesBackend:
             restarts=sum(
                 kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods
             ),
-            wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
+            wanted=next(
+                (item.wanted for item in applied_specs if item.wanted is not None),
+                None,
+            ),
             workers=tuple(_workers(states)),
             errors=load_errors,
             refused=next(filter(None, [agent.refused for agent in agents]), ()),
             registry_error=next(filter(None, [agent.error for agent in agents]), ""),
-            shipping_error=next(filter(None, [agent.shipping.error for agent in agents]), ""),
+            shipping_error=next(
+                filter(None, [agent.shipping.error for agent in agents]),
+                "",
+            ),
         )
 
     def server_pages(
@@ -428,7 +434,10 @@ class KubernetesBackend:
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
             raise errors.NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
-        with self._cluster.forwarded(ready[0]["metadata"]["name"], http_port(spec)) as address:
+        with self._cluster.forwarded(
+            ready[0]["metadata"]["name"],
+            http_port(spec),
+        ) as address:
             yield f"{spec.server.scheme}://{address}"
 
     def _url(self, spec: EndpointSpec) -> str:
@@ -628,7 +637,10 @@ class KubernetesBackend:
             if (trouble := kubernetes_status.pod_trouble(pod)) is not None:
                 words = self._last_words(pod) if trouble.wrote else ""
                 troubles.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
-        return next((item for item in troubles if item.is_final), next(iter(troubles), None))
+        return next(
+            (item for item in troubles if item.is_final),
+            next(iter(troubles), None),
+        )
 
     def _last_words(self, pod: Document) -> str:
         """Return the line of a pod's log that best explains why the pod has ended or is
@@ -698,7 +710,13 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
             return addresses
     import mlflow  # The import takes a second, and `list` does not need it.
 
-    uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
+    uris = dict(
+        zip(
+            _MLFLOW,
+            (mlflow.get_tracking_uri(), mlflow.get_registry_uri()),
+            strict=True,
+        )
+    )
     if len(set(uris.values())) == 1:
         # If unset, the registry is the tracking server, which the spec may set.
         del uris["MLFLOW_REGISTRY_URI"]

@@ -147,9 +147,18 @@ class Cluster:
                 return None
             raise
 
-    def find(self, kind: str, labels: Mapping[str, str]) -> list[Document]:
+    def find(
+        self,
+        kind: str,
+        labels: Mapping[str, str],
+    ) -> list[Document]:
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        return [*self._get(self._path(kind), {"labelSelector": selector})["items"]]
+        return [
+            *self._get(
+                self._path(kind),
+                {"labelSelector": selector},
+            )["items"]
+        ]
 
     def namespace_uid(self) -> str:
         return str(self._get(f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"])
@@ -207,7 +216,14 @@ class Cluster:
         }
         left_out = ("apiVersion", "kind", "metadata", "status")
         content |= {f"/{name}": value for name, value in document.items() if name not in left_out}
-        changes = [{"op": "add", "path": path, "value": value} for path, value in content.items()]
+        changes = [
+            {
+                "op": "add",
+                "path": path,
+                "value": value,
+            }
+            for path, value in content.items()
+        ]
         new = (self.get(kind, metadata["name"]) or {}).keys() - document.keys() - {"status"}
         changes += [{"op": "remove", "path": f"/{name}"} for name in sorted(new)]
         self._patch(kind, metadata["name"], changes, "application/json-patch+json")
@@ -249,11 +265,20 @@ class Cluster:
             if error.status != 404:
                 raise
 
-    def pod_log(self, pod: str, lines: int, previous: bool = False) -> list[str]:
+    def pod_log(
+        self,
+        pod: str,
+        lines: int,
+        previous: bool = False,
+    ) -> list[str]:
         """Return the last lines of the server container's log; empty if the container
         has not started.
         """
-        query = {"container": CONTAINER, "tailLines": str(lines), "previous": str(previous).lower()}
+        query = {
+            "container": CONTAINER,
+            "tailLines": str(lines),
+            "previous": str(previous).lower(),
+        }
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
         except ApiRefused:
@@ -371,7 +396,11 @@ class Cluster:
                 remote = opened.socket(port)
                 remote.setblocking(True)
                 for source, sink in ((connection, remote), (remote, connection)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+                    threading.Thread(
+                        target=_pump,
+                        args=(source, sink),
+                        daemon=True,
+                    ).start()
 
     def _known_versions(self) -> set[str]:
         # With cached_property, Python 3.11 would block all clusters of the process
@@ -394,7 +423,11 @@ class Cluster:
         root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
         return f"{root}/namespaces/{self.namespace}/{_RESOURCES[kind][0]}"
 
-    def _get(self, path: str, query: Mapping[str, str] | None = None) -> Document:
+    def _get(
+        self,
+        path: str,
+        query: Mapping[str, str] | None = None,
+    ) -> Document:
         return {**self._send("GET", path, query).json()}
 
     def _send(

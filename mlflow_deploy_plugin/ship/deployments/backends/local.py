@@ -198,7 +198,10 @@ def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
         process = subprocess.Popen(supervisor.command(Path(folder)))
         # The server receives Ctrl-C because it shares the terminal. SIGTERM must be
         # forwarded.
-        before = signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(process.pid, number))
+        before = signal.signal(
+            signal.SIGTERM,
+            lambda number, _frame: os.kill(process.pid, number),
+        )
         status = None
         try:
             while status is None:

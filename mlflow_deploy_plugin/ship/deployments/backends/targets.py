@@ -186,7 +186,10 @@ class Target:
                 f"-t {self} needs the package {error.name}: pip install "
                 f"'mlflow-onnxserve[{self.kind}]'",
             ) from None
-        backend: Backend = getattr(backend_module, name)(settings, *filter(None, [self.namespace]))
+        backend: Backend = getattr(backend_module, name)(
+            settings,
+            *filter(None, [self.namespace]),
+        )
         return backend
 
 

@@ -166,7 +166,10 @@ class LogReference:
         windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
         return replace(pieces, windows=windows)
 
-    def _batches(self, segment: tuple[str, str] | None) -> Iterator[tuple[pa.Table, Array]]:
+    def _batches(
+        self,
+        segment: tuple[str, str] | None,
+    ) -> Iterator[tuple[pa.Table, Array]]:
         """Yield rows of the span with their event times."""
         for table in coalesce_batches(self.rows(self.span)):
             if segment:
@@ -216,7 +219,10 @@ def rolling_windows(
             f"begins {text} before another",
         )
     span = rolling_span(lag, length, request.spec.false_alarm_rate)
-    oldest = next(request.log.walk_hours(request.endpoint, Window(EPOCH, start)), None)
+    oldest = next(
+        request.log.walk_hours(request.endpoint, Window(EPOCH, start)),
+        None,
+    )
     if oldest is None:
         raise NotFound(
             f"the reference is empty: no rows of {request.endpoint!r} were captured before "
@@ -299,7 +305,14 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         pieces = log_reference.pieces(bins, key, rows.table, request.window)
     else:
         pieces = _cut(bins, key, rows, request.window)
-    return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
+    return DriftReference(
+        bins,
+        key,
+        pieces,
+        rows.table,
+        rows.model_id,
+        (*rows.notes, *notes),
+    )
 
 
 def _load_rows(request: WindowRequest, model: str, version: str) -> ReferenceRows:
@@ -315,7 +328,11 @@ def _load_rows(request: WindowRequest, model: str, version: str) -> ReferenceRow
     return load_training_rows(state_dir, model, version, request.settings.cache_path / CACHE)
 
 
-def column_types(request: WindowRequest, model: str, version: str) -> dict[str, pa.DataType]:
+def column_types(
+    request: WindowRequest,
+    model: str,
+    version: str,
+) -> dict[str, pa.DataType]:
     """Return the column types from the window's rows and the model's signature; the
     signature has precedence.
     """
@@ -397,7 +414,13 @@ def freeze_table(
             f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}",
         )
     notes += [f"{name}: {shown} has no such column" for name in missing]
-    sample = table.take(sample_positions(len(table), _MAX_CELLS // max(len(bins), 1), SEED))
+    sample = table.take(
+        sample_positions(
+            len(table),
+            _MAX_CELLS // max(len(bins), 1),
+            SEED,
+        )
+    )
     return {**bins, **freeze_relations(bins, encode_columns(bins, sample))}, notes
 
 

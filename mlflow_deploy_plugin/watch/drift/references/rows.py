@@ -132,7 +132,11 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
         yield download(resolve(served_version_uri(model, version)).source, Path(temporary))
 
 
-def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.DataType]:
+def signature_types(
+    state_dir: Path,
+    model: str,
+    version: str,
+) -> dict[str, pa.DataType]:
     """Return the column types in the version's signature; empty if the version is
     unknown.
     """
@@ -203,7 +207,10 @@ def load_datasets(
     if texts:
         schemas = chain.from_iterable(data.table.schema for data in datasets if not data.is_text)
         types = {column.name: column.type for column in schemas}
-        typed = typed_tables([datasets[index].table for index in texts], {**types, **known_types()})
+        typed = typed_tables(
+            [datasets[index].table for index in texts],
+            {**types, **known_types()},
+        )
         for index, table in zip(texts, typed, strict=True):
             datasets[index] = replace(datasets[index], table=table)
     return [dataset.reference_rows(exclude) for dataset in datasets]

@@ -80,8 +80,15 @@ class WindowGrid(NamedTuple):
         spaced.
         """
         if self.lag_windows and count > self.max_windows:
-            later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
-            return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
+            later = np.linspace(
+                self.lag_windows,
+                count - 1,
+                self.max_pairs,
+            ).astype(np.int64)
+            return np.union1d(
+                np.append(later, count - self.lag_windows),
+                later - self.lag_windows,
+            )
         return evenly(np.arange(count), self.max_windows)
 
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
@@ -222,7 +229,13 @@ def cut_pieces(
     if times is None or not len(times):
         grid = WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False)
         return ReferencePieces((), (), (), grid, total)
-    grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
+    grid = window_grid(
+        bins,
+        start_us,
+        length_us,
+        int(times.min()),
+        int(times.max()),
+    )
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     selected = grid.choose(len(present))
     return ReferencePieces(
@@ -300,7 +313,11 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
     )
 
 
-def _add(parts_by_number: dict[int, list[Profile]], number: int, profile: Profile) -> None:
+def _add(
+    parts_by_number: dict[int, list[Profile]],
+    number: int,
+    profile: Profile,
+) -> None:
     parts = parts_by_number.setdefault(number, [])
     parts.append(profile)
     if len(parts) >= _MERGED_AT:  # Merging limits the memory of the parts.
@@ -457,7 +474,10 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
     np.maximum.at(most, owners, numbers)
     least[~counted], most[~counted] = np.inf, -np.inf
     below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
-    above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
+    above = np.bincount(
+        owners[numbers > -_of_others(-most)[owners]],
+        minlength=count,
+    )
     return [
         {"below": low, "above": high}
         for low, high in zip(below.tolist(), above.tolist(), strict=True)

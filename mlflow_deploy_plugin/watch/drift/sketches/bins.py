@@ -96,7 +96,10 @@ class OrderedBins:
         """
         with np.errstate(all="ignore"):
             cells: Array = (values - self.edges[0]) * (_CELLS / (self.edges[-1] - self.edges[0]))
-            return np.fmax(np.fmin(cells, _CELLS - 1), 0).astype(np.int64)
+            return np.fmax(
+                np.fmin(cells, _CELLS - 1),
+                0,
+            ).astype(np.int64)
 
     def bin_of(self, values: Array) -> Array:
         """Return the bin of each number, [N] int64; any bin for NaN. Only values in
@@ -126,7 +129,15 @@ class OrderedBins:
         # `scipy.stats.wasserstein_distance` takes 46 to 67 times as long for 90 or 400
         # windows: one pair per call.
         gaps = np.diff(self.positions) / self.scale
-        apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
+        apart = (
+            np.abs(
+                np.cumsum(
+                    _shares(left) - _shares(right),
+                    axis=-1,
+                )
+            )[..., :-1]
+            @ gaps
+        )
         return _where_known(apart, left, right)
 
     def _deviations(self, counts: Array) -> Array:
@@ -134,7 +145,10 @@ class OrderedBins:
         shares = _shares(counts)
         means = shares @ self.positions
         deviations: Array = np.sqrt(
-            np.maximum(shares @ np.square(self.positions) - np.square(means), 0),
+            np.maximum(
+                shares @ np.square(self.positions) - np.square(means),
+                0,
+            ),
         )
         return deviations
 
@@ -182,10 +196,18 @@ class CategoryBins:
         """Return the bin of each text (large_string, with its `hash_texts`), [N] int64.
         Null counts as a rare text.
         """
-        in_order = pa.array([str(key) for key in self.codes], pa.large_string())
+        in_order = pa.array(
+            [str(key) for key in self.codes],
+            pa.large_string(),
+        )
         rare = len(self.codes)
         codes: Array = (
-            pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
+            pc.fill_null(
+                pc.index_in(texts, value_set=in_order),
+                rare,
+            )
+            .to_numpy()
+            .astype(np.int64)
         )
         if len(self.lengths):
             sizes = np.searchsorted(
@@ -194,7 +216,11 @@ class CategoryBins:
                 side="right",
             )
             count = self.rare_shape[1]
-            codes += np.where(codes == rare, sizes * count + (hashes % count).astype(np.int64), 0)
+            codes += np.where(
+                codes == rare,
+                sizes * count + (hashes % count).astype(np.int64),
+                0,
+            )
         return codes
 
     def distance(self, left: Array, right: Array) -> Array:
@@ -240,9 +266,15 @@ def _freeze_texts(values: Array, arrow_type: str) -> CategoryBins:
     texts = [value for value in values if value is not None]
     codes = _codes(texts)
     hashes = distinct(np.sort(hash_texts(texts)))
-    ends = np.array([len(text) for text in texts if text not in codes], np.int64)
+    ends = np.array(
+        [len(text) for text in texts if text not in codes],
+        np.int64,
+    )
     if len(ends):
-        ends = np.append(np.quantile(ends, np.arange(_LENGTHS) / _LENGTHS), ends.max() + 1)
+        ends = np.append(
+            np.quantile(ends, np.arange(_LENGTHS) / _LENGTHS),
+            ends.max() + 1,
+        )
     lengths = np.unique(np.ceil(ends).astype(np.int64))
     return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
 
@@ -272,7 +304,11 @@ def round_to_reference(values: Array, arrow_type: str) -> Array:
     sizes = np.abs(values)
     is_single = (sizes > _SINGLE[0]) & (sizes < _SINGLE[1])
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.where(is_single, values.astype(np.float32).astype(np.float64), values)
+        return np.where(
+            is_single,
+            values.astype(np.float32).astype(np.float64),
+            values,
+        )
 
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:
@@ -284,7 +320,10 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
         frozen = bins[name]
         head = (name, frozen.kind, frozen.arrow_type, frozen.minimum, frozen.maximum)
         if isinstance(frozen, OrderedBins):
-            parts = [repr((*head, frozen.scale)).encode(), frozen.positions.tobytes()]
+            parts = [
+                repr((*head, frozen.scale)).encode(),
+                frozen.positions.tobytes(),
+            ]
         else:
             parts = [
                 repr((*head, list(frozen.codes))).encode(),
@@ -306,7 +345,11 @@ def _codes(values: Sequence[Any]) -> dict[str | float, int]:
     # Select only the most frequent values, because a full sort took a quarter of the
     # time for a reference with ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
-    frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    frequent = heapq.nsmallest(
+        most,
+        counts.items(),
+        key=lambda entry: (-entry[1], entry[0]),
+    )
     if are_many:
         least = frequent.pop()[1]
         frequent = [
@@ -316,12 +359,19 @@ def _codes(values: Sequence[Any]) -> dict[str | float, int]:
 
 
 def _shares(counts: Array) -> Array:
-    shares: Array = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    shares: Array = counts / np.maximum(
+        counts.sum(axis=-1, keepdims=True),
+        1,
+    )
     return shares
 
 
 def _where_known(distance: Array, left: Array, right: Array) -> Array:
-    return np.where((left.sum(axis=-1) > 0) & (right.sum(axis=-1) > 0), distance, 0.0)
+    return np.where(
+        (left.sum(axis=-1) > 0) & (right.sum(axis=-1) > 0),
+        distance,
+        0.0,
+    )
 
 
 def hash_texts(texts: Sequence[str] | Array) -> Array:

@@ -102,7 +102,10 @@ def type_family(kind: pa.DataType) -> Family:
 
 def as_floats(column: pa.ChunkedArray) -> Array:
     """Return a numeric column as [N] float64, with NaN for null."""
-    values: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
+    values: Array = pc.fill_null(
+        pc.cast(column, pa.float64(), safe=False),
+        float("nan"),
+    ).to_numpy()
     return values
 
 

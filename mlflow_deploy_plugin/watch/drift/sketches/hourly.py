@@ -213,7 +213,12 @@ def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Id
         for profiles in _pieces(sketches, day, window):
             for identity, profile in profiles.items():
                 rows[identity] = rows.get(identity, 0) + profile.rows
-    return dict(sorted(rows.items(), key=lambda entry: (-entry[1], entry[0])))
+    return dict(
+        sorted(
+            rows.items(),
+            key=lambda entry: (-entry[1], entry[0]),
+        )
+    )
 
 
 def _chosen(profiles: Profiles, model: str, version: str) -> sketch.Profile:
@@ -249,7 +254,10 @@ def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[P
     whole = _whole_hours(listed, window)
     for hour in listed:
         if hour not in whole:
-            part = Window(max(hour.start, window.start), min(hour.end, window.end))
+            part = Window(
+                max(hour.start, window.start),
+                min(hour.end, window.end),
+            )
             yield from _sketch(sketches, part).values()
     for hours in _by_day(whole):
         yield from _hours_of_day(sketches, hours).values()
@@ -284,7 +292,13 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
 
 
 def _made_of(files: Sequence[LogFile]) -> Files:
-    return [(file.path.rpartition("/")[2], file.size) for file in files]
+    return [
+        (
+            file.path.rpartition("/")[2],
+            file.size,
+        )
+        for file in files
+    ]
 
 
 def _sketch_hours(
@@ -293,7 +307,10 @@ def _sketch_hours(
 ) -> dict[datetime, Profiles]:
     """Compute the profiles of some hours; consecutive hours are read together."""
     computed: dict[datetime, Profiles] = {}
-    runs = groupby(enumerate(starts), key=lambda item: item[1] - item[0] * HOUR)
+    runs = groupby(
+        enumerate(starts),
+        key=lambda item: item[1] - item[0] * HOUR,
+    )
     for _, run in runs:
         hours = [start for _, start in run]
         computed |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
@@ -382,7 +399,10 @@ def spark_window_profile(
     bins = sketches.bins
     key = sketches.bins_key
     days = [
-        Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
+        Window(
+            max(next(iter(day)).start, window.start),
+            min(next(reversed(day)).end, window.end),
+        )
         for day in _by_day(_list(log, endpoint, window))
     ]
     if not days:
@@ -407,7 +427,16 @@ def spark_window_profile(
                     },
                 )
 
-    parts = session.range(0, len(days), 1, len(days)).mapInArrow(task, _RESULT).collect()
+    parts = (
+        session.range(
+            0,
+            len(days),
+            1,
+            len(days),
+        )
+        .mapInArrow(task, _RESULT)
+        .collect()
+    )
     for part in parts:
         if part["failure"]:
             raise OnnxserveError(f"{days[part['number']]}: {part['failure']}")
@@ -423,7 +452,10 @@ def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
         columns += profile.columns.values()
         numbers += [number] * (1 + len(profile.columns))
     counts = [column.counts for column in columns]
-    offsets = pa.array(np.cumsum([0, *map(len, counts)]), pa.int32())
+    offsets = pa.array(
+        np.cumsum([0, *map(len, counts)]),
+        pa.int32(),
+    )
     arrays = {
         "profile": numbers,
         "name": [column.name or None for column in columns],
@@ -459,7 +491,15 @@ def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
         profiles[-1][1][name] = sketch.ColumnSketch(
             name=name,
             counts=counts[offsets[line] : offsets[line + 1]],
-            fresh=dict(zip(fresh[line], fresh_rows[line], strict=True)) if fresh[line] else {},
+            fresh=dict(
+                zip(
+                    fresh[line],
+                    fresh_rows[line],
+                    strict=True,
+                )
+            )
+            if fresh[line]
+            else {},
             **{key: plain[key][line] for key in _PLAIN},
         )
     return [sketch.Profile(rows, columns) for rows, columns in profiles]

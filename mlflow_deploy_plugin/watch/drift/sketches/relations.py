@@ -62,7 +62,10 @@ def relation_tables(bins: Mapping[str, Bins]) -> Mapping[str, Array]:
     return {}
 
 
-def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> dict[str, Bins]:
+def freeze_relations(
+    bins: Mapping[str, Bins],
+    codes: Mapping[str, Array],
+) -> dict[str, Bins]:
     """Return the bins of the projections, frozen on rows of the reference with these
     `codes` (`encode_columns`). The result is empty if fewer than two columns vary.
     """
@@ -71,14 +74,23 @@ def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> di
         scores = _scores(frozen, codes[name])
         if scores.any():
             directions = np.random.default_rng(zlib.crc32(name.encode()))
-            tables[name] = scores @ directions.normal(size=(scores.shape[1], len(PROJECTIONS)))
+            tables[name] = scores @ directions.normal(
+                size=(
+                    scores.shape[1],
+                    len(PROJECTIONS),
+                )
+            )
     if len(tables) < 2:
         return {}
     scale = _GRAIN / math.sqrt(len(tables))
     tables = {
         name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()
     }
-    sums = np.sum([table[codes[name]] for name, table in tables.items()], axis=0, dtype=np.float64)
+    sums = np.sum(
+        [table[codes[name]] for name, table in tables.items()],
+        axis=0,
+        dtype=np.float64,
+    )
     means = sums.mean(axis=0)
     deviations = np.maximum(sums.std(axis=0), 1 / _GRAIN)
     return {
@@ -95,7 +107,11 @@ def _scores(bins: Bins, codes: Array) -> Array:
     counts = np.bincount(codes, minlength=bins.size + 1)[:-1]
     shares = counts / max(counts.sum(), 1)
     if isinstance(bins, OrderedBins):
-        values = np.clip((bins.positions - shares @ bins.positions) / bins.scale, -_REACH, _REACH)[
+        values = np.clip(
+            (bins.positions - shares @ bins.positions) / bins.scale,
+            -_REACH,
+            _REACH,
+        )[
             :,
             None,
         ]
@@ -103,8 +119,17 @@ def _scores(bins: Bins, codes: Array) -> Array:
         values = np.eye(bins.size)[:, : min(len(bins.codes), _FREQUENT)]
     centred = values - shares @ values
     deviations = np.sqrt(shares @ np.square(centred))
-    scores = np.clip(centred / np.where(deviations > 0, deviations, np.inf), -_REACH, _REACH)
-    padded: Array = np.vstack([scores, np.zeros((1, scores.shape[1]))]) / math.sqrt(
+    scores = np.clip(
+        centred / np.where(deviations > 0, deviations, np.inf),
+        -_REACH,
+        _REACH,
+    )
+    padded: Array = np.vstack(
+        [
+            scores,
+            np.zeros((1, scores.shape[1])),
+        ]
+    ) / math.sqrt(
         max(scores.shape[1], 1),
     )
     return padded
@@ -150,12 +175,23 @@ def correlation_change(
     """
     variables = [*_variables(bins, before, now)]
     columns = np.array([variable.column for variable in variables])
-    if len({*columns}) < 2 or min(len(variables[0].before), len(variables[0].now)) < _FEWEST:
+    if (
+        len({*columns}) < 2
+        or min(
+            len(variables[0].before),
+            len(variables[0].now),
+        )
+        < _FEWEST
+    ):
         return ""
     with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
         old = np.nan_to_num(np.corrcoef([variable.before for variable in variables]))
         new = np.nan_to_num(np.corrcoef([variable.now for variable in variables]))
-    change = np.where(columns[:, None] != columns, np.abs(new - old), -1)
+    change = np.where(
+        columns[:, None] != columns,
+        np.abs(new - old),
+        -1,
+    )
     pair = np.unravel_index(change.argmax(), change.shape)
     first, second = (variables[index].title for index in pair)
     return f"correlation of {first} and {second} {old[pair]:+.2f} → {new[pair]:+.2f}"

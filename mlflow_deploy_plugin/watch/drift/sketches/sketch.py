@@ -116,7 +116,10 @@ class ColumnSketch:
         most frequent first.
         """
         return dict(
-            sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES],
+            sorted(
+                self.fresh.items(),
+                key=lambda entry: (-entry[1], entry[0]),
+            )[:SHOWN_VALUES],
         )
 
 
@@ -149,7 +152,12 @@ def sketch_batches(
     """
     return merge(
         [
-            sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0]
+            sketch_groups(
+                bins,
+                table,
+                np.zeros(len(table), np.int64),
+                1,
+            )[0]
             for table in coalesce_batches(batches)
         ],
     )
@@ -209,12 +217,19 @@ def _sketches(name: str, frozen: Bins | None, counted: ColumnCounts) -> Iterator
         yield ColumnSketch(*values)
 
 
-def encode_columns(bins: Mapping[str, Bins], table: pa.Table) -> dict[str, Array]:
+def encode_columns(
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+) -> dict[str, Array]:
     """Return the bin of each row by column, [N] int64, also of projections; a missing
     value has the last code, K. The result lacks columns whose values do not fit their
     bins.
     """
-    counted = _count_columns(bins, table, _Groups(np.zeros(len(table), np.int64), 1))
+    counted = _count_columns(
+        bins,
+        table,
+        _Groups(np.zeros(len(table), np.int64), 1),
+    )
     return {name: np.asarray(values["codes"]) for name, values in counted if "codes" in values}
 
 
@@ -227,7 +242,11 @@ def sketch_by(
     key of each row, [N] int64.
     """
     present, groups = np.unique(keys, return_inverse=True)
-    yield from zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True)
+    yield from zip(
+        present.tolist(),
+        sketch_groups(bins, table, groups, len(present)),
+        strict=True,
+    )
 
 
 def merge(profiles: Iterable[Profile]) -> Profile:
@@ -357,13 +376,21 @@ def _count_column(
         counted = count_values(column, bins, groups)
         return {**counted, "arrow_type": repeat(_type_name(raw_column.type))}
     counted = _count_missing(column, bins.size + 1, groups)
-    return {**counted, "mistyped": (groups.sizes() - counted["missing"]).tolist()}
+    return {
+        **counted,
+        "mistyped": (groups.sizes() - counted["missing"]).tolist(),
+    }
 
 
 def _count_missing(column: pa.ChunkedArray, size: int, groups: _Groups) -> ColumnCounts:
     """Return the fields of a column whose values do not fit `size` - 1 bins."""
     is_missing = (
-        pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
+        pc.is_null(
+            column,
+            nan_is_null=pa.types.is_floating(column.type),
+        )
+        .to_numpy()
+        .astype(bool)
     )
     counts = np.zeros((groups.count, size), np.int64)
     counts[:, -1] = groups.sizes(is_missing)
@@ -392,8 +419,15 @@ def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArr
         return column.cast(pa.int8())
     codes = bins.codes.keys() if isinstance(bins, CategoryBins) and bins.kind == "category" else ()
     if type_family(column.type) == "number" and codes and TRUTH.keys() >= codes:
-        values = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
-        if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+        values = pc.cast(
+            column.drop_null(),
+            pa.float64(),
+            safe=False,
+        ).to_numpy()
+        if np.isin(
+            values[~np.isnan(values)],
+            (0.0, 1.0),
+        ).all():
             is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
             return pc.if_else(is_missing, None, pc.not_equal(column, 0))
     return column
@@ -416,7 +450,13 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCoun
     else:
         distinct, inverse = np.unique(values[is_known], return_inverse=True)
         table = np.array(
-            [bins.codes.get(float(value), len(bins.codes)) for value in distinct],
+            [
+                bins.codes.get(
+                    float(value),
+                    len(bins.codes),
+                )
+                for value in distinct
+            ],
             dtype=np.int64,
         )
         codes = np.zeros(len(values), np.int64)
@@ -471,7 +511,11 @@ def _moments(numbers: Array, is_known: Array, groups: _Groups) -> ColumnCounts:
         about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)
         about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
         # exact for constants
-        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)
+        mean = np.where(
+            finite > 0,
+            np.where(minimum == maximum, minimum, about),
+            np.nan,
+        )
         m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
     return {
         "minimum": np.where(some, minimum, np.nan).tolist(),
@@ -512,7 +556,12 @@ def _fresh(bins: CategoryBins, values: _DistinctValues, groups: _Groups) -> Colu
     )
     return {
         "unseen": groups.sizes(is_unseen).tolist(),
-        "fresh": _fresh_rows(values, *np.divmod(keys, len(is_fresh)), rows, groups.count),
+        "fresh": _fresh_rows(
+            values,
+            *np.divmod(keys, len(is_fresh)),
+            rows,
+            groups.count,
+        ),
     }
 
 

@@ -149,7 +149,12 @@ def count_alarms(
 
         last = max(math.floor(rate * (judges + 1) + 1e-9), 1)
         p_value = float(
-            betabinom.sf(hits - 1, effective_n, last / spacing, (judges + 1 - last) / spacing),
+            betabinom.sf(
+                hits - 1,
+                effective_n,
+                last / spacing,
+                (judges + 1 - last) / spacing,
+            ),
         )
     return HoldOutAlarms(
         alarms=len(alarms),
@@ -248,7 +253,11 @@ class NullDistribution:
         is_known = np.isfinite(self.figures)
         count = np.maximum(is_known.sum(axis=0), 1)
         mean = np.where(is_known, self.figures, 0).sum(axis=0) / count
-        squares = np.where(is_known, np.square(self.figures - mean), 0).sum(axis=0)
+        squares = np.where(
+            is_known,
+            np.square(self.figures - mean),
+            0,
+        ).sum(axis=0)
         return mean, np.sqrt(squares / count)
 
 
@@ -300,10 +309,16 @@ def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Arra
         squares = np.square(centred).sum(axis=0) - np.square(centred)
     else:
         weights = disjoint.astype(np.float64)
-        counts = np.maximum(np.tensordot(weights, is_known.astype(np.float64), 1), 1)
+        counts = np.maximum(
+            np.tensordot(weights, is_known.astype(np.float64), 1),
+            1,
+        )
         means = np.tensordot(weights, centred, 1) / counts
         squares = np.tensordot(weights, np.square(centred), 1)
-    deviations = np.maximum(np.sqrt(np.maximum(squares / counts - np.square(means), 0)), floors)
+    deviations = np.maximum(
+        np.sqrt(np.maximum(squares / counts - np.square(means), 0)),
+        floors,
+    )
     return np.where(is_known, (centred - means) / deviations, -np.inf)
 
 

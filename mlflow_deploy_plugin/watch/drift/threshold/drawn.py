@@ -122,7 +122,10 @@ class StationaryBootstrap(null.WindowNull):
         drawn = draw(rng, _DRAWS, count, count, mean_length)
         stretch = _stretch(length)
         whole = count // stretch  # The remaining steps at the end are unused.
-        stretches = _weights(drawn[:, : whole * stretch].reshape(-1, stretch), count)
+        stretches = _weights(
+            drawn[:, : whole * stretch].reshape(-1, stretch),
+            count,
+        )
         return cls(
             windows=windows,
             references=_weights(drawn, count),
@@ -181,12 +184,24 @@ class StationaryBootstrap(null.WindowNull):
         whole = self.stretches.shape[1]
         squares = np.zeros((len(self.stretches), len(_SCALED)))
         for number in range(whole):
-            squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
-        figures[:, _SCALED] /= np.maximum(np.sqrt(squares / whole), FLOORS[_SCALED])
+            squares += np.square(
+                _two_figures(
+                    bins,
+                    self.stretches[:, number] @ steps,
+                    references,
+                )
+            )
+        figures[:, _SCALED] /= np.maximum(
+            np.sqrt(squares / whole),
+            FLOORS[_SCALED],
+        )
         stretch = _stretch(column.group.reference.pieces.grid.window_steps)
         blocks = steps[: whole * stretch].reshape(whole, stretch, -1).sum(axis=1)
         own_squares = np.square(_two_figures(bins, blocks, steps.sum(axis=0)))
-        scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
+        scales[_SCALED] = np.maximum(
+            np.sqrt(own_squares.mean(axis=0)),
+            FLOORS[_SCALED],
+        )
         return figures, scales
 
     def hold_out(
@@ -399,7 +414,12 @@ class IndependentRows(null.Null):
         """
         pieces = groups[0].reference.pieces
         now, before = (
-            pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
+            pieces.pairs()
+            if pieces.grid.lag_windows
+            else (
+                np.arange(len(pieces.windows)),
+                None,
+            )
         )
         if len(now) < FEWEST_HELD_OUT:
             return Refused("the reference has too few windows with event times")
@@ -472,7 +492,11 @@ def _drawn_figures(
     present, starts = np.unique(codes[order], return_index=True)
     histograms = [np.zeros((len(weights), bins.size + 1)) for weights in sides]
     for counts, weights in zip(histograms, sides, strict=True):
-        counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
+        counts[:, present] = np.add.reduceat(
+            weights[:, order],
+            starts,
+            axis=1,
+        )
     windows = histograms[0]
     unseen = np.zeros(len(windows))
     # Rows are unseen with the share of rows whose category occurs once.
@@ -502,7 +526,12 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     """
     pieces = group.reference.pieces
     now, before = (
-        pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
+        pieces.pairs()
+        if pieces.grid.lag_windows
+        else (
+            np.arange(len(pieces.windows)),
+            None,
+        )
     )
     enough = (ndtri(rate / 2) / ndtri(rate)) ** 2 if rate < _MOST_RATE else np.inf
     evidence = []
@@ -514,7 +543,10 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
         total = counts.sum(axis=0)
         present = total[:-1]
         middle = (np.cumsum(present) - present / 2) / max(present.sum(), 1)
-        group_of_bin = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
+        group_of_bin = np.append(
+            np.minimum((4 * middle).astype(np.int64), 3),
+            4,
+        )
         coarse = (
             counts @ np.eye(5)[group_of_bin][:, np.bincount(group_of_bin, total, minlength=5) > 0]
         )
@@ -541,7 +573,12 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     )
 
 
-def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
+def _dispersion(
+    windows: Array,
+    others: Array,
+    size: int,
+    shared: float,
+) -> tuple[float, float]:
     """Return the factor by which windows of `size` rows vary more than independent
     rows, and its p-value. `windows` and `others` are [M, G] counts; `shared` is the
     variance of the sum of chi-squares relative to independence.
@@ -554,10 +591,18 @@ def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tupl
     rows = rows[usable]
     other_rows = other_rows[usable]
     both = windows + others
-    freedom = int(np.maximum(np.count_nonzero(both, axis=1) - 1, 0).sum())
+    freedom = int(
+        np.maximum(
+            np.count_nonzero(both, axis=1) - 1,
+            0,
+        ).sum()
+    )
     if not freedom:
         return 1.0, 1.0
     weights = np.sqrt(other_rows / rows)[:, None]
     total = float((np.square(weights * windows - others / weights) / np.maximum(both, 1)).sum())
-    alike = max(total / freedom - 1, 0) / max(float(np.minimum(rows, other_rows).mean()) - 1, 1)
+    alike = max(total / freedom - 1, 0) / max(
+        float(np.minimum(rows, other_rows).mean()) - 1,
+        1,
+    )
     return 1 + (size - 1) * alike, float(chdtrc(freedom / shared, total / shared))

@@ -107,10 +107,21 @@ class WindowCounts:
         """
         rows = np.maximum(self.counts.sum(axis=-1), 1)
         change = np.abs(
-            self.counts[..., -1] / rows - others[..., -1] / np.maximum(others.sum(axis=-1), 1),
+            self.counts[..., -1] / rows
+            - others[..., -1]
+            / np.maximum(
+                others.sum(axis=-1),
+                1,
+            ),
         )
-        distance = bins.distance(self.counts[..., :-1], others[..., :-1])
-        return np.stack([distance, change, self.unseen / rows, self.outside / rows], axis=-1)
+        distance = bins.distance(
+            self.counts[..., :-1],
+            others[..., :-1],
+        )
+        return np.stack(
+            [distance, change, self.unseen / rows, self.outside / rows],
+            axis=-1,
+        )
 
 
 def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
@@ -130,7 +141,10 @@ def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
 
 def count_windows(profiles: Sequence[Profile], name: str, bins: Bins) -> WindowCounts:
     columns = [profile.columns.get(name) for profile in profiles]
-    unseen = np.array([column.unseen if column else 0 for column in columns], np.float64)
+    unseen = np.array(
+        [column.unseen if column else 0 for column in columns],
+        np.float64,
+    )
     outside = np.array(
         [column.below + column.above if column else 0 for column in columns],
         np.float64,
@@ -177,7 +191,11 @@ class GroupColumn:
         return max(shares, default=math.nan)
 
     def windows(self, indices: Array) -> WindowCounts:
-        return count_windows([self.pieces[index] for index in indices], self.name, self.bins)
+        return count_windows(
+            [self.pieces[index] for index in indices],
+            self.name,
+            self.bins,
+        )
 
 
 def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
@@ -217,12 +235,23 @@ def out_of_reference(
             return WindowCounts(counts, nothing, nothing)
         positions = np.arange(present.shape[-1])
         first = np.argmax(has, axis=-1)
-        last = present.shape[-1] - 1 - np.argmax(has[..., ::-1], axis=-1)
+        last = (
+            present.shape[-1]
+            - 1
+            - np.argmax(
+                has[..., ::-1],
+                axis=-1,
+            )
+        )
         is_beyond = (positions < first[..., None]) | (positions > last[..., None])
         return WindowCounts(counts, nothing, (present * is_beyond).sum(axis=-1))
     unseen = (present * ~has).sum(axis=-1)
     rest = others[..., len(bins.codes) : -1].any(axis=-1)
-    return WindowCounts(counts, np.where(rest, unseen_share * counts.sum(axis=-1), unseen), nothing)
+    return WindowCounts(
+        counts,
+        np.where(rest, unseen_share * counts.sum(axis=-1), unseen),
+        nothing,
+    )
 
 
 def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
@@ -233,14 +262,23 @@ def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
     return sampled.astype(np.float64)
 
 
-def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:
+def _subsample_part(
+    part: Array,
+    rows: Array,
+    size: int,
+    rng: np.random.Generator,
+) -> Array:
     """Return the number of `part` rows in a random draw of `size` from all `rows`,
     [M].
     """
     is_open = (rows > size) & np.isfinite(part) & (part > 0)
     sampled: Array = part.astype(np.float64).copy()
     good = np.minimum(part[is_open], rows[is_open]).astype(np.int64)
-    sampled[is_open] = rng.hypergeometric(good, rows[is_open].astype(np.int64) - good, size)
+    sampled[is_open] = rng.hypergeometric(
+        good,
+        rows[is_open].astype(np.int64) - good,
+        size,
+    )
     return sampled
 
 
@@ -323,12 +361,18 @@ class WindowNull(Null):
         rng = column.rng()
         windows, complements = self.compared_windows(column, rng)
         figures = windows.subsampled(compared, rng).figures(column.bins, complements)
-        rows = np.minimum(windows.counts.sum(axis=1), complements.sum(axis=1))
+        rows = np.minimum(
+            windows.counts.sum(axis=1),
+            complements.sum(axis=1),
+        )
         figures[2 * rows < compared] = np.nan
         return figures, np.ones(FIGURES)
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        figures, scales = zip(*map(self.column_figures, self.columns(groups)), strict=True)
+        figures, scales = zip(
+            *map(self.column_figures, self.columns(groups)),
+            strict=True,
+        )
         return NullDistribution(
             self.kind,
             np.stack(figures, axis=1),
@@ -338,7 +382,13 @@ class WindowNull(Null):
         )
 
 
-def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
+def smallest_deviations(
+    bins: Bins,
+    present: Array,
+    rows: int,
+    window: int,
+    others: int,
+) -> Array:
     """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do
     not vary if no value or every value is missing, or if all values are equal. After N
     such rows, the next row may still differ with a probability of 1 / (N + 1)
@@ -347,7 +397,10 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
     the row counts of both sides.
     """
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
-    odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
+    odd = max(
+        1 / window,
+        math.sqrt((1 / window + 1 / others) / (rows + 1)),
+    )
     occupied = present[present < bins.size]
     if len(occupied) == 1 and bins.size > 1:
         usual = np.eye(bins.size)[occupied[0]]
@@ -382,7 +435,13 @@ def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
     0.5 to 0.95, 6 to 57 % were called drifted, while distances predicted 3 to 18 % and
     levels 4 to 69 %.
     """
-    persistences = [(persistence(level, len(levels)), name) for name, level in levels.items()]
+    persistences = [
+        (
+            persistence(level, len(levels)),
+            name,
+        )
+        for name, level in levels.items()
+    ]
     longest, name = max(persistences, default=(1.0, ""))
     return (longest, name) if longest > 1 else (1.0, "")
 

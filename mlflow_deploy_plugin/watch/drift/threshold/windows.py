@@ -153,8 +153,14 @@ class WholeReferenceNull(null.WindowNull):
         sampled = windows.subsampled(compared, column.rng())
         sides = []
         for indices, complements in (
-            (halves.earlier, np.maximum(total - windows.counts[halves.earlier], 0)),
-            (halves.later, np.repeat(total[None], len(halves.later), axis=0)),
+            (
+                halves.earlier,
+                np.maximum(total - windows.counts[halves.earlier], 0),
+            ),
+            (
+                halves.later,
+                np.repeat(total[None], len(halves.later), axis=0),
+            ),
         ):
             half_counts = null.WindowCounts(
                 sampled.counts[indices],
@@ -265,10 +271,17 @@ class Overlapping(WholeReferenceNull):
         return cls(effective_n, evenly(starts, MAX_WINDOWS), length)
 
     def compare(self, groups: Sequence[null.ColumnGroup]) -> NullDistribution:
-        return replace(super().compare(groups), starts=self.starts, length=self.length)
+        return replace(
+            super().compare(groups),
+            starts=self.starts,
+            length=self.length,
+        )
 
     def count(self, column: null.GroupColumn) -> null.WindowCounts:
-        until = np.cumsum(np.pad(column.counts(), ((1, 0), (0, 0))), axis=0)
+        until = np.cumsum(
+            np.pad(column.counts(), ((1, 0), (0, 0))),
+            axis=0,
+        )
         counts = until[self.starts + self.length] - until[self.starts]
         nothing = np.zeros(len(counts))
         return null.WindowCounts(counts, nothing, nothing)

@@ -144,7 +144,10 @@ class _XgboostDocument:
         """Return the slopes [features, targets] of gblinear. The last row is the
         bias.
         """
-        return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
+        return np.reshape(
+            self.content.get("weights", []),
+            (-1, targets),
+        )[:-1]
 
 
 def _read_xgboost(booster: Estimator) -> _XgboostDocument:
@@ -158,7 +161,11 @@ def _read_xgboost(booster: Estimator) -> _XgboostDocument:
     )
 
 
-def _base_margin(booster: Estimator, rounds: tuple[int, int], trees: list[_TargetTree]) -> Array:
+def _base_margin(
+    booster: Estimator,
+    rounds: tuple[int, int],
+    trees: list[_TargetTree],
+) -> Array:
     """Return the base score of each target, [targets] float64.
 
     XGBoost versions store the score in different fields. The score is also a row's
@@ -178,7 +185,11 @@ def _base_margin(booster: Estimator, rounds: tuple[int, int], trees: list[_Targe
     return margin
 
 
-def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
+def _xgboost_trees(
+    document: Document,
+    target: int,
+    weight: float,
+) -> list[tuple[int, Tree]]:
     """Return (target, tree) pairs: one tree per value of a leaf. `target` is used if
     leaves have one value.
     """
@@ -348,7 +359,11 @@ class _LightgbmTree:
         tree = Tree.of(self.rows, self.members)
         yield 0, tree
         for kind, slopes in sorted(self.slopes.items()):
-            value = np.bincount([*slopes], [*slopes.values()], len(self.rows))
+            value = np.bincount(
+                [*slopes],
+                [*slopes.values()],
+                len(self.rows),
+            )
             yield kind, replace(tree, value=value)
 
     def add(self, node: Document) -> int:
@@ -373,10 +388,22 @@ class _LightgbmTree:
         features = node.get("leaf_features", ())
         for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
             position = len(self.rows)
-            self.rows.append((feature, np.inf, position + 2, position + 1, False, 0.0))
+            self.rows.append(
+                (
+                    feature,
+                    np.inf,
+                    position + 2,
+                    position + 1,
+                    False,
+                    0.0,
+                )
+            )
             self.rows.append(leaf(node["leaf_value"] * self.scale))
         for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-            kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
+            kind = self.kinds.setdefault(
+                (feature, slope < 0),
+                len(self.kinds) + 1,
+            )
             self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
         self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
 
@@ -464,7 +491,10 @@ def _nested(tree: Document) -> Document:
     """Convert a symmetric tree, which has one split per level, to nested nodes. The
     last split is at the root.
     """
-    leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
+    leaves = np.array(tree["leaf_values"]).reshape(
+        2 ** len(tree["splits"]),
+        -1,
+    )
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
         pairs = zip(level[::2], level[1::2], strict=True)

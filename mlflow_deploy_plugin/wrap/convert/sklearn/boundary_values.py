@@ -197,7 +197,14 @@ def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | No
     else:
         # Boosting stores its trees in an array. A member of a bag may read only some of
         # the columns.
-        members = list(np.ravel(np.array(getattr(estimator, "estimators_", []), dtype=object)))
+        members = list(
+            np.ravel(
+                np.array(
+                    getattr(estimator, "estimators_", []),
+                    dtype=object,
+                )
+            )
+        )
         features = getattr(estimator, "estimators_features_", [None] * len(members))
         yield from zip(members, features, strict=False)
         yield from (
@@ -226,7 +233,10 @@ def _own(estimator: Estimator) -> _Collected:
     return collected
 
 
-def _entries(kind: str, indexed: Iterable[tuple[int, Any]]) -> list[_Entry]:
+def _entries(
+    kind: str,
+    indexed: Iterable[tuple[int, Any]],
+) -> list[_Entry]:
     return [(kind, position, values) for position, values in indexed]
 
 
@@ -252,7 +262,10 @@ def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
 def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
     for feature, values in splits.items():
         # An infinite threshold separates missing values from all numbers.
-        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
+        thresholds = np.asarray(
+            values[np.abs(values) < np.finfo(np.float32).max],
+            dtype=np.float64,
+        )
         if len(thresholds):
             # Rounding to 32 bits switches at the midpoint of two 32-bit numbers.
             lower = rounded_down(thresholds)
@@ -325,7 +338,10 @@ def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Col
         span = transformer.output_indices_[name]
         if span.stop - span.start != len(inputs):
             continue  # The step is an encoder with several output columns.
-        back = _back(step, collected.picked(range(span.start, span.stop))).at(inputs)
+        back = _back(
+            step,
+            collected.picked(range(span.start, span.stop)),
+        ).at(inputs)
         for rows, back_row in zip(learned, back.rows, strict=False):
             rows.update(back_row)
         traced.values += back.values

@@ -103,7 +103,12 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     if is_flat and all(isinstance(entry, str) for entry in data):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
     if hasattr(data, "tocsr") and data.ndim == 2:
-        data = data.tocsr()[: max(_DENSE_VALUES // max(data.shape[1], 1), 1)].toarray()
+        data = data.tocsr()[
+            : max(
+                _DENSE_VALUES // max(data.shape[1], 1),
+                1,
+            )
+        ].toarray()
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__
@@ -323,7 +328,11 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     return of_several_targets if has_several else None
 
 
-def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
+def to_onnx(
+    fitted: Estimator,
+    inputs: tuple[Input, ...],
+    precision: graph.Precision,
+) -> ModelProto:
     """Return the ModelProto. Raises ConversionError, which names the step, if a step
     cannot be converted.
     """
@@ -362,7 +371,11 @@ def _call_skl2onnx(
     answer: tuple[ModelProto, Topology] = convert_sklearn(
         copy,
         initial_types=[
-            (entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs
+            (
+                entry.name,
+                types[entry.dtype]([None, *entry.shape[1:]]),
+            )
+            for entry in inputs
         ],
         options=_options(last_step(copy)),
         custom_conversion_functions=precise,
@@ -410,7 +423,10 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
         label = output.full_name
         if hasattr(estimator, "threshold"):
             second = builder.node("Gather", [answer, np.array(1)], axis=1)
-            above = builder.node("Greater", [second, np.array(estimator.threshold, np.float32)])
+            above = builder.node(
+                "Greater",
+                [second, np.array(estimator.threshold, np.float32)],
+            )
             builder.node("Cast", [above], label, to=TensorProto.INT64)
         else:
             builder.node("ArgMax", [answer], label, axis=1, keepdims=0)
@@ -450,13 +466,27 @@ def _add_net(
 
     Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
     net = Answer().eval()
-    rows = np.zeros((1, sum(variable.type.shape[1] for variable in inputs)), np.float32)
-    exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
+    rows = np.zeros(
+        (1, sum(variable.type.shape[1] for variable in inputs)),
+        np.float32,
+    )
+    exported = export(
+        net,
+        {"": rows},
+        ["rows"],
+        {},
+        original_model(net),
+    )
     proto = onnx.compose.add_prefix(
         onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
         builder.name("net_"),
     )
-    builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
+    builder.node(
+        "Cast",
+        [builder.joined(inputs)],
+        proto.graph.input[0].name,
+        to=TensorProto.FLOAT,
+    )
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)

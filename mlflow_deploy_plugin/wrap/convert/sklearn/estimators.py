@@ -91,7 +91,12 @@ def best_estimator(model: Estimator) -> Estimator:
             isinstance(model, Pipeline)
             and (last := best_estimator(model.steps[-1][1])) is not model.steps[-1][1]
         ):
-            return Pipeline([*model.steps[:-1], (model.steps[-1][0], last)])
+            return Pipeline(
+                [
+                    *model.steps[:-1],
+                    (model.steps[-1][0], last),
+                ]
+            )
         elif hasattr(model, "best_estimator_"):
             model = model.best_estimator_
         else:
@@ -307,7 +312,12 @@ def _encoded_names(fitted: Estimator, batch: pd.DataFrame) -> set[str]:
     return encoded
 
 
-def _input(name: str, dtype: str, columns: Sequence[Column], is_optional: bool) -> Input:
+def _input(
+    name: str,
+    dtype: str,
+    columns: Sequence[Column],
+    is_optional: bool,
+) -> Input:
     names = tuple(column.name for column in columns)
     missing = MISSING if is_optional else None
     return Input(name, dtype, (-1, len(columns)), names, missing)
@@ -323,7 +333,12 @@ def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
     if batch is None:
         return False
     with suppress(Exception):  # An unfitted estimator may raise any error.
-        model.predict(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
+        model.predict(
+            estimator_input(
+                model,
+                Batch(batch).take(slice(0, 1)).data,
+            )
+        )
         return True
     return False
 
@@ -342,7 +357,11 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
     return batch
 
 
-def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
+def _may_be_missing(
+    model: Estimator,
+    batch: pd.DataFrame,
+    texts: Sequence[str],
+) -> set[str]:
     """Return the text columns for which the model accepts a missing value."""
     optional: set[str] = set()
     # Calls are slow for a wide table: the number of tried columns doubles after a
@@ -351,7 +370,10 @@ def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str])
     size = len(texts)
     while some := texts[start : start + size]:
         gaps = {
-            name: pd.Series([missing_value(batch[name])], batch.index[:1]).astype(batch[name].dtype)
+            name: pd.Series(
+                [missing_value(batch[name])],
+                batch.index[:1],
+            ).astype(batch[name].dtype)
             for name in some
         }
         try:

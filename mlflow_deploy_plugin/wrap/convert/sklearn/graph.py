@@ -154,11 +154,17 @@ class NodeBuilder:
         unit = [1]
         blocks = self.node(
             "Div",
-            [self.node("Sub", [self.node("Add", [count, largest]), unit]), largest],
+            [
+                self.node("Sub", [self.node("Add", [count, largest]), unit]),
+                largest,
+            ],
         )
         return blocks, self.node(
             "Div",
-            [self.node("Sub", [self.node("Add", [count, blocks]), unit]), blocks],
+            [
+                self.node("Sub", [self.node("Add", [count, blocks]), unit]),
+                blocks,
+            ],
         )
 
     def subgraph(self) -> "Subgraph":
@@ -294,7 +300,14 @@ def parse_columns(
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
     if is_mixed or len(parts) == 1:
         return parts
-    return [_declare(scope, "SklearnConcat", parts, type(parts[0].type)([None, None]))]
+    return [
+        _declare(
+            scope,
+            "SklearnConcat",
+            parts,
+            type(parts[0].type)([None, None]),
+        )
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,11 +477,19 @@ def round_before_last_step(copy: Estimator) -> Estimator:
     elif hasattr(copy, "predict") and not any(
         map(compares_in_64_bits, sub_estimators(copy)),
     ):
-        return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])
+        return Pipeline(
+            [
+                ("onnxserve_round", CastTransformer(dtype=np.float32)),
+                ("model", copy),
+            ]
+        )
     return copy
 
 
-def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output, ...]:
+def finish_outputs(
+    graph: GraphProto,
+    answers: dict[str, Array],
+) -> tuple[Output, ...]:
     """Set names, shapes and label types of the outputs as in the original, and drop the
     other outputs.
     """
@@ -496,7 +517,12 @@ def _output_of(name: str, answer: Array, value: ValueInfoProto) -> Output:
     elif name != "label" and kind == "f":
         role = "values"
     if role == "label":
-        dtype = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}.get(kind, "str")
+        dtype = {
+            "b": "bool",
+            "f": "float64",
+            "i": "int64",
+            "u": "int64",
+        }.get(kind, "str")
     else:
         dtype = dtype_and_shape(value)[0]
     return Output(name, dtype, (-1, *answer.shape[1:]), role)
@@ -518,7 +544,10 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
             helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind),
         )
         current = cast
-    sizes = onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), f"{name}_shape")
+    sizes = onnx.numpy_helper.from_array(
+        np.array(output.shape, dtype=np.int64),
+        f"{name}_shape",
+    )
     graph.initializer.append(sizes)
     graph.node.append(
         helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}"),

@@ -57,7 +57,14 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
         return ""
-    sums = [added.node("ReduceSum", [mark, [1]], keepdims=0) for _, mark in marks]
+    sums = [
+        added.node(
+            "ReduceSum",
+            [mark, [1]],
+            keepdims=0,
+        )
+        for _, mark in marks
+    ]
     added.node("Sum", sums, REFUSED_ROWS)
     nodes = added.finish({}, {})
     graph.initializer.extend(nodes.initializer)
@@ -104,7 +111,13 @@ def _range_of(step: Estimator) -> Computed | None:
             tests = {"LessOrEqual": np.zeros(1)}
             return Computed(step.transform, "accepts only positive numbers", tests)
         case SplineTransformer(extrapolation="error"):
-            knots = [(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_]
+            knots = [
+                (
+                    spline.t[spline.k],
+                    spline.t[-spline.k - 1],
+                )
+                for spline in step.bsplines_
+            ]
             first, last = np.array(knots).T
             tests = {"Less": first, "Greater": last}
             return Computed(step.transform, "accepts only numbers between its knots", tests)

@@ -67,10 +67,17 @@ def _sort_around(
     before = Subgraph(names)
     after = Subgraph(names)
     order = _write_order(before, node.input[0], attributes)
-    node.input[0] = before.node("GatherND", [node.input[0], order])
+    node.input[0] = before.node(
+        "GatherND",
+        [node.input[0], order],
+    )
     for index, name in enumerate(node.output):
         node.output[index] = after.name()
-        after.node("ScatterND", [node.output[index], order, node.output[index]], name)
+        after.node(
+            "ScatterND",
+            [node.output[index], order, node.output[index]],
+            name,
+        )
     return before.finish({}, {}), after.finish({}, {})
 
 
@@ -82,14 +89,29 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     few = graph.subgraph()
     many = graph.subgraph()
     keys = _write_keys(many, rows, attributes)
-    _, positions = many.nodes("TopK", [keys, size], 2, axis=0, largest=0)
+    _, positions = many.nodes(
+        "TopK",
+        [keys, size],
+        2,
+        axis=0,
+        largest=0,
+    )
     by_key = many.node("Unsqueeze", [positions, [1]])
-    as_they_are = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], size])
+    as_they_are = few.node(
+        "Slice",
+        [np.arange(MANY_ROWS)[:, None], [0], size],
+    )
     return graph.node(
         "If",
         [graph.node("GreaterOrEqual", [size, [MANY_ROWS]])],
-        then_branch=many.finish({}, {by_key: (TensorProto.INT64, [None, 1])}),
-        else_branch=few.finish({}, {as_they_are: (TensorProto.INT64, [None, 1])}),
+        then_branch=many.finish(
+            {},
+            {by_key: (TensorProto.INT64, [None, 1])},
+        ),
+        else_branch=few.finish(
+            {},
+            {as_they_are: (TensorProto.INT64, [None, 1])},
+        ),
     )
 
 
@@ -98,7 +120,10 @@ def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     column, threshold, weight = _comparisons(attributes)
     numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
     values = graph.node("Gather", [numbers, column], axis=0)
-    above = graph.node("Greater", [values, threshold.astype(np.float32)[:, None]])
+    above = graph.node(
+        "Greater",
+        [values, threshold.astype(np.float32)[:, None]],
+    )
     is_above = graph.cast(above, TensorProto.FLOAT)
     return graph.node("MatMul", [weight.astype(np.float32), is_above])
 
@@ -116,7 +141,13 @@ def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
         if not bits[feature] or not decides[feature]:
             continue
         edges = nodes.edges(feature, bits[feature])
-        parts.append((np.full(len(edges), feature), edges, np.full(len(edges), weight)))
+        parts.append(
+            (
+                np.full(len(edges), feature),
+                edges,
+                np.full(len(edges), weight),
+            )
+        )
         weight *= len(edges) + 1
     columns, thresholds, weights = (np.concatenate(each) for each in zip(*parts, strict=True))
     return columns, thresholds, weights
@@ -171,7 +202,10 @@ def _estimate_shares(name: Array, children: list[Array], is_inner: Array) -> Arr
     """
     order = np.argsort(name)
     share = np.zeros(len(name))
-    below = np.setdiff1d(name, np.concatenate([each[is_inner] for each in children]))
+    below = np.setdiff1d(
+        name,
+        np.concatenate([each[is_inner] for each in children]),
+    )
     for level in range(_KEY_BITS):
         at = order[np.searchsorted(name, below, sorter=order)]
         at = at[is_inner[at]]

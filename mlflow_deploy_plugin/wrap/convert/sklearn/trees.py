@@ -30,7 +30,11 @@ def rounded_down(thresholds: Array) -> Array:
     32-bit numbers identically.
     """
     rounded = thresholds.astype(np.float32)
-    return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    return np.where(
+        rounded > thresholds,
+        np.nextafter(rounded, np.float32(-np.inf)),
+        rounded,
+    )
 
 
 Node = tuple[int, float, int, int, bool, float]
@@ -77,7 +81,11 @@ class Tree:
     members: dict[int, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, nodes: list[Node], members: dict[int, list[int]] | None = None) -> "Tree":
+    def of(
+        cls,
+        nodes: list[Node],
+        members: dict[int, list[int]] | None = None,
+    ) -> "Tree":
         feature, threshold, left, right, default_left, value = map(
             np.array,
             zip(*nodes, strict=True),
@@ -93,7 +101,12 @@ class Tree:
         )
 
     @classmethod
-    def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
+    def fitted(
+        cls,
+        tree: SklearnTree,
+        value: Array,
+        columns: Array | None = None,
+    ) -> "Tree":
         """Return a scikit-learn tree with 32-bit thresholds and `value`. `columns` are
         the features' positions.
         """
@@ -107,14 +120,25 @@ class Tree:
     def splits_as(self, other: "Tree") -> bool:
         """Return True if the trees are equal except for the values of their leaves."""
         names = _FIELDS[:-1]
-        alike = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+        alike = all(
+            np.array_equal(
+                getattr(self, name),
+                getattr(other, name),
+            )
+            for name in names
+        )
         return alike and self.members == other.members
 
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
         """Return the tree with a chain of equality tests per membership test, and the
         ONNX comparison of each node.
         """
-        rows = list(zip(*(getattr(self, name) for name in _FIELDS), strict=True))
+        rows = list(
+            zip(
+                *(getattr(self, name) for name in _FIELDS),
+                strict=True,
+            )
+        )
         modes = np.where(self.left < 0, "LEAF", mode).tolist()
         # ONNX Runtime treats a chain of equality tests with the same left child as a
         # membership test.
@@ -214,7 +238,11 @@ class Boosting:
             splits.threshold.astype(rows_type),
             splits.default.astype(bool),
             splits.comparison,
-            values.reshape(len(self.base), trees, -1).astype(np.float32),
+            values.reshape(
+                len(self.base),
+                trees,
+                -1,
+            ).astype(np.float32),
             self.base.astype(sums_type),
             groups,
         )
@@ -225,7 +253,10 @@ class Boosting:
         """
         empty = Tree.of([leaf()])
         trees = [*self.trees, *[empty] * padding * len(self.base)]
-        targets = [*self.targets, *np.repeat(np.arange(len(self.base)), padding)]
+        targets = [
+            *self.targets,
+            *np.repeat(np.arange(len(self.base)), padding),
+        ]
         return [trees[index] for index in np.argsort(targets, kind="stable")]
 
 
@@ -296,7 +327,11 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     nodes = forest.nodes
     is_inner = forest.is_inner
     fields = [nodes[name][is_inner] for name in ("feature", "threshold", "default_left")]
-    distinct, of_inner = np.unique(np.stack(fields, axis=1), axis=0, return_inverse=True)
+    distinct, of_inner = np.unique(
+        np.stack(fields, axis=1),
+        axis=0,
+        return_inverse=True,
+    )
     if not len(distinct):
         return None
     column, threshold, default = distinct.T
@@ -323,7 +358,10 @@ def _complete_levels(forest: _Forest, splits: _Splits) -> _CompleteTrees | None:
         if at.shape[1] > _MAX_PADDING * len(is_inner) / trees:
             return None
         levels.append(splits.index[at])
-        children = np.stack([splits.right[at], splits.left[at]], axis=2)
+        children = np.stack(
+            [splits.right[at], splits.left[at]],
+            axis=2,
+        )
         at = children.reshape(trees, -1)
     return _CompleteTrees(levels, at)
 
@@ -349,7 +387,11 @@ def _joined(trees: list[Tree]) -> _Forest:
     is_leaf = nodes["left"] < 0
     offsets = np.repeat(roots, sizes)
     for side in ("left", "right"):
-        nodes[side] = np.where(is_leaf, np.arange(len(is_leaf)), nodes[side] + offsets)
+        nodes[side] = np.where(
+            is_leaf,
+            np.arange(len(is_leaf)),
+            nodes[side] + offsets,
+        )
     return _Forest(nodes, roots)
 
 
@@ -419,7 +461,10 @@ def _merged_trees(boosting: Boosting) -> tuple[list[Tree], list[int]]:
 
 def _node_attributes(trees: list[Tree], boosting: Boosting) -> dict[str, Any]:
     """Return the attributes of the tree operator that describe the nodes of trees."""
-    walked, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in trees), strict=True)
+    walked, modes = zip(
+        *(tree.as_comparisons(boosting.mode) for tree in trees),
+        strict=True,
+    )
     nodes = {}
     for name, field_name in _NODE_FIELDS.items():
         nodes[name] = np.concatenate([getattr(tree, field_name) for tree in walked])
@@ -445,7 +490,10 @@ _NODE_FIELDS = {
 """The field of `Tree` for each attribute of the tree operator. Leaves have zeros."""
 
 
-def _float_attributes(numbers: dict[str, Array], is_single: bool) -> dict[str, Any]:
+def _float_attributes(
+    numbers: dict[str, Array],
+    is_single: bool,
+) -> dict[str, Any]:
     """Return attributes with 32-bit floats, or tensors of 64-bit floats."""
     if is_single:
         return {name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()}
@@ -493,7 +541,11 @@ def _histogram_tree(predictor: Any, columns: Array) -> Tree:
     return Tree(
         columns[nodes["feature_idx"]],
         nodes["num_threshold"],
-        np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
+        np.where(
+            nodes["is_leaf"] == 1,
+            _LEAF,
+            nodes["left"].astype(np.int64),
+        ),
         nodes["right"],
         nodes["missing_go_to_left"],
         nodes["value"],
@@ -509,5 +561,9 @@ def categories_of(estimator: Estimator) -> dict[int, Array]:
         return {}
     encoder = estimator._preprocessor.named_transformers_["encoder"]
     return dict(
-        zip(np.flatnonzero(estimator.is_categorical_).tolist(), encoder.categories_, strict=True),
+        zip(
+            np.flatnonzero(estimator.is_categorical_).tolist(),
+            encoder.categories_,
+            strict=True,
+        ),
     )

@@ -193,10 +193,18 @@ def upgrade() -> None:
 
 
 def _number() -> sa.Column[int]:
-    return sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    return sa.Column(
+        "id",
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+    )
 
 
-def _text(name: str, longest: int | None = None, default: str | None = None) -> sa.Column[str]:
+def _text(
+    name: str,
+    longest: int | None = None,
+    default: str | None = None,
+) -> sa.Column[str]:
     kind = sa.Text() if longest is None else sa.String(longest)
     return sa.Column(name, kind, nullable=False, server_default=default)
 

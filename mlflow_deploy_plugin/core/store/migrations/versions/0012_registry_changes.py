@@ -12,5 +12,10 @@ def upgrade() -> None:
         "onnxserve_registry_changes",
         sa.Column("model", sa.String(512), primary_key=True),
         sa.Column("count", sa.BigInteger(), nullable=False),
-        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, index=True),
+        sa.Column(
+            "changed_at",
+            sa.DateTime(timezone=True),
+            nullable=False,
+            index=True,
+        ),
     )

@@ -91,7 +91,15 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
         if model.handle_unknown in ("infrequent_if_exist", "warn"):
             unknown = infrequent
         code = encoded(column, categories, codes.astype(float).tolist(), unknown)
-        parts.append((code == np.arange(codes.max() + 1, dtype=np.float32)).astype(np.float32))
+        parts.append(
+            (
+                code
+                == np.arange(
+                    codes.max() + 1,
+                    dtype=np.float32,
+                )
+            ).astype(np.float32)
+        )
     return np.concatenate(parts, axis=1)
 
 
@@ -109,7 +117,12 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
             [*map(float, range(len(categories)))],
             float(len(categories)),
         )
-        parts.append(take(table.astype(np.float64), code.reshape(-1).astype(np.int64)))
+        parts.append(
+            take(
+                table.astype(np.float64),
+                code.reshape(-1).astype(np.int64),
+            )
+        )
     return np.concatenate(parts, axis=1)
 
 
@@ -121,7 +134,12 @@ def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
         "values_strings": categories,
         "default_string": model.fill_value,
     }
-    return rows.raw.emit("LabelEncoder", [rows.raw], rows.raw.sample, **attributes)
+    return rows.raw.emit(
+        "LabelEncoder",
+        [rows.raw],
+        rows.raw.sample,
+        **attributes,
+    )
 
 
 def encoded(
@@ -139,7 +157,11 @@ def encoded(
         # Compare exactly, because LabelEncoder does not support 64-bit floats.
         equal = column == np.array(keys or [np.nan], float)
         code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-        code = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
+        code = np.where(
+            np.any(equal, axis=1, keepdims=True),
+            code,
+            np.float32(unknown),
+        )
     else:
         attribute, convert = _KEYS[kind]
         code = column.emit(
@@ -152,7 +174,11 @@ def encoded(
         )
     if kind == "i" or not is_gap.any():
         return code
-    return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
+    return np.where(
+        np.isnan(column),
+        np.float32(codes[is_gap.argmax()]),
+        code,
+    )
 
 
 _KEYS: dict[str, tuple[str, type]] = {
@@ -188,7 +214,10 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     gaps = x == np.array([MISSING], object) if is_text else np.isnan(x)
     filled = np.where(gaps, filler, x)
     if marked:
-        return np.concatenate([filled, gaps[:, marked].astype(x.dtype)], axis=1)
+        return np.concatenate(
+            [filled, gaps[:, marked].astype(x.dtype)],
+            axis=1,
+        )
     return filled
 
 

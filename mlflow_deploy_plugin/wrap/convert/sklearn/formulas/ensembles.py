@@ -351,8 +351,18 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
             "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns",
         )
     gaps = np.isnan(rows.matrix)
-    filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
-    at = [gaps & column for column in np.eye(gaps.sample.shape[1], dtype=bool)]
+    filled = np.where(
+        gaps,
+        np.asarray(model.initial_imputer_.statistics_, float),
+        rows.matrix,
+    )
+    at = [
+        gaps & column
+        for column in np.eye(
+            gaps.sample.shape[1],
+            dtype=bool,
+        )
+    ]
     rounds = model.imputation_sequence_ if model.n_iter_ else ()
     for column, inputs, estimator in rounds:
         predicted = _flat(rows.with_matrix(filled[:, inputs]).ask(estimator, "predict"))
@@ -370,7 +380,10 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     return filled
 
 
-def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
+def _mean(
+    answers: list[TracedArray],
+    weights: Sequence[float] | None = None,
+) -> TracedArray:
     count: float = len(answers)
     if weights is not None:
         count = sum(weights)
@@ -385,7 +398,10 @@ def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
     are combined into one product.
     """
     if hasattr(model, "classes_"):
-        return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
+        return np.stack(
+            [rows.ask(member, "label") for member in model.estimators_],
+            axis=1,
+        )
     if all(map(is_linear, model.estimators_)):
         return rows.sums(model.estimators_)
     return np.stack(
@@ -424,7 +440,14 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
                 y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
             quantiles = enumerate(transformer.quantiles_.T)
             y = np.stack(
-                [np.interp(y[:, n], transformer.references_, values) for n, values in quantiles],
+                [
+                    np.interp(
+                        y[:, n],
+                        transformer.references_,
+                        values,
+                    )
+                    for n, values in quantiles
+                ],
                 axis=1,
             )
         case _:
@@ -453,7 +476,11 @@ def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> T
     mirrored = 2.0 - power
     if abs(mirrored) < np.spacing(1.0):
         return np.where(y >= 0, above, 1.0 - np.exp(-down))
-    return np.where(y >= 0, above, 1.0 - (1.0 - mirrored * down) ** (1 / mirrored))
+    return np.where(
+        y >= 0,
+        above,
+        1.0 - (1.0 - mirrored * down) ** (1 / mirrored),
+    )
 
 
 FORMULAS: dict[type, Formula] = {

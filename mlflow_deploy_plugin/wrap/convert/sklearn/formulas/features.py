@@ -105,7 +105,10 @@ def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
 
 def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
     groups = (np.flatnonzero(model.labels_ == label) for label in np.unique(model.labels_))
-    return np.stack([model.pooling_func(rows.matrix[:, group], axis=1) for group in groups], axis=1)
+    return np.stack(
+        [model.pooling_func(rows.matrix[:, group], axis=1) for group in groups],
+        axis=1,
+    )
 
 
 def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
@@ -115,15 +118,28 @@ def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
 
 
 def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
-    interval = model.sample_interval or {1: 0.8, 2: 0.5, 3: 0.4}[model.sample_steps]
+    interval = (
+        model.sample_interval
+        or {
+            1: 0.8,
+            2: 0.5,
+            3: 0.4,
+        }[model.sample_steps]
+    )
     x = rows.matrix
     none = x == 0
     logarithm = interval * np.log(np.where(none, 1.0, x))
     parts = [np.sqrt(x * interval)]
     for step in range(1, model.sample_steps):
         factor = np.sqrt(2.0 * x * interval / np.cosh(np.pi * step * interval))
-        parts += [factor * np.cos(step * logarithm), factor * np.sin(step * logarithm)]
-    return np.concatenate([np.where(none, 0.0, part) for part in parts], axis=1)
+        parts += [
+            factor * np.cos(step * logarithm),
+            factor * np.sin(step * logarithm),
+        ]
+    return np.concatenate(
+        [np.where(none, 0.0, part) for part in parts],
+        axis=1,
+    )
 
 
 def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
@@ -132,7 +148,10 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     """
     x = rows.matrix * np.sqrt(model.gamma)
     if model.coef0 != 0:
-        x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
+        x = np.concatenate(
+            [x, np.full_like(x[:, :1], np.sqrt(model.coef0))],
+            axis=1,
+        )
     count = model.n_components
     fourier = np.fft.fft(np.eye(count))
     real: TracedArray = 1.0
@@ -157,7 +176,11 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
     degrees = model.powers_.sum(axis=1)
     for degree in np.unique(degrees):  # The products are ordered by degree.
         factors = [
-            np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]
+            np.repeat(
+                np.arange(len(powers)),
+                powers,
+            )
+            for powers in model.powers_[degrees == degree]
         ]
         columns = [x[:, indices] for indices in np.transpose(factors)]
         if columns:
@@ -222,14 +245,22 @@ def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
 
 def box_cox(x: TracedArray, powers: Array) -> TracedArray:
     none = np.abs(powers) < np.spacing(1.0)
-    return np.where(none, np.log(x), (x**powers - 1.0) / np.where(none, 1.0, powers))
+    return np.where(
+        none,
+        np.log(x),
+        (x**powers - 1.0) / np.where(none, 1.0, powers),
+    )
 
 
 def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
     """Return the power transform of https://doi.org/10.1093/biomet/87.4.954."""
     upper = np.where(x >= 0, x, 0.0) + 1.0
     lower = 1.0 - np.where(x >= 0, 0.0, x)
-    return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
+    return np.where(
+        x >= 0,
+        box_cox(upper, powers),
+        -box_cox(lower, 2 - powers),
+    )
 
 
 def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
@@ -250,11 +281,25 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     values = rows.own if rows.is_single else rows.matrix
     share = _shares(model, np.clip(rows.matrix, lowest, highest))
     if model.output_distribution == "uniform":
-        return np.where(values <= lowest, 0.0, np.where(values >= highest, 1.0, share))
+        return np.where(
+            values <= lowest,
+            0.0,
+            np.where(values >= highest, 1.0, share),
+        )
     margin = np.asarray(_MARGIN, values.dtype)
-    share = np.where(values - margin < lowest, 0.0, np.where(values + margin > highest, 1.0, share))
+    share = np.where(
+        values - margin < lowest,
+        0.0,
+        np.where(values + margin > highest, 1.0, share),
+    )
     limit = _MARGIN - np.spacing(1.0)
-    return _deviates(np.clip(share.astype(values.dtype).astype(np.float64), limit, 1.0 - limit))
+    return _deviates(
+        np.clip(
+            share.astype(values.dtype).astype(np.float64),
+            limit,
+            1.0 - limit,
+        )
+    )
 
 
 def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedArray:
@@ -267,7 +312,11 @@ def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedA
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
     last = len(quantiles) - 1
-    at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, last - 1)
+    at = np.clip(
+        counted(quantiles, np.less_equal, x) - 1,
+        0,
+        last - 1,
+    )
     upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
     at = np.clip(counted(quantiles, np.less, x), 1, last)
     downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
@@ -287,7 +336,11 @@ def _deviates(share: TracedArray) -> TracedArray:
         / reduce(lambda total, factor: total * x + factor, under)
         for x, (over, under) in ((square, _NEAR), (tail, _FAR))
     )
-    return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
+    return np.where(
+        np.abs(centred) <= 0.425,
+        centred * near,
+        np.where(centred < 0, -far, far),
+    )
 
 
 def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
@@ -331,7 +384,10 @@ def _polynomials(spline: BSpline, x: TracedArray) -> TracedArray:
     position = np.maximum(position - 1, 0)
     derivatives = [spline(starts, nu=n) / factorial(n) for n in range(degree + 1)]
     step = x - take(starts, position)
-    powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
+    powers = np.stack(
+        [np.ones_like(step), *(step**n for n in range(1, degree + 1))],
+        axis=1,
+    )
     coefficients = take(np.stack(derivatives, axis=1), position)
     return (coefficients * powers[:, :, None]).sum(axis=1)
 

@@ -85,10 +85,18 @@ def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
     between the centres are lost.
     """
     centres = _dense(centres)
-    return np.argmin((centres * centres).sum(axis=1) - 2.0 * (x @ centres.T), axis=1)
+    return np.argmin(
+        (centres * centres).sum(axis=1) - 2.0 * (x @ centres.T),
+        axis=1,
+    )
 
 
-def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> TracedArray:
+def distances(
+    x: TracedArray,
+    known: Array,
+    metric: Metric,
+    p: float = 2,
+) -> TracedArray:
     """Return the distances [N, K] between rows x [N, k] and training rows [K, k]."""
     known = _dense(known)
     powers: dict[Metric, float] = {
@@ -107,7 +115,11 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
     if metric == "cosine":
         length = np.linalg.norm(x, axis=1, keepdims=True)
         # like sklearn.preprocessing.normalize
-        unit = x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)
+        unit = x / np.where(
+            length < 10 * np.finfo(np.float64).eps,
+            1.0,
+            length,
+        )
         return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - known)
     if metric == "chebyshev" or power == np.inf:
@@ -163,7 +175,11 @@ def _weights(
         return np.ones_like(far)
     same = far == 0
     has_same = np.any(same, axis=1, keepdims=True)
-    return np.where(has_same, same.astype(np.float64), 1.0 / np.where(same, 1.0, far))
+    return np.where(
+        has_same,
+        same.astype(np.float64),
+        1.0 / np.where(same, 1.0, far),
+    )
 
 
 def _distances_to_rows(model: Estimator, x: TracedArray) -> TracedArray:
@@ -237,7 +253,13 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     columns = []
     for column in range(model.n_features_in_):
         mean = _mean_of_donors(model, far, column)
-        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
+        columns.append(
+            np.where(
+                gaps[:, column],
+                mean,
+                rows.matrix[:, column],
+            )
+        )
     if model.add_indicator:
         for column in model.indicator_.features_:
             columns.append(gaps[:, int(column)].astype(np.float64))
@@ -267,10 +289,16 @@ def _mean_of_donors(model: KNNImputer, far: TracedArray, column: int) -> TracedA
     """
     donors = np.flatnonzero(~model._mask_fit_X[:, column])
     values = model._fit_X[donors, column]
-    away, nearest = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
+    away, nearest = smallest(
+        far[:, donors],
+        min(model.n_neighbors, len(donors)),
+    )
     weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
     total = weights.sum(axis=1)
-    mean = divided((take(values, nearest) * weights).sum(axis=1), total)
+    mean = divided(
+        (take(values, nearest) * weights).sum(axis=1),
+        total,
+    )
     return np.where(total == 0, values.mean(), mean)
 
 
@@ -279,7 +307,10 @@ def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> Decision:
     far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(far * far) + 2.0 * np.log(model.class_prior_)
     if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
-        position = np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1)
+        position = np.argmin(
+            distances(rows.matrix, model.centroids_, model.metric),
+            axis=1,
+        )
     else:
         position = np.argmax(scores, axis=1)
     return position, softmax(scores)
@@ -299,7 +330,12 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
     def below(node: Estimator) -> TracedArray:
         if node.left is None:
             return np.int64(node.label)
-        centres = np.vstack((node.left.center, node.right.center)) + getattr(model, "_X_mean", 0.0)
+        centres = np.vstack(
+            (
+                node.left.center,
+                node.right.center,
+            )
+        ) + getattr(model, "_X_mean", 0.0)
         nearer = nearest_centre(rows.matrix, centres)
         return np.where(nearer == 0, below(node.left), below(node.right))
 
@@ -330,7 +366,15 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
     options = {
         name: value for name, value in model._get_kernel_params().items() if value is not None
     }
-    return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
+    return (
+        kernel(
+            rows.matrix,
+            model.components_,
+            model.kernel,
+            **options,
+        )
+        @ model.normalization_.T
+    )
 
 
 def _decisions(model: Estimator, rows: Rows) -> TracedArray:
@@ -342,7 +386,10 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
     if len(model._intercept_) > 1:
         first, second = np.triu_indices(len(model.classes_), 1)
-        classes = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+        classes = np.repeat(
+            np.arange(len(model.classes_)),
+            model.n_support_,
+        )[:, None]
         weights = weights[:, second - 1] * (classes == first) + weights[:, first] * (
             classes == second
         )
@@ -353,7 +400,11 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
     """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for
     a score of 0.
     """
-    return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
+    return np.where(
+        _decisions(model, rows)[:, 0] > 0,
+        1,
+        -1,
+    )
 
 
 def machine_classes(model: Estimator, rows: Rows) -> Decision:
@@ -411,7 +462,10 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
-    weights = _solution(np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count), count)
+    weights = _solution(
+        np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count),
+        count,
+    )
     weights = weights / weights.sum(axis=1, keepdims=True)
     return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 
@@ -420,7 +474,10 @@ def _solution(matrix: TracedArray, count: int) -> TracedArray:
     """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
     Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
     """
-    system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
+    system = np.concatenate(
+        [matrix, np.ones_like(matrix)[:, :, :1]],
+        axis=2,
+    )
     for n in range(count):
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
         other = 1.0 - np.eye(count)[n][:, None]

@@ -52,11 +52,18 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
     predicted = interpolated(x, thresholds, values)
     if clips or len(thresholds[0]) == 1:
         return predicted
-    return np.where((x < thresholds[0][0]) | (x > thresholds[0][-1]), np.nan, predicted)
+    return np.where(
+        (x < thresholds[0][0]) | (x > thresholds[0][-1]),
+        np.nan,
+        predicted,
+    )
 
 
 def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
-    return np.stack([rows.full(float(value)) for value in np.ravel(model.constant_)], axis=1)
+    return np.stack(
+        [rows.full(float(value)) for value in np.ravel(model.constant_)],
+        axis=1,
+    )
 
 
 def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
@@ -107,10 +114,16 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
     base = model.base_estimator_
     if model.n_classes_ == 2:
         mean, likely = _latent(base, rows.matrix)
-        return (mean > 0).astype(np.int64), np.stack([1.0 - likely, likely], axis=1)
+        return (mean > 0).astype(np.int64), np.stack(
+            [1.0 - likely, likely],
+            axis=1,
+        )
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
-    scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
+    scores = np.stack(
+        [_latent(member, rows.matrix)[1] for member in base.estimators_],
+        axis=1,
+    )
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
 
 
@@ -118,7 +131,10 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
     """Return sums of scores by bin."""
     bins = _bins(model, rows)
     scores = (
-        take(model.scores, (bins @ model.strides + model.offsets).astype(np.int64)).sum(axis=1)
+        take(
+            model.scores,
+            (bins @ model.strides + model.offsets).astype(np.int64),
+        ).sum(axis=1)
         + model.intercept
     )
     if model.link == "identity":
@@ -180,7 +196,11 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
     return mean, integrals @ np.ravel(COEFS) + 0.5 * float(COEFS.sum())
 
 
-def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) -> TracedArray:
+def _kernel(
+    kernel: kernels.Kernel,
+    x: TracedArray,
+    known: Array | None = None,
+) -> TracedArray:
     """Return the kernel [N, K] between rows x [N, k] and training rows [K, k].
 
     Without training rows, return the kernel of each row with itself, as [N] or a
@@ -189,7 +209,10 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) 
     match kernel:
         case kernels.Sum() | kernels.Product():
             combine = operator.add if isinstance(kernel, kernels.Sum) else operator.mul
-            return combine(_kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known))
+            return combine(
+                _kernel(kernel.k1, x, known),
+                _kernel(kernel.k2, x, known),
+            )
         case kernels.Exponentiation():
             return _kernel(kernel.kernel, x, known) ** kernel.exponent
         case kernels.ConstantKernel():
@@ -209,7 +232,11 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) 
             if kernel.nu not in factors:
                 raise NotImplementedError(f"the kernel {kernel!r}")
             far = np.sqrt(squared * factors[kernel.nu])
-            grown = {0.5: 1.0, 1.5: 1.0 + far, 2.5: 1.0 + far + far * far / 3.0}[kernel.nu]
+            grown = {
+                0.5: 1.0,
+                1.5: 1.0 + far,
+                2.5: 1.0 + far + far * far / 3.0,
+            }[kernel.nu]
             return grown * np.exp(-far)
         case kernels.RBF():
             return np.exp(
@@ -224,7 +251,10 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) 
 FORMULAS: dict[type, Formula] = {
     DummyClassifier: dummy_classes,
     DummyRegressor: dummy_values,
-    IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
+    IsotonicRegression: lambda model, rows: isotonic(
+        [model],
+        rows.matrix[:, :1],
+    ),
     EllipticEnvelope: elliptic,
     GaussianMixture: mixture,
     BayesianGaussianMixture: mixture,

@@ -74,7 +74,11 @@ class Rows:
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
         width = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(graph, list(operator.inputs), width or sum(map(_width, operator.inputs)))
+        return cls(
+            graph,
+            list(operator.inputs),
+            width or sum(map(_width, operator.inputs)),
+        )
 
     @property
     def matrix(self) -> TracedArray:
@@ -213,7 +217,10 @@ class Rows:
 
     def _declare(self, members: list[Estimator]) -> list[Operator]:
         inputs = self._inputs or [
-            self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns])),
+            self._graph.variable(
+                self.matrix.name,
+                DoubleTensorType([None, self._columns]),
+            ),
         ]
         return [self._graph.declare(best_estimator(member), inputs) for member in members]
 
@@ -281,8 +288,15 @@ class Rows:
             )
         name = self._graph.cast(names[int(method in _SCORES)], TensorProto.DOUBLE)
         if raw_scores and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
-            return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
-        return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
+            return Traced(
+                self._graph,
+                name,
+                np.ones((SAMPLE_ROWS, 2)),
+            ).reshape(-1, 2)[:, 1]
+        return Traced(self._graph, name, sample).reshape(
+            -1,
+            *sample.shape[1:],
+        )
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit
@@ -299,7 +313,12 @@ class Rows:
         dtype = np.float64 if is_wide else np.float32
         kind = DoubleTensorType if is_wide else FloatTensorType
         matrix = self.matrix.astype(dtype)
-        return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
+        return [
+            self._graph.variable(
+                matrix.name,
+                kind([None, matrix.sample.shape[1]]),
+            )
+        ]
 
     def _sample(self, estimator: Estimator, method: str) -> Array:
         """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS`
@@ -314,7 +333,12 @@ class Rows:
                 return np.ones(SAMPLE_ROWS)
             return np.full((SAMPLE_ROWS, count), 1 / count)
         if isinstance(last := last_step(estimator), ColumnTransformer):
-            return np.ones((SAMPLE_ROWS, max(part.stop for part in last.output_indices_.values())))
+            return np.ones(
+                (
+                    SAMPLE_ROWS,
+                    max(part.stop for part in last.output_indices_.values()),
+                )
+            )
         if self.has_texts:
             if method == "transform":
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
@@ -404,7 +428,11 @@ def normalized(likely: TracedArray) -> TracedArray:
     If the sum is 0, all classes have the same probability.
     """
     total = likely.sum(axis=-1, keepdims=True)
-    return np.where(total == 0, 1 / likely.sample.shape[-1], divided(likely, total))
+    return np.where(
+        total == 0,
+        1 / likely.sample.shape[-1],
+        divided(likely, total),
+    )
 
 
 def softmax(scores: TracedArray) -> TracedArray:

@@ -96,7 +96,10 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
     hashed = graph.node("MurmurHash3", [tokens], positive=0, seed=0)
     hashed = graph.cast(hashed, TensorProto.INT64)
-    column = graph.node("Mod", [graph.node("Abs", [hashed]), [width]])
+    column = graph.node(
+        "Mod",
+        [graph.node("Abs", [hashed]), [width]],
+    )
     if vectorizer.alternate_sign:
         signs = graph.node("Sign", [hashed])
     else:
@@ -106,9 +109,19 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     rows = graph.row_count(tokens)
     size = graph.node("Concat", [rows, [width]], axis=0)
     nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
-    sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
+    sums = graph.node(
+        "ScatterElements",
+        [nothing, column, values],
+        axis=1,
+        reduction="add",
+    )
     if vectorizer.binary:
-        sums = graph.node("ScatterElements", [nothing, column, is_token], axis=1, reduction="max")
+        sums = graph.node(
+            "ScatterElements",
+            [nothing, column, is_token],
+            axis=1,
+            reduction="max",
+        )
     if vectorizer.norm is None:
         return sums
     return _single(graph, sums, width, partial(_normed, norm=vectorizer.norm))
@@ -152,8 +165,14 @@ def _blocks(graph: NodeBuilder, texts: str, count: str) -> str:
     return graph.node(
         "If",
         [is_one],
-        then_branch=single.finish({}, {row: (TensorProto.STRING, [None, None])}),
-        else_branch=several.finish({}, {cut: (TensorProto.STRING, [None, None])}),
+        then_branch=single.finish(
+            {},
+            {row: (TensorProto.STRING, [None, None])},
+        ),
+        else_branch=several.finish(
+            {},
+            {cut: (TensorProto.STRING, [None, None])},
+        ),
     )
 
 
@@ -163,13 +182,22 @@ def _cut(graph: NodeBuilder, texts: str) -> str:
     """
     listed = graph.node("Reshape", [texts, [-1]])
     is_long = graph.node("RegexFullMatch", [listed], pattern=_LONG)
-    largest = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
+    largest = graph.node(
+        "ReduceMin",
+        [graph.node("Where", [is_long, [1], [_BLOCK]])],
+    )
     total = graph.node("Shape", [listed])
     parts, size = graph.equal_blocks(total, largest)
     end = graph.node("Squeeze", [graph.node("Mul", [parts, size])])
-    rows = graph.node("Mod", [graph.node("Range", [np.int64(0), end, np.int64(1)]), total])
+    rows = graph.node(
+        "Mod",
+        [graph.node("Range", [np.int64(0), end, np.int64(1)]), total],
+    )
     shape = graph.node("Concat", [parts, size], axis=0)
-    return graph.node("Reshape", [graph.node("Gather", [listed, rows]), shape])
+    return graph.node(
+        "Reshape",
+        [graph.node("Gather", [listed, rows]), shape],
+    )
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -239,8 +267,14 @@ def _without_stop_words(
         return tokens
     # n-grams skip stop words: move the `_PAD` of stop words behind all other tokens.
     length = graph.node("Shape", [tokens], start=1)
-    positions = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
-    behind = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
+    positions = graph.node(
+        "Range",
+        [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)],
+    )
+    behind = graph.node(
+        "Add",
+        [graph.node("Mul", [flags, length]), positions],
+    )
     _, order = graph.nodes("TopK", [behind, length], 2, largest=0)
     return graph.node("GatherElements", [tokens, order], axis=1)
 
@@ -267,8 +301,14 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         pattern = r"[\x00-\x7F]*"
     else:
         pattern = f"[^İ{_SIGMA}]*"
-    is_plain = graph.cast(graph.node("RegexFullMatch", [texts], pattern=pattern), TensorProto.INT32)
-    all_plain = graph.cast(graph.node("ReduceMin", [is_plain], keepdims=0), TensorProto.BOOL)
+    is_plain = graph.cast(
+        graph.node("RegexFullMatch", [texts], pattern=pattern),
+        TensorProto.INT32,
+    )
+    all_plain = graph.cast(
+        graph.node("ReduceMin", [is_plain], keepdims=0),
+        TensorProto.BOOL,
+    )
     graphs = {
         name: body.finish({}, {text: (TensorProto.STRING, [None])})
         for name, (body, text) in branches.items()
@@ -298,13 +338,26 @@ def _joined(graph: NodeBuilder, characters: str) -> str:
     body = graph.subgraph()
     parts = body.name()
     joined = _pairs(body, parts)
-    length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
+    length = body.node(
+        "Squeeze",
+        [body.node("Shape", [joined], start=1)],
+    )
     goes_on = body.node("Greater", [length, np.int64(1)])
-    before: Values = {body.name(): (TensorProto.INT64, []), body.name(): (TensorProto.BOOL, [])}
+    before: Values = {
+        body.name(): (TensorProto.INT64, []),
+        body.name(): (TensorProto.BOOL, []),
+    }
     before[parts] = TensorProto.STRING, [None, None]
-    after: Values = {goes_on: (TensorProto.BOOL, []), joined: (TensorProto.STRING, [None, None])}
+    after: Values = {
+        goes_on: (TensorProto.BOOL, []),
+        joined: (TensorProto.STRING, [None, None]),
+    }
     rounds = body.finish(before, after)
-    texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
+    texts = graph.node(
+        "Loop",
+        ["", np.bool_(True), characters],
+        body=rounds,
+    )
     return graph.node("Reshape", [texts, [-1]])
 
 
@@ -313,9 +366,18 @@ def _pairs(graph: NodeBuilder, parts: str) -> str:
     on.
     """
     end = [np.iinfo(np.int64).max]
-    empty = graph.node("Where", [[True], _text(""), graph.node("Slice", [parts, [0], [1], [1]])])
-    left = graph.node("Slice", [parts, [0], end, [1], [2]])
-    right = graph.node("Slice", [graph.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
+    empty = graph.node(
+        "Where",
+        [[True], _text(""), graph.node("Slice", [parts, [0], [1], [1]])],
+    )
+    left = graph.node(
+        "Slice",
+        [parts, [0], end, [1], [2]],
+    )
+    right = graph.node(
+        "Slice",
+        [graph.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]],
+    )
     return graph.node("StringConcat", [left, right])
 
 
@@ -333,18 +395,33 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     )
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.cast(code, TensorProto.DOUBLE)
-    length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
-    position = graph.node("Range", [np.int64(0), length, np.int64(1)])
+    length = graph.node(
+        "Squeeze",
+        [graph.node("Shape", [characters], start=1)],
+    )
+    position = graph.node(
+        "Range",
+        [np.int64(0), length, np.int64(1)],
+    )
     position = graph.cast(position, TensorProto.DOUBLE)
     near = []
     for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
-        rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
+        rank = graph.node(
+            "Add",
+            [code, graph.node("Mul", [position, [step]])],
+        )
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
         near.append(_is_near_letter(graph, rank, step > 0))
-    ends = graph.node("And", [near[0], graph.node("Not", [near[1]])])
-    ends = graph.node("And", [ends, graph.node("Equal", [characters, _text(_SIGMA)])])
+    ends = graph.node(
+        "And",
+        [near[0], graph.node("Not", [near[1]])],
+    )
+    ends = graph.node(
+        "And",
+        [ends, graph.node("Equal", [characters, _text(_SIGMA)])],
+    )
     return graph.node("Where", [ends, _text("ς"), characters])
 
 
@@ -362,9 +439,19 @@ def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
     ranks = graph.node("Unsqueeze", [rank, [1]])
     padded = graph.node("Pad", [ranks, padding, _NO_RANK[0]])
     nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
-    nearest = graph.node("Slice", [nearest, [start], [end], [2]])
-    code = graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)
-    return graph.node("Equal", [graph.node("Abs", [code]), [2.0]])
+    nearest = graph.node(
+        "Slice",
+        [nearest, [start], [end], [2]],
+    )
+    code = graph.node(
+        "Mod",
+        [graph.node("Squeeze", [nearest, [1]]), [4.0]],
+        fmod=1,
+    )
+    return graph.node(
+        "Equal",
+        [graph.node("Abs", [code]), [2.0]],
+    )
 
 
 @cache
@@ -429,7 +516,11 @@ def _single(
 ) -> str:
     """Apply a 64-bit formula to 32-bit floats [N, width], and return 32-bit floats."""
     changed = change(
-        Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32)).astype(np.float64),
+        Traced(
+            graph,
+            name,
+            np.ones((SAMPLE_ROWS, width), np.float32),
+        ).astype(np.float64),
     )
     return str(changed.astype(np.float32).name)
 
@@ -569,7 +660,10 @@ def _class(kind: str) -> str:
     RE2 and Python differ.
     """
     codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
-    parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
+    parts = np.split(
+        codes,
+        np.flatnonzero(np.diff(codes) != 1) + 1,
+    )
     return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
 
 

@@ -93,7 +93,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
         if sizes[0] not in (-1, None):
             raise NotImplementedError("a reshape to a fixed number of rows")
-        return self.emit("Reshape", [self, np.array([-1, *sample.shape[1:]])], sample)
+        return self.emit(
+            "Reshape",
+            [self, np.array([-1, *sample.shape[1:]])],
+            sample,
+        )
 
     def __getitem__(self, key: object) -> TracedArray:
         keys = key if isinstance(key, tuple) else (key,)
@@ -103,7 +107,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if any(entry is Ellipsis for entry in keys):
             at = next(position for position, entry in enumerate(keys) if entry is Ellipsis)
             missing = self.ndim - sum(entry is not None for entry in keys) + 1
-            keys = (*keys[:at], *[slice(None)] * missing, *keys[at + 1 :])
+            keys = (
+                *keys[:at],
+                *[slice(None)] * missing,
+                *keys[at + 1 :],
+            )
         if not (isinstance(keys[0], slice) and keys[0] == slice(None)):
             raise NotImplementedError("a selection of rows")
         current = self
@@ -246,8 +254,16 @@ def reduced(
     if x.dtype == bool:
         x = x.astype(np.int64)
     with np.errstate(all="ignore"):
-        sample = np.asarray(_REDUCING[operator](x.sample, axis=axis, keepdims=keepdims), x.dtype)
-    return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
+        sample = np.asarray(
+            _REDUCING[operator](x.sample, axis=axis, keepdims=keepdims),
+            x.dtype,
+        )
+    return x.emit(
+        operator,
+        [x, np.array([axis])],
+        sample,
+        keepdims=int(keepdims),
+    )
 
 
 def _decided(
@@ -291,7 +307,13 @@ def _chosen(
 ) -> TracedArray:
     axis = _axis(x, axis)
     sample = function(x.sample, axis=axis, keepdims=keepdims)
-    return x.emit(operator, [x], sample, axis=axis, keepdims=int(keepdims))
+    return x.emit(
+        operator,
+        [x],
+        sample,
+        axis=axis,
+        keepdims=int(keepdims),
+    )
 
 
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
@@ -299,7 +321,11 @@ def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
     some = next(operand for operand in operands if isinstance(operand, Traced))
     sample = np.where(*map(_sample_of, operands))
     kind = _supported(sample.dtype)
-    same = [_cast(condition, np.dtype(bool)), _cast(yes, kind), _cast(no, kind)]
+    same = [
+        _cast(condition, np.dtype(bool)),
+        _cast(yes, kind),
+        _cast(no, kind),
+    ]
     return some.emit("Where", same, sample.astype(kind))
 
 
@@ -309,7 +335,12 @@ def concatenated(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray
         raise NotImplementedError("a concatenation with constants")
     axis = _axis(some, axis)
     sample = np.concatenate([array.sample for array in arrays], axis=axis)
-    return some.emit("Concat", [array.astype(sample.dtype) for array in arrays], sample, axis=axis)
+    return some.emit(
+        "Concat",
+        [array.astype(sample.dtype) for array in arrays],
+        sample,
+        axis=axis,
+    )
 
 
 def stacked(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
@@ -358,7 +389,11 @@ def rounded(x: TracedArray, decimals: int = 0) -> TracedArray:
 
 
 def filled(x: TracedArray, fill_value: float) -> TracedArray:
-    return where(np.isnan(x), np.asarray(fill_value, x.dtype), np.asarray(fill_value, x.dtype))
+    return where(
+        np.isnan(x),
+        np.asarray(fill_value, x.dtype),
+        np.asarray(fill_value, x.dtype),
+    )
 
 
 def nan_to_num(
@@ -371,7 +406,11 @@ def nan_to_num(
     limits = np.finfo(x.dtype)
     highest = limits.max if posinf is None else posinf
     lowest = limits.min if neginf is None else neginf
-    x = where(np.isnan(x), np.asarray(nan, x.dtype), x)
+    x = where(
+        np.isnan(x),
+        np.asarray(nan, x.dtype),
+        x,
+    )
     x = where(x == np.inf, np.asarray(highest, x.dtype), x)
     return where(x == -np.inf, np.asarray(lowest, x.dtype), x)
 
@@ -401,7 +440,10 @@ def of_column(table: Array, positions: TracedArray) -> TracedArray:
     """Return the entries of a constant table [K, M] at computed row positions [N, M] of
     each column.
     """
-    return take(table.T.ravel(), positions + len(table) * np.arange(table.shape[1]))
+    return take(
+        table.T.ravel(),
+        positions + len(table) * np.arange(table.shape[1]),
+    )
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
@@ -413,11 +455,19 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
     counts = np.zeros_like(x).astype(np.int64)
     for bit in reversed(range(bits)):
         candidate = counts + 2**bit
-        counts = np.where(compare(of_column(table, candidate - 1), x), candidate, counts)
+        counts = np.where(
+            compare(of_column(table, candidate - 1), x),
+            candidate,
+            counts,
+        )
     return counts
 
 
-def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]) -> TracedArray:
+def interpolated(
+    x: TracedArray,
+    known: Sequence[Array],
+    values: Sequence[Array],
+) -> TracedArray:
     """Interpolate or extrapolate x [N, M] with M sets of ascending points, like
     scipy.interpolate.interp1d.
     """
@@ -426,7 +476,11 @@ def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]
     heights = padded(values, size, 0.0)
     before = counted(at[1:-1], np.less, x)
     left, right, low, high = (
-        of_column(table, before + after) for table, after in product((at, heights), (0, 1))
+        of_column(table, before + after)
+        for table, after in product(
+            (at, heights),
+            (0, 1),
+        )
     )
     return (high - low) / (right - left) * (x - left) + low
 
@@ -434,7 +488,14 @@ def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]
 def padded(columns: Sequence[Array], size: int, filler: float) -> Array:
     """Return columns of different lengths as a table [size, columns]."""
     return np.stack(
-        [np.pad(column, (0, size - len(column)), constant_values=filler) for column in columns],
+        [
+            np.pad(
+                column,
+                (0, size - len(column)),
+                constant_values=filler,
+            )
+            for column in columns
+        ],
         axis=1,
     )
 
@@ -448,7 +509,11 @@ def interp(
 ) -> TracedArray:
     xs = np.asarray(xp, float)
     values = np.asarray(fp, float)
-    inside = interpolated(clipped(x, xs[0], xs[-1])[:, None], [xs], [values])[:, 0]
+    inside = interpolated(
+        clipped(x, xs[0], xs[-1])[:, None],
+        [xs],
+        [values],
+    )[:, 0]
     left = values[0] if left is None else left
     right = values[-1] if right is None else right
     inside = where(x < xs[0], left, inside)
@@ -478,9 +543,20 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
     """Return the smallest numbers of each row [N, count], ascending, and their
     positions. Ties keep their order.
     """
-    positions = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
+    positions = np.argsort(
+        x.sample,
+        axis=1,
+        kind="stable",
+    )[:, :count]
     values = np.take_along_axis(x.sample, positions, axis=1)
-    names = x.graph.nodes("TopK", [x.name, [count]], 2, axis=1, largest=0, sorted=1)
+    names = x.graph.nodes(
+        "TopK",
+        [x.name, [count]],
+        2,
+        axis=1,
+        largest=0,
+        sorted=1,
+    )
     return Traced(x.graph, names[0], values), Traced(x.graph, names[1], positions)
 
 
@@ -539,7 +615,11 @@ def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
     """
     narrow = x.astype(np.float32)
     with np.errstate(all="ignore"):
-        return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)
+        return narrow.emit(
+            operator,
+            [narrow],
+            ufunc(narrow.sample),
+        ).astype(x.dtype)
 
 
 def error_function(x: TracedArray) -> TracedArray:

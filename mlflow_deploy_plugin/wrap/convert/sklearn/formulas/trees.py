@@ -69,12 +69,19 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
         kinds = 1 + len(boosting.slopes)
         walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
         products = walked.astype(np.float64).reshape(-1, kinds, width)
-        factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)
+        factors = np.concatenate(
+            [np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]],
+            axis=1,
+        )
         factors = factors[:, :, None]
         # A missing feature adds 0.
         scores = np.where(products == 0, 0.0, products * factors).sum(axis=1)
     elif len(boosting.lines):
-        filled = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
+        filled = np.where(
+            np.isnan(x),
+            np.float32(0.0),
+            x,
+        ).astype(np.float64)
         scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
     else:
         scores = _walked(x, boosting, write_trees)
@@ -109,8 +116,17 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
         by_position = dict(zip(positions, boosting.categories, strict=True))
     for position, categories in by_position.items():
         names = np.array(categories, object)
-        codes = np.where([*map(is_missing, names)], np.nan, np.arange(len(names)))
-        columns[position] = encoded(columns[position], names, codes.tolist(), np.nan)
+        codes = np.where(
+            [*map(is_missing, names)],
+            np.nan,
+            np.arange(len(names)),
+        )
+        columns[position] = encoded(
+            columns[position],
+            names,
+            codes.tolist(),
+            np.nan,
+        )
     dtype = np.float32 if boosting.has_single_rows else np.float64
     if columns:
         x = np.concatenate([column.astype(dtype) for column in columns], axis=1)
@@ -123,7 +139,10 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
 
 
 def _walked(x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk) -> TracedArray:
-    sample = np.ones((len(x.sample), len(boosting.base)), np.float32)
+    sample = np.ones(
+        (len(x.sample), len(boosting.base)),
+        np.float32,
+    )
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
@@ -187,7 +206,12 @@ def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
     for classes in model.classes_:
         end = start + len(classes)
         names = classes.astype(object) if classes.dtype.kind == "U" else classes
-        labels.append(take(names, np.argmax(sums[:, start:end], axis=1)))
+        labels.append(
+            take(
+                names,
+                np.argmax(sums[:, start:end], axis=1),
+            )
+        )
         start = end
     return np.stack(labels, axis=1)
 
@@ -226,8 +250,15 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
     count = len(model.estimators_)
     values, members = smallest(_of_members(model, rows), count)
     up_to_here = take(model.estimator_weights_, members) @ np.triu(np.ones((count, count)))
-    median = np.argmax((up_to_here >= 0.5 * up_to_here[:, -1:]).astype(np.int64), axis=1)
-    return np.where(median[:, None] == np.arange(count), values, 0.0).sum(axis=1)
+    median = np.argmax(
+        (up_to_here >= 0.5 * up_to_here[:, -1:]).astype(np.int64),
+        axis=1,
+    )
+    return np.where(
+        median[:, None] == np.arange(count),
+        values,
+        0.0,
+    ).sum(axis=1)
 
 
 def _of_members(model: Estimator, rows: Rows) -> TracedArray:
@@ -258,7 +289,11 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
             answers.append(take(codes, position))
     if answers:
         return np.stack(answers, axis=1)
-    return _sums(rows, trees, [*range(len(trees))]).astype(np.float64)
+    return _sums(
+        rows,
+        trees,
+        [*range(len(trees))],
+    ).astype(np.float64)
 
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
@@ -266,12 +301,23 @@ def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     columns of other leaves.
     """
     trees = [
-        Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_
+        Tree.fitted(
+            part.tree_,
+            np.arange(part.tree_.node_count),
+        )
+        for part in model.estimators_
     ]
     reached = _sums(rows, trees, [*range(len(trees))])
     leaves = model.one_hot_encoder_.categories_
     return (
-        reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)
+        reached[
+            :,
+            np.repeat(
+                range(len(trees)),
+                [*map(len, leaves)],
+            ),
+        ]
+        == np.concatenate(leaves)
     ).astype(np.float64)
 
 
@@ -291,7 +337,13 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     offset = model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
     return np.where(
-        _sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1) >= np.float32(least),
+        _sums(
+            rows,
+            trees,
+            [0] * len(trees),
+            write=write_walk,
+        ).reshape(-1)
+        >= np.float32(least),
         1,
         -1,
     )

@@ -31,7 +31,14 @@ the precision.
 """
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array(
-    [sign * (10.0**power - less) for power, less, sign in product(range(3, 13), (0, 1), (-1, 1))],
+    [
+        sign * (10.0**power - less)
+        for power, less, sign in product(
+            range(3, 13),
+            (0, 1),
+            (-1, 1),
+        )
+    ],
 )
 _CLOSE = 1e-12
 """The maximum error of an output, relative to the sum of its terms' absolute values."""
@@ -56,7 +63,14 @@ def stand_in(
             return None
         names = None if isinstance(columns, int) else columns
         call = partial(_answers, part, getattr(part, "feature_names_in_", names))
-        intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
+        intercept, *slopes = call(
+            np.vstack(
+                [
+                    np.zeros(count),
+                    np.eye(count) * _FAR,
+                ]
+            )
+        )
         sums = _Sums((np.array(slopes) - intercept) / _FAR, intercept)
         if not _is_affine(call, sums):
             return None
@@ -96,11 +110,24 @@ def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
     """
     count = len(sums.weights)
     random = np.random.default_rng(0)
-    few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
-    codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
+    few = random.normal(size=(3, count)) * [
+        [1.0],
+        [1e-3],
+        [1e3],
+    ]
+    codes = random.permuted(
+        np.tile(_CODES, (count, 1)),
+        axis=1,
+    ).T
     shape = (2000, count)
     mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
-    many = np.vstack([codes, mixed, np.outer(_MARKS, np.ones(count))])
+    many = np.vstack(
+        [
+            codes,
+            mixed,
+            np.outer(_MARKS, np.ones(count)),
+        ]
+    )
     if not all(sums.match(rows, call(rows)) for rows in (few, many)):
         return False
     with suppress(ValueError):  # The estimator may refuse missing numbers.

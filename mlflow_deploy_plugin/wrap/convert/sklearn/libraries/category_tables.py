@@ -99,7 +99,10 @@ def _steps(
     """Return a step for each run of numbers that depend on the same column."""
     tables: dict[str, _Table] = {}
     # Constant numbers may be in any table.
-    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))
+    source = np.full(
+        probe.usual.shape[1],
+        names.index(next(iter(categories))),
+    )
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):
         if name in categories:
@@ -180,7 +183,11 @@ class _Probe:
             last = np.where(depends, _REFUSED, self.usual)
         else:
             depends = self._differ(np.concatenate([numbers, last]))
-        return _Table(np.array(categories, dtype), np.concatenate([numbers, last]), depends)
+        return _Table(
+            np.array(categories, dtype),
+            np.concatenate([numbers, last]),
+            depends,
+        )
 
     def number_column(self, name: str) -> Array:
         """Return a mask of the outputs that contain the column. Raises ConversionError

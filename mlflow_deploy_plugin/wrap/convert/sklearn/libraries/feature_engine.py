@@ -96,7 +96,11 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
         return np.where(
             is_outside,
             np.nan,
-            np.digitize(x, edges[1:-1], right=True).astype(np.float64),
+            np.digitize(
+                x,
+                edges[1:-1],
+                right=True,
+            ).astype(np.float64),
         )
 
     if getattr(fitted, "errors", "") == "raise":
@@ -112,7 +116,11 @@ def _logarithm(fitted: Estimator, name: str) -> Computed:
     added = getattr(fitted, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
     reason = f"accepts only numbers above {0.0 - added:.6g}"
-    return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
+    return Computed(
+        lambda x: log(x + added),
+        reason,
+        {"LessOrEqual": [-added]},
+    )
 
 
 def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
@@ -163,7 +171,11 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
                         tests = None
                     reason = "does not accept a divisor of 0"
                     yield (
-                        Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), reason, tests),
+                        Computed(
+                            lambda x, of=related: of(x[:, :1], x[:, -1:]),
+                            reason,
+                            tests,
+                        ),
                         columns,
                     )
 
@@ -174,7 +186,11 @@ def _filled(
     left: TracedArray,
     right: TracedArray,
 ) -> TracedArray:
-    return np.where(right == 0, fill, divided(left, np.where(right == 0, 1.0, right)))
+    return np.where(
+        right == 0,
+        fill,
+        divided(left, np.where(right == 0, 1.0, right)),
+    )
 
 
 _REDUCTIONS: dict[str, ArrayFunction] = {

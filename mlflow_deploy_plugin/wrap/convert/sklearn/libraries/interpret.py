@@ -39,7 +39,12 @@ def as_additive(machine: Estimator) -> Pipeline | None:
     bins = _binned_columns(machine)
     tables = []
     for features, scores in zip(machine.term_features_, machine.term_scores_, strict=True):
-        tables.append(scores.reshape(int(np.prod(scores.shape[: len(features)])), -1))
+        tables.append(
+            scores.reshape(
+                int(np.prod(scores.shape[: len(features)])),
+                -1,
+            )
+        )
     kind = AdditiveClassifier if hasattr(machine, "classes_") else AdditiveModel
     sums = kind(
         bins.cuts,
@@ -88,17 +93,32 @@ def _binned_columns(machine: Estimator) -> _Bins:
     names = [str(name) for name in machine.feature_names_in_]
     kinds = zip(names, machine.feature_types_in_, strict=True)
     columns = [name for name, kind in kinds if kind == "continuous"]
-    bins = _Bins({}, [], [("numbers", "passthrough", columns)], dict.fromkeys(columns, 0.0))
+    bins = _Bins(
+        {},
+        [],
+        [("numbers", "passthrough", columns)],
+        dict.fromkeys(columns, 0.0),
+    )
     used = chain.from_iterable(_levels(machine, term) for term in machine.term_features_)
     for feature, level in sorted(set(used)):
         name = names[feature]
         learned = machine.bins_[feature][level]
         bins.positions[feature, level] = len(bins.positions)
         if name in columns:
-            bins.cuts.append((columns.index(name), np.asarray(learned, np.float64)))
+            bins.cuts.append(
+                (
+                    columns.index(name),
+                    np.asarray(learned, np.float64),
+                )
+            )
             continue
         bins.row[name] = _category(next(iter(learned)))
-        bins.cuts.append((len(columns) + len(bins.steps) - 1, None))
+        bins.cuts.append(
+            (
+                len(columns) + len(bins.steps) - 1,
+                None,
+            )
+        )
         bins.steps.append((f"{name} {level}", _table(learned), [name]))
     return bins
 
@@ -109,13 +129,23 @@ def _table(learned: dict[str, int]) -> CategoryTables:
     """
     codes = {_category(text): code for text, code in learned.items()}
     dtype = object if any(isinstance(category, str) for category in codes) else np.float64
-    numbers = [*codes.values(), 0, max(codes.values(), default=0) + 1]
+    numbers = [
+        *codes.values(),
+        0,
+        max(codes.values(), default=0) + 1,
+    ]
     categories = np.array([*codes, np.nan], dtype)
     return CategoryTables([categories], [np.array(numbers, float)[:, None]])
 
 
 def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
-    return [(feature, min(len(machine.bins_[feature]), len(features)) - 1) for feature in features]
+    return [
+        (
+            feature,
+            min(len(machine.bins_[feature]), len(features)) - 1,
+        )
+        for feature in features
+    ]
 
 
 def _category(text: str) -> Category:
