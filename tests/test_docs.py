@@ -83,7 +83,7 @@ def test_the_pages_stay_few_and_short() -> None:
 
 
 def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
-    """README's example and its walk "By hand" are run by tests/journeys/test_install.py, in
+    """tests/journeys/test_install.py runs README's example and its walk "By hand" in
     empty environments.
     """
     (block,) = blocks("sh", section("Two commands"))

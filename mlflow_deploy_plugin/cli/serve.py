@@ -166,8 +166,8 @@ def _defaults(
     cloud: Cloud,
 ) -> dict[str, object]:
     """Return the fields of `server` from the settings and from the cloud platform."""
-    # A cloud platform specifies the port, sends requests from outside the container, and
-    # authenticates the callers.
+    # A cloud platform specifies the port, sends requests from outside the container,
+    # and authenticates the callers.
     is_in_cloud = cloud.port is not None
     defaults: dict[str, object] = {
         "host": settings.host,

@@ -447,7 +447,8 @@ class _Console:
         if url := settings.load_settings().mlflow_url:
             return (url.rstrip("/"),)
         addresses = []
-        # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
+        # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from
+        # Host.
         if request.remote_addr:
             host = str(request.environ.get("SERVER_NAME"))
             port = int(request.environ.get("SERVER_PORT") or 0)

@@ -55,7 +55,8 @@ def _create(name: str) -> "Flask | FastAPI":
     # serve a Flask app.
     if isinstance(served, Flask) and os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         served = fastapi = create_fastapi_app(served)
-        # A login in Flask does not see FastAPI's own routes, so Flask must answer all requests.
+        # A login in Flask does not see FastAPI's own routes, so Flask must answer all
+        # requests.
         if name:
             fastapi.router.routes[:] = [
                 route for route in fastapi.routes if isinstance(route, Mount)

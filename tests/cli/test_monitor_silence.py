@@ -1,4 +1,4 @@
-"""Tests of `onnxserve silence`, `silences` and `unsilence`: create, list and end silences."""
+"""Tests of `onnxserve silence`, `silences` and `unsilence`."""
 
 import json
 from pathlib import Path

@@ -88,7 +88,8 @@ def lead(
             with LeaseKeeper(store, lease, monotonic) as keeper, running_tasks(tasks, keeper):
                 while keeper.is_held and not ended.wait(_LOOK_SECONDS):
                     pass
-            # Report the next holder of the lease, even if this process is the holder again.
+            # Report the next holder of the lease, even if this process is the holder
+            # again.
             last_holder = ""
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)

@@ -84,7 +84,8 @@ class CircuitBreaker:
             try:
                 threading.Thread(target=ask, name="onnxserve-redis", daemon=True).start()
             except RuntimeError:
-                # The machine's limit of threads is reached; the next request tries Redis.
+                # The machine's limit of threads is reached; the next request tries
+                # Redis.
                 self.is_open = False
 
     def _close_when_it_answers(self, pause: float) -> None:

@@ -1,10 +1,12 @@
 """The body of `/feedback`: a JSON document with one or several labels of earlier
 predictions.
 
-{"prediction_id": "…", "row": 0, "label": 1}        a row by its response's X-Prediction-Id; all its rows without `row`
-{"key": {"flight": 7, "day": "…"}, "label": 1}      the row that has these values in these columns
-{"feedback": [{…}, {…}]}                            several entries of either kind
-"""  # noqa: E501
+- `{"prediction_id": "…", "row": 0, "label": 1}`: a row by its response's
+  X-Prediction-Id; without `row`, all its rows.
+- `{"key": {"flight": 7, "day": "…"}, "label": 1}`: the row that has these values in
+  these columns.
+- `{"feedback": [{…}, {…}]}`: several entries of either kind.
+"""
 
 import math
 from collections.abc import Collection, Iterable

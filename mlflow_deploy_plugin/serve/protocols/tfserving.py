@@ -202,7 +202,8 @@ def tfserving_schema(schema: Schema) -> JsonSchema:
         "title": "tfserving columns",
     }
     rows = rows_schema(schema)
-    # OpenAPI Generator's Java code does not compile for a required list that has a name.
+    # OpenAPI Generator's Java code does not compile for a required list that has a
+    # name.
     if "anyOf" not in rows:
         rows.pop("title", None)
     if schema.names:

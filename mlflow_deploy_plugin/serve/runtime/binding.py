@@ -146,7 +146,8 @@ class GraphSession:
                 names,
                 len(self._graphs) + 1,
             )
-            # After a failed capture, a second run would return the outputs of another run.
+            # After a failed capture, a second run would return the outputs of another
+            # run.
             self._graphs[key] = None
             with suppress(Exception):
                 computed = graph.run(feeds)

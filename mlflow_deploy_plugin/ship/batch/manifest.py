@@ -259,7 +259,8 @@ class BatchOutput:
         self._remove(rejected | files & {MANIFEST, SUCCESS, *_outputs(previous)})
 
     def _refuse_strange_files(self, files: set[str]) -> None:
-        # Ignore the lock and the files of a killed writer, whose names begin with a dot.
+        # Ignore the lock and the files of a killed writer, whose names begin with a
+        # dot.
         strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
         if strange:
             raise AlreadyExists(

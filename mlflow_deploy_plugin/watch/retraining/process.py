@@ -340,8 +340,8 @@ def main(run_id: str, *arguments: str) -> None:
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
     if status < 0:
-        # End by the signal that killed the training, so that the controller restarts the
-        # training.
+        # End by the signal that killed the training, so that the controller restarts
+        # the training.
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

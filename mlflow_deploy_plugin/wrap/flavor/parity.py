@@ -321,8 +321,8 @@ class _ParityProof:
             got = self._answers(group.batch)
             self._sources[group.source] += count
             self._compare(group, want, got, count)
-            # Skip the small batches after an error, because a wrong row would be counted
-            # twice.
+            # Skip the small batches after an error, because a wrong row would be
+            # counted twice.
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
                     self._compare_small_batches(group.batch, want)
@@ -446,8 +446,8 @@ class _ParityProof:
         random = np.random.default_rng(0)
         expected = want[beyond]
         if move_weights:
-            # Predict again, because the order of a network's sums may depend on the batch
-            # size.
+            # Predict again, because the order of a network's sums may depend on the
+            # batch size.
             expected = self._original(rows.data)[name]
 
         def answers_otherwise(moved: Batch, origin: Array) -> Array:

@@ -254,7 +254,8 @@ def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
     before = len(connections)
     move(server, "1")
     with tracking_at(url):
-        # nginx takes the replicas in turn, so one of the requests is for the one that hangs.
+        # nginx takes the replicas in turn, so one of the requests is for the one that
+        # hangs.
         for _ in range(2):
             with closing(change_feed.read_changes([CHAMPION])) as events:
                 (resolved,) = next(selected for selected in events if selected).values()

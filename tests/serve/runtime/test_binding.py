@@ -72,7 +72,8 @@ def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: An
         computed,
         plain,
     ) in results:
-        # Compare at the end, to detect that a later run has overwritten an earlier answer.
+        # Compare at the end, to detect that a later run has overwritten an earlier
+        # answer.
         for array, expected in zip(computed, plain, strict=True):
             assert array.dtype == expected.dtype
             np.testing.assert_array_equal(array, expected)

@@ -352,7 +352,10 @@ def _values_and_predictions(
     captured: _Captured,
     is_failed: bool,
 ) -> dict[str, dict[str, str | None]]:
-    """Return the first row as `values` (none for a failed request) and `predictions`."""
+    """Return the first row as `values` and `predictions`.
+
+    A failed request has no predictions.
+    """
     values = {}
     predictions = {}
     for name, text in captured.values.items():

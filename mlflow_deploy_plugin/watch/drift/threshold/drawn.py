@@ -12,7 +12,7 @@ nominal 5 %:
 |---|---|
 | without the division, coefficients of 0.3 to 0.8 | 24 to 65 % |
 | with the division, up to 0.6 | 5 to 9 % |
-| with the division, 0.8, where a stretch is shorter than three correlation times | 10 % |
+| with the division, 0.8, stretches shorter than three correlation times | 10 % |
 | with the division and p-values multiplied by 1.5, up to 0.6 | 3.7 to 4.7 % |
 
 The factor 1.5 corrects for references in which the correlation is underestimated.

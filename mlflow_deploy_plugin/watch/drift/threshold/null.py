@@ -6,19 +6,20 @@ calls every real day drifted (90 of 90 measured). Therefore the null windows are
 contiguous pieces of the reference's time. n independent windows support no rate below 1
 / (n + 1). `verdict.py` uses the first null that supports the rate:
 
-| null | module | used if |
-|---|---|---|
-| `Contiguous` | `windows.py` | the reference has enough windows of the judged window's length |
-| `Overlapping` | `windows.py` | there are too few contiguous windows |
-| `StationaryBootstrap` | `drawn.py` | there are too few overlapping windows, e.g. a month compared with three months |
-| `Lagged` | `windows.py` | the reference is `rolling:` (always used then) |
-| `IndependentRows` | `drawn.py` | the monitor's spec declares that rows are independent (always used then) |
+- `Contiguous` (`windows.py`): the reference has enough windows of the judged window's
+  length.
+- `Overlapping` (`windows.py`): there are too few contiguous windows.
+- `StationaryBootstrap` (`drawn.py`): there are too few overlapping windows, e.g. a
+  month compared with three months.
+- `Lagged` (`windows.py`): always used for a reference `rolling:`.
+- `IndependentRows` (`drawn.py`): always used if the monitor's spec declares that rows
+  are independent.
 
 Distances decrease as the number of rows grows, so both sides of a comparison have the
 same number of rows: larger histograms are subsampled at random, column by column. If
 columns are correlated and the reference's windows have far more rows than the judged
 window, the threshold is somewhat higher than necessary, never lower.
-"""  # noqa: E501
+"""
 
 import math
 import zlib

@@ -64,7 +64,8 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
         boosting = read_boosting(model)
     x = _features(model, rows, boosting)
     if boosting.slopes:
-        # Linear leaves: add the sums of constants and the sums of slopes times features.
+        # Linear leaves: add the sums of constants and the sums of slopes times
+        # features.
         width = len(boosting.base)
         kinds = 1 + len(boosting.slopes)
         walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
