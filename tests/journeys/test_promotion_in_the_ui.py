@@ -236,7 +236,8 @@ def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(
     platform: Platform,
     path: str,
 ) -> None:
-    page, link = platform.page, platform.page.get_by_role("link", name="Endpoints in onnxserve")
+    page = platform.page
+    link = platform.page.get_by_role("link", name="Endpoints in onnxserve")
     page.goto(f"{platform.mlflow.url}/#/experiments")
     expect(page.get_by_role("heading", name="Experiments")).to_be_visible()
     expect(link).to_have_count(0)

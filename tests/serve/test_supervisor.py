@@ -283,7 +283,8 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
     start: Start,
 ) -> None:
     running = start("state").wait_ready()
-    (worker,), logged = workers(running), running.log.read_text()
+    (worker,) = workers(running)
+    logged = running.log.read_text()
     with read_only(running.state_dir):
         os.kill(gunicorn_pid(running), signal.SIGKILL)
         wait_until(lambda: not psutil.pid_exists(worker), what="the end of its worker")

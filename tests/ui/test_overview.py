@@ -416,7 +416,9 @@ def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sent
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store, name, monitors = mlflow_app.store, "alarmed", Monitors(mlflow_app.store)
+    store = mlflow_app.store
+    name = "alarmed"
+    monitors = Monitors(mlflow_app.store)
     stored = store.add_endpoint(
         "onnxserve",
         new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),
@@ -493,7 +495,9 @@ def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not
     in_a_row: int,
     mark: str,
 ) -> None:
-    store, name, monitors = mlflow_app.store, "lasting", Monitors(mlflow_app.store)
+    store = mlflow_app.store
+    name = "lasting"
+    monitors = Monitors(mlflow_app.store)
     stored = store.add_endpoint(
         "onnxserve",
         new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),

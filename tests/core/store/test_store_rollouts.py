@@ -270,7 +270,8 @@ def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(
 
     def is_current(year: int, seconds: float) -> bool:
         first.wall = NOW.replace(year=year)
-        lease, seen = first.store.acquire_lease(name, "one", seconds), second.store.lease(name)
+        lease = first.store.acquire_lease(name, "one", seconds)
+        seen = second.store.lease(name)
         assert lease is not None
         assert seen is not None
         first.store.release_lease(lease)

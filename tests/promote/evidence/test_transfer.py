@@ -473,7 +473,8 @@ def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(
     for _ in range(2):
         result = run_command(f"promote {model} 1 --to @champion --to-model {model}-prod")
         assert result.exit_code == 0, result.output
-    (copy,), (original,) = source.versions(f"{model}-prod"), source.versions(model)
+    (copy,) = source.versions(f"{model}-prod")
+    (original,) = source.versions(model)
     assert copy.source == f"models:/{model}/1"
     assert copy.run_id == original.run_id
     assert copy.aliases == ["champion"]
@@ -491,7 +492,8 @@ def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_orig
     source.client.set_registered_model_tag(other, "onnxserve.gate.policy", POLICY)
     result = run_command(f"promote {other} 1 --to @champion --to-registry {target.server.url}")
     assert result.exit_code == 0, result.output
-    ((copy,), (original,)) = target.versions(other), source.versions(model)
+    (copy,) = target.versions(other)
+    (original,) = source.versions(model)
     assert (
         copy.tags["onnxserve.copied_gate"] == f"{STATE}: {original.tags['onnxserve.gate.report']}"
     )

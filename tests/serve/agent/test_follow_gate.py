@@ -54,7 +54,8 @@ def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not
     follower = case.serving("1")
     case.require_gate(uri)
     case.world.versions[uri] = "2"
-    case.world.gates["2"], case.world.judged["2"] = "passed", "others"
+    case.world.gates["2"] = "passed"
+    case.world.judged["2"] = "others"
     for _ in range(3):
         case.now += 2
         state = follower.round()
@@ -71,7 +72,8 @@ def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not
 
 
 def test_an_endpoint_without_the_requirement_serves_files_that_were_not_judged(case: Case) -> None:
-    case.world.gates["1"], case.world.judged["1"] = "passed", "others"
+    case.world.gates["1"] = "passed"
+    case.world.judged["1"] = "others"
     assert case.serving("1").round().error == ""
     assert case.versions == {"v1": "1"}
 

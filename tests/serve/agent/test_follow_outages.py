@@ -197,7 +197,8 @@ def test_failed_fetches_are_reported_and_retried_and_do_not_delay_other_versions
 def test_a_failure_is_reported_once_the_registry_is_reachable_again(case: Case) -> None:
     case.world.unusable["2"] = InvalidArtifact("no onnx here")
     follower = case.serving("1")
-    case.world.versions[STAGE], case.world.is_deaf = "2", True
+    case.world.versions[STAGE] = "2"
+    case.world.is_deaf = True
     case.now += 2
     follower.round()
     case.world.is_deaf = False

@@ -104,10 +104,8 @@ class Machine:
     def start_server(self, run: str) -> None:
         """End the server's run, and start the next run."""
         self.writer.close()
-        self.writer, self.metrics = (
-            CaptureWriter(self.folder / "spool"),
-            start_run(self.folder, run),
-        )
+        self.writer = CaptureWriter(self.folder / "spool")
+        self.metrics = start_run(self.folder, run)
 
     def told(self) -> Watermark:
         (mark,) = read_watermarks(locate_log(str(self.folder / "log")))

@@ -147,7 +147,8 @@ def test_a_stalled_download_is_an_error_until_more_bytes_arrive(case: Case) -> N
     case.world.versions[STAGE] = "1"
 
     def after(seconds: float, received: int) -> str:
-        case.now, case.world.received = case.now + seconds, received
+        case.now = case.now + seconds
+        case.world.received = received
         resolver.advance()
         return model.message(STAGE)
 

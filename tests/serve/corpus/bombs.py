@@ -130,7 +130,8 @@ def _views(count: int) -> list[Any]:
     """Batches whose texts all refer to the same piece of one buffer."""
     data = b"x" * 60_000
     views = np.zeros((250, 4), "<i4")
-    views[:, 0], views[:, 1] = len(data), int.from_bytes(b"xxxx", "little")
+    views[:, 0] = len(data)
+    views[:, 1] = int.from_bytes(b"xxxx", "little")
     buffers = [
         None,
         pa.py_buffer(views.tobytes()),

@@ -363,7 +363,8 @@ def test_views_that_share_a_text_are_counted_before_it_is_read_for_each() -> Non
     """The text is not UTF-8, which would be the error if it were read."""
     data = b"\xff" * 1000
     views = np.zeros((LIMIT // 1000 + 2, 4), "<i4")
-    views[:, 0], views[:, 1] = len(data), -1
+    views[:, 0] = len(data)
+    views[:, 1] = -1
     views[0, 0] = -LIMIT
     buffers = [None, pa.py_buffer(views), pa.py_buffer(data)]
     column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)

@@ -71,7 +71,8 @@ def judged(
 def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     deployments: Deployments,
 ) -> None:
-    store, monitors = deployments.store, Monitors(deployments.store)
+    store = deployments.store
+    monitors = Monitors(deployments.store)
     configure(store, {"alarms.false_per_year": 1})
     monitors.accept("flights", "daily", {"z": SINCE})
     judged(store, CALM + 9 * DAY, SHIFTED)
@@ -110,7 +111,8 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
 def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_of_them(
     deployments: Deployments,
 ) -> None:
-    store, monitors = deployments.store, Monitors(deployments.store)
+    store = deployments.store
+    monitors = Monitors(deployments.store)
     configure(store, {"alarms.false_per_year": 1})
     alarms = ("x", "carrier=AA/x", "y", "a/x")
     series = [SeriesKey(column, "level") for column in alarms]

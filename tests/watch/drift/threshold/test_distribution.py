@@ -74,7 +74,8 @@ def test_a_figure_is_judged_if_nine_in_ten_windows_have_it(missing: int, is_judg
         20,
     )
     window = np.zeros((2, 4))
-    window[0, 3], window[1, 0] = 100.0, np.nan
+    window[0, 3] = 100.0
+    window[1, 0] = np.nan
 
     tested = null.test(window, 0.05)
 
