@@ -127,7 +127,7 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
     target = f"the next version of {made.name} would be"
     if made.version:
         target = f"{made.name} version {made.version}:"
-    form = "the pyfunc" if made.model.endswith(" in PMML") else "the ONNX form"
+    form = "the pyfunc" if made.is_pyfunc else "the ONNX form"
     yield f"{target} {form} of {made.source} ({made.model}), {state}"
     rows = []
     for tensor in made.inputs:

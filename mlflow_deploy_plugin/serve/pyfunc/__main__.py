@@ -80,7 +80,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         scorer = Scorer.load(folder)
     except ImportError as error:
         needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
-        differences = ", ".join(version_differences(folder))
+        differences = ", ".join(version_differences(folder).values())
         logged = f" (it was logged with {differences})" if differences else ""
         _log.exception(
             "the model cannot be loaded; its requirements are in %s",

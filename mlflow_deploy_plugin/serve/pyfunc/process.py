@@ -145,7 +145,7 @@ def load_failure(error: BaseException, folder: Path) -> str:
     """Return the message of a failed load, with the version differences, which often
     make a pickle unreadable.
     """
-    if differences := ", ".join(version_differences(folder)):
+    if differences := ", ".join(version_differences(folder).values()):
         return (
             f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; install the versions it was logged "
             f"with: {differences}"
@@ -153,9 +153,9 @@ def load_failure(error: BaseException, folder: Path) -> str:
     return error_summary(error)
 
 
-def version_differences(folder: Path) -> list[str]:
-    """Return texts like `torch 2.1.0 (2.13.0 is installed)` for the packages of a
-    model's requirements.txt.
+def version_differences(folder: Path) -> dict[str, str]:
+    """Return a text like `torch 2.1.0 (2.13.0 is installed)` for each package of a
+    model's requirements.txt with another version.
 
     Packages for other platforms are omitted. MLflow is omitted because it can read
     models of its older versions.
@@ -167,7 +167,7 @@ def version_differences(folder: Path) -> list[str]:
     )
 
     requirements = folder / "requirements.txt"
-    differences: list[str] = []
+    differences: dict[str, str] = {}
     if not requirements.is_file():
         return differences
     for line in requirements.read_text(errors="replace").splitlines():
@@ -186,9 +186,9 @@ def version_differences(folder: Path) -> list[str]:
             distributions = packages_distributions().get(requirement.name)
             installed = version(distributions[0]) if distributions else ""
         if not installed:
-            differences.append(f"{required} (not installed)")
+            differences[requirement.name] = f"{required} (not installed)"
         elif not requirement.specifier.contains(installed, prereleases=True):
-            differences.append(f"{required} ({installed} is installed)")
+            differences[requirement.name] = f"{required} ({installed} is installed)"
     return differences
 
 

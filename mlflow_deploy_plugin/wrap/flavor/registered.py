@@ -129,6 +129,7 @@ class WrappedVersion:
         prediction: names of the outputs that `predict` returns.
         model_id: the new logged model; empty if it does not exist.
         run_id: the run of the logged model; empty if it does not exist.
+        is_pyfunc: True for a PMML file, which is not converted to ONNX.
     """
 
     source: str
@@ -142,6 +143,7 @@ class WrappedVersion:
     version: str = ""
     model_id: str = ""
     run_id: str = ""
+    is_pyfunc: bool = False
 
 
 def wrap_registered(
@@ -282,6 +284,7 @@ def _wrap_pmml(
         source=str(path),
         name=name,
         model=f"{kind} in PMML",
+        is_pyfunc=True,
         inputs=tuple(
             Input(
                 spec.name,
@@ -703,8 +706,8 @@ def load_folder(folder: Path, source: str) -> Original:
         ) from error
     notes = [
         f"it was logged with {difference}"
-        for difference in differences
-        if difference.split()[0] in _FRAMEWORKS
+        for package, difference in differences.items()
+        if package in _FRAMEWORKS
     ]
     return Original(model, mlmodel, predict_fn, tuple(notes))
 
