@@ -121,6 +121,9 @@ def _checked_own_section(
     section: Mapping[str, Any],
     where: str,
 ) -> Mapping[str, Any]:
+    """Return our flavor's section of an MLmodel file after its mappings and lists have
+    been checked. `where` is the place of the section in messages.
+    """
     checked = _checked_mappings(section, where, _MAPPINGS)
     listed = {name: checked.get(name, []) for name in _LISTS}
     parity = checked.get("parity", {})

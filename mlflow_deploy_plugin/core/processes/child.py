@@ -320,21 +320,16 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
         sender.setblocking(False)
 
         def wait(seconds: float) -> int | None:
-            if (
-                not arrived
-                and select.select(
-                    [receiver],
-                    [],
-                    [],
-                    seconds,
-                )[0]
-            ):
-                # The bytes only wake up `select`; the signals are in `arrived`.
-                receiver.recv(_SIGNALS_AT_ONCE)
-            if not arrived:  # The handler has not run yet, so the caller must wait again.
+            """Return the number of a signal; None if the caller must wait again."""
+            if not arrived:
+                readable, _, _ = select.select([receiver], [], [], seconds)
+                if readable:
+                    # The bytes only wake up `select`; the signals are in `arrived`.
+                    receiver.recv(_SIGNALS_AT_ONCE)
+            if not arrived:  # The time is over, or the handler has not run yet.
                 return None
-            # Ending signals, which have smaller numbers, come first.
-            arrived.remove(number := min(arrived))
+            number = min(arrived)  # Ending signals have smaller numbers, so they come first.
+            arrived.remove(number)
             return number
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)

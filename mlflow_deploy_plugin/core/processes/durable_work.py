@@ -115,6 +115,7 @@ class WorkRunner:
                 thread.join()
 
     def _run(self) -> None:
+        """Run the waiting works, one after another, until none is waiting."""
         while True:
             with self._lock:
                 if not self._waiting:
@@ -133,14 +134,17 @@ class WorkRunner:
                     self.failure_seconds,
                 )
                 pause = self.failure_seconds
-                work.defects = work.defects + 1
-                try:
-                    self.on_defect(key, error, work.defects)
-                except Exception:  # noqa: BLE001 — the thread must continue with other work
-                    _log.exception("%s %s: the error handler failed", self.name, key)
+                work.defects += 1
+                self._report_defect(key, error, work.defects)
             work.not_before = max(work.not_before, self.monotonic() + pause)
             work.is_running = False
             self.finished.set()
+
+    def _report_defect(self, key: Hashable, error: Exception, defects: int) -> None:
+        try:
+            self.on_defect(key, error, defects)
+        except Exception:  # noqa: BLE001 — the thread must continue with other work
+            _log.exception("%s %s: the error handler failed", self.name, key)
 
 
 def read_plan(kind: TypeAdapter[PlanT], written: object, what: str) -> PlanT:

@@ -124,10 +124,13 @@ def _extend_urllib3() -> None:
     read_head = HTTPConnection.getresponse
 
     def getresponse(connection: HTTPConnection) -> HTTPResponse:
-        if (bound := _answer_bound.get()) is None:
+        """Read the head of a response within the time and size of the current bound."""
+        bound = _answer_bound.get()
+        if bound is None:
             return read_head(connection)
+        most_bytes, seconds = bound
         patience = connection.timeout if isinstance(connection.timeout, int | float) else 0.0
-        deadline = _Deadline(connection.sock, max(bound[1], patience))
+        deadline = _Deadline(connection.sock, max(seconds, patience))
         try:
             with deadline.enforced():
                 response = read_head(connection)
@@ -137,7 +140,7 @@ def _extend_urllib3() -> None:
         response.__class__ = BoundedResponse
         bounded: Any = response
         bounded.deadline = deadline
-        bounded.most_bytes = bound[0]
+        bounded.most_bytes = most_bytes
         return response
 
     HTTPConnection.getresponse = getresponse  # type: ignore[method-assign, assignment]

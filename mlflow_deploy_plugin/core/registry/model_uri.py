@@ -206,6 +206,9 @@ def registered_meta(folder: Path) -> dict[str, str]:
 
 
 def _parse_models_uri(model_uri: str) -> ModelURI:
+    """Parse models:/NAME/VERSION, /STAGE, /latest, /tag:KEY=VALUE, @ALIAS or
+    models:/m-ID. Raises InvalidConfig for any other form.
+    """
     path = _path_of(model_uri)
     if path.startswith((".", "~")):
         raise InvalidConfig(
@@ -219,9 +222,7 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
             raise InvalidConfig(
                 f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected",
             )
-        # MLflow's filters cannot escape quotes.
-        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):
-            raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
+        _check_quotes(model_uri, key, value)
         return ModelURI("tag", name, f"{key}={value}")
     if not is_valid or "/" in selector:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
@@ -237,6 +238,14 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
     if at or not name.startswith("m-"):
         raise InvalidConfig(f"{model_uri!r} does not select a version; the model is {_FORMS}")
     return ModelURI("logged_model", name)
+
+
+def _check_quotes(model_uri: str, key: str, value: str) -> None:
+    """Raise InvalidConfig for a tag that MLflow's filters, which cannot escape quotes,
+    cannot express.
+    """
+    if {"`", '"'} & set(key) or {"'", '"'} <= set(value):
+        raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
 
 
 def _path_of(model_uri: str) -> str:

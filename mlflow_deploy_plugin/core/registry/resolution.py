@@ -157,7 +157,8 @@ def check_registered_name(model: str) -> str:
             version = "VERSION"
         hint = "mlflow.register_model registers the model in a folder"
         if model.startswith("models:/"):
-            hint = f"use the name and the version: {name or 'NAME'} {version}"
+            name = name or "NAME"
+            hint = f"use the name and the version: {name} {version}"
         raise InvalidConfig(f"{model!r} is not the name of a registered model; {hint}")
     return model
 
@@ -178,6 +179,12 @@ def _resolved_version(
     uri: ModelURI,
     info: "ModelVersion",
 ) -> ResolvedModel:
+    """Return the version that `model_uri`, parsed as `uri`, selects now.
+
+    Args:
+        client: reads the policy of the registered model.
+        info: the version in MLflow's registry.
+    """
     is_logged = (info.source or "").startswith("models:/m-")
     aspects = _non_empty(
         stage="" if info.current_stage == "None" else info.current_stage,
@@ -190,18 +197,15 @@ def _resolved_version(
         git_commit=info.tags.get(GIT_COMMIT_TAG),
     )
     version = str(info.version)
-    source = f"models:/{uri.name}/{version}"
-    gate_status = _gate_status(client, uri.name, info.tags)
-    registered_at = info.creation_timestamp or 0
     return ResolvedModel(
         model_uri,
         uri.name,
         version,
-        source,
+        f"models:/{uri.name}/{version}",
         uri.followed,
         aspects,
-        gate_status,
-        registered_at,
+        gate_status=_gate_status(client, uri.name, info.tags),
+        registered_at=info.creation_timestamp or 0,
     )
 
 

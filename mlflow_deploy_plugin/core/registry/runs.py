@@ -444,6 +444,7 @@ class IdempotentRun:
         )
 
     def _finish(self, client: "MlflowClient", run: "Run") -> None:
+        """Mark the run as done and the other runs of this name as superseded."""
         from mlflow.exceptions import MlflowException
 
         run_id = str(run.info.run_id)

@@ -134,7 +134,8 @@ class GateStatus:
         """
         if not self.state or self.digest == digest:
             return self
-        compared = f"sha256 {digest[:12]}, judged {self.digest[:12] or 'unknown'}"
+        judged_digest = self.digest[:12] or "unknown"
+        compared = f"sha256 {digest[:12]}, judged {judged_digest}"
         reason = (
             f"its files differ from the files that the gate judged ({compared}); restore the "
             "judged files, or judge the version again with `onnxserve gate`"
@@ -143,11 +144,15 @@ class GateStatus:
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
+    """Return the gate's status of a version with these tags.
+
+    A passed verdict without the digest of the judged files does not count.
+    """
     state = tags.get(GATE_TAG, "")
     reason = tags.get(GATE_REASON_TAG, "")
     report = tags.get(GATE_REPORT_TAG, "")
     if not state:
-        return GateStatus(False, "", "it has not been through the gate")
+        return GateStatus(passed=False, state="", reason="it has not been through the gate")
     digest = tags.get(GATE_DIGEST_TAG, "")
     if state in PASSED_STATES and not digest:
         command = "promote --force --why" if state == "forced" else "gate"

@@ -166,7 +166,8 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
         return StageOrAlias(alias=text[1:])
     if stage := STAGES.get(text.lower()):
         return StageOrAlias(stage=stage)
-    hint = did_you_mean(text, STAGES.values(), f"for the alias, specify '@{text or 'champion'}'")
+    alias = text or "champion"
+    hint = did_you_mean(text, STAGES.values(), f"for the alias, specify '@{alias}'")
     raise InvalidConfig(
         f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias{hint}",
     )

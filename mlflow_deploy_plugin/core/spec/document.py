@@ -183,15 +183,18 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Yield the dotted name of each field that a user can set, the class that declares
+    the field, and the field's name in the class.
+    """
     for prefix, part in _PARTS.items():
         for name in part.model_fields:
             dotted = f"{prefix}{name}"
-            if dotted not in _NOT_BY_NAME and not any(
-                other.startswith(f"{dotted}.") for other in _PARTS
-            ):
-                if dotted in _TABLES:
-                    dotted += _OF_TABLE
-                yield dotted, part, name
+            has_fields = any(other.startswith(f"{dotted}.") for other in _PARTS)
+            if dotted in _NOT_BY_NAME or has_fields:
+                continue
+            if dotted in _TABLES:
+                dotted += _OF_TABLE
+            yield dotted, part, name
 
 
 def _type_name(annotation: object) -> str:

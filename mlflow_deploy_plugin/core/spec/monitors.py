@@ -65,6 +65,7 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition | None:
+    """Return the condition of a text such as `p95<=200ms`; None for another text."""
     match = _FORM.match(text.strip())
     if match is None:
         return None
@@ -111,6 +112,16 @@ class Requirement:
         metrics: Mapping[str, MonitorMetric],
         subject: str,
     ) -> "Requirement":
+        """Parse a requirement on one of the metrics, for example `accuracy>=0.8`.
+
+        Args:
+            text: the requirement as a user has written it.
+            metrics: the metrics that the monitor can judge.
+            subject: what has these metrics, for messages.
+
+        Raises:
+            InvalidConfig: the text does not state a possible requirement.
+        """
         condition = parse_condition(text)
         name, first = next(iter(metrics.items()))
         if condition is None:

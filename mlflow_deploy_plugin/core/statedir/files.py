@@ -153,7 +153,8 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
         files = sorted((state_dir / "workers").glob("*.json"))
     except FileNotFoundError:  # A server that starts may remove the folder.
         return []
-    return [state for file in files if (state := read_state(file, WorkerState)) is not None]
+    states = [read_state(file, WorkerState) for file in files]
+    return [state for state in states if state is not None]
 
 
 @contextmanager
@@ -331,8 +332,10 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
             file = ""
         else:
             file = f"{error.filename}: "
-        why = f"{file}{error.strerror or error}"
-        raise InvalidConfig(f"no server can run in the state folder {state_dir}: {why}") from None
+        reason = error.strerror or str(error)
+        raise InvalidConfig(
+            f"no server can run in the state folder {state_dir}: {file}{reason}",
+        ) from None
 
 
 @contextmanager

@@ -111,6 +111,9 @@ class _Ring:
         self._lines = len(_lines(path))
 
     def add(self, at: float, seconds: float, added: _Counts) -> None:
+        """Add the counts of some seconds that ended at the time `at`. A line is written
+        when the pending counts cover the length of a line.
+        """
         self._pending.update(added)
         self._pending_seconds += seconds
         if self._pending_seconds < self._seconds:
@@ -146,6 +149,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _read_counts(folder: Path) -> _Counts:
+    """Return the counts of all workers: requests, durations, rows and labels."""
     counts = _Counts()
     by_name = metric_files.read_series(folder)
     of_version = itemgetter(*metric_files.OF_VARIANT)

@@ -234,6 +234,7 @@ def read_series(
 
 
 def prometheus_text(families: list[MetricFamily]) -> bytes:
+    """Return the families in Prometheus' text format."""
     lines: list[str] = []
     for family in families:
         name = family.name + "_total" if family.kind == "counter" else family.name

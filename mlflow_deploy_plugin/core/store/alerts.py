@@ -145,6 +145,9 @@ class Silences:
         why: str = "",
         actor: str | None = None,
     ) -> Silence:
+        """Silence a monitor, or all monitors of the endpoint, from now on. The audit
+        event contains the user's reason, `why`.
+        """
         now = self._store.now()
         by = actor or self._store.user
         row = SilenceRow(endpoint=endpoint, monitor=monitor, until=now + length, created_at=now)
@@ -191,6 +194,10 @@ def _write(
     row: AlertRow | None,
     alert: Alert | None,
 ) -> Alert | None:
+    """Write the alert into its row, or into a new row, and return the stored alert.
+
+    Nothing is written, and None is returned, if there is no alert.
+    """
     if alert is None:
         return None
     if row is None:

@@ -104,6 +104,10 @@ def migration_config(connection: Connection) -> "Config":
 
 
 def _migrate(connection: Connection) -> None:
+    """Create the tables of an empty database, or upgrade them to the current schema.
+
+    Raises StoreUnavailable if a newer version has created the tables.
+    """
     # Check again, because another process may have migrated.
     if not inspect(connection).has_table(VERSION_TABLE):
         Base.metadata.create_all(connection)
@@ -133,6 +137,10 @@ def _migrate(connection: Connection) -> None:
 
 
 def _engine(url: URL) -> Engine:
+    """Return an engine with our timeouts. The folder of an SQLite file is created.
+
+    Raises InvalidConfig if the database is not supported or its driver is missing.
+    """
     backend = url.get_backend_name()
     arguments: dict[str, object] = {}
     if backend == "sqlite":
@@ -140,11 +148,7 @@ def _engine(url: URL) -> Engine:
         if make_url("sqlite:///%25").database == "%25" and url.database:
             url = url.set(database=unquote(url.database))
         arguments = {"timeout": _BUSY_SECONDS}
-        if url.database and url.database != ":memory:":
-            try:
-                Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            except OSError as error:
-                raise store_unavailable(url, error) from None
+        _create_folder(url)
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
         # No prepared statements: PgBouncer would share them among clients.
@@ -169,6 +173,16 @@ def _engine(url: URL) -> Engine:
     if backend == "sqlite":
         _take_write_lock_at_start(engine)
     return engine
+
+
+def _create_folder(url: URL) -> None:
+    """Create the folder of an SQLite file. Raises StoreUnavailable if this fails."""
+    if not url.database or url.database == ":memory:":
+        return
+    try:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    except OSError as error:
+        raise store_unavailable(url, error) from None
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
-from sqlalchemy.orm import load_only
+from sqlalchemy.orm import Session, load_only
 
 from mlflow_deploy_plugin.core.store.alerts import FIRING
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
@@ -75,6 +75,16 @@ def _old_windows(
     by_hand: bool,
     before: datetime,
 ) -> ColumnElement[bool] | None:
+    """Return the condition for the windows of a monitor that may be deleted; None if no
+    window is that old.
+
+    The newest window and the last `KEPT_WINDOWS` judged windows are kept.
+
+    Args:
+        key: the endpoint and the monitor.
+        by_hand: selects windows that a user has judged by hand, or all other windows.
+        before: only older windows may be deleted.
+    """
     row = MonitorWindowRow
     of_monitor = and_(
         row.endpoint == key[0],
@@ -108,6 +118,13 @@ def _delete(
     only_count: bool,
     goes_on: Callable[[], bool],
 ) -> int:
+    """Delete the old rows of a table in short transactions, and return their number.
+
+    Args:
+        old: the condition for the rows.
+        only_count: count the rows instead of deleting them.
+        goes_on: asked before each transaction; False ends the deletion.
+    """
     if only_count:
         with store.transaction(is_read_only=True) as session:
             return session.scalar(select(func.count()).select_from(table).where(old)) or 0
@@ -120,16 +137,22 @@ def _delete(
         with store.transaction() as session:
             rows: Sequence[Any] = session.scalars(some).all()
             windows = [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand]
-            key = (windows[0].endpoint, windows[0].monitor) if windows else None
-            monitor = session.get(MonitorRow, key, with_for_update=True) if key else None
-            # The row of a removed monitor, which has the counts, may not exist.
-            if monitor is not None:
-                monitor.expired_failures += sum(window.attempts for window in windows)
-                verdicts = Counter(window.verdict for window in windows if window.state == "judged")
-                monitor.expired = dict(verdicts + Counter(monitor.expired))
+            if windows:
+                _count_expired(session, windows)
             session.execute(delete(table).where(table.id.in_([row.id for row in rows])))
         deleted += len(rows)
         if len(rows) < _AT_ONCE:
             break
         time.sleep(time.monotonic() - begun)
     return deleted
+
+
+def _count_expired(session: Session, windows: list[MonitorWindowRow]) -> None:
+    """Add windows of one monitor, which are deleted, to the counts of the monitor."""
+    key = (windows[0].endpoint, windows[0].monitor)
+    monitor = session.get(MonitorRow, key, with_for_update=True)
+    if monitor is None:  # The monitor was removed, and its counts with it.
+        return
+    monitor.expired_failures += sum(window.attempts for window in windows)
+    verdicts = Counter(window.verdict for window in windows if window.state == "judged")
+    monitor.expired = dict(verdicts + Counter(monitor.expired))

@@ -89,7 +89,7 @@ class LeaseKeeper:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
         self._thread.join()
@@ -108,6 +108,7 @@ class LeaseKeeper:
         return not self._is_lost and self._monotonic() < self.lease.until
 
     def _renew(self) -> None:
+        """Renew the lease four times per duration until it ends or is lost."""
         while not self._ended.wait(self.lease.seconds / 4) and not self._is_lost:
             try:
                 renewed = self._store.renew_lease(self.lease) if self.is_held else None

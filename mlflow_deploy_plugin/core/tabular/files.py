@@ -92,9 +92,8 @@ def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
         with atomic_file(Path(path)) as file:
             yield file
     except OSError as error:
-        raise InvalidConfig(
-            f"the file {path} cannot be written: {error.strerror or error}",
-        ) from None
+        reason = error.strerror or str(error)
+        raise InvalidConfig(f"the file {path} cannot be written: {reason}") from None
 
 
 @contextmanager
@@ -335,6 +334,7 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
 
 
 def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
+    """Return each row as a JSON object."""
     import pyarrow as pa
 
     columns = []
@@ -365,6 +365,7 @@ def _csv_type(kind: "pa.DataType") -> "pa.DataType":
 
 
 def _csv_column(column: "pa.Array") -> "pa.Array":
+    """Return a column for CSV: times as texts in RFC 3339, nested values as JSON."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

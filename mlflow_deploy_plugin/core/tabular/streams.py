@@ -123,6 +123,10 @@ class RowStream:
 
     @cached_property
     def schema(self) -> pa.Schema:
+        """The columns of the file; all columns of a CSV file are texts.
+
+        Raises InvalidRequest if the file is not of its format.
+        """
         try:
             if self._kind == "parquet":
                 return self._parquet.schema_arrow
@@ -182,6 +186,11 @@ class RowStream:
         columns: list[str],
         schema: pa.Schema,
     ) -> Iterator[RowBlock]:
+        """Yield the rows of a CSV file block by block.
+
+        A block that Arrow cannot read is read record by record, to find its invalid
+        rows.
+        """
         position = self._header.position if self._header else self._file.size()
         first = 0
         while position < self._file.size():
@@ -212,6 +221,7 @@ class RowStream:
             yield block
 
     def _csv_table(self, content: pa.Buffer, columns: list[str]) -> pa.Table:
+        """Read whole rows of CSV as texts; an empty field is null."""
         names = self.schema.names
         return pyarrow.csv.read_csv(
             pa.BufferReader(content),
@@ -271,6 +281,9 @@ class RowStream:
         lines.detach()
 
     def _json_schema(self) -> pa.Schema:
+        """Infer the columns of JSON Lines from the first block. For columns that are
+        null there, later blocks are read.
+        """
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
@@ -318,6 +331,11 @@ class RowStream:
         columns: list[str],
         schema: pa.Schema,
     ) -> Iterator[RowBlock]:
+        """Yield the rows of JSON Lines block by block.
+
+        A block that Arrow cannot read is read record by record, to find its invalid
+        rows.
+        """
         fields = pa.schema([schema.field(name) for name in columns])
         options = pyarrow.json.ParseOptions(
             explicit_schema=fields,
@@ -400,6 +418,9 @@ class RowStream:
         columns: list[str],
         dictionaries: Collection[str],
     ) -> Iterator[RowBlock]:
+        """Yield the rows of a Parquet file in batches of bounded size. Repetitive texts
+        among `dictionaries` are read as dictionaries.
+        """
         metadata = self._parquet.metadata
         size = sum(group.total_byte_size for group in row_groups(metadata))
         row_bytes = max(1, size // max(1, metadata.num_rows))
@@ -549,6 +570,9 @@ def typed_tables(
 
 
 def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray:
+    """Return a column of texts as its known type, or as the first inferred type that
+    fits every text.
+    """
     if known is not None and pa.types.is_dictionary(known):
         known = known.value_type
     if known in (pa.string(), pa.large_string(), pa.string_view()):
@@ -561,20 +585,24 @@ def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray
         None,
         trimmed,
     )
-    if known is not None and (values := _cast(present, known)) is not None:
-        return values
+    if known is not None:
+        values = _cast(present, known)
+        if values is not None:
+            return values
     if (
         present.null_count == len(present)
         or pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py()
     ):
         return texts
-    return next(
-        (values for kind in _CSV_TYPES if (values := _cast(present, kind)) is not None),
-        texts,
-    )
+    for kind in _CSV_TYPES:
+        values = _cast(present, kind)
+        if values is not None:
+            return values
+    return texts
 
 
 def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """Return the texts as this type; None if a text does not fit."""
     try:
         if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of day.
             texts = pc.binary_join_element_wise("1970-01-01", texts, " ").cast(pa.timestamp("ns"))
