@@ -94,7 +94,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     ),
     "body bytes": _both(
         {"workers.connection.BodyParser": "lambda length, limit: original(length, 10**15)"},
-        {"app._read_body": "lambda stream, length, limit: original(stream, length, 10**15)"},
+        {"app._read_body": "lambda request, limit: original(request, 10**15)"},
     ),
     "seconds of a head": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),
     "seconds of a body": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),
