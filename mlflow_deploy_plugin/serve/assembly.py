@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.serve.models.loading import (
     MemoryLimit,
     WarmVersion,
     load_warm,
-    worker_limit,
+    worker_memory_limit,
 )
 from mlflow_deploy_plugin.serve.models.model_control import ModelControl
 from mlflow_deploy_plugin.serve.models.repository import Repository
@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.serve.observability.tracing import open_tracer
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
-from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel, Predictor
 from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores, limit_memory
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
@@ -120,6 +120,7 @@ class _Loader:
     memory: MemoryLimit
 
     def load(self, folder: Path) -> WarmVersion:
+        """Load and warm up the version of a folder with the limits of the spec."""
         spec = self.spec
         rows = max_batch_rows(spec)
         with self.memory.loading(folder):
@@ -132,12 +133,18 @@ class _Loader:
                 timeout_seconds=float(spec.request_timeout_seconds),
                 concurrency=spec.threads,
             )
-        most_values = max(spec.max_body_bytes, _LEAST_VALUES)
-        batch_rows = max(rows, *spec.preferred_batch_size, 1)
-        warm.predictor.limit_values(most_values, batch_rows)
-        if isinstance(warm.predictor, OnnxModel):
-            warm.predictor.max_text_characters = spec.max_text_characters
+        self._set_limits(warm.predictor, rows)
         return warm
+
+    def _set_limits(self, predictor: Predictor, max_rows: int) -> None:
+        """Limit the values of a request to the bytes of a body, since a value takes at
+        least a byte.
+        """
+        most_values = max(self.spec.max_body_bytes, _LEAST_VALUES)
+        largest_batch = max(max_rows, *self.spec.preferred_batch_size, 1)
+        predictor.limit_values(most_values, largest_batch)
+        if isinstance(predictor, OnnxModel):
+            predictor.max_text_characters = self.spec.max_text_characters
 
     def _batch_policy(self, rows: int) -> BatchPolicy | None:
         if rows <= 1:
@@ -155,7 +162,7 @@ def _open_loader(state_dir: Path, spec: ServerSpec) -> _Loader:
     """Claim a device for the worker and limit its memory."""
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
-    memory_bytes = worker_limit(spec.max_worker_memory_bytes, spec.workers)
+    memory_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(memory_bytes, spec.workers)
     return _Loader(spec, placement, MemoryLimit(memory_bytes))
 

@@ -126,7 +126,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     action, model, why = (arguments[name] for name in ("action", "model", "why"))
     if not access.may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
-    policy, subject = _subject(arguments)
+    policy, subject = _policy_and_subject(arguments)
     who = _person(model)
     if action == "decline":
         declined = approvals.decline(store, policy, subject, who, why)
@@ -142,7 +142,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     return _row(store, entry)
 
 
-def _subject(arguments: Json) -> tuple[GatePolicy, Subject]:
+def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
     """Return the model's gate policy, and the promotion to decide about."""
     from mlflow.exceptions import MlflowException
 
@@ -152,17 +152,18 @@ def _subject(arguments: Json) -> tuple[GatePolicy, Subject]:
     try:
         if arguments["action"] != "decline":
             return guard.promotion_now(model, version, place)
-        # The files do not matter, and may be missing.
+        # A decline does not depend on the files, which may be missing.
         tags = guard.registry().get_registered_model(model).tags
         policy = policy_from_tags(model, tags) or GatePolicy()
-        return policy, Subject(
-            model,
-            str(int(version)),
-            str(place),
-            0,
-            "",
-            policy.digest,
+        subject = Subject(
+            model=model,
+            version=str(int(version)),
+            place=str(place),
+            created=0,
+            files="",
+            policy=policy.digest,
         )
+        return policy, subject
     except MlflowException as error:
         raise NotFound(one_line(error)) from None
 

@@ -411,8 +411,11 @@ class GatePolicy(_Part):
 
     @property
     def digest(self) -> str:
-        """The digest of the requirements for a promotion. Later fields with their
-        default value do not change it.
+        """The digest of the requirements for a promotion, 16 hexadecimal digits.
+
+        `unapproved`, which concerns versions that are served already, is left out. The
+        default of a field that a later release has added is left out too, so that the
+        digest of an older policy stays the same.
         """
         omitted: dict[str, bool | set[str]] = {"unapproved": True}
         if self.approvals is None or self.approvals.evaluation == "required":

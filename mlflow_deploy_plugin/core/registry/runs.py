@@ -383,25 +383,18 @@ class IdempotentRun:
         """
         from mlflow.exceptions import MlflowException
 
-        tags = {**tags, **self.identity}
-        run, is_new = self._find_or_create(client, name, tags)
+        run_tags = {**tags, **self.identity}
+        run, is_new = self._find_or_create(client, name, run_tags)
         if is_new and self._primary(client, run) != run.info.run_id:
             client.delete_run(run.info.run_id)
-            run, is_new = self._find_or_create(client, name, tags)
+            run, is_new = self._find_or_create(client, name, run_tags)
         run_id = str(run.info.run_id)
         try:
             before = run.data.tags.get(_TIMES, "0")
             times = int(before) if before.isdigit() else 0
-            tag_run(client, run_id, {**tags, _TIMES: str(times + 1)})
+            tag_run(client, run_id, {**run_tags, _TIMES: str(times + 1)})
             log_content(client, run_id, times)
-            primary = self._primary(client, run)
-            if primary == run_id:
-                self._finish(client, run)
-            elif is_new:
-                client.delete_run(run_id)
-            else:
-                tag_run(client, run_id, {SUPERSEDED: primary})
-            return primary
+            return self._settle(client, run, is_new)
         except Exception as error:
             with suppress(MlflowException):
                 if isinstance(error, MlflowException) and _is_deleted(client, run_id):
@@ -442,6 +435,20 @@ class IdempotentRun:
                 run.info.run_id,
             ),
         )
+
+    def _settle(self, client: "MlflowClient", run: "Run", is_new: bool) -> str:
+        """Finish the run if it is the primary run, otherwise delete it or mark it as
+        superseded. Return the id of the primary run.
+        """
+        run_id = str(run.info.run_id)
+        primary = self._primary(client, run)
+        if primary == run_id:
+            self._finish(client, run)
+        elif is_new:
+            client.delete_run(run_id)
+        else:
+            tag_run(client, run_id, {SUPERSEDED: primary})
+        return primary
 
     def _finish(self, client: "MlflowClient", run: "Run") -> None:
         """Mark the run as done and the other runs of this name as superseded."""

@@ -204,8 +204,13 @@ class Store:
         actor: str | None = None,
         unapproved: Sequence[Json] = (),
     ) -> Endpoint:
-        """Replace the spec of the endpoint. `detail` is added to the audit event.
-        Raises NotFound.
+        """Replace the spec of the endpoint, with an audit event. Raises NotFound.
+
+        Args:
+            why: the user's reason.
+            detail: is added to the event.
+            actor: the user who asked for the change; None for the store's user.
+            unapproved: the versions that the endpoint serves without approval.
         """
         by = actor or self.user
         with self.transaction() as session:
@@ -217,9 +222,16 @@ class Store:
             row.updated_at = self._clock()
             row.unapproved = [*unapproved]
             was, became = audit.describe_change(before, spec)
-            detail = {"spec": row.spec, **(detail or {}), **_unapproved_detail(unapproved)}
-            event = {"before": was, "after": became, "why": why, "detail": detail}
-            self._audit(session, action, by, endpoint=spec.name, **event)
+            self._audit(
+                session,
+                action,
+                by,
+                endpoint=spec.name,
+                before=was,
+                after=became,
+                why=why,
+                detail={"spec": row.spec, **(detail or {}), **_unapproved_detail(unapproved)},
+            )
             session.flush()
             return _to_endpoint(row, _deleted_names(session, spec.name))
 
@@ -719,6 +731,12 @@ def redacted_url(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
+def _is_not_writable(cause: object) -> bool:
+    """Return True if the operating system or SQLite refuses to write."""
+    primary_code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(cause, OSError) or primary_code in _NOT_WRITABLE
+
+
 def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     """Return the error for a database that cannot be used, as one line without the
     database's password.
@@ -728,13 +746,9 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     for secret in (url.password, url.query.get("password")):
         if secret:
             text = text.replace(str(secret), "***")
-    denied = (
-        isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE
-    )
-    if denied:
+    hint = ""
+    if _is_not_writable(cause):
         hint = "; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location"
-    else:
-        hint = ""
     return StoreUnavailable(
         f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}",
     )

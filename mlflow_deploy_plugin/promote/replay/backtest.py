@@ -254,7 +254,7 @@ def _served_answers(traffic: Traffic, accepted: pa.Table, candidate: Artifact) -
     If their outputs have other names, the log's columns describe them. Raises
     InvalidConfig if no output is captured in all rows.
     """
-    table = traffic.answers(candidate, accepted)
+    table = traffic.without_masked(candidate, accepted)
     for artifact in (candidate, describe_answers(None, table, ())):
         if outputs := captured_outputs(artifact, table, ()):
             return _Answers(artifact, outputs)

@@ -202,6 +202,14 @@ def _compute_onnx(
     row: int,
     most_nodes: int,
 ) -> _Computed:
+    """Compute the captured request again with the ONNX version of a folder.
+
+    Args:
+        table: the captured rows of the request.
+        source: the version, for messages.
+        row: the row to explain.
+        most_nodes: the most nodes of the graph whose outputs are listed.
+    """
     model = OnnxModel.load(folder)
     artifact = model.artifact
     schema = model.schema if model.schema.columns else model.schema.tensor_schema
@@ -213,10 +221,15 @@ def _compute_onnx(
     else:
         feeds = schema.from_columns({name: array[0] for name, array in columns.items()})
         outputs = as_one_row(model.run(feeds))
+    explained_feeds = feeds
     if not no_batch_dimension_reason(artifact):
-        feeds = slice_feeds(feeds, slice(row, row + 1))
-    explanation = _explain(model, feeds)
-    nodes, left_out = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), most_nodes)
+        explained_feeds = slice_feeds(feeds, slice(row, row + 1))
+    explanation = _explain(model, explained_feeds)
+    nodes, left_out = _node_outputs(
+        artifact.onnx_file,
+        model.graph_feeds(explained_feeds),
+        most_nodes,
+    )
     return _Computed(artifact, columns, outputs, explanation, nodes, left_out)
 
 
@@ -268,7 +281,7 @@ def _compare_outputs(
     by_column = {
         output_column(names, name, array): array for name, array in computed.outputs.items()
     }
-    answers = traffic.answers(computed.artifact, table)
+    answers = traffic.without_masked(computed.artifact, table)
     captured = [
         name
         for name in answers.column_names

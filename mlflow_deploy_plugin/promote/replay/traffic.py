@@ -51,9 +51,9 @@ class Traffic:
                 "endpoint update`, and replay later rows",
             )
 
-    def answers(self, artifact: Artifact | None, table: pa.Table) -> pa.Table:
-        """Return the table without masked columns. A masked answer may have another
-        name in the log.
+    def without_masked(self, artifact: Artifact | None, table: pa.Table) -> pa.Table:
+        """Return the table without the columns of `capture.mask`. An answer is dropped
+        under its output's name and under its name in the log.
         """
         masked = with_both_names(self.capture.mask, artifact)
         return table.drop_columns([name for name in table.column_names if name in masked])

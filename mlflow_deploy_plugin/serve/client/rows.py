@@ -80,25 +80,34 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
 
 
 def _array_columns(rows: Any) -> Mapping[str, object] | None:
-    """Return the columns of arrays and of a frame of numbers; None for other rows."""
+    """Return the columns of arrays and of a frame of numbers; None for other rows.
+
+    The column of an array without a name has the name "".
+    """
     if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
         return {"": rows}
     if isinstance(rows, Mapping) and any(
         isinstance(values, np.ndarray) for values in rows.values()
     ):
         return rows
-    if is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
-        dtype, *rest = set(rows.dtypes)
+    if is_pandas_frame(rows) and _is_matrix(rows):
         # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and
         # reads a named index as a column.
-        if (
-            not rest
-            and isinstance(dtype, np.dtype)
-            and dtype.kind in "fiub"
-            and list(rows.index.names) == [None]
-        ):
-            return dict(zip(rows.columns, rows.to_numpy().T, strict=True))
+        return dict(zip(rows.columns, rows.to_numpy().T, strict=True))
     return None
+
+
+def _is_matrix(frame: Any) -> bool:
+    """Return True for a frame of numbers of one NumPy dtype, with unique texts as
+    column names and without a named index.
+    """
+    if frame.columns.inferred_type != "string" or not frame.columns.is_unique:
+        return False
+    dtypes = set(frame.dtypes)
+    if len(dtypes) != 1 or list(frame.index.names) != [None]:
+        return False
+    (dtype,) = dtypes
+    return isinstance(dtype, np.dtype) and dtype.kind in "fiub"
 
 
 def _is_accepted(column_type: "pa.DataType") -> bool:

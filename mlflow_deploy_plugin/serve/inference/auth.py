@@ -54,6 +54,7 @@ _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
 _MAX_KNOWN = 10_000
 _MAX_KNOWN_CHARACTERS = 200
 UNNAMED = "a certificate without a name"
+_LONGEST_NAME = 100
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
 _ALGORITHMS = [
@@ -333,14 +334,18 @@ def _of_certificate(name: str) -> KeyEntry:
 
 
 def certificate_name(certificate: Mapping[str, Any] | None) -> str:
-    """Return the common name, or the first alternative name, of `getpeercert()`; empty
-    without a certificate.
+    """Return the caller's name in `getpeercert()`, cut to 100 characters.
+
+    The name is the common name, otherwise the first alternative name, otherwise
+    `UNNAMED`. It is empty without a certificate.
     """
     if not certificate:
         return ""
-    names = dict(chain.from_iterable(certificate.get("subject", ())))
-    alternative_names = [value for _, value in certificate.get("subjectAltName", ())]
-    return str(names.get("commonName") or next(iter(alternative_names), "") or UNNAMED)[:100]
+    subject = dict(chain.from_iterable(certificate.get("subject", ())))
+    names = [subject.get("commonName", "")]
+    names += [value for _, value in certificate.get("subjectAltName", ())[:1]]
+    name = next(filter(None, names), UNNAMED)
+    return str(name)[:_LONGEST_NAME]
 
 
 def _short(authorization: str) -> str | bytes:

@@ -94,8 +94,9 @@ class _SentParts:
             self.captured.append(content)
 
     def outputs(self) -> dict[str, Array]:
-        """Return the captured parts as a JSON list."""
-        return {STREAM_OUTPUT: object_array([f"[{b','.join(self.captured).decode()}]"])}
+        """Return the output `STREAM_OUTPUT`: the captured parts as a JSON list."""
+        parts = b",".join(self.captured).decode()
+        return {STREAM_OUTPUT: object_array([f"[{parts}]"])}
 
 
 @dataclass(eq=False)

@@ -29,6 +29,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 
 logger = logging.getLogger(__name__)
 
+_LENGTH_BYTES = 4
+
 _ENTRY_BYTES = 1024
 """The memory of an entry in addition to its arrays: the key, Python objects, and the
 position in the order of use.
@@ -172,15 +174,11 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
 
     Return None if an output contains objects other than strings.
     """
-    if (packed := _pack(outputs)) is None:
+    packed = _pack(outputs)
+    if packed is None:
         return None
-    return b"".join(
-        [
-            len(packed[0]).to_bytes(4, "little"),
-            packed[0],
-            *packed[1],
-        ]
-    )
+    header, arrays = packed
+    return b"".join([len(header).to_bytes(_LENGTH_BYTES, "little"), header, *arrays])
 
 
 def decode_outputs(content: bytes) -> Outputs | None:
@@ -188,12 +186,10 @@ def decode_outputs(content: bytes) -> Outputs | None:
     malformed.
     """
     try:
-        end = 4 + int.from_bytes(content[:4], "little")
-        return unpack_arrays(
-            orjson.loads(content[4:end]),
-            memoryview(content)[end:],
-            orjson.loads,
-        )[0]
+        header_end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+        layouts = orjson.loads(content[_LENGTH_BYTES:header_end])
+        outputs, _ = unpack_arrays(layouts, memoryview(content)[header_end:], orjson.loads)
+        return outputs
     except (ValueError, TypeError) as error:
         logger.warning("a response from Redis is malformed: %s", type(error).__name__)
         return None

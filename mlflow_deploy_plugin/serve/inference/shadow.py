@@ -254,19 +254,22 @@ class Shadows:
         return batch
 
     def _is_batchable(self, copy: MirroredRequest) -> bool:
+        """Return True if copies for this shadow may be run as one batch."""
         loaded = copy.shadow.loaded
-        if (is_batchable := self._batchable.get(loaded)) is None:
-            try:
-                feeds = translate_feeds(
-                    copy.feeds,
-                    copy.answered_by.predictor.schema,
-                    loaded.predictor.schema,
-                )
-                is_remote = isinstance(loaded.predictor, PyfuncPredictor)
-                is_batchable = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
-            except Exception:  # noqa: BLE001 - the copies are then run one by one, and report the error
-                return False
-            self._batchable[loaded] = is_batchable
+        stored_answer = self._batchable.get(loaded)
+        if stored_answer is not None:
+            return stored_answer
+        try:
+            feeds = translate_feeds(
+                copy.feeds,
+                copy.answered_by.predictor.schema,
+                loaded.predictor.schema,
+            )
+            is_remote = isinstance(loaded.predictor, PyfuncPredictor)
+            is_batchable = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
+        except Exception:  # noqa: BLE001 - the copies are then run one by one, and report the error
+            return False
+        self._batchable[loaded] = is_batchable
         return is_batchable
 
     def _process(self, batch: list[MirroredRequest]) -> None:

@@ -277,20 +277,21 @@ def _read_tables(
     parquet: pq.ParquetFile,
     columns_to_read: Callable[[Sequence[str]], Sequence[str] | None],
 ) -> Iterator[pa.Table]:
+    """Yield the rows of a file in tables of bounded size.
+
+    Args:
+        columns_to_read: returns, for the file's columns, the columns to read; None
+            reads
+            all columns.
+    """
     metadata = parquet.metadata
-    size = sum(group.total_byte_size for group in row_groups(metadata))
+    total_bytes = sum(group.total_byte_size for group in row_groups(metadata))
     # Limit the rows per batch by size, because a row with a tensor may be large.
-    rows = int(
-        np.clip(
-            BATCH_BYTES * metadata.num_rows // max(size, 1),
-            1,
-            _BATCH_ROWS,
-        )
-    )
+    rows_per_batch = BATCH_BYTES * metadata.num_rows // max(total_bytes, 1)
     for batch in parquet.iter_batches(
-        rows,
+        min(max(rows_per_batch, 1), _BATCH_ROWS),
         columns=columns_to_read(parquet.schema_arrow.names),
-        use_threads=size > _THREADED_BYTES,
+        use_threads=total_bytes > _THREADED_BYTES,
     ):
         yield pa.Table.from_batches([batch])
 

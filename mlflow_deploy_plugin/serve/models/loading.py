@@ -105,35 +105,44 @@ def load_version(
         raise OnnxserveError(
             f"loading failed unexpectedly: {type(error).__name__}, see the log",
         ) from None
-    artifact = warm.predictor.artifact
-    outputs = tuple(output.name for output in artifact.outputs) or None
-    if outputs and artifact.is_streamable:
-        outputs += (STREAM_OUTPUT,)
-    captured = CapturedModel(
-        want.model,
-        want.version,
-        warm.predictor.schema,
-        artifact.prediction,
-        outputs,
-    )
     loaded = LoadedVersion(
         want.model,
         want.version,
         want.folder,
-        captured=captured,
+        captured=_captured_model(want, warm.predictor),
         **vars(warm),
     )
     logger.info("loaded %s %s", want.model, want.version)
-    if warm.batcher is not None:
-        weakref.finalize(loaded, warm.batcher.close).atexit = False
+    _close_when_dropped(loaded)
+    return loaded
+
+
+def _captured_model(want: WantedVariant, predictor: Predictor) -> CapturedModel:
+    """Return the description of the version that captured requests refer to."""
+    artifact = predictor.artifact
+    outputs = tuple(output.name for output in artifact.outputs) or None
+    if outputs and artifact.is_streamable:
+        outputs += (STREAM_OUTPUT,)
+    return CapturedModel(
+        want.model,
+        want.version,
+        predictor.schema,
+        artifact.prediction,
+        outputs,
+    )
+
+
+def _close_when_dropped(loaded: LoadedVersion) -> None:
+    """Close the batcher and log a line when the last reference to the version ends."""
+    if loaded.batcher is not None:
+        weakref.finalize(loaded, loaded.batcher.close).atexit = False
     weakref.finalize(
         loaded,
         logger.info,
         "dropped %s %s",
-        want.model,
-        want.version,
+        loaded.model,
+        loaded.version,
     ).atexit = False
-    return loaded
 
 
 def load_warm(
@@ -297,13 +306,14 @@ class MemoryLimit:
         return size
 
 
-def worker_limit(configured: int | None, workers: int) -> int | None:
-    """Return the limit of a worker: the configured limit, or a share of the cgroup's
-    memory if that is limited.
+def worker_memory_limit(configured_bytes: int | None, workers: int) -> int | None:
+    """Return the memory of a worker in bytes: the configured limit, or a share of the
+    cgroup's memory; None if neither limits it.
     """
-    if configured is not None:
-        return configured
+    if configured_bytes is not None:
+        return configured_bytes
     limit = memory_limit()
-    if limit < physical_memory():
-        return (limit - min(_OTHERS_BYTES, limit // 4)) // workers
-    return None
+    if limit >= physical_memory():
+        return None
+    reserved_bytes = min(_OTHERS_BYTES, limit // 4)
+    return (limit - reserved_bytes) // workers

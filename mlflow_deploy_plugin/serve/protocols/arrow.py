@@ -145,17 +145,12 @@ def _feeds(
 def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
     """Return the columns of an array [N, columns]; an array [N] is a single column."""
     if array.ndim > 2 or array.size != len(array) * len(names):
-        shape = f"the array has the shape {list(array.shape)}"
         raise SchemaMismatch(
-            f"{shape}; [any, {len(names)}] is expected, columns in the signature's order",
+            f"the array has the shape {list(array.shape)}; [any, {len(names)}] is expected, "
+            "columns in the signature's order",
         )
-    return dict(
-        zip(
-            names,
-            array.reshape(len(array), -1).T,
-            strict=True,
-        )
-    )
+    columns = array.reshape(len(array), -1).T
+    return dict(zip(names, columns, strict=True))
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:

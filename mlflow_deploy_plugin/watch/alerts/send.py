@@ -399,9 +399,8 @@ def _log_failures(
 
 
 def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
-    """Return title, text and kind of a message for the alerts of an endpoint, the most
-    severe first. A zero-width space turns mentions and links into plain text, because
-    the lines quote column names and categories from callers.
+    """Return the title, the text and the kind of a message for the alerts of an
+    endpoint, the most severe first.
     """
     ordered = sorted(
         alerts,
@@ -411,22 +410,24 @@ def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
             alert.id,
         ),
     )
-    parts = []
-    for alert in ordered:
-        detail = alert.detail
-        lines = [_MARKUP.sub("\u200b", line) for line in detail["lines"]]
-        parts.append(
-            "\n".join(
-                filter(
-                    None,
-                    [_head(alert), *lines, detail.get("link"), detail.get("next")],
-                )
-            ),
-        )
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    name = _MARKUP.sub("\u200b", first.endpoint)
-    return f"onnxserve: {name}: {_head(first)}{more}", "\n\n".join(parts), _kind(first)
+    title = f"onnxserve: {_without_markup(first.endpoint)}: {_head(first)}{more}"
+    return title, "\n\n".join(map(_paragraph, ordered)), _kind(first)
+
+
+def _paragraph(alert: Alert) -> str:
+    detail = alert.detail
+    lines = [_head(alert), *map(_without_markup, detail["lines"])]
+    lines += [detail.get("link") or "", detail.get("next") or ""]
+    return "\n".join(filter(None, lines))
+
+
+def _without_markup(text: str) -> str:
+    """Turn mentions and links into plain text with zero-width spaces, because the texts
+    quote column names and categories from callers.
+    """
+    return _MARKUP.sub("\u200b", text)
 
 
 def _head(alert: Alert) -> str:

@@ -177,7 +177,7 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     families = _new_families()
     for key in keys:
         judged = counts.judged.get(key)
-        state = "paused" if key in paused else _state(judged, counts.newest.get(key))
+        state = "paused" if key in paused else _monitor_state(judged, counts.newest.get(key))
         _add_monitor(families, key, state, judged)
     _add_counts(families, counts)
     return [*families.values()]
@@ -228,12 +228,15 @@ def _add_counts(families: _Families, counts: StoreCounts) -> None:
             families[name].add_metric(labels, value)
 
 
-def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
-    if (
-        last is not None
-        and (last.state == "failed" or last.attempts > 0)
-        and last.state != "judged"
-    ):
+def _is_failing(window: MonitorWindow) -> bool:
+    return window.state == "failed" or (window.state != "judged" and window.attempts > 0)
+
+
+def _monitor_state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
+    """Return a state of `STATES`: the verdict of the last judged window, unless the
+    last window fails.
+    """
+    if last is not None and _is_failing(last):
         return "failing"
     if judged is None:
         return "waiting"

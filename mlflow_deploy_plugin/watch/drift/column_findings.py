@@ -252,10 +252,14 @@ def not_judged_findings(
     reasons: Mapping[str, str],
     segment: str = "",
 ) -> list[Finding]:
-    shown = {shown_name(name): reason for name, reason in reasons.items()}
+    """Return a finding for each column that cannot be judged, with its reason.
+
+    The projections of a tensor have one shown name, and therefore one finding.
+    """
+    reason_by_shown_name = {shown_name(name): reason for name, reason in reasons.items()}
     return [
         Finding(name, "distribution", "not judged", reason, segment=segment)
-        for name, reason in shown.items()
+        for name, reason in reason_by_shown_name.items()
     ]
 
 
@@ -295,8 +299,10 @@ def judge_columns(
     return findings, figures
 
 
-def members(groups: Sequence[ColumnGroup]) -> Iterator[tuple[ColumnGroup, str]]:
-    """Yield the columns of all groups, in the order of all figures."""
+def columns_with_group(groups: Sequence[ColumnGroup]) -> Iterator[tuple[ColumnGroup, str]]:
+    """Yield the group and the name of each column. Arrays of scores and figures have
+    one entry per pair, in this order.
+    """
     for group in groups:
         for name in group.columns:
             yield group, name
@@ -315,7 +321,7 @@ def _by_score(
     columns = [
         _ScoredColumn(group, name, *figures)
         for (group, name), *figures in zip(
-            members(groups), window, scores, usual, spread, strict=True
+            columns_with_group(groups), window, scores, usual, spread, strict=True
         )
     ]
     segments_of_relations: set[str] = set()

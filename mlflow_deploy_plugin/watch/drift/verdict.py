@@ -279,7 +279,7 @@ def _conclude(
     window = np.stack(
         [
             judged_figures(group, name, abs(start_us))
-            for group, name in column_findings.members(groups)
+            for group, name in column_findings.columns_with_group(groups)
         ]
     )
     test = null.test(window, rate)

@@ -255,10 +255,13 @@ def metric_name(name: str) -> str:
     """Return a valid MLflow name: most punctuation is replaced, and the name is not a
     relative path.
     """
-    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-    return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[
-        :_LONGEST_NAME
-    ]
+    return "/".join(map(_valid_part, name.split("/")))[:_LONGEST_NAME]
+
+
+def _valid_part(part: str) -> str:
+    """Replace punctuation, and dots that would make a relative path."""
+    without_punctuation = re.sub(r"[^\w.\- ]", "_", part)
+    return re.sub(r"^\.+|\.+$|\.\.+", "_", without_punctuation).strip() or "_"
 
 
 def _metric_subject(finding: Finding) -> str:

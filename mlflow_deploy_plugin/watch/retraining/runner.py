@@ -270,13 +270,14 @@ class RetrainingRunner:
         the next attempt.
         """
         retrainings = Retrainings(self._context.deployments.store)
-        current: Retraining | None = retraining
+        current = retraining
         try:
-            while current is not None and current.is_live and try_step(self._context, current):
-                before = current.state
-                current = retrainings.get(retraining.id)
-                if current is None or not current.is_live or current.state == before:
-                    return _LOOK_SECONDS
+            while current.is_live and try_step(self._context, current):
+                stored = retrainings.get(retraining.id)
+                has_moved = stored is not None and stored.state != current.state
+                if stored is None or not stored.is_live or not has_moved:
+                    return _LOOK_SECONDS  # The retraining has ended, or waits for something.
+                current = stored
         except OnnxserveError as error:
             _log.warning("retraining %d: %s", retraining.id, error.message)
         return self._retry_seconds

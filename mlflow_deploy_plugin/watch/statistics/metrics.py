@@ -137,12 +137,42 @@ def regression_metrics(
     return results
 
 
+def _roc_auc(
+    truth: Array,
+    answers: ClassPredictions,
+    probabilities: Array,
+    sampling: intervals.Sampling,
+) -> intervals.MetricInterval | Refused:
+    """Return the area under the ROC curve: of the second class of two, otherwise the
+    mean over the classes that have labels.
+    """
+    seen = np.unique(truth)
+    if len(seen) < 2:
+        return Refused(
+            f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different labels",
+        )
+    if answers.is_binary:
+        classes = np.array([1])
+    else:
+        classes = seen[seen < len(answers.classes) - answers.unknown]
+    if not np.isin(classes, seen).all():
+        return Refused(f"no label is {answers.classes[1]!r}")
+    return intervals.auc_interval(
+        truth[:, None] == classes,
+        probabilities[:, classes],
+        sampling,
+    )
+
+
 def _classification_metric(
     name: str,
     truth: Array,
     answers: ClassPredictions,
     sampling: intervals.Sampling,
 ) -> intervals.MetricInterval | Refused:
+    """Return the interval of a metric of classes; `brier` is the only metric that has
+    no branch with its name.
+    """
     if name == "accuracy":
         return intervals.share_interval(name, truth == answers.predicted, sampling)
     if name in ("precision", "recall", "f1"):
@@ -151,23 +181,7 @@ def _classification_metric(
     if probabilities is None:
         return Refused("the model returns no class probabilities")
     if name == "roc_auc":
-        seen = np.unique(truth)
-        if len(seen) < 2:
-            return Refused(
-                f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different "
-                "labels",
-            )
-        if answers.is_binary:
-            classes = np.array([1])
-        else:
-            classes = seen[seen < len(answers.classes) - answers.unknown]
-        if not np.isin(classes, seen).all():
-            return Refused(f"no label is {answers.classes[1]!r}")
-        return intervals.auc_interval(
-            truth[:, None] == classes,
-            probabilities[:, classes],
-            sampling,
-        )
+        return _roc_auc(truth, answers, probabilities, sampling)
     if name == "log_loss":
         losses = log_losses(probabilities[np.arange(len(truth)), truth])
     else:

@@ -180,11 +180,8 @@ class _Columns:
         """
         if self._named(PREDICTION) is not None:
             return as_numbers(self._table, PREDICTION)
-        columns = [
-            parts[0]
-            for output in self._outputs
-            if len(parts := self._parts(self._base(output))) == 1
-        ]
+        parts_by_output = [self._parts(self._base(output)) for output in self._outputs]
+        columns = [parts[0] for parts in parts_by_output if len(parts) == 1]
         return columns[0] if len(columns) == 1 else None
 
     def _base(self, output: Output) -> str:

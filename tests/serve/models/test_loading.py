@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.serve.models.loading import (
     MemoryLimit,
     has_random_nodes,
     load_warm,
-    worker_limit,
+    worker_memory_limit,
 )
 from mlflow_deploy_plugin.serve.runtime import session
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
@@ -286,5 +286,5 @@ def test_a_worker_has_its_share_of_the_container(
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "memory.max").write_text(content)
     monkeypatch.setattr(session, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)
-    assert worker_limit(None, 2) == limit
-    assert worker_limit(300, 2) == 300
+    assert worker_memory_limit(None, 2) == limit
+    assert worker_memory_limit(300, 2) == 300

@@ -12,7 +12,7 @@ standard deviation of the predictions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,9 @@ class _Outcome:
     Attributes:
         flips: the share of rows with a changed prediction.
         no_answer: the share of predictions that are not numbers.
+        is_noise: True for noise in all numbers, False for values that are missing or
+            out
+            of range.
     """
 
     name: str
@@ -56,6 +59,7 @@ class _Outcome:
     no_answer: float = 0.0
     loss: float | None = None
     refusal: str = ""
+    is_noise: bool = False
 
     @property
     def shown(self) -> str:
@@ -76,27 +80,35 @@ class _Outcome:
         return self.shown, f"{self.flips:.1%}", f"{self.no_answer:.1%}", loss
 
     def failures(self, policy: RobustnessPolicy) -> list[str]:
-        is_noise = self.name == "noise"
-        if not is_noise and policy.refusals == "report":
+        """Return the reasons for which the policy refuses this outcome."""
+        if self.is_noise:
+            return self._noise_failures(policy)
+        if policy.refusals == "report":
             return []
         if self.refusal:
-            rows = "rows with noise" if is_noise else f"{self.shown} values"
-            return [f"{rows} are refused: {self.refusal}"]
+            return [f"{self.shown} values are refused: {self.refusal}"]
+        return self._missing_answers(f"to {self.shown} values")
+
+    def _noise_failures(self, policy: RobustnessPolicy) -> list[str]:
+        if self.refusal:
+            return [f"rows with noise are refused: {self.refusal}"]
         messages = []
-        if is_noise and self.flips > policy.max_flips:
+        if self.flips > policy.max_flips:
             messages.append(
                 f"{self.flips:.1%} of the predictions change under noise of {policy.noise:.0%} of "
                 f"the std; the policy allows {policy.max_flips:.1%}",
             )
-        if is_noise and self.loss is not None and not self.loss <= policy.max_loss:
+        if self.loss is not None and not self.loss <= policy.max_loss:
             messages.append(
                 f"the metric loses {self.loss:.4f} under noise; the policy allows "
                 f"{policy.max_loss:g}",
             )
+        return messages + self._missing_answers("under noise")
+
+    def _missing_answers(self, where: str) -> list[str]:
         if self.no_answer > 0:
-            where = "under noise" if is_noise else f"to {self.shown} values"
-            messages.append(f"{self.no_answer:.1%} of the predictions {where} are not numbers")
-        return messages
+            return [f"{self.no_answer:.1%} of the predictions {where} are not numbers"]
+        return []
 
 
 def check_robustness(
@@ -302,7 +314,8 @@ def _current_under_noise(
     model, rows = current
     try:
         disturbed = with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))
-        noise = _Undisturbed.of(model, rows, truth, metric).outcome("noise", disturbed)
+        outcome = _Undisturbed.of(model, rows, truth, metric).outcome("noise", disturbed)
+        noise = replace(outcome, is_noise=True)
     except (SchemaMismatch, InferenceError, InvalidConfig):
         return None
     return None if noise.refusal else noise

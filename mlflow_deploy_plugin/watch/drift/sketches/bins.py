@@ -84,11 +84,12 @@ class OrderedBins:
 
     @cached_property
     def _edge_cells(self) -> tuple[Array, Array, Array]:
-        """The number of edges below each cell of `_cell_of`, the cells with several
-        edges, and the edges and NaN.
+        """Three arrays: the number of edges below each cell of `_cell_of`, True for the
+        cells with several edges, and the edges followed by NaN.
         """
-        edges = np.bincount(self._cell_of(self.edges), minlength=_CELLS)
-        return np.cumsum(edges) - edges, edges > 1, np.append(self.edges, np.nan)
+        edge_counts = np.bincount(self._cell_of(self.edges), minlength=_CELLS)
+        edges_below = np.cumsum(edge_counts) - edge_counts
+        return edges_below, edge_counts > 1, np.append(self.edges, np.nan)
 
     def _cell_of(self, values: Array) -> Array:
         """Return the cell of each value, [N] int64: equal parts of the range of the
