@@ -12,7 +12,7 @@ standard deviation of the predictions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,6 +40,7 @@ _CURRENT_FACTOR = 1.25
 _ROWS_OF_A_COLUMN = 500
 _MAX_COLUMNS = 50
 _MAX_LINES = 12
+_NOISE = "noise"
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,32 @@ class _Outcome:
     """The effect of a disturbance, or the error message if the model refuses the rows.
 
     Attributes:
+        kind: noise, missing or out_of_range, or one of them in one column.
         flips: the share of rows with a changed prediction.
         no_answer: the share of predictions that are not numbers.
-        is_noise: True for noise in all numbers, False for values that are missing or
-            out
-            of range.
     """
 
-    name: str
+    kind: str
     flips: float = 0.0
     no_answer: float = 0.0
     loss: float | None = None
     refusal: str = ""
-    is_noise: bool = False
+
+    @property
+    def is_noise(self) -> bool:
+        """True for noise in all numbers, not for missing or out-of-range values."""
+        return self.kind == _NOISE
 
     @property
     def shown(self) -> str:
-        return self.name.replace("out_of_range", "out-of-range")
+        return self.kind.replace("out_of_range", "out-of-range")
 
     def figures(self) -> dict[str, float]:
-        figures = {f"{self.name}_refused": float(bool(self.refusal))}
+        figures = {f"{self.kind}_refused": float(bool(self.refusal))}
         if not self.refusal:
-            figures |= {f"{self.name}_flips": self.flips, f"{self.name}_no_answer": self.no_answer}
+            figures |= {f"{self.kind}_flips": self.flips, f"{self.kind}_no_answer": self.no_answer}
             if self.loss is not None:
-                figures[f"{self.name}_loss"] = self.loss
+                figures[f"{self.kind}_loss"] = self.loss
         return figures
 
     def line(self, metric: str) -> tuple[str, ...]:
@@ -180,7 +183,7 @@ def _disturbed(
     """Return the rows under each disturbance. The first disturbance is the noise."""
     return [
         (
-            "noise",
+            _NOISE,
             with_noise(rows, policy.noise, np.random.default_rng([seed, 0])),
         ),
         (
@@ -314,8 +317,7 @@ def _current_under_noise(
     model, rows = current
     try:
         disturbed = with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))
-        outcome = _Undisturbed.of(model, rows, truth, metric).outcome("noise", disturbed)
-        noise = replace(outcome, is_noise=True)
+        noise = _Undisturbed.of(model, rows, truth, metric).outcome(_NOISE, disturbed)
     except (SchemaMismatch, InferenceError, InvalidConfig):
         return None
     return None if noise.refusal else noise
