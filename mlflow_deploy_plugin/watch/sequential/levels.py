@@ -16,7 +16,7 @@ earlier.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -90,9 +90,15 @@ class ReferenceLevels:
         """Return only the chosen `windows`, [R] bool."""
         return replace(self, starts_us=self.starts_us[windows], values=self.values[windows])
 
-    def row(self, levels: Levels) -> list[float]:
-        """Return the figures of a window in the order of the series."""
-        return [levels.get(series.series_key, np.nan) for series in self.series]
+    def values_of(self, windows: Iterable[Levels]) -> Array:
+        """Return the figures of windows in the order of the series, [N, m] float64; NaN
+        if unknown.
+        """
+        keys = [series.series_key for series in self.series]
+        rows = []
+        for levels in windows:
+            rows.append([levels.get(key, math.nan) for key in keys])
+        return np.array(rows)
 
 
 def reference_levels(

@@ -167,14 +167,13 @@ def follow(
     outside = ~np.isin(judged, levels.starts_us)
     if not outside[-1] or not levels.series:
         return None
-    rows = [levels.row(window.evidence.levels) for window in past]
-    rows.append(levels.row(evidence.levels))
+    values = levels.values_of([*(window.evidence.levels for window in past), evidence.levels])
     judged = judged[outside]
     windows = budget.detector_windows(
         levels,
         request.spec,
         judged,
-        np.array(rows)[outside],
+        values[outside],
     )
     starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged)]
     _restart_baselines(windows, starts, levels.series, request.baseline)
