@@ -184,15 +184,14 @@ def judge_profile(
         "rows": float(window.rows),
         "reference_rows": float(reference.pieces.total.rows),
     }
-    prepared = [
-        _prepare(segment, *part, spec, accepted)
-        for segment, part in {"": (reference, window), **(segments or {})}.items()
-    ]
-    whole = prepared[0]
+    whole = _prepare("", reference, window, spec, accepted)
     if whole.reason:
         if window.rows < spec.min_rows:
             schema = []
         return _unjudged(rows, whole, schema)
+    prepared = [whole]
+    for segment, part in (segments or {}).items():
+        prepared.append(_prepare(segment, *part, spec, accepted))
     groups = [each.group for each in prepared if not each.reason]
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
