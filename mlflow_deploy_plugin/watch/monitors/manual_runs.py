@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes
@@ -122,9 +122,11 @@ def run_window(
             f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not "
             f"{monitor.spec.kind}",
         )
+    endpoint = deployments.store.endpoint(monitor.endpoint)
+    log = evaluation.endpoint_log(deployments.settings, endpoint)
     is_shipped = _wait_for_spools(deployments, monitor.endpoint)
     now = deployments.store.now()
-    window = _window_with_rows(deployments, monitor, window, now)
+    window = _window_with_rows(log, monitor, window, now)
     notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
     monitor = replace(monitor, engine=engine)
     if monitor.tried:
@@ -158,7 +160,7 @@ def _wait_for_spools(deployments: Deployments, endpoint: str) -> bool:
 
 
 def _window_with_rows(
-    deployments: Deployments,
+    log: InferenceLog,
     monitor: SelectedMonitor,
     window: Window | None,
     now: datetime,
@@ -167,8 +169,6 @@ def _window_with_rows(
     NotFound if it has no rows.
     """
     name = monitor.endpoint
-    endpoint = deployments.store.endpoint(name)
-    log = evaluation.endpoint_log(deployments.settings, endpoint)
     window = window or evaluation.latest_window(log, name, monitor.spec, now)
     if not evaluation.has_rows(log, name, window, monitor.spec.kind):
         latest = evaluation.latest_window(log, name, monitor.spec, now)

@@ -393,6 +393,24 @@ def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
     assert note in written.reason
 
 
+def test_a_log_that_cannot_be_opened_is_refused_before_the_wait_for_rows(
+    world: MonitoredWorld,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world.endpoint()
+    settings = world.settings.model_copy(update={"log_uri": "gs://rows"})
+    monitor = find_monitor(deployments(world), "flights", None)
+    monkeypatch.setattr(manual_runs, "wait_until_shipped", lambda *_: pytest.fail("it waits"))
+
+    with refused(InvalidConfig, "ONNXSERVE_LOG_URI", "gs://rows"):
+        manual_runs.run_window(
+            replace(deployments(world), settings=settings),
+            monitor,
+            None,
+            world.answer,
+        )
+
+
 def test_missing_endpoint_monitor_or_rows_error_names_the_alternatives(
     world: MonitoredWorld,
 ) -> None:
