@@ -82,7 +82,7 @@ class _Receiver:
     """
 
     deployments: Deployments
-    secret: str
+    secret: str = field(repr=False)
     clock: Callable[[], float]
     log_at: float
     waiting: set[str] = field(default_factory=set)
