@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -150,13 +151,8 @@ def save_columns(path: Path, columns: Columns) -> None:
     Raises InvalidRequest if the file cannot be written. An existing file is replaced
     only by a complete file.
     """
-    rows = [
-        list(map(_quoted, row))
-        for row in (
-            [*columns],
-            *zip(*columns.values(), strict=True),
-        )
-    ]
+    records = chain([columns], zip(*columns.values(), strict=True))
+    rows = (list(map(_quoted, record)) for record in records)
     if path.suffix.lower() == ".xlsx":
         workbook = openpyxl.Workbook(write_only=True)
         file = io.BytesIO()
