@@ -264,11 +264,12 @@ def _open_parquet(source: pa.NativeFile, location: LogLocation) -> pq.ParquetFil
 
 def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:
     """Return the reason why a file cannot be a file of the log, or an empty text."""
+    names = schema.names  # pyarrow makes a new list for each access.
     for name in required:
-        if name not in schema.names:
+        if name not in names:
             return f"it has no column {name}"
     for field in schema:
-        if not _has_valid_type(field, schema.names):
+        if not _has_valid_type(field, names):
             return f"its column {field.name} has the type {field.type}"
     return ""
 
