@@ -167,7 +167,7 @@ def _summarise_list(
     return numbers.statistics(longest)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _FlatNumbers:
     """The M numbers of N lists.
 
@@ -190,22 +190,25 @@ class _FlatNumbers:
         return {str(position): table[:, position] for position in range(count)}
 
     def statistics(self, longest: int) -> dict[str, Array]:
-        """Return the mean, the standard deviation and the projections of each list."""
+        """Return the mean, the standard deviation and the projections of each list.
+
+        This changes the numbers, because a copy would need half as much memory again.
+        """
         is_finite = np.isfinite(self.values)
-        rows = self.rows[is_finite]
-        positions = self.positions[is_finite]
-        values = self.values[is_finite]
+        self.rows = self.rows[is_finite]
+        self.positions = self.positions[is_finite]
+        self.values = self.values[is_finite]
 
         def row_sums(weights: Array | None = None) -> Array:
-            return np.bincount(rows, weights, minlength=len(self.lengths))
+            return np.bincount(self.rows, weights, minlength=len(self.lengths))
 
         with np.errstate(invalid="ignore"):
             lengths = row_sums()
-            mean = row_sums(values) / lengths
-            values -= mean[rows]
-            summary = {"mean": mean, "std": np.sqrt(row_sums(values**2) / lengths)}
+            mean = row_sums(self.values) / lengths
+            self.values -= mean[self.rows]
+            summary = {"mean": mean, "std": np.sqrt(row_sums(self.values**2) / lengths)}
             for number, signs in enumerate(_random_directions(longest)):
-                projected = row_sums(values * signs[positions])
+                projected = row_sums(self.values * signs[self.positions])
                 summary[f"projection.{number}"] = projected / np.sqrt(lengths)
         return summary
 
