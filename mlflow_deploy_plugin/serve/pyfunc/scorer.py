@@ -484,9 +484,9 @@ def _array(value: Any) -> Array:
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:
-        if hasattr(value, "toarray"):  # numpy does not convert scipy's sparse matrices.
-            value = value.toarray()
         try:
+            if hasattr(value, "toarray"):  # numpy does not convert scipy's sparse matrices.
+                value = value.toarray()
             array = np.asarray(value)
         except ValueError:
             raise NotRepresentable("an output is ragged") from None

@@ -10,7 +10,7 @@ from mlflow.models import ModelSignature, infer_signature
 from mlflow.pyfunc import PythonModel, save_model
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array, Map, Object, Property
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.serve.pyfunc.scorer import (
@@ -110,6 +110,11 @@ def test_predictions_become_named_outputs(prediction: Any, expected: dict[str, l
 def test_predictions_that_do_not_fit_an_array_are_refused(prediction: Any) -> None:
     with pytest.raises(NotRepresentable):
         to_outputs(prediction)
+
+
+def test_a_sparse_prediction_that_is_too_large_is_refused() -> None:
+    with pytest.raises(NotRepresentable):
+        to_outputs(coo_matrix(([1.0], ([0], [0])), shape=(2**40, 2**40)))
 
 
 @pytest.mark.parametrize(
