@@ -295,8 +295,6 @@ class Follower:
         return failed
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
-        workers = self._living_workers()
-        is_behind = any(worker.generation != self._wanted.generation for worker in workers)
         spec = next((spec for spec in self._specs if spec.name == endpoint), None)
         if spec is not None:
             error = self._failure(spec)
@@ -304,10 +302,11 @@ class Follower:
                 return error
             if not self._is_settled(spec):
                 raise Pending
-            # The next round processes an error that a worker has just reported.
-            if any(_load_error(workers, endpoint, name) for name in spec.variants):
-                raise Pending
-        if is_behind:
+        workers = self._living_workers()
+        if any(worker.generation != self._wanted.generation for worker in workers):
+            raise Pending
+        # The next round processes an error that a worker has just reported.
+        if spec and any(_load_error(workers, endpoint, name) for name in spec.variants):
             raise Pending
         return None
 
