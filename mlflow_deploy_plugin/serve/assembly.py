@@ -116,6 +116,7 @@ class _Loader:
     """Loads versions with the settings of the server, within the worker's memory."""
 
     spec: ServerSpec
+    threads: int
     placement: Placement
     memory: MemoryLimit
 
@@ -127,7 +128,7 @@ class _Loader:
             warm = load_warm(
                 folder,
                 self.placement,
-                spec.intra_op_num_threads or available_cores(spec.workers),
+                self.threads,
                 self._batch_policy(rows),
                 check_determinism=spec.response_cache_bytes > 0,
                 timeout_seconds=float(spec.request_timeout_seconds),
@@ -159,12 +160,15 @@ class _Loader:
 
 
 def _open_loader(state_dir: Path, spec: ServerSpec) -> _Loader:
-    """Claim a device for the worker and limit its memory."""
+    """Claim a device for the worker and limit its memory. All versions use as many
+    threads as the worker has cores now, even if its quota changes.
+    """
+    threads = spec.intra_op_num_threads or available_cores(spec.workers)
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
     memory_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(memory_bytes, spec.workers)
-    return _Loader(spec, placement, MemoryLimit(memory_bytes))
+    return _Loader(spec, threads, placement, MemoryLimit(memory_bytes))
 
 
 def _request_limits(spec: ServerSpec, redis_url: str, metrics: Metrics) -> RequestLimits:
