@@ -164,7 +164,11 @@ class RequestEncoder:
         )
         if plan.is_plain:
             return plan, [head, request, prediction, *map(np.ndarray.tobytes, arrays)]
-        pieces = [head, request, prediction]
+        return plan, [head, request, prediction, *self._selected_pieces(plan, arrays)]
+
+    def _selected_pieces(self, plan: EncodingPlan, arrays: Sequence[Array]) -> list[bytes]:
+        """Return the kept rows and columns, and the hashes of the masked columns."""
+        pieces: list[bytes] = []
         if plan.kept_rows < plan.rows:
             arrays = [array[: plan.kept_rows] if array.ndim else array for array in arrays]
         for position, is_text, columns in plan.kept:
@@ -180,7 +184,7 @@ class RequestEncoder:
             if column is not None:
                 array = as_table(array)[:, column]
             pieces += _text_pieces(self._mask.hash_column(array))
-        return plan, pieces
+        return pieces
 
 
 def _text_pieces(texts: Sequence[object]) -> tuple[bytes, bytes]:
