@@ -45,9 +45,9 @@ def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
     `Client.predict`. NaN and NaT become null. Raises InvalidRequest if the rows have an
     unknown type, or contain a value that JSON cannot represent.
     """
-    document = _rows_document(rows)
+    document = dict(_rows_document(rows))
     if params:
-        document = {**document, "params": params}
+        document["params"] = params
     return dump_json(document)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,14 @@ def test_a_decimal_is_a_number(encode: Callable[[Any], bytes]) -> None:
     frame = pd.DataFrame({"a": [Decimal("1.5"), None]})
 
     assert orjson.loads(encode(frame))["dataframe_split"]["data"] == [[1.5], [None]]
+
+
+@pytest.mark.parametrize("params", [None, {"alpha": 0.5}])
+def test_a_body_may_be_any_mapping(params: dict[str, object] | None) -> None:
+    body = {"inputs": [[1, 2]]}
+
+    assert encode_json(MappingProxyType(body), params) == encode_json(body, params)
+    assert body == {"inputs": [[1, 2]]}
 
 
 def test_a_frame_that_is_none_of_pandas_is_written_in_json_too() -> None:
