@@ -443,14 +443,11 @@ class Schema:
                 raise SchemaMismatch(
                     "several columns can form one tensor only if each has one value per row",
                 )
-            matrix: object = list(
-                map(
-                    list,
-                    zip(*data.values(), strict=True),
-                )
-            )
+            matrix: list[Any] | Array
             if columns:
                 matrix = np.column_stack(columns)
+            else:
+                matrix = list(map(list, zip(*data.values(), strict=True)))
             return self._from_tensors({self.tensors[0].name: matrix})
         raise SchemaMismatch(
             f"a table does not fit this model; send the tensors {join_names(self.names)}",
