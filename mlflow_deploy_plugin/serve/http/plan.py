@@ -44,20 +44,9 @@ the caller's id.
 """
 _Encoded = tuple[bytes, str, Mapping[str, str] | None]
 """The body, its content type, and the headers of its format."""
-_Ids = tuple[str, str]
-"""The request id and the prediction id."""
-_Record = Callable[
-    [
-        RawRequest,
-        int,
-        float,
-        float,
-        _Ids,
-        Feeds,
-        dict[str, Array],
-    ],
-    None,
-]
+_Admit = Callable[[RawRequest], KeyEntry | None]
+_Record = Callable[[RawRequest, int, float, float, str, str, Feeds, dict[str, Array]], None]
+_Respond = Callable[[RawRequest, _Encoded, str, str], RawResponse]
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -164,46 +153,40 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             return None
         received = time.time_ns() // 1000
         try:
-            key = admit(request)
+            key = admit(request) if admit is not None else None
             feeds, encode, given_id = decode(headers, request.body)
             if not feeds:
                 return None
             began = time.perf_counter()
             outputs = run(feeds)
             ended = time.perf_counter()
-            ids = _make_ids(given_id)
+            id_ = request_id({"x-request-id": given_id}) if given_id else new_id()
+            prediction_id = new_id()
             encoded: _Encoded
             if encode is None:
                 encoded = dump_json({"predictions": predict(outputs)}), JSON, None
             else:
-                encoded = encode(variant, InferResponse(*ids, outputs))
+                encoded = encode(variant, InferResponse(id_, prediction_id, outputs))
         except BaseException as error:  # noqa: BLE001 - the general path repeats, reports and counts the error
             pass_exit(error)
             return None
         if key is not None:
             count_key(key)
-        record(request, received, began, ended, ids, feeds, outputs)
-        return respond(request, encoded, ids)
+        record(request, received, began, ended, id_, prediction_id, feeds, outputs)
+        return respond(request, encoded, id_, prediction_id)
 
     return answer
 
 
-def _make_ids(given_id: str) -> _Ids:
-    if given_id:
-        return request_id({"x-request-id": given_id}), new_id()
-    return new_id(), new_id()
-
-
-def _compose_admission(
-    server: Server,
-    endpoint: str,
-) -> Callable[[RawRequest], KeyEntry | None]:
+def _compose_admission(server: Server, endpoint: str) -> _Admit | None:
     """Return a function that returns the key of a request, and raises the error of a
-    request without access or above a rate.
+    request without access or above a rate; None if the server admits all requests.
     """
     require = server.auth.require if server.auth.is_required else None
     has_rate = server.limits.has_rate
     check_rates = server.limits.check_rates
+    if require is None and not has_rate:
+        return None
 
     def admit(request: RawRequest) -> KeyEntry | None:
         key = None
@@ -220,6 +203,8 @@ def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) 
     """Return a function that captures and counts a prediction."""
     endpoint = variant.endpoint
     name = variant.name
+    captured = variant.captured
+    schema = variant.schema
     fraction = variant.capture.fraction
     max_rows = variant.capture.max_rows_per_request
     write = server.capture.write
@@ -232,37 +217,26 @@ def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) 
         received: int,
         began: float,
         ended: float,
-        ids: _Ids,
+        id_: str,
+        prediction_id: str,
         feeds: Feeds,
         outputs: dict[str, Array],
     ) -> None:
         captured_rows: CapturedRows
         if fraction == 1.0 or fraction > random.random():
             latency = int((ended - request.arrived) * 1e6)
-            written = RequestRecord(endpoint, name, *ids, received, received, latency)
-            captured_rows = write(written, variant.captured, feeds, outputs, max_rows)
+            written = RequestRecord(endpoint, name, id_, prediction_id, received, received, latency)
+            captured_rows = write(written, captured, feeds, outputs, max_rows)
         else:
-            captured_rows = variant.schema.count_rows(feeds), 0, None
+            captured_rows = schema.count_rows(feeds), 0, None
         seconds = time.perf_counter() - request.arrived
         count(captured_rows, ended - began, seconds, outputs)
-        remember(
-            (
-                origin,
-                received,
-                seconds,
-                captured_rows[0],
-                ids[1],
-                "",
-                "",
-            )
-        )
+        remember((origin, received, seconds, captured_rows[0], prediction_id, "", ""))
 
     return record
 
 
-def _compose_response(
-    variant: ServedVariant,
-) -> Callable[[RawRequest, _Encoded, _Ids], RawResponse]:
+def _compose_response(variant: ServedVariant) -> _Respond:
     version_headers = {
         "X-Model-Name": variant.loaded.model,
         "X-Model-Version": variant.loaded.version,
@@ -271,9 +245,13 @@ def _compose_response(
         version_headers["X-Model-Variant"] = variant.name
     version_fields = header_fields(version_headers)
 
-    def respond(request: RawRequest, encoded: _Encoded, ids: _Ids) -> RawResponse:
+    def respond(
+        request: RawRequest,
+        encoded: _Encoded,
+        id_: str,
+        prediction_id: str,
+    ) -> RawResponse:
         content, content_type, format_headers = encoded
-        id_, prediction_id = ids
         headers = {"X-Request-Id": id_, **version_headers, "X-Prediction-Id": prediction_id}
         if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
             fields = f"X-Request-Id: {id_}\r\n{version_fields}X-Prediction-Id: {prediction_id}\r\n"
