@@ -321,8 +321,12 @@ def check_name(
     decoded: 100,000 unknown tensors took 3 s. The only tensor may have any name.
     """
     name = head.name
-    is_input = name in schema.dtypes or name in schema.tensor_schema.dtypes or name in schema.keys
-    if name in before or not (is_only or is_input):
+    if name in before or not (
+        is_only
+        or name in schema.dtypes
+        or name in schema.tensor_schema.dtypes
+        or name in schema.keys
+    ):
         raise refused_name(head, before, schema)
 
 
