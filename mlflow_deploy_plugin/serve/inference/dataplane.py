@@ -159,9 +159,7 @@ class DataPlane:
         request: InferRequest,
         deadline: float,
     ) -> tuple[dict[str, Array], bool | None]:
-        """Return the outputs, and True if they were cached; None if they are not
-        cacheable.
-        """
+        """Return the outputs, and if they were cached: None if they cannot be."""
         key = None
         if self.cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)

@@ -295,7 +295,7 @@ def infer(
     computes and encodes.
     """
     outputs: Mapping[str, Array] | None = None
-    phases = [("decode", time.perf_counter())]
+    began = time.perf_counter()
     with RequestContext(server, request, protocol.name) as context:
         try:
             context.admit(endpoint)
@@ -308,13 +308,14 @@ def infer(
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
                 return _stream_events(context, variant, infer_request)
-            phases.append(("infer", time.perf_counter()))
+            decoded_at = time.perf_counter()
             inferred = server.dataplane.infer(variant, infer_request)
-            phases.append(("encode", time.perf_counter()))
+            inferred_at = time.perf_counter()
             reply = context.build_reply(decoded, variant, inferred)
             outputs = inferred.outputs
             if server.tracer:
-                server.tracer.phases([*phases, ("", time.perf_counter())])
+                marks = ("decode", began), ("infer", decoded_at), ("encode", inferred_at)
+                server.tracer.phases([*marks, ("", time.perf_counter())])
         except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             pass_exit(error)
             reply = context.fail(error)
