@@ -142,34 +142,38 @@ def changes_within_one_step(
     changes = np.zeros(len(batch), dtype=bool)
     few = min(len(batch), _MAX_UNSTABLE_ROWS)
     rows = batch.take(slice(0, few))
-    moved, copies = (_rounded(rows), 1) if is_net else (_moved_by_a_step(rows), _COPIES)
-    while some := list(islice(moved, copies)):
-        origin = np.tile(np.arange(few), len(some))
-        np.logical_or.at(changes, origin, answers_otherwise(Batch.joined(some), origin))
+    moved_batches = _rounded(rows)
+    copies = 1
+    if not is_net:
+        moved_batches = _moved_by_a_step(rows)
+        copies = _COPIES
+    while batches := list(islice(moved_batches, copies)):
+        origin = np.tile(np.arange(few), len(batches))
+        is_changed = answers_otherwise(Batch.joined(batches), origin)
+        np.logical_or.at(changes, origin, is_changed)
     return changes
 
 
 def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
     """Yield a copy of the rows per column of numbers and direction, with the column
-    moved by `_stepped`.
+    moved down or up by two 32-bit steps.
 
     Columns of small integers are left out, because 32-bit floats represent them
     exactly.
     """
-    if isinstance(table := batch.data, pd.DataFrame):
-        for name in table.columns:
-            series = table[name]
+    if isinstance(batch.data, pd.DataFrame):
+        for name, series in batch.data.items():
             for moved in _stepped_column(series):
-                yield Batch(table.assign(**{str(name): moved.array}))
-    else:
-        name, matrix = next(iter(table.items()))
-        has_columns = matrix.dtype.kind == "f" and matrix.ndim == 2
-        width = matrix.shape[1] if has_columns else 0
-        for column in range(width):
-            for values in _stepped(matrix[:, column]):
-                copy = matrix.copy()
-                copy[:, column] = values
-                yield Batch({name: copy})
+                yield Batch(batch.data.assign(**{str(name): moved.array}))
+        return
+    name, matrix = next(iter(batch.data.items()))
+    if matrix.dtype.kind != "f" or matrix.ndim != 2:
+        return
+    for column in range(matrix.shape[1]):
+        for values in _stepped(matrix[:, column]):
+            copy = matrix.copy()
+            copy[:, column] = values
+            yield Batch({name: copy})
 
 
 def _rounded(batch: Batch) -> Iterator[Batch]:
@@ -178,18 +182,20 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
     """
     random = np.random.default_rng(0)
     for _ in range(_ROUNDED_COPIES):
-        if isinstance(table := batch.data, pd.DataFrame):  # A neural network reads 32-bit floats.
-            if not all(map(is_numeric_dtype, table.dtypes)):
-                yield batch  # Only the weights of a text model can be moved.
-                continue
-            yield Batch(
-                pd.DataFrame(
-                    moved_by_roundings(table.to_numpy(np.float32), random),
-                    columns=table.columns,
-                ),
-            )
-        else:
-            yield Batch({name: moved_by_roundings(array, random) for name, array in table.items()})
+        yield _moved_by_roundings(batch, random)
+
+
+def _moved_by_roundings(batch: Batch, random: np.random.Generator) -> Batch:
+    """Return the rows with all numbers moved. The rows of a text model are unchanged:
+    only its weights can be moved.
+    """
+    table = batch.data
+    if not isinstance(table, pd.DataFrame):
+        return Batch({name: moved_by_roundings(array, random) for name, array in table.items()})
+    if not all(map(is_numeric_dtype, table.dtypes)):
+        return batch
+    numbers = table.to_numpy(np.float32)  # A neural network reads 32-bit floats.
+    return Batch(pd.DataFrame(moved_by_roundings(numbers, random), columns=table.columns))
 
 
 def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
@@ -203,8 +209,8 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
 
 
 def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
-    """Yield the column moved by `_stepped`, with its own type. Columns that hold other
-    values yield nothing.
+    """Yield the column moved down and up by two 32-bit steps, with its own type.
+    Columns that hold other values than numbers yield nothing.
     """
     if is_float_dtype(series.dtype):  # The checks include types of pandas and Arrow.
         for values in _stepped(column_values(series)):
@@ -214,27 +220,22 @@ def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
 
 
 def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
-    """Yield a column with large integers moved by whole steps. An integer that would
-    leave the type is not moved.
+    """Yield a column of integers moved down and up by whole steps. An integer that
+    would leave the type is not moved, and a column of small integers yields nothing.
     """
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     if not (np.abs(numbers) > _EXACT).any():
         return
     # "Int64" and "int64[pyarrow]" hold int64.
-    dtype = np.dtype(str(series.dtype).split("[")[0].lower())
+    type_name = str(series.dtype).partition("[")[0].lower()
+    dtype = np.dtype(type_name)
     bounds = np.iinfo(dtype)
     # The step of a small integer is below one half, and becomes zero.
     steps = np.rint(_step_sizes(numbers))
-    yield series - np.where(
-        numbers - steps >= bounds.min,
-        steps,
-        0,
-    ).astype(dtype)
-    yield series + np.where(
-        numbers + steps < bounds.max,
-        steps,
-        0,
-    ).astype(dtype)
+    steps_down = np.where(numbers - steps >= bounds.min, steps, 0)
+    steps_up = np.where(numbers + steps < bounds.max, steps, 0)
+    yield series - steps_down.astype(dtype)
+    yield series + steps_up.astype(dtype)
 
 
 def _stepped(values: Array) -> Iterator[Array]:

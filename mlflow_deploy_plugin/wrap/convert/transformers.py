@@ -51,6 +51,8 @@ _HOSTILE = (
     + "!? " * 50
 ).split("|")
 """Texts that tokenizers treat in different ways."""
+_HOSTILE_TEXTS = 2_000  # random combinations that are tokenized
+_UNLIMITED_TOKENS = 10**6
 
 _WITHOUT_EFFECT = (
     # of pipelines
@@ -78,9 +80,8 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     table: pd.DataFrame = data
     if not isinstance(data, pd.DataFrame):
         texts = [data] if isinstance(data, str) else list(data)
-        table = pd.DataFrame(
-            {getattr(data, "name", None) or "text": pd.Series(texts, dtype=object)},
-        )
+        column = getattr(data, "name", None) or "text"
+        table = pd.DataFrame({column: pd.Series(texts, dtype=object)})
     if table.shape[1] != 1 or not all(isinstance(text, str) for text in table.iloc[:, 0]):
         raise InvalidConfig(
             f"input_example: {type(model).__name__} needs a list of texts, or a table with one "
@@ -98,17 +99,7 @@ def forms(
     """Return one form, the exported net. Raises InvalidConfig or ConversionError if the
     model is not supported.
     """
-    net: _Classifier | _Encoder
-    if isinstance(model, transformers.TextClassificationPipeline):
-        net = _Classifier(model)
-    elif isinstance(model, SentenceTransformer):
-        net = _Encoder(model)
-    else:
-        raise ConversionError(
-            f"a {getattr(model, 'task', type(model).__name__)} model cannot be converted to ONNX: "
-            "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
-            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
-        )
+    net = _net_of(model)
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
     if not getattr(net.tokenizer, "is_fast", False):
@@ -123,6 +114,20 @@ def forms(
         # regardless of the mask needs the padding on the left.
         sides.append("left")
     return [partial(_convert, model, net, table, predict_fn, side) for side in sides]
+
+
+def _net_of(model: TrainedModel) -> "_Classifier | _Encoder":
+    """Return the net of a model. Raises ConversionError for other tasks."""
+    if isinstance(model, transformers.TextClassificationPipeline):
+        return _Classifier(model)
+    if isinstance(model, SentenceTransformer):
+        return _Encoder(model)
+    task = getattr(model, "task", type(model).__name__)
+    raise ConversionError(
+        f"a {task} model cannot be converted to ONNX: "
+        "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
+        "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
+    )
 
 
 def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
@@ -140,21 +145,24 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
 
 def _pipeline_asked_with(
     pipeline: TrainedModel,
-    given: dict[str, Any],
+    options: dict[str, Any],
     predict_fn: str,
 ) -> TrainedModel:
-    most = given.pop("top_k", 1)
-    if most != 1 and predict_fn == "predict":
+    """Return the pipeline with the options as its defaults. Raises ConversionError if
+    the pipeline refuses them, or if `predict` would return several labels.
+    """
+    label_count = options.pop("top_k", 1)
+    if label_count != 1 and predict_fn == "predict":
         raise ConversionError(
-            f"it is asked with top_k={most}, so it returns several labels per text, and `predict` "
-            "of an ONNX form returns one: use --predict-fn predict_proba (in Python "
+            f"it is asked with top_k={label_count}, so it returns several labels per text, and "
+            "`predict` of an ONNX form returns one: use --predict-fn predict_proba (in Python "
             "pyfunc_predict_fn=) for the probabilities of all labels, or log the version without "
             "top_k",
         )
     try:
-        preprocess, _, postprocess = pipeline._sanitize_parameters(**given)
+        preprocess, _, postprocess = pipeline._sanitize_parameters(**options)
     except Exception as error:
-        described = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        described = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ConversionError(
             f"its pipeline refuses the arguments {described}: {one_line(error)}",
         ) from error
@@ -163,18 +171,35 @@ def _pipeline_asked_with(
     return pipeline
 
 
-def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedModel:
-    given = {name: value for name, value in given.items() if value is not None}
-    prompt = given.pop("prompt", None)
-    prompt_name = given.pop("prompt_name", None)
-    size = given.pop("truncate_dim", None)
-    normalizes = given.pop("normalize_embeddings", False)
-    for name, value in given.items():
+def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> TrainedModel:
+    """Return the encoder with the prompt, size and normalization of the options. Raises
+    ConversionError for another option that is not a default.
+    """
+    remaining = {name: value for name, value in options.items() if value is not None}
+    prompt = remaining.pop("prompt", None)
+    prompt_name = remaining.pop("prompt_name", None)
+    size = remaining.pop("truncate_dim", None)
+    normalizes = remaining.pop("normalize_embeddings", False)
+    for name, value in remaining.items():
         if _ENCODER_DEFAULTS.get(name) != value:
             raise ConversionError(
                 f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the "
                 f"version without {name}",
             )
+    _set_prompt(model, prompt, prompt_name)
+    if size is not None:
+        model.truncate_dim = size
+    if normalizes:
+        if model.truncate_dim is not None:
+            model.append(_Truncation(model.truncate_dim))
+        model.append(Normalize())
+    return model
+
+
+def _set_prompt(model: TrainedModel, prompt: str | None, prompt_name: str | None) -> None:
+    """Set the default prompt of the encoder by its text or by its name; without either,
+    the default stays. Raises ConversionError for an unknown name.
+    """
     if prompt is not None:
         model.prompts["asked"] = prompt
         model.default_prompt_name = "asked"
@@ -186,13 +211,6 @@ def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedMo
                 f"({prompts})",
             )
         model.default_prompt_name = prompt_name
-    if size is not None:
-        model.truncate_dim = size
-    if normalizes:
-        if model.truncate_dim is not None:
-            model.append(_Truncation(model.truncate_dim))
-        model.append(Normalize())
-    return model
 
 
 class _Truncation(torch.nn.Module):  # type: ignore[misc]
@@ -230,20 +248,14 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_single = len(self.all_labels) == 1
         function = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
-        if not function:  # The rules of TextClassificationPipeline.postprocess.
-            is_multiple = config.problem_type == "multi_label_classification" or is_single
-            if config.problem_type == "regression":
-                function = "none"
-            elif is_multiple:
-                function = "sigmoid"
-            else:
-                function = "softmax"
-        activate = {
+        if not function:
+            function = _default_function(config.problem_type, is_single)
+        activations = {
             "softmax": partial(torch.softmax, dim=-1),
             "sigmoid": torch.sigmoid,
             "none": torch.nn.Identity(),
         }
-        self._activate = activate[function]
+        self._activate = activations[function]
         if is_single:
             self.output = "score"
         elif function == "softmax":
@@ -253,9 +265,8 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         self.labels = () if is_single else self.all_labels
 
     def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        scores = self._activate(
-            self.net(**dict(zip(self.names, tensors, strict=True))).logits.float(),
-        )
+        arguments = dict(zip(self.names, tensors, strict=True))
+        scores = self._activate(self.net(**arguments).logits.float())
         if not self.labels:
             scores = scores[:, 0]
         return {self.output: scores}
@@ -279,6 +290,17 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         if options.get("max_length") is not None and "padding" not in self.options:
             options.setdefault("truncation", True)  # A tokenizer that does not pad does the same.
         return dict(self.tokenizer(texts, **options))
+
+
+def _default_function(problem_type: str | None, is_single: bool) -> str:
+    """Return the function that turns logits into scores, by the rules of
+    TextClassificationPipeline.postprocess. `is_single` is True for one label.
+    """
+    if problem_type == "regression":
+        return "none"
+    if problem_type == "multi_label_classification" or is_single:
+        return "sigmoid"
+    return "softmax"
 
 
 class _Encoder(torch.nn.Module):  # type: ignore[misc]
@@ -330,6 +352,9 @@ def _convert(
     predict_fn: str,
     side: str,
 ) -> ConvertedModel:
+    """Return the graph of the net with its tokenizer, padded on the `side`: left or
+    right. The batch is a table with one column of texts.
+    """
     column = str(batch.columns[0])
     texts = batch.iloc[:, 0].tolist()
     with _padding_side(net.tokenizer, side):
@@ -338,21 +363,15 @@ def _convert(
     net.names = list(spec.graph_inputs)
     proto = _export(net, tokens)
     package = type(model).__module__.partition(".")[0]
-    bound = converted.bind_graph(
-        proto,
-        None,
-        package,
-        version(package.replace("_", "-")),
-        _original_model(net),
-    )
+    package_version = version(package.replace("_", "-"))
+    bound = converted.bind_graph(proto, None, package, package_version, _original_model(net))
     roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
+    outputs = [replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs]
     prediction = net.output if predict_fn == "predict_proba" else bound.outputs[0].name
     return replace(
         bound,
         inputs=(Input(column, "str", (-1,), (column,)),),
-        outputs=tuple(
-            replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs
-        ),
+        outputs=tuple(outputs),
         prediction=(prediction,),
         classes=net.labels,
         boundary_values=converted.BoundaryValues(texts={column: tuple(_HOSTILE)}),
@@ -400,25 +419,34 @@ def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
 
 
 def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
+    """Return a function for the original's predictions. It raises InvalidConfig for a
+    missing text.
+    """
+
     def original(batch: ModelInput) -> dict[str, Array]:
-        inputs = pd.DataFrame(batch).iloc[:, 0].tolist()
-        if not all(isinstance(text, str) for text in inputs):
+        texts = pd.DataFrame(batch).iloc[:, 0].tolist()
+        if not all(isinstance(text, str) for text in texts):
             raise InvalidConfig("a text is missing")
-        # The example is repeated.
-        places = {text: index for index, text in enumerate(dict.fromkeys(inputs))}
-        tokens = net.tokenizer(
-            [net.prefix + text for text in places],
-            verbose=False,
-        )["input_ids"]
-        if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
-            raise ValueError(
-                f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no "
-                "special tokens; leave it out",
-            )
-        positions = [places[text] for text in inputs]
-        return {name: array[positions] for name, array in net.predict(list(places)).items()}
+        # The rows of the example are repeated, so each text is predicted once.
+        unique_texts = list(dict.fromkeys(texts))
+        _check_tokens(net, unique_texts)
+        answers = net.predict(unique_texts)
+        row_of_text = {text: row for row, text in enumerate(unique_texts)}
+        rows = [row_of_text[text] for text in texts]
+        return {name: array[rows] for name, array in answers.items()}
 
     return original
+
+
+def _check_tokens(net: "_Classifier | _Encoder", texts: list[str]) -> None:
+    """Raise ValueError for a text without tokens."""
+    tokens = net.tokenizer([net.prefix + text for text in texts], verbose=False)
+    for text, ids in zip(texts, tokens["input_ids"], strict=True):
+        if not ids:
+            raise ValueError(
+                f"the text {short_repr(text)} has no tokens, because the tokenizer adds no "
+                "special tokens; leave it out",
+            )
 
 
 def _saved_tokenizer(
@@ -472,7 +500,8 @@ def _most_tokens(model: "_Classifier | _Encoder") -> int:
         if is_embedding and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
     for limit in (truncation.get("max_length"), positions, model.tokenizer.model_max_length):
-        if limit and 0 < limit < 10**6:  # A `model_max_length` of 1e30 is not a limit.
+        # A `model_max_length` of 1e30 is not a limit.
+        if limit and 0 < limit < _UNLIMITED_TOKENS:
             return int(limit)
     raise ConversionError(
         "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
@@ -483,7 +512,7 @@ def _hostile_texts(texts: list[str]) -> Iterator[str]:
     """Yield random combinations of the texts and of hostile texts."""
     random = np.random.default_rng(0)
     words = [*_HOSTILE, *texts]
-    for _ in range(2_000):
+    for _ in range(_HOSTILE_TEXTS):
         positions = random.integers(0, len(words), random.integers(1, 5))
         yield "".join(words[index] for index in positions)
 
@@ -503,11 +532,11 @@ def _compare_tokens(
     except SchemaMismatch:  # The text has too many tokens for a model that does not truncate.
         return
     want = model.tokenize([text, other])
-    for name in names:
-        if not np.array_equal(got[name], np.asarray(want[name])):
-            options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
-            shown_options = f" ({options})" if options else ""
-            raise ConversionError(
-                f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its "
-                f"tokenizer with an option that this file does not contain{shown_options}",
-            )
+    differing = [name for name in names if not np.array_equal(got[name], np.asarray(want[name]))]
+    if differing:
+        options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
+        shown_options = f" ({options})" if options else ""
+        raise ConversionError(
+            f"{_FILE} yields other {differing[0]} for {short_repr(text)}: the model calls its "
+            f"tokenizer with an option that this file does not contain{shown_options}",
+        )

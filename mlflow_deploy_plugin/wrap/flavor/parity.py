@@ -41,6 +41,9 @@ Answers = dict[str, Array]
 WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # (batch size, number of rows)
 _INPUT_WIDTH = 120
+_PLAIN_ENTRIES = 8  # entries of an array in the worst rows
+_MAX_METRIC_NAME = 100
+_EXACT_INTEGERS = 2**24  # The graph's 32-bit floats represent smaller integers exactly.
 _CLOSE = 0.1
 """A share of the tolerance. If an error exceeds this share, other rows may exceed the
 tolerance.
@@ -86,6 +89,22 @@ def _larger(largest: float, errors: Array) -> float:
     return max(largest, float(errors.max(initial=0)))
 
 
+class Doubts(NamedTuple):
+    """A sort key for the ONNX forms of a model: the best form has the smallest key.
+
+    Attributes:
+        is_unproven: True if the form cannot predict, or if there are too few rows.
+        beyond_tolerance: the number of errors beyond the tolerance.
+        ties: the number of ties.
+        is_close: True if an error exceeds `_CLOSE` of the tolerance.
+    """
+
+    is_unproven: bool
+    beyond_tolerance: int
+    ties: int
+    is_close: bool
+
+
 @dataclass(frozen=True)
 class ParityReport:
     """The content of parity.json.
@@ -121,13 +140,13 @@ class ParityReport:
         return sum(output.beyond_tolerance for output in self.outputs)
 
     @property
-    def doubts(self) -> tuple[bool, int, int, bool]:
-        """A sort key for the ONNX forms of a model: the best form has the smallest
-        key.
-        """
-        ties = sum(output.ties for output in self.outputs)
-        close = any(output.max_excess > _CLOSE for output in self.outputs)
-        return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
+    def doubts(self) -> Doubts:
+        return Doubts(
+            is_unproven=bool(self.problem or self.unproven),
+            beyond_tolerance=self.beyond_tolerance,
+            ties=sum(output.ties for output in self.outputs),
+            is_close=any(output.max_excess > _CLOSE for output in self.outputs),
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Return the report for JSON, with infinite errors as strings."""
@@ -157,7 +176,7 @@ class ParityReport:
             "onnxserve.parity.beyond_tolerance": self.beyond_tolerance,
         }
         for output in self.outputs:
-            name = re.sub(r"[^\w\-. ]", "_", output.name)[:100]
+            name = re.sub(r"[^\w\-. ]", "_", output.name)[:_MAX_METRIC_NAME]
             prefix = f"onnxserve.parity.{name}"
             figures[f"{prefix}.agreement"] = output.agreement
             if output.role != "label":
@@ -200,25 +219,46 @@ def ask_original(
     refused parts have None.
     """
     for group in groups:
-        if (answers := _ask(original, group)) is not None:
+        answers = _ask(original, group)
+        if answers is not None:
             yield group, answers
+        else:
+            yield from _ask_in_parts(original, group)
+
+
+def _ask_in_parts(
+    original: OriginalModel,
+    group: RowGroup,
+) -> Iterator[tuple[RowGroup, Answers | None]]:
+    """Yield parts of a refused group with their predictions, or with None for a refused
+    block.
+
+    A part has one or more whole blocks: it is halved if it is refused, and the next
+    part after a prediction has twice its size.
+    """
+    count = len(group.batch)
+    start = 0
+    size = group.block
+    while start < count:
+        part = _part_of(group, start, size)
+        # A part with all rows is the group, which is refused.
+        answers = _ask(original, part) if size < count else None
+        if answers is None and size > group.block:
+            size //= 2
             continue
-        count = len(group.batch)
-        start = 0
-        size = (block := group.block)
-        while start < count:
-            columns = group.columns
-            if len(columns) > 1:
-                columns = columns[start // block : (start + size) // block]
-            rows = group.batch.take(slice(start, start + size))
-            part = replace(group, batch=rows, columns=columns)
-            answers = _ask(original, part) if size < count else None
-            if answers is None and size > block:
-                size //= 2
-                continue
-            yield part, answers
-            start = start + size
-            size = size if answers is None else size * 2
+        yield part, answers
+        start += size
+        if answers is not None:
+            size *= 2
+
+
+def _part_of(group: RowGroup, start: int, size: int) -> RowGroup:
+    """Return `size` rows of the group with the changed columns of their blocks."""
+    columns = group.columns
+    if len(columns) > 1:
+        columns = columns[start // group.block : (start + size) // group.block]
+    rows = group.batch.take(slice(start, start + size))
+    return replace(group, batch=rows, columns=columns)
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
@@ -277,6 +317,10 @@ class _WorstRow(NamedTuple):
 
 
 class _ParityProof:
+    """The comparison of a saved model with its original, group by group. `problem` is
+    the reason if the saved model could not predict.
+    """
+
     def __init__(
         self,
         model: OnnxModel,
@@ -318,18 +362,25 @@ class _ParityProof:
         if not group.compared:
             return
         try:
-            got = self._answers(group.batch)
-            self._sources[group.source] += count
-            self._compare(group, want, got, count)
-            # Skip the small batches after an error, because a wrong row would be
-            # counted twice.
-            if not self.problem and not self._beyond():
-                if group.alone or group.source == "example":
-                    self._compare_small_batches(group.batch, want)
-                if self._converted.many_rows:
-                    self._compare_other_way(group, want, count)
+            self._compare_batches(group, want, count)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
+
+    def _compare_batches(self, group: RowGroup, want: Answers, count: int) -> None:
+        """Compare the `count` rows in one batch and, if they are equal, in the other
+        batch sizes whose answers may differ.
+        """
+        got = self._answers(group.batch)
+        self._sources[group.source] += count
+        self._compare(group, want, got, count)
+        # Skip the other sizes after an error, because a wrong row would be counted
+        # twice.
+        if self.problem or self._beyond():
+            return
+        if group.alone or group.source == "example":
+            self._compare_small_batches(group.batch, want)
+        if self._converted.many_rows:
+            self._compare_other_way(group, want, count)
 
     def _compare_small_batches(self, batch: Batch, want: Answers) -> None:
         for size, rows in _SMALL_BATCHES:
@@ -395,11 +446,14 @@ class _ParityProof:
         got: Array,
         tied: Array,
     ) -> None:
-        if len(want) >= comparison.ENOUGH_ROWS:
-            # The first large group sets the spread for all later groups.
-            self._spreads.setdefault(output.name, comparison.answer_spread(want))
-        spread = self._spreads.get(output.name, comparison.answer_spread(want))
-        tolerance = comparison.parity_tolerance(output.role, want, spread)
+        """Add the errors of one output to its figures and to the worst rows.
+
+        Args:
+            want: the original's predictions, [N, …].
+            got: the saved model's predictions, [N, …].
+            tied: [N] booleans, True for a row whose label is a tie.
+        """
+        tolerance = self._tolerance(output, want)
         agreement = compare(want, got, tolerance)
         by_row = agreement.by_row()
         ties = self._close_ties(group, output.name, want, ~by_row.same, tolerance)
@@ -410,22 +464,29 @@ class _ParityProof:
         excess = np.where(ties, 0.0, by_row.excess)
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:
-                single = group.batch.take([row])
-                error = float(excess[row])
                 self._worst.append(
                     _WorstRow(
-                        error,
-                        group.source,
-                        output.name,
-                        want[row],
-                        got[row],
-                        single,
+                        excess=float(excess[row]),
+                        source=group.source,
+                        output=output.name,
+                        original=want[row],
+                        onnx=got[row],
+                        input=group.batch.take([row]),
                     ),
                 )
-        self._worst = sorted(
-            self._worst,
-            key=lambda entry: -entry.excess,
-        )[:WORST_ROWS]
+        by_excess = sorted(self._worst, key=lambda entry: -entry.excess)
+        self._worst = by_excess[:WORST_ROWS]
+
+    def _tolerance(self, output: Output, want: Array) -> Tolerance:
+        """Return the tolerance. The first large group sets the spread for all later
+        groups.
+        """
+        spread = self._spreads.get(output.name)
+        if spread is None:
+            spread = comparison.answer_spread(want)
+            if len(want) >= comparison.ENOUGH_ROWS:
+                self._spreads[output.name] = spread
+        return comparison.parity_tolerance(output.role, want, spread)
 
     def _close_ties(
         self,
@@ -490,29 +551,22 @@ class _ParityProof:
         return sum(figures.beyond_tolerance for figures in self._figures.values())
 
     def report(self, at_least: int) -> ParityReport:
+        """Return the report of all groups. If fewer than `at_least` rows were compared,
+        the model is not proven.
+        """
         rows = sum(self._sources.values())
         for figures in self._figures.values():
             figures.agreement = 1 - figures.beyond_tolerance / max(rows, 1)
-        wrong = self.problem or self._beyond()
+        is_wrong = bool(self.problem or self._beyond())
         unproven = ""
-        if not wrong and rows < at_least:
-            refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
-            unproven = (
-                f"parity needs {at_least} rows, and only {rows} rows could be compared: the "
-                f"original refuses generated rows ({refused}); pass rows that the original "
-                "accepts as parity_data"
-            )
-        refused_columns: dict[str, list[str]] = {
-            source: [] for source, _ in sorted(self._refused_columns)
-        }
-        for source, name in sorted(self._refused_columns - self._answered_columns):
-            refused_columns[source].append(name)
+        if not is_wrong and rows < at_least:
+            unproven = self._too_few_rows(rows, at_least)
         return ParityReport(
-            state="warned" if wrong or unproven else "proven",
+            state="warned" if is_wrong or unproven else "proven",
             rows=rows,
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
-            refused_columns=refused_columns,
+            refused_columns=self._always_refused_columns(),
             batch_sizes=sorted(self._sizes),
             outputs=list(self._figures.values()),
             worst_rows=[row.as_dict() for row in self._worst],
@@ -520,6 +574,24 @@ class _ParityProof:
             unproven=unproven,
             repair=self._converted.repair,
         )
+
+    def _too_few_rows(self, rows: int, at_least: int) -> str:
+        """Return the reason why `rows` compared rows are no proof."""
+        refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
+        return (
+            f"parity needs {at_least} rows, and only {rows} rows could be compared: the "
+            f"original refuses generated rows ({refused}); pass rows that the original "
+            "accepts as parity_data"
+        )
+
+    def _always_refused_columns(self) -> dict[str, list[str]]:
+        """Return the columns for which the original refused every block, by source.
+        Sources with other refused columns have an empty list.
+        """
+        columns: dict[str, list[str]] = {source: [] for source, _ in sorted(self._refused_columns)}
+        for source, name in sorted(self._refused_columns - self._answered_columns):
+            columns[source].append(name)
+        return columns
 
 
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
@@ -551,14 +623,16 @@ def _exact_categories(learned: Sequence[object]) -> list[JsonValue]:
     """
     if len(learned) >= MAX_VALUES:
         return []
+    # NaN differs from itself.
     present = [_plain(value) for value in learned if value is not None and value == value]
     numbers = [number for number in present if not isinstance(number, str)]
-    # The graph's 32-bit floats represent integers exactly up to 2**24.
     are_codes = all(
-        isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code)
+        isinstance(code, int | float) and abs(code) <= _EXACT_INTEGERS and code == int(code)
         for code in numbers
     )
-    return list(dict.fromkeys(present)) if are_codes else []
+    if not are_codes:
+        return []
+    return list(dict.fromkeys(present))
 
 
 def _plain(value: object) -> JsonValue:
@@ -566,14 +640,16 @@ def _plain(value: object) -> JsonValue:
     eight entries of an array.
     """
     if isinstance(value, np.ndarray):
-        flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
-        return [*flat, "…"] if value.size > 8 else flat
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float):
-        return value if np.isfinite(value) else str(value)
-    if isinstance(value, bool | int | str):
-        return value
-    return str(value)
+        entries = [_plain(entry) for entry in value.reshape(-1)[:_PLAIN_ENTRIES]]
+        if value.size > _PLAIN_ENTRIES:
+            entries.append("…")
+        return entries
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, float):
+        return plain if np.isfinite(plain) else str(plain)
+    if isinstance(plain, bool | int | str):
+        return plain
+    return str(plain)
 
 
 def parity_error(report: ParityReport) -> ParityError:
@@ -592,24 +668,25 @@ def parity_error(report: ParityReport) -> ParityError:
         for output in report.outputs
         if output.beyond_tolerance
     )
-    names = ["source", "output", "original", "onnx", "input"]
-    lines = [names]
-    for row in report.worst_rows:
-        lines.append([_short(row[name]) for name in names])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = "\n".join(
-        "  ".join(
-            [
-                "",
-                *map(str.ljust, line, widths),
-            ]
-        ).rstrip()
-        for line in lines
-    )
+    table = _as_table(report.worst_rows)
     return ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
         'To log the model anyway, set parity="warn"; the version is then marked as warned.',
     )
+
+
+def _as_table(worst_rows: list[dict[str, Any]]) -> str:
+    """Return the worst rows as lines of aligned text, with a header."""
+    names = ["source", "output", "original", "onnx", "input"]
+    lines = [names]
+    for row in worst_rows:
+        lines.append([_short(row[name]) for name in names])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = []
+    for line in lines:
+        cells = map(str.ljust, line, widths)
+        aligned.append("  ".join(["", *cells]).rstrip())
+    return "\n".join(aligned)
 
 
 def _short(value: object) -> str:
@@ -617,7 +694,8 @@ def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_short, value))}]"
+        entries = ", ".join(map(_short, value))
+        return f"[{entries}]"
     if isinstance(value, dict):
         text = ", ".join(f"{name}={_short(entry)}" for name, entry in value.items())
         if len(text) <= _INPUT_WIDTH:

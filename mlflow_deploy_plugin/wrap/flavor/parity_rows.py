@@ -44,6 +44,10 @@ _LEARNED_ROWS = 200
 _CATEGORY_ROWS = 200  # rows per column; fewer if all columns would exceed `_ALL_CATEGORY_ROWS`
 _ALL_CATEGORY_ROWS = 4_000
 _TEXT_ROWS = 240
+_RANGE_ROWS = 600
+_LEAST_OBSERVED_ROWS = 400
+_LEAST_TENSOR_ROWS = 200
+_EXACT_INTEGERS = 2**53  # A 64-bit float represents all smaller integers exactly.
 # factors of the largest number of a column
 _FAR = (
     -1e6,
@@ -57,6 +61,7 @@ _FAR = (
     3e4,
     1e6,
 )
+_FAR_COLUMN_ROWS = 4 * len(_FAR)
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
 _SENTINELS = (
     -999.0,
@@ -87,6 +92,8 @@ _CHANGED_COLUMNS = 100
 _CHUNK_ELEMENTS = 4_000_000  # elements of a tensor in memory at a time
 _OTHER_SIZES = 8  # draws of sizes for free axes
 _OTHER_SIZE_ROWS = 8
+_ODD_TEXTS = ("", " ", "\t\n  ", "!", "é")
+_SEPARATORS = (" ", " ", "  ", ", ", "\n", "\u00a0")
 
 
 def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
@@ -124,22 +131,11 @@ def parity_rows(
     """
     random = np.random.default_rng(0)
     given_count = 0
-    for source, data in (("example", example), ("parity_data", parity_data)):
-        if data is None:
-            continue
-        if len(data) > _MAX_GIVEN_ROWS:
-            data = data.take(np.sort(random.choice(len(data), _MAX_GIVEN_ROWS, replace=False)))
-        parts = [data] if data.is_table else data.chunks(_chunk_rows(data))
-        for part in parts:
-            given_count += len(part)
-            yield RowGroup(source, part, generated=False)
-    for name, draw in _generators(
-        example,
-        boundary_values,
-        MIN_PARITY_ROWS - given_count,
-        sizes or {},
-        random,
-    ):
+    for group in _given_groups(example, parity_data, random):
+        given_count += len(group.batch)
+        yield group
+    missing_count = MIN_PARITY_ROWS - given_count
+    for name, draw in _generators(example, boundary_values, missing_count, sizes or {}, random):
         try:
             yield from draw()
         except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any error.
@@ -147,7 +143,28 @@ def parity_rows(
                 left_out[name] = one_line(error)
 
 
-_Generator: TypeAlias = tuple[str, Callable[[], Iterable[RowGroup]]]
+def _given_groups(
+    example: Batch,
+    parity_data: Batch | None,
+    random: np.random.Generator,
+) -> Iterator[RowGroup]:
+    """Yield at most `_MAX_GIVEN_ROWS` rows of the example and of `parity_data`. Tensors
+    are split into chunks.
+    """
+    for source, data in (("example", example), ("parity_data", parity_data)):
+        if data is None:
+            continue
+        rows = data
+        if len(rows) > _MAX_GIVEN_ROWS:
+            positions = random.choice(len(rows), _MAX_GIVEN_ROWS, replace=False)
+            rows = rows.take(np.sort(positions))
+        parts = [rows] if rows.is_table else rows.chunks(_chunk_rows(rows))
+        for part in parts:
+            yield RowGroup(source, part, generated=False)
+
+
+_Draw: TypeAlias = Callable[[], Iterable[RowGroup]]
+_Generator: TypeAlias = tuple[str, _Draw]
 """The name of a generator and a function that draws its rows."""
 
 
@@ -158,36 +175,43 @@ def _generators(
     sizes: Mapping[str, Mapping[int, str]],
     random: np.random.Generator,
 ) -> Iterator[_Generator]:
+    """Yield the generators: by column for a table and for a single matrix, otherwise by
+    tensor.
+
+    Args:
+        row_count: the number of rows that are missing for `MIN_PARITY_ROWS`.
+        sizes: the symbols of the free axes by tensor and axis.
+    """
     if isinstance(example.data, pd.DataFrame):
         yield from _TableRows(example.data, random).generators(boundary_values, row_count)
         return
     yield "other sizes", lambda: _other_sizes(example, sizes, random)
     name, array = next(iter(example.tensors.items()))
     if len(example.tensors) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
-        yield "ranges", lambda: _tensor_rows(example, random, max(row_count, 200))
+        tensor_count = max(row_count, _LEAST_TENSOR_ROWS)
+        yield "ranges", lambda: _tensor_rows(example, random, tensor_count)
         yield (
             "far together",
             lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)],
         )
         return
-    table = pd.DataFrame(
-        array,
-        columns=[str(position) for position in range(array.shape[1])],
-    )
-
-    def as_matrices(draw: Callable[[], Iterable[RowGroup]]) -> Iterator[RowGroup]:
-        for group in draw():
-            matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=array.dtype)
-            yield replace(
-                group,
-                batch=Batch({name: matrix}),
-                columns=(name,) * len(group.columns),
-            )
-
-    for source, draw in _TableRows(table, random).generators(boundary_values, row_count):
+    columns = [str(position) for position in range(array.shape[1])]
+    table_rows = _TableRows(pd.DataFrame(array, columns=columns), random)
+    for source, draw in table_rows.generators(boundary_values, row_count):
         # A tensor of strings cannot have missing values.
         if source != "missing" or array.dtype.kind not in "OUT":
-            yield source, partial(as_matrices, draw)
+            yield source, partial(_draw_matrices, draw, name, array.dtype)
+
+
+def _draw_matrices(draw: _Draw, name: str, dtype: np.dtype[Any]) -> Iterator[RowGroup]:
+    """Yield the drawn tables as matrices of the tensor `name`."""
+    for group in draw():
+        matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=dtype)
+        yield replace(
+            group,
+            batch=Batch({name: matrix}),
+            columns=(name,) * len(group.columns),
+        )
 
 
 def _chunk_rows(tensors: Batch) -> int:
@@ -201,86 +225,98 @@ example's column.
 
 
 @dataclass(frozen=True)
+class _ColumnChange:
+    """A change of one column at a time.
+
+    Attributes:
+        source: the name of the changed rows.
+        fits: a function that returns True for a column that can be changed.
+        row_count: the number of changed rows per column.
+        change: the function that changes the column.
+        compared: False if the rows only determine which columns the original refuses.
+    """
+
+    source: str
+    fits: Callable[[pd.Series], bool]
+    row_count: int
+    change: _Change
+    compared: bool = True
+
+
+@dataclass(frozen=True)
 class _TableRows:
+    """The rows that are drawn from the example, a table."""
+
     example: pd.DataFrame
     random: np.random.Generator
 
     def generators(self, boundary_values: BoundaryValues, row_count: int) -> Iterator[_Generator]:
-        yield (
-            "ranges",
-            lambda: [
-                RowGroup(
-                    "ranges",
-                    Batch(self.by_column(600, self.in_range)),
-                )
-            ],
-        )
-        yield (
-            "observed",
-            lambda: [
-                RowGroup(
-                    "observed",
-                    Batch(self.by_column(max(row_count, 400), self.observed)),
-                ),
-            ],
-        )
+        """Yield the generators of a table, of which `observed` draws at least
+        `row_count` rows.
+        """
+        yield "ranges", self.ranges
+        yield "observed", partial(self.observed, row_count)
         if boundary_values.edges:
-            yield (
-                "thresholds",
-                lambda: [RowGroup("thresholds", Batch(self.at_edges(boundary_values.edges)))],
-            )
+            yield "thresholds", partial(self.thresholds, boundary_values.edges)
         yield "learned", lambda: chain.from_iterable(map(self.at_learned, boundary_values.rows))
         yield "categories", lambda: self.at_categories(boundary_values.categories)
         yield "vocabulary", lambda: starmap(self.vocabulary, boundary_values.texts.items())
-        for change in _CHANGES:
-            yield change[0], partial(self.changed, *change)
+        for column_change in _CHANGES:
+            yield column_change.source, partial(self.changed, column_change)
         yield "unseen categories", self.unseen_categories
         yield "far", self.far
         yield "sentinels", partial(self.sentinels, boundary_values.farthest)
 
+    def ranges(self) -> Iterator[RowGroup]:
+        yield RowGroup("ranges", Batch(self.by_column(_RANGE_ROWS, self.draw_in_range)))
+
+    def observed(self, row_count: int) -> Iterator[RowGroup]:
+        count = max(row_count, _LEAST_OBSERVED_ROWS)
+        yield RowGroup("observed", Batch(self.by_column(count, self.draw_observed)))
+
+    def thresholds(self, edges: Mapping[str, Array]) -> Iterator[RowGroup]:
+        yield RowGroup("thresholds", Batch(self.at_edges(edges)))
+
     def at_learned(self, learned: Mapping[str, Array]) -> Iterator[RowGroup]:
-        yield RowGroup("learned", Batch(self.learned(learned)))
-        yield RowGroup("halfway", Batch(self.learned(learned, halfway=True)), may_tie=True)
+        yield RowGroup("learned", Batch(self.training_rows(learned)))
+        midpoints = self.training_rows(learned, is_halfway=True)
+        yield RowGroup("halfway", Batch(midpoints), may_tie=True)
 
     def vocabulary(self, name: str, terms: tuple[str, ...]) -> RowGroup:
-        texts = [
-            *("", " ", "\t\n  ", "!", "é"),
-            *(self.sentence(terms, number) for number in range(_TEXT_ROWS)),
-        ]
-        table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
+        sentences = [self.draw_sentence(terms, number) for number in range(_TEXT_ROWS)]
+        texts = [*_ODD_TEXTS, *sentences]
+        column = _as_series(texts, self.example[name].dtype)
+        table = self.draw_rows(len(texts)).assign(**{name: column})
         return RowGroup("vocabulary", Batch(table), alone=True)
 
-    def changed(
-        self,
-        source: str,
-        fits: Callable[[pd.Series], bool],
-        count: int,
-        change: _Change,
-        compared: bool,
-    ) -> Iterator[RowGroup]:
-        """Yield rows in which one column is changed. The arguments are the fields of an
-        entry of `_CHANGES`.
+    def changed(self, column_change: _ColumnChange) -> Iterator[RowGroup]:
+        """Yield a table in which each row has one changed column, unless no column
+        fits.
         """
-        if names := self.some_columns(fits, count):
-            table = self.one_changed(dict.fromkeys(names, count), change)
+        count = column_change.row_count
+        names = self.fitting_columns(column_change.fits, count)
+        if names:
+            table = self.change_one_column(dict.fromkeys(names, count), column_change.change)
             yield RowGroup(
-                source,
+                column_change.source,
                 Batch(table),
                 block=count,
                 columns=tuple(map(str, names)),
-                compared=compared,
+                compared=column_change.compared,
             )
 
     def unseen_categories(self) -> Iterator[RowGroup]:
         """Yield a table per categorical column, with an unknown category in each row:
         XGBoost refuses such a table.
         """
-        for name in self.some_columns(
+        names = self.fitting_columns(
             lambda series: isinstance(series.dtype, pd.CategoricalDtype),
             _UNSEEN_ROWS,
-        ):
-            table = self.some(_UNSEEN_ROWS)
-            if (unseen := unseen_category(table[name])) is not None:
+        )
+        for name in names:
+            table = self.draw_rows(_UNSEEN_ROWS)
+            unseen = unseen_category(table[name])
+            if unseen is not None:
                 table[name] = unseen
                 yield RowGroup(
                     "unseen",
@@ -290,16 +326,13 @@ class _TableRows:
                 )
 
     def far(self) -> Iterator[RowGroup]:
-        if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
-            yield RowGroup(
-                "far",
-                Batch(
-                    self.one_changed(
-                        dict.fromkeys(numbers, 4 * len(_FAR)),
-                        _far,
-                    )
-                ),
-            )
+        """Yield rows with large numbers in one column, and rows with large numbers in
+        all columns.
+        """
+        names = self.fitting_columns(_is_number, _FAR_COLUMN_ROWS)
+        if names:
+            table = self.change_one_column(dict.fromkeys(names, _FAR_COLUMN_ROWS), _multiply_by_far)
+            yield RowGroup("far", Batch(table))
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
     def sentinels(self, farthest: float) -> Iterator[RowGroup]:
@@ -307,16 +340,20 @@ class _TableRows:
         in all.
         """
         values = [value for value in _SENTINELS if abs(value) <= farthest]
-        numbers = self.some_columns(_is_number, len(values))
-        if not numbers:
+        names = self.fitting_columns(_is_number, len(values))
+        if not names:
             return
-        for start in range(0, len(numbers), _SENTINEL_COLUMNS):
-            rows = dict.fromkeys(numbers[start : start + _SENTINEL_COLUMNS], len(values))
-            table = self.one_changed(rows, lambda column, _: _as(values, column.dtype))
+        for start in range(0, len(names), _SENTINEL_COLUMNS):
+            row_counts = dict.fromkeys(names[start : start + _SENTINEL_COLUMNS], len(values))
+            table = self.change_one_column(
+                row_counts,
+                lambda column, _: _as_series(values, column.dtype),
+            )
             yield RowGroup("sentinels", Batch(table), may_tie=True)
-        table = self.some(len(values))
-        for name in [name for name in table if _is_number(table[name])]:
-            table[name] = _as(values, table[name].dtype)
+        table = self.draw_rows(len(values))
+        for name in self.example:
+            if _is_number(table[name]):
+                table[name] = _as_series(values, table[name].dtype)
         yield RowGroup("sentinels together", Batch(table), may_tie=True)
 
     def at_categories(
@@ -326,31 +363,33 @@ class _TableRows:
         """Yield rows in which one column contains a known category, or a value that is
         similar to a category.
         """
-        names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
-        allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(
-            len(names),
-            1,
-        )
-        most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
+        names = self.fitting_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
+        all_rows = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1])
+        rows_per_column = all_rows // max(len(names), 1)
+        most = min(max(rows_per_column, _UNSEEN_ROWS), _CATEGORY_ROWS)
         if learned and most < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
-            table = self.some(_CATEGORY_ROWS)
-            together = self.category_columns(learned, _CATEGORY_ROWS, _CATEGORY_ROWS)
-            for name, column in together.items():
-                table[name] = column
-            yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
-        for source, values_of in (("categories", list), ("near categories", _near)):
+            yield self.all_categories(learned)
+        for source, values_of in (("categories", list), ("near categories", _similar_values)):
             values = {name: values_of(learned[name]) for name in names}
             changed = self.category_columns(values, most, _UNSEEN_ROWS)
             if changed:
                 yield self.one_category(source, changed)
 
+    def all_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> RowGroup:
+        """Return rows in which all columns contain known categories."""
+        table = self.draw_rows(_CATEGORY_ROWS)
+        columns = self.category_columns(learned, _CATEGORY_ROWS, _CATEGORY_ROWS)
+        for name, column in columns.items():
+            table[name] = column
+        return RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
+
     def one_category(self, source: str, changed: Mapping[Any, pd.Series]) -> RowGroup:
         """Return rows with one changed column each, in blocks of one column."""
-        lengths = {name: len(series) for name, series in changed.items()}
+        row_counts = {name: len(series) for name, series in changed.items()}
         columns: list[str] = []
-        for name, rows in lengths.items():
-            columns += [str(name)] * (rows // _UNSEEN_ROWS)
-        table = self.one_changed(lengths, lambda _, example: changed[example.name])
+        for name, count in row_counts.items():
+            columns += [str(name)] * (count // _UNSEEN_ROWS)
+        table = self.change_one_column(row_counts, lambda _, example: changed[example.name])
         return RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
 
     def category_columns(
@@ -364,16 +403,14 @@ class _TableRows:
         """
         columns = {}
         for name, categories in values.items():
-            drawn = self.some_categories(name, categories, most)
-            whole = -(-len(drawn) // block) * block
+            drawn = self.draw_categories(name, categories, most)
+            block_count = -(-len(drawn) // block)
+            repeated = list(islice(cycle(drawn), block_count * block))
             with contextlib.suppress(TypeError, ValueError):
-                columns[name] = _as(
-                    list(islice(cycle(drawn), whole)),
-                    self.example[name].dtype,
-                )
+                columns[name] = _as_series(repeated, self.example[name].dtype)
         return {name: series for name, series in columns.items() if len(series)}
 
-    def some_categories(
+    def draw_categories(
         self,
         name: str,
         values: Sequence[Category],
@@ -387,13 +424,13 @@ class _TableRows:
             values = [value for value in values if value in dtype.categories]
         return [values[position] for position in self.random.permutation(len(values))[:most]]
 
-    def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
+    def change_one_column(self, row_counts: Mapping[Any, int], change: _Change) -> pd.DataFrame:
         """Return one table in which each row has one changed column: a table per column
-        would take quadratic time.
+        would take quadratic time. `row_counts` are the changed rows per column.
         """
-        table = self.some(sum(rows.values()))
+        table = self.draw_rows(sum(row_counts.values()))
         start = 0
-        for name, count in rows.items():
+        for name, count in row_counts.items():
             column = table[name]
             end = start + count
             changed = change(
@@ -408,12 +445,11 @@ class _TableRows:
             start = end
         return table
 
-    def some(self, count: int) -> pd.DataFrame:
-        return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(
-            drop=True,
-        )
+    def draw_rows(self, count: int) -> pd.DataFrame:
+        positions = self.random.integers(0, len(self.example), count)
+        return self.example.iloc[positions].reset_index(drop=True)
 
-    def some_columns(
+    def fitting_columns(
         self,
         fits: Callable[[pd.Series], bool],
         rows: int,
@@ -428,10 +464,8 @@ class _TableRows:
         )
         if len(names) <= most:
             return names
-        return [
-            names[position]
-            for position in np.sort(self.random.choice(len(names), most, replace=False))
-        ]
+        positions = np.sort(self.random.choice(len(names), most, replace=False))
+        return [names[position] for position in positions]
 
     def by_column(
         self,
@@ -443,10 +477,11 @@ class _TableRows:
             {name: draw(self.example[name], count) for name in self.example.columns},
         )
 
-    def observed(self, series: pd.Series, count: int) -> pd.Series:
-        return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
+    def draw_observed(self, series: pd.Series, count: int) -> pd.Series:
+        positions = self.random.integers(0, len(series), count)
+        return series.iloc[positions].reset_index(drop=True)
 
-    def in_range(self, series: pd.Series, count: int) -> pd.Series:
+    def draw_in_range(self, series: pd.Series, count: int) -> pd.Series:
         """Draw between the smallest and the largest value, or around a constant. For
         codes, draw observed values.
         """
@@ -454,53 +489,45 @@ class _TableRows:
             only = float(series.dropna().iloc[0])
             reach = _reach(series)
             if abs(only) <= reach:  # Infinite and very large constants are excluded.
-                return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(
-                    series.dtype,
-                )
+                drawn = self.random.uniform(only - reach, only + reach, count)
+                return pd.Series(drawn).astype(series.dtype)
         if not _is_number(series) or series.nunique() <= _CODES:
-            return self.observed(series, count)
+            return self.draw_observed(series, count)
         if is_integer_dtype(series.dtype):
-            smallest = int(series.min())
-            largest = int(series.max())
-            kind = np.int64 if smallest < 0 else np.uint64
-            drawn = self.random.integers(smallest, largest, count, dtype=kind, endpoint=True)
-            return pd.Series(drawn).astype(series.dtype)
-        low, high = value_range(
-            series.to_numpy(dtype=np.float64, na_value=np.nan),
-            np.nan,
-        )
+            return self.draw_integers(series, count)
+        low, high = value_range(_as_floats(series), np.nan)
         # Halves avoid an overflow of the range.
-        return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
+        drawn = 2 * self.random.uniform(low / 2, high / 2, count)
+        return pd.Series(drawn).astype(series.dtype)
 
-    def sentence(self, terms: tuple[str, ...], number: int) -> str:
+    def draw_integers(self, series: pd.Series, count: int) -> pd.Series:
+        """Draw between the smallest and the largest integer of the column."""
+        smallest = int(series.min())
+        largest = int(series.max())
+        # The largest numbers of a column of uint64 exceed int64.
+        dtype = np.int64 if smallest < 0 else np.uint64
+        drawn = self.random.integers(smallest, largest, count, dtype=dtype, endpoint=True)
+        return pd.Series(drawn).astype(series.dtype)
+
+    def draw_sentence(self, terms: tuple[str, ...], number: int) -> str:
         """Return a text of random terms, one of which is changed, for example its case
-        or its adjacent characters.
+        or its adjacent characters. `number` selects the change.
         """
-        words = [
-            terms[index]
-            for index in self.random.integers(0, len(terms), self.random.integers(1, 6))
-        ]
-        spoilt = self.random.integers(0, len(words))
-        words[spoilt] = _SPOILING[number % len(_SPOILING)](words[spoilt])
-        return str(
-            self.random.choice(
-                [
-                    " ",
-                    " ",
-                    "  ",
-                    ", ",
-                    "\n",
-                    "\u00a0",
-                ]
-            )
-        ).join(words)
+        word_count = self.random.integers(1, 6)
+        positions = self.random.integers(0, len(terms), word_count)
+        words = [terms[position] for position in positions]
+        changed = self.random.integers(0, len(words))
+        spoil = _SPOILING[number % len(_SPOILING)]
+        words[changed] = spoil(words[changed])
+        separator = str(self.random.choice(_SEPARATORS))
+        return separator.join(words)
 
     def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
         """Return rows with values at an edge, at its 32-bit rounding, halfway between
         the two, or one float away.
         """
         count = _THRESHOLD_ROWS
-        table = self.some(count)
+        table = self.draw_rows(count)
         for name, values in edges.items():
             series = table[name]
             numbers = values[np.abs(values) < np.finfo(np.float32).max]
@@ -510,57 +537,51 @@ class _TableRows:
             if is_integer_dtype(series.dtype):
                 moved = np.floor(drawn) + self.random.integers(0, 2, count)
             else:
-                ways = _near_edges(drawn)
-                moved = np.choose(
-                    self.random.integers(0, len(ways), count),
-                    ways,
-                )
-            keep = self.random.random(count) < 0.5
-            table[name] = pd.Series(np.where(keep, series, moved)).astype(self.example[name].dtype)
+                candidates = _near_edges(drawn)
+                choices = self.random.integers(0, len(candidates), count)
+                moved = np.choose(choices, candidates)
+            is_kept = self.random.random(count) < 0.5
+            mixed = pd.Series(np.where(is_kept, series, moved))
+            table[name] = mixed.astype(self.example[name].dtype)
         return table
 
-    def learned(
+    def training_rows(
         self,
         learned: Mapping[str, Array],
-        halfway: bool = False,
+        is_halfway: bool = False,
     ) -> pd.DataFrame:
-        """Return training rows of the model or, if `halfway`, midpoints of two training
-        rows.
+        """Return training rows of the model or, if `is_halfway`, midpoints of two
+        training rows.
         """
-        table = self.some(_LEARNED_ROWS)
-        left, right = self.random.integers(
-            0,
-            len(next(iter(learned.values()))),
-            (2, _LEARNED_ROWS),
-        )
+        table = self.draw_rows(_LEARNED_ROWS)
+        learned_count = len(next(iter(learned.values())))
+        left, right = self.random.integers(0, learned_count, (2, _LEARNED_ROWS))
         for name, values in learned.items():
             if _is_number(self.example[name]):
-                moved = values[left] / 2 + values[right] / 2 if halfway else values[left]
-                table[name] = _as(moved, self.example[name].dtype)
+                moved = values[left]
+                if is_halfway:
+                    moved = moved / 2 + values[right] / 2
+                table[name] = _as_series(moved, self.example[name].dtype)
         return table
 
     def far_together(self) -> pd.DataFrame:
         """Multiply all numbers of a row by the same factor. The factors alternate from
         row to row.
         """
-        table = self.some(_FAR_ROWS)
+        table = self.draw_rows(_FAR_ROWS)
         factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
         for name in self.example:
-            if _is_number(self.example[name]):
-                reach = _reach(self.example[name])
-                numbers = np.clip(
-                    table[name].to_numpy(dtype=np.float64, na_value=np.nan),
-                    -reach,
-                    reach,
-                )
-                table[name] = _as(
-                    np.where(np.isnan(numbers), reach, numbers) * factors,
-                    self.example[name].dtype,
-                )
+            column = self.example[name]
+            if not _is_number(column):
+                continue
+            reach = _reach(column)
+            numbers = np.clip(_as_floats(table[name]), -reach, reach)
+            present = np.where(np.isnan(numbers), reach, numbers)
+            table[name] = _as_series(present * factors, column.dtype)
         return table
 
 
-def _near(categories: Iterable[Category]) -> list[Category]:
+def _similar_values(categories: Iterable[Category]) -> list[Category]:
     """Return values that are similar to the categories."""
     similar: list[Category] = []
     for value in categories:
@@ -603,43 +624,31 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 )
 
 
-def _far(column: pd.Series, _: pd.Series) -> pd.Series:
+def _multiply_by_far(column: pd.Series, _: pd.Series) -> pd.Series:
     """Multiply the column's largest number (in the first rows) or the row's number (in
     later rows) by `_FAR`.
     """
     reach = _reach(column)
     factors = np.resize(np.array(_FAR), len(column))
-    values = np.clip(
-        np.nan_to_num(
-            column.to_numpy(
-                dtype=np.float64,
-                na_value=np.nan,
-            )
-        ),
-        -reach,
-        reach,
-    )
-    some = np.where(
-        np.arange(len(column)) < len(_FAR),
-        reach,
-        values,
-    )
-    return _as(factors * some, column.dtype)
+    values = np.clip(np.nan_to_num(_as_floats(column)), -reach, reach)
+    is_first = np.arange(len(column)) < len(_FAR)
+    return _as_series(factors * np.where(is_first, reach, values), column.dtype)
 
 
 def _reach(series: pd.Series) -> float:
     """Return a column's largest magnitude, limited to 1 to 1e30, so that products with
     `_FAR` fit into 32 bits.
     """
-    low, high = value_range(
-        series.to_numpy(dtype=np.float64, na_value=np.nan),
-        np.nan,
-    )
+    low, high = value_range(_as_floats(series), np.nan)
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
 
 
-def _as(values: Any, dtype: Any) -> pd.Series:
+def _as_floats(series: pd.Series) -> Array:
+    return series.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _as_series(values: Any, dtype: Any) -> pd.Series:
     """Return a column of the dtype. Values for integers are rounded and clipped to the
     bounds of the dtype.
     """
@@ -647,62 +656,50 @@ def _as(values: Any, dtype: Any) -> pd.Series:
         bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
         within = np.clip(
             np.nan_to_num(np.asarray(values, dtype=np.float64)),
-            max(bounds.min, -(2**53)),
-            min(bounds.max, 2**53),
+            max(bounds.min, -_EXACT_INTEGERS),
+            min(bounds.max, _EXACT_INTEGERS),
         )
         return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
     if isinstance(dtype, pd.CategoricalDtype):  # Values outside the categories are missing.
-        return pd.Series(
-            pd.Categorical.from_codes(
-                dtype.categories.get_indexer(pd.Index(values)),
-                dtype=dtype,
-            ),
-        )
+        codes = dtype.categories.get_indexer(pd.Index(values))
+        return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
     # Without the dtype, pandas 3 would infer strings from objects, and NaN from None.
-    return pd.Series(values, dtype=object if is_object_dtype(dtype) else None).astype(
-        dtype,
-    )
+    inferred = object if is_object_dtype(dtype) else None
+    return pd.Series(values, dtype=inferred).astype(dtype)
 
 
 def _is_number(series: pd.Series) -> bool:
-    return is_numeric_dtype(series.dtype) and not is_bool_dtype(
-        series.dtype,
-    )
+    return is_numeric_dtype(series.dtype) and not is_bool_dtype(series.dtype)
 
 
-_CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...] = (
-    (
+_CHANGES = (
+    _ColumnChange(
         "missing",
-        lambda series: is_float_dtype(series.dtype) or column_type(series) == "string",
-        _MISSING_ROWS,
+        fits=lambda series: is_float_dtype(series.dtype) or column_type(series) == "string",
+        row_count=_MISSING_ROWS,
         # The first row keeps its value: an original may refuse a column in which all
         # values are missing.
-        lambda column, example: column.where(
+        change=lambda column, example: column.where(
             np.arange(len(column)) == 0,
             missing_value(example),
         ),
-        True,
     ),
-    (
+    _ColumnChange(
         "unseen",
-        lambda series: (
+        fits=lambda series: (
             column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype)
         ),
-        _UNSEEN_ROWS,
-        lambda column, _: pd.Series("never seen", column.index).astype(column.dtype),
-        True,
+        row_count=_UNSEEN_ROWS,
+        change=lambda column, _: pd.Series("never seen", column.index).astype(column.dtype),
     ),
-    (
+    _ColumnChange(
         "infinite",
-        lambda series: is_float_dtype(series.dtype),
-        _INFINITE_ROWS,
-        lambda column, _: _as([np.inf, -np.inf], column.dtype),
-        False,
+        fits=lambda series: is_float_dtype(series.dtype),
+        row_count=_INFINITE_ROWS,
+        change=lambda column, _: _as_series([np.inf, -np.inf], column.dtype),
+        compared=False,
     ),
 )
-"""The changes: source, test for fitting columns, rows per column, function, and True if
-the rows are compared.
-"""
 
 
 def _tensor_rows(
@@ -717,19 +714,25 @@ def _tensor_rows(
     for position, start in enumerate(range(0, row_count, chunk)):
         count = min(chunk, row_count - start)
         rows = random.integers(0, len(example), count)
-        is_around = position % 2 == 0
+        keeps_rows = position % 2 == 0
         noisy = {
-            name: _noisy(array, rows, random, is_around) for name, array in example.tensors.items()
+            name: _draw_noise(array, rows, random, keeps_rows)
+            for name, array in example.tensors.items()
         }
         yield RowGroup("ranges", Batch(noisy))
 
 
-def _noisy(
+def _draw_noise(
     array: Array,
     rows: Array,
     random: np.random.Generator,
-    around: bool,
+    keeps_rows: bool,
 ) -> Array:
+    """Return as many rows as there are positions in `rows`.
+
+    Numbers are drawn from the range of the array or, if `keeps_rows`, floats are the
+    rows with noise. Other values are the unchanged rows.
+    """
     if array.dtype.kind not in "fiu":
         return np.asarray(array[rows])
     shape = (len(rows), *array.shape[1:])
@@ -745,11 +748,10 @@ def _noisy(
     if low == high:  # A constant example has no range.
         low = low - max(abs(low), 1.0)
         high = high + max(abs(high), 1.0)
-    if around:
+    if keeps_rows:
         with np.errstate(over="ignore"):
-            return np.asarray(
-                array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2,
-            ).astype(array.dtype)
+            noise = random.normal(size=shape) * (high / 2 - low / 2) * 0.2
+            return np.asarray(array[rows] + noise).astype(array.dtype)
     return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)
 
 
@@ -793,30 +795,24 @@ def _other_sizes(
     """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has
     one size in all tensors.
     """
-    # A single tensor may be unnamed.
-    only = (
-        next(
-            iter(sizes.values()),
-            {},
-        )
-        if len(sizes) == 1
-        else {}
-    )
-    free = {name: sizes.get(name, only) for name in example.tensors}
-    most = {}
-    for name, axes in free.items():
+    only_axes: Mapping[int, str] = {}
+    if len(sizes) == 1:  # A single tensor may be unnamed.
+        [only_axes] = sizes.values()
+    free_axes = {name: sizes.get(name, only_axes) for name in example.tensors}
+    largest_sizes = {}
+    for name, axes in free_axes.items():
         for axis, symbol in axes.items():
-            most[symbol] = 2 * example.tensors[name].shape[axis]
-    if not most:
+            largest_sizes[symbol] = 2 * example.tensors[name].shape[axis]
+    if not largest_sizes:
         return
     for _ in range(_OTHER_SIZES):
         positions = random.integers(0, len(example), _OTHER_SIZE_ROWS)
-        drawn = {
-            symbol: np.arange(random.integers(1, size, endpoint=True))
-            for symbol, size in most.items()
+        indices = {
+            symbol: np.arange(random.integers(1, largest, endpoint=True))
+            for symbol, largest in largest_sizes.items()
         }
         changed = dict(example.take(positions).tensors)
-        for name, axes in free.items():
+        for name, axes in free_axes.items():
             for axis, symbol in axes.items():
-                changed[name] = changed[name].take(drawn[symbol], axis, mode="wrap")
+                changed[name] = changed[name].take(indices[symbol], axis, mode="wrap")
         yield RowGroup("other sizes", Batch(changed))
