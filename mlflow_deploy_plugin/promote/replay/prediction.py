@@ -237,7 +237,7 @@ def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
     try:
         check_explainable(model.artifact)
         require_shap()
-        return contributions(model, feeds, None, 0, lambda line: None)[0]
+        return contributions(model, feeds, None, 0, lambda line: None).rows
     except OnnxserveError as error:
         return Refused(error.message)
 

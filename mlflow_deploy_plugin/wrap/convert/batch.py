@@ -140,10 +140,11 @@ class Batch:
         if not isinstance(table, pd.DataFrame):
             return schema.from_columns(table)
         if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
-            dtype, *rest = set(table.dtypes)
             # Read columns of the same type at once. Otherwise, each takes 10 µs, or a
             # full scan of a row-major table.
-            if not rest and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
+            dtype = table.dtypes.iloc[0]
+            is_uniform = isinstance(dtype, np.dtype) and len(set(table.dtypes)) == 1
+            if is_uniform and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns(
             {str(name): column_values(table[name]) for name in table.columns},
@@ -181,14 +182,10 @@ class Batch:
         if predicted.is_tensor_spec():
             specs = []
             for spec in predicted.inputs:
-                shape = outputs[0].shape if len(outputs) == 1 else spec.shape
-                specs.append(
-                    TensorSpec(
-                        spec.type,
-                        declared.get(spec.name, shape),
-                        spec.name,
-                    )
-                )
+                # A single output may be unnamed.
+                default = outputs[0].shape if len(outputs) == 1 else spec.shape
+                shape = declared.get(spec.name, default)
+                specs.append(TensorSpec(spec.type, shape, spec.name))
             predicted = SignatureSchema(specs)
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
@@ -197,24 +194,17 @@ class Batch:
         the type of the batch.
         """
         answers = SignatureSchema(
-            [
-                TensorSpec(
-                    np.dtype(output.dtype),
-                    output.shape,
-                    output.name,
-                )
-                for output in outputs
-            ],
+            [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs],
         )
         if isinstance(self.data, pd.DataFrame):
             return ModelSignature(inputs=self._input_schema(inputs), outputs=answers)
         # MLflow reads an example from JSON, in which all floats have 64 bits.
         types = {entry.name: numpy_dtype(entry.dtype) for entry in inputs}
-        only = next(iter(types.values()))
+        first_type = next(iter(types.values()))  # A single tensor may be unnamed.
         tensors = dict(self.data)
         for name, array in tensors.items():
             if array.dtype.kind not in "OUT":
-                tensors[name] = array.astype(types.get(name, only))
+                tensors[name] = array.astype(types.get(name, first_type))
         return ModelSignature(inputs=Batch(tensors)._input_schema(inputs), outputs=answers)
 
     def _input_schema(self, declared: Sequence[Input]) -> SignatureSchema:
@@ -265,38 +255,29 @@ class Batch:
                 shape = getattr(spec, "shape", ())
                 if name in shapes and len(shape) == len(shapes[name][0]):
                     shapes[name].append(shape)
-        free = {}
-        for name, (first, *differing) in shapes.items():
-            if wrong := [shape for shape in differing if len(shape) != len(first)]:
-                raise InvalidConfig(
-                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the "
-                    f"example has {list(first)}",
-                )
-            free[name] = _varied_axes([first, *differing])
-        return free
+        for name, tensor_shapes in shapes.items():
+            _check_dimensions(name, tensor_shapes, argument)
+        return {name: _varied_axes(tensor_shapes) for name, tensor_shapes in shapes.items()}
 
     def check_as_example(self) -> None:
         """Raise InvalidConfig for an example without rows or values, and
         ConversionError for a reserved name.
         """
-        names = [str(name) for name in self.data]
-        if reserved := [
-            name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))
-        ]:
-            raise ConversionError(
-                f"input_example: the name {reserved[0]!r} is reserved: in the inference log, "
-                f"{PREDICTION!r} and names with the prefix {OUTPUT_PREFIX!r} are model outputs, "
-                "and names with the prefix '_' are log fields",
-            )
+        for name in map(str, self.data):
+            if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_")):
+                raise ConversionError(
+                    f"input_example: the name {name!r} is reserved: in the inference log, "
+                    f"{PREDICTION!r} and names with the prefix {OUTPUT_PREFIX!r} are model "
+                    "outputs, and names with the prefix '_' are log fields",
+                )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
             doubled = self.data.columns[self.data.columns.duplicated()][0]
             raise InvalidConfig(f"input_example: column {doubled!r} is duplicated")
-        if (isinstance(self.data, pd.DataFrame) and self.data.empty) or not len(self):
+        # A table without columns is empty, too.
+        is_empty_table = isinstance(self.data, pd.DataFrame) and self.data.empty
+        if is_empty_table or not len(self):
             raise InvalidConfig("input_example has no rows")
-        columns = [column for _, column in self.data.items()]
-        if all(
-            column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns
-        ):
+        if all(_is_missing(column) for _, column in self.data.items()):
             raise InvalidConfig(
                 "input_example contains only missing values (NaN); the parity check needs a few "
                 "real rows",
@@ -309,8 +290,9 @@ class Batch:
         if example is None:
             return self
         names = list(example.data)
-        if missing := [name for name in names if name not in self.data]:
-            raise InvalidConfig(f"{argument}: {missing[0]!r} is missing, but the example has it")
+        for name in names:
+            if name not in self.data:
+                raise InvalidConfig(f"{argument}: {name!r} is missing, but the example has it")
         if isinstance(self.data, pd.DataFrame):
             return Batch(self.data[names])
         return Batch({str(name): self.data[str(name)] for name in names})
@@ -333,52 +315,76 @@ class Batch:
         origin: object,
         signature: ModelSignature | None,
     ) -> ModelSignature | None:
-        """Use `NAMELESS_TEXT` for unnamed strings: MLflow rejects an array if the only
-        column has a name.
+        """Return the signature with `NAMELESS_TEXT` as inputs if the user passed
+        unnamed strings: MLflow rejects an array if the only column has a name.
+
+        Args:
+            origin: the rows as the user passed them.
+            signature: the user's signature, or None. It is returned unchanged if it
+                describes other inputs.
         """
-        if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
-            texts = origin
-        else:
-            texts = ()
-        is_flat = (
-            self.is_table
-            and np.ndim(texts) == 1
-            and isinstance(
-                next(iter(texts), None),
-                str,
-            )
-        )
-        if not is_flat or getattr(origin, "name", None):
+        if not self.is_table or not _is_list_of_texts(origin) or getattr(origin, "name", None):
             return signature
-        if signature is None or signature.inputs is None:
-            return ModelSignature(NAMELESS_TEXT, signature and signature.outputs)
-        spec, *rest = signature.inputs.inputs
+        if signature is None:
+            return ModelSignature(NAMELESS_TEXT)
+        if signature.inputs is None:
+            return ModelSignature(NAMELESS_TEXT, signature.outputs)
+        spec, *other_specs = signature.inputs.inputs
         is_text = spec.type == DataType.string or (
             isinstance(spec, TensorSpec) and spec.type.kind in "OU"
         )
-        if rest or spec.name or not is_text:
+        if other_specs or spec.name or not is_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
 
 
+def _is_list_of_texts(origin: object) -> bool:
+    """Return True for a one-dimensional sequence whose first value is a string."""
+    if not isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
+        return False
+    return np.ndim(origin) == 1 and isinstance(next(iter(origin), None), str)
+
+
+def _is_missing(column: pd.Series | Array) -> bool:
+    """Return True if all values are missing."""
+    return column.dtype.kind not in "iub" and bool(pd.isna(column).all())
+
+
+def _check_dimensions(name: str, shapes: Sequence[tuple[int, ...]], argument: str) -> None:
+    """Raise InvalidConfig if a shape has another number of dimensions than the first
+    shape, which is the example's.
+    """
+    first, *others = shapes
+    for shape in others:
+        if len(shape) != len(first):
+            label = name or "the array"
+            raise InvalidConfig(
+                f"{argument}: {label} has the shape {list(shape)}; the example has {list(first)}",
+            )
+
+
 def _varied_axes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    sizes = enumerate(zip(*shapes, strict=True))
-    return tuple(axis for axis, by_shape in sizes if axis and len({*by_shape}) > 1)
+    """Return the axes, except axis 0, in which the shapes differ."""
+    by_axis = enumerate(zip(*shapes, strict=True))
+    return tuple(axis for axis, sizes in by_axis if axis and len(set(sizes)) > 1)
 
 
 def as_pandas(data: ModelData) -> ModelData:
     """Convert polars and Arrow tables to pandas, sparse columns to dense columns, and
     decimals to numbers.
     """
-    data = data.to_pandas() if hasattr(data, "to_pandas") else data
-    if isinstance(data, pd.DataFrame) and any(
-        _plain_column(column) is not column for _, column in data.items()
+    table = data.to_pandas() if hasattr(data, "to_pandas") else data
+    if isinstance(table, pd.DataFrame) and any(
+        _plain_column(column) is not column for _, column in table.items()
     ):
-        return data.apply(_plain_column)
-    return data
+        return table.apply(_plain_column)
+    return table
 
 
 def _plain_column(column: pd.Series) -> pd.Series:
+    """Return a column of decimals as numbers, a sparse column as a dense column, and
+    other columns unchanged.
+    """
     is_object = is_object_dtype(column.dtype)
     if str(column.dtype).startswith("decimal") or (is_object and infer_dtype(column) == "decimal"):
         return pd.to_numeric(column.astype(object))
@@ -434,22 +440,11 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     else:
         return None
     dtype = pd.CategoricalDtype([*categories, unseen], ordered=series.cat.ordered)
-    return pd.Series(
-        [unseen] * len(series),
-        series.index,
-        dtype,
-        series.name,
-    )
+    return pd.Series([unseen] * len(series), series.index, dtype, series.name)
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    return tuple(
-        Column(
-            str(name),
-            column_type(table[name]),
-        )
-        for name in table.columns
-    )
+    return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
 
 
 def column_type(series: pd.Series) -> ColumnType:
@@ -489,31 +484,21 @@ def column_type(series: pd.Series) -> ColumnType:
 
 
 def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
-    if inputs.is_tensor_spec():
-        raise InvalidConfig("signature: it describes tensors, but the example is a table")
-    names = [name for name in inputs.input_names() if name is not None]
-    if missing := [name for name in names if name not in table.columns]:
-        raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
-    types = {
-        spec.name: getattr(
-            spec.type,
-            "name",
-            str(spec.type),
-        )
-        for spec in inputs.inputs
-    }
-    if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
-        raise ConversionError(
-            f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX "
-            f"model cannot read; supported types: {', '.join(COLUMN_TYPES)}",
-        )
-    have = {column.name: column.type for column in columns_of(table[names])}
-    if wrong := [name for name in names if types[name] == "string" and have[name] != "string"]:
-        raise InvalidConfig(
-            f"signature: column {wrong[0]!r} is a string, but a {have[wrong[0]]} in the example",
-        )
+    """Return the columns of the signature with its types. Raises InvalidConfig if the
+    table has other columns or values, and ConversionError for an unsupported type.
+    """
+    declared = _declared_types(table, inputs)
+    names = list(declared)
+    actual = {column.name: column.type for column in columns_of(table[names])}
+    for name in names:
+        if declared[name] == "string" and actual[name] != "string":
+            raise InvalidConfig(
+                f"signature: column {name!r} is a string, but a {actual[name]} in the example",
+            )
     changed = {
-        name: numpy_dtype(COLUMN_TYPES[types[name]]) for name in names if types[name] != have[name]
+        name: numpy_dtype(COLUMN_TYPES[declared[name]])
+        for name in names
+        if declared[name] != actual[name]
     }
     try:
         cast = table[names].astype(changed)
@@ -522,10 +507,34 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     for name in changed:
         if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], table[name]):
             raise InvalidConfig(
-                f"signature: column {name!r} is a {types[name]}, but has other numbers in the "
+                f"signature: column {name!r} is a {declared[name]}, but has other numbers in the "
                 "example",
             )
     return cast
+
+
+def _declared_types(table: pd.DataFrame, inputs: SignatureSchema) -> dict[str, str]:
+    """Return MLflow's types of the named columns of a signature. Raises InvalidConfig
+    if the table has no such column, and ConversionError for an unsupported type.
+    """
+    if inputs.is_tensor_spec():
+        raise InvalidConfig("signature: it describes tensors, but the example is a table")
+    types = {
+        spec.name: getattr(spec.type, "name", str(spec.type))
+        for spec in inputs.inputs
+        if spec.name is not None
+    }
+    for name in types:
+        if name not in table.columns:
+            raise InvalidConfig(f"signature: the example has no column {name!r}")
+    supported = ", ".join(COLUMN_TYPES)
+    for name, kind in types.items():
+        if kind not in COLUMN_TYPES:
+            raise ConversionError(
+                f"signature: column {name!r} has the type {kind}, which an ONNX "
+                f"model cannot read; supported types: {supported}",
+            )
+    return types
 
 
 def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
@@ -546,21 +555,25 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
         return
     for spec in inputs.inputs:
         array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-        sizes = zip(
-            spec.shape[1:],
-            array.shape[1:],
-            strict=False,
-        )
-        if len(spec.shape) != array.ndim or any(size not in (-1, have) for size, have in sizes):
-            wrong = f"the shape {list(spec.shape)}, but {list(array.shape)}"
-        elif (spec.type.kind in "OUS") != (array.dtype.kind in "OUST") or (
-            spec.type.kind in "iub" and array.dtype.kind == "f"
-        ):
-            wrong = f"the type {spec.type}, but {array.dtype}"
-        else:
-            continue
-        label = f"tensor {spec.name!r}" if spec.name else "tensor"
-        raise InvalidConfig(f"signature: the {label} has {wrong} in the example")
+        difference = _tensor_difference(spec, array)
+        if difference:
+            label = f"tensor {spec.name!r}" if spec.name else "tensor"
+            raise InvalidConfig(f"signature: the {label} has {difference} in the example")
+
+
+def _tensor_difference(spec: TensorSpec, array: Array) -> str:
+    """Return the shape or type of the signature and that of the array; "" if the array
+    matches.
+    """
+    pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
+    has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
+    if len(spec.shape) != array.ndim or has_other_sizes:
+        return f"the shape {list(spec.shape)}, but {list(array.shape)}"
+    has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
+    has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
+    if has_other_kind or has_fractions:
+        return f"the type {spec.type}, but {array.dtype}"
+    return ""
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:

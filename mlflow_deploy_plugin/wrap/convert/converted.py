@@ -165,13 +165,7 @@ def bind_graph(
             be free.
     """
     _check_servable(proto)
-    inputs = [
-        Input(
-            value.name,
-            *served_type(value, original),
-        )
-        for value in fed_inputs(proto.graph)
-    ]
+    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
     bound = _bind_inputs(inputs, batch)
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
     outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
@@ -258,18 +252,9 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
     for index, node in reversed([*enumerate(graph.node)]):
         if node.op_type in _FATAL_IF_EMPTY and may_be_empty(node.input[0]):
             name = f"not_empty_{node.op_type}_{index}"
-            graph.initializer.append(
-                numpy_helper.from_array(
-                    np.array([0, 0, -1]),
-                    f"{name}_shape",
-                )
-            )
-            reshape = helper.make_node(
-                "Reshape",
-                [node.input[0], f"{name}_shape"],
-                [name],
-                name,
-            )
+            shape = numpy_helper.from_array(np.array([0, 0, -1]), f"{name}_shape")
+            graph.initializer.append(shape)
+            reshape = helper.make_node("Reshape", [node.input[0], shape.name], [name], name)
             node.input[0] = name
             graph.node.insert(index, reshape)
 
@@ -340,10 +325,7 @@ def rename_values(
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
-            graph.node.insert(
-                0,
-                helper.make_node("Identity", [name], [value.name]),
-            )
+            graph.node.insert(0, helper.make_node("Identity", [name], [value.name]))
             value.name = name
     for value, name in zip(graph.output, outputs, strict=True):
         if value.name != name:
@@ -380,9 +362,9 @@ def require_example(
         )
     for name, values in Batch(batch).tensors.items():
         if not values.ndim:
-            what = f"the tensor {name!r}" if name else "the array"
+            label = f"the tensor {name!r}" if name else "the array"
             raise InvalidConfig(
-                f"input_example: {what} is a single number without a dimension, but the first "
+                f"input_example: {label} is a single number without a dimension, but the first "
                 "dimension must be the batch: pass an array with a number per row, or make the "
                 "number an attribute of the model",
             )

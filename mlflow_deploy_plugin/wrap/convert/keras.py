@@ -65,32 +65,21 @@ def forms(
     """Return the forms: first with the free sizes that the inputs declare, then with
     the free sizes of the data.
     """
-    batch = converted.require_example(batch, predict_fn, "a Keras model", "predict")
-    names = _names(model, batch)
-    varied = {
-        name: tuple(
-            dynamic_axes.get(
-                name,
-                dynamic_axes.get("", ()),
-            )
-        )
-        for name in names
-    }
+    example = converted.require_example(batch, predict_fn, "a Keras model", "predict")
+    names = _names(model, example)
+    unnamed_axes = dynamic_axes.get("", ())
+    varied = {name: tuple(dynamic_axes.get(name, unnamed_axes)) for name in names}
     declared = _declared_axes(model, varied)
-    free = [declared, varied] if declared and declared != varied else [varied]
-    if (backend := keras.backend.backend()) not in ("torch", "tensorflow", "jax"):
+    free_axes = [varied]
+    if declared and declared != varied:
+        free_axes = [declared, varied]
+    backend = keras.backend.backend()
+    if backend not in ("torch", "tensorflow", "jax"):
         raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
-    ways = (False, True) if backend == "torch" else (False,)
+    exporters = (False, True) if backend == "torch" else (False,)
     return [
-        partial(
-            _export,
-            model,
-            batch,
-            names,
-            axes,
-            legacy,
-        )
-        for legacy, axes in product(ways, free)
+        partial(_export, model, example, names, axes, legacy)
+        for legacy, axes in product(exporters, free_axes)
     ]
 
 
@@ -112,17 +101,19 @@ def _export(
     axes: DynamicAxes,
     legacy: bool,
 ) -> ConvertedModel:
+    """Return the graph from the exporter of the backend.
+
+    Args:
+        names: the inputs of the model, in order.
+        axes: the free axes of each input.
+        legacy: True for torch's legacy exporter.
+    """
     original = original_model(model)
     arrays = _arrays(model, batch, names)
     outputs = list(converted.call_original(original, batch))
 
     def function(*tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
-        return tuple(
-            _call(
-                model,
-                dict(zip(arrays, tensors, strict=True)),
-            ).values()
-        )
+        return _call_in_order(model, names, *tensors)
 
     try:
         match keras.backend.backend():  # The other backends may not be installed.
@@ -145,8 +136,21 @@ def _export(
     return replace(bound, move_weights=partial(_move_weights, model))
 
 
+def _call_in_order(
+    model: keras.Model,
+    names: list[str],
+    *tensors: keras.KerasTensor,
+) -> tuple[keras.KerasTensor, ...]:
+    """Return the outputs of the model for tensors in the order of `names`."""
+    answers = _call(model, dict(zip(names, tensors, strict=True)))
+    return tuple(answers.values())
+
+
 @contextmanager
 def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
+    """Move each weight up or down at random by some rounding steps, and restore the
+    weights on exit.
+    """
     weights = model.get_weights()
     try:
         model.set_weights([moved_by_roundings(weight, random) for weight in weights])
@@ -162,9 +166,14 @@ def _by_torch(
     original: OriginalModel,
     legacy: bool,
 ) -> ModelProto:
+    """Return the graph from torch's exporter, which needs a module with positional
+    arguments.
+    """
     import torch
 
     from mlflow_deploy_plugin.wrap.convert.torch import export
+
+    names = list(arrays)
 
     class Positional(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -172,22 +181,10 @@ def _by_torch(
             self.model = model
 
         def forward(self, *tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
-            return tuple(
-                _call(
-                    self.model,
-                    dict(zip(arrays, tensors, strict=True)),
-                ).values()
-            )
+            return _call_in_order(self.model, names, *tensors)
 
     Positional.__name__ = type(model).__name__  # The exporter's errors contain this name.
-    return export(
-        Positional().eval(),
-        arrays,
-        list(arrays),
-        axes,
-        original,
-        legacy,
-    )
+    return export(Positional().eval(), arrays, names, axes, original, legacy)
 
 
 def _by_jax(
@@ -196,6 +193,9 @@ def _by_jax(
     outputs: list[str],
     axes: DynamicAxes,
 ) -> ModelProto:
+    """Return the graph of a function from jax2onnx, with the names of the arrays and of
+    the outputs.
+    """
     import jax
     import jax2onnx
 
@@ -220,9 +220,11 @@ def _by_jax(
 
 
 def original_model(model: keras.Model) -> OriginalModel:
+    """Return a function for the original's predictions by output name."""
 
     def original(batch: ModelInput) -> dict[str, Array]:
-        answers = _call(model, _arrays(model, batch, _names(model, batch)))
+        tensors = _arrays(model, batch, _names(model, batch))
+        answers = _call(model, tensors)
         return {name: keras.ops.convert_to_numpy(answer) for name, answer in answers.items()}
 
     return original
@@ -238,9 +240,11 @@ def _names(model: keras.Model, batch: ModelInput) -> list[str]:
     other names.
     """
     names = [tensor.name for tensor in _inputs(model)]
-    if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
-        if not isinstance(batch, pd.DataFrame) and "" not in batch:
-            return [next(iter(batch))]
+    is_table = isinstance(batch, pd.DataFrame)
+    is_unnamed = is_table or set(batch) == {""}
+    if len(names) == 1 or (not names and is_unnamed):
+        if not is_table and "" not in batch:
+            return [str(next(iter(batch)))]
         # Keras generates these names.
         is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))
         return names if is_named else [_UNNAMED]
@@ -258,18 +262,19 @@ def _arrays(
     """Return the arrays of a batch by input name, with the dtypes that the model
     declares.
     """
-    if isinstance(batch, pd.DataFrame):
-        if len(names) == 1:
-            batch = {names[0]: batch.to_numpy()}
-        else:
-            batch = {name: batch[name].to_numpy()[:, np.newaxis] for name in names}
+    if not isinstance(batch, pd.DataFrame):
+        arrays = {name: batch[name] if name in batch else batch[""] for name in names}
+    elif len(names) == 1:
+        arrays = {names[0]: batch.to_numpy()}
+    else:
+        arrays = {name: batch[name].to_numpy()[:, np.newaxis] for name in names}
     dtypes = [tensor.dtype for tensor in _inputs(model)] or [None] * len(names)
-    arrays = {}
-    for name, dtype in zip(names, dtypes, strict=True):
-        array = batch[name] if name in batch else batch[""]
-        if dtype is None:
-            dtype = keras.config.floatx() if array.dtype == np.float64 else None
-        arrays[name] = array if dtype in (None, "string") else array.astype(dtype)
+    for name, declared in zip(names, dtypes, strict=True):
+        dtype = declared
+        if dtype is None and arrays[name].dtype == np.float64:
+            dtype = keras.config.floatx()
+        if dtype not in (None, "string"):
+            arrays[name] = arrays[name].astype(dtype)
     return arrays
 
 
@@ -280,12 +285,11 @@ def _call(
     """Return the outputs by name: keys of a mapping, the model's `output_names` if they
     are unique, or `output`.
     """
-    if inputs := _inputs(model):
-        form = getattr(model, "input", inputs[0])
-        answer = model(
-            keras.tree.pack_sequence_as(form, list(tensors.values())),
-            training=False,
-        )
+    inputs = _inputs(model)
+    if inputs:
+        structure = getattr(model, "input", inputs[0])
+        packed = keras.tree.pack_sequence_as(structure, list(tensors.values()))
+        answer = model(packed, training=False)
     elif set(tensors) <= set(inspect.signature(model.call).parameters):
         answer = model(**tensors, training=False)
     elif list(tensors) == [_UNNAMED]:

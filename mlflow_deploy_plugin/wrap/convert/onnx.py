@@ -4,6 +4,7 @@ to compare with.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,41 +60,64 @@ def forms(
             "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible",
         )
 
-    def load() -> ConvertedModel:
-        try:
-            if isinstance(model, str | PathLike):
-                proto = onnx.load(str(Path(model)))  # `onnx.load` also reads external weights.
-            else:
-                proto = onnx.ModelProto()
-                proto.CopyFrom(model)
-        except Exception as error:  # noqa: BLE001 - protobuf and the file system raise errors of many classes.
-            raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-        for node in proto.graph.node:
-            is_training = any(
-                attribute.name == "training_mode" and attribute.i for attribute in node.attribute
-            )
-            # ONNX Runtime 1.31 updates the statistics.
-            if node.op_type == "BatchNormalization" and is_training:
-                raise ConversionError(
-                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
-                    "predictions depend on other rows and earlier requests; export the model in "
-                    "evaluation mode",
-                )
-        classes = _matrices_for_maps(proto)
-        _tensors_for_sequences(proto)
-        _declare_outputs(proto)
-        bound = converted.bind_graph(proto, batch, "onnx", onnx.__version__, None)
-        if len(classes) != 1 or len(bound.outputs) != 2:
-            return bound
-        ((probabilities, labels),) = classes.items()
-        roles = [
-            replace(item, role="probabilities" if item.name == probabilities else "label")
-            for item in bound.outputs
-        ]
-        label = next(output.name for output in roles if output.role == "label")
-        return replace(bound, outputs=tuple(roles), prediction=(label,), classes=labels)
+    return [partial(_load, model, batch)]
 
-    return [load]
+
+def _load(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
+    """Return the graph with tensors as outputs. With two outputs, of which one was a
+    ZipMap, the model is a classifier.
+    """
+    proto = _copy_of(model)
+    _refuse_training_mode(proto)
+    classes = _matrices_for_maps(proto)
+    _tensors_for_sequences(proto)
+    _declare_outputs(proto)
+    bound = converted.bind_graph(
+        proto,
+        batch,
+        framework="onnx",
+        framework_version=onnx.__version__,
+        original=None,
+    )
+    if len(classes) != 1 or len(bound.outputs) != 2:
+        return bound
+    ((probabilities, labels),) = classes.items()
+    roles = [
+        replace(item, role="probabilities" if item.name == probabilities else "label")
+        for item in bound.outputs
+    ]
+    label = next(output.name for output in roles if output.role == "label")
+    return replace(bound, outputs=tuple(roles), prediction=(label,), classes=labels)
+
+
+def _copy_of(model: TrainedModel) -> ModelProto:
+    """Return a copy of a ModelProto, or the ModelProto of a file with its external
+    weights. Raises ConversionError if it is not valid.
+    """
+    try:
+        if isinstance(model, str | PathLike):
+            return onnx.load(str(Path(model)))
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+        return proto
+    except Exception as error:  # noqa: BLE001 - protobuf and the file system raise errors of many classes.
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+
+
+def _refuse_training_mode(proto: ModelProto) -> None:
+    """Raise ConversionError for a BatchNormalization in training mode, whose statistics
+    ONNX Runtime 1.31 updates.
+    """
+    for node in proto.graph.node:
+        is_training = any(
+            attribute.name == "training_mode" and attribute.i for attribute in node.attribute
+        )
+        if node.op_type == "BatchNormalization" and is_training:
+            raise ConversionError(
+                f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
+                "predictions depend on other rows and earlier requests; export the model in "
+                "evaluation mode",
+            )
 
 
 def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
@@ -135,10 +159,8 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
     if not any(output.type.HasField("sequence_type") for output in graph.output):
         return
     sequences = _Sequences.of(proto)
-    taken = {
-        *sequences.makers,
-        *(value.name for value in (*graph.input, *graph.initializer)),
-    }
+    input_names = [value.name for value in (*graph.input, *graph.initializer)]
+    used_names = {*sequences.makers, *input_names}
     outputs = []
     for output in graph.output:
         count = None
@@ -149,7 +171,7 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
             continue
         for index in range(count):
             name = f"{output.name}_{index}"
-            while not taken.isdisjoint({name, f"{name}.place"}):
+            while not used_names.isdisjoint({name, f"{name}.place"}):
                 name += "_"
             graph.initializer.append(numpy_helper.from_array(np.array(index), f"{name}.place"))
             graph.node.append(
@@ -176,6 +198,9 @@ class _Sequences:
 
     @classmethod
     def of(cls, proto: ModelProto) -> "_Sequences":
+        """Return the values of the graph. Raises ConversionError if the graph is
+        invalid.
+        """
         try:
             inferred = onnx.shape_inference.infer_shapes(proto).graph
         except Exception as error:  # noqa: BLE001 - protobuf and the inference raise errors of many classes.
@@ -212,11 +237,9 @@ class _Sequences:
                 shape = self.shapes.get(node.input[0])
                 if not shape:
                     return None
-                axis = next(
-                    (entry.i for entry in node.attribute if entry.name == "axis"),
-                    0,
-                )
-                return None if shape[axis] == -1 else shape[axis]
+                axes = (entry.i for entry in node.attribute if entry.name == "axis")
+                size = shape[next(axes, 0)]
+                return None if size == -1 else size
         return None
 
 
@@ -249,13 +272,12 @@ def _declare_outputs(proto: ModelProto) -> None:
         if node.name in bare and node.type.startswith("tensor(")
     }
     shapes: dict[str, Sizes] = {name: node.shape for name, node in nodes.items()}
-    if unknown := [name for name, shape in shapes.items() if not shape]:
+    unknown = [name for name, shape in shapes.items() if not shape]
+    if unknown:
         shapes |= _computed_shapes(session, unknown, proto.graph)
     for name, node in nodes.items():
-        kind = getattr(
-            onnx.TensorProto,
-            node.type[len("tensor(") : -1].upper(),
-        )
+        type_name = node.type.removeprefix("tensor(").removesuffix(")")
+        kind = getattr(onnx.TensorProto, type_name.upper())
         bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
 
 

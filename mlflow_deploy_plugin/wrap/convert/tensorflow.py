@@ -44,44 +44,44 @@ def forms(
     dynamic_axes: DynamicAxes,
 ) -> Forms:
     """Return one form: the graph of the signature `serving_default` or of the call.
-    Errors: see `require_example`.
+    Raises InvalidConfig without an example or for `predict_proba`.
     """
-    batch = converted.require_example(batch, predict_fn, "a TensorFlow model", "signature")
-    return [partial(_export, model, batch, dynamic_axes)]
+    example = converted.require_example(batch, predict_fn, "a TensorFlow model", "signature")
+    return [partial(_export, model, example, dynamic_axes)]
 
 
 def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
+    """Return the graph with the free axes of the signature or, if it declares none,
+    with those of the data.
+    """
     specs = _specs(model)
     arrays = _arrays(specs, batch)
     original = original_model(model)
     outputs = list(converted.call_original(original, batch))
-    axes = {}
-    for name in arrays:
-        spec = specs[name]
-        axes[name] = tuple(
-            dynamic_axes.get(
-                name,
-                dynamic_axes.get("", ()),
-            )
-        )
-        if spec is not None and spec.shape.rank is not None:
-            sizes = enumerate(spec.shape)
-            axes[name] = tuple(axis for axis, size in sizes if axis and size is None)
+    unnamed_axes = dynamic_axes.get("", ())
+    free_axes = {
+        name: _free_axes(specs[name], dynamic_axes.get(name, unnamed_axes)) for name in arrays
+    }
 
     def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        return list(
-            _call(
-                model,
-                dict(zip(arrays, tensors, strict=True)),
-            ).values()
-        )
+        answers = _call(model, dict(zip(arrays, tensors, strict=True)))
+        return list(answers.values())
 
     if getattr(model, "signatures", None):
         display_name = "the SavedModel"
     else:
         display_name = type(model).__name__
-    proto = export(function, arrays, outputs, axes, display_name)
+    proto = export(function, arrays, outputs, free_axes, display_name)
     return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
+
+
+def _free_axes(spec: tf.TensorSpec | None, varied: Sequence[int]) -> tuple[int, ...]:
+    """Return the axes, except axis 0, that the signature declares as free; `varied`
+    without a declared shape.
+    """
+    if spec is None or spec.shape.rank is None:
+        return tuple(varied)
+    return tuple(axis for axis, size in enumerate(spec.shape) if axis and size is None)
 
 
 def export(
@@ -132,6 +132,7 @@ def _tensor_specs(
     arrays: dict[str, Array],
     axes: DynamicAxes,
 ) -> list[tf.TensorSpec]:
+    """Return the types and shapes of the inputs; the rows and the `axes` are free."""
     specs = []
     for position, (name, array) in enumerate(arrays.items()):
         sizes: list[int | None] = [None, *array.shape[1:]]
@@ -143,6 +144,7 @@ def _tensor_specs(
 
 
 def original_model(model: TrainedModel) -> converted.OriginalModel:
+    """Return a function for the original's predictions by output name."""
     specs = _specs(model)
 
     def original(batch: ModelInput) -> dict[str, Array]:
@@ -156,7 +158,8 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     """Return the inputs by name: the `tf.TensorSpec` of the signature, or None for
     parameters of a call.
     """
-    if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
+    signature = getattr(model, "signatures", {}).get(_SIGNATURE)
+    if signature:
         return dict(signature.structured_input_signature[1])
     call = type(model).__call__
     source = model if hasattr(model, "python_function") else call
@@ -168,26 +171,29 @@ def _arrays(
     specs: dict[str, tf.TensorSpec | None],
     batch: ModelInput,
 ) -> dict[str, Array]:
+    """Return the arrays by input name, with the types of the signature. Raises
+    InvalidConfig if an input of the signature is missing.
+
+    An unnamed array is the first input, and so is a table without the columns of the
+    inputs.
+    """
+    named = batch
     if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
-        batch = {"": batch.to_numpy(dtype=np.float32)}
-    if "" not in batch and (
-        missing := [name for name, spec in specs.items() if name not in batch and spec is not None]
-    ):
-        raise InvalidConfig(
-            f"input_example: {missing[0]!r} is missing; the model needs {', '.join(specs)}",
-        )
-    if "" in batch:
-        names = [next(iter(specs))]
+        named = {"": batch.to_numpy(dtype=np.float32)}
+    if "" in named:
+        first = next(iter(specs))
+        arrays = {first: np.asarray(named[first] if first in named else named[""])}
     else:
-        names = [name for name in specs if name in batch]
-    arrays = {}
-    for name in names:
-        values = batch[name] if name in batch else batch[""]
-        array = np.asarray(values)
+        for name, spec in specs.items():
+            if name not in named and spec is not None:
+                raise InvalidConfig(
+                    f"input_example: {name!r} is missing; the model needs {', '.join(specs)}",
+                )
+        arrays = {name: np.asarray(named[name]) for name in specs if name in named}
+    for name, array in arrays.items():
         spec = specs[name]
         if array.dtype.kind not in "OU" and spec is not None:
-            array = array.astype(spec.dtype.as_numpy_dtype)
-        arrays[name] = array
+            arrays[name] = array.astype(spec.dtype.as_numpy_dtype)
     return arrays
 
 
@@ -198,7 +204,8 @@ def _call(
     """Return the outputs by name: names of the signature, keys of a mapping, or
     `output`.
     """
-    if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
+    signature = getattr(model, "signatures", {}).get(_SIGNATURE)
+    if signature:
         answer = signature(**tensors)
     else:
         answer = model(*tensors.values())

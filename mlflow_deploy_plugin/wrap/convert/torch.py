@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -59,17 +59,18 @@ _NO_BFLOAT16 = (
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a numeric table, or tensors by name from an array, a mapping, or a tuple
-    in the order of `forward`.
+    """Return a table unchanged, and other data as arrays by name.
+
+    A mapping has names, the arrays of a tuple are in the order of `forward`, and a
+    single array has the name "".
     """
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, dict):
         return {str(name): _array(values) for name, values in data.items()}
     if isinstance(data, tuple):
-        return {
-            name: _array(values) for name, values in zip(_parameters(model), data, strict=False)
-        }
+        named = zip(_parameters(model), data, strict=False)
+        return {name: _array(values) for name, values in named}
     return {"": _array(data)}
 
 
@@ -79,40 +80,51 @@ def forms(
     predict_fn: str,
     dynamic_axes: DynamicAxes,
 ) -> Forms:
-    """Return one form, the exported module. Raises the errors of `require_example`."""
-    batch = converted.require_example(batch, predict_fn, "a torch module", "forward")
-    if not isinstance(batch, pd.DataFrame) and any(
-        array.dtype.kind in "OUT" for array in batch.values()
-    ):
+    """Return one form, the exported module. Raises InvalidConfig without an example or
+    for `predict_proba`, and ConversionError for strings.
+    """
+    example = converted.require_example(batch, predict_fn, "a torch module", "forward")
+    if any(array.dtype.kind in "OUT" for array in Batch(example).tensors.values()):
         raise ConversionError(
             f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors "
             "after its tokenizer",
         )
-    return [partial(_export, model, batch, dynamic_axes)]
+    return [partial(_export, model, example, dynamic_axes)]
 
 
 def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
-    model = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
-    parameters = _parameters(model)
+    """Return the graph of the module. It marks rows with ids outside an embedding."""
+    module = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
+    names = _input_names(module, batch)
+    original = original_model(module, of_tensors=True)
+    with _eval_mode(module):
+        proto = _mark_unknown_ids(export(module, batch, names, dynamic_axes, original))
+    bound = converted.bind_graph(proto, batch, "torch", str(torch.__version__), original)
+    return replace(bound, move_weights=partial(move_weights, module))
+
+
+def _input_names(module: TrainedModel, batch: ModelInput) -> list[str]:
+    """Return the parameters of `forward` that the batch has, in their order. Raises
+    InvalidConfig if a tensor is not a parameter.
+    """
+    parameters = _parameters(module)
     if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
-        names = [next(iter(parameters), "input")]
-    else:
-        names = [name for name in parameters if name in batch]
-        if unknown := [name for name in batch if name not in names]:
+        return [next(iter(parameters), "input")]
+    for name in batch:
+        if name not in parameters:
             raise InvalidConfig(
-                f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
+                f"input_example: {type(module).__name__}.forward has no parameter {name!r}; "
                 f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
                 "mapping or list",
             )
-    original = original_model(model, of_tensors=True)
-    with _eval_mode(model):
-        proto = _mark_unknown_ids(export(model, batch, names, dynamic_axes, original))
-    bound = converted.bind_graph(proto, batch, "torch", str(torch.__version__), original)
-    return replace(bound, move_weights=partial(move_weights, model))
+    return [name for name in parameters if name in batch]
 
 
 @contextmanager
 def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[None]:
+    """Move each weight up or down at random by `ROUNDINGS` rounding steps, and restore
+    the weights on exit.
+    """
     weights = [
         tensor.data
         for tensor in (*module.parameters(), *module.buffers())
@@ -121,13 +133,9 @@ def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[
     copies = [tensor.clone() for tensor in weights]
     try:
         for weight in weights:
-            signs = torch.from_numpy(
-                random.choice(
-                    [-1.0, 1.0],
-                    tuple(weight.shape),
-                )
-            ).to(weight)
-            weight.mul_(1 + ROUNDINGS * torch.finfo(weight.dtype).eps * signs)
+            signs = random.choice([-1.0, 1.0], tuple(weight.shape))
+            step = ROUNDINGS * torch.finfo(weight.dtype).eps
+            weight.mul_(1 + step * torch.from_numpy(signs).to(weight))
         yield
     finally:
         for weight, values in zip(weights, copies, strict=True):
@@ -158,24 +166,18 @@ def export(
     """
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.
-    some = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
-    answers = converted.call_original(original, some)
-    if both := [name for name in answers if name in names]:
-        raise ConversionError(
-            f"{_shown_name(model)} returns {both[0]!r}, which is also the name of an input: names "
-            "in a graph are unique; rename the output",
-        )
-    proto = _to_onnx(
-        model,
-        _tensors(some, names, model),
-        names,
-        list(answers),
-        axes,
-        legacy,
-    )
-    if any(dynamic_axes.values()) and isinstance(some, dict):
+    traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
+    answers = converted.call_original(original, traced)
+    for name in answers:
+        if name in names:
+            raise ConversionError(
+                f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
+                "in a graph are unique; rename the output",
+            )
+    proto = _to_onnx(model, _tensors(traced, names, model), names, list(answers), axes, legacy)
+    if any(dynamic_axes.values()) and isinstance(traced, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
-            longer = converted.call_original(original, _longer(some, dynamic_axes))
+            longer = converted.call_original(original, _longer(traced, dynamic_axes))
             _free_sizes(proto.graph, answers, longer)
     return proto
 
@@ -203,13 +205,9 @@ def _free_sizes(
     """
     for value in graph.output:
         dimensions = value.type.tensor_type.shape.dim
-        sizes = zip(
-            answers[value.name].shape,
-            longer[value.name].shape,
-            strict=False,
-        )
-        for axis, (size, other) in enumerate(sizes):
-            if size != other and dimensions[axis].dim_value:
+        sizes = zip(answers[value.name].shape, longer[value.name].shape, strict=False)
+        for axis, (size, longer_size) in enumerate(sizes):
+            if size != longer_size and dimensions[axis].dim_value:
                 dimensions[axis].dim_param = f"{value.name}_{axis}"
 
 
@@ -228,20 +226,15 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
         if embedding is not None:
             mark = f"{REFUSED_ROWS}_{len(marks)}"
             marks.append(mark)
-            _mark_ids(graph, embedding.ids, embedding.kind, embedding.last, mark)
+            _mark_ids(graph, embedding, mark)
             node.input[1] = f"{mark}_ids"
             if embedding.shape:
                 node.input[1] = f"{mark}_all"
-                graph.node.append(
-                    helper.make_node(
-                        "Reshape",
-                        [f"{mark}_ids", embedding.shape],
-                        [node.input[1]],
-                    ),
-                )
-            is_sent = any(entry.name == embedding.ids for entry in graph.input)
-            shown = repr(embedding.ids) if is_sent else "an embedding"
-            reasons.append(f"{shown} accepts the ids 0 to {embedding.last}")
+                flatten = [f"{mark}_ids", embedding.shape]
+                graph.node.append(helper.make_node("Reshape", flatten, [node.input[1]]))
+            is_input = any(entry.name == embedding.ids for entry in graph.input)
+            display_name = repr(embedding.ids) if is_input else "an embedding"
+            reasons.append(f"{display_name} accepts the ids 0 to {embedding.last}")
         graph.node.append(node)
     if marks:
         graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
@@ -284,18 +277,17 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
             continue
         ids = node.input[1]
         shape = ""
-        while (
-            (maker := makers.get(ids))
-            and maker.op_type == "Reshape"
-            and sizes.get(maker.input[1]) == 1
-        ):
-            ids, shape = maker.input  # An EmbeddingBag flattens all rows.
+        maker = makers.get(ids)
+        # An EmbeddingBag flattens all rows.
+        while maker and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
+            ids, shape = maker.input
+            maker = makers.get(ids)
         if ids in values and values[ids].shape.dim[:1] == batch:
             embeddings[index] = _Embedding(
-                ids,
-                values[ids].elem_type,
-                sizes[node.input[0]] - 1,
-                shape,
+                ids=ids,
+                kind=values[ids].elem_type,
+                last=sizes[node.input[0]] - 1,
+                shape=shape,
             )
     return embeddings
 
@@ -310,20 +302,15 @@ def _is_embedding(node: NodeProto) -> bool:
     return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
-def _mark_ids(
-    graph: GraphProto,
-    ids: str,
-    kind: int,
-    last: int,
-    mark: str,
-) -> str:
-    """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`;
-    `{mark}_ids` are the clipped ids.
+def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> None:
+    """Add a mark [N] that is 0 if all ids of a row are in the table; `{mark}_ids` are
+    the clipped ids.
     """
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    ids = embedding.ids
+    dtype = helper.tensor_dtype_to_np_dtype(embedding.kind)
     constants = {
         f"{mark}_least": np.array(0, dtype),
-        f"{mark}_most": np.array(last, dtype),
+        f"{mark}_most": np.array(embedding.last, dtype),
         f"{mark}_axis": [1],
     }
     graph.initializer.extend(
@@ -336,16 +323,7 @@ def _mark_ids(
         ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
         ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
     ):
-        graph.node.append(
-            helper.make_node(
-                operator,
-                inputs,
-                [output],
-                output,
-                **options,
-            )
-        )
-    return mark
+        graph.node.append(helper.make_node(operator, inputs, [output], output, **options))
 
 
 def _traced_rows(batch: ModelInput) -> ModelInput:
@@ -354,8 +332,10 @@ def _traced_rows(batch: ModelInput) -> ModelInput:
     """
     example = Batch(batch)
     sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
-    rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
-    return example.take(np.arange(rows) % len(example)).data  # A short example is repeated.
+    row_count = _EXAMPLE_ROWS
+    while row_count in sizes:
+        row_count += 1
+    return example.take(np.arange(row_count) % len(example)).data  # A short example is repeated.
 
 
 @contextmanager
@@ -393,39 +373,75 @@ def _to_onnx(
 ) -> ModelProto:
     """Return the ModelProto with inline weights. Raises ConversionError with the first
     line of the exporter's error.
+
+    Args:
+        arguments: the tensors of the traced rows, in the order of `names`.
+        legacy: True to trace with TorchScript, as for each ScriptModule.
     """
-    legacy = legacy or isinstance(model, torch.jit.ScriptModule)
-    options: dict[str, object] = {
-        "input_names": names,
-        "output_names": outputs,
-        "verbose": False,
-        "dynamo": not legacy,
-    }
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
         # The exporter replaces kernels for free lengths, but not the kernels cached by
         # an earlier export (torch 2.13).
         operator._dispatch_cache.clear()
     try:
         with _silenced():
-            if legacy:
-                axes = {name: _traced_axes(name, dynamic_axes) for name in names}
-                buffer = io.BytesIO()
-                torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
-                return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
-            options["custom_translation_table"] = _TRANSLATIONS
+            if legacy or isinstance(model, torch.jit.ScriptModule):
+                return _trace(model, arguments, names, outputs, dynamic_axes)
+            options: dict[str, object] = {}
             if not isinstance(model, ExportedProgram):
-                options |= _program_options(model, arguments, names, dynamic_axes)
-            # The default kernels have another tensor layout than the exporter's
-            # decompositions (torch 2.13).
-            with sdpa_kernel(SDPBackend.MATH):
-                program = torch.onnx.export(model, **options)
-            # An output may have the same name as an exporter's value (`var`, `trunc`).
-            NameFixPass()(program.model)
-            return program.model_proto
+                options = _program_options(model, arguments, names, dynamic_axes)
+            return _export_program(model, names, outputs, options)
     except Exception as error:
         raise ConversionError(
             f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}",
         ) from error
+
+
+def _trace(
+    model: TrainedModel,
+    arguments: tuple[torch.Tensor, ...],
+    names: list[str],
+    outputs: list[str],
+    dynamic_axes: DynamicAxes,
+) -> ModelProto:
+    """Return the ModelProto of TorchScript's exporter."""
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        model,
+        arguments,
+        buffer,
+        dynamic_axes={name: _traced_axes(name, dynamic_axes) for name in names},
+        input_names=names,
+        output_names=outputs,
+        verbose=False,
+        dynamo=False,
+    )
+    return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
+
+
+def _export_program(
+    model: TrainedModel,
+    names: list[str],
+    outputs: list[str],
+    options: dict[str, object],
+) -> ModelProto:
+    """Return the ModelProto of the dynamo exporter. `options` are the arguments of a
+    module and their free axes; a program contains both.
+    """
+    # The default kernels have another tensor layout than the exporter's decompositions
+    # (torch 2.13).
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            model,
+            input_names=names,
+            output_names=outputs,
+            verbose=False,
+            dynamo=True,
+            custom_translation_table=_TRANSLATIONS,
+            **options,
+        )
+    # An output may have the same name as an exporter's value (`var`, `trunc`).
+    NameFixPass()(program.model)
+    return program.model_proto
 
 
 def _traced_axes(name: str, dynamic_axes: DynamicAxes) -> dict[int, str]:
@@ -442,14 +458,9 @@ def _program_options(
 ) -> dict[str, object]:
     """Return the arguments of the module and their free axes for torch's exporter."""
     rows = Dim("batch")
-    shapes = tuple(
-        {
-            0: rows,
-            **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC),
-        }
-        for name in names
-    )
-    if _by_keyword(model, names):
+    free_axes = [dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC) for name in names]
+    shapes = tuple({0: rows, **axes} for axes in free_axes)
+    if _must_be_keywords(model, names):
         return {
             "args": (),
             "kwargs": dict(zip(names, arguments, strict=True)),
@@ -469,7 +480,8 @@ def _export_failure(error: Exception) -> str:
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     reason = plain_reason(lines[0]) if lines else type(error).__name__
-    if fixed := _FIXED_SIZE.search(str(cause)):
+    fixed = _FIXED_SIZE.search(str(cause))
+    if fixed:
         reason = (
             f"its forward fixes a size that varies in the data ({fixed['size']} of "
             f"{fixed['place']})"
@@ -494,15 +506,9 @@ def attention(
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
-    allowed = op.ReduceMax(
-        op.Cast(attn_mask, to=ir.DataType.INT32),
-        [-1],
-    )
-    return op.Where(
-        op.Cast(allowed, to=ir.DataType.BOOL),
-        answer,
-        op.CastLike(0.0, answer),
-    )
+    has_allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
+    zero = op.CastLike(0.0, answer)
+    return op.Where(op.Cast(has_allowed, to=ir.DataType.BOOL), answer, zero)
 
 
 def _log_sigmoid(values: Any) -> Any:
@@ -517,13 +523,8 @@ def _one_hot(ids: Any, num_classes: int) -> Any:
     returns zeros (torch 2.13).
     """
     classes = op.Constant(value=numpy_helper.from_array(np.arange(num_classes)))
-    return op.Cast(
-        op.Equal(
-            op.Unsqueeze(op.Gather(classes, ids), [-1]),
-            classes,
-        ),
-        to=ir.DataType.INT64,
-    )
+    class_of_id = op.Unsqueeze(op.Gather(classes, ids), [-1])
+    return op.Cast(op.Equal(class_of_id, classes), to=ir.DataType.INT64)
 
 
 def _gather(
@@ -582,7 +583,7 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.O
             order = [name for name in parameters if name in batch] or list(batch)
         tensors = _tensors(batch, order, model)
         with _eval_mode(model), torch.no_grad():
-            if _by_keyword(model, order):
+            if _must_be_keywords(model, order):
                 answer = module(**dict(zip(order, tensors, strict=True)))
             else:
                 answer = module(*tensors)
@@ -599,26 +600,28 @@ def by_name(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a nested result by output name: `output`, `output_1`, keys
     of a mapping, or fields.
+
+    Args:
+        answer: the result of `forward`, or a part of it.
+        of_tensors: True to raise ConversionError for a part that is not a tensor; False
+            to leave it out.
+        name: the name of the part; "" for the whole result.
     """
-    if isinstance(answer, torch.Tensor):
-        if answer.dtype == torch.bfloat16:
+    result = _as_mapping(answer)
+    if isinstance(result, torch.Tensor):
+        if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
-        return {name or "output": answer}
-    if is_dataclass(answer) and not isinstance(answer, dict):
-        with suppress(ValueError):  # The class may be registered already.
-            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
-        answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
-    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # This is a NamedTuple.
-        answer = answer._asdict()
-    if isinstance(answer, dict):
+        return {name or "output": result}
+    if isinstance(result, dict):
         prefix = f"{name}." if name else ""
-        parts = {f"{prefix}{key}": part for key, part in answer.items()}
-    elif isinstance(answer, list | tuple):
-        parts = {f"{name or 'output'}_{position}": part for position, part in enumerate(answer)}
-    elif answer is None or (name and not of_tensors):
+        parts = {f"{prefix}{key}": part for key, part in result.items()}
+    elif isinstance(result, list | tuple):
+        stem = name or "output"
+        parts = {f"{stem}_{position}": part for position, part in enumerate(result)}
+    elif result is None or (name and not of_tensors):
         return {}
     else:
-        kind = type(answer).__name__
+        kind = type(result).__name__
         # from transformers
         way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""
         raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
@@ -628,20 +631,34 @@ def by_name(
     return tensors
 
 
+def _as_mapping(answer: object) -> object:
+    """Return a dataclass or a NamedTuple as a mapping by field, and other results
+    unchanged.
+    """
+    if is_dataclass(answer) and not isinstance(answer, dict):
+        with suppress(ValueError):  # The class may be registered already.
+            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
+        return {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
+    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):
+        return answer._asdict()
+    return answer
+
+
 def _tensors(
     batch: ModelInput,
     names: list[str],
     model: TrainedModel,
 ) -> tuple[torch.Tensor, ...]:
     """Return the arguments of `forward` on the module's device."""
-    device = next(
-        (parameter.device for parameter in model.parameters()),
-        torch.device("cpu"),
-    )
+    devices = (parameter.device for parameter in model.parameters())
+    device = next(devices, torch.device("cpu"))
     if isinstance(batch, pd.DataFrame):
-        return (torch.from_numpy(batch.to_numpy(dtype=np.float32)).to(device),)
-    arrays = [batch[name] for name in names] if "" not in batch else [batch[""]]
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
+        arrays = [batch.to_numpy(dtype=np.float32)]
+    elif "" in batch:
+        arrays = [np.ascontiguousarray(batch[""])]
+    else:
+        arrays = [np.ascontiguousarray(batch[name]) for name in names]
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
 
 def _parameters(model: TrainedModel) -> list[str]:
@@ -653,17 +670,19 @@ def _parameters(model: TrainedModel) -> list[str]:
     return list(_signature(model))
 
 
-def _by_keyword(model: TrainedModel, names: list[str]) -> bool:
+def _must_be_keywords(model: TrainedModel, names: list[str]) -> bool:
     """Return True if the inputs must be passed by keyword: they are keyword-only, or
     other parameters come first.
     """
     parameters = _parameters(model)
     if not set(names) <= set(parameters):
         return False
-    needed = not isinstance(model, ExportedProgram | torch.jit.ScriptModule) and any(
-        _signature(model)[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names
-    )
-    return needed or parameters[: len(names)] != names
+    if parameters[: len(names)] != names:
+        return True
+    if isinstance(model, ExportedProgram | torch.jit.ScriptModule):
+        return False
+    signature = _signature(model)
+    return any(signature[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names)
 
 
 def _signature(model: TrainedModel) -> Mapping[str, inspect.Parameter]:
@@ -671,8 +690,8 @@ def _signature(model: TrainedModel) -> Mapping[str, inspect.Parameter]:
 
 
 def _array(values: ModelData) -> Array:
-    if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    if values.dtype == torch.bfloat16:
         raise InvalidConfig(f"input_example: it contains bfloat16, {_NO_BFLOAT16}")
-    if isinstance(values, torch.Tensor):
-        return np.asarray(values.detach().cpu().numpy())
-    return np.asarray(values)
+    return np.asarray(values.detach().cpu().numpy())

@@ -59,7 +59,9 @@ def fgsm(
     gradient: LossGradient,
     rng: np.random.Generator,
 ) -> NamedArrays:
-    return _moved(rows, rows, gradient(rows, rng)[1], strength, strength)
+    """Return the rows moved by one step along the sign of the gradient."""
+    _, slopes = gradient(rows, rng)
+    return _moved(rows, rows, slopes, strength, strength)
 
 
 def pgd(
@@ -68,6 +70,9 @@ def pgd(
     gradient: LossGradient,
     rng: np.random.Generator,
 ) -> NamedArrays:
+    """Return the changed rows with the largest loss of a random start and of `_STEPS`
+    steps along the sign of the gradient.
+    """
     start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
     moved = _moved(rows, rows, start, strength, strength, by_sign=False)
     worst = rows
@@ -77,16 +82,17 @@ def pgd(
         is_worse = losses > worst_loss
         worst_loss = np.where(is_worse, losses, worst_loss)
         worst = {
-            name: np.where(
-                is_worse.reshape(-1, *[1] * (values.ndim - 1)),
-                moved[name],
-                values,
-            )
+            name: np.where(_by_row(is_worse, values.ndim), moved[name], values)
             for name, values in worst.items()
         }
         if step < _STEPS:
             moved = _moved(rows, moved, slopes, strength * _STEP_SIZE / _STEPS, strength)
     return worst
+
+
+def _by_row(values: Array, rank: int) -> Array:
+    """Return a value per row, [N], in the shape [N, 1, …] with `rank` dimensions."""
+    return values.reshape(-1, *[1] * (rank - 1))
 
 
 def _moved(
@@ -99,6 +105,12 @@ def _moved(
 ) -> NamedArrays:
     """Return the current rows, moved by a step and clipped to within the strength of
     `rows`.
+
+    Args:
+        along: the direction of each number, such as its gradient.
+        step: the length of the step, in the unit of the strength.
+        strength: the largest distance from `rows`.
+        by_sign: False to move by the directions instead of by their signs.
     """
     moved = dict(current)
     for name, direction in along.items():
@@ -114,17 +126,14 @@ def _moved(
 
 
 def _unit(values: Array) -> Array:
+    """Return the change of a number for the strength 1: the range of an image, or the
+    standard deviation of a column.
+    """
     if values.ndim > 2:
         low, high = value_range(values)
         return np.asarray(high - low)
-    return np.asarray(
-        np.nan_to_num(
-            np.nanstd(
-                values.astype(np.float64),
-                axis=0,
-            )
-        )
-    )
+    deviations = np.nanstd(values.astype(np.float64), axis=0)
+    return np.asarray(np.nan_to_num(deviations))
 
 
 def _floats(rows: NamedArrays) -> NamedArrays:
@@ -137,11 +146,12 @@ def estimated_gradient(
     truth: Array,
 ) -> LossGradient | Refused:
     """Return a gradient that is estimated from predictions at steps of 0.1 standard
-    deviations (SPSA, Spall 1992).
+    deviations (SPSA, Spall 1992); a Refused for a model without a loss.
     """
     if not _floats(rows):
         return Refused("the model has no floating-point inputs")
-    if isinstance(losses := _losses(truth, model.predict(rows)), Refused):
+    losses = _losses(truth, model.predict(rows))
+    if isinstance(losses, Refused):
         return losses
     steps = {name: 0.1 * np.maximum(_unit(values), 1e-12) for name, values in _floats(rows).items()}
 
@@ -152,11 +162,11 @@ def estimated_gradient(
         return np.zeros(len(truth))
 
     def moved(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
-        steps_of = {
+        stepped = {
             name: (changed[name] + steps[name] * sign).astype(changed[name].dtype)
             for name, sign in signs.items()
         }
-        return changed | steps_of
+        return changed | stepped
 
     def gradient(current: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
         slopes = {name: np.zeros(values.shape) for name, values in _floats(current).items()}
@@ -165,13 +175,7 @@ def estimated_gradient(
             behind = {name: -sign for name, sign in ahead.items()}
             rise = loss_of(moved(current, ahead)) - loss_of(moved(current, behind))
             for name, sign in ahead.items():
-                slopes[name] += (
-                    rise.reshape(
-                        -1,
-                        *[1] * (sign.ndim - 1),
-                    )
-                    * sign
-                )
+                slopes[name] += _by_row(rise, sign.ndim) * sign
         return loss_of(current), slopes
 
     return gradient
@@ -179,28 +183,34 @@ def estimated_gradient(
 
 def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     """Return the loss of each row: the cross-entropy of a class, or the squared error
-    of a number.
+    of a number. Return a Refused if the predictions and the target do not fit.
     """
-    probabilities = predictions.probabilities
     scores = predictions.prediction
-    if probabilities is not None:
-        classes = list(predictions.classes) or sorted(set(truth.tolist()))
-        if len(classes) != probabilities.shape[1] or not set(truth.tolist()) <= set(classes):
-            return Refused("the target contains values that are not classes of the model")
-        indices = np.array([classes.index(value) for value in truth.tolist()])
-        likelihoods = probabilities[np.arange(len(truth)), indices].astype(np.float64)
-        return np.asarray(-np.log(np.clip(likelihoods, 1e-300, None)))
+    if predictions.probabilities is not None:
+        return _cross_entropies(truth, predictions.probabilities, list(predictions.classes))
     if argmax_labels(truth, predictions) is not predictions:  # The predictions are class scores.
         numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-        return np.asarray(
-            np.log(np.exp(numbers).sum(axis=1)) - numbers[np.arange(len(truth)), truth.astype(int)],
-        )
+        log_sums = np.log(np.exp(numbers).sum(axis=1))
+        return np.asarray(log_sums - numbers[np.arange(len(truth)), truth.astype(int)])
     if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
         return Refused(
             "the model returns neither probabilities nor numbers that can be compared with the "
             "target",
         )
     return np.square(scores.astype(np.float64) - truth)
+
+
+def _cross_entropies(truth: Array, probabilities: Array, classes: list[Any]) -> Array | Refused:
+    """Return the cross-entropy of each row, [N], for probabilities [N, C]. Without
+    `classes`, the classes are the values of the target, sorted.
+    """
+    labels = truth.tolist()
+    columns = classes or sorted(set(labels))
+    if len(columns) != probabilities.shape[1] or not set(labels) <= set(columns):
+        return Refused("the target contains values that are not classes of the model")
+    indices = np.array([columns.index(label) for label in labels])
+    likelihoods = probabilities[np.arange(len(truth)), indices].astype(np.float64)
+    return np.asarray(-np.log(np.clip(likelihoods, 1e-300, None)))
 
 
 def torch_gradient(
@@ -212,8 +222,16 @@ def torch_gradient(
     truth: Array,
     has_consent: bool = False,
 ) -> LossGradient | Refused:
-    """Return the gradient of the torch original (see `torch_original`), or a
-    `Refused`.
+    """Return the gradient of the torch original for the rows and their truth, [N]; a
+    Refused if there is no original, or if it cannot compute the rows.
+
+    Args:
+        model: the loaded version.
+        folder: the folder of the version.
+        artifact: the description of the version.
+        original: the URI of the torch model, or "".
+        has_consent: True if the code of an original that was read from the version may
+            run.
     """
     if not _floats(rows):
         return Refused("the model has no floating-point inputs")
@@ -259,10 +277,10 @@ def torch_original(
         if resolved is not None:
             flavors = fetch_mlmodel(resolved.source).flavors
         if "pytorch" not in flavors:
-            had = ", ".join(sorted(flavors))
+            flavor_names = ", ".join(sorted(flavors))
             return Refused(
                 f"the original {uri} is not a torch module, which is needed for gradients; its "
-                f"flavors are {had}",
+                f"flavors are {flavor_names}",
             )
         if not (original or has_consent):
             return Refused(
@@ -284,7 +302,7 @@ def _original_uri(
     follows_base: bool = True,
 ) -> str:
     """Return the URI of the torch model from which a version or its base was made;
-    empty if unknown.
+    empty if unknown. `follows_base` is False for a base, whose own base is not read.
     """
     uri = str(metadata.get(WRAPPED_FROM_TAG, ""))
     if uri or "pytorch" in flavors:
@@ -312,49 +330,53 @@ def _load_torch(folder: Path) -> Any:
 
 
 def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
-    import torch
-
+    """Return a function that computes the loss and its gradient in chunks of rows."""
     with suppress(NotImplementedError):  # An exported program does not support `eval`.
         module.eval()
-    names = list(inspect.signature(module.forward).parameters)
-
-    def of_part(rows: NamedArrays, labels: Array) -> tuple[Array, NamedArrays]:
-        leaves = {
-            name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
-            for name, values in rows.items()
-        }
-        if artifact.columns:
-            arguments = [
-                torch.stack(
-                    [leaves[column.name] for column in artifact.columns],
-                    dim=1,
-                ).float(),
-            ]
-        else:
-            arguments = [leaves[name] for name in names if name in leaves] or list(leaves.values())
-        answer = module(*arguments)
-        while not isinstance(answer, torch.Tensor):
-            parts = answer.values() if isinstance(answer, dict) else answer
-            answer = next(iter(parts))
-        losses = _torch_losses(torch, answer, labels)
-        losses.sum().backward()
-        return losses.detach().numpy().astype(np.float64), {
-            name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None
-        }
 
     def gradient(rows: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
         size = chunk_rows(rows)
-        parts = [
-            of_part(
-                take_rows(rows, slice(start, start + size)),
-                truth[start : start + size],
-            )
-            for start in range(0, len(truth), size)
-        ]
-        losses, slopes = zip(*parts, strict=True)
+        losses = []
+        slopes = []
+        for start in range(0, len(truth), size):
+            part = take_rows(rows, slice(start, start + size))
+            labels = truth[start : start + size]
+            part_losses, part_slopes = _backward(module, artifact, part, labels)
+            losses.append(part_losses)
+            slopes.append(part_slopes)
         return np.concatenate(losses), concatenate_feeds(slopes)
 
     return gradient
+
+
+def _backward(
+    module: Any,
+    artifact: Artifact,
+    rows: NamedArrays,
+    labels: Array,
+) -> tuple[Array, NamedArrays]:
+    """Return the loss of each row, [N], and the gradients by array."""
+    import torch  # The import takes seconds, and only torch models need it.
+
+    leaves = {
+        name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
+        for name, values in rows.items()
+    }
+    if artifact.columns:
+        columns = [leaves[column.name] for column in artifact.columns]
+        arguments = [torch.stack(columns, dim=1).float()]
+    else:
+        parameters = inspect.signature(module.forward).parameters
+        arguments = [leaves[name] for name in parameters if name in leaves]
+        arguments = arguments or list(leaves.values())
+    answer = module(*arguments)
+    while not isinstance(answer, torch.Tensor):  # The first output of a nested result.
+        parts = answer.values() if isinstance(answer, dict) else answer
+        answer = next(iter(parts))
+    losses = _torch_losses(torch, answer, labels)
+    losses.sum().backward()
+    slopes = {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
+    return losses.detach().numpy().astype(np.float64), slopes
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
@@ -364,15 +386,11 @@ def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
     numbers = answer.reshape(len(truth), -1)
     is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
     if not is_class:
-        return (
-            (numbers - torch.from_numpy(truth.astype(np.float32).reshape(len(truth), -1)))
-            .square()
-            .sum(dim=1)
-        )
-    is_probability = bool(
-        ((numbers >= 0).all() & ((numbers.sum(dim=1) - 1).abs() < 1e-3).all()).item(),
-    )
-    if is_probability:
+        expected = torch.from_numpy(truth.astype(np.float32).reshape(len(truth), -1))
+        return (numbers - expected).square().sum(dim=1)
+    has_sum_1 = (numbers.sum(dim=1) - 1).abs() < 1e-3
+    is_probability = (numbers >= 0).all() & has_sum_1.all()
+    if is_probability.item():
         logs = numbers.clamp_min(1e-30).log()
     else:
         logs = torch.log_softmax(numbers, dim=1)

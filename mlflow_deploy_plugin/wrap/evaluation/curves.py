@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,7 @@ from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, downloaded_v
 FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
+_STEPS_PER_UNIT = 1000
 _MAX_VALUES = 30_000_000
 """The maximum number of values to disturb: 200 colour images of 224 × 224. Memory holds
 several 64-bit copies.
@@ -133,24 +135,20 @@ class RobustnessReport:
         return lines
 
     def figures(self) -> list[tuple[str, float, int]]:
-        """Return metrics for MLflow. The step is the strength × 1000, so that the
-        MLflow UI draws the curve.
+        """Return the name, value and step of each metric for MLflow. The step is the
+        strength × 1000, so that the MLflow UI draws the curve.
         """
         metrics = [("robustness/clean", self.clean, 0)]
         for name, points in self.curves():
-            measured = [
-                (point.strength, point.value, point.loss)
-                for point in points
-                if point.value is not None and point.loss is not None
-            ]
-            metrics += [
-                (f"robustness/{name}", value, round(strength * 1000))
-                for strength, value, _ in measured
-            ]
-            if measured:
-                largest = max(loss for _, _, loss in measured)
-                metrics.append((f"robustness/{name}_loss", largest, 0))
-        return [figure for figure in metrics if math.isfinite(figure[1])]
+            losses = []
+            for point in points:
+                if point.value is not None and point.loss is not None:
+                    step = round(point.strength * _STEPS_PER_UNIT)
+                    metrics.append((f"robustness/{name}", point.value, step))
+                    losses.append(point.loss)
+            if losses:
+                metrics.append((f"robustness/{name}_loss", max(losses), 0))
+        return [(name, value, step) for name, value, step in metrics if math.isfinite(value)]
 
     def save(self, folder: Path) -> list[Path]:
         """Write robustness.json and a plot per curve; raise NotInstalled if matplotlib
@@ -165,38 +163,15 @@ class RobustnessReport:
         return [folder / name for name in files]
 
     def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
+        """Return the plot of a curve as PNG."""
         # The import takes half a second.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
         panel = figure.subplots()
-        measured = [(point.strength, point.value) for point in points if point.value is not None]
-        panel.plot(
-            [strength for strength, _ in measured],
-            [value for _, value in measured],
-            color=_LINE,
-            marker="o",
-        )
-        panel.axhline(
-            self.clean,
-            color="0.6",
-            linestyle="--",
-            linewidth=1,
-            label="undisturbed",
-        )
-        refused = [point.strength for point in points if point.value is None]
-        foot = panel.get_xaxis_transform()
-        if refused:
-            panel.scatter(
-                refused,
-                [0.03] * len(refused),
-                marker="x",
-                color="#dc2626",
-                transform=foot,
-                label="refused",
-            )
-        if name == "scale":
+        self._draw_points(panel, points)
+        if name == "scale":  # The strengths are factors.
             panel.set_xscale("log")
         else:
             panel.set_xlim(left=0)
@@ -209,6 +184,35 @@ class RobustnessReport:
         file = io.BytesIO()
         FigureCanvasAgg(figure).print_png(file)
         return file.getvalue()
+
+    def _draw_points(self, panel: Any, points: Sequence[RobustnessPoint]) -> None:
+        """Draw the curve, the metric of the undisturbed rows, and a cross at the foot
+        for each refused strength.
+        """
+        measured = [point for point in points if point.value is not None]
+        panel.plot(
+            [point.strength for point in measured],
+            [point.value for point in measured],
+            color=_LINE,
+            marker="o",
+        )
+        panel.axhline(
+            self.clean,
+            color="0.6",
+            linestyle="--",
+            linewidth=1,
+            label="undisturbed",
+        )
+        refused = [point.strength for point in points if point.value is None]
+        if refused:
+            panel.scatter(
+                refused,
+                [0.03] * len(refused),
+                marker="x",
+                color="#dc2626",
+                transform=panel.get_xaxis_transform(),
+                label="refused",
+            )
 
 
 def robustness(
@@ -261,10 +265,9 @@ def robustness(
         model = load_version(folder)
         rows, source = read_data(data, model.artifact)
         labelled = labelled_rows(rows, source, target, model.artifact, seed, max_rows)
+        run = None
         if log:
             run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id)
-        else:
-            run = None
         # A user who requests an attack consents to run the original's code, which the
         # attack needs.
         find_gradient = partial(
@@ -289,10 +292,8 @@ def robustness(
         return report
     with TemporaryDirectory(prefix="onnxserve-robustness-") as temporary:
         report.save(Path(temporary))
-        return replace(
-            report,
-            run=run.log(Path(temporary), FOLDER, report.figures()),
-        )
+        logged = run.log(Path(temporary), FOLDER, report.figures())
+        return replace(report, run=logged)
 
 
 def measure_robustness(
@@ -326,7 +327,7 @@ def measure_robustness(
     """
     sample = _limited_sample(model, labelled, seed)
     baseline = Baseline.of(model.predict(sample.rows), sample.truth, metric)
-    of_original = cache(lambda: find_gradient(sample.rows, sample.truth))
+    original_gradient = cache(lambda: find_gradient(sample.rows, sample.truth))
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
@@ -334,7 +335,7 @@ def measure_robustness(
         changed = sample.rows
         if name == "missing":
             changed, notes = _rows_with_gaps(model, changed)
-        variants = _disturber(name, model, changed, sample.truth, of_original)
+        variants = _disturber(name, model, changed, sample.truth, original_gradient)
         if isinstance(variants, Refused):
             cannot[name] = variants.reason
             continue
@@ -342,20 +343,19 @@ def measure_robustness(
         curve = _Curve(name, model, baseline, sample.rows, variants, seed)
         points += map(curve.worst_point, values)
     if not points:
-        raise InvalidConfig(
-            f"no disturbance can be measured: {'; '.join(map(': '.join, cannot.items()))}",
-        )
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in cannot.items())
+        raise InvalidConfig(f"no disturbance can be measured: {reasons}")
     return RobustnessReport(
-        "",
-        "",
-        "",
-        baseline.metric,
-        len(sample.truth),
-        seed,
-        baseline.value,
-        tuple(points),
-        cannot,
-        tuple(notes),
+        model="",
+        dataset="",
+        target="",
+        metric=baseline.metric,
+        rows=len(sample.truth),
+        seed=seed,
+        clean=baseline.value,
+        points=tuple(points),
+        cannot=cannot,
+        notes=tuple(notes),
     )
 
 
@@ -424,19 +424,27 @@ class _Curve:
         """
         # Mix the name into the seed. Otherwise data generated with the same seed would
         # equal the noise.
-        random = np.random.default_rng(
-            [
-                zlib.crc32(self.name.encode()),
-                self.seed,
-            ]
-        )
+        random = np.random.default_rng([zlib.crc32(self.name.encode()), self.seed])
         outcomes = []
         for variant, disturbed in self.variants(strength, random):
-            rows = {**self.rows, **disturbed}
-            outcomes.append(
-                _point(self.baseline, self.model, self.name, strength, variant, rows),
-            )
+            point = RobustnessPoint(self.name, strength, value=None, variant=variant)
+            outcomes.append(self.measured(point, {**self.rows, **disturbed}))
         return max(outcomes, key=_loss_of)
+
+    def measured(self, point: RobustnessPoint, rows: NamedArrays) -> RobustnessPoint:
+        """Return the point with the metric of the disturbed rows, or with the reason
+        why there is none.
+        """
+        try:
+            answers = self.model.predict(rows)
+            value = self.baseline.value_of(answers)
+        except (SchemaMismatch, InferenceError, InvalidConfig) as error:
+            return replace(point, refusal=f"refused: {error.message}")
+        if not math.isfinite(value):
+            reason = f"{self.baseline.metric} is {value}: the answers are not numbers"
+            return replace(point, no_number=answers.no_number, refusal=reason)
+        loss = self.baseline.loss(value)
+        return replace(point, value=value, loss=loss, no_number=answers.no_number)
 
 
 def _loss_of(point: RobustnessPoint) -> float:
@@ -450,13 +458,9 @@ def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
     row = take_rows(rows, slice(0, 1))
     refusals = {}
     for name, values in row.items():
+        gap = with_missing({name: values}, 1.0, np.random.default_rng(0))
         try:
-            model.predict(
-                {
-                    **row,
-                    **with_missing({name: values}, 1.0, np.random.default_rng(0)),
-                }
-            )
+            model.predict({**row, **gap})
         except (SchemaMismatch, InferenceError) as error:
             refusals[name] = error.message
     return refusals
@@ -467,52 +471,25 @@ def _disturber(
     model: LoadedModel,
     rows: NamedArrays,
     truth: Array,
-    of_original: Callable[[], LossGradient | Refused],
+    original_gradient: Callable[[], LossGradient | Refused],
 ) -> _Variants | Refused:
     """Return a function that takes strength and generator and yields the disturbed
-    rows, each with a variant name.
+    rows, each with a variant name; a Refused if the rows do not fit or an attack has no
+    gradient.
     """
-    if reason := unfit_reason(name, rows):
+    reason = unfit_reason(name, rows)
+    if reason:
         return Refused(reason)
     if name not in ATTACKS:
         return partial(DISTURB[name], rows)
-    gradient = estimated_gradient(model, rows, truth) if name == "spsa" else of_original()
+    if name == "spsa":
+        gradient = estimated_gradient(model, rows, truth)
+    else:
+        gradient = original_gradient()
     if isinstance(gradient, Refused):
         return gradient
     attack = fgsm if name == "fgsm" else pgd
     return lambda strength, rng: [("", attack(rows, strength, gradient, rng))]
-
-
-def _point(
-    baseline: Baseline,
-    model: LoadedModel,
-    name: str,
-    strength: float,
-    variant: str,
-    rows: NamedArrays,
-) -> RobustnessPoint:
-    try:
-        answers = model.predict(rows)
-        value = baseline.value_of(answers)
-    except (SchemaMismatch, InferenceError, InvalidConfig) as error:
-        return RobustnessPoint(
-            name,
-            strength,
-            None,
-            variant=variant,
-            refusal=f"refused: {error.message}",
-        )
-    if not math.isfinite(value):
-        reason = f"{baseline.metric} is {value}: the answers are not numbers"
-        return RobustnessPoint(
-            name,
-            strength,
-            None,
-            variant=variant,
-            no_number=answers.no_number,
-            refusal=reason,
-        )
-    return RobustnessPoint(name, strength, value, baseline.loss(value), variant, answers.no_number)
 
 
 def require_matplotlib() -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, Not
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, ModelRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName, check_metric
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
 from mlflow_deploy_plugin.serve.runtime.explained import explained_features
@@ -147,12 +147,8 @@ class Explanation:
             "_output": [str(name) for name in self.outputs] * count,
             "_base_value": np.tile(self.base_values, count),
         }
-        return pa.table(
-            {
-                **columns,
-                **{name: flat[:, index] for index, name in enumerate(self.columns)},
-            },
-        )
+        contributions = {name: flat[:, index] for index, name in enumerate(self.columns)}
+        return pa.table({**columns, **contributions})
 
     def write_contributions(self, path: str) -> None:
         """Write the contributions in the format of the file's ending; raise
@@ -180,21 +176,11 @@ class Explanation:
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
     def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw and yield the plot files. With two classes, only the second class is
-        drawn; the first mirrors it.
-        """
-        import matplotlib.pyplot as plt  # The import takes half a second.
-        import shap
+        """Draw two plots per drawn output, and yield their files."""
+        import shap  # The import takes half a second.
 
-        # Texts have no position on the colour scale, so they are drawn in grey.
-        numbers = np.full(
-            (len(self.values), len(self.data)),
-            np.nan,
-        )
-        for position, values in enumerate(self.data.values()):
-            if values.dtype.kind in "biuf":
-                numbers[:, position] = values
-        drawn = [1] if len(self.outputs) == 2 else list(range(len(self.outputs)))[:_MAX_PICTURES]
+        numbers = self._numbers()
+        drawn = self._drawn_outputs()
         for index in drawn:
             explained = shap.Explanation(
                 values=self.values[:, :, index],
@@ -202,28 +188,49 @@ class Explanation:
                 data=numbers,
                 feature_names=list(self.columns),
             )
-            suffix = (
-                ""
-                if len(drawn) == 1
-                else "_"
-                + re.sub(
-                    r"[^\w.-]",
-                    "_",
-                    str(self.outputs[index]),
-                )
-            )
+            output = str(self.outputs[index])
+            suffix = ""
+            if len(drawn) > 1:
+                suffix = "_" + re.sub(r"[^\w.-]", "_", output)
+            title = f"{self.model}: {output}"
             for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
-                figure = plt.figure()
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # numpy warns about text columns.
-                        plot(explained, max_display=_SHOWN_COLUMNS, show=False)
-                    plt.title(f"{self.model}: {self.outputs[index]}", fontsize=9)
-                    file = folder / f"{name}{suffix}.png"
-                    figure.savefig(file, dpi=110, bbox_inches="tight")
-                    yield file
-                finally:
-                    plt.close(figure)
+                file = folder / f"{name}{suffix}.png"
+                _save_plot(plot, explained, title, file)
+                yield file
+
+    def _numbers(self) -> Array:
+        """Return the values of the rows, [N, C] float64. Texts are NaN, because they
+        have no position on the colour scale: SHAP draws them in grey.
+        """
+        numbers = np.full((len(self.values), len(self.data)), np.nan)
+        for position, values in enumerate(self.data.values()):
+            if values.dtype.kind in "biuf":
+                numbers[:, position] = values
+        return numbers
+
+    def _drawn_outputs(self) -> list[int]:
+        """Return the positions of the outputs with plots. With two classes, only the
+        second class is drawn; the first mirrors it.
+        """
+        count = len(self.outputs)
+        if count == 2:
+            return [1]
+        return list(range(min(count, _MAX_PICTURES)))
+
+
+def _save_plot(plot: Any, explained: Any, title: str, file: Path) -> None:
+    """Save the plot of SHAP's function `plot` for an explanation."""
+    import matplotlib.pyplot as plt  # The import takes half a second.
+
+    figure = plt.figure()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy warns about text columns.
+            plot(explained, max_display=_SHOWN_COLUMNS, show=False)
+        plt.title(title, fontsize=9)
+        figure.savefig(file, dpi=110, bbox_inches="tight")
+    finally:
+        plt.close(figure)
 
 
 def explain(
@@ -243,7 +250,8 @@ def explain(
 
     Args:
         model_uri: a version, such as models:/flight-delay/7, or a folder.
-        data: as in `robustness`; `reference` is the sample in the model's folder.
+        data: a table in memory, a file, or the name of a dataset; `reference` is the
+            sample in the model's folder.
         target: the label column; if empty, permutation importance is not computed.
         metric: the metric for permutation importance; by default accuracy for labels,
             rmse for numbers.
@@ -260,7 +268,7 @@ def explain(
         InvalidArtifact: the model has no ONNX form.
         InvalidConfig: an argument is invalid.
         NotInstalled: shap is missing, or matplotlib for the plots.
-        OnnxserveError: as in `robustness`.
+        OnnxserveError: the model does not exist, or cannot be read.
     """
     require_shap()
     if log:
@@ -278,23 +286,22 @@ def explain(
         labelled = None
         if target:
             labelled = labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS)
-        sample = _sample(model, rows, target, max_rows, seed)
+        sample = _draw_sample(model, rows, target, max_rows, seed)
         explained = contributions(model, sample.feeds, max_evals, seed, progress)
         permuted = _PermutedColumns(metric, [])
         if labelled is not None:
-            progress(
-                f"permuting {len(explained[0].features)} columns of {len(labelled.truth):,} rows",
-            )
-            permuted = _permutation_importance(
-                load_version(folder),
-                labelled,
-                metric,
-                explained[0].features,
-                seed,
-            )
+            features = explained.rows.features
+            progress(f"permuting {len(features)} columns of {len(labelled.truth):,} rows")
+            version = load_version(folder)
+            permuted = _permutation_importance(version, labelled, metric, features, seed)
     explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
-    if run is None:
-        return explanation
+    return explanation if run is None else _logged(explanation, run)
+
+
+def _logged(explanation: Explanation, run: ModelRun) -> Explanation:
+    """Log the files of the explanation to the run, and return the explanation with the
+    run.
+    """
     with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
         explanation.save(Path(temporary))
         return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
@@ -327,13 +334,28 @@ class _PermutedColumns:
     losses: list[tuple[float, float]]
 
 
-def _sample(
+class Contributions(NamedTuple):
+    """The contributions of the columns to the predictions of the rows.
+
+    Attributes:
+        rows: the contributions, base values and features.
+        background: a description of the background rows for the user.
+        evals: the model evaluations per row.
+    """
+
+    rows: "RowContributions"
+    background: str
+    evals: int
+
+
+def _draw_sample(
     model: OnnxModel,
     rows: NamedArrays,
     target: str,
     max_rows: int,
     seed: int,
 ) -> _Sample:
+    """Return at most `max_rows` rows, without the column `target`."""
     positions = sample_positions(row_count(rows), max_rows, seed)
     inputs = {name: values for name, values in rows.items() if name != target}
     sampled = take_rows(own_columns(model.artifact, inputs), positions)
@@ -344,18 +366,18 @@ def _assemble(
     model_uri: str,
     dataset: str,
     sample: _Sample,
-    explained: "tuple[RowContributions, str, int]",
+    explained: Contributions,
     permuted: _PermutedColumns,
     seed: int,
 ) -> Explanation:
     """Return the explanation of the rows with finite predictions. Raises InvalidConfig
     if there are none.
     """
-    shap_values, background, evals = explained
+    shap_values = explained.rows
     is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
     if not is_finite.any():
         raise InvalidConfig(
-            f"the model returns no finite numbers for these rows or for {background}",
+            f"the model returns no finite numbers for these rows or for {explained.background}",
         )
     values = shap_values.values[is_finite]
     columns = tuple(feature.name for feature in shap_values.features)
@@ -375,8 +397,8 @@ def _assemble(
         left_out=int(np.sum(~is_finite)),
         importance=importance,
         metric=permuted.metric,
-        background=background,
-        max_evals=evals,
+        background=explained.background,
+        max_evals=explained.evals,
         seed=seed,
     )
 
@@ -392,8 +414,11 @@ def _rank_columns(
     means = np.abs(values).mean(axis=(0, 2))
     importance = []
     for index, (name, mean) in enumerate(zip(columns, means, strict=True)):
-        loss = losses[index] if losses else ()
-        importance.append(ColumnImportance(name, float(mean), *loss))
+        entry = ColumnImportance(name, float(mean))
+        if losses:
+            loss, deviation = losses[index]
+            entry = replace(entry, permutation=loss, permutation_std=deviation)
+        importance.append(entry)
     return tuple(sorted(importance, key=lambda entry: -entry.mean_abs))
 
 
@@ -403,50 +428,66 @@ def contributions(
     max_evals: int | None,
     seed: int,
     progress: ProgressCallback,
-) -> "tuple[RowContributions, str, int]":
-    """Return the contributions, a description of the background, and the evaluations
-    per row. Raises InvalidConfig if `max_evals` is too small, or if the model does not
-    return numbers for each row.
+) -> Contributions:
+    """Return the contributions. Raises InvalidConfig if `max_evals` is too small, or if
+    the model does not return numbers for each row.
     """
-    config: Any = SimpleNamespace(DISABLE_JIT=0)
-    # The package numba may be missing, because shap 0.54 does not need it.
-    with contextlib.suppress(ModuleNotFoundError):
-        from numba import config
-    # Otherwise numba compiles shap for 20 s (`serve/pyfunc/__main__.py`).
-    before = config.DISABLE_JIT
-    config.DISABLE_JIT = 1
-    try:
+    with _without_compilation():
         from mlflow_deploy_plugin.serve.pyfunc.explainer import (
             explain_rows,
             most_background_rows,
             read_background,
         )
-    finally:
-        config.DISABLE_JIT = before
-    most = most_background_rows(model, feeds)
+    most_rows = most_background_rows(model, feeds)
     try:
-        background = read_background(model, most, 0)  # `/explain` uses the same background rows.
-        against = background.feeds
+        background = read_background(model, most_rows, 0)  # `/explain` uses the same rows.
+        background_feeds = background.feeds
         kind = background.source
     except InvalidArtifact:  # The model has no background rows.
-        against = {name: array[:most] for name, array in feeds.items()}
+        background_feeds = {name: array[:most_rows] for name, array in feeds.items()}
         kind = "data"
-    once = 2 * len(explained_features(model.artifact, feeds)) + 1
-    evals = _PERMUTATIONS * once if max_evals is None else max_evals
-    if evals < once:
-        raise InvalidConfig(
-            f"max_evals is {evals}; {once // 2} columns need at least {once} (2 × columns + 1)",
-        )
+    evals = _evaluations(len(explained_features(model.artifact, feeds)), max_evals)
     progress(f"explaining {row_count(feeds):,} rows with {evals} evaluations each")
-    shap_values = explain_rows(model, against, feeds, evals, seed)
-    return shap_values, f"{shap_values.background_rows} rows of {kind}", evals
+    shap_values = explain_rows(model, background_feeds, feeds, evals, seed)
+    return Contributions(shap_values, f"{shap_values.background_rows} rows of {kind}", evals)
+
+
+@contextlib.contextmanager
+def _without_compilation() -> Iterator[None]:
+    """Import shap without numba's compilation, which takes 20 s
+    (`serve/pyfunc/__main__.py`).
+    """
+    config: Any = SimpleNamespace(DISABLE_JIT=0)
+    # The package numba may be missing, because shap 0.54 does not need it.
+    with contextlib.suppress(ModuleNotFoundError):
+        from numba import config
+    before = config.DISABLE_JIT
+    config.DISABLE_JIT = 1
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = before
+
+
+def _evaluations(column_count: int, max_evals: int | None) -> int:
+    """Return the model evaluations per row. Raises InvalidConfig if `max_evals` is too
+    small for one pair of permutations.
+    """
+    least = 2 * column_count + 1
+    evals = _PERMUTATIONS * least if max_evals is None else max_evals
+    if evals < least:
+        raise InvalidConfig(
+            f"max_evals is {evals}; {column_count} columns need at least {least} (2 × columns + 1)",
+        )
+    return evals
 
 
 def contributions_format(path: str) -> FileFormat:
     """Return the file format for contributions; raise InvalidConfig if the ending is
     unknown.
     """
-    if (kind := format_of(path)) is None:
+    kind = format_of(path)
+    if kind is None:
         raise InvalidConfig(
             f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet",
         )
@@ -465,23 +506,21 @@ def _permutation_importance(
     features: "list[ExplainedFeature]",
     seed: int,
 ) -> _PermutedColumns:
+    """Return the loss of the metric for each feature whose values are permuted. The
+    default metric depends on the labels.
+    """
     rows = own_columns(model.artifact, labelled.rows)
     baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
     sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0
-    lost = []
+    figures = []
     for number, feature in enumerate(features):
         rng = np.random.default_rng([seed, number, len(labelled.truth)])
         losses = [
             sign * (baseline.value - baseline.value_of(model.predict(permuted)))
             for permuted in _permutations(rows, feature, rng)
         ]
-        lost.append(
-            (
-                float(np.mean(losses)),
-                float(np.std(losses)),
-            )
-        )
-    return _PermutedColumns(baseline.metric, lost)
+        figures.append((float(np.mean(losses)), float(np.std(losses))))
+    return _PermutedColumns(baseline.metric, figures)
 
 
 def _permutations(
@@ -490,11 +529,13 @@ def _permutations(
     rng: np.random.Generator,
 ) -> Iterator[NamedArrays]:
     """Yield the rows with the values of the feature in random orders."""
-    entry, position = feature.places[0]
-    name = next(
-        (name for name in (feature.name, entry) if name in rows),
-        next(iter(rows)),
-    )
+    tensor, position = feature.places[0]
+    if feature.name in rows:
+        name = feature.name
+    elif tensor in rows:
+        name = tensor
+    else:  # A single tensor may be unnamed.
+        name = next(iter(rows))
     for _ in range(_REPEATS):
         changed = rows[name].copy()
         order = rng.permutation(len(changed))

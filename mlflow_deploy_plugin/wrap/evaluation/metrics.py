@@ -173,25 +173,31 @@ def weighted_metric(
     predictions do not fit.
     """
     if metric in ("rmse", "mae"):
-        try:
-            expected = truth.astype(np.float64)
-            actual = predictions.prediction.astype(np.float64)
-        except (TypeError, ValueError):
-            raise InvalidConfig(
-                f"{metric} needs numbers; the model or the target has labels",
-            ) from None
-        if expected.shape != actual.shape:
-            raise InvalidConfig(
-                f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}",
-            )
-        errors = (expected - actual).reshape(len(expected), -1)
-        if metric == "mae":
-            return _weighted_mean(np.abs(errors).mean(axis=1))
-        squares = _weighted_mean((errors**2).mean(axis=1))
-        return lambda weights: float(np.sqrt(squares(weights)))
-    predictions = argmax_labels(truth, predictions)
-    of = _of_labels if metric in ("accuracy", "f1") else _of_probabilities
-    return of(metric, truth, predictions)
+        return _of_numbers(metric, truth, predictions)
+    labelled = argmax_labels(truth, predictions)
+    if metric in ("accuracy", "f1"):
+        return _of_labels(metric, truth, labelled)
+    return _of_probabilities(metric, truth, labelled)
+
+
+def _of_numbers(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
+    """Return rmse or mae. Raises InvalidConfig for labels, or for different shapes."""
+    try:
+        expected = truth.astype(np.float64)
+        actual = predictions.prediction.astype(np.float64)
+    except (TypeError, ValueError):
+        raise InvalidConfig(
+            f"{metric} needs numbers; the model or the target has labels",
+        ) from None
+    if expected.shape != actual.shape:
+        raise InvalidConfig(
+            f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}",
+        )
+    errors = (expected - actual).reshape(len(expected), -1)
+    if metric == "mae":
+        return _weighted_mean(np.abs(errors).mean(axis=1))
+    mean_square = _weighted_mean((errors**2).mean(axis=1))
+    return lambda weights: float(np.sqrt(mean_square(weights)))
 
 
 def paired_bootstrap(
@@ -205,6 +211,15 @@ def paired_bootstrap(
 ) -> MetricComparison:
     """Compare two models with a paired bootstrap: both models get the same weights in
     each of `count` resamples.
+
+    Args:
+        candidate: the metric of the candidate.
+        current: the metric of the current model.
+        rows: the number of rows.
+        confidence: the share of resamples above the lower bound of the difference, and
+            below the upper bound.
+        count: the number of resamples.
+        seed: the seed that draws the resamples.
     """
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
@@ -218,11 +233,12 @@ def paired_bootstrap(
 
     ones = np.ones(rows)
     rng = np.random.default_rng(seed)
-    drawn = np.array([difference(weights) for weights in resamples(rng, rows, rows, count)])
-    drawn = drawn[np.isfinite(drawn)]  # If a resample lacks a label, roc_auc is NaN.
-    low, high = (
-        np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
-    )
+    differences = np.array([difference(weights) for weights in resamples(rng, rows, rows, count)])
+    finite = differences[np.isfinite(differences)]  # If a resample lacks a label, roc_auc is NaN.
+    low = -np.inf
+    high = np.inf
+    if len(finite):
+        low, high = np.quantile(finite, [1 - confidence, confidence])
     return MetricComparison(
         metric,
         candidate(ones),
@@ -247,10 +263,8 @@ def resamples(
     there are, and base installations lack scipy.
     """
     for _ in range(count):
-        yield np.bincount(
-            rng.integers(0, rows, size),
-            minlength=rows,
-        ).astype(np.float64)
+        drawn_rows = rng.integers(0, rows, size)
+        yield np.bincount(drawn_rows, minlength=rows).astype(np.float64)
 
 
 def _weighted_mean(values: Array) -> WeightedMetric:
@@ -259,6 +273,9 @@ def _weighted_mean(values: Array) -> WeightedMetric:
 
 
 def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
+    """Return accuracy or f1. Raises InvalidConfig for numbers, for different shapes,
+    and if only the target or only the model has texts.
+    """
     if not predictions.is_label:
         raise InvalidConfig(f"{metric} needs labels, and this model returns numbers")
     predicted = predictions.prediction
@@ -275,18 +292,28 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
         )
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
+    return _f1(truth, predicted)
+
+
+def _f1(truth: Array, predicted: Array) -> WeightedMetric:
+    """Return the mean f1 over the labels. With two labels in the target, only the
+    second label counts.
+    """
     labels = np.unique(np.concatenate([truth, predicted]))
-    true = np.searchsorted(labels, truth)
-    called = np.searchsorted(labels, predicted)
-    seen = np.unique(true)
-    scored = seen[-1:] if len(seen) == 2 else slice(None)
+    count = len(labels)
+    true_index = np.searchsorted(labels, truth)
+    predicted_index = np.searchsorted(labels, predicted)
+    target_labels = np.unique(true_index)
+    scored = target_labels[-1:] if len(target_labels) == 2 else slice(None)
     # The last index counts rows without a hit.
-    hit = np.where(predicted == truth, true, len(labels))
+    hit_index = np.where(predicted == truth, true_index, count)
 
     def f1(weights: Array) -> float:
-        counts = (np.bincount(side, weights, len(labels))[scored] for side in (true, called))
-        hits = np.bincount(hit, weights, len(labels) + 1)[:-1]
-        return float(mean_over_labels(hits[scored], HITS_DIVISORS["f1"](*counts)))
+        true_counts = np.bincount(true_index, weights, count)[scored]
+        predicted_counts = np.bincount(predicted_index, weights, count)[scored]
+        hits = np.bincount(hit_index, weights, count + 1)[:-1]
+        divisor = HITS_DIVISORS["f1"](true_counts, predicted_counts)
+        return float(mean_over_labels(hits[scored], divisor))
 
     return f1
 
@@ -301,43 +328,53 @@ def _of_probabilities(
     truth: Array,
     predictions: ModelPredictions,
 ) -> WeightedMetric:
+    """Return log_loss or roc_auc; NaN if a probability is NaN. Raises InvalidConfig
+    without probabilities, for an unknown label, and for roc_auc with one label.
+    """
     if predictions.probabilities is None:
         raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
     probabilities = predictions.probabilities.astype(np.float64)
     labels = np.unique(truth)
-    classes = list(predictions.classes)
-    if not classes and len(labels) == probabilities.shape[1]:
-        classes = labels.tolist()
-    if unknown := [label for label in labels.tolist() if label not in classes]:
-        raise InvalidConfig(
-            f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model "
-            f"({classes or 'unknown'})",
-        )
-    columns = [classes.index(label) for label in labels.tolist()]
+    columns = _label_columns(metric, labels, predictions)
     if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
         return lambda weights: float("nan")
+    label_probabilities = probabilities[:, columns]
     if metric == "log_loss":
-        label_probabilities = probabilities[:, columns]
         sums = label_probabilities.sum(axis=1, keepdims=True)
-        shares = (label_probabilities / np.where(sums > 0, sums, 1))[
-            np.arange(len(truth)),
-            np.searchsorted(labels, truth),
-        ]
-        return _weighted_mean(log_losses(shares))
+        shares = label_probabilities / np.where(sums > 0, sums, 1)
+        true_shares = shares[np.arange(len(truth)), np.searchsorted(labels, truth)]
+        return _weighted_mean(log_losses(true_shares))
     if len(labels) < 2:
         raise InvalidConfig("roc_auc needs two different labels; the target has one")
-    picked = [1] if len(labels) == 2 else range(len(labels))
-    curves = [
-        _auc(
-            truth == labels[index],
-            probabilities[:, columns[index]],
-        )
-        for index in picked
-    ]
-    return lambda weights: float(np.mean([curve(weights) for curve in curves]))
+    # With two labels, both have the same area.
+    positions = [1] if len(labels) == 2 else range(len(labels))
+    areas = [_auc(truth == labels[index], label_probabilities[:, index]) for index in positions]
+    return lambda weights: float(np.mean([area(weights) for area in areas]))
+
+
+def _label_columns(metric: MetricName, labels: Array, predictions: ModelPredictions) -> list[int]:
+    """Return the column of probabilities of each label. Raises InvalidConfig for a
+    label that is not a class of the model.
+
+    The labels are the classes if the model has no classes and as many columns as there
+    are labels.
+    """
+    probabilities = predictions.probabilities
+    classes = list(predictions.classes)
+    if not classes and probabilities is not None and len(labels) == probabilities.shape[1]:
+        classes = labels.tolist()
+    for label in labels.tolist():
+        if label not in classes:
+            known_classes = classes or "unknown"
+            raise InvalidConfig(
+                f"{metric}: the target contains {label!r}, which is not a class of the model "
+                f"({known_classes})",
+            )
+    return [classes.index(label) for label in labels.tolist()]
 
 
 def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
+    """Return the area under the ROC curve; NaN if all rows have the same label."""
     positive = is_positive.astype(np.float64)
     weight_below = weight_below_scores(scores)
 
@@ -375,10 +412,7 @@ def mean_over_labels(hits: Array, divisor: Array) -> Array:
     """Return the mean of `hits / divisor` over the last axis (labels); a label with
     divisor 0 counts as 0.
     """
-    ratios = np.where(
-        divisor > 0,
-        hits / np.where(divisor > 0, divisor, 1),
-        0.0,
-    )
+    safe_divisor = np.where(divisor > 0, divisor, 1)
+    ratios = np.where(divisor > 0, hits / safe_divisor, 0.0)
     mean: Array = ratios.mean(axis=-1)
     return mean

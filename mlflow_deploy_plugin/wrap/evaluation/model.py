@@ -167,13 +167,10 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
     label = by_role.get("label")
     if label is not None:
         return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
-    first = next(
-        (name for name in artifact.prediction if name in outputs),
-        next(iter(outputs)),
-    )
-    values = _flat(outputs[first])
-    # A text is a label.
-    return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)
+    names = [*(name for name in artifact.prediction if name in outputs), *outputs]
+    values = _flat(outputs[names[0]])
+    is_label = values.dtype.kind == "O"  # A text is a label.
+    return ModelPredictions(values, is_label, probabilities, artifact.classes)
 
 
 def _role_by_type(values: Array, is_only: bool) -> str:
@@ -186,6 +183,8 @@ def _role_by_type(values: Array, is_only: bool) -> str:
 
 
 class _LoadedPyfunc:
+    """A version without an ONNX form, which mlflow.pyfunc runs."""
+
     def __init__(self, artifact: Artifact) -> None:
         from mlflow import pyfunc  # The import takes seconds, and only this class needs it.
 
@@ -201,22 +200,12 @@ class _LoadedPyfunc:
             ) from None
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        if missing := [
-            column.name
-            for column in self.artifact.columns
-            if column.required and column.name not in rows
-        ]:
-            raise SchemaMismatch(f"column {missing[0]!r} is missing")
+        for column in self.artifact.columns:
+            if column.required and column.name not in rows:
+                raise SchemaMismatch(f"column {column.name!r} is missing")
         try:
             data = self._model_input(rows)
-            prediction = self._in_time(lambda: self._model.predict(data))
-            if isinstance(prediction, Mapping):
-                prediction = next(iter(prediction.values()))
-            array = np.asarray(prediction)
-            if array.dtype.kind == "O" and all(
-                isinstance(value, int | float) for value in array.flat
-            ):
-                array = np.array(array.tolist())
+            array = _first_array(self._in_time(lambda: self._model.predict(data)))
             return ModelPredictions(_flat(array), array.dtype.kind in "OUib")
         except InferenceError:
             raise
@@ -260,6 +249,18 @@ class _LoadedPyfunc:
         if self._hangs:
             raise InferenceError(f"the model did not answer within {TIMEOUT_SECONDS:g} s")
         return done.result()
+
+
+def _first_array(prediction: Any) -> Array:
+    """Return the prediction, or the first output of a mapping, as an array. Objects
+    that are numbers become numbers.
+    """
+    if isinstance(prediction, Mapping):
+        prediction = next(iter(prediction.values()))
+    array = np.asarray(prediction)
+    if array.dtype.kind == "O" and all(isinstance(value, int | float) for value in array.flat):
+        return np.array(array.tolist())
+    return array
 
 
 def _flat(array: Array) -> Array:

@@ -223,7 +223,7 @@ def optimize(
         ParityError: the form loses more than `max_loss`.
         ConversionError: the form cannot be created.
         InvalidConfig: an argument is invalid, or there are too few rows.
-        OnnxserveError: as in `resolve`.
+        OnnxserveError: the version does not exist, or cannot be read.
     """
     recipes = _requested_recipes(int8, fp16, prune, auto)
     _check_limits(rows, max_loss)
@@ -238,12 +238,12 @@ def optimize(
         halves = _read_halves(base, source)
         if any(recipe.prune for recipe in recipes):
             source = source.with_module(resolved, folder)
-        made = _make_forms(base, halves, source, epochs, recipes, drafts, progress)
+        created = _make_forms(base, halves, source, epochs, recipes, drafts, progress)
         measured = Optimization(
-            resolved.source,
-            _measure(folder, made, halves.evaluation, progress),
-            made.impossible,
-            max_loss,
+            base=resolved.source,
+            forms=_measure(folder, created, halves.evaluation, progress),
+            impossible=created.impossible,
+            max_loss=max_loss,
         )
         done = choose(measured, auto, rows)
         if raises:
@@ -251,11 +251,8 @@ def optimize(
         if not done.chosen:
             return done
         progress(f"registering {done.chosen} as a version of {name}")
-        return replace(
-            done,
-            model=name,
-            version=_log_form(base, resolved, made.drafts[done.chosen], done, name),
-        )
+        version = _log_form(base, resolved, created.drafts[done.chosen], done, name)
+        return replace(done, model=name, version=version)
 
 
 def _requested_recipes(
@@ -265,7 +262,7 @@ def _requested_recipes(
     auto: bool,
 ) -> tuple[Recipe, ...]:
     """Return all recipes for `auto`, otherwise the requested recipe. Raises
-    InvalidConfig if both are requested, and like `Recipe`.
+    InvalidConfig if both are requested, or if the recipe is invalid.
     """
     if not auto:
         return (Recipe(int8, fp16, prune),)
@@ -279,9 +276,8 @@ def _check_limits(rows: int | None, max_loss: float) -> None:
     limit.
     """
     if rows is not None and rows not in SIZES:
-        raise InvalidConfig(
-            f"rows: {rows} is not one of the measured sizes {', '.join(map(str, SIZES))}",
-        )
+        sizes = ", ".join(map(str, SIZES))
+        raise InvalidConfig(f"rows: {rows} is not one of the measured sizes {sizes}")
     if not max_loss >= 0:
         raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
 
@@ -384,11 +380,9 @@ def _read_halves(base: LoadedOnnx, source: _Source) -> _Halves:
             f"{where} has {total} rows, which are too few to measure a loss; use data with at "
             f"least {MIN_ROWS}",
         )
-    first, rest = np.split(
-        np.random.default_rng(_SEED).permutation(total),
-        [total // 2],
-    )
-    return _Halves(whole.take(first), whole.take(rest))
+    order = np.random.default_rng(_SEED).permutation(total)
+    half = total // 2
+    return _Halves(whole.take(order[:half]), whole.take(order[half:]))
 
 
 def _read_rows(base: LoadedOnnx, source: _Source) -> _Half:
@@ -415,7 +409,7 @@ def _make_forms(
     recipes: Iterable[Recipe],
     drafts: Path,
     progress: ProgressCallback,
-) -> "_MadeForms":
+) -> "_CreatedForms":
     """Create the forms in subfolders of `drafts`, with a process that runs each form
     first.
     """
@@ -437,26 +431,28 @@ def _make_forms(
 
 def _measure(
     folder: Path,
-    made: "_MadeForms",
+    created: "_CreatedForms",
     evaluation: _Half,
     progress: ProgressCallback,
 ) -> tuple[MeasuredForm, ...]:
     """Return the base in `folder` and the created forms, with their cost."""
-    if made.drafts:
-        progress(f"measuring {', '.join(made.drafts)} and the base")
+    names = ", ".join(created.drafts)
+    if names:
+        progress(f"measuring {names} and the base")
     else:
         progress("measuring the base")
-    folders = [folder, *(draft.folder for draft in made.drafts.values())]
-    of_base, *costs = measure_forms(folders, evaluation.rows)
-    measured = (
-        MeasuredForm(name, cost, draft.agreement, draft.note)
-        for (name, draft), cost in zip(made.drafts.items(), costs, strict=True)
-    )
-    return MeasuredForm("base", of_base), *measured
+    folders = [folder, *(draft.folder for draft in created.drafts.values())]
+    base_cost, *costs = measure_forms(folders, evaluation.rows)
+    measured = [MeasuredForm("base", base_cost)]
+    for (name, draft), cost in zip(created.drafts.items(), costs, strict=True):
+        measured.append(MeasuredForm(name, cost, draft.agreement, draft.note))
+    return tuple(measured)
 
 
 @dataclass(frozen=True)
 class _Draft:
+    """A created form, its folder, and its comparison with the base."""
+
     graph: ModelProto
     folder: Path
     agreement: FormAgreement
@@ -464,7 +460,7 @@ class _Draft:
 
 
 @dataclass(frozen=True)
-class _MadeForms:
+class _CreatedForms:
     """The created forms, and the reasons why other forms cannot be created, both by
     name.
     """
@@ -505,7 +501,7 @@ class _FormMaker:
         ]
         return [self.base.model.graph_feeds(part) for part in parts]
 
-    def make_all(self, recipes: Iterable[Recipe], progress: ProgressCallback) -> _MadeForms:
+    def make_all(self, recipes: Iterable[Recipe], progress: ProgressCallback) -> _CreatedForms:
         """Create a form per recipe, and compare each form with the base."""
         created = {}
         impossible = {}
@@ -515,7 +511,7 @@ class _FormMaker:
                 created[str(recipe)] = self.make(recipe)
             except ConversionError as error:
                 impossible[str(recipe)] = error.message
-        return _MadeForms(created, impossible)
+        return _CreatedForms(created, impossible)
 
     def make(self, recipe: Recipe) -> _Draft:
         """Create a form, and compare it with the base. Raises ConversionError if a form
@@ -564,30 +560,34 @@ class _FormMaker:
         """Return the int8 form with the smaller loss: scales per channel (which fail
         for some Gemms) or per tensor.
         """
-        candidates: list[tuple[float, _Draft]] = []
+        candidates = []
         failures = []
-        for per_channel, scales in (
+        for is_per_channel, scales in (
             (True, "one scale per channel"),
             (False, "one scale per tensor"),
         ):
+            full_note = f"{note}, {scales}" if note else scales
             try:
-                quantized = forms.int8_static(graph, self.feeds, per_channel)
-                draft = self.draft(
-                    quantized,
-                    f"{name}, {scales}",
-                    ", ".join(filter(None, [note, scales])),
-                )
+                quantized = forms.int8_static(graph, self.feeds, is_per_channel)
+                candidates.append(self.draft(quantized, f"{name}, {scales}", full_note))
             except ConversionError as error:
                 failures.append(error)
-                continue
-            form = LoadedOnnx(OnnxModel.load(draft.folder))
-            compared = compare_with_base(self.base, form, self.calibration.rows)
-            candidates.append((compared.relative_difference, draft))
         if not candidates:
             raise failures[0]
-        return min(candidates, key=lambda candidate: candidate[0])[1]
+        return min(candidates, key=self.calibration_difference)
+
+    def calibration_difference(self, draft: _Draft) -> float:
+        """Return the mean difference of a form from its base on the calibration rows,
+        relative to the spread of the predictions.
+        """
+        form = LoadedOnnx(OnnxModel.load(draft.folder))
+        compared = compare_with_base(self.base, form, self.calibration.rows)
+        return compared.relative_difference
 
     def draft(self, graph: ModelProto, name: str, note: str) -> _Draft:
+        """Save the form in a subfolder, run it in the trial process, and compare it
+        with the base. Raises ConversionError if the form cannot run.
+        """
         folder = self.drafts / name
         half = self.evaluation
         saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
@@ -621,32 +621,47 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
         form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss
     ]
     if is_auto:
-        if faster := [form for form in within if form.cost.is_faster(rows)]:
-            return replace(
-                done,
-                chosen=min(faster, key=lambda form: form.cost.speed(rows)).name,
-            )
-        if rows:
-            of = f"requests of {rows:,} rows"
-        else:
-            of = "requests of 1, 8 and 1,000 rows combined"
-        return replace(
-            done,
-            reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} "
-            f"for {of}",
-        )
+        return _choose_fastest(done, within, rows)
     if within:
         return replace(done, chosen=within[0].name)
+    return replace(done, is_refused=True, reason=_refusal(done))
+
+
+def _choose_fastest(
+    done: Optimization,
+    within: list[MeasuredForm],
+    rows: int | None,
+) -> Optimization:
+    """Return the outcome with the fastest form `within` the limit, or with the reason
+    if none is faster than the base.
+
+    Args:
+        rows: the request size that decides; None for all sizes combined.
+    """
+    faster = [form for form in within if form.cost.is_faster(rows)]
+    if faster:
+        fastest = min(faster, key=lambda form: form.cost.speed(rows))
+        return replace(done, chosen=fastest.name)
+    requests = "requests of 1, 8 and 1,000 rows combined"
+    if rows:
+        requests = f"requests of {rows:,} rows"
+    return replace(
+        done,
+        reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} "
+        f"for {requests}",
+    )
+
+
+def _refusal(done: Optimization) -> str:
+    """Return the reason why the only requested form is refused."""
     if done.impossible:
-        ((name, why),) = done.impossible.items()
-        reason = f"the form {name} of {done.base} cannot be created: {why}"
-    else:
-        (form,) = done.forms[1:]
-        lost = form.agreement
-        assert lost is not None
-        limit = f"more than the limit of {done.max_loss:g}"
-        reason = f"{form.name} loses {lost.loss:.4g} ({lost.loss_of}), {limit}: {lost}"
-    return replace(done, is_refused=True, reason=reason)
+        ((name, failure),) = done.impossible.items()
+        return f"the form {name} of {done.base} cannot be created: {failure}"
+    (form,) = done.forms[1:]
+    agreement = form.agreement
+    assert agreement is not None
+    limit = f"more than the limit of {done.max_loss:g}"
+    return f"{form.name} loses {agreement.loss:.4g} ({agreement.loss_of}), {limit}: {agreement}"
 
 
 def _log_form(
@@ -656,8 +671,8 @@ def _log_form(
     done: Optimization,
     name: str,
 ) -> str:
-    """Log the selected form to the run of its base, and register it as a version.
-    Raises RegistryUnavailable if this fails.
+    """Log the selected form to the run of its base, and return the new version of the
+    registered model `name`. Raises RegistryUnavailable if this fails.
     """
     client = registry_client()
     agreement = draft.agreement
@@ -677,8 +692,8 @@ def _log_form(
         "problem": f"this is a form of {resolved.source}, {done.chosen}: {agreement}",
     }
     with registry_errors(f"the form of {resolved.source}"):
-        run_id, is_new = _run_of_base(resolved)
-        form_tags = _lineage_tags(client, resolved) | {
+        form_run = _run_of_base(client, resolved)
+        form_tags = {
             tags.OPTIMIZED_FROM_TAG: resolved.source,
             tags.OPTIMIZED_WITH_TAG: done.chosen,
             PARITY_TAG: state,
@@ -686,22 +701,18 @@ def _log_form(
         info = log_flavor(
             saved_form,
             "model",
-            run_id=run_id,
+            run_id=form_run.run_id,
             registered_model_name=name,
-            tags=form_tags,
+            tags=_lineage_tags(client, resolved) | form_tags,
             base=base.artifact.folder,
             graph=draft.graph,
             record=record,
             parity=parity,
         )
-        log_metrics(
-            client,
-            run_id,
-            info.model_id,
-            [(f"onnxserve.optimize.{key}", figures[key]) for key in figures],
-        )
-        if is_new:
-            client.set_terminated(run_id, "FINISHED")
+        metrics = [(f"onnxserve.optimize.{key}", value) for key, value in figures.items()]
+        log_metrics(client, form_run.run_id, info.model_id, metrics)
+        if form_run.is_new:
+            client.set_terminated(form_run.run_id, "FINISHED")
     return str(info.registered_model_version)
 
 
@@ -720,20 +731,29 @@ def _lineage_tags(client: MlflowClient, resolved: ResolvedModel) -> dict[str, st
     """Return the tags of the base that its forms inherit."""
     if not resolved.version.isdigit():
         return {}
-    of_base = client.get_model_version(resolved.name, resolved.version).tags
-    return {key: of_base[key] for key in _LINEAGE if key in of_base}
+    base_tags = client.get_model_version(resolved.name, resolved.version).tags
+    return {key: base_tags[key] for key in _LINEAGE if key in base_tags}
 
 
-def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class _FormRun:
+    """The run that a form is logged to. `is_new` is True if the run was created for the
+    form, and must be ended.
+    """
+
+    run_id: str
+    is_new: bool
+
+
+def _run_of_base(client: MlflowClient, resolved: ResolvedModel) -> _FormRun:
     """Return the run of the base, or a new run if the run does not exist on this MLflow
     server.
     """
-    client = registry_client()
-    if run_id := resolved.aspects.get("run_id", ""):
+    run_id = resolved.aspects.get("run_id", "")
+    if run_id:
         with suppress(MlflowException):  # The run may be deleted, or on another server.
             if client.get_run(run_id).info.lifecycle_stage == "active":
-                return run_id, False
+                return _FormRun(run_id, is_new=False)
     experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
-    return str(
-        client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id,
-    ), True
+    run = client.create_run(experiment, run_name=f"optimize {resolved.name}")
+    return _FormRun(str(run.info.run_id), is_new=True)
