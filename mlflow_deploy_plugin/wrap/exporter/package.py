@@ -126,18 +126,10 @@ def _package_name(name: str) -> str:
     """Return the name of the Python package. Raises InvalidConfig if `name` does not
     yield a valid one.
     """
-    package = (
-        re.sub(
-            r"\W+",
-            "_",
-            name,
-            flags=re.ASCII,
-        )
-        .strip("_")
-        .lower()
-    )
-    taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
-    if not package.isidentifier() or package in taken:
+    words = re.sub(r"\W+", "_", name, flags=re.ASCII)
+    package = words.strip("_").lower()
+    reserved = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
+    if not package.isidentifier() or package in reserved:
         raise InvalidConfig(f"{name!r} is not a valid name of a Python package; set --name")
     return package
 
@@ -171,8 +163,9 @@ def _wheel_files(
     }
     lines = []
     for path, content in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        lines.append(f"{path},sha256={digest},{len(content)}\n")
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest())
+        text = digest.rstrip(b"=").decode()
+        lines.append(f"{path},sha256={text},{len(content)}\n")
     files[f"{distinfo}/RECORD"] = "".join([*lines, f"{distinfo}/RECORD,,\n"]).encode()
     return files
 
@@ -184,7 +177,9 @@ def wheel_version(version: str) -> str:
     try:
         return str(Version(version))
     except InvalidVersion:
-        return f"0+{'.'.join(re.findall('[a-z0-9]+', version.lower())) or 'unknown'}"
+        words = re.findall("[a-z0-9]+", version.lower())
+        label = ".".join(words) or "unknown"
+        return f"0+{label}"
 
 
 def write_bundle(
@@ -203,8 +198,9 @@ def write_bundle(
         graph: the ONNX file.
         described: the metadata of the model.
         example: one row of the inputs by name.
-        wheels: as in `export`.
-        download_wheels: as in `export`.
+        wheels: a folder of wheels that are added to the bundle, or None.
+        download_wheels: True to download the wheels of onnxruntime and numpy for this
+            machine.
         has_environment: True to add an environment.yml for conda, with the versions of
             this Python environment.
 
@@ -257,10 +253,10 @@ def _template_texts(
     """Return the texts of the templates except `install`."""
     outputs = [output["name"] for output in described["outputs"]]
     columns = [f"`{column['name']}` ({column['type']})" for column in described["columns"]]
-    tensors = [
-        f"`{item['name'] or 'the tensor'}` ({item['dtype']} {item['shape']})"
-        for item in described["tensors"]
-    ]
+    tensors = []
+    for tensor in described["tensors"]:
+        label = tensor["name"] or "the tensor"
+        tensors.append(f"`{label}` ({tensor['dtype']} {tensor['shape']})")
     return {
         "name": described["name"],
         "version": described["version"],
@@ -301,7 +297,13 @@ def _write_environment(folder: Path, described: Mapping[str, Any]) -> str:
     return f"conda env create -f environment.yml\nconda activate {name}"
 
 
-def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None:
+def _add_wheels(folder: Path, wheels: Path | str | None, has_download: bool) -> None:
+    """Write the wheels of the user's folder `wheels`, and the downloaded wheels if
+    `has_download`, to a new folder.
+
+    Raises InvalidConfig if the user's folder has no wheels, and ConversionError if pip
+    fails.
+    """
     folder.mkdir()
     if wheels is not None:
         wheel_files = sorted(absolute_path(wheels).glob("*.whl"))
@@ -309,26 +311,33 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
             raise InvalidConfig(f"{wheels} contains no wheels (*.whl)")
         for wheel in wheel_files:
             shutil.copy(wheel, folder)
-    if download:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--only-binary",
-            ":all:",
-            "--dest",
-            str(folder),
-        ]
-        try:
-            run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
-        except CommandFailed as error:
-            reason = (
-                f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of "
-                "wheels (--wheels)"
-            )
-            raise ConversionError(reason) from None
+    if has_download:
+        _download_wheels(folder)
+
+
+def _download_wheels(folder: Path) -> None:
+    """Download the wheels of onnxruntime and numpy. Raises ConversionError if pip
+    fails.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(folder),
+    ]
+    try:
+        run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
+    except CommandFailed as error:
+        reason = (
+            f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of "
+            "wheels (--wheels)"
+        )
+        raise ConversionError(reason) from None
 
 
 def _cpp_input(name: str, array: Array) -> str:
@@ -345,4 +354,5 @@ def _cpp_input(name: str, array: Array) -> str:
         else:
             values.append(json.dumps(value, ensure_ascii=False))
     shape = ", ".join(map(str, array.shape))
-    return f"  add_input<{kind}>(inputs, {json.dumps(name)}, {{{', '.join(values)}}}, {{{shape}}});"
+    content = ", ".join(values)
+    return f"  add_input<{kind}>(inputs, {json.dumps(name)}, {{{content}}}, {{{shape}}});"

@@ -39,6 +39,7 @@ _COLUMN_TYPES = {
     "long": "int64",
     "boolean": "bool",
 }
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Model:
@@ -74,11 +75,12 @@ class Model:
             raise ValueError(
                 f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}",
             )
-        self._known: dict[str, Any] = json.loads(metadata)
-        self.name, self.version = str(self._known["name"]), str(self._known["version"])
-        self.source = str(self._known["source"])
-        self.classes: list[Any] = self._known["classes"]
-        self.columns: list[str] = [column["name"] for column in self._known["columns"]]
+        self._described: dict[str, Any] = json.loads(metadata)
+        self.name = str(self._described["name"])
+        self.version = str(self._described["version"])
+        self.source = str(self._described["source"])
+        self.classes: list[Any] = self._described["classes"]
+        self.columns: list[str] = [column["name"] for column in self._described["columns"]]
 
     def predict(self, rows: Any) -> Any:
         """Return the predictions of the model: an array whose first axis is the rows,
@@ -89,7 +91,7 @@ class Model:
         ValueError if a column is missing or has values of another type.
         """
         outputs = self.outputs(rows)
-        names = self._known["prediction"]
+        names = self._described["prediction"]
         if len(names) == 1:
             return outputs[names[0]]
         return {name: outputs[name] for name in names}
@@ -116,19 +118,23 @@ class Model:
         """Parse the strings of a row in a CSV file. An empty string is a missing
         value.
         """
-        kinds = {column["name"]: column["type"] for column in self._known["columns"]}
+        kinds = {column["name"]: column["type"] for column in self._described["columns"]}
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 
     def _feeds(self, rows: Any) -> dict[str, Array]:
         data = self._named(rows)
-        if self._known["columns"]:
+        if self._described["columns"]:
             return self._column_feeds(data)
         return self._tensor_feeds(data)
 
     def _tensor_feeds(self, data: Mapping[str, Any]) -> dict[str, Array]:
-        tensors = self._known["tensors"]
-        inputs = self._known["inputs"]
-        if len(tensors) == 1 == len(data):  # A single tensor may have any name.
+        """Return the inputs of the graph for tensors by name. Raises ValueError if a
+        tensor is missing.
+        """
+        tensors = self._described["tensors"]
+        inputs = self._described["inputs"]
+        has_one_tensor = len(tensors) == 1
+        if has_one_tensor and len(data) == 1:  # A single tensor may have any name.
             data = {inputs[0]["name"]: next(iter(data.values()))}
         feeds = {}
         for entry in inputs:
@@ -137,46 +143,50 @@ class Model:
                 raise ValueError(
                     f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}",
                 )
-            feeds[name] = np.asarray(
-                data[name],
-                dtype=_dtype(entry["dtype"]),
-            )
-            label = tensors[0]["name"] if len(tensors) == 1 else name
+            feeds[name] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
+            label = tensors[0]["name"] if has_one_tensor else name
             self._check(label, feeds[name])
         return feeds
 
     def _column_feeds(self, data: Mapping[str, Any]) -> dict[str, Array]:
-        columns = self._known["columns"]
-        inputs = self._known["inputs"]
-        count = max((len(values) for values in data.values()), default=0)
-        for column in columns:
-            if column["name"] not in data and column["required"]:
-                raise ValueError(
-                    f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}",
-                )
-        missing: dict[str, str | None] = {}
-        for entry in inputs:
-            missing |= dict.fromkeys(entry["columns"], entry["missing"])
-        arrays = {}
-        for column in columns:
-            name = column["name"]
-            arrays[name] = _column(
-                column,
-                data.get(name, [None] * count),
-                missing.get(name),
-            )
-            self._check(name, arrays[name])
+        """Return the inputs of the graph, each with one or several columns. Raises
+        ValueError if a required column is missing.
+        """
+        inputs = self._described["inputs"]
+        arrays = self._columns(data)
         feeds = {}
         for entry in inputs:
             parts = [arrays[name].astype(_dtype(entry["dtype"])) for name in entry["columns"]]
             feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
         return feeds
 
+    def _columns(self, data: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the columns of the model with their types. An optional column that is
+        not in the data has missing values.
+        """
+        columns = self._described["columns"]
+        for column in columns:
+            if column["name"] not in data and column["required"]:
+                raise ValueError(
+                    f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}",
+                )
+        missing: dict[str, str | None] = {}
+        for entry in self._described["inputs"]:
+            missing |= dict.fromkeys(entry["columns"], entry["missing"])
+        row_count = max((len(values) for values in data.values()), default=0)
+        arrays = {}
+        for column in columns:
+            name = column["name"]
+            values = data.get(name, [None] * row_count)
+            arrays[name] = _column(column, values, missing.get(name))
+            self._check(name, arrays[name])
+        return arrays
+
     def _check(self, name: str, array: Array) -> None:
         """Raise ValueError for missing numbers, infinite numbers and categories that
         the original model refuses.
         """
-        refused = self._known.get("refused", {})
+        refused = self._described.get("refused", {})
         for kind, test, reason in (
             (
                 "missing",
@@ -190,22 +200,24 @@ class Model:
             ),
         ):
             if array.dtype.kind == "f" and name in refused.get(kind, ()) and test(array).any():
-                raise ValueError(f"{name!r}, row {int(np.argwhere(test(array))[0][0])}: {reason}")
+                row = int(np.argwhere(test(array))[0][0])
+                raise ValueError(f"{name!r}, row {row}: {reason}")
         categories = refused.get("categories", {}).get(name)
         if categories is not None:
-            categories = {
-                *categories,
-                *(entry["missing"] for entry in self._known["inputs"] if name in entry["columns"]),
-            }
+            inputs = self._described["inputs"]
+            missing = [entry["missing"] for entry in inputs if name in entry["columns"]]
+            accepted = {*categories, *missing}
             for row, value in enumerate(array.tolist()):
-                if value not in categories:
+                if value not in accepted:
                     raise ValueError(
                         f"column {name!r}, row {row}: {value!r} is not a category of the model",
                     )
 
     def _named(self, rows: Any) -> Mapping[str, Any]:
         """Return the columns or tensors by name."""
-        names = [entry["name"] for entry in self._known["columns"] or self._known["tensors"]]
+        names = [
+            entry["name"] for entry in self._described["columns"] or self._described["tensors"]
+        ]
         if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # a DataFrame
             columns = {str(name): rows[name].to_numpy() for name in rows.columns}
             if self.columns or len(names) > 1:
@@ -218,23 +230,15 @@ class Model:
             if is_record:
                 return {name: [value] for name, value in rows.items()}
             return rows
-        if (
-            isinstance(rows, (list, tuple))
-            and rows
-            and all(isinstance(row, Mapping) for row in rows)
-        ):
+        is_list = isinstance(rows, (list, tuple))
+        if is_list and rows and all(isinstance(row, Mapping) for row in rows):
             columns = {}
             for name in dict.fromkeys(chain.from_iterable(rows)):
                 columns[name] = [row.get(name) for row in rows]
             return columns
         if self.columns:
-            return dict(
-                zip(
-                    names,
-                    _table(rows, len(names)).T,
-                    strict=True,
-                )
-            )
+            table = _table(rows, len(names))
+            return dict(zip(names, table.T, strict=True))
         if len(names) > 1:
             raise ValueError(f"the model has several tensors: pass a dict of {', '.join(names)}")
         return {names[0]: rows}
@@ -271,12 +275,7 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
     if not text:
         return None
     if kind == "boolean":
-        return {
-            "true": True,
-            "1": True,
-            "false": False,
-            "0": False,
-        }.get(text.lower(), text)
+        return _BOOLEANS.get(text.lower(), text)
     if kind != "string":
         if kind in ("integer", "long"):
             with contextlib.suppress(ValueError):
@@ -351,9 +350,8 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 rows = [model.parse_texts(row) for row in csv.DictReader(lines)]
     except (OSError, ValueError) as error:
-        sys.exit(
-            f"Error: the file {file} cannot be read: {getattr(error, 'strerror', None) or error}",
-        )
+        reason = getattr(error, "strerror", None) or error
+        sys.exit(f"Error: the file {file} cannot be read: {reason}")
     if not rows:
         sys.exit(f"Error: the file {file} has no rows")
     try:
@@ -366,10 +364,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY),
-            sys.stdout.fileno(),
-        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
-from mlflow.types import Schema
+from mlflow.types import Schema, TensorSpec
 from pydantic import JsonValue
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.wrap.convert.converters import converter_for
 
 MADE_UP_ROWS = 500
 _FREE_SIZE = 4
+_TENSOR_ROWS = 16
 """The size of a generated tensor along axes that are free in the signature."""
 
 
@@ -42,21 +43,15 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         "csv": pd.read_csv,
         "parquet": partial(pd.read_parquet, **SPARK_TIMES),
         "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
-        "jsonl": lambda path: pd.DataFrame(
-            map(
-                orjson.loads,
-                filter(bytes.strip, path.read_bytes().splitlines()),
-            ),
-        ),
+        "jsonl": _from_json_lines,
     }
     if kind is None:
         raise InvalidConfig(f"{path}: the file name must end with .csv, .json, .jsonl or .parquet")
     try:
         rows = readers[kind](path)
     except OSError as error:
-        raise InvalidConfig(
-            f"the file {path} cannot be read: {error.strerror or first_line(error)}",
-        ) from None
+        reason = error.strerror or first_line(error)
+        raise InvalidConfig(f"the file {path} cannot be read: {reason}") from None
     # The readers pandas, pyarrow and orjson raise ValueError.
     except (ValueError, TypeError, MlflowException) as error:
         raise InvalidConfig(
@@ -67,7 +62,15 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
     return rows
 
 
+def _from_json_lines(path: Path) -> ModelData:
+    lines = filter(bytes.strip, path.read_bytes().splitlines())
+    return pd.DataFrame(map(orjson.loads, lines))
+
+
 def _from_json(document: JsonValue) -> ModelData:
+    """Return the rows of a JSON document: a list of records or rows, a mapping of
+    columns, or a request for MLflow's scoring server.
+    """
     if isinstance(document, list):
         if document and isinstance(document[0], dict):
             return pd.DataFrame(document)
@@ -102,21 +105,28 @@ def fit_to_signature(
         return _only_column(rows)
     if not inputs.is_tensor_spec():  # `Batch.cast_to_signature` selects the columns.
         return rows if inputs.has_input_names() else rows.to_numpy()
-    tensors = inputs.inputs
-    if missing := [spec.name for spec in tensors if spec.name and spec.name not in rows]:
-        raise InvalidConfig(
-            f"the rows have no column {missing[0]!r}, but the signature has a tensor of this name",
-        )
+    return _fit_to_tensors(rows, inputs.inputs)
+
+
+def _fit_to_tensors(rows: pd.DataFrame, tensors: Sequence[TensorSpec]) -> ModelData:
+    """Return an array per named tensor, or all columns as the array of an unnamed
+    tensor. Raises InvalidConfig for a mismatch.
+    """
+    names = [spec.name for spec in tensors if spec.name]
+    for name in names:
+        if name not in rows:
+            raise InvalidConfig(
+                f"the rows have no column {name!r}, but the signature has a tensor of this name",
+            )
     try:
-        arrays = {
+        if not names:
+            values = rows.to_numpy().astype(tensors[0].type)
+            return values.reshape(len(rows), *tensors[0].shape[1:])
+        return {
             spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type)
             for spec in tensors
             if spec.name
         }
-        return arrays or rows.to_numpy().astype(tensors[0].type).reshape(
-            len(rows),
-            *tensors[0].shape[1:],
-        )
     except (TypeError, ValueError) as error:
         raise InvalidConfig(
             f"the rows cannot be converted to the signature's tensors: {first_line(error)}",
@@ -130,13 +140,10 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
     info = mlmodel.saved_input_example_info or {}
     schema = mlmodel.get_input_schema()
     try:
-        is_array = info.get("type") == "ndarray" and not (
-            schema and "inputs" in schema.input_names()
-        )
-        if is_array:
+        document = None
+        has_tensor_inputs = schema and "inputs" in schema.input_names()
+        if info.get("type") == "ndarray" and not has_tensor_inputs:
             document = orjson.loads((folder / info["artifact_path"]).read_bytes())
-        else:
-            document = None
         # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
         if isinstance(document, dict) and "inputs" in document:
             example = infer_and_parse_data(document, schema)
@@ -192,60 +199,56 @@ def _only_column(rows: pd.DataFrame) -> Array:
 
 
 def _made_up_tensor(dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
+    """Return some rows of the type and shape, with `_FREE_SIZE` for each free axis."""
     random = np.random.default_rng(0)
-    size = [
-        16,
-        *(max(size, 0) or _FREE_SIZE for size in shape[1:]),
-    ]
+    sizes = [_TENSOR_ROWS]
+    for size in shape[1:]:
+        sizes.append(size if size > 0 else _FREE_SIZE)
     if np.dtype(dtype).kind == "f":
-        return random.normal(size=size).astype(dtype)
-    return random.integers(0, 2, size).astype(dtype)
+        return random.normal(size=sizes).astype(dtype)
+    return random.integers(0, 2, sizes).astype(dtype)
 
 
 def _made_up_column(
     dtype: str,
     name: str,
-    known: BoundaryValues,
+    boundary: BoundaryValues,
     random: np.random.Generator,
 ) -> Array:
+    """Return random values of a column: its categories if they are known, otherwise
+    texts of its terms, or numbers around its thresholds.
+    """
+    # NaN differs from itself.
     categories = [
-        value for value in known.categories.get(name, ()) if value is not None and value == value
+        value for value in boundary.categories.get(name, ()) if value is not None and value == value
     ]
     if categories:
-        return np.asarray(categories, dtype=object if dtype == "str" else dtype)[
-            random.integers(0, len(categories), MADE_UP_ROWS)
-        ]
+        choices = np.asarray(categories, dtype=object if dtype == "str" else dtype)
+        return choices[random.integers(0, len(categories), MADE_UP_ROWS)]
     if dtype == "str":
-        terms = np.asarray(
-            known.texts.get(name, ("a", "b", "c")),
-            dtype=object,
-        )
-        return np.array(
-            [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)],
-            dtype=object,
-        )
-    edges = np.asarray(
-        known.edges.get(name, ()),
-        dtype=np.float64,
-    )
-    edges = edges[np.isfinite(edges)]
-    low, high = (
-        (
-            float(edges.min()),
-            float(edges.max()),
-        )
-        if len(edges)
-        else (-3.0, 3.0)
-    )
+        terms = np.asarray(boundary.texts.get(name, ("a", "b", "c")), dtype=object)
+        texts = [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)]
+        return np.array(texts, dtype=object)
+    low, high = _made_up_range(dtype, np.asarray(boundary.edges.get(name, ()), dtype=np.float64))
+    numbers = random.uniform(low, high, MADE_UP_ROWS)
     if dtype in ("bool", "int32", "int64"):
-        low, high = (
-            (0.0, 1.0)
-            if dtype == "bool"
-            else (
-                np.floor(min(low, 0)),
-                np.ceil(max(high, 10)),
-            )
-        )
-        return np.round(random.uniform(low, high, MADE_UP_ROWS)).astype(dtype)
+        numbers = np.round(numbers)
+    return numbers.astype(dtype)
+
+
+def _made_up_range(dtype: str, edges: Array) -> tuple[float, float]:
+    """Return the smallest and the largest number of a column with the thresholds
+    `edges`, [T]; floats reach a quarter beyond the thresholds.
+    """
+    if dtype == "bool":
+        return 0.0, 1.0
+    low = -3.0
+    high = 3.0
+    finite = edges[np.isfinite(edges)]
+    if len(finite):
+        low = float(finite.min())
+        high = float(finite.max())
+    if dtype in ("int32", "int64"):
+        return float(np.floor(min(low, 0))), float(np.ceil(max(high, 10)))
     reach = (high - low) / 4 or 1.0
-    return random.uniform(low - reach, high + reach, MADE_UP_ROWS).astype(dtype)
+    return low - reach, high + reach

@@ -173,9 +173,11 @@ def _proofs(wrapped: WrappedModel) -> dict[str, object]:
             **_event_times(wrapped.reference),
         }
     boundary_values = wrapped.converted.boundary_values
-    if refused := refusals_of(wrapped.report, boundary_values):
+    refused = refusals_of(wrapped.report, boundary_values)
+    if refused:
         proofs["refused"] = refused
-    if categories := _form_categories(boundary_values.categories):
+    categories = _form_categories(boundary_values.categories)
+    if categories:
         proofs["categories"] = categories
     return proofs
 
@@ -223,23 +225,23 @@ def _event_times(reference: pa.Table) -> dict[str, str]:
     if EVENT_TIME not in reference.column_names:
         return {}
     ends = pc.min_max(reference[EVENT_TIME])
-    times = {
-        "begin": ends["min"].as_py(),
-        "end": ends["max"].as_py(),
-    }
+    times = {"begin": ends["min"].as_py(), "end": ends["max"].as_py()}
     return {name: time.isoformat() for name, time in times.items() if time is not None}
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
     """Return the pip requirement of this package: its version, or its commit if it was
     installed from a repository.
+
+    Args:
+        extras: the extras in brackets, such as "[cpu]".
+        files: the distribution; default: the installed one.
     """
     name = f"mlflow-onnxserve{extras}"
-    # PEP 610
-    origin = json.loads(
-        (files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}",
-    )
-    if repository := origin.get("vcs_info"):
+    package = files or distribution("mlflow-onnxserve")
+    origin = json.loads(package.read_text("direct_url.json") or "{}")  # PEP 610
+    repository = origin.get("vcs_info")
+    if repository:
         return f"{name} @ {repository['vcs']}+{origin['url']}@{repository['commit_id']}"
     return f"{name}=={__version__}"
 
@@ -258,7 +260,10 @@ def write_mlmodel(
     for name, content in converted.files.items():
         (folder / name).write_bytes(content.encode())
         digests[name] = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
-    spec = converted.tokenizer
+    sections: dict[str, object] = {}
+    if converted.tokenizer is not None:
+        spec = converted.tokenizer
+        sections["tokenizer"] = asdict(spec) | {"file": spec.file.name}
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
@@ -279,7 +284,7 @@ def write_mlmodel(
         prediction=list(converted.prediction),
         classes=list(converted.classes),
         predict_fn=predict_fn,
-        **({"tokenizer": asdict(spec) | {"file": spec.file.name}} if spec is not None else {}),
+        **sections,
         **proofs,
     )
     model.save(str(folder / MLMODEL))
@@ -304,14 +309,12 @@ def environment_lock() -> str:
     """
     installed = {}
     for package in distributions():  # `version` parses the full metadata: 20 times as slow.
-        head = (package.read_text("METADATA") or package.read_text("PKG-INFO") or "").partition(
-            "\n\n",
-        )[0]
+        metadata = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+        head, _, _ = metadata.partition("\n\n")
         fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE))
         if len(fields) == 2:
-            installed[fields["Name"].lower().replace("_", "-")] = (
-                f"{fields['Name']}=={fields['Version']}"
-            )
+            key = fields["Name"].lower().replace("_", "-")
+            installed[key] = f"{fields['Name']}=={fields['Version']}"
     return "".join(f"{installed[name]}\n" for name in sorted(installed))
 
 
@@ -319,17 +322,10 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     """Return the git commit, the environment, and the digest of the run's dataset or,
     without a dataset, of `batch`.
     """
-    if batch is None:
-        dataset = {}
-    else:
+    dataset = {}
+    if batch is not None:
         dataset = {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
-    run = mlflow.active_run()
-    if run is not None:
-        inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
-    else:
-        inputs = []
-    if users := [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]:
-        dataset = {"dataset_digest": users[-1].digest, "dataset_name": users[-1].name}
+    dataset |= _dataset_of_run()
     commit = _git("rev-parse", "HEAD")
     is_dirty = None
     if commit:
@@ -343,6 +339,20 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
         "python_version": platform.python_version(),
     }
     return {name: value for name, value in section.items() if value not in (None, "")}
+
+
+def _dataset_of_run() -> dict[str, str]:
+    """Return the digest and name of the last dataset that the user logged to the active
+    run; empty if there is none.
+    """
+    run = mlflow.active_run()
+    if run is None:
+        return {}
+    inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+    datasets = [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]
+    if not datasets:
+        return {}
+    return {"dataset_digest": datasets[-1].digest, "dataset_name": datasets[-1].name}
 
 
 def _git(*arguments: str) -> str | None:
@@ -373,25 +383,27 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
         data = data.take(positions)
         if times is not None:
             times = times[positions]
-    parts: list[dict[str, Array]] = []
-    for part in data.chunks(_CHUNK):
-        feeds = part.feeds(model.schema)
-        outputs = {
-            name: array
-            for name, array in model.run(feeds).items()
-            if array.shape[:1] == (len(part),)
-        }
-        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
+    parts = [_predicted_columns(model, part) for part in data.chunks(_CHUNK)]
     columns = {}
     for name in parts[0]:
         arrays = [part[name] for part in parts if name in part]
         if len(arrays) == len(parts):
             columns[name] = _arrow(np.concatenate(arrays))
     if times is not None:
-        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(
-            pa.timestamp("us", tz="UTC"),
-        )
+        in_utc = pa.timestamp("us", tz="UTC")
+        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(in_utc)
     return pa.table(columns)
+
+
+def _predicted_columns(model: OnnxModel, rows: Batch) -> dict[str, Array]:
+    """Return the inputs of the rows and the outputs with one entry per row, as columns
+    of the inference log.
+    """
+    feeds = rows.feeds(model.schema)
+    outputs = {
+        name: array for name, array in model.run(feeds).items() if array.shape[:1] == (len(rows),)
+    }
+    return to_log_columns(model.schema, model.artifact.prediction, feeds, outputs)
 
 
 def _arrow(array: Array) -> pa.Array:
@@ -400,14 +412,6 @@ def _arrow(array: Array) -> pa.Array:
     """
     if array.ndim == 1:
         return pa.array(array)
-    starts = (
-        np.arange(
-            len(array) + 1,
-            dtype=np.int32,
-        )
-        * array.shape[1]
-    )
-    return pa.ListArray.from_arrays(
-        starts,
-        _arrow(array.reshape(-1, *array.shape[2:])),
-    )
+    starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+    entries = _arrow(array.reshape(-1, *array.shape[2:]))
+    return pa.ListArray.from_arrays(starts, entries)

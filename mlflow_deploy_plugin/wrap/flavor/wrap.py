@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.wrap.convert.converted import (
     ConvertedModel,
     DynamicAxes,
+    OriginalModel,
     TrainedModel,
     call_original,
 )
@@ -136,6 +137,9 @@ class _Rows:
         return self.example if self.reference is None else self.reference
 
     def free_axes(self) -> DynamicAxes:
+        """Return the axes of each tensor whose sizes differ between the data; empty
+        without an example.
+        """
         if self.example is None:
             return {}
         tensors = [data.tensors for data in (self.parity_data, self.reference) if data is not None]
@@ -171,28 +175,25 @@ def _algorithm(model: TrainedModel) -> str:
     pipeline.
     """
     name = type(model).__name__
-    if not any(
+    is_pipeline = any(
         kind.__module__ == "sklearn.pipeline" and kind.__name__ == "Pipeline"
         for kind in type(model).__mro__
-    ):
+    )
+    if not is_pipeline:
         return name  # The attribute `steps` of other models has other values.
-    return f"{name}({', '.join(_algorithm(step) for _, step in model.steps)})"
+    steps = ", ".join(_algorithm(step) for _, step in model.steps)
+    return f"{name}({steps})"
 
 
 def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:
-    """Check the parity report. Raises ParityError, or ConversionError if the original's
-    predictions are random.
+    """Raise ParityError if the model is not proven and `parity` requires a proof, or if
+    no row could be compared; otherwise log the error. Raises ConversionError if the
+    original's predictions are random.
     """
     report = form.report
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:
-        rows = example.take(_HEAD).data
-        first = original(rows)
-        again = original(rows)
-        if not all(compare(first[name], again[name]).is_same for name in first):
-            raise ConversionError(
-                "the model's predictions are random: two calls with the same rows differ",
-            )
+        _check_repeatable(original, example)
     if report.state == "warned":
         error = parity_error(report)
         if form.converted.cause:
@@ -202,6 +203,17 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
         _logger.warning("%s", error.message)
     if report.repair:
         _logger.info("%s", report.repair)
+
+
+def _check_repeatable(original: OriginalModel, example: Batch) -> None:
+    """Raise ConversionError if two calls of the original with the same rows differ."""
+    rows = example.take(_HEAD).data
+    first = original(rows)
+    again = original(rows)
+    if not all(compare(first[name], again[name]).is_same for name in first):
+        raise ConversionError(
+            "the model's predictions are random: two calls with the same rows differ",
+        )
 
 
 def _read_rows(
@@ -215,18 +227,19 @@ def _read_rows(
 ) -> _Rows:
     """Read the rows with the converter. Raises InvalidConfig or ConversionError for
     invalid rows.
-    """
-    input_example, parity_data, reference_data = map(
-        as_pandas,
-        (input_example, parity_data, reference_data),
-    )
-    if reference_data is None:
-        times, input_example = _split_event_times(event_time, input_example)
-    else:
-        times, reference_data = _split_event_times(event_time, reference_data)
-        input_example = without_times(input_example, event_time)
 
-    first = input_example if input_example is not None else parity_data
+    The event times belong to the reference data or, without it, to the example.
+    """
+    example_data = as_pandas(input_example)
+    parity_rows = as_pandas(parity_data)
+    reference_rows = as_pandas(reference_data)
+    if reference_rows is None:
+        times, example_data = _split_event_times(event_time, example_data)
+    else:
+        times, reference_rows = _split_event_times(event_time, reference_rows)
+        example_data = without_times(example_data, event_time)
+
+    first = example_data if example_data is not None else parity_rows
     example = None
     if first is not None:
         example = Batch(converter.read_batch(model, first))
@@ -240,11 +253,11 @@ def _read_rows(
         return Batch(converter.read_batch(model, data)).aligned(example, argument)
 
     return _Rows(
-        example,
-        read(parity_data, "parity_data"),
-        read(reference_data, "reference_data"),
-        times,
-        signature,
+        example=example,
+        parity_data=read(parity_rows, "parity_data"),
+        reference=read(reference_rows, "reference_data"),
+        times=times,
+        signature=signature,
     )
 
 
@@ -256,8 +269,8 @@ def without_times(data: ModelData, event_time: EventTimes) -> ModelData:
 
 
 def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
-    """Return the event times in UTC and the data without them. Times without a time
-    zone are read as UTC.
+    """Return the event times in UTC, [N], and the data without them. Times without a
+    time zone are read as UTC; without `event_time`, the times are None.
     """
     if event_time is None:
         return None, data
@@ -265,20 +278,19 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
         raise InvalidConfig(
             "event_time: there are no rows for the times; pass input_example or reference_data",
         )
+    values = event_time
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
-        times = _utc_times(data[event_time])
-        data = without_times(data, event_time)
-    else:
-        times = _utc_times(event_time)
+        values = data[event_time]
+    times = _utc_times(values)
     if len(times) != len(data):
         raise InvalidConfig(
             f"event_time has {len(times)} values, but the reference data has {len(data)} rows",
         )
     if times.isna().any():
         raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
-    return times.dt.tz_localize(None).to_numpy(), data
+    return times.dt.tz_localize(None).to_numpy(), without_times(data, event_time)
 
 
 def _utc_times(event_time: EventTimes) -> pd.Series:
@@ -334,18 +346,13 @@ class _FormTrials:
         ConversionError if all forms fail.
         """
         best: OnnxForm | None = None
-        failure: ModelError | None = None
+        first_failure: ModelError | None = None
         axes = self.rows.free_axes()
-        makers = self.converter.forms(
-            self.model,
-            self._example(),
-            self.predict_fn,
-            axes,
-        )
+        makers = self.converter.forms(self.model, self._example(), self.predict_fn, axes)
         for position, make in enumerate(makers):
             form = self._try(folder / str(position), make)
             if isinstance(form, ModelError):
-                failure = failure or form
+                first_failure = first_failure or form
                 continue
             _logger.debug("form %d: %s", position, form.report.as_dict())
             if best is None or form.report.doubts < best.report.doubts:
@@ -354,9 +361,9 @@ class _FormTrials:
                 break
         if best is not None:
             return best
-        if failure is None:
+        if first_failure is None:
             raise ConversionError(f"{type(self.model).__name__} has no ONNX form")
-        raise ConversionError(failure.message)
+        raise ConversionError(first_failure.message)
 
     def _example(self) -> ModelInput | None:
         """Return the example for the converter. For an ONNX model without an example,
@@ -411,9 +418,12 @@ class _FormTrials:
             batch = example if example is not None else Batch.declared(converted.inputs)
             return signature or batch.graph_signature(converted.inputs, converted.outputs)
         answers = call_original(converted.original, example.take(_HEAD).data)
-        predicted = {name: answers[name] for name in converted.prediction}
-        only = next(iter(predicted.values())) if len(predicted) == 1 else predicted
-        inferred = example.signature(only, converted.inputs, converted.outputs)
+        prediction: Array | dict[str, Array] = {
+            name: answers[name] for name in converted.prediction
+        }
+        if len(converted.prediction) == 1:
+            prediction = answers[converted.prediction[0]]
+        inferred = example.signature(prediction, converted.inputs, converted.outputs)
         check_outputs(signature, inferred)
         declared = signature or inferred
         return ModelSignature(
@@ -423,6 +433,9 @@ class _FormTrials:
         )
 
     def _prove(self, runnable: OnnxModel, converted: ConvertedModel) -> ParityReport:
+        """Return the comparison with the original. The original's predictions for a
+        table are kept for the next form.
+        """
         example = self.rows.example
         original = converted.original
         if example is None or original is None:
@@ -430,11 +443,12 @@ class _FormTrials:
         boundary = converted.boundary_values
         sizes = symbolic_sizes(converted.proto)
         self.left_out.update(boundary.left_out)
-        answered = self.answered or ask_original(
-            original,
-            parity_rows(example, self.rows.parity_data, boundary, sizes, self.left_out),
-        )
+        answered = self.answered
+        if not answered:
+            groups = parity_rows(example, self.rows.parity_data, boundary, sizes, self.left_out)
+            answered = ask_original(original, groups)
         if example.is_table:  # Predictions for tensors may be too large to keep.
-            answered = self.answered = list(answered)
+            answered = list(answered)
+            self.answered = answered
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
         return replace(report, left_out=self.left_out)
