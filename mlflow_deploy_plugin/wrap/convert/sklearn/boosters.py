@@ -64,35 +64,37 @@ def read_boosting(estimator: Estimator) -> Boosting:
     return _READERS[library_of(booster)](booster)
 
 
-def _xgboost(model: Estimator) -> Boosting:
-    booster = model if type(model).__name__ == "Booster" else model.get_booster()
-    document = _read_xgboost(booster)
+def _read_xgboost(model: Estimator) -> Boosting:
+    """Return the trees of a native booster, or of an estimator up to the round at which
+    it was stopped early.
+    """
+    is_native = type(model).__name__ == "Booster"
+    booster = model if is_native else model.get_booster()
+    document = _read_xgboost_document(booster)
     link = _XGBOOST_LINKS.get(document.objective)
     if link is None:
         raise NotImplementedError(f"the objective {document.objective}")
-    rounds = (0, 0)  # The value (0, 0) stands for all rounds.
-    early = model is not booster and model.early_stopping_rounds is not None
-    if document.trees and early:
-        rounds = (0, model.best_iteration + 1)
-        document = document.until(rounds[1])
+    rounds = 0
+    if document.trees and not is_native and model.early_stopping_rounds is not None:
+        rounds = model.best_iteration + 1
+        document = document.until(rounds)
     trees = document.read_trees()
     margin = _base_margin(booster, rounds, trees)
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels per row")
-    missing = np.nan if model is booster else float(model.missing)
     encoded = document.encoded_categories()
     return Boosting(
-        [entry.tree for entry in trees],
-        [entry.target for entry in trees],
-        margin,
-        "BRANCH_LT",
-        link,
-        True,
-        True,
-        missing,
-        tuple(map(_xgboost_categories, encoded.values())),
-        tuple(encoded),
-        document.lines(len(margin)),
+        trees=[entry.tree for entry in trees],
+        targets=[entry.target for entry in trees],
+        base=margin,
+        mode="BRANCH_LT",
+        link=link,
+        is_single=True,
+        has_single_rows=True,
+        missing=np.nan if is_native else float(model.missing),
+        categories=tuple(map(_xgboost_categories, encoded.values())),
+        category_columns=tuple(encoded),
+        lines=document.lines(len(margin)),
     )
 
 
@@ -127,6 +129,9 @@ class _XgboostDocument:
         return replace(self, trees=self.trees[: self.content["iteration_indptr"][rounds]])
 
     def read_trees(self) -> list[_TargetTree]:
+        """Return the trees: several for a document's tree with several values per
+        leaf.
+        """
         trees = []
         for position, document in enumerate(self.trees):
             weight = self.weights[position] if self.weights else 1.0
@@ -150,36 +155,46 @@ class _XgboostDocument:
         )[:-1]
 
 
-def _read_xgboost(booster: Estimator) -> _XgboostDocument:
+def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     outer = learner["gradient_booster"]
     content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
     # Only DART has weights. They are in `content` since 3.4.
     weights = outer.get("weight_drop") or content.get("weight_drop") or ()
     return _XgboostDocument(
-        learner["objective"]["name"], content, content.get("trees", []), weights
+        objective=learner["objective"]["name"],
+        content=content,
+        trees=content.get("trees", []),
+        weights=weights,
     )
 
 
 def _base_margin(
     booster: Estimator,
-    rounds: tuple[int, int],
+    rounds: int,
     trees: list[_TargetTree],
 ) -> Array:
     """Return the base score of each target, [targets] float64.
 
     XGBoost versions store the score in different fields. The score is also a row's
     margin minus its leaf values.
+
+    Args:
+        booster: the native booster.
+        rounds: the number of rounds that predictions use; 0 stands for all rounds.
+        trees: the trees of these rounds.
     """
+    used_rounds = (0, rounds)
     row = sys.modules["xgboost"].DMatrix(
         np.full((1, booster.num_features()), np.nan),
         feature_names=booster.feature_names,
     )
-    predicted = booster.predict(row, output_margin=True, iteration_range=rounds)
+    predicted = booster.predict(row, output_margin=True, iteration_range=used_rounds)
     margin = np.ravel(predicted).astype(np.float64)
     if not trees:
         return margin
-    leaves = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=rounds)).astype(int)
+    leaves = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=used_rounds))
+    leaves = leaves.astype(int)
     for entry in trees:
         margin[entry.target] -= entry.tree.value[leaves[entry.position]]
     return margin
@@ -187,14 +202,18 @@ def _base_margin(
 
 def _xgboost_trees(
     document: Document,
-    target: int,
+    default_target: int,
     weight: float,
 ) -> list[tuple[int, Tree]]:
-    """Return (target, tree) pairs: one tree per value of a leaf. `target` is used if
-    leaves have one value.
+    """Return (target, tree) pairs: one tree per value of a leaf.
+
+    Args:
+        document: a tree in the JSON of XGBoost.
+        default_target: the target of a tree whose leaves have one value.
+        weight: the factor of all values.
     """
     values = _xgboost_values(document) * np.float32(weight)
-    targets = [target]
+    targets = [default_target]
     if len(values) > 1:
         targets = list(range(len(values)))
     left = np.array(document["left_children"])
@@ -203,13 +222,13 @@ def _xgboost_trees(
     is_swapped = np.zeros(len(left), dtype=bool)
     is_swapped[list(members)] = True  # XGBoost sends members to the right, a `Tree` to the left.
     tree = Tree(
-        np.array(document["split_indices"]),
-        np.array(document["split_conditions"], dtype=np.float32),
-        np.where(is_swapped, right, left),
-        np.where(is_swapped, left, right),
-        np.array(document["default_left"], dtype=bool) ^ is_swapped,
-        values[0],
-        members,
+        feature=np.array(document["split_indices"]),
+        threshold=np.array(document["split_conditions"], dtype=np.float32),
+        left=np.where(is_swapped, right, left),
+        right=np.where(is_swapped, left, right),
+        default_left=np.array(document["default_left"], dtype=bool) ^ is_swapped,
+        value=values[0],
+        members=members,
     )
     return [
         (target, replace(tree, value=value)) for target, value in zip(targets, values, strict=True)
@@ -229,9 +248,11 @@ def _xgboost_values(document: Document) -> Array:
 
 def _xgboost_members(document: Document) -> dict[int, list[int]]:
     """Return the category codes of each node that compares categories."""
-    names = ("nodes", "segments", "sizes")
-    entries = zip(*(document[f"categories_{name}"] for name in names), strict=True)
-    return {node: document["categories"][start : start + size] for node, start, size in entries}
+    codes = document["categories"]
+    starts = document["categories_segments"]
+    sizes = document["categories_sizes"]
+    entries = zip(document["categories_nodes"], starts, sizes, strict=True)
+    return {node: codes[start : start + size] for node, start, size in entries}
 
 
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
@@ -267,18 +288,18 @@ _XGBOOST_LINKS = {
 }
 
 
-def _lightgbm(model: Estimator) -> Boosting:
+def _read_lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
     document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     objective = _lightgbm_objective(document)
     kinds: dict[tuple[int, bool], int] = {}
-    trees = list(_lightgbm_trees(document, objective.scale, kinds))
+    trees = list(_lightgbm_trees(document, objective.scale, kinds))  # This fills `kinds`.
     return Boosting(
-        [tree for _, tree in trees],
-        [target for target, _ in trees],
-        np.zeros(document["num_tree_per_iteration"]),
-        "BRANCH_LEQ",
-        objective.link,
+        trees=[tree for _, tree in trees],
+        targets=[target for target, _ in trees],
+        base=np.zeros(document["num_tree_per_iteration"]),
+        mode="BRANCH_LEQ",
+        link=objective.link,
         categories=_lightgbm_categories(document),
         slopes=tuple(feature for feature, _ in kinds),
     )
@@ -295,10 +316,14 @@ class _LightgbmObjective:
 def _lightgbm_objective(document: Document) -> _LightgbmObjective:
     """Return the objective. Raises NotImplementedError if it is not supported."""
     name, *parameters = (document.get("objective") or "custom").split()
-    options = dict(parameter.partition(":")[::2] for parameter in parameters)
+    options = {}
+    for parameter in parameters:  # for example "sigmoid:1" or "sqrt"
+        option, _, value = parameter.partition(":")
+        options[option] = value
     link = _LIGHTGBM_LINKS.get(name)
     if link is None or "sqrt" in options:
-        raise NotImplementedError(f"the objective {' '.join([name, *parameters])}")
+        objective = " ".join([name, *parameters])
+        raise NotImplementedError(f"the objective {objective}")
     scale = 1.0
     if link == "Sigmoid":
         scale = float(options.get("sigmoid", 1.0))
@@ -325,12 +350,19 @@ def _lightgbm_trees(
     scale: float,
     kinds: dict[tuple[int, bool], int],
 ) -> Iterator[tuple[int, Tree]]:
-    """Yield (target, tree) pairs. `kinds` is as in `_LightgbmTree`."""
+    """Yield (target, tree) pairs.
+
+    Args:
+        document: the model in the JSON of LightGBM.
+        scale: the factor of the leaves.
+        kinds: the kind of the slopes of each feature and sign (True for negative
+            slopes). The kinds of new slopes are added.
+    """
     width = document["num_tree_per_iteration"]
     for index, entry in enumerate(document["tree_info"]):
-        read = _LightgbmTree(scale, kinds)
-        read.add(entry["tree_structure"])
-        for kind, tree in read.by_kind():
+        reader = _LightgbmTree(scale, kinds)
+        reader.add(entry["tree_structure"])
+        for kind, tree in reader.by_kind():
             yield kind * width + index % width, tree
 
 
@@ -388,16 +420,9 @@ class _LightgbmTree:
         features = node.get("leaf_features", ())
         for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
             position = len(self.rows)
-            self.rows.append(
-                (
-                    feature,
-                    np.inf,
-                    position + 2,
-                    position + 1,
-                    False,
-                    0.0,
-                )
-            )
+            next_node = position + 2
+            leaf_if_missing = position + 1
+            self.rows.append((feature, np.inf, next_node, leaf_if_missing, False, 0.0))
             self.rows.append(leaf(node["leaf_value"] * self.scale))
         for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
             kind = self.kinds.setdefault(
@@ -449,7 +474,10 @@ _LIGHTGBM_LINKS = {
 }
 
 
-def _catboost(model: Estimator) -> Boosting:
+def _read_catboost(model: Estimator) -> Boosting:
+    """Return the trees of a CatBoost estimator: each tree of the model once per
+    target.
+    """
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
         path = Path(folder) / "model.json"
         model.save_model(str(path), format="json")
@@ -458,15 +486,17 @@ def _catboost(model: Estimator) -> Boosting:
     link = _catboost_link(model)
     scale, base = document["scale_and_bias"]
     targets = range(len(base))
-    roots = document.get("trees") or [*map(_nested, document["oblivious_trees"])]
+    roots = document.get("trees") or [*map(_nest_levels, document["oblivious_trees"])]
+    trees = [
+        _catboost_tree(root, target, scale, features) for root, target in product(roots, targets)
+    ]
     return Boosting(
-        [_catboost_tree(root, target, scale, features) for root, target in product(roots, targets)],
-        [*targets] * len(roots),
-        np.array(base, dtype=np.float64).reshape(len(base)),
-        "BRANCH_LEQ",
-        link,
-        False,
-        True,
+        trees=trees,
+        targets=[*targets] * len(roots),
+        base=np.array(base, dtype=np.float64).reshape(len(base)),
+        mode="BRANCH_LEQ",
+        link=link,
+        has_single_rows=True,
     )
 
 
@@ -474,20 +504,23 @@ def _catboost_features(features: Document) -> dict[int, Document]:
     """Return the numerical features by their index. Raises NotImplementedError for
     other features.
     """
-    kinds = [kind for kind in sorted(features) if kind != "float_features" and features[kind]]
-    if kinds:
-        raise NotImplementedError(f"features that are not numbers ({', '.join(kinds)})")
+    other_kinds = [kind for kind in sorted(features) if kind != "float_features" and features[kind]]
+    if other_kinds:
+        raise NotImplementedError(f"features that are not numbers ({', '.join(other_kinds)})")
     return {entry["feature_index"]: entry for entry in features["float_features"]}
 
 
 def _catboost_link(model: Estimator) -> str:
+    """Return the link of a loss, whose name may be followed by parameters
+    ("Quantile:alpha=0.1").
+    """
     loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
     if loss not in _CATBOOST_LINKS:
         raise NotImplementedError(f"the loss {loss}")
     return _CATBOOST_LINKS[loss]
 
 
-def _nested(tree: Document) -> Document:
+def _nest_levels(tree: Document) -> Document:
     """Convert a symmetric tree, which has one split per level, to nested nodes. The
     last split is at the root.
     """
@@ -508,8 +541,13 @@ def _catboost_tree(
     scale: float,
     features: dict[int, Document],
 ) -> Tree:
-    """Return a tree with the values of one target. A row above the border goes
-    right.
+    """Return a tree with the values of one target. A row above the border goes right.
+
+    Args:
+        root: the root in the JSON of CatBoost.
+        target: the position of the target in the values of a leaf.
+        scale: the factor of the leaves.
+        features: the descriptions of the features by their index.
     """
     rows: list[Node] = []
 
@@ -554,4 +592,4 @@ _CATBOOST_LINKS = {
     "MultiClass": "Softmax",
 }
 
-_READERS = {"xgboost": _xgboost, "lightgbm": _lightgbm, "catboost": _catboost}
+_READERS = {"xgboost": _read_xgboost, "lightgbm": _read_lightgbm, "catboost": _read_catboost}

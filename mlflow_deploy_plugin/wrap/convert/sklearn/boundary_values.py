@@ -1,7 +1,7 @@
 """The boundary values of a fitted estimator, from which the parity check generates
 rows.
 
-Values of a later step are traced back (`_back`) through steps that map each column to
+Values of a later step are traced back through steps that map each column to
 one column.
 """
 
@@ -86,28 +86,33 @@ class _Collected:
     rows: list[dict[int, Array]] = field(default_factory=list)
 
     def add(self, other: "_Collected") -> None:
+        """Add the values of another estimator, and its sets of rows up to
+        `_MAX_ROW_SETS`.
+        """
         self.values += other.values
         self.rows += other.rows[: _MAX_ROW_SETS - len(self.rows)]
 
-    def at(self, positions: Iterable[int]) -> "_Collected":
+    def moved_to(self, positions: Iterable[int]) -> "_Collected":
         """Return the values with each column moved to its new position; columns without
         a new position are dropped.
         """
-        moved = self._moved({old: int(position) for old, position in enumerate(positions)})
+        moved = self._renumbered({old: int(position) for old, position in enumerate(positions)})
         return _Collected(moved.values, [columns for columns in moved.rows if columns])
 
-    def picked(self, positions: Iterable[int]) -> "_Collected":
+    def pick(self, positions: Iterable[int]) -> "_Collected":
         """Return the values of the columns at the positions, numbered from 0."""
-        return self._moved({old: position for position, old in enumerate(positions)})
+        return self._renumbered({old: position for position, old in enumerate(positions)})
 
-    def _moved(self, new: dict[int, int]) -> "_Collected":
+    def _renumbered(self, new: dict[int, int]) -> "_Collected":
+        """Return the values of the columns in `new`, with their new positions."""
         moved = [(kind, new[old], values) for kind, old, values in self.values if old in new]
         rows = []
         for columns in self.rows:
             rows.append({new[old]: values for old, values in columns.items() if old in new})
         return _Collected(moved, rows)
 
-    def of(self, kind: str) -> dict[int, list[Any]]:
+    def by_column(self, kind: str) -> dict[int, list[Any]]:
+        """Return the values of a kind by the position of their column."""
         by_position: dict[int, list[Any]] = {}
         for stored_kind, position, values in self.values:
             if stored_kind == kind:
@@ -120,48 +125,59 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     of failed steps.
     """
     left_out: dict[str, str] = {}
-    collected = _known(fitted, left_out)
+    collected = _collect(fitted, left_out)
 
-    def named(values: dict[int, _Value]) -> dict[str, _Value]:
+    def by_name(values: dict[int, _Value]) -> dict[str, _Value]:
         return {
             names[position]: value for position, value in values.items() if position < len(names)
         }
 
-    edges, categories, texts = (
-        named(collected.of(kind)) for kind in ("edges", "categories", "texts")
-    )
+    edges = {}
+    for name, parts in by_name(collected.by_column("edges")).items():
+        edges[name] = _sample_evenly(np.unique(np.concatenate(parts)))
+    categories = {}
+    for name, parts in by_name(collected.by_column("categories")).items():
+        categories[name] = tuple(_sample_evenly(list(chain(*parts))))
+    texts = {}
+    for name, parts in by_name(collected.by_column("texts")).items():
+        # Texts with other characters than ASCII come first.
+        texts[name] = tuple(_sample_evenly(sorted(chain(*parts), key=str.isascii)))
+    named_rows = [by_name(rows) for rows in collected.rows]
     return BoundaryValues(
-        edges={name: _some(np.unique(np.concatenate(parts))) for name, parts in edges.items()},
-        categories={name: tuple(_some(list(chain(*parts)))) for name, parts in categories.items()},
-        texts={
-            name: tuple(_some(sorted(chain(*parts), key=str.isascii)))
-            for name, parts in texts.items()
-        },
-        rows=tuple(named(rows) for rows in collected.rows if named(rows)),
+        edges=edges,
+        categories=categories,
+        texts=texts,
+        rows=tuple(rows for rows in named_rows if rows),
         left_out=left_out,
-        farthest=min(map(_farthest, sub_estimators(fitted)), default=np.inf),
+        farthest=min(map(_farthest_magnitude, sub_estimators(fitted)), default=np.inf),
     )
 
 
-def _farthest(estimator: Estimator) -> float:
+def _farthest_magnitude(estimator: Estimator) -> float:
+    """Return the smallest limit of the estimator's attributes; infinity without a
+    limit.
+    """
     return min(
         (limit for name, limit in _FARTHEST.items() if hasattr(estimator, name)),
         default=np.inf,
     )
 
 
-def _known(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
+def _collect(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
+    """Return the boundary values of an estimator and of the estimators in it, as values
+    of its input columns. Errors are added to `left_out`.
+    """
     estimator = best_estimator(estimator)
     if not isinstance(estimator, Pipeline):
-        return _or_none(estimator, left_out, partial(_of_parts, estimator, left_out))
-    collected = _known(estimator.steps[-1][1], left_out)
+        return _try_to_read(estimator, left_out, partial(_collect_parts, estimator, left_out))
+    collected = _collect(estimator.steps[-1][1], left_out)
     for _, step in reversed(estimator.steps[:-1]):
-        collected = _or_none(step, left_out, partial(_back, step, collected))
-        collected.add(_known(step, left_out))
+        collected = _try_to_read(step, left_out, partial(_trace_back, step, collected))
+        collected.add(_collect(step, left_out))
     return collected
 
 
-def _or_none(
+def _try_to_read(
     step: Estimator,
     left_out: dict[str, str],
     read: Callable[[], _Collected],
@@ -176,17 +192,20 @@ def _or_none(
         return _Collected()
 
 
-def _of_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
-    collected = _own(estimator)
-    for part, positions in _inner(estimator):
-        part_values = _known(part, left_out)
+def _collect_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
+    """Return the boundary values of an estimator that is not a pipeline, and of the
+    estimators in it. Errors of the latter are added to `left_out`.
+    """
+    collected = _own_values(estimator)
+    for part, positions in _nested_estimators(estimator):
+        part_values = _collect(part, left_out)
         if positions is not None:
-            part_values = part_values.at(positions)
+            part_values = part_values.moved_to(positions)
         collected.add(part_values)
     return collected
 
 
-def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
+def _nested_estimators(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
     """Yield the nested estimators with the positions of their columns, or None if they
     read all columns.
     """
@@ -195,42 +214,53 @@ def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | No
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
-        # Boosting stores its trees in an array. A member of a bag may read only some of
-        # the columns.
-        members = list(
-            np.ravel(
-                np.array(
-                    getattr(estimator, "estimators_", []),
-                    dtype=object,
-                )
-            )
-        )
-        features = getattr(estimator, "estimators_features_", [None] * len(members))
-        yield from zip(members, features, strict=False)
-        yield from (
-            (part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", [])
-        )
-        if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
-            yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
-        if hasattr(estimator, "regressor_"):
-            yield estimator.regressor_, None
+        yield from _ensemble_members(estimator)
 
 
-def _own(estimator: Estimator) -> _Collected:
-    collected = _Collected([*_of_trees(estimator)])
-    for kind, edges_of in _EDGES.items():
-        if isinstance(estimator, kind):
-            for position, edges in enumerate(edges_of(estimator)):
-                if len(edges):
-                    collected.values.append(("edges", position, np.asarray(edges, float)))
+def _ensemble_members(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
+    """Yield the members of an ensemble or the estimator in a wrapper, with the
+    positions of their columns, or None if they read all columns.
+    """
+    # Boosting stores its trees in an array.
+    members = np.array(getattr(estimator, "estimators_", []), dtype=object).ravel().tolist()
+    # A member of a bag may read only some of the columns.
+    features = getattr(estimator, "estimators_features_", [None] * len(members))
+    yield from zip(members, features, strict=False)
+    for part in getattr(estimator, "calibrated_classifiers_", []):
+        yield part.estimator, None
+    if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
+        yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
+    if hasattr(estimator, "regressor_"):
+        yield estimator.regressor_, None
+
+
+def _own_values(estimator: Estimator) -> _Collected:
+    """Return the boundary values of an estimator without the estimators in it."""
+    collected = _Collected([*_of_trees(estimator), *_edges_of_steps(estimator)])
     collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
     if isinstance(estimator, CountVectorizer):
         collected.values.append(("texts", 0, estimator.vocabulary_))
     for name in _ROWS:
         rows = getattr(estimator, name, None)
-        if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows):
-            collected.rows.append(dict(enumerate(_some(rows).T)))
+        if _is_matrix_of_floats(rows):
+            collected.rows.append(dict(enumerate(_sample_evenly(rows).T)))
     return collected
+
+
+def _is_matrix_of_floats(rows: object) -> bool:
+    return (
+        isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows) > 0
+    )
+
+
+def _edges_of_steps(estimator: Estimator) -> Iterator[_Entry]:
+    """Yield the edges of estimators that are in `_EDGES`."""
+    for kind, edges_of in _EDGES.items():
+        if not isinstance(estimator, kind):
+            continue
+        for position, edges in enumerate(edges_of(estimator)):
+            if len(edges):
+                yield "edges", position, np.asarray(edges, float)
 
 
 def _entries(
@@ -260,18 +290,22 @@ def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
 
 
 def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
+    """Yield the finite thresholds of each feature, and the numbers beside them at which
+    rounding to 32 bits changes the side of the threshold.
+    """
     for feature, values in splits.items():
         # An infinite threshold separates missing values from all numbers.
         thresholds = np.asarray(
             values[np.abs(values) < np.finfo(np.float32).max],
             dtype=np.float64,
         )
-        if len(thresholds):
-            # Rounding to 32 bits switches at the midpoint of two 32-bit numbers.
-            lower = rounded_down(thresholds)
-            upper = np.nextafter(lower, np.float32(np.inf))
-            middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
-            yield "edges", feature, np.concatenate([thresholds, middle])
+        if not len(thresholds):
+            continue
+        # Rounding to 32 bits switches at the midpoint of two 32-bit numbers.
+        lower = rounded_down(thresholds)
+        upper = np.nextafter(lower, np.float32(np.inf))
+        middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
+        yield "edges", feature, np.concatenate([thresholds, middle])
 
 
 def _additive_edges(model: AdditiveModel) -> list[Array]:
@@ -302,54 +336,61 @@ _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
 }
 
 
-def _back(step: Estimator, collected: _Collected) -> _Collected:
-    """Convert boundary values of a step's output to boundary values of its input."""
+def _trace_back(step: Estimator, collected: _Collected) -> _Collected:
+    """Convert boundary values of a step's output to boundary values of its input; no
+    values if the step does not map each column to one column.
+    """
     if isinstance(step, Pipeline):
         for _, part in reversed(step.steps):
-            collected = _back(part, collected)
+            collected = _trace_back(part, collected)
         return collected
     if isinstance(step, ColumnTransformer):
-        return _back_columns(step, collected)
+        return _trace_back_columns(step, collected)
     if isinstance(step, SCALERS):
-
-        def inverse(position: int, values: Array) -> Array:
-            matrix = np.zeros((len(values), step.n_features_in_))
-            matrix[:, position] = values
-            return np.asarray(step.inverse_transform(matrix)[:, position])
-
-        values: list[_Entry] = []
-        for position, parts in collected.of("edges").items():
-            values.append(("edges", position, inverse(position, np.concatenate(parts))))
-        learned = []
-        for rows in collected.rows:
-            learned.append({index: inverse(index, column) for index, column in rows.items()})
-        return _Collected(values, learned)
+        return _scale_back(step, collected)
     if hasattr(step, "get_support"):
-        return collected.at(np.flatnonzero(step.get_support()))
+        return collected.moved_to(np.flatnonzero(step.get_support()))
     if passes_on(step) or isinstance(step, SimpleImputer):
         return collected
     return _Collected()
 
 
-def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
-    traced = _Collected()
-    learned: list[dict[int, Array]] = [{} for _ in collected.rows]
+def _scale_back(scaler: Estimator, collected: _Collected) -> _Collected:
+    """Convert edges and rows of a scaler's output to those of its input."""
+
+    def inverse(position: int, values: Array) -> Array:
+        matrix = np.zeros((len(values), scaler.n_features_in_))
+        matrix[:, position] = values
+        return np.asarray(scaler.inverse_transform(matrix)[:, position])
+
+    edges: list[_Entry] = []
+    for position, parts in collected.by_column("edges").items():
+        edges.append(("edges", position, inverse(position, np.concatenate(parts))))
+    row_sets = []
+    for rows in collected.rows:
+        row_sets.append({index: inverse(index, column) for index, column in rows.items()})
+    return _Collected(edges, row_sets)
+
+
+def _trace_back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
+    """Convert boundary values of a ColumnTransformer's output to those of its input,
+    for the steps that have as many output columns as input columns.
+    """
+    values: list[_Entry] = []
+    row_sets: list[dict[int, Array]] = [{} for _ in collected.rows]
     for name, step, inputs in named_steps(transformer):
         span = transformer.output_indices_[name]
         if span.stop - span.start != len(inputs):
             continue  # The step is an encoder with several output columns.
-        back = _back(
-            step,
-            collected.picked(range(span.start, span.stop)),
-        ).at(inputs)
-        for rows, back_row in zip(learned, back.rows, strict=False):
-            rows.update(back_row)
-        traced.values += back.values
-    traced.rows = [rows for rows in learned if rows]
-    return traced
+        step_values = collected.pick(range(span.start, span.stop))
+        traced = _trace_back(step, step_values).moved_to(inputs)
+        for rows, traced_rows in zip(row_sets, traced.rows, strict=False):
+            rows.update(traced_rows)
+        values += traced.values
+    return _Collected(values, [rows for rows in row_sets if rows])
 
 
-def _some(values: Any) -> Any:
+def _sample_evenly(values: Any) -> Any:
     """Return at most `MAX_VALUES` values, evenly sampled."""
     if len(values) <= MAX_VALUES:
         return values

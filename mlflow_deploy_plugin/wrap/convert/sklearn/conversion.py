@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -97,18 +97,23 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
+    if _is_column_of_strings(data):
+        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
+    return {"": _numbers(_matrix(data))}
+
+
+def _is_column_of_strings(data: ModelData) -> bool:
     is_flat = isinstance(data, list | tuple) or (
         isinstance(data, pd.Index | np.ndarray) and data.ndim == 1
     )
-    if is_flat and all(isinstance(entry, str) for entry in data):
-        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
+    return is_flat and all(isinstance(entry, str) for entry in data)
+
+
+def _matrix(data: ModelData) -> Array:
+    """Return the data as an array [N, k]. Raises InvalidConfig for other shapes."""
     if hasattr(data, "tocsr") and data.ndim == 2:
-        data = data.tocsr()[
-            : max(
-                _DENSE_VALUES // max(data.shape[1], 1),
-                1,
-            )
-        ].toarray()
+        most_rows = max(_DENSE_VALUES // max(data.shape[1], 1), 1)
+        data = data.tocsr()[:most_rows].toarray()
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__
@@ -118,7 +123,7 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
             "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], "
             f"not a {kind}",
         )
-    return {"": _numbers(array)}
+    return array
 
 
 def _numbers(array: Array) -> Array:
@@ -158,49 +163,51 @@ def forms(
         raise ConversionError(
             f"{type(model).__name__} has no predict method, so it cannot be served",
         )
-    classifier = is_classifier(model)
-    has_proba = classifier and _single_threaded(_has_probabilities, model)(model, batch)
+    is_of_classes = is_classifier(model)
+    has_proba = is_of_classes and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
-        if not hasattr(model, "predict_proba"):
-            raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no predict_proba")
-        raise ConversionError(
-            f"{type(model).__name__} cannot be converted to ONNX with "
-            "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
-            "single target have an ONNX form",
-        )
+        raise _no_probabilities(model)
 
     def original(batch: ModelInput) -> dict[str, Array]:
         data = estimator_input(model, batch)
         predicted = np.asarray(model.predict(data))
-        if not classifier:
+        if not is_of_classes:
             return {"prediction": predicted}
         outputs = {"label": predicted}
         if has_proba:
             outputs["probabilities"] = model.predict_proba(data)
         return outputs
 
-    precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
-    columns = (
-        list(map(str, batch.columns))
-        if isinstance(batch, pd.DataFrame)
-        else int(batch[""].shape[1])
-    )
+    columns: list[str] | int
+    if isinstance(batch, pd.DataFrame):
+        names = columns = list(map(str, batch.columns))
+    else:
+        columns = int(batch[""].shape[1])
+        names = list(map(str, range(columns)))
     fitted = with_stand_ins(best_estimator(model), columns)
-    names = columns if isinstance(columns, list) else list(map(str, range(columns)))
-    boundary = cache(partial(boundary_values_of, fitted, names))  # All forms share the result.
-    return [
-        partial(
-            _convert,
-            model,
-            fitted,
-            batch,
-            _single_threaded(original, fitted),
-            predict_fn,
-            boundary,
-            precision,
-        )
-        for precision in precisions
-    ]
+    precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
+    convert = partial(
+        _convert,
+        model,
+        fitted,
+        batch,
+        _single_threaded(original, fitted),
+        predict_fn,
+        cache(partial(boundary_values_of, fitted, names)),  # All forms share the result.
+    )
+    return [partial(convert, precision) for precision in precisions]
+
+
+def _no_probabilities(model: Estimator) -> InvalidConfig | ConversionError:
+    """Return the error for a model that should return probabilities, but cannot."""
+    name = type(model).__name__
+    if not hasattr(model, "predict_proba"):
+        return InvalidConfig(f"pyfunc_predict_fn: {name} has no predict_proba")
+    return ConversionError(
+        f"{name} cannot be converted to ONNX with "
+        "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
+        "single target have an ONNX form",
+    )
 
 
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
@@ -235,6 +242,17 @@ def _convert(
     boundary_values: Callable[[], converted.BoundaryValues],
     precision: graph.Precision,
 ) -> ConvertedModel:
+    """Return the model in one precision.
+
+    Args:
+        model: the user's model.
+        fitted: the model with stand-ins, which is converted.
+        batch: the example.
+        original: the model's function, which returns the outputs by name.
+        predict_fn: the method that `predict` of the pyfunc model calls.
+        boundary_values: a function that returns the boundary values of `fitted`.
+        precision: where the graph computes in 64 bits.
+    """
     answers = converted.call_original(original, Batch(batch).take(_HEAD).data)
     dtype = "float32" if precision == "single" else "float64"
     inputs = bind_inputs(model, fitted, batch, dtype)
@@ -254,27 +272,37 @@ def _convert(
         "double": "32-bit floats changed predictions; everything is computed in 64 bits",
     }
     framework = library_of(model) or "sklearn"
-    classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None
+    prediction = "probabilities" if predict_fn == "predict_proba" else outputs[0].name
+    has_labels = outputs[0].role == "label"
+    has_branches = any(node.op_type == "If" for node in proto.graph.node)
     return ConvertedModel(
         proto=proto,
         inputs=inputs,
         outputs=outputs,
-        prediction=("probabilities",) if predict_fn == "predict_proba" else (outputs[0].name,),
+        prediction=(prediction,),
         framework=framework,
         framework_version=import_module(framework).__version__,
         original=original,
-        classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
+        classes=_classes_of(model) if has_labels else (),
         boundary_values=boundary_values(),
         margin=_single_threaded(_margin(model), fitted) if "label" in answers else None,
-        many_rows=levels.MANY_ROWS if any(node.op_type == "If" for node in proto.graph.node) else 0,
+        many_rows=levels.MANY_ROWS if has_branches else 0,
         repair=repairs[precision],
-        cause=_reads_sparse_zeros(fitted, batch),
+        cause=_cause_of_differences(fitted, batch),
     )
 
 
-def _reads_sparse_zeros(fitted: Estimator, batch: ModelInput) -> str:
-    """Return the reason if XGBoost reads a sparse matrix of an earlier step, otherwise
-    an empty string.
+def _classes_of(model: Estimator) -> tuple[Any, ...]:
+    """Return the classes of a classifier; () for several targets or other models."""
+    classes = getattr(model, "classes_", None)
+    if isinstance(classes, np.ndarray):
+        return tuple(classes.tolist())
+    return ()
+
+
+def _cause_of_differences(fitted: Estimator, batch: ModelInput) -> str:
+    """Return why predictions will differ if XGBoost reads a sparse matrix of an earlier
+    step, otherwise an empty string.
     """
     if not isinstance(fitted, Pipeline) or library_of(fitted.steps[-1][1]) != "xgboost":
         return ""
@@ -290,20 +318,22 @@ def _reads_sparse_zeros(fitted: Estimator, batch: ModelInput) -> str:
 
 
 def _single_threaded(function: F, fitted: Estimator) -> F:
-    """Run HistGradientBoosting on one thread: a parity check of 2,000 trees then takes
-    4 s of CPU instead of 200 s.
+    """Return the function so that it runs HistGradientBoosting on one thread: a parity
+    check of 2,000 trees then takes 4 s of CPU instead of 200 s. Functions of other
+    models, and None, are returned unchanged.
     """
-    if function is None or not any(
+    has_histograms = any(
         isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)
-    ):
+    )
+    if function is None or not has_histograms:
         return function
     limited: F = ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
     return limited
 
 
 def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
-    """Return a function for the margin [N] or scores [N, C]. Probabilities may be
-    rounded to 1, which hides ties.
+    """Return a function for the margin [N] or scores [N, C], or None if the model has
+    neither. Probabilities may be rounded to 1, which hides ties.
     """
 
     def decision(batch: ModelInput) -> Array:
@@ -317,15 +347,13 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
 
     # Bagging averages probabilities, not scores, and has no scores if its members have
     # different classes.
-    if hasattr(model, "decision_function") and not any(
-        isinstance(part, BaggingClassifier) for part in sub_estimators(model)
-    ):
+    has_bag = any(isinstance(part, BaggingClassifier) for part in sub_estimators(model))
+    if hasattr(model, "decision_function") and not has_bag:
         return decision
-    has_several = isinstance(getattr(model, "classes_", None), list) and hasattr(
-        model,
-        "predict_proba",
-    )
-    return of_several_targets if has_several else None
+    has_several_targets = isinstance(getattr(model, "classes_", None), list)
+    if has_several_targets and hasattr(model, "predict_proba"):
+        return of_several_targets
+    return None
 
 
 def to_onnx(
@@ -351,14 +379,19 @@ def to_onnx(
             helper.set_model_props(proto, properties)
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    # skl2onnx lowers the opset versions to the versions of its nodes, but ignores nodes
-    # in subgraphs.
+    _restore_opsets(proto)
+    sort_rows(proto.graph)
+    return proto
+
+
+def _restore_opsets(proto: ModelProto) -> None:
+    """Set the opset versions: skl2onnx lowers them to the versions of its nodes, but
+    ignores nodes in subgraphs.
+    """
     imports = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]
     proto.opset_import.extend([*opsets, *imports])
-    sort_rows(proto.graph)
-    return proto
 
 
 def _call_skl2onnx(
@@ -366,17 +399,21 @@ def _call_skl2onnx(
     inputs: tuple[Input, ...],
     is_double: bool,
 ) -> tuple[ModelProto, Topology]:
+    """Return the model, and the operators that skl2onnx converted.
+
+    Args:
+        copy: the estimator, which skl2onnx may change.
+        inputs: the graph's inputs.
+        is_double: True if formulas replace the 32-bit operators of some estimators.
+    """
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
+    input_types = []
+    for entry in inputs:
+        input_types.append((entry.name, types[entry.dtype]([None, *entry.shape[1:]])))
     precise = formulas.PRECISE if is_double else {}
     answer: tuple[ModelProto, Topology] = convert_sklearn(
         copy,
-        initial_types=[
-            (
-                entry.name,
-                types[entry.dtype]([None, *entry.shape[1:]]),
-            )
-            for entry in inputs
-        ],
+        initial_types=input_types,
         options=_options(last_step(copy)),
         custom_conversion_functions=precise,
         custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
@@ -387,7 +424,7 @@ def _call_skl2onnx(
 
 
 def _options(last: Estimator) -> dict[int, dict[str, bool]] | None:
-    """Return skl2onnx's options for the last step."""
+    """Return skl2onnx's options for the last step by its id, or None for no options."""
     if type(last) in FORMULAS:
         # Formulas need no options. With options, skl2onnx reads each attribute of each
         # tree twice.
@@ -412,6 +449,9 @@ def _register_nets() -> None:
 
 
 def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
+    """Add the nodes of an estimator that wraps a network: its values, and a
+    classifier's labels.
+    """
     estimator = operator.raw_operator
     builder = graph.NodeBuilder(scope, container)
     answer = _add_net(builder, container, estimator, operator.inputs)
@@ -466,10 +506,8 @@ def _add_net(
 
     Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
     net = Answer().eval()
-    rows = np.zeros(
-        (1, sum(variable.type.shape[1] for variable in inputs)),
-        np.float32,
-    )
+    width = sum(variable.type.shape[1] for variable in inputs)
+    rows = np.zeros((1, width), np.float32)
     exported = export(
         net,
         {"": rows},
@@ -501,38 +539,41 @@ def _convertible_copy(fitted: Estimator) -> Estimator:
                 _graph_categories(categories) for categories in encoder.categories_
             ]
     for part in sub_estimators(copy):
-        # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
         if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
-            part.__class__ = next(
-                kind
-                for kind in type(part).__mro__
-                if kind.__module__.startswith("sklearn.ensemble")
-            )
+            part.__class__ = _class_of_scikit_learn(part)
         if hasattr(part, "sparse_output"):
             part.sparse_output = False  # The graph has no sparse tensors.
         if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
             part.__class__ = SeveralTargets
-        _use_transforms(part)
+        _change_steps(part)
         if not isinstance(part, ColumnTransformer):
             # skl2onnx would expect graph inputs with these names.
             part.__dict__.pop("feature_names_in_", None)
     return copy
 
 
+def _class_of_scikit_learn(ensemble: Estimator) -> type:
+    """Return the class that an ensemble of imbalanced-learn is derived from: they
+    differ only in training.
+    """
+    return next(
+        kind for kind in type(ensemble).__mro__ if kind.__module__.startswith("sklearn.ensemble")
+    )
+
+
 def _graph_categories(categories: Array) -> Array:
     """Convert categories for the graph: booleans to integers, and missing values to the
     string `MISSING`.
     """
-    if categories.dtype.kind == "b" or (
-        len(categories) and all(isinstance(entry, bool) for entry in categories)
-    ):
+    are_bools = len(categories) and all(isinstance(entry, bool) for entry in categories)
+    if categories.dtype.kind == "b" or are_bools:
         return categories.astype(np.int64)
     if categories.dtype.kind == "O":
         return np.where(pd.isna(categories), MISSING, categories)
     return categories
 
 
-def _use_transforms(part: Estimator) -> None:
+def _change_steps(part: Estimator) -> None:
     """Replace predictors that are used as transformers, convert weights to steps, and
     drop steps without effect.
     """
@@ -540,31 +581,37 @@ def _use_transforms(part: Estimator) -> None:
         weights = part.transformer_weights or {}
         part.transformer_weights = None
         for index, (name, step, columns) in enumerate(part.transformers_):
-            used = _transforming(step)
+            new_step = _as_transformer(step)
             if name in weights and step != "drop":
                 weigh = FunctionTransformer(partial(np.multiply, weights[name]))
-                used = Pipeline([("make", used), ("weigh", weigh)])
-            part.transformers_[index] = name, used, columns
+                new_step = Pipeline([("make", new_step), ("weigh", weigh)])
+            part.transformers_[index] = name, new_step, columns
     elif isinstance(part, FeatureUnion):
         part.transformer_list = [
-            (name, _transforming(step)) for name, step in part.transformer_list if step != "drop"
+            (name, _as_transformer(step)) for name, step in part.transformer_list if step != "drop"
         ]
     elif isinstance(part, Pipeline):
-        # skl2onnx does not support steps without effect. Samplers of imbalanced-learn
-        # affect only training.
-        steps = [
-            step
-            for step in part.steps[:-1]
-            if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")
-        ]
-        part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
+        steps = [step for step in part.steps[:-1] if _has_effect(step[1])]
+        part.steps = [(name, _as_transformer(step)) for name, step in steps] + part.steps[-1:]
 
 
-def _transforming(step: Estimator) -> Estimator:
+def _has_effect(step: Estimator) -> bool:
+    """Return True if a step changes rows. skl2onnx does not support other steps;
+    samplers of imbalanced-learn affect only training.
+    """
+    return not passes_on(step) and not hasattr(step, "fit_resample")
+
+
+def _as_transformer(step: Estimator) -> Estimator:
+    """Return a predictor that is used as a transformer, or the last step of a pipeline,
+    as an estimator that skl2onnx converts by its `transform`.
+    """
     if isinstance(step, Pipeline):
-        step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
-    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(
+        name, last = step.steps[-1]
+        step.steps[-1] = (name, _as_transformer(last))
+    if isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(
         step,
         "n_features_in_",
-    )
-    return Transforming(step) if replaced else step
+    ):
+        return Transforming(step)
+    return step

@@ -14,6 +14,7 @@ bits of the sort key are divided among the columns that split the most rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -47,13 +48,21 @@ def sort_rows(graph: GraphProto) -> None:
         attributes = {
             attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
         }
-        modes = attributes.get("nodes_modes", [])
-        if node.op_type not in _OPERATORS or len(modes) - modes.count(b"LEAF") < _FEWEST_SPLITS:
+        if not _has_many_splits(node, attributes):
             graph.node.append(node)
             continue
         before, after = _sort_around(node, attributes, names)
         graph.initializer.extend([*before.initializer, *after.initializer])
         graph.node.extend([*before.node, node, *after.node])
+
+
+def _has_many_splits(node: NodeProto, attributes: dict[str, Any]) -> bool:
+    """Return True for a tree operator with so many splits that sorting saves time."""
+    if node.op_type not in _OPERATORS:
+        return False
+    modes = attributes.get("nodes_modes", [])
+    splits = len(modes) - modes.count(b"LEAF")
+    return bool(splits >= _FEWEST_SPLITS)
 
 
 def _sort_around(
@@ -85,72 +94,93 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, the order is
     unchanged.
     """
-    size = graph.row_count(rows)
+    row_count = graph.row_count(rows)
     few = graph.subgraph()
     many = graph.subgraph()
     keys = _write_keys(many, rows, attributes)
     _, positions = many.nodes(
         "TopK",
-        [keys, size],
+        [keys, row_count],
         2,
         axis=0,
         largest=0,
     )
-    by_key = many.node("Unsqueeze", [positions, [1]])
-    as_they_are = few.node(
+    sorted_order = many.node("Unsqueeze", [positions, [1]])
+    unchanged_order = few.node(
         "Slice",
-        [np.arange(MANY_ROWS)[:, None], [0], size],
+        [np.arange(MANY_ROWS)[:, None], [0], row_count],
     )
     return graph.node(
         "If",
-        [graph.node("GreaterOrEqual", [size, [MANY_ROWS]])],
+        [graph.node("GreaterOrEqual", [row_count, [MANY_ROWS]])],
         then_branch=many.finish(
             {},
-            {by_key: (TensorProto.INT64, [None, 1])},
+            {sorted_order: (TensorProto.INT64, [None, 1])},
         ),
         else_branch=few.finish(
             {},
-            {as_they_are: (TensorProto.INT64, [None, 1])},
+            {unchanged_order: (TensorProto.INT64, [None, 1])},
         ),
     )
 
 
 def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
-    """Add the sort key of each row, [N]."""
-    column, threshold, weight = _comparisons(attributes)
+    """Add the sort key of each row, [N]: the sum of the weights of its comparisons that
+    are true.
+    """
+    comparisons = _choose_comparisons(attributes)
     numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
-    values = graph.node("Gather", [numbers, column], axis=0)
+    values = graph.node("Gather", [numbers, comparisons.columns], axis=0)
     above = graph.node(
         "Greater",
-        [values, threshold.astype(np.float32)[:, None]],
+        [values, comparisons.thresholds.astype(np.float32)[:, None]],
     )
     is_above = graph.cast(above, TensorProto.FLOAT)
-    return graph.node("MatMul", [weight.astype(np.float32), is_above])
+    return graph.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
 
 
-def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
-    """Return columns, thresholds and weights [K] of K comparisons. A row's key is the
-    weighted sum of their results.
+@dataclass(frozen=True, eq=False)
+class _Comparisons:
+    """The comparisons that determine a row's sort key, as arrays [comparisons].
+
+    Attributes:
+        columns: the column that each comparison reads.
+        thresholds: a comparison is true if the column is above this number.
+        weights: the number that a true comparison adds to the key.
+    """
+
+    columns: Array
+    thresholds: Array
+    weights: Array
+
+
+def _choose_comparisons(attributes: _Attributes) -> _Comparisons:
+    """Return the comparisons of the columns that split the most rows.
+
+    A key is a number with one digit per column: the number of the column's thresholds
+    that are below the row's value. The column that splits the most rows has the most
+    significant digit.
     """
     nodes = _read_nodes(attributes)
-    decides = np.bincount(nodes.column, nodes.share)
-    bits = _divide_bits(decides)
-    parts = []
-    weight = 1
-    for feature in np.argsort(decides):
-        if not bits[feature] or not decides[feature]:
+    split_shares = np.bincount(nodes.column, nodes.share)
+    bits = _divide_bits(split_shares)
+    columns = []
+    thresholds = []
+    weights = []
+    place_value = 1
+    for feature in np.argsort(split_shares):
+        if not bits[feature] or not split_shares[feature]:
             continue
         edges = nodes.edges(feature, bits[feature])
-        parts.append(
-            (
-                np.full(len(edges), feature),
-                edges,
-                np.full(len(edges), weight),
-            )
-        )
-        weight *= len(edges) + 1
-    columns, thresholds, weights = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return columns, thresholds, weights
+        columns.append(np.full(len(edges), feature))
+        thresholds.append(edges)
+        weights.append(np.full(len(edges), place_value))
+        place_value *= len(edges) + 1  # A digit is at most len(edges).
+    return _Comparisons(
+        np.concatenate(columns),
+        np.concatenate(thresholds),
+        np.concatenate(weights),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,62 +196,66 @@ class _Nodes:
     share: Array
 
     def edges(self, feature: int, bits: int) -> Array:
-        """Return at most 2**bits - 1 thresholds of a feature, between which equal
-        shares of the rows are split.
+        """Return at most 2**bits - 1 thresholds of a feature: the quantiles of its
+        thresholds, weighted by the share of the rows that each of them splits.
         """
-        at = np.flatnonzero((self.column == feature) & (self.share > 0))
-        at = at[np.argsort(self.threshold[at])]
+        splits = np.flatnonzero((self.column == feature) & (self.share > 0))
+        splits = splits[np.argsort(self.threshold[splits])]
+        thresholds = self.threshold[splits]
+        shares = self.share[splits]
         quantiles = np.arange(1, 2**bits) / 2**bits
-        shares = np.cumsum(self.share[at]) / self.share[at].sum()
-        return np.unique(self.threshold[at][np.searchsorted(shares, quantiles)])
+        shares_below = np.cumsum(shares) / shares.sum()
+        return np.unique(thresholds[np.searchsorted(shares_below, quantiles)])
 
 
 def _read_nodes(attributes: _Attributes) -> _Nodes:
+    """Return the nodes that the attributes of a tree operator describe."""
     tensor = attributes.get("nodes_values_as_tensor")
     if tensor is None:
         threshold = np.array(attributes["nodes_values"])
     else:
         threshold = numpy_helper.to_array(tensor)
-    tree, number, column, *sides = (
-        np.array(attributes[f"nodes_{name}"])
-        for name in ("treeids", "nodeids", "featureids", "truenodeids", "falsenodeids")
-    )
     is_inner = np.array(attributes["nodes_modes"]) != b"LEAF"
-    name, *children = (tree * (number.max() + 1) + each for each in (number, *sides))
-    return _Nodes(column, threshold, _estimate_shares(name, children, is_inner))
+    number = np.array(attributes["nodes_nodeids"])
+    # Numbers are unique only within a tree; with this offset, they are unique.
+    offset = np.array(attributes["nodes_treeids"]) * (number.max() + 1)
+    children = [
+        offset + np.array(attributes["nodes_truenodeids"]),
+        offset + np.array(attributes["nodes_falsenodeids"]),
+    ]
+    shares = _estimate_shares(offset + number, children, is_inner)
+    return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)
 
 
-def _estimate_shares(name: Array, children: list[Array], is_inner: Array) -> Array:
+def _estimate_shares(numbers: Array, children: list[Array], is_inner: Array) -> Array:
     """Return the estimated share of the rows that reach each node, which is halved per
     level, [nodes].
 
     Args:
-        name: a number for each node of all trees, [nodes].
-        children: the names of the left children and of the right children.
+        numbers: a unique number for each node of all trees, [nodes].
+        children: the numbers of the left children and of the right children.
         is_inner: True for the nodes that are not leaves, [nodes].
     """
-    order = np.argsort(name)
-    share = np.zeros(len(name))
-    below = np.setdiff1d(
-        name,
-        np.concatenate([each[is_inner] for each in children]),
-    )
+    order = np.argsort(numbers)
+    shares = np.zeros(len(numbers))
+    child_numbers = np.concatenate([side[is_inner] for side in children])
+    level_numbers = np.setdiff1d(numbers, child_numbers)  # the roots
     for level in range(_KEY_BITS):
-        at = order[np.searchsorted(name, below, sorter=order)]
-        at = at[is_inner[at]]
-        share[at] = np.maximum(share[at], 0.5**level)
+        nodes = order[np.searchsorted(numbers, level_numbers, sorter=order)]
+        nodes = nodes[is_inner[nodes]]
+        shares[nodes] = np.maximum(shares[nodes], 0.5**level)
         # Equality tests may share a child.
-        below = np.unique(np.concatenate([each[at] for each in children]))
-    return share
+        level_numbers = np.unique(np.concatenate([side[nodes] for side in children]))
+    return shares
 
 
-def _divide_bits(decides: Array) -> Array:
-    """Return the bits of a key per column, by the share of the rows that the column's
-    nodes split, [columns].
+def _divide_bits(split_shares: Array) -> Array:
+    """Return the bits of a key per column, [columns]. Each bit goes to the column with
+    the largest share of split rows, which is halved for each bit that the column has.
     """
-    left = decides
-    bits = np.zeros(len(left), dtype=np.int64)
+    remaining = split_shares
+    bits = np.zeros(len(remaining), dtype=np.int64)
     for _ in range(_KEY_BITS):
-        bits[np.argmax(left)] += 1
-        left = decides / 2.0**bits
+        bits[np.argmax(remaining)] += 1
+        remaining = split_shares / 2.0**bits
     return np.minimum(bits, _COLUMN_BITS)

@@ -9,7 +9,6 @@ NotImplementedError.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -100,19 +99,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         )
 
     def __getitem__(self, key: object) -> TracedArray:
-        keys = key if isinstance(key, tuple) else (key,)
-        entries = key if isinstance(key, list) else keys
-        if any(isinstance(entry, str) for entry in entries):
-            raise NotImplementedError("columns by name; use positions instead, as in x[:, 0]")
-        if any(entry is Ellipsis for entry in keys):
-            at = next(position for position, entry in enumerate(keys) if entry is Ellipsis)
-            missing = self.ndim - sum(entry is not None for entry in keys) + 1
-            keys = (
-                *keys[:at],
-                *[slice(None)] * missing,
-                *keys[at + 1 :],
-            )
-        if not (isinstance(keys[0], slice) and keys[0] == slice(None)):
+        keys = _split_key(key, self.ndim)
+        if not _is_whole_axis(keys[0]):
             raise NotImplementedError("a selection of rows")
         current = self
         axis = 1
@@ -120,19 +108,20 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             if entry is None:
                 sample = np.expand_dims(current.sample, axis)
                 current = current.emit("Unsqueeze", [current, np.array([axis])], sample)
-            elif not (isinstance(entry, slice) and entry == slice(None)):
-                if isinstance(entry, Traced):
-                    raise NotImplementedError("a selection by computed positions")
-                picked = np.arange(current.sample.shape[axis])[entry]
+                axis += 1
+            elif _is_whole_axis(entry):
+                axis += 1
+            elif isinstance(entry, Traced):
+                raise NotImplementedError("a selection by computed positions")
+            else:
+                positions = np.arange(current.sample.shape[axis])[entry]
                 current = current.emit(
                     "Gather",
-                    [current, picked],
-                    current.sample.take(picked, axis),
+                    [current, positions],
+                    current.sample.take(positions, axis),
                     axis=axis,
                 )
-                axis += np.ndim(picked)
-                continue
-            axis += 1
+                axis += np.ndim(positions)  # A single position removes the axis.
         return current
 
     def __array_ufunc__(
@@ -151,21 +140,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             )
         if method != "__call__" or options:
             raise NotImplementedError(f"numpy.{ufunc.__name__} with {method} or options")
-        if (form := _COMPOSED.get(ufunc)) is not None:
-            return form(*inputs)
-        if (operator := _UFUNCS.get(ufunc)) is None:
+        if ufunc in _COMPOSED:
+            return _COMPOSED[ufunc](*inputs)
+        if ufunc not in _UFUNCS:
             raise NotImplementedError(f"numpy.{ufunc.__name__}, which is not supported in a graph")
+        samples = [_sample_of(operand) for operand in inputs]
         with np.errstate(all="ignore"):
-            sample = ufunc(*map(_sample_of, inputs))
+            sample = ufunc(*samples)
         sample = sample.astype(_supported(sample.dtype))
-        kind = sample.dtype
-        if ufunc in _LOGICAL:
-            kind = np.dtype(bool)
-        elif kind.kind == "b":
-            kind = np.result_type(*map(_sample_of, inputs))
-        if operator in ("IsNaN", "IsInf") and kind.kind != "f":
-            kind = np.dtype(np.float64)
-        return self.emit(operator, [_cast(operand, kind) for operand in inputs], sample)
+        dtype = _operand_dtype(ufunc, samples, sample.dtype)
+        operands = [_cast(operand, dtype) for operand in inputs]
+        return self.emit(_UFUNCS[ufunc], operands, sample)
 
     def __array_function__(
         self,
@@ -174,11 +159,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         inputs: Sequence[TracedArray],
         options: Mapping[str, object],
     ) -> TracedArray:
-        if (form := _FUNCTIONS.get(function)) is None:
+        if function not in _FUNCTIONS:
             raise NotImplementedError(
                 f"numpy.{function.__name__}, which is not supported in a graph",
             )
-        return form(*inputs, **options)
+        return _FUNCTIONS[function](*inputs, **options)
 
     def __getattr__(self, name: str) -> ArrayFunction:
         if name in _METHODS:
@@ -202,6 +187,50 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     copy = to_numpy
     values = property(to_numpy)
+
+
+def _split_key(key: object, ndim: int) -> tuple[Any, ...]:
+    """Return the entries of the key in x[key], with a slice for each axis that an
+    Ellipsis stands for. Raises NotImplementedError for names of columns.
+    """
+    keys = key if isinstance(key, tuple) else (key,)
+    entries = key if isinstance(key, list) else keys
+    if any(isinstance(entry, str) for entry in entries):
+        raise NotImplementedError("columns by name; use positions instead, as in x[:, 0]")
+    for position, entry in enumerate(keys):
+        if entry is Ellipsis:
+            used_axes = sum(entry is not None for entry in keys) - 1
+            whole_axes = [slice(None)] * (ndim - used_axes)
+            return (*keys[:position], *whole_axes, *keys[position + 1 :])
+    return keys
+
+
+def _is_whole_axis(entry: object) -> bool:
+    """Return True for the entry `:` of a key."""
+    return isinstance(entry, slice) and entry == slice(None)
+
+
+def _operand_dtype(
+    ufunc: np.ufunc,
+    samples: Sequence[Operand],
+    result: np.dtype[np.generic],
+) -> np.dtype[np.generic]:
+    """Return the dtype that a node's operands must have: ONNX requires the same dtype
+    for all of them.
+
+    Args:
+        ufunc: the numpy function of the node.
+        samples: the samples or constants of the operands.
+        result: the dtype of the node's output.
+    """
+    if ufunc in _LOGICAL:
+        return np.dtype(bool)
+    if result.kind != "b":
+        return result
+    common: np.dtype[np.generic] = np.result_type(*samples)
+    if ufunc in (np.isnan, np.isinf) and common.kind != "f":
+        return np.dtype(np.float64)
+    return common
 
 
 def _name_or_constant(operand: Operand) -> str | Array:
@@ -266,7 +295,7 @@ def reduced(
     )
 
 
-def _decided(
+def _any_or_all(
     operator: str,
     x: TracedArray,
     axis: object = None,
@@ -277,6 +306,9 @@ def _decided(
 
 
 def _axis(x: TracedArray, axis: object) -> int:
+    """Return the axis as a positive number. Raises NotImplementedError for the row
+    axis or several axes.
+    """
     if not isinstance(axis, int) or axis % x.ndim == 0:
         raise NotImplementedError("a reduction (sum, mean, …) over rows; use axis=1")
     return int(axis % x.ndim)
@@ -298,13 +330,22 @@ def variance(
     )
 
 
-def _chosen(
+def _extreme_position(
     operator: str,
     function: ArrayFunction,
     x: TracedArray,
     axis: object = None,
     keepdims: bool = False,
 ) -> TracedArray:
+    """Return the position of the largest or smallest value along an axis.
+
+    Args:
+        operator: ArgMax or ArgMin.
+        function: the numpy function of the same result.
+        x: the values.
+        axis: an axis other than the row axis.
+        keepdims: True if the result keeps the axis, with the size 1.
+    """
     axis = _axis(x, axis)
     sample = function(x.sample, axis=axis, keepdims=keepdims)
     return x.emit(
@@ -318,24 +359,24 @@ def _chosen(
 
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
     operands = [condition, yes, no]
-    some = next(operand for operand in operands if isinstance(operand, Traced))
+    first_traced = next(operand for operand in operands if isinstance(operand, Traced))
     sample = np.where(*map(_sample_of, operands))
     kind = _supported(sample.dtype)
-    same = [
+    cast_operands = [
         _cast(condition, np.dtype(bool)),
         _cast(yes, kind),
         _cast(no, kind),
     ]
-    return some.emit("Where", same, sample.astype(kind))
+    return first_traced.emit("Where", cast_operands, sample.astype(kind))
 
 
 def concatenated(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
-    some = next(array for array in arrays if isinstance(array, Traced))
+    first_traced = next(array for array in arrays if isinstance(array, Traced))
     if any(not isinstance(array, Traced) for array in arrays):
         raise NotImplementedError("a concatenation with constants")
-    axis = _axis(some, axis)
+    axis = _axis(first_traced, axis)
     sample = np.concatenate([array.sample for array in arrays], axis=axis)
-    return some.emit(
+    return first_traced.emit(
         "Concat",
         [array.astype(sample.dtype) for array in arrays],
         sample,
@@ -376,10 +417,16 @@ def clipped(
     a_max: Operand = None,
     **limits: Operand,
 ) -> TracedArray:
+    """Limit the values like numpy.clip, whose limits are also called `min` and `max`
+    since numpy 2. None is no limit.
+    """
     low = limits.get("min", a_min)
     high = limits.get("max", a_max)
-    x = x if low is None else np.maximum(x, low)
-    return x if high is None else np.minimum(x, high)
+    if low is not None:
+        x = np.maximum(x, low)
+    if high is not None:
+        x = np.minimum(x, high)
+    return x
 
 
 def rounded(x: TracedArray, decimals: int = 0) -> TracedArray:
@@ -389,6 +436,9 @@ def rounded(x: TracedArray, decimals: int = 0) -> TracedArray:
 
 
 def filled(x: TracedArray, fill_value: float) -> TracedArray:
+    """Return an array of equal numbers with the shape and dtype of x. The test for NaN
+    only determines the shape: both of its branches are the number.
+    """
     return where(
         np.isnan(x),
         np.asarray(fill_value, x.dtype),
@@ -403,6 +453,9 @@ def nan_to_num(
     posinf: float | None = None,
     neginf: float | None = None,
 ) -> TracedArray:
+    """Replace NaN and infinity like numpy.nan_to_num. None is the largest or smallest
+    number of the dtype; `copy` has no effect.
+    """
     limits = np.finfo(x.dtype)
     highest = limits.max if posinf is None else posinf
     lowest = limits.min if neginf is None else neginf
@@ -453,7 +506,7 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
     bits = len(table).bit_length()
     table = padded(list(table.T), 2**bits - 1, np.inf)
     counts = np.zeros_like(x).astype(np.int64)
-    for bit in reversed(range(bits)):
+    for bit in reversed(range(bits)):  # Each round determines one bit of the counts.
         candidate = counts + 2**bit
         counts = np.where(
             compare(of_column(table, candidate - 1), x),
@@ -465,23 +518,25 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
 
 def interpolated(
     x: TracedArray,
-    known: Sequence[Array],
+    points: Sequence[Array],
     values: Sequence[Array],
 ) -> TracedArray:
-    """Interpolate or extrapolate x [N, M] with M sets of ascending points, like
-    scipy.interpolate.interp1d.
+    """Interpolate or extrapolate x [N, M] with M sets of ascending points and their
+    values, like scipy.interpolate.interp1d.
     """
-    size = max(2, *map(len, known))
-    at = padded(known, size, np.inf)
-    heights = padded(values, size, 0.0)
-    before = counted(at[1:-1], np.less, x)
-    left, right, low, high = (
-        of_column(table, before + after)
-        for table, after in product(
-            (at, heights),
-            (0, 1),
-        )
-    )
+    size = max(2, *map(len, points))
+    point_table = padded(points, size, np.inf)
+    value_table = padded(values, size, 0.0)
+    interval = counted(point_table[1:-1], np.less, x)
+
+    def at_end(table: Array, end: int) -> TracedArray:
+        """Return the table's entries at the start (0) or end (1) of each interval."""
+        return of_column(table, interval + end)
+
+    left = at_end(point_table, 0)
+    right = at_end(point_table, 1)
+    low = at_end(value_table, 0)
+    high = at_end(value_table, 1)
     return (high - low) / (right - left) * (x - left) + low
 
 
@@ -507,6 +562,15 @@ def interp(
     left: Operand = None,
     right: Operand = None,
 ) -> TracedArray:
+    """Interpolate x [N] like numpy.interp.
+
+    Args:
+        x: the numbers at which to interpolate.
+        xp: the ascending points.
+        fp: the values at the points.
+        left: the value below the first point; None is the first value.
+        right: the value above the last point; None is the last value.
+    """
     xs = np.asarray(xp, float)
     values = np.asarray(fp, float)
     inside = interpolated(
@@ -524,9 +588,9 @@ def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> Trace
     edges = np.asarray(bins)
     if (np.diff(edges) < 0).any():
         raise NotImplementedError("numpy.digitize with descending bins")
-    apart = x[..., None]
-    below = apart <= edges if right else apart < edges
-    return np.sum((~below).astype(np.int64), axis=x.ndim)  # A missing value is above all edges.
+    column = x[..., None]
+    is_below = column <= edges if right else column < edges
+    return np.sum((~is_below).astype(np.int64), axis=x.ndim)  # A missing value is above all edges.
 
 
 def take(values: Array, positions: TracedArray) -> TracedArray:
@@ -549,7 +613,7 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
         kind="stable",
     )[:, :count]
     values = np.take_along_axis(x.sample, positions, axis=1)
-    names = x.graph.nodes(
+    value_name, position_name = x.graph.nodes(
         "TopK",
         [x.name, [count]],
         2,
@@ -557,7 +621,7 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
         largest=0,
         sorted=1,
     )
-    return Traced(x.graph, names[0], values), Traced(x.graph, names[1], positions)
+    return Traced(x.graph, value_name, values), Traced(x.graph, position_name, positions)
 
 
 _UFUNCS: dict[np.ufunc, str] = {
@@ -672,13 +736,13 @@ _REDUCERS = {
 }
 _FUNCTIONS: dict[ArrayFunction, ArrayFunction] = {
     **{function: partial(reduced, operator) for operator, function in _REDUCING.items()},
-    np.any: partial(_decided, "ReduceMax"),
-    np.all: partial(_decided, "ReduceMin"),
+    np.any: partial(_any_or_all, "ReduceMax"),
+    np.all: partial(_any_or_all, "ReduceMin"),
     np.mean: mean,
     np.var: variance,
     np.std: lambda x, axis=None, ddof=0, keepdims=False: np.sqrt(variance(x, axis, ddof, keepdims)),
-    np.argmax: partial(_chosen, "ArgMax", np.argmax),
-    np.argmin: partial(_chosen, "ArgMin", np.argmin),
+    np.argmax: partial(_extreme_position, "ArgMax", np.argmax),
+    np.argmin: partial(_extreme_position, "ArgMin", np.argmin),
     np.where: where,
     np.concatenate: concatenated,
     np.hstack: side_by_side,
