@@ -87,16 +87,12 @@ def best_estimator(model: Estimator) -> Estimator:
                     ("predict", best_estimator(model.estimator_)),
                 ],
             )
-        elif (
-            isinstance(model, Pipeline)
-            and (last := best_estimator(model.steps[-1][1])) is not model.steps[-1][1]
-        ):
-            return Pipeline(
-                [
-                    *model.steps[:-1],
-                    (model.steps[-1][0], last),
-                ]
-            )
+        elif isinstance(model, Pipeline):
+            name, last = model.steps[-1]
+            best = best_estimator(last)
+            if best is last:
+                return model
+            return Pipeline([*model.steps[:-1], (name, best)])
         elif hasattr(model, "best_estimator_"):
             model = model.best_estimator_
         else:
@@ -107,11 +103,14 @@ def thawed(fitted: Estimator) -> Estimator:
     """Return the estimator, or a copy in which each FrozenEstimator is replaced by its
     inner estimator.
     """
-    while frozen := [
-        part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"
-    ]:
-        fitted = deepcopy(fitted, {id(part): part.estimator for part in frozen})
-    return fitted
+    while True:
+        frozen = {}
+        for part in sub_estimators(fitted):
+            if type(part).__name__ == "FrozenEstimator":
+                frozen[id(part)] = part.estimator
+        if not frozen:
+            return fitted
+        fitted = deepcopy(fitted, frozen)  # An inner estimator may be frozen too.
 
 
 def is_linear(estimator: Estimator) -> bool:
@@ -179,7 +178,7 @@ def first_steps(estimator: Estimator) -> list[Estimator]:
         case FixedThresholdClassifier() | TunedThresholdClassifierCV():
             return first_steps(getattr(estimator, "estimator_", estimator.estimator))
         case CalibratedClassifierCV():
-            within = [part.estimator for part in estimator.calibrated_classifiers_]
+            members = [part.estimator for part in estimator.calibrated_classifiers_]
         case (
             OneVsRestClassifier()
             | VotingClassifier()
@@ -189,10 +188,10 @@ def first_steps(estimator: Estimator) -> list[Estimator]:
             | MultiOutputClassifier()
             | MultiOutputRegressor()
         ):
-            within = estimator.estimators_
+            members = estimator.estimators_
         case _:
             return [estimator]
-    return _first_steps_of(within)
+    return _first_steps_of(members)
 
 
 def _first_steps_of(members: Iterable[Estimator]) -> list[Estimator]:
@@ -218,6 +217,7 @@ def encoders(estimator: Estimator) -> list[Estimator]:
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
+    """Return the names of the columns that an encoder in one of the steps may read."""
     names = _feature_names(transformer)
     encoded: set[str] = set()
     for _, step, columns in named_steps(transformer):
@@ -243,13 +243,16 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
     if isinstance(columns, int):
         return [names[columns]]
     listed: list[Any] = list(columns)
-    if listed and all(
-        isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed
-    ):
+    if listed and all(map(_is_bool, listed)):
         return [name for name, is_listed in zip(names, listed, strict=True) if is_listed]
     if all(isinstance(entry, str) for entry in listed):
         return listed
     return [names[int(entry)] for entry in listed]
+
+
+def _is_bool(entry: object) -> bool:
+    """Return True for a boolean of Python, numpy or pandas."""
+    return isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool"
 
 
 def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
@@ -273,8 +276,15 @@ def bind_inputs(
     batch: ModelInput,
     float_dtype: str,
 ) -> tuple[Input, ...]:
-    """Return the graph's inputs. Numbers have `float_dtype`, except for integers and
-    booleans that an encoder reads.
+    """Return the graph's inputs: a matrix if the columns have the same type and no
+    ColumnTransformer selects among them, otherwise an input per column.
+
+    Args:
+        model: the user's model, which determines where strings may be missing.
+        fitted: the model with stand-ins.
+        batch: the example.
+        float_dtype: the type of numbers, except for integers and booleans that an
+            encoder reads.
     """
     if not isinstance(batch, pd.DataFrame):
         array = batch[""]
@@ -333,12 +343,8 @@ def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
     if batch is None:
         return False
     with suppress(Exception):  # An unfitted estimator may raise any error.
-        model.predict(
-            estimator_input(
-                model,
-                Batch(batch).take(slice(0, 1)).data,
-            )
-        )
+        first_row = Batch(batch).take(slice(0, 1)).data
+        model.predict(estimator_input(model, first_row))
         return True
     return False
 
@@ -368,27 +374,32 @@ def _may_be_missing(
     # success and is halved after an error.
     start = 0
     size = len(texts)
-    while some := texts[start : start + size]:
-        gaps = {
-            name: pd.Series(
-                [missing_value(batch[name])],
-                batch.index[:1],
-            ).astype(batch[name].dtype)
-            for name in some
-        }
-        try:
-            row = batch.head(1).assign(**gaps)
-            call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
-        except InvalidConfig:
-            if len(some) > 1:
-                size = len(some) // 2
-                continue
-        else:
-            optional.update(some)
+    while start < len(texts):
+        tried = texts[start : start + size]
+        if _accepts_gaps(model, batch, tried):
+            optional.update(tried)
             size *= 2
-        start += len(some)
+        elif len(tried) > 1:
+            size = len(tried) // 2
+            continue
+        start += len(tried)
     return optional
 
 
+def _accepts_gaps(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> bool:
+    """Return True if the model predicts a row without values in the text columns."""
+    gaps = {}
+    for name in texts:
+        gap = pd.Series([missing_value(batch[name])], batch.index[:1])
+        gaps[name] = gap.astype(batch[name].dtype)
+    try:
+        row = batch.head(1).assign(**gaps)
+        call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
+    except InvalidConfig:
+        return False
+    return True
+
+
 def _is_code(column: Column) -> bool:
+    """Return True for a column of integers or booleans, which may be categories."""
     return column.type in ("integer", "long", "boolean")

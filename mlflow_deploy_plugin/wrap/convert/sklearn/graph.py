@@ -90,7 +90,9 @@ class NodeBuilder:
         output: str = "",
         **attributes: Any,
     ) -> str:
-        """Add a node with one output, and return the output's name."""
+        """Add a node with one output, and return the output's name: `output`, or a
+        unique name.
+        """
         return self.nodes(operator, inputs, 1, output, **attributes)[0]
 
     def nodes(
@@ -101,7 +103,15 @@ class NodeBuilder:
         output: str = "",
         **attributes: Any,
     ) -> list[str]:
-        """Add a node with several outputs, and return their names."""
+        """Add a node with several outputs, and return their names.
+
+        Args:
+            operator: the ONNX operator.
+            inputs: the inputs of the node.
+            count: the number of outputs.
+            output: the name of the only output, or "" for unique names.
+            **attributes: the attributes of the node.
+        """
         domain, version = _domain_and_version(operator)
         names = [*map(self._name_of, inputs)]
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
@@ -149,23 +159,15 @@ class NodeBuilder:
 
     def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:
         """Divide `count` rows into equal blocks of at most `largest` rows. Return the
-        block count and block size.
+        names of the block count and of the block size.
         """
-        unit = [1]
-        blocks = self.node(
-            "Div",
-            [
-                self.node("Sub", [self.node("Add", [count, largest]), unit]),
-                largest,
-            ],
-        )
-        return blocks, self.node(
-            "Div",
-            [
-                self.node("Sub", [self.node("Add", [count, blocks]), unit]),
-                blocks,
-            ],
-        )
+        block_count = self._quotient_rounded_up(count, largest)
+        return block_count, self._quotient_rounded_up(count, block_count)
+
+    def _quotient_rounded_up(self, number: str, divisor: NodeInput) -> str:
+        """Add (number + divisor - 1) / divisor for integers, and return its name."""
+        total = self.node("Add", [number, divisor])
+        return self.node("Div", [self.node("Sub", [total, [1]]), divisor])
 
     def subgraph(self) -> "Subgraph":
         return Subgraph(self._scope)
@@ -176,8 +178,9 @@ class NodeBuilder:
         inputs: list[Variable],
         raw_scores: bool = False,
     ) -> list[str]:
-        """Add an estimator's graph and return its outputs. Raises NotImplementedError
-        for unsupported `raw_scores`.
+        """Add an estimator's graph and return the names of its outputs. `raw_scores`
+        are scores instead of probabilities; raises NotImplementedError if skl2onnx does
+        not support them for the estimator.
         """
         last = last_step(estimator)
         for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
@@ -200,7 +203,7 @@ class NodeBuilder:
 
     def declare(self, estimator: Estimator, inputs: list[Variable]) -> Operator:
         """Declare an operator for an estimator that a formula converts, so that
-        `refused_rows.py` finds it.
+        `mark_refused_rows` finds the estimator and its inputs.
         """
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
@@ -267,8 +270,9 @@ def register_converter(
         operator = scope.declare_local_operator(alias, model)
         operator.inputs = inputs
         values = type(inputs[0].type) if keeps_type else FloatTensorType
-        for name, tensor in [("label", Int64TensorType)] * has_labels + [("values", values)]:
-            operator.outputs.append(scope.declare_local_variable(name, tensor()))
+        if has_labels:
+            operator.outputs.append(scope.declare_local_variable("label", Int64TensorType()))
+        operator.outputs.append(scope.declare_local_variable("values", values()))
         return list(operator.outputs)
 
     options = {"zipmap": [True, False, "columns"], "nocl": [True, False]}
@@ -300,14 +304,8 @@ def parse_columns(
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
     if is_mixed or len(parts) == 1:
         return parts
-    return [
-        _declare(
-            scope,
-            "SklearnConcat",
-            parts,
-            type(parts[0].type)([None, None]),
-        )
-    ]
+    kind = type(parts[0].type)([None, None])
+    return [_declare(scope, "SklearnConcat", parts, kind)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,6 +325,9 @@ class _InputColumns:
 
     @classmethod
     def of(cls, model: Estimator, inputs: list[Variable]) -> "_InputColumns":
+        """Return the columns that a fitted ColumnTransformer reads. A single variable
+        may have an unknown width, but has all columns.
+        """
         if len(inputs) == 1:
             widths = [model.n_features_in_]
         else:
@@ -344,7 +345,8 @@ class _InputColumns:
         picked = []
         for variable, run in groupby(self._columns_at(positions), lambda item: item[0]):
             indices = [index for _, index in run]
-            if indices != list(range(self.widths[self.inputs.index(variable)])):
+            width = self.widths[self.inputs.index(variable)]
+            if indices != list(range(width)):
                 variable = _declare(
                     scope,
                     "SklearnArrayFeatureExtractor",
@@ -373,8 +375,13 @@ def _parse_step(
     picked: list[Variable],
     span: slice,
 ) -> list[Variable]:
-    """Return the outputs of a step with the positions `span`, which joins its
-    inputs.
+    """Return the outputs of a step of a ColumnTransformer.
+
+    Args:
+        scope: skl2onnx's names.
+        step: the step.
+        picked: the inputs of the step, which are joined if the step needs one input.
+        span: the positions of the step's outputs in the ColumnTransformer's output.
     """
     if len(picked) > 1 and not isinstance(first_steps(step)[0], do_not_merge_columns):
         kind = type(picked[0].type)([None, None])
@@ -471,18 +478,15 @@ def round_before_last_step(copy: Estimator) -> Estimator:
     if isinstance(copy, Pipeline):
         name, last = copy.steps[-1]
         rounded = round_before_last_step(last)
-        copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
+        if isinstance(rounded, Pipeline):
+            copy.steps[-1:] = rounded.steps
+        else:
+            copy.steps[-1] = (name, rounded)
     elif isinstance(copy, SeveralTargets):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
-    elif hasattr(copy, "predict") and not any(
-        map(compares_in_64_bits, sub_estimators(copy)),
-    ):
-        return Pipeline(
-            [
-                ("onnxserve_round", CastTransformer(dtype=np.float32)),
-                ("model", copy),
-            ]
-        )
+    elif hasattr(copy, "predict") and not any(map(compares_in_64_bits, sub_estimators(copy))):
+        rounding = CastTransformer(dtype=np.float32)
+        return Pipeline([("onnxserve_round", rounding), ("model", copy)])
     return copy
 
 
@@ -506,6 +510,12 @@ def finish_outputs(
     return tuple(outputs)
 
 
+_LABEL_DTYPES = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}
+"""The dtype of labels by the kind of the original's labels. Other labels are
+strings.
+"""
+
+
 def _output_of(name: str, answer: Array, value: ValueInfoProto) -> Output:
     """Return the description of an output, from the original's answer and the graph's
     value.
@@ -517,25 +527,22 @@ def _output_of(name: str, answer: Array, value: ValueInfoProto) -> Output:
     elif name != "label" and kind == "f":
         role = "values"
     if role == "label":
-        dtype = {
-            "b": "bool",
-            "f": "float64",
-            "i": "int64",
-            "u": "int64",
-        }.get(kind, "str")
+        dtype = _LABEL_DTYPES.get(kind, "str")
     else:
-        dtype = dtype_and_shape(value)[0]
+        dtype, _ = dtype_and_shape(value)
     return Output(name, dtype, (-1, *answer.shape[1:]), role)
 
 
 def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> ValueInfoProto:
-    """Compute the output from the graph's value, and return its type and shape."""
+    """Compute the output from the graph's value, and return its type and shape. Values
+    with the names of both are renamed.
+    """
     name = output.name
-    raw = {taken: f"onnxserve_raw_{taken}" for taken in (value.name, name)}
+    new_names = {old: f"onnxserve_raw_{old}" for old in (value.name, name)}
     for node in graph.node:
         for names in (node.input, node.output):
-            names[:] = [raw.get(value_name, value_name) for value_name in names]
-    current = raw[value.name]
+            names[:] = [new_names.get(value_name, value_name) for value_name in names]
+    current = new_names[value.name]
     kind = _ONNX_TYPES[output.dtype]
     # skl2onnx's float types may be wrong.
     if output.role != "label" or value.type.tensor_type.elem_type != kind:
@@ -565,11 +572,11 @@ def _drop_unused(graph: GraphProto) -> None:
         if needed.isdisjoint(node.output):
             continue
         nodes.append(node)
-        bodies = [node]
-        for inner in bodies:
+        nested = [node]  # and the nodes of its subgraphs, which the loop adds
+        for inner in nested:
             needed.update(inner.input)
             for attribute in inner.attribute:
-                bodies.extend(attribute.g.node)
+                nested.extend(attribute.g.node)
                 needed.update(value.name for value in attribute.g.output)
     constants = [entry for entry in graph.initializer if entry.name in needed]
     del graph.node[:], graph.initializer[:]

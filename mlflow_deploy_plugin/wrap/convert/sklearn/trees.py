@@ -7,6 +7,7 @@ to the right. This module avoids both errors, and sums in 64 bits.
 
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class Tree:
         nodes: list[Node],
         members: dict[int, list[int]] | None = None,
     ) -> "Tree":
+        """Return the tree of a list of nodes, without membership tests by default."""
         feature, threshold, left, right, default_left, value = map(
             np.array,
             zip(*nodes, strict=True),
@@ -97,7 +99,7 @@ class Tree:
             right,
             default_left,
             value,
-            members or {},
+            members=members or {},
         )
 
     @classmethod
@@ -107,38 +109,38 @@ class Tree:
         value: Array,
         columns: Array | None = None,
     ) -> "Tree":
-        """Return a scikit-learn tree with 32-bit thresholds and `value`. `columns` are
-        the features' positions.
+        """Return a scikit-learn tree with 32-bit thresholds.
+
+        Args:
+            tree: the tree.
+            value: the prediction of each node, [nodes].
+            columns: the positions of the tree's features; None if they are the same.
         """
         feature = np.maximum(tree.feature, 0)
-        sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
-        threshold = rounded_down(tree.threshold).astype(float)
         if columns is not None:
             feature = columns[feature]
-        return cls(feature, threshold, *sides, value)
+        return cls(
+            feature=feature,
+            threshold=rounded_down(tree.threshold).astype(float),
+            left=tree.children_left,
+            right=tree.children_right,
+            default_left=tree.missing_go_to_left.astype(bool),
+            value=value,
+        )
 
     def splits_as(self, other: "Tree") -> bool:
         """Return True if the trees are equal except for the values of their leaves."""
-        names = _FIELDS[:-1]
-        alike = all(
-            np.array_equal(
-                getattr(self, name),
-                getattr(other, name),
-            )
-            for name in names
-        )
-        return alike and self.members == other.members
+        for name in _FIELDS:
+            if name != "value" and not np.array_equal(getattr(self, name), getattr(other, name)):
+                return False
+        return self.members == other.members
 
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
         """Return the tree with a chain of equality tests per membership test, and the
-        ONNX comparison of each node.
+        ONNX comparison of each node, which is `mode` for nodes with a threshold.
         """
-        rows = list(
-            zip(
-                *(getattr(self, name) for name in _FIELDS),
-                strict=True,
-            )
-        )
+        fields = [getattr(self, name) for name in _FIELDS]
+        rows = list(zip(*fields, strict=True))
         modes = np.where(self.left < 0, "LEAF", mode).tolist()
         # ONNX Runtime treats a chain of equality tests with the same left child as a
         # membership test.
@@ -198,30 +200,33 @@ class Boosting:
         """Return the thresholds of each feature by its position."""
         if not self.trees:
             return {}
-        inner = [tree.left >= 0 for tree in self.trees]
-        for mask, tree in zip(inner, self.trees, strict=True):
-            mask[list(tree.members)] = False
-        features = np.concatenate(
-            [tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)],
-        )
-        values = np.concatenate(
-            [tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)],
-        )
+        feature_parts = []
+        threshold_parts = []
+        for tree in self.trees:
+            has_threshold = tree.left >= 0
+            has_threshold[list(tree.members)] = False
+            feature_parts.append(tree.feature[has_threshold])
+            threshold_parts.append(tree.threshold[has_threshold])
+        features = np.concatenate(feature_parts)
+        thresholds = np.concatenate(threshold_parts)
         return {
-            int(feature): np.unique(values[features == feature]) for feature in np.unique(features)
+            int(feature): np.unique(thresholds[features == feature])
+            for feature in np.unique(features)
         }
 
     def levels(self) -> Levels | None:
         """Return the trees as complete trees, or None if they are few, unbalanced, or
         split by categories.
         """
-        counts = np.bincount(self.targets, minlength=len(self.base))
-        if len(self.trees) < MIN_TREES or len(set(counts)) > 1:
+        tree_counts = np.bincount(self.targets, minlength=len(self.base))
+        if len(self.trees) < MIN_TREES or len(set(tree_counts)) > 1:
             return None
         if any(tree.members for tree in self.trees):
             return None
-        groups = 1 if self.is_single else -(-int(counts[0]) // MAX_SUMMED)
-        forest = _joined(self._padded_trees(-int(counts[0]) % groups))
+        count = int(tree_counts[0])
+        groups = 1 if self.is_single else ceil(count / MAX_SUMMED)
+        padding = -count % groups  # A target's groups have the same number of trees.
+        forest = _join_trees(self._padded_trees(padding))
         splits = _distinct_splits(forest, self.mode)
         if splits is None:
             return None
@@ -229,22 +234,18 @@ class Boosting:
         if complete is None:
             return None
         trees = len(forest.roots) // len(self.base)
-        values = forest.nodes["value"][complete.leaves]
+        values = forest.nodes["value"][complete.leaves].reshape(len(self.base), trees, -1)
         rows_type = np.float32 if self.has_single_rows else np.float64
         sums_type = np.float32 if self.is_single else np.float64
         return Levels(
-            _shared_levels(complete.levels, trees),
-            splits.column.astype(np.int64),
-            splits.threshold.astype(rows_type),
-            splits.default.astype(bool),
-            splits.comparison,
-            values.reshape(
-                len(self.base),
-                trees,
-                -1,
-            ).astype(np.float32),
-            self.base.astype(sums_type),
-            groups,
+            nodes=_shared_levels(complete.levels, trees),
+            column=splits.column.astype(np.int64),
+            threshold=splits.threshold.astype(rows_type),
+            default=splits.default.astype(bool),
+            comparison=splits.comparison,
+            value=values.astype(np.float32),
+            base=self.base.astype(sums_type),
+            groups=groups,
         )
 
     def _padded_trees(self, padding: int) -> list[Tree]:
@@ -252,11 +253,9 @@ class Boosting:
         target.
         """
         empty = Tree.of([leaf()])
-        trees = [*self.trees, *[empty] * padding * len(self.base)]
-        targets = [
-            *self.targets,
-            *np.repeat(np.arange(len(self.base)), padding),
-        ]
+        targets_of_padding = np.repeat(np.arange(len(self.base)), padding)
+        trees = [*self.trees, *[empty] * len(targets_of_padding)]
+        targets = [*self.targets, *targets_of_padding]
         return [trees[index] for index in np.argsort(targets, kind="stable")]
 
 
@@ -282,10 +281,10 @@ class _Splits:
     """The distinct splits of the nodes.
 
     Attributes:
-        column: as in `Levels`.
-        threshold: as in `Levels`.
-        default: as in `Levels`.
-        comparison: as in `Levels`.
+        column: the column that each split compares, [splits].
+        threshold: the right side of the comparison, [splits].
+        default: 1 if the comparison is true for a missing value, otherwise 0, [splits].
+        comparison: Less, LessOrEqual, Greater or GreaterOrEqual.
         index: the split of each node, [nodes]; 0 for leaves.
         left: the child of each node if the comparison is true, [nodes].
         right: the other child, [nodes].
@@ -327,7 +326,7 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     nodes = forest.nodes
     is_inner = forest.is_inner
     fields = [nodes[name][is_inner] for name in ("feature", "threshold", "default_left")]
-    distinct, of_inner = np.unique(
+    distinct, index_of_inner = np.unique(
         np.stack(fields, axis=1),
         axis=0,
         return_inverse=True,
@@ -338,9 +337,16 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     if mode == "BRANCH_LT" and np.isneginf(threshold).any():
         return None  # No number is less than -inf, which replaces missing values.
     index = np.zeros(len(is_inner), dtype=np.int64)
-    index[is_inner] = of_inner.ravel()
-    sides = nodes["left"], nodes["right"]
-    splits = _Splits(column, threshold, default, _COMPARISONS[mode], index, *sides)
+    index[is_inner] = index_of_inner.ravel()
+    splits = _Splits(
+        column=column,
+        threshold=threshold,
+        default=default,
+        comparison=_COMPARISONS[mode],
+        index=index,
+        left=nodes["left"],
+        right=nodes["right"],
+    )
     if splits.default.all():  # The opposite comparison is false for missing values.
         return splits.opposite()
     return splits
@@ -352,18 +358,16 @@ def _complete_levels(forest: _Forest, splits: _Splits) -> _CompleteTrees | None:
     """
     trees = len(forest.roots)
     is_inner = forest.is_inner
-    at = forest.roots[:, None]
+    most_nodes = _MAX_PADDING * len(is_inner) / trees
+    level_nodes = forest.roots[:, None]  # shape: [trees, nodes of the level]
     levels: list[Array] = []
-    while is_inner[at].any():
-        if at.shape[1] > _MAX_PADDING * len(is_inner) / trees:
+    while is_inner[level_nodes].any():
+        if level_nodes.shape[1] > most_nodes:
             return None
-        levels.append(splits.index[at])
-        children = np.stack(
-            [splits.right[at], splits.left[at]],
-            axis=2,
-        )
-        at = children.reshape(trees, -1)
-    return _CompleteTrees(levels, at)
+        levels.append(splits.index[level_nodes])
+        children = np.stack([splits.right[level_nodes], splits.left[level_nodes]], axis=2)
+        level_nodes = children.reshape(trees, -1)
+    return _CompleteTrees(levels, level_nodes)
 
 
 def _shared_levels(levels: list[Array], trees: int) -> list[Array]:
@@ -377,15 +381,15 @@ def _shared_levels(levels: list[Array], trees: int) -> list[Array]:
     return [level[:trees] for level in levels]
 
 
-def _joined(trees: list[Tree]) -> _Forest:
-    """Return the nodes of all trees."""
+def _join_trees(trees: list[Tree]) -> _Forest:
+    """Return the nodes of all trees. The children of a leaf are the leaf."""
     nodes = {}
     for name in _FIELDS:
         nodes[name] = np.concatenate([getattr(tree, name) for tree in trees])
-    sizes = [len(tree.left) for tree in trees]
-    roots = np.cumsum([0, *sizes[:-1]])
+    node_counts = [len(tree.left) for tree in trees]
+    roots = np.cumsum([0, *node_counts[:-1]])
     is_leaf = nodes["left"] < 0
-    offsets = np.repeat(roots, sizes)
+    offsets = np.repeat(roots, node_counts)
     for side in ("left", "right"):
         nodes[side] = np.where(
             is_leaf,
@@ -404,20 +408,19 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         return write_walk(graph, rows, boosting)
     few = graph.subgraph()
     many = graph.subgraph()
-    branches = {
-        "then_branch": (many, write_levels(many, rows, levels)),
-        "else_branch": (few, write_walk(few, rows, boosting)),
-    }
+    sums_of_many = write_levels(many, rows, levels)
+    sums_of_few = write_walk(few, rows, boosting)
     shape: list[int | None] = [None, len(boosting.base)]
-    enough = graph.node(
+    has_many = graph.node(
         "GreaterOrEqual",
         [graph.row_count(rows), [MANY_ROWS]],
     )
-    graphs = {
-        name: body.finish({}, {sums: (TensorProto.FLOAT, shape)})
-        for name, (body, sums) in branches.items()
-    }
-    return graph.node("If", [enough], **graphs)
+    return graph.node(
+        "If",
+        [has_many],
+        then_branch=many.finish({}, {sums_of_many: (TensorProto.FLOAT, shape)}),
+        else_branch=few.finish({}, {sums_of_few: (TensorProto.FLOAT, shape)}),
+    )
 
 
 def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
@@ -426,54 +429,58 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     """
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.cast(rows, TensorProto.DOUBLE)
-    distinct, owners = _merged_trees(boosting)
+    distinct, owners = _merge_trees(boosting)
     leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
-    counts = [len(indices) for indices in leaves]
-    values = [tree.value[at] for tree, at in zip(boosting.trees, leaves, strict=True)]
+    leaf_counts = [len(indices) for indices in leaves]
+    values = [tree.value[indices] for tree, indices in zip(boosting.trees, leaves, strict=True)]
     floats = {"target_weights": np.concatenate(values), "base_values": boosting.base}
     return graph.node(
         "TreeEnsembleRegressor",
         [rows],
         n_targets=len(boosting.base),
         post_transform="NONE",
-        target_treeids=np.repeat(owners, counts).tolist(),
+        target_treeids=np.repeat(owners, leaf_counts).tolist(),
         target_nodeids=np.concatenate(leaves).tolist(),
-        target_ids=np.repeat(boosting.targets, counts).tolist(),
+        target_ids=np.repeat(boosting.targets, leaf_counts).tolist(),
         **_node_attributes(distinct, boosting),
         **_float_attributes(floats, boosting.is_single),
     )
 
 
-def _merged_trees(boosting: Boosting) -> tuple[list[Tree], list[int]]:
+def _merge_trees(boosting: Boosting) -> tuple[list[Tree], list[int]]:
     """Return the trees, in which adjacent trees with equal splits are merged, and for
     each original tree the position of its merged tree.
     """
     owners: list[int] = []
     distinct: list[Tree] = []
-    before = -1
+    previous_target = -1
     for tree, target in zip(boosting.trees, boosting.targets, strict=True):
-        if target <= before or not (distinct and tree.splits_as(distinct[-1])):
+        # A merged tree has one value per target and leaf.
+        is_same_round = target > previous_target
+        if not (is_same_round and distinct and tree.splits_as(distinct[-1])):
             distinct.append(tree)
         owners.append(len(distinct) - 1)
-        before = target
+        previous_target = target
     return distinct, owners
 
 
 def _node_attributes(trees: list[Tree], boosting: Boosting) -> dict[str, Any]:
     """Return the attributes of the tree operator that describe the nodes of trees."""
-    walked, modes = zip(
-        *(tree.as_comparisons(boosting.mode) for tree in trees),
-        strict=True,
-    )
+    chained = []
+    modes = []
+    for tree in trees:
+        chained_tree, tree_modes = tree.as_comparisons(boosting.mode)
+        chained.append(chained_tree)
+        modes.append(tree_modes)
     nodes = {}
     for name, field_name in _NODE_FIELDS.items():
-        nodes[name] = np.concatenate([getattr(tree, field_name) for tree in walked])
+        nodes[name] = np.concatenate([getattr(tree, field_name) for tree in chained])
     is_leaf = nodes["nodes_truenodeids"] < 0
     thresholds = np.where(is_leaf, 0.0, nodes.pop("nodes_values"))
-    sizes = [len(tree.left) for tree in walked]
+    node_counts = [len(tree.left) for tree in chained]
     return {
-        "nodes_treeids": np.repeat(np.arange(len(walked)), sizes).tolist(),
-        "nodes_nodeids": np.concatenate([np.arange(size) for size in sizes]).tolist(),
+        "nodes_treeids": np.repeat(np.arange(len(chained)), node_counts).tolist(),
+        "nodes_nodeids": np.concatenate([np.arange(count) for count in node_counts]).tolist(),
         "nodes_modes": np.concatenate(modes).tolist(),
         **{name: np.where(is_leaf, 0, array).astype(int).tolist() for name, array in nodes.items()},
         **_float_attributes({"nodes_values": thresholds}, boosting.is_single),
@@ -517,7 +524,7 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
     unknown link.
     """
     name = type(estimator._loss.link).__name__
-    if (link := _LINKS.get(name)) is None:
+    if name not in _LINKS:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
     is_categorical = estimator.is_categorical_
     if is_categorical is None:
@@ -527,7 +534,13 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
     trees = [_histogram_tree(predictor, columns) for predictor in predictors]
     width = int(estimator.n_trees_per_iteration_)
     targets = [index % width for index in range(len(trees))]
-    return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
+    return Boosting(
+        trees=trees,
+        targets=targets,
+        base=np.ravel(estimator._baseline_prediction),
+        mode="BRANCH_LEQ",
+        link=_LINKS[name],
+    )
 
 
 def _histogram_tree(predictor: Any, columns: Array) -> Tree:
@@ -535,21 +548,18 @@ def _histogram_tree(predictor: Any, columns: Array) -> Tree:
     nodes = predictor.nodes
     members = {}
     for node in np.flatnonzero(nodes["is_categorical"]):
-        bits = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
-        codes = [code for code in range(256) if bits[code // 32] >> code % 32 & 1]
+        # The categories that go left are 256 bits in eight words of 32 bits.
+        words = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
+        codes = [code for code in range(256) if words[code // 32] >> code % 32 & 1]
         members[int(node)] = codes or [_NO_CODE]  # Only missing values go left.
     return Tree(
-        columns[nodes["feature_idx"]],
-        nodes["num_threshold"],
-        np.where(
-            nodes["is_leaf"] == 1,
-            _LEAF,
-            nodes["left"].astype(np.int64),
-        ),
-        nodes["right"],
-        nodes["missing_go_to_left"],
-        nodes["value"],
-        members,
+        feature=columns[nodes["feature_idx"]],
+        threshold=nodes["num_threshold"],
+        left=np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
+        right=nodes["right"],
+        default_left=nodes["missing_go_to_left"],
+        value=nodes["value"],
+        members=members,
     )
 
 
@@ -559,11 +569,6 @@ def categories_of(estimator: Estimator) -> dict[int, Array]:
     """
     if estimator.is_categorical_ is None:
         return {}
+    positions = np.flatnonzero(estimator.is_categorical_).tolist()
     encoder = estimator._preprocessor.named_transformers_["encoder"]
-    return dict(
-        zip(
-            np.flatnonzero(estimator.is_categorical_).tolist(),
-            encoder.categories_,
-            strict=True,
-        ),
-    )
+    return dict(zip(positions, encoder.categories_, strict=True))
