@@ -83,17 +83,12 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     32-bit sums [N, targets].
     """
     count = graph.row_count(rows)
-    blocks, size = graph.equal_blocks(
-        count,
-        [max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))],
-    )
-    lacking = graph.node(
-        "Sub",
-        [graph.node("Mul", [blocks, size]), count],
-    )
+    most_rows = max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))
+    blocks, size = graph.equal_blocks(count, [most_rows])
+    padding = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
     padded = graph.node(
         "Pad",
-        [rows, graph.node("Concat", [[0, 0], lacking, [0]], axis=0)],
+        [rows, graph.node("Concat", [[0, 0], padding, [0]], axis=0)],
     )
     shape = graph.node("Concat", [blocks, size, [-1]], axis=0)
     body = _block_sums(graph.subgraph(), levels)
@@ -186,24 +181,21 @@ class _Block:
         """Add the compared columns. For splits with a default, add a copy with -inf for
         missing values.
         """
+        # A code is twice the column, plus 1 for the copy with -inf.
         codes = self.levels.column * 2 + self.levels.default
         used = np.unique(codes)
         transposed = self.graph.node("Transpose", [rows])
         columns = self.graph.node("Gather", [transposed, used // 2], axis=0)
         if self.levels.default.any():
-            replacement = np.where(
-                used % 2,
-                -np.inf,
-                np.nan,
-            )[:, None]
+            replacement = np.where(used % 2, -np.inf, np.nan)[:, None]
             replacement = replacement.astype(self.levels.threshold.dtype)
             is_missing = self.graph.node("IsNaN", [columns])
             columns = self.graph.node("Where", [is_missing, replacement, columns])
         return _Columns(columns, np.searchsorted(used, codes))
 
     def compare(self, columns: _Columns) -> _Comparisons:
-        """Add the comparisons of all splits in the levels that `_is_compared`
-        selects.
+        """Add the comparisons of all splits in the levels whose nodes are all compared
+        for all rows.
         """
         levels = [
             level.ravel() for depth, level in enumerate(self.nodes) if _is_compared(depth, level)
@@ -249,13 +241,7 @@ class _Block:
         choices = []
         for node in level.T:
             index = np.searchsorted(comparisons.splits, node)
-            choices.append(
-                self.graph.node(
-                    "Gather",
-                    [comparisons.name, index],
-                    axis=0,
-                )
-            )
+            choices.append(self.graph.node("Gather", [comparisons.name, index], axis=0))
         for step in reversed(steps):
             if len(choices) == 1:
                 break
@@ -266,13 +252,15 @@ class _Block:
         return selected
 
     def _looked_up_step(self, level: Array, position: str, columns: _Columns) -> str:
-        """Add the step of a level in which each row's node is looked up."""
-        at = self.graph.cast(position, TensorProto.INT32)
+        """Add the step of a level in which each row's node is looked up: first the
+        column and the threshold of its split, then their comparison.
+        """
+        node = self.graph.cast(position, TensorProto.INT32)
         indices = columns.indices[level].astype(np.int32)
-        index = self.graph.node("GatherElements", [indices, at], axis=1)
+        index = self.graph.node("GatherElements", [indices, node], axis=1)
         values = self.graph.node("GatherElements", [columns.name, index], axis=0)
         thresholds = self.levels.threshold[level]
-        threshold = self.graph.node("GatherElements", [thresholds, at], axis=1)
+        threshold = self.graph.node("GatherElements", [thresholds, node], axis=1)
         holds = self.graph.node(self.levels.comparison, [values, threshold])
         return self.graph.cast(holds, TensorProto.UINT8)
 
@@ -298,7 +286,9 @@ class _Block:
         )
 
     def _group_sums(self, leaf: str) -> list[str]:
-        """Add the sums of the leaves, [groups, rows] per table of leaves."""
+        """Add the sums of the leaves, [groups, rows] per table of leaves: a table per
+        target if the targets share their trees, otherwise one table.
+        """
         _, trees, leaves = self.levels.value.shape
         size = trees // self.levels.groups
         tables = self.levels.value
@@ -307,15 +297,7 @@ class _Block:
         sums = []
         for table in tables:
             values = self.graph.node("GatherElements", [table, leaf], axis=1)
-            grouped = self.graph.node(
-                "Reshape",
-                [values, [len(table) // size, size, -1]],
-            )
-            sums.append(
-                self.graph.node(
-                    "ReduceSum",
-                    [grouped, [1]],
-                    keepdims=0,
-                )
-            )
+            shape = [len(table) // size, size, -1]
+            grouped = self.graph.node("Reshape", [values, shape])
+            sums.append(self.graph.node("ReduceSum", [grouped, [1]], keepdims=0))
         return sums

@@ -57,20 +57,14 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
         return ""
-    sums = [
-        added.node(
-            "ReduceSum",
-            [mark, [1]],
-            keepdims=0,
-        )
-        for _, mark in marks
-    ]
+    sums = [added.node("ReduceSum", [mark, [1]], keepdims=0) for _, mark in marks]
     added.node("Sum", sums, REFUSED_ROWS)
     nodes = added.finish({}, {})
     graph.initializer.extend(nodes.initializer)
     graph.node.extend(nodes.node)
     graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
-    return ", or ".join(dict(marks))
+    reasons = dict.fromkeys(reason for reason, _ in marks)
+    return ", or ".join(reasons)
 
 
 def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
@@ -105,20 +99,16 @@ def _outside(
 
 
 def _range_of(step: Estimator) -> Computed | None:
-    """Return a step with the tests of the numbers that a step refuses."""
+    """Return a step with the tests of the numbers that a step refuses, or None if it
+    refuses no numbers.
+    """
     match step:
         case PowerTransformer(method="box-cox"):
             tests = {"LessOrEqual": np.zeros(1)}
             return Computed(step.transform, "accepts only positive numbers", tests)
         case SplineTransformer(extrapolation="error"):
-            knots = [
-                (
-                    spline.t[spline.k],
-                    spline.t[-spline.k - 1],
-                )
-                for spline in step.bsplines_
-            ]
-            first, last = np.array(knots).T
+            first = np.array([spline.t[spline.k] for spline in step.bsplines_])
+            last = np.array([spline.t[-spline.k - 1] for spline in step.bsplines_])
             tests = {"Less": first, "Greater": last}
             return Computed(step.transform, "accepts only numbers between its knots", tests)
         case Computed():
@@ -136,9 +126,10 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
         if not doubtful.isdisjoint(node.input):
             doubtful.update(node.output)
         for name in sorted(doubtful.intersection([*node.input, *node.output])):
-            refusing = [reader for reader in readers.pop(name, []) if not _takes(reader, np.inf)]
-            finite = [reader for reader in refusing if not _takes(reader, np.nan)]
-            if finite:
+            readers_of_name = readers.pop(name, [])  # Mark each value only once.
+            refusing = [reader for reader in readers_of_name if not _takes(reader, np.inf)]
+            refusing_nan = [reader for reader in refusing if not _takes(reader, np.nan)]
+            if refusing_nan:
                 # The difference is NaN for NaN and infinity, otherwise 0.
                 mark = added.node("Sub", [name, name])
                 numbers = "NaN or infinity"
@@ -148,7 +139,7 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
                 numbers = "infinity"
             else:
                 continue
-            step = type((finite or refusing)[0]).__name__
+            step = type((refusing_nan or refusing)[0]).__name__
             reason = f"the model computes {numbers} for the row, which its {step} refuses"
             yield reason, added.cast(mark, TensorProto.FLOAT)
 
@@ -170,12 +161,11 @@ def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[
     constants = {entry.name: entry for entry in graph.initializer}
     for operator in operators:
         step = operator.raw_operator
-        if isinstance(step, PolynomialFeatures) or (
-            isinstance(step, FunctionTransformer | Computed)
-            and _is_partial(operator, makers, constants)
-        ):
-            for entry in operator.outputs:
-                yield entry.full_name
+        is_doubtful = isinstance(step, PolynomialFeatures)
+        if isinstance(step, FunctionTransformer | Computed):
+            is_doubtful = _is_partial(operator, makers, constants)
+        if is_doubtful:
+            yield from (entry.full_name for entry in operator.outputs)
 
 
 def _is_partial(
@@ -194,13 +184,18 @@ def _is_partial(
             continue
         seen.add(name)
         node = makers[name]
-        divisor = constants.get(node.input[-1]) if node.op_type == "Div" else None
-        if node.op_type in _PARTIAL and (
-            divisor is None or not numpy_helper.to_array(divisor).all()
-        ):
+        if node.op_type in _PARTIAL and not _is_safe_division(node, constants):
             return True
         names.extend(node.input)
     return False
+
+
+def _is_safe_division(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Return True for a division by constants other than 0."""
+    divisor = constants.get(node.input[-1])
+    if node.op_type != "Div" or divisor is None:
+        return False
+    return bool(numpy_helper.to_array(divisor).all())
 
 
 def _takes(estimator: Estimator, number: float) -> bool:

@@ -29,7 +29,7 @@ class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
 
     Attributes:
         support: True for the columns that are kept, [k].
-        stands_for: as in `Computed`.
+        stands_for: the class name of the original, for error messages.
     """
 
     def __init__(self, support: Array, stands_for: str = "RFE") -> None:
@@ -52,13 +52,14 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
         self.n_features_in_ = len(categories_)
 
     def transform(self, rows: pd.DataFrame) -> Array:
-        columns = zip(rows.columns, self.categories_, self.tables, strict=True)
-        return np.hstack(
-            [
-                table[pd.Index(categories).get_indexer(pd.Index(rows[name]))]
-                for name, categories, table in columns
-            ],
-        )
+        numbers = []
+        for name, categories, table in zip(
+            rows.columns, self.categories_, self.tables, strict=True
+        ):
+            # The position of other values is -1, the last row of the table.
+            positions = pd.Index(categories).get_indexer(pd.Index(rows[name]))
+            numbers.append(table[positions])
+        return np.hstack(numbers)
 
 
 class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]

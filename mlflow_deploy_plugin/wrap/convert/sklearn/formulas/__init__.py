@@ -72,7 +72,7 @@ def register() -> None:
             kind,
             partial(convert_formula, False),
             has_labels,
-            kind in (SimpleImputer, GroupedCategories),
+            keeps_type=kind in (SimpleImputer, GroupedCategories),
         )
     FORMULAS.update(formulas)
     SCORES.update(ensembles.SCORES)

@@ -76,69 +76,61 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
     for position, (column, categories) in enumerate(
         zip(rows.columns(), model.categories_, strict=True),
     ):
-        if model._infrequent_enabled:
-            grouped = model._default_to_infrequent_mappings[position]
-        else:
-            grouped = None
-        codes = np.arange(len(categories)) if grouped is None else np.asarray(grouped)
-        infrequent = -1 if grouped is None else int(codes.max())
-        dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
-        if dropped is not None:
-            gone = codes[int(dropped)]
-            codes = np.where(codes == gone, -1, codes - (codes > gone))
-            infrequent = -1 if infrequent == gone else infrequent - (infrequent > gone)
+        codes, infrequent = _one_hot_codes(model, position, len(categories))
         unknown = _NO_COLUMN
         if model.handle_unknown in ("infrequent_if_exist", "warn"):
             unknown = infrequent
         code = encoded(column, categories, codes.astype(float).tolist(), unknown)
-        parts.append(
-            (
-                code
-                == np.arange(
-                    codes.max() + 1,
-                    dtype=np.float32,
-                )
-            ).astype(np.float32)
-        )
+        columns = np.arange(codes.max() + 1, dtype=np.float32)
+        parts.append((code == columns).astype(np.float32))
     return np.concatenate(parts, axis=1)
 
 
+def _one_hot_codes(model: OneHotEncoder, position: int, count: int) -> tuple[Array, int]:
+    """Return the output columns of a column's categories, and of infrequent categories;
+    -1 is no column.
+
+    Args:
+        model: the encoder.
+        position: the position of the column.
+        count: the number of categories.
+    """
+    codes = np.arange(count)
+    infrequent = -1
+    if model._infrequent_enabled:
+        groups = model._default_to_infrequent_mappings[position]
+        if groups is not None:  # The last group contains the infrequent categories.
+            codes = np.asarray(groups)
+            infrequent = int(codes.max())
+    dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
+    if dropped is not None:
+        gone = codes[int(dropped)]
+        codes = np.where(codes == gone, -1, codes - (codes > gone))
+        infrequent = -1 if infrequent == gone else infrequent - (infrequent > gone)
+    return codes, infrequent
+
+
 def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
+    """Return the numbers of each row's category from the table of its column."""
     parts = []
-    for column, categories, table in zip(
-        rows.columns(),
-        model.categories_,
-        model.tables,
-        strict=True,
-    ):
-        code = encoded(
-            column,
-            categories,
-            [*map(float, range(len(categories)))],
-            float(len(categories)),
-        )
-        parts.append(
-            take(
-                table.astype(np.float64),
-                code.reshape(-1).astype(np.int64),
-            )
-        )
+    entries = zip(rows.columns(), model.categories_, model.tables, strict=True)
+    for column, categories, table in entries:
+        codes = [*map(float, range(len(categories)))]
+        code = encoded(column, categories, codes, unknown=float(len(categories)))
+        parts.append(take(table.astype(np.float64), code.reshape(-1).astype(np.int64)))
     return np.concatenate(parts, axis=1)
 
 
 def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
     """Return known categories unchanged, and `fill_value` for all other categories."""
     categories = [*model.known, MISSING]
-    attributes = {
-        "keys_strings": categories,
-        "values_strings": categories,
-        "default_string": model.fill_value,
-    }
     return rows.raw.emit(
         "LabelEncoder",
         [rows.raw],
         rows.raw.sample,
-        **attributes,
+        keys_strings=categories,
+        values_strings=categories,
+        default_string=model.fill_value,
     )
 
 
@@ -148,7 +140,14 @@ def encoded(
     codes: list[float],
     unknown: float,
 ) -> TracedArray:
-    """Return the code of each row's category, as 32-bit floats [N, 1]."""
+    """Return the code of each row's category, as 32-bit floats [N, 1].
+
+    Args:
+        column: the column [N, 1] of strings, integers or floats.
+        categories: the categories, of which some may be missing values.
+        codes: the code of each category.
+        unknown: the code of all other values.
+    """
     kind = column.dtype.kind
     is_gap = np.array([kind != "O" and is_missing(entry) for entry in categories], bool)
     keys = list(compress(categories, ~is_gap))
@@ -157,11 +156,7 @@ def encoded(
         # Compare exactly, because LabelEncoder does not support 64-bit floats.
         equal = column == np.array(keys or [np.nan], float)
         code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-        code = np.where(
-            np.any(equal, axis=1, keepdims=True),
-            code,
-            np.float32(unknown),
-        )
+        code = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
     else:
         attribute, convert = _KEYS[kind]
         code = column.emit(
@@ -174,11 +169,7 @@ def encoded(
         )
     if kind == "i" or not is_gap.any():
         return code
-    return np.where(
-        np.isnan(column),
-        np.float32(codes[is_gap.argmax()]),
-        code,
-    )
+    return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
 
 
 _KEYS: dict[str, tuple[str, type]] = {
@@ -202,7 +193,8 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     x = rows.raw
     marked = model.indicator_.features_.tolist() if model.add_indicator else []
     is_text = x.dtype.kind == "O"
-    if not (marks_nan(model) or is_text) or (is_text and marked):
+    is_supported = not marked if is_text else marks_nan(model)
+    if not is_supported:
         raise NotImplementedError(
             "SimpleImputer with missing_values other than NaN, or add_indicator for strings",
         )
@@ -214,10 +206,7 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     gaps = x == np.array([MISSING], object) if is_text else np.isnan(x)
     filled = np.where(gaps, filler, x)
     if marked:
-        return np.concatenate(
-            [filled, gaps[:, marked].astype(x.dtype)],
-            axis=1,
-        )
+        return np.concatenate([filled, gaps[:, marked].astype(x.dtype)], axis=1)
     return filled
 
 

@@ -66,19 +66,31 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     estimators = [best_estimator(part.estimator) for part in parts]
     method = _score_method(estimators[0])
     if parts[0].method == "temperature":
-        answers = []
-        for part, estimator in zip(parts, estimators, strict=True):
-            answer = rows.ask(estimator, method)
-            if answer.ndim == 1:
-                answer = _two_sided(answer)
-            elif method == "predict_proba":
-                answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
-            answers.append(softmax(answer * part.calibrators[0].beta_))
-        mean: TracedArray = sum(answers[1:], answers[0]) / float(len(parts))
+        mean = _mean_by_temperature(parts, estimators, rows, method)
     else:
         likely = _calibrated_scores(parts, _scores(estimators, rows, method))
         mean = _mean_of_folds(model, likely)
     return largest(mean)
+
+
+def _mean_by_temperature(
+    parts: list[Estimator],
+    estimators: list[Estimator],
+    rows: Rows,
+    method: str,
+) -> TracedArray:
+    """Return the mean [N, C] of the probabilities that each fold computes from the
+    scores of its estimator and a temperature.
+    """
+    answers = []
+    for part, estimator in zip(parts, estimators, strict=True):
+        answer = rows.ask(estimator, method)
+        if answer.ndim == 1:
+            answer = _two_sided(answer)
+        elif method == "predict_proba":
+            answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
+        answers.append(softmax(answer * part.calibrators[0].beta_))
+    return sum(answers[1:], answers[0]) / float(len(parts))
 
 
 def _calibrated_scores(parts: list[Estimator], scores: TracedArray) -> TracedArray:
@@ -127,26 +139,38 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
     if isinstance(methods, str):
         methods = [methods]
     method = next(name for name in methods if hasattr(estimator, name))
-    scorer = getattr(model, "_curve_scorer", None)
-    label = model.pos_label if scorer is None else scorer._get_pos_label()
-    positive = 1 if label is None else int(np.flatnonzero(estimator.classes_ == label)[0])
+    positive = _positive_position(model, estimator)
     score = rows.ask(estimator, method)
     if method == "predict_proba":
         score = score[:, positive]
     elif not positive:
         score = -score
+    is_second = score >= _threshold(model, method)
+    if not positive:
+        is_second = ~is_second
+    position = is_second.astype(np.int64)
+    if hasattr(estimator, "predict_proba"):
+        return position, rows.ask(estimator, "predict_proba")
+    return position, _two_sided(score)
+
+
+def _positive_position(model: Estimator, estimator: Estimator) -> int:
+    """Return the position (0 or 1) of the class whose score the threshold limits."""
+    scorer = getattr(model, "_curve_scorer", None)
+    label = model.pos_label if scorer is None else scorer._get_pos_label()
+    if label is None:
+        return 1
+    return int(np.flatnonzero(estimator.classes_ == label)[0])
+
+
+def _threshold(model: Estimator, method: str) -> float:
+    """Return the tuned or fixed threshold for the scores of a method."""
     threshold = getattr(model, "best_threshold_", None)
     if threshold is None:
         threshold = model.threshold
     if isinstance(threshold, str):  # The threshold is "auto".
-        threshold = 0.5 if method == "predict_proba" else 0.0
-    above = score >= threshold
-    if not positive:
-        above = ~above
-    position = above.astype(np.int64)
-    if hasattr(estimator, "predict_proba"):
-        return position, rows.ask(estimator, "predict_proba")
-    return position, _two_sided(score)
+        return 0.5 if method == "predict_proba" else 0.0
+    return float(threshold)
 
 
 def chained(model: Estimator, rows: Rows) -> TracedArray:
@@ -157,9 +181,12 @@ def chained(model: Estimator, rows: Rows) -> TracedArray:
     earlier: list[TracedArray] = []
     answers: dict[int, TracedArray] = {}
     for target, estimator in zip(model.order_, model.estimators_, strict=True):
-        now = rows.with_matrix(np.column_stack([rows.matrix, *earlier])) if earlier else rows
-        answers[int(target)] = _flat(now.ask(estimator, "predict"))
-        score = answers[int(target)] if method == "predict" else now.ask(estimator, method)
+        read = rows
+        if earlier:
+            read = rows.with_matrix(np.column_stack([rows.matrix, *earlier]))
+        answer = _flat(read.ask(estimator, "predict"))
+        answers[int(target)] = answer
+        score = answer if method == "predict" else read.ask(estimator, method)
         if score.ndim > 1:
             score = score[:, 1]
         earlier.append(score)
@@ -171,13 +198,14 @@ def _flat(answer: Traced) -> TracedArray:
 
 
 def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
-    """Return the scores of the estimators [N, k], by default like
-    multiclass._predict_binary.
+    """Return the scores of the estimators [N, k]. Without a method, regressors predict,
+    and classifiers return decisions or probabilities (multiclass._predict_binary).
     """
-    behind = [rows.before_last_step(member) for member in estimators]
-    if all(before is behind[0][0] for before, _ in behind):
-        rows = behind[0][0]
-        estimators = [last for _, last in behind]
+    last_steps = [rows.before_last_step(member) for member in estimators]
+    first_rows, _ = last_steps[0]
+    if all(before is first_rows for before, _ in last_steps):
+        rows = first_rows
+        estimators = [last for _, last in last_steps]
     if all(map(is_linear, estimators)):
         if method != "predict_proba":
             return rows.sums(estimators)
@@ -202,6 +230,9 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
 
 
 def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
+    """Return the class with the largest score, or a label per class for several labels.
+    Without probabilities, return scores.
+    """
     scores = _scores(model.estimators_, rows)
     single = len(model.estimators_) == 1
     if model.multilabel_:
@@ -228,16 +259,19 @@ def _middle(model: Estimator) -> float:
 
 
 def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
+    """Return the class with the most votes of the pairs' estimators; their scores
+    decide between classes with equal votes.
+    """
     if model.pairwise_indices_ is not None:
         raise NotImplementedError("OneVsOneClassifier with a precomputed kernel")
-    sure = _scores(model.estimators_, rows)
+    confidence = _scores(model.estimators_, rows)
     if all(is_linear(estimator) and not is_regressor(estimator) for estimator in model.estimators_):
-        second = (sure > 0).astype(np.float64)
+        second = (confidence > 0).astype(np.float64)
     else:
         second = np.column_stack(
             [rows.ask(estimator, "predict") for estimator in model.estimators_],
         )
-    _, scores = votes_of_pairs(second, sure, len(model.classes_))
+    _, scores = votes_of_pairs(second, confidence, len(model.classes_))
     if len(model.classes_) == 2:
         return (scores[:, 1] > _middle(model)).astype(np.int64), scores
     return largest(scores)
@@ -356,13 +390,8 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
         np.asarray(model.initial_imputer_.statistics_, float),
         rows.matrix,
     )
-    at = [
-        gaps & column
-        for column in np.eye(
-            gaps.sample.shape[1],
-            dtype=bool,
-        )
-    ]
+    columns = np.eye(gaps.sample.shape[1], dtype=bool)
+    gaps_by_column = [gaps & is_column for is_column in columns]
     rounds = model.imputation_sequence_ if model.n_iter_ else ()
     for column, inputs, estimator in rounds:
         predicted = _flat(rows.with_matrix(filled[:, inputs]).ask(estimator, "predict"))
@@ -371,7 +400,7 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
             float(model._min_value[column]),
             float(model._max_value[column]),
         )
-        filled = np.where(at[column], predicted[:, None], filled)
+        filled = np.where(gaps_by_column[column], predicted[:, None], filled)
     if model.add_indicator:
         filled = np.concatenate(
             [filled, gaps[:, model.indicator_.features_].astype(np.float64)],
@@ -384,13 +413,14 @@ def _mean(
     answers: list[TracedArray],
     weights: Sequence[float] | None = None,
 ) -> TracedArray:
-    count: float = len(answers)
+    """Return the mean of the answers, with equal weights by default."""
+    total_weight: float = len(answers)
     if weights is not None:
-        count = sum(weights)
+        total_weight = sum(weights)
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
     sample = np.sum([answer.sample for answer in answers], axis=0)
     total = answers[0].emit("Sum", answers, sample)  # sequential sum
-    return total / float(count)
+    return total / float(total_weight)
 
 
 def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
@@ -416,10 +446,14 @@ def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedA
 
 
 def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
+    """Return the targets [N, k] for transformed targets y. Raises NotImplementedError
+    for other transformers, and for constant targets.
+    """
     match transformer:
         case Pipeline():
             for _, step in reversed(transformer.steps):
-                y = y if step in (None, "passthrough") else _inverse(step, y)
+                if step not in (None, "passthrough"):
+                    y = _inverse(step, y)
         case FunctionTransformer():
             if transformer.inverse_func is not None:
                 y = transformer.inverse_func(y, **(transformer.inv_kw_args or {}))
@@ -428,7 +462,8 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             y = y / scale if isinstance(transformer, MinMaxScaler) else y * scale
             y = y + transformer.inverse_transform(np.zeros((1, transformer.n_features_in_)))
         case PowerTransformer():
-            y = _inverse(transformer._scaler, y) if transformer.standardize else y
+            if transformer.standardize:
+                y = _inverse(transformer._scaler, y)
             columns = [
                 _unpowered(transformer, y[:, n], float(power))
                 for n, power in enumerate(transformer.lambdas_)
@@ -438,18 +473,11 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             # y contains quantiles of the training targets, or their normal deviates.
             if transformer.output_distribution == "normal":
                 y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
-            quantiles = enumerate(transformer.quantiles_.T)
-            y = np.stack(
-                [
-                    np.interp(
-                        y[:, n],
-                        transformer.references_,
-                        values,
-                    )
-                    for n, values in quantiles
-                ],
-                axis=1,
-            )
+            columns = [
+                np.interp(y[:, n], transformer.references_, quantiles)
+                for n, quantiles in enumerate(transformer.quantiles_.T)
+            ]
+            y = np.stack(columns, axis=1)
         case _:
             raise NotImplementedError(
                 f"the inverse of {type(transformer).__name__} as the transformer of a target",
@@ -465,22 +493,19 @@ def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> T
     """Return the inverse of Box-Cox or Yeo-Johnson
     (https://doi.org/10.1093/biomet/87.4.954) for a column [N].
     """
-    none = abs(power) < np.spacing(1.0)
+    is_zero = abs(power) < np.spacing(1.0)
     if transformer.method == "box-cox":
-        if none:
+        if is_zero:
             return np.exp(y)
         return (y * power + 1.0) ** (1 / power)
     up = np.maximum(y, 0.0)
     down = np.minimum(y, 0.0)
-    above = np.exp(up) - 1.0 if none else (up * power + 1.0) ** (1 / power) - 1.0
+    above = np.exp(up) - 1.0 if is_zero else (up * power + 1.0) ** (1 / power) - 1.0
+    is_up = y >= 0
     mirrored = 2.0 - power
     if abs(mirrored) < np.spacing(1.0):
-        return np.where(y >= 0, above, 1.0 - np.exp(-down))
-    return np.where(
-        y >= 0,
-        above,
-        1.0 - (1.0 - mirrored * down) ** (1 / mirrored),
-    )
+        return np.where(is_up, above, 1.0 - np.exp(-down))
+    return np.where(is_up, above, 1.0 - (1.0 - mirrored * down) ** (1 / mirrored))
 
 
 FORMULAS: dict[type, Formula] = {

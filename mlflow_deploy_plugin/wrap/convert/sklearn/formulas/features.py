@@ -118,28 +118,19 @@ def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
 
 
 def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
-    interval = (
-        model.sample_interval
-        or {
-            1: 0.8,
-            2: 0.5,
-            3: 0.4,
-        }[model.sample_steps]
-    )
+    """Return the square roots of the columns, and a cosine and a sine of their
+    logarithms per step. Features of 0 are 0.
+    """
+    interval = model.sample_interval or _CHI2_INTERVALS[model.sample_steps]
     x = rows.matrix
-    none = x == 0
-    logarithm = interval * np.log(np.where(none, 1.0, x))
+    is_zero = x == 0
+    logarithm = interval * np.log(np.where(is_zero, 1.0, x))
     parts = [np.sqrt(x * interval)]
     for step in range(1, model.sample_steps):
         factor = np.sqrt(2.0 * x * interval / np.cosh(np.pi * step * interval))
-        parts += [
-            factor * np.cos(step * logarithm),
-            factor * np.sin(step * logarithm),
-        ]
-    return np.concatenate(
-        [np.where(none, 0.0, part) for part in parts],
-        axis=1,
-    )
+        parts.append(factor * np.cos(step * logarithm))
+        parts.append(factor * np.sin(step * logarithm))
+    return np.concatenate([np.where(is_zero, 0.0, part) for part in parts], axis=1)
 
 
 def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
@@ -148,10 +139,7 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     """
     x = rows.matrix * np.sqrt(model.gamma)
     if model.coef0 != 0:
-        x = np.concatenate(
-            [x, np.full_like(x[:, :1], np.sqrt(model.coef0))],
-            axis=1,
-        )
+        x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
     count = model.n_components
     fourier = np.fft.fft(np.eye(count))
     real: TracedArray = 1.0
@@ -160,10 +148,9 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
         sketch = np.eye(count)[columns] * signs[:, None]
         real_part = x @ (sketch @ fourier.real)
         imaginary_part = x @ (sketch @ fourier.imag)
-        real, imaginary = (
-            real * real_part - imaginary * imaginary_part,
-            real * imaginary_part + imaginary * real_part,
-        )
+        next_real = real * real_part - imaginary * imaginary_part
+        imaginary = real * imaginary_part + imaginary * real_part
+        real = next_real
     return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
 
 
@@ -175,16 +162,14 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
     parts = []
     degrees = model.powers_.sum(axis=1)
     for degree in np.unique(degrees):  # The products are ordered by degree.
-        factors = [
-            np.repeat(
-                np.arange(len(powers)),
-                powers,
-            )
-            for powers in model.powers_[degrees == degree]
+        # Each product is a list of as many columns as its degree; a square is a column
+        # twice.
+        products_of_degree = [
+            np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]
         ]
-        columns = [x[:, indices] for indices in np.transpose(factors)]
-        if columns:
-            parts.append(reduce(np.multiply, columns))
+        factors = [x[:, indices] for indices in np.transpose(products_of_degree)]
+        if factors:
+            parts.append(reduce(np.multiply, factors))
         else:
             parts.append(np.ones_like(x[:, :1]))
     return np.concatenate(parts, axis=1)
@@ -244,23 +229,19 @@ def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
 
 
 def box_cox(x: TracedArray, powers: Array) -> TracedArray:
-    none = np.abs(powers) < np.spacing(1.0)
-    return np.where(
-        none,
-        np.log(x),
-        (x**powers - 1.0) / np.where(none, 1.0, powers),
-    )
+    """Return the power transform (x**power - 1) / power, or the logarithm for a power
+    of 0.
+    """
+    is_zero = np.abs(powers) < np.spacing(1.0)
+    divisors = np.where(is_zero, 1.0, powers)
+    return np.where(is_zero, np.log(x), (x**powers - 1.0) / divisors)
 
 
 def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
     """Return the power transform of https://doi.org/10.1093/biomet/87.4.954."""
     upper = np.where(x >= 0, x, 0.0) + 1.0
     lower = 1.0 - np.where(x >= 0, 0.0, x)
-    return np.where(
-        x >= 0,
-        box_cox(upper, powers),
-        -box_cox(lower, 2 - powers),
-    )
+    return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
 
 
 def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
@@ -281,25 +262,14 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     values = rows.own if rows.is_single else rows.matrix
     share = _shares(model, np.clip(rows.matrix, lowest, highest))
     if model.output_distribution == "uniform":
-        return np.where(
-            values <= lowest,
-            0.0,
-            np.where(values >= highest, 1.0, share),
-        )
+        is_lowest = values <= lowest
+        return np.where(is_lowest, 0.0, np.where(values >= highest, 1.0, share))
     margin = np.asarray(_MARGIN, values.dtype)
-    share = np.where(
-        values - margin < lowest,
-        0.0,
-        np.where(values + margin > highest, 1.0, share),
-    )
+    is_lowest = values - margin < lowest
+    share = np.where(is_lowest, 0.0, np.where(values + margin > highest, 1.0, share))
     limit = _MARGIN - np.spacing(1.0)
-    return _deviates(
-        np.clip(
-            share.astype(values.dtype).astype(np.float64),
-            limit,
-            1.0 - limit,
-        )
-    )
+    share = share.astype(values.dtype).astype(np.float64)
+    return _deviates(np.clip(share, limit, 1.0 - limit))
 
 
 def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedArray:
@@ -312,16 +282,13 @@ def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedA
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
     last = len(quantiles) - 1
-    at = np.clip(
-        counted(quantiles, np.less_equal, x) - 1,
-        0,
-        last - 1,
-    )
-    upwards = of_column(slopes, at) * (x - of_column(quantiles, at)) + take(shares, at)
-    at = np.clip(counted(quantiles, np.less, x), 1, last)
-    downwards = of_column(slopes, at - 1) * (of_column(quantiles, at) - x) - take(shares, at)
-    highest = np.where(x >= quantiles[-1], 1.0, upwards)
-    return 0.5 * (highest - np.where(x <= quantiles[0], 0.0, downwards))
+    start = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, last - 1)
+    upwards = of_column(slopes, start) * (x - of_column(quantiles, start)) + take(shares, start)
+    end = np.clip(counted(quantiles, np.less, x), 1, last)
+    # This is the negative share.
+    downwards = of_column(slopes, end - 1) * (of_column(quantiles, end) - x) - take(shares, end)
+    upwards = np.where(x >= quantiles[-1], 1.0, upwards)
+    return 0.5 * (upwards - np.where(x <= quantiles[0], 0.0, downwards))
 
 
 def _deviates(share: TracedArray) -> TracedArray:
@@ -331,16 +298,15 @@ def _deviates(share: TracedArray) -> TracedArray:
     centred = share - 0.5
     square = 0.180625 - centred * centred
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
-    near, far = (
-        reduce(lambda total, factor: total * x + factor, over)
-        / reduce(lambda total, factor: total * x + factor, under)
-        for x, (over, under) in ((square, _NEAR), (tail, _FAR))
-    )
-    return np.where(
-        np.abs(centred) <= 0.425,
-        centred * near,
-        np.where(centred < 0, -far, far),
-    )
+    near = _polynomial(square, _NEAR[0]) / _polynomial(square, _NEAR[1])
+    far = _polynomial(tail, _FAR[0]) / _polynomial(tail, _FAR[1])
+    is_near = np.abs(centred) <= 0.425
+    return np.where(is_near, centred * near, np.where(centred < 0, -far, far))
+
+
+def _polynomial(x: TracedArray, coefficients: tuple[float, ...]) -> TracedArray:
+    """Return a polynomial of x. The coefficient of the highest power is the first."""
+    return reduce(lambda total, coefficient: total * x + coefficient, coefficients)
 
 
 def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
@@ -384,14 +350,14 @@ def _polynomials(spline: BSpline, x: TracedArray) -> TracedArray:
     position = np.maximum(position - 1, 0)
     derivatives = [spline(starts, nu=n) / factorial(n) for n in range(degree + 1)]
     step = x - take(starts, position)
-    powers = np.stack(
-        [np.ones_like(step), *(step**n for n in range(1, degree + 1))],
-        axis=1,
-    )
+    powers = [np.ones_like(step), *(step**n for n in range(1, degree + 1))]
+    power_table = np.stack(powers, axis=1)
     coefficients = take(np.stack(derivatives, axis=1), position)
-    return (coefficients * powers[:, :, None]).sum(axis=1)
+    return (coefficients * power_table[:, :, None]).sum(axis=1)
 
 
+_CHI2_INTERVALS = {1: 0.8, 2: 0.5, 3: 0.4}
+"""scikit-learn's default intervals of AdditiveChi2Sampler by number of steps."""
 _MARGIN = 1e-7
 """scikit-learn's BOUNDS_THRESHOLD: the minimum distance of shares from 0 and 1, whose
 deviates are infinite.

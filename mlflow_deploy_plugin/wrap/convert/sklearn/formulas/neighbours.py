@@ -49,30 +49,30 @@ _MAX_DENSE = (
 )
 
 
-def _dense(known: "Array | spmatrix") -> Array:
+def _dense(training: "Array | spmatrix") -> Array:
     """Return training rows [K, k] as a dense array. Rows of text features are
     sparse.
     """
-    if isinstance(known, np.ndarray):
-        return np.asarray(known, float)
-    if np.prod(known.shape) > _MAX_DENSE:
+    if isinstance(training, np.ndarray):
+        return np.asarray(training, float)
+    if np.prod(training.shape) > _MAX_DENSE:
         raise NotImplementedError(
-            f"{known.shape[0]} training rows of {known.shape[1]} sparse columns",
+            f"{training.shape[0]} training rows of {training.shape[1]} sparse columns",
         )
-    return np.asarray(known.toarray(), float)
+    return np.asarray(training.toarray(), float)
 
 
-def squared_distances(x: TracedArray, known: Array) -> TracedArray:
+def squared_distances(x: TracedArray, training: Array) -> TracedArray:
     """Return squared distances [N, K] by differences (exact for equal rows), or by
-    products if `known` is large.
+    products if `training` is large.
     """
-    known = _dense(known)
-    if known.size <= _MAX_DIFFERENCES:
-        away = x[:, None, :] - known
+    training = _dense(training)
+    if training.size <= _MAX_DIFFERENCES:
+        away = x[:, None, :] - training
         return (away * away).sum(axis=2)
-    products = x @ known.T
+    products = x @ training.T
     return np.maximum(
-        (x * x).sum(axis=1, keepdims=True) - 2.0 * products + (known * known).sum(axis=1),
+        (x * x).sum(axis=1, keepdims=True) - 2.0 * products + (training * training).sum(axis=1),
         0.0,
     )
 
@@ -93,12 +93,14 @@ def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
 
 def distances(
     x: TracedArray,
-    known: Array,
+    training: Array,
     metric: Metric,
     p: float = 2,
 ) -> TracedArray:
-    """Return the distances [N, K] between rows x [N, k] and training rows [K, k]."""
-    known = _dense(known)
+    """Return the distances [N, K] between rows x [N, k] and training rows [K, k]. `p`
+    is the power of the metric "minkowski".
+    """
+    training = _dense(training)
     powers: dict[Metric, float] = {
         "euclidean": 2,
         "l2": 2,
@@ -109,19 +111,15 @@ def distances(
     }
     power = powers.get(metric)
     if power == 2:
-        return np.sqrt(squared_distances(x, known))
+        return np.sqrt(squared_distances(x, training))
     if metric == "sqeuclidean":
-        return squared_distances(x, known)
+        return squared_distances(x, training)
     if metric == "cosine":
         length = np.linalg.norm(x, axis=1, keepdims=True)
-        # like sklearn.preprocessing.normalize
-        unit = x / np.where(
-            length < 10 * np.finfo(np.float64).eps,
-            1.0,
-            length,
-        )
-        return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
-    away = np.abs(x[:, None, :] - known)
+        is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
+        unit = x / np.where(is_zero, 1.0, length)
+        return 1.0 - unit @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T
+    away = np.abs(x[:, None, :] - training)
     if metric == "chebyshev" or power == np.inf:
         return away.max(axis=2)
     if power is None:
@@ -133,52 +131,59 @@ def distances(
 
 def kernel(
     x: TracedArray,
-    known: Array,
+    training: Array,
     metric: Metric,
     gamma: Option = None,
     degree: Option = None,
     coef0: Option = None,
 ) -> TracedArray:
-    """Return a kernel of sklearn.metrics.pairwise [N, K] between rows x [N, k] and
-    training rows [K, k].
+    """Return a kernel of sklearn.metrics.pairwise [N, K].
+
+    Args:
+        x: the rows [N, k].
+        training: the training rows [K, k].
+        metric: the name of the kernel; others raise NotImplementedError.
+        gamma: the scale; by default 1 / k.
+        degree: the exponent of a polynomial; by default 3.
+        coef0: the number that is added to the products; by default 1.
     """
-    known = _dense(known)
-    scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
+    training = _dense(training)
+    scale = 1.0 / training.shape[1] if gamma is None else float(gamma)
     shift = 1.0 if coef0 is None else float(coef0)
     exponent = 3.0 if degree is None else float(degree)
     match metric:
         case "linear":
-            return x @ known.T
+            return x @ training.T
         case "poly" | "polynomial":
-            return (scale * (x @ known.T) + shift) ** exponent
+            return (scale * (x @ training.T) + shift) ** exponent
         case "rbf":
-            return np.exp(-scale * squared_distances(x, known))
+            return np.exp(-scale * squared_distances(x, training))
         case "laplacian":
-            return np.exp(-scale * distances(x, known, "manhattan"))
+            return np.exp(-scale * distances(x, training, "manhattan"))
         case "sigmoid":
-            return np.tanh(scale * (x @ known.T) + shift)
+            return np.tanh(scale * (x @ training.T) + shift)
         case "cosine":
-            return 1.0 - distances(x, known, "cosine")
+            return 1.0 - distances(x, training, "cosine")
     raise NotImplementedError(f"kernel={metric!r}")
 
 
 def _weights(
-    far: TracedArray,
+    distance: TracedArray,
     weights: str | Callable[[TracedArray], TracedArray] | None,
 ) -> TracedArray:
     """Return the weights [N, k] of neighbours. With weights 1 / distance, a distance of
     0 excludes other neighbours.
     """
     if callable(weights):
-        return weights(far)
+        return weights(distance)
     if weights != "distance":
-        return np.ones_like(far)
-    same = far == 0
+        return np.ones_like(distance)
+    same = distance == 0
     has_same = np.any(same, axis=1, keepdims=True)
     return np.where(
         has_same,
         same.astype(np.float64),
-        1.0 / np.where(same, 1.0, far),
+        1.0 / np.where(same, 1.0, distance),
     )
 
 
@@ -193,8 +198,8 @@ def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
     """Return the weighted mean [N, t] of the targets [K, t] of the nearest training
     rows.
     """
-    far, nearest = smallest(_distances_to_rows(model, rows.matrix), model.n_neighbors)
-    weights = _weights(far, model.weights)[:, :, None]
+    distance, nearest = smallest(_distances_to_rows(model, rows.matrix), model.n_neighbors)
+    weights = _weights(distance, model.weights)[:, :, None]
     return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
@@ -202,9 +207,9 @@ def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[Traced
     """Return the weighted mean [N, t] of targets within the radius (NaN without
     neighbours), and their count [N].
     """
-    far = _distances_to_rows(model, rows.matrix)
-    inside = (far <= model.radius).astype(np.float64)
-    weights = inside * _weights(far, model.weights)
+    distance = _distances_to_rows(model, rows.matrix)
+    inside = (distance <= model.radius).astype(np.float64)
+    weights = inside * _weights(distance, model.weights)
     return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
 
 
@@ -227,17 +232,22 @@ def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> De
     scores, count = _within_radius(model, rows, _one_hot(model))
     if model.outlier_label_ is None:  # scikit-learn refuses rows without neighbours.
         return largest(scores)
-    outlier = (model.classes_ == np.ravel(model.outlier_label_)[0]).astype(float)
-    if not outlier.any():
+    outlier_scores = (model.classes_ == np.ravel(model.outlier_label_)[0]).astype(float)
+    if not outlier_scores.any():
         raise NotImplementedError("an outlier_label that is not a class")
-    scores = np.where((count == 0)[:, None], outlier, scores)
+    scores = np.where((count == 0)[:, None], outlier_scores, scores)
     return largest(scores)
 
 
+def radius_values(model: neighbors.RadiusNeighborsRegressor, rows: Rows) -> TracedArray:
+    means, _ = _within_radius(model, rows, _targets(model))
+    return means
+
+
 def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
-    far = _distances_to_rows(model, rows.matrix)
-    inside = far if model.mode == "distance" else 1.0
-    return np.where(far <= model.radius, inside, 0.0)
+    distance = _distances_to_rows(model, rows.matrix)
+    inside = distance if model.mode == "distance" else 1.0
+    return np.where(distance <= model.radius, inside, 0.0)
 
 
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
@@ -249,17 +259,11 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     if not model._valid_mask.all():
         raise NotImplementedError("KNNImputer that dropped a column without any value")
     gaps = np.isnan(rows.matrix)
-    far = _distances_without_gaps(model, rows.matrix, gaps)
+    distance = _distances_without_gaps(model, rows.matrix, gaps)
     columns = []
     for column in range(model.n_features_in_):
-        mean = _mean_of_donors(model, far, column)
-        columns.append(
-            np.where(
-                gaps[:, column],
-                mean,
-                rows.matrix[:, column],
-            )
-        )
+        mean = _mean_of_donors(model, distance, column)
+        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
     if model.add_indicator:
         for column in model.indicator_.features_:
             columns.append(gaps[:, int(column)].astype(np.float64))
@@ -279,33 +283,32 @@ def _distances_without_gaps(model: KNNImputer, x: TracedArray, gaps: TracedArray
         (x * x) @ known_here.T - 2.0 * (x @ fitted.T) + here @ (fitted * fitted).T,
         0.0,
     )
-    far = np.sqrt(divided(squared, shared) * fitted.shape[1])
-    return np.where(shared == 0, np.inf, far)
+    distance = np.sqrt(divided(squared, shared) * fitted.shape[1])
+    return np.where(shared == 0, np.inf, distance)
 
 
-def _mean_of_donors(model: KNNImputer, far: TracedArray, column: int) -> TracedArray:
+def _mean_of_donors(model: KNNImputer, distance: TracedArray, column: int) -> TracedArray:
     """Return the mean [N] of a column in the nearest training rows that have a value,
     or in all of them if no distance is known.
     """
     donors = np.flatnonzero(~model._mask_fit_X[:, column])
     values = model._fit_X[donors, column]
-    away, nearest = smallest(
-        far[:, donors],
-        min(model.n_neighbors, len(donors)),
-    )
-    weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
+    count = min(model.n_neighbors, len(donors))
+    nearest_distance, nearest = smallest(distance[:, donors], count)
+    weights = _weights(nearest_distance, model.weights)
+    weights = weights * np.where(np.isinf(nearest_distance), 0.0, 1.0)
     total = weights.sum(axis=1)
-    mean = divided(
-        (take(values, nearest) * weights).sum(axis=1),
-        total,
-    )
+    mean = divided((take(values, nearest) * weights).sum(axis=1), total)
     return np.where(total == 0, values.mean(), mean)
 
 
 def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> Decision:
+    """Return the class with the nearest centroid if all classes have the same prior,
+    otherwise the class with the largest score.
+    """
     spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
-    far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
-    scores = -(far * far) + 2.0 * np.log(model.class_prior_)
+    distance = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
+    scores = -(distance * distance) + 2.0 * np.log(model.class_prior_)
     if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
         position = np.argmin(
             distances(rows.matrix, model.centroids_, model.metric),
@@ -327,22 +330,21 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
     the nearer of two centres.
     """
 
-    def below(node: Estimator) -> TracedArray:
+    def leaf_below(node: Estimator) -> TracedArray:
         if node.left is None:
             return np.int64(node.label)
-        centres = np.vstack(
-            (
-                node.left.center,
-                node.right.center,
-            )
-        ) + getattr(model, "_X_mean", 0.0)
+        shift = getattr(model, "_X_mean", 0.0)
+        centres = np.vstack((node.left.center, node.right.center)) + shift
         nearer = nearest_centre(rows.matrix, centres)
-        return np.where(nearer == 0, below(node.left), below(node.right))
+        return np.where(nearer == 0, leaf_below(node.left), leaf_below(node.right))
 
-    return below(model._bisecting_tree)
+    return leaf_below(model._bisecting_tree)
 
 
 def propagated_labels(model: Estimator, rows: Rows) -> Decision:
+    """Return the decision by the sum of the label distributions of similar training
+    rows.
+    """
     labels = model.label_distributions_
     if model.kernel == "rbf":
         likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
@@ -366,15 +368,7 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
     options = {
         name: value for name, value in model._get_kernel_params().items() if value is not None
     }
-    return (
-        kernel(
-            rows.matrix,
-            model.components_,
-            model.kernel,
-            **options,
-        )
-        @ model.normalization_.T
-    )
+    return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
 
 
 def _decisions(model: Estimator, rows: Rows) -> TracedArray:
@@ -385,14 +379,13 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
     weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
     if len(model._intercept_) > 1:
+        # A support vector of the first class of a pair (i, j) has its weight in column
+        # j - 1, and one of the second class in column i.
         first, second = np.triu_indices(len(model.classes_), 1)
-        classes = np.repeat(
-            np.arange(len(model.classes_)),
-            model.n_support_,
-        )[:, None]
-        weights = weights[:, second - 1] * (classes == first) + weights[:, first] * (
-            classes == second
-        )
+        classes = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+        of_first = weights[:, second - 1] * (classes == first)
+        of_second = weights[:, first] * (classes == second)
+        weights = of_first + of_second
     return similar @ weights + model._intercept_
 
 
@@ -417,10 +410,8 @@ def machine_classes(model: Estimator, rows: Rows) -> Decision:
         )
     decisions = _decisions(model, rows)
     if len(model.classes_) == 2:
-        return (decisions[:, 0] <= 0).astype(np.int64), np.concatenate(
-            [decisions, -decisions],
-            axis=1,
-        )
+        position = (decisions[:, 0] <= 0).astype(np.int64)
+        return position, np.concatenate([decisions, -decisions], axis=1)
     votes, scores = votes_of_pairs(
         (decisions <= 0).astype(np.float64),
         -decisions,
@@ -433,14 +424,18 @@ def machine_classes(model: Estimator, rows: Rows) -> Decision:
 
 
 def _neighbours_of(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
+    """Return the distances of the nearest training rows [N, k], and their positions."""
     if model.n_neighbors is None:
         raise NotImplementedError(f"{type(model).__name__} with a radius")
     return smallest(_distances_to_rows(model.nbrs_, x), model.n_neighbors)
 
 
 def isomap(model: Isomap, rows: Rows) -> TracedArray:
-    far, neighbours = _neighbours_of(model, rows.matrix)
-    shortest = (take(model.dist_matrix_, neighbours) + far[:, :, None]).min(axis=1)
+    """Return the kernel PCA of the shortest paths over the neighbours to the training
+    rows.
+    """
+    distance, neighbours = _neighbours_of(model, rows.matrix)
+    shortest = (take(model.dist_matrix_, neighbours) + distance[:, :, None]).min(axis=1)
     similar = shortest * shortest * -0.5
     inner = model.kernel_pca_
     centred = model.kernel_pca_._centerer
@@ -479,10 +474,11 @@ def _solution(matrix: TracedArray, count: int) -> TracedArray:
         axis=2,
     )
     for n in range(count):
+        # Divide line n by its pivot, and clear column n in the other lines.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
-        other = 1.0 - np.eye(count)[n][:, None]
-        system = system - system[:, :, n : n + 1] * other * line
-        system = system * other + line * (1.0 - other)
+        is_other_line = 1.0 - np.eye(count)[n][:, None]
+        system = system - system[:, :, n : n + 1] * is_other_line * line
+        system = system * is_other_line + line * (1.0 - is_other_line)
     return system[:, :, count]
 
 
@@ -490,11 +486,7 @@ FORMULAS: dict[type, Formula] = {
     neighbors.KNeighborsClassifier: neighbour_classes,
     neighbors.KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
     neighbors.RadiusNeighborsClassifier: radius_classes,
-    neighbors.RadiusNeighborsRegressor: lambda model, rows: _within_radius(
-        model,
-        rows,
-        _targets(model),
-    )[0],
+    neighbors.RadiusNeighborsRegressor: radius_values,
     neighbors.RadiusNeighborsTransformer: within_radius,
     KNNImputer: imputed,
     neighbors.NearestCentroid: nearest_centroid,

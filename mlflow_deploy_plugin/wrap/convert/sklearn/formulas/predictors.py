@@ -52,21 +52,18 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
     predicted = interpolated(x, thresholds, values)
     if clips or len(thresholds[0]) == 1:
         return predicted
-    return np.where(
-        (x < thresholds[0][0]) | (x > thresholds[0][-1]),
-        np.nan,
-        predicted,
-    )
+    is_outside = (x < thresholds[0][0]) | (x > thresholds[0][-1])
+    return np.where(is_outside, np.nan, predicted)
 
 
 def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
-    return np.stack(
-        [rows.full(float(value)) for value in np.ravel(model.constant_)],
-        axis=1,
-    )
+    return np.stack([rows.full(float(value)) for value in np.ravel(model.constant_)], axis=1)
 
 
 def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
+    """Return the constant or most frequent class of all rows. Raises
+    NotImplementedError for random predictions.
+    """
     if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
         raise NotImplementedError(
             f"DummyClassifier with strategy={model._strategy!r}: its predictions are random",
@@ -79,10 +76,8 @@ def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
         likely = model.class_prior_
     else:
         likely = np.eye(len(model.classes_))[best]
-    return rows.full(float(best)).astype(np.int64), np.stack(
-        [rows.full(float(value)) for value in likely],
-        axis=1,
-    )
+    position = rows.full(float(best)).astype(np.int64)
+    return position, np.stack([rows.full(float(value)) for value in likely], axis=1)
 
 
 def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
@@ -114,10 +109,8 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
     base = model.base_estimator_
     if model.n_classes_ == 2:
         mean, likely = _latent(base, rows.matrix)
-        return (mean > 0).astype(np.int64), np.stack(
-            [1.0 - likely, likely],
-            axis=1,
-        )
+        position = (mean > 0).astype(np.int64)
+        return position, np.stack([1.0 - likely, likely], axis=1)
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
     scores = np.stack(
@@ -128,15 +121,12 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
 
 
 def additive(model: AdditiveModel, rows: Rows) -> Answer:
-    """Return sums of scores by bin."""
+    """Return sums of scores by bin: predictions, or positions of classes and
+    probabilities.
+    """
     bins = _bins(model, rows)
-    scores = (
-        take(
-            model.scores,
-            (bins @ model.strides + model.offsets).astype(np.int64),
-        ).sum(axis=1)
-        + model.intercept
-    )
+    score_rows = (bins @ model.strides + model.offsets).astype(np.int64)
+    scores = take(model.scores, score_rows).sum(axis=1) + model.intercept
     if model.link == "identity":
         return scores
     if model.link == "log":
@@ -151,16 +141,11 @@ def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
     """Return the bins [N, binned]. Bin 0 is for missing numbers; other bins are 1 + the
     number of cuts up to x.
     """
-    positions, all_cuts = zip(*model.cuts, strict=True)
-    x = rows.matrix[:, list(positions)]
-    holds_bins = np.array([cuts is None for cuts in all_cuts])
-    columns = []
-    for cuts in all_cuts:
-        if cuts is None:
-            cuts = np.empty(0)
-        columns.append(cuts)
-    counts = np.array([len(cuts) for cuts in columns])
-    table = padded(columns, counts.max(), np.inf)
+    x = rows.matrix[:, [position for position, _ in model.cuts]]
+    holds_bins = np.array([cuts is None for _, cuts in model.cuts])
+    all_cuts = [np.empty(0) if cuts is None else cuts for _, cuts in model.cuts]
+    counts = np.array([len(cuts) for cuts in all_cuts])
+    table = padded(all_cuts, counts.max(), np.inf)
     numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
     numbers = np.minimum(numbers, counts + 1.0)  # Infinity is in the last bin.
     numbers = np.where(np.isnan(x), 0.0, numbers)
@@ -199,7 +184,7 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
 def _kernel(
     kernel: kernels.Kernel,
     x: TracedArray,
-    known: Array | None = None,
+    training: Array | None = None,
 ) -> TracedArray:
     """Return the kernel [N, K] between rows x [N, k] and training rows [K, k].
 
@@ -209,43 +194,48 @@ def _kernel(
     match kernel:
         case kernels.Sum() | kernels.Product():
             combine = operator.add if isinstance(kernel, kernels.Sum) else operator.mul
-            return combine(
-                _kernel(kernel.k1, x, known),
-                _kernel(kernel.k2, x, known),
-            )
+            return combine(_kernel(kernel.k1, x, training), _kernel(kernel.k2, x, training))
         case kernels.Exponentiation():
-            return _kernel(kernel.kernel, x, known) ** kernel.exponent
+            return _kernel(kernel.kernel, x, training) ** kernel.exponent
         case kernels.ConstantKernel():
             return float(kernel.constant_value)
         case kernels.WhiteKernel():
-            return float(kernel.noise_level) if known is None else 0.0
+            return float(kernel.noise_level) if training is None else 0.0
         case kernels.DotProduct():
-            products = (x * x).sum(axis=1) if known is None else x @ known.T
+            products = (x * x).sum(axis=1) if training is None else x @ training.T
             return products + kernel.sigma_0**2
-        case _ if known is None:
+        case _ if training is None:
             return 1.0  # The other kernels depend only on the distance, which is 0.
         case kernels.Matern():
-            squared = squared_distances(x / kernel.length_scale, known / kernel.length_scale)
-            factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
-            if kernel.nu == np.inf:
-                return np.exp(squared * -0.5)
-            if kernel.nu not in factors:
-                raise NotImplementedError(f"the kernel {kernel!r}")
-            far = np.sqrt(squared * factors[kernel.nu])
-            grown = {
-                0.5: 1.0,
-                1.5: 1.0 + far,
-                2.5: 1.0 + far + far * far / 3.0,
-            }[kernel.nu]
-            return grown * np.exp(-far)
+            return _matern(kernel, x, training)
         case kernels.RBF():
             return np.exp(
-                squared_distances(x / kernel.length_scale, known / kernel.length_scale) * -0.5,
+                squared_distances(x / kernel.length_scale, training / kernel.length_scale) * -0.5,
             )
         case kernels.RationalQuadratic():
-            squared = squared_distances(x, known)
+            squared = squared_distances(x, training)
             return (1.0 + squared / (2 * kernel.alpha * kernel.length_scale**2)) ** -kernel.alpha
     raise NotImplementedError(f"the kernel {kernel!r}")
+
+
+def _matern(kernel: kernels.Matern, x: TracedArray, training: Array) -> TracedArray:
+    """Return the Matérn kernel [N, K]. Raises NotImplementedError for an order `nu`
+    that has no closed form.
+    """
+    squared = squared_distances(x / kernel.length_scale, training / kernel.length_scale)
+    factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
+    if kernel.nu == np.inf:
+        return np.exp(squared * -0.5)
+    if kernel.nu not in factors:
+        raise NotImplementedError(f"the kernel {kernel!r}")
+    distance = np.sqrt(squared * factors[kernel.nu])
+    # All three are added to the graph, although two are unused.
+    polynomials = {
+        0.5: 1.0,
+        1.5: 1.0 + distance,
+        2.5: 1.0 + distance + distance * distance / 3.0,
+    }
+    return polynomials[kernel.nu] * np.exp(-distance)
 
 
 FORMULAS: dict[type, Formula] = {

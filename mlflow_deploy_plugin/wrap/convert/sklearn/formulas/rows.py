@@ -166,29 +166,36 @@ class Rows:
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
         [operator] = self._declare([estimator])
-        if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
-            return answer
+        if is_linear(estimator):
+            answer = self._linear(estimator, method)
+            if answer is not None:
+                return answer
         if method == "decision_function" and type(estimator) in SCORES:
             return SCORES[type(estimator)](estimator, self)
-        if (formula := FORMULAS.get(type(estimator))) is not None:
-            if id(estimator) not in self._answers:
-                self._answers[id(estimator)] = formula(estimator, self), estimator
-            answer, _ = self._answers[id(estimator)]
-            if not isinstance(answer, tuple):  # `refused_rows.py` reads the outputs of operators.
-                answer = answer.astype(np.float64)
-                output = self._graph.variable(
-                    answer.name,
-                    DoubleTensorType([None, *answer.shape[1:]]),
-                )
-                operator.outputs.append(output)
-                return Traced(self._graph, output.full_name, answer.sample)
-            if method in ("predict", "label"):
-                return _classes_at(estimator, answer[0], method)
-            position = _SCORES.index(method) + 1
-            if len(answer) <= position:
-                raise NotImplementedError(f"the scores of the inner {type(estimator).__name__}")
-            return answer[position].astype(np.float64)
+        if type(estimator) in FORMULAS:
+            return self._by_formula(estimator, method, operator)
         return self._by_converter(estimator, method)
+
+    def _by_formula(self, estimator: Estimator, method: str, operator: Operator) -> TracedArray:
+        """Return the result of an estimator with a formula, which is computed once for
+        all methods. Predictions and columns become an output of the operator.
+        """
+        if id(estimator) not in self._answers:
+            formula = FORMULAS[type(estimator)]
+            self._answers[id(estimator)] = formula(estimator, self), estimator
+        answer, _ = self._answers[id(estimator)]
+        if not isinstance(answer, tuple):  # `refused_rows.py` reads the outputs of operators.
+            answer = answer.astype(np.float64)
+            kind = DoubleTensorType([None, *answer.shape[1:]])
+            output = self._graph.variable(answer.name, kind)
+            operator.outputs.append(output)
+            return Traced(self._graph, output.full_name, answer.sample)
+        if method in ("predict", "label"):
+            return _classes_at(estimator, answer[0], method)
+        position = _SCORES.index(method) + 1
+        if len(answer) <= position:
+            raise NotImplementedError(f"the scores of the inner {type(estimator).__name__}")
+        return answer[position].astype(np.float64)
 
     def before_last_step(self, estimator: Estimator) -> tuple["Rows", Estimator]:
         """Return the rows that a pipeline's last step reads, and this step. Identical
@@ -198,30 +205,32 @@ class Rows:
         estimator = best_estimator(estimator)
         while isinstance(estimator, Pipeline):
             used = (step for _, step in estimator.steps[:-1] if not passes_on(step))
-            for picks_columns, run in groupby(
-                used,
-                lambda step: isinstance(step, ColumnTransformer),
-            ):
+            runs = groupby(used, lambda step: isinstance(step, ColumnTransformer))
+            for picks_columns, run in runs:
                 # Consecutive ColumnTransformers are one step, since they may output
                 # strings.
                 steps = [*run]
                 if picks_columns and len(steps) > 1:
                     steps = [make_pipeline(*steps)]
                 for step in steps:
-                    learned = _learned(step)
-                    if learned not in rows._after:
-                        rows._after[learned] = rows.with_matrix(rows.ask(step, "transform")), step
-                    rows, _ = rows._after[learned]
+                    rows = rows._behind(step)
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 
+    def _behind(self, step: Estimator) -> "Rows":
+        """Return the rows that a step computes, once for identical steps."""
+        learned = _learned(step)
+        if learned not in self._after:
+            self._after[learned] = self.with_matrix(self.ask(step, "transform")), step
+        rows, _ = self._after[learned]
+        return rows
+
     def _declare(self, members: list[Estimator]) -> list[Operator]:
-        inputs = self._inputs or [
-            self._graph.variable(
-                self.matrix.name,
-                DoubleTensorType([None, self._columns]),
-            ),
-        ]
+        """Declare an operator per estimator, for the rows that a step may refuse."""
+        inputs = self._inputs
+        if not inputs:
+            kind = DoubleTensorType([None, self._columns])
+            inputs = [self._graph.variable(self.matrix.name, kind)]
         return [self._graph.declare(best_estimator(member), inputs) for member in members]
 
     def sums(self, members: list[Estimator]) -> TracedArray:
@@ -232,8 +241,8 @@ class Rows:
         linear = [best_estimator(member) for member in members]
         weights = [np.atleast_2d(member.coef_).astype(float) for member in linear]
         shifts = [
-            np.broadcast_to(member.intercept_, len(some))
-            for member, some in zip(linear, weights, strict=True)
+            np.broadcast_to(member.intercept_, len(member_weights))
+            for member, member_weights in zip(linear, weights, strict=True)
         ]
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
 
@@ -264,16 +273,19 @@ class Rows:
             return None
         if single:
             return both_classes(likely)
-        if not by_class:
-            return likely
-        return normalized(likely)
+        if by_class:
+            return normalized(likely)
+        return likely
 
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
+        """Return the result of an estimator that skl2onnx converts, once for labels and
+        probabilities, and once for scores.
+        """
         sample = self._sample(estimator, method)
         raw_scores = method == "decision_function"
         key = id(estimator), raw_scores
-        # `_probA` replaces scores by probabilities.
         if raw_scores and len(getattr(estimator, "probA_", ())):
+            # With `_probA`, skl2onnx returns probabilities instead of scores.
             estimator = copy(estimator)
             estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:
@@ -288,20 +300,16 @@ class Rows:
             )
         name = self._graph.cast(names[int(method in _SCORES)], TensorProto.DOUBLE)
         if raw_scores and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
-            return Traced(
-                self._graph,
-                name,
-                np.ones((SAMPLE_ROWS, 2)),
-            ).reshape(-1, 2)[:, 1]
-        return Traced(self._graph, name, sample).reshape(
-            -1,
-            *sample.shape[1:],
-        )
+            both = Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2)))
+            return both.reshape(-1, 2)[:, 1]
+        return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
-        """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit
-        floats in scikit-learn too.
+        """Return the inputs of an estimator's converter: the original inputs, or a
+        matrix if there are several for an estimator that reads one, or for other
+        floats.
         """
+        # Gradient boosting reads 32-bit floats in scikit-learn too.
         rounds = any(isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator))
         is_table = len(self._inputs) > 1 and not isinstance(
             last_step(estimator),
@@ -313,12 +321,7 @@ class Rows:
         dtype = np.float64 if is_wide else np.float32
         kind = DoubleTensorType if is_wide else FloatTensorType
         matrix = self.matrix.astype(dtype)
-        return [
-            self._graph.variable(
-                matrix.name,
-                kind([None, matrix.sample.shape[1]]),
-            )
-        ]
+        return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _sample(self, estimator: Estimator, method: str) -> Array:
         """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS`
@@ -328,28 +331,22 @@ class Rows:
             return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
         if method in _SCORES:
             count = len(estimator.classes_)
-            flat = count == 2 and method == "decision_function"
-            if flat:
+            if count == 2 and method == "decision_function":
                 return np.ones(SAMPLE_ROWS)
             return np.full((SAMPLE_ROWS, count), 1 / count)
-        if isinstance(last := last_step(estimator), ColumnTransformer):
-            return np.ones(
-                (
-                    SAMPLE_ROWS,
-                    max(part.stop for part in last.output_indices_.values()),
-                )
-            )
+        last = last_step(estimator)
+        if isinstance(last, ColumnTransformer):
+            width = max(span.stop for span in last.output_indices_.values())
+            return np.ones((SAMPLE_ROWS, width))
         if self.has_texts:
             if method == "transform":
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
             return np.ones(SAMPLE_ROWS)
         answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
-        # set_output may return a table.
-        answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer
-        if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(
-            answer,
-            "toarray",
-        ):
+        if hasattr(answer, "to_numpy"):  # set_output may return a table.
+            answer = answer.to_numpy()
+        is_sparse = hasattr(answer, "toarray")
+        if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not is_sparse:
             raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
         return np.ones(answer.shape)
 
@@ -372,7 +369,8 @@ scores.
 def _width(variable: Variable) -> int:
     """Return the number of columns of a variable, or 1 if it is unknown."""
     sizes = variable.type.shape[1:]
-    return (sizes and sizes[0]) or 1
+    width = sizes[0] if sizes else None
+    return width or 1
 
 
 def _learned(step: Estimator) -> int | str:
@@ -392,6 +390,9 @@ def labels_of(estimator: Estimator) -> Array:
 
 
 def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> TracedArray:
+    """Return the classes at the positions: strings or integers for the method `label`,
+    otherwise 64-bit floats.
+    """
     if method == "label":
         return take(labels_of(estimator), position)
     if estimator.classes_.dtype.kind not in "fiub":
@@ -428,11 +429,7 @@ def normalized(likely: TracedArray) -> TracedArray:
     If the sum is 0, all classes have the same probability.
     """
     total = likely.sum(axis=-1, keepdims=True)
-    return np.where(
-        total == 0,
-        1 / likely.sample.shape[-1],
-        divided(likely, total),
-    )
+    return np.where(total == 0, 1 / likely.sample.shape[-1], divided(likely, total))
 
 
 def softmax(scores: TracedArray) -> TracedArray:
@@ -455,5 +452,5 @@ def votes_of_pairs(
     first, second_class = np.triu_indices(classes, 1)
     sides = np.eye(classes)[second_class] - np.eye(classes)[first]
     votes = second @ sides + np.arange(classes)[::-1]
-    sure = score @ sides
-    return votes, votes + sure / (3.0 * (np.abs(sure) + 1.0))
+    confidence = score @ sides
+    return votes, votes + confidence / (3.0 * (np.abs(confidence) + 1.0))

@@ -61,14 +61,14 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     def write(graph: NodeBuilder, texts: str) -> str:
         counts = graph.node(
             "TfIdfVectorizer",
-            [_tokens(graph, vectorizer, texts)],
-            **_pool(vectorizer),
+            [_split_into_tokens(graph, vectorizer, texts)],
+            **_vocabulary_attributes(vectorizer),
         )
         if vectorizer.binary:
             counts = graph.node("Min", [counts, np.ones(1, np.float32)])
         if not isinstance(vectorizer, TfidfVectorizer):
             return counts
-        return _single(graph, counts, width, partial(weighted, vectorizer._tfidf))
+        return _apply_in_64_bits(graph, counts, width, partial(weighted, vectorizer._tfidf))
 
     return _in_blocks(rows.raw, vectorizer, width, write)
 
@@ -92,7 +92,7 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
 def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str) -> str:
     """Add the sums per column [N, n_features] for preprocessed texts [N]."""
     width = vectorizer.n_features
-    tokens = _tokens(graph, vectorizer, texts)
+    tokens = _split_into_tokens(graph, vectorizer, texts)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
     hashed = graph.node("MurmurHash3", [tokens], positive=0, seed=0)
     hashed = graph.cast(hashed, TensorProto.INT64)
@@ -124,7 +124,7 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
         )
     if vectorizer.norm is None:
         return sums
-    return _single(graph, sums, width, partial(_normed, norm=vectorizer.norm))
+    return _apply_in_64_bits(graph, sums, width, partial(_normalize_rows, norm=vectorizer.norm))
 
 
 def _in_blocks(
@@ -141,7 +141,7 @@ def _in_blocks(
     """
     graph = column.graph
     count = graph.row_count(column.name)
-    blocks = _blocks(graph, column.name, count)
+    blocks = _divide_into_blocks(graph, column.name, count)
     body = graph.subgraph()
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))
@@ -155,11 +155,11 @@ def _in_blocks(
     return Traced(graph, sliced, np.ones((SAMPLE_ROWS, width), np.float32))
 
 
-def _blocks(graph: NodeBuilder, texts: str, count: str) -> str:
+def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
     """Add the texts as blocks of equal size, [blocks, rows]."""
     single = graph.subgraph()
     several = graph.subgraph()
-    cut = _cut(several, texts)
+    cut = _cut_into_blocks(several, texts)
     row = single.node("Reshape", [texts, [1, -1]])
     is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
     return graph.node(
@@ -176,7 +176,7 @@ def _blocks(graph: NodeBuilder, texts: str, count: str) -> str:
     )
 
 
-def _cut(graph: NodeBuilder, texts: str) -> str:
+def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     """Divide several texts into blocks of equal size, [blocks, rows]. The first texts
     pad the last block.
     """
@@ -200,12 +200,12 @@ def _cut(graph: NodeBuilder, texts: str) -> str:
     )
 
 
-def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     """Return the tokens [N, L] of preprocessed texts [N], padded with `_PAD` or
     spaces.
     """
     pad = " " if vectorizer.analyzer == "char_wb" else _PAD
-    tokens = _split(graph, texts, _token_expression(vectorizer), pad)
+    tokens = _split_by(graph, texts, _token_expression(vectorizer), pad)
     if vectorizer.analyzer in _CHARACTERS:
         return _with_single_spaces(graph, vectorizer, tokens)
     words = sorted(vectorizer.get_stop_words() or ())
@@ -214,7 +214,7 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     return tokens
 
 
-def _split(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
+def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     """Return the parts [N, L] of texts [N] that match an expression.
 
     The parts are followed by a column of `pad`, because the next operators reject a
@@ -241,7 +241,7 @@ def _split(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
 def _with_single_spaces(graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str) -> str:
     """Collapse white space to one space."""
     least = 1 if vectorizer.analyzer == "char_wb" else 2
-    pattern = f"{_class(_SPACES)}{{{least},}}"
+    pattern = f"{_class_expression(_SPACES)}{{{least},}}"
     runs = graph.node("RegexFullMatch", [tokens], pattern=pattern)
     pads = graph.node("Equal", [tokens, _text(_PAD)])
     runs = graph.node("And", [runs, graph.node("Not", [pads])])
@@ -254,6 +254,9 @@ def _without_stop_words(
     tokens: str,
     words: list[str],
 ) -> str:
+    """Replace the tokens [N, L] that are stop words by padding. For n-grams, move the
+    padding behind all other tokens.
+    """
     flags = graph.node(
         "LabelEncoder",
         [tokens],
@@ -265,17 +268,17 @@ def _without_stop_words(
     tokens = graph.node("Where", [is_stop_word, _text(_PAD), tokens])
     if vectorizer.ngram_range[1] == 1:
         return tokens
-    # n-grams skip stop words: move the `_PAD` of stop words behind all other tokens.
+    # Each token's key is its position, plus the length for stop words.
     length = graph.node("Shape", [tokens], start=1)
     positions = graph.node(
         "Range",
         [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)],
     )
-    behind = graph.node(
+    keys = graph.node(
         "Add",
         [graph.node("Mul", [flags, length]), positions],
     )
-    _, order = graph.nodes("TopK", [behind, length], 2, largest=0)
+    _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
     return graph.node("GatherElements", [tokens, order], axis=1)
 
 
@@ -287,16 +290,14 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         return texts
     plain = graph.subgraph()
     other = graph.subgraph()
-    # C.UTF-8 is available on all machines, but the default en_US may be missing.
-    case = "LOWER" if vectorizer.lowercase else "NONE"
-    options = {"case_change_action": case, "locale": "C.UTF-8"}
-    branches = {
-        "then_branch": (
-            plain,
-            plain.node("StringNormalizer", [texts], is_case_sensitive=1, **options),
-        ),
-        "else_branch": (other, _replaced(other, vectorizer, texts)),
-    }
+    lowered = plain.node(
+        "StringNormalizer",
+        [texts],
+        is_case_sensitive=1,
+        case_change_action="LOWER" if vectorizer.lowercase else "NONE",
+        locale="C.UTF-8",  # available on all machines; the default en_US may be missing
+    )
+    replaced = _replace_characters(other, vectorizer, texts)
     if isinstance(vectorizer.strip_accents, str):
         pattern = r"[\x00-\x7F]*"
     else:
@@ -309,17 +310,18 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         graph.node("ReduceMin", [is_plain], keepdims=0),
         TensorProto.BOOL,
     )
-    graphs = {
-        name: body.finish({}, {text: (TensorProto.STRING, [None])})
-        for name, (body, text) in branches.items()
-    }
-    return graph.node("If", [all_plain], **graphs)
+    return graph.node(
+        "If",
+        [all_plain],
+        then_branch=plain.finish({}, {lowered: (TensorProto.STRING, [None])}),
+        else_branch=other.finish({}, {replaced: (TensorProto.STRING, [None])}),
+    )
 
 
-def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
+def _replace_characters(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     """Replace the characters of texts [N]."""
     replacements, default = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
-    characters = _split(graph, texts, "(?s:.)", _PAD)
+    characters = _split_by(graph, texts, "(?s:.)", _PAD)
     if vectorizer.lowercase and default:
         characters = _with_final_sigma(graph, characters)
     replaced = graph.node(
@@ -330,14 +332,14 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
         default_string=default,
     )
     is_unchanged = graph.node("Equal", [replaced, _text(_PAD)])
-    return _joined(graph, graph.node("Where", [is_unchanged, characters, replaced]))
+    return _join_characters(graph, graph.node("Where", [is_unchanged, characters, replaced]))
 
 
-def _joined(graph: NodeBuilder, characters: str) -> str:
+def _join_characters(graph: NodeBuilder, characters: str) -> str:
     """Join adjacent characters [N, L] in log2(L) rounds, and return the texts [N]."""
     body = graph.subgraph()
     parts = body.name()
-    joined = _pairs(body, parts)
+    joined = _join_pairs(body, parts)
     length = body.node(
         "Squeeze",
         [body.node("Shape", [joined], start=1)],
@@ -361,7 +363,7 @@ def _joined(graph: NodeBuilder, characters: str) -> str:
     return graph.node("Reshape", [texts, [-1]])
 
 
-def _pairs(graph: NodeBuilder, parts: str) -> str:
+def _join_pairs(graph: NodeBuilder, parts: str) -> str:
     """Join the first part [N, L] with the second, the third with the fourth, and so
     on.
     """
@@ -385,7 +387,7 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by
     Unicode's rule Final_Sigma.
     """
-    letters, skipped = _cases()
+    letters, skipped = _letters_and_skipped()
     code = graph.node(
         "LabelEncoder",
         [characters],
@@ -404,7 +406,7 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         [np.int64(0), length, np.int64(1)],
     )
     position = graph.cast(position, TensorProto.DOUBLE)
-    near = []
+    near_letters = []
     for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
@@ -413,16 +415,17 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
             [code, graph.node("Mul", [position, [step]])],
         )
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
-        near.append(_is_near_letter(graph, rank, step > 0))
-    ends = graph.node(
+        near_letters.append(_is_near_letter(graph, rank, step > 0))
+    is_after_letter, is_before_letter = near_letters
+    is_last = graph.node(
         "And",
-        [near[0], graph.node("Not", [near[1]])],
+        [is_after_letter, graph.node("Not", [is_before_letter])],
     )
-    ends = graph.node(
+    is_final_sigma = graph.node(
         "And",
-        [ends, graph.node("Equal", [characters, _text(_SIGMA)])],
+        [is_last, graph.node("Equal", [characters, _text(_SIGMA)])],
     )
-    return graph.node("Where", [ends, _text("ς"), characters])
+    return graph.node("Where", [is_final_sigma, _text("ς"), characters])
 
 
 def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
@@ -455,17 +458,19 @@ def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
 
 
 @cache
-def _cases() -> tuple[list[str], list[str]]:
+def _letters_and_skipped() -> tuple[list[str], list[str]]:
     """Return the characters that Python treats as letters next to a sigma, and the
     characters that Python skips.
     """
+    # A sigma before a letter is "σ"; a skipped character is between sigma and letter.
     letters = [
         character for character in _characters() if f"A{_SIGMA}{character}".lower()[1] == "σ"
     ]
     other_characters = set(_characters()).difference(letters)
-    return letters, [
+    skipped = [
         character for character in other_characters if f"A{_SIGMA}{character}A".lower()[1] == "σ"
     ]
+    return letters, skipped
 
 
 @cache
@@ -494,10 +499,10 @@ def weighted(transformer: TfidfTransformer, counts: TracedArray) -> TracedArray:
         counts = np.where(counts == 0, 0.0, np.log(counts) + 1.0)
     if transformer.use_idf:
         counts = counts * np.asarray(transformer.idf_, np.float64)[None]
-    return _normed(counts, transformer.norm)
+    return _normalize_rows(counts, transformer.norm)
 
 
-def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
+def _normalize_rows(counts: TracedArray, norm: str | None) -> TracedArray:
     """Return counts [N, V] with rows of norm 1. Rows of zeros are not changed."""
     if norm is None:
         return counts
@@ -508,24 +513,21 @@ def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
     return divided(counts, length)
 
 
-def _single(
+def _apply_in_64_bits(
     graph: NodeBuilder,
     name: str,
     width: int,
     change: Callable[[TracedArray], TracedArray],
 ) -> str:
-    """Apply a 64-bit formula to 32-bit floats [N, width], and return 32-bit floats."""
-    changed = change(
-        Traced(
-            graph,
-            name,
-            np.ones((SAMPLE_ROWS, width), np.float32),
-        ).astype(np.float64),
-    )
+    """Apply a 64-bit formula to 32-bit floats [N, width], and return the name of 32-bit
+    floats.
+    """
+    numbers = Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32))
+    changed = change(numbers.astype(np.float64))
     return str(changed.astype(np.float32).name)
 
 
-def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
+def _vocabulary_attributes(vectorizer: CountVectorizer) -> dict[str, Any]:
     """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token
     count, and their columns.
     """
@@ -559,60 +561,64 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
     NotImplementedError if this is impossible.
     """
     for option in ("analyzer", "preprocessor", "strip_accents"):
-        if callable(function := getattr(vectorizer, option)):
+        function = getattr(vectorizer, option)
+        if callable(function):
             raise NotImplementedError(
-                f"its option {option}={_named(function)} is a Python function, which a graph "
+                f"its option {option}={_name_of(function)} is a Python function, which a graph "
                 "cannot call",
             )
     if vectorizer.analyzer == "char_wb":
-        return f"{_class(_SPACES)}+|(?s:.)"
+        return f"{_class_expression(_SPACES)}+|(?s:.)"
     if vectorizer.analyzer == "char":
-        return f"{_class(_SPACES)}{{2,}}|(?s:.)"
+        return f"{_class_expression(_SPACES)}{{2,}}|(?s:.)"
     return _word_expression(vectorizer)
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
-    """Return the regular expression of words. A word is a maximal run of characters of
-    one class.
+    """Return the RE2 expression of words. A word is a maximal run of characters of one
+    class; raises NotImplementedError for other patterns.
     """
     if vectorizer.tokenizer is None:
         pattern = vectorizer.token_pattern
     else:
         pattern = _pattern_of(vectorizer.tokenizer)
     match = _TOKENS.fullmatch(pattern)
-    second = match and match["second"]
-    if (
-        match is None
-        or (second and second != match["first"])
-        or bool(match["edge"]) != bool(match["end"])
-    ):
+    if match is None or not _is_run_of_one_class(match):
         raise NotImplementedError(
             f"token_pattern ({pattern!r}): only runs of one character class are supported",
         )
-    # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
     kind = match["first"]
-    least = 1 if match["count"] in ("+", None) else int(match["count"][1:-2])
-    least += bool(second)
+    has_ngrams = vectorizer.ngram_range[1] > 1
     if match["edge"] and kind != r"\w":
         # A vocabulary contains only words of the class, but hashes and n-grams would
         # include other words.
-        is_hashed = isinstance(vectorizer, HashingVectorizer)
-        if (
-            is_hashed
-            or vectorizer.ngram_range[1] > 1
-            or not set(_members(kind)) <= set(_members(r"\w"))
-        ):
+        has_other_words = has_ngrams or isinstance(vectorizer, HashingVectorizer)
+        if has_other_words or not set(_members(kind)) <= set(_members(r"\w")):
             raise NotImplementedError(
                 f"token_pattern ({pattern!r}): \\b around a class other than \\w",
             )
         kind = r"\w"
     if not match["count"]:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens of a fixed length")
-    if " " in _members(kind) and vectorizer.ngram_range[1] > 1:
+    if " " in _members(kind) and has_ngrams:
         raise NotImplementedError(
             f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces",
         )
-    return f"{_class(kind)}{{{least},}}"
+    return f"{_class_expression(kind)}{{{_least_length(match)},}}"
+
+
+def _is_run_of_one_class(match: re.Match[str]) -> bool:
+    """Return True if a pattern has one character class, which may occur twice, and word
+    boundaries at both ends or at none.
+    """
+    has_one_class = match["second"] in (None, match["first"])
+    return has_one_class and bool(match["edge"]) == bool(match["end"])
+
+
+def _least_length(match: re.Match[str]) -> int:
+    """Return the minimum token length: 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`."""
+    least = 1 if match["count"] == "+" else int(match["count"][1:-2])
+    return least + bool(match["second"])
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
@@ -633,12 +639,12 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
         if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
             return pattern
     raise NotImplementedError(
-        f"its option tokenizer={_named(tokenizer)} is a Python function; only str.split and "
+        f"its option tokenizer={_name_of(tokenizer)} is a Python function; only str.split and "
         "patterns are supported",
     )
 
 
-def _named(option: object) -> str:
+def _name_of(option: object) -> str:
     return getattr(option, "__qualname__", None) or repr(option)[:60]
 
 
@@ -655,16 +661,14 @@ _PATTERNS = (
 """The patterns of most custom tokenizers."""
 
 
-def _class(kind: str) -> str:
+def _class_expression(kind: str) -> str:
     """Return a character class as RE2's class of code points: the Unicode versions of
     RE2 and Python differ.
     """
     codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
-    parts = np.split(
-        codes,
-        np.flatnonzero(np.diff(codes) != 1) + 1,
-    )
-    return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
+    runs = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
+    ranges = [f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs]
+    return "[" + "".join(ranges) + "]"
 
 
 @cache

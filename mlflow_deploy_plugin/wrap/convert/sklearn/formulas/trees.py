@@ -62,30 +62,7 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
         boosting = histogram_boosting(model)
     else:
         boosting = read_boosting(model)
-    x = _features(model, rows, boosting)
-    if boosting.slopes:
-        # Linear leaves: add the sums of constants and the sums of slopes times
-        # features.
-        width = len(boosting.base)
-        kinds = 1 + len(boosting.slopes)
-        walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
-        products = walked.astype(np.float64).reshape(-1, kinds, width)
-        factors = np.concatenate(
-            [np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]],
-            axis=1,
-        )
-        factors = factors[:, :, None]
-        # A missing feature adds 0.
-        scores = np.where(products == 0, 0.0, products * factors).sum(axis=1)
-    elif len(boosting.lines):
-        filled = np.where(
-            np.isnan(x),
-            np.float32(0.0),
-            x,
-        ).astype(np.float64)
-        scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
-    else:
-        scores = _walked(x, boosting, write_trees)
+    scores = _boosting_scores(_features(model, rows, boosting), boosting)
     likely = _LINKS[boosting.link](scores)
     if not is_classifier(model):
         return likely
@@ -95,13 +72,34 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     return (flat > 0).astype(np.int64), both_classes(likely), flat
 
 
+def _boosting_scores(x: TracedArray, boosting: Boosting) -> TracedArray:
+    """Return the sums [N, targets] of trees with constant leaves, of trees with linear
+    leaves, or of a linear booster.
+    """
+    if boosting.slopes:
+        # Linear leaves: add the sums of constants and the sums of slopes times
+        # features.
+        width = len(boosting.base)
+        kinds = 1 + len(boosting.slopes)
+        sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
+        by_kind = sums.astype(np.float64).reshape(-1, kinds, width)
+        features = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)
+        features = features[:, :, None]
+        # A missing feature adds 0.
+        return np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
+    if len(boosting.lines):
+        filled = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
+        return (filled @ boosting.lines + boosting.base).astype(np.float32)
+    return _sums_of_trees(x, boosting, write_trees)
+
+
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]. Categories are codes; missing values and
     unknown categories are NaN.
     """
-    by_position: Mapping[int, Iterable[Category]] = (
-        categories_of(model) if hasattr(model, "_predictors") else {}
-    )
+    by_position: Mapping[int, Iterable[Category]] = {}
+    if hasattr(model, "_predictors"):
+        by_position = categories_of(model)
     if by_position or boosting.categories or rows.has_texts:
         columns = rows.columns()
     else:
@@ -117,17 +115,8 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
         by_position = dict(zip(positions, boosting.categories, strict=True))
     for position, categories in by_position.items():
         names = np.array(categories, object)
-        codes = np.where(
-            [*map(is_missing, names)],
-            np.nan,
-            np.arange(len(names)),
-        )
-        columns[position] = encoded(
-            columns[position],
-            names,
-            codes.tolist(),
-            np.nan,
-        )
+        codes = np.where([*map(is_missing, names)], np.nan, np.arange(len(names)))
+        columns[position] = encoded(columns[position], names, codes.tolist(), unknown=np.nan)
     dtype = np.float32 if boosting.has_single_rows else np.float64
     if columns:
         x = np.concatenate([column.astype(dtype) for column in columns], axis=1)
@@ -139,7 +128,12 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     return np.where(x == boosting.missing, dtype(np.nan), x)
 
 
-def _walked(x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk) -> TracedArray:
+def _sums_of_trees(
+    x: TracedArray,
+    boosting: Boosting,
+    write: WritesTrees = write_walk,
+) -> TracedArray:
+    """Return the 32-bit sums [N, targets] of the trees' leaves."""
     sample = np.ones(
         (len(x.sample), len(boosting.base)),
         np.float32,
@@ -156,17 +150,24 @@ def _sums(
 ) -> TracedArray:
     """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read
     32-bit floats.
+
+    Args:
+        rows: the rows.
+        trees: the trees.
+        targets: the target of each tree.
+        is_single: True for sums in 32 bits.
+        write: the function that adds the operators.
     """
     forest = Boosting(
         trees,
         targets,
-        np.zeros(max(targets) + 1),
-        "BRANCH_LEQ",
-        "Identity",
-        is_single,
-        True,
+        base=np.zeros(max(targets) + 1),
+        mode="BRANCH_LEQ",
+        link="Identity",
+        is_single=is_single,
+        has_single_rows=True,
     )
-    return _walked(rows.own.astype(np.float32), forest, write)
+    return _sums_of_trees(rows.own.astype(np.float32), forest, write)
 
 
 def grown(model: Estimator, rows: Rows) -> Answer:
@@ -174,15 +175,15 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     trees. Trees read 32-bit floats.
     """
     members = getattr(model, "estimators_", [model])
-    columns = getattr(model, "estimators_features_", [None] * len(members))
+    columns_read = getattr(model, "estimators_features_", [None] * len(members))
     if is_classifier(model):
         sizes = np.ravel(model.n_classes_).tolist()
     else:
         sizes = [1] * members[0].n_outputs_
     trees: list[Tree] = []
-    for member, read in zip(members, columns, strict=True):
+    for member, columns in zip(members, columns_read, strict=True):
         values = _leaf_values(member, sizes) / len(members)
-        trees += [Tree.fitted(member.tree_, value, read) for value in values]
+        trees += [Tree.fitted(member.tree_, value, columns) for value in values]
     targets = [*range(sum(sizes))] * len(members)
     sums = _sums(rows, trees, targets, not rows.is_double)
     if not is_classifier(model):
@@ -207,22 +208,14 @@ def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
     for classes in model.classes_:
         end = start + len(classes)
         names = classes.astype(object) if classes.dtype.kind == "U" else classes
-        labels.append(
-            take(
-                names,
-                np.argmax(sums[:, start:end], axis=1),
-            )
-        )
+        labels.append(take(names, np.argmax(sums[:, start:end], axis=1)))
         start = end
     return np.stack(labels, axis=1)
 
 
-def adaptive_classes(
-    model: ensemble.AdaBoostClassifier,
-    rows: Rows,
-) -> tuple[TracedArray, TracedArray, TracedArray]:
-    """Return the decision by weighted votes: 1 for the member's class, and -1 / (C - 1)
-    for every other class.
+def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
+    """Return the class positions, probabilities and scores by weighted votes: 1 for the
+    member's class, and -1 / (C - 1) for every other class.
     """
     count = len(model.classes_)
     members = model.estimators_
@@ -235,119 +228,96 @@ def adaptive_classes(
         )
         total = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1) * (count - 1.0)
     else:
-        votes = (_of_members(model, rows)[:, None, :] == np.arange(count)[:, None]).astype(
-            np.float64,
-        ) @ weights
+        is_class = _member_answers(model, rows)[:, None, :] == np.arange(count)[:, None]
+        votes = is_class.astype(np.float64) @ weights
         total = votes - (weights.sum() - votes) / (count - 1.0)
     total = total / model.estimator_weights_.sum()
     if count > 2:
         return np.argmax(total, axis=1), softmax(total / (count - 1.0)), total
     score = total[:, 1] - total[:, 0]
-    return (score > 0).astype(np.int64), softmax(np.stack([-score, score], axis=1) / 2.0), score
+    position = (score > 0).astype(np.int64)
+    return position, softmax(np.stack([-score, score], axis=1) / 2.0), score
 
 
 def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArray:
     """Return the weighted median of the members' predictions."""
     count = len(model.estimators_)
-    values, members = smallest(_of_members(model, rows), count)
+    values, members = smallest(_member_answers(model, rows), count)
     up_to_here = take(model.estimator_weights_, members) @ np.triu(np.ones((count, count)))
-    median = np.argmax(
-        (up_to_here >= 0.5 * up_to_here[:, -1:]).astype(np.int64),
-        axis=1,
-    )
-    return np.where(
-        median[:, None] == np.arange(count),
-        values,
-        0.0,
-    ).sum(axis=1)
+    is_half = up_to_here >= 0.5 * up_to_here[:, -1:]
+    median = np.argmax(is_half.astype(np.int64), axis=1)  # the first position of half
+    return np.where(median[:, None] == np.arange(count), values, 0.0).sum(axis=1)
 
 
-def _of_members(model: Estimator, rows: Rows) -> TracedArray:
+def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
     """Return the members' predictions [N, members]: class positions for a
     classifier.
     """
     trees = []
     answers = []
     for member in model.estimators_:
+        codes = None
         if is_classifier(model):
             codes = np.searchsorted(model.classes_, member.classes_).astype(float)
-        else:
-            codes = np.empty(0)
         if is_tree(member):
             values = member.tree_.value[:, 0, :]
-            leaves = codes[values.argmax(axis=1)] if len(codes) else values[:, 0]
+            leaves = values[:, 0] if codes is None else codes[values.argmax(axis=1)]
             trees.append(Tree.fitted(member.tree_, leaves))
-        elif not len(codes):
+        elif codes is None:
             answers.append(rows.ask(member, "predict").reshape(-1))
         else:
-            has_proba = hasattr(member, "predict_proba")
-            method = "predict_proba" if has_proba else "decision_function"
-            scores = rows.ask(member, method)
-            if scores.ndim == 1:
-                position = (scores > 0).astype(np.int64)
-            else:
-                position = np.argmax(scores, axis=1)
-            answers.append(take(codes, position))
+            answers.append(take(codes, _predicted_position(member, rows)))
     if answers:
         return np.stack(answers, axis=1)
-    return _sums(
-        rows,
-        trees,
-        [*range(len(trees))],
-    ).astype(np.float64)
+    return _sums(rows, trees, [*range(len(trees))]).astype(np.float64)
+
+
+def _predicted_position(classifier: Estimator, rows: Rows) -> TracedArray:
+    """Return the position [N] of the most probable class, or of the class with the
+    largest score.
+    """
+    has_proba = hasattr(classifier, "predict_proba")
+    scores = rows.ask(classifier, "predict_proba" if has_proba else "decision_function")
+    if scores.ndim == 1:
+        return (scores > 0).astype(np.int64)
+    return np.argmax(scores, axis=1)
 
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the
     columns of other leaves.
     """
-    trees = [
-        Tree.fitted(
-            part.tree_,
-            np.arange(part.tree_.node_count),
-        )
-        for part in model.estimators_
-    ]
+    trees = []
+    for member in model.estimators_:
+        trees.append(Tree.fitted(member.tree_, np.arange(member.tree_.node_count)))
     reached = _sums(rows, trees, [*range(len(trees))])
     leaves = model.one_hot_encoder_.categories_
-    return (
-        reached[
-            :,
-            np.repeat(
-                range(len(trees)),
-                [*map(len, leaves)],
-            ),
-        ]
-        == np.concatenate(leaves)
-    ).astype(np.float64)
+    tree_of_leaf = np.repeat(range(len(trees)), [*map(len, leaves)])
+    return (reached[:, tree_of_leaf] == np.concatenate(leaves)).astype(np.float64)
 
 
 def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     """Return 1 for an inlier, otherwise -1. skl2onnx's graph of 500 trees took minutes
     to load.
     """
-    depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
-    members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
+    members = zip(
+        model.estimators_,
+        model.estimators_features_,
+        model._decision_path_lengths,
+        model._average_path_length_per_tree,
+        strict=True,
+    )
     trees = [
-        Tree.fitted(part.tree_, depth + below - 1.0, columns)
-        for part, columns, (depth, below) in members
+        Tree.fitted(member.tree_, depth + depth_below - 1.0, columns)
+        for member, columns, depth, depth_below in members
     ]
     # The score is -(2 ** (-depths / scale)). Compare depths, so that a row at the
     # offset remains an inlier.
     scale = len(trees) * _average_path_length([model._max_samples])[0]
     offset = model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
-    return np.where(
-        _sums(
-            rows,
-            trees,
-            [0] * len(trees),
-            write=write_walk,
-        ).reshape(-1)
-        >= np.float32(least),
-        1,
-        -1,
-    )
+    depths = _sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1)
+    return np.where(depths >= np.float32(least), 1, -1)
 
 
 FORMULAS: dict[type, Formula] = {

@@ -51,13 +51,13 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
     first = set(map(id, first_steps(fitted)))
     for part in sub_estimators(fitted):
         package = type(part).__module__.partition(".")[0]
-        if (package in _CONVERTED and not _is_function_of_a_table(part)) or id(
-            part,
-        ) in replaced_inside:
+        is_converted = package in _CONVERTED and not _is_function_of_a_table(part)
+        if is_converted or id(part) in replaced_inside:
             continue
         of_any = partial(affine.stand_in, columns=columns if id(part) in first else 0)
         of_library: Callable[[Estimator], Estimator] = _STAND_INS.get(package, of_any)
-        if (stand_in := of_library(part)) is not None:
+        stand_in = of_library(part)
+        if stand_in is not None:
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))
     return deepcopy(fitted, stand_ins) if stand_ins else fitted

@@ -49,35 +49,38 @@ def stand_in(
     columns: list[str] | int = 0,
 ) -> Computed | Selection | Pipeline | None:
     """Return an affine step or regression, or None if the estimator is not affine.
-    `columns`: see `with_stand_ins`.
+
+    Args:
+        part: the fitted estimator.
+        columns: the column names of the estimator's table, or the number of columns of
+            its matrix; 0 is unknown.
     """
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
-        predicts = hasattr(part, "predict")
-        has_weights = hasattr(part, "coef_") and not is_classifier(part)
-        if predicts == hasattr(part, "transform") or predicts > has_weights:
+        if not _may_be_affine(part):
             return None
+        names = None if isinstance(columns, int) else columns
         width = columns if isinstance(columns, int) else len(columns)
         count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
         if not 0 < count <= _MOST_COLUMNS:
             return None
-        names = None if isinstance(columns, int) else columns
         call = partial(_answers, part, getattr(part, "feature_names_in_", names))
-        intercept, *slopes = call(
-            np.vstack(
-                [
-                    np.zeros(count),
-                    np.eye(count) * _FAR,
-                ]
-            )
-        )
+        intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
         sums = _Sums((np.array(slopes) - intercept) / _FAR, intercept)
         if not _is_affine(call, sums):
             return None
-        if predicts:
+        if hasattr(part, "predict"):
             return _regression(sums)
         return _step(sums, part)
     return None
+
+
+def _may_be_affine(part: Estimator) -> bool:
+    """Return True for a transformer, and for a regressor with weights."""
+    is_predictor = hasattr(part, "predict")
+    if is_predictor == hasattr(part, "transform"):
+        return False
+    return not is_predictor or (hasattr(part, "coef_") and not is_classifier(part))
 
 
 def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
@@ -110,24 +113,12 @@ def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
     """
     count = len(sums.weights)
     random = np.random.default_rng(0)
-    few = random.normal(size=(3, count)) * [
-        [1.0],
-        [1e-3],
-        [1e3],
-    ]
-    codes = random.permuted(
-        np.tile(_CODES, (count, 1)),
-        axis=1,
-    ).T
+    few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
+    codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
     shape = (2000, count)
     mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
-    many = np.vstack(
-        [
-            codes,
-            mixed,
-            np.outer(_MARKS, np.ones(count)),
-        ]
-    )
+    marks = np.outer(_MARKS, np.ones(count))
+    many = np.vstack([codes, mixed, marks])
     if not all(sums.match(rows, call(rows)) for rows in (few, many)):
         return False
     with suppress(ValueError):  # The estimator may refuse missing numbers.
@@ -159,21 +150,17 @@ def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
     origins = np.abs(weights).argmax(axis=0)
     reads = weights != 0
     scales = weights[origins, np.arange(len(origins))]
-    of_one = reads.sum(axis=0) == 1
-    if (
-        of_one.all()
-        and (scales == 1).all()
-        and not sums.intercept.any()
-        and (np.diff(origins) > 0).all()
-    ):
+    reads_one = reads.sum(axis=0) == 1
+    is_copy = reads_one & (scales == 1) & (sums.intercept == 0)
+    if is_copy.all() and (np.diff(origins) > 0).all():
         return Selection(reads.any(axis=1), type(part).__name__)
 
     def compute(x: TracedArray) -> TracedArray:
         scaled = x[:, origins] * scales
-        if not of_one.all():
+        if not reads_one.all():
             is_missing = np.isnan(x).astype(np.float64) @ reads.astype(np.float64) > 0
             summed = np.where(np.isnan(x), 0.0, x) @ weights
-            scaled = np.where(of_one, scaled, np.where(is_missing, np.nan, summed))
+            scaled = np.where(reads_one, scaled, np.where(is_missing, np.nan, summed))
         return scaled + sums.intercept
 
     return Computed(compute, stands_for=type(part).__name__)

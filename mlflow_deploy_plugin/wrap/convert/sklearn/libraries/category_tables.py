@@ -33,13 +33,12 @@ _MOST_NUMBERS = 20_000_000
 
 
 def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransformer | None:
+    """Return the tables of an encoder, or None if it has no categories."""
     mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
     if isinstance(mapping, list):
         mapping = {entry["col"]: entry["mapping"] for entry in mapping}
-    return as_tables(
-        encoder,
-        {name: getattr(values, "index", values) for name, values in mapping.items()},
-    )
+    learned = {name: getattr(values, "index", values) for name, values in mapping.items()}
+    return as_tables(encoder, learned)
 
 
 def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
@@ -82,7 +81,8 @@ def as_tables(
     usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
     steps = _steps(probe, names, categories)
-    if [name for _, _, [name] in steps] == list(categories) == names:
+    written_names = [name for _, _, [name] in steps]
+    if written_names == list(categories) == names:
         # A single step for all columns can be nested in another ColumnTransformer.
         return CategoryTables(
             [step.categories_[0] for _, step, _ in steps],
@@ -96,13 +96,13 @@ def _steps(
     names: list[str],
     categories: Mapping[str, list[Any]],
 ) -> list[tuple[str, Estimator, list[str]]]:
-    """Return a step for each run of numbers that depend on the same column."""
+    """Return a step (its name, the step, its column) for each run of numbers that
+    depend on the same column.
+    """
     tables: dict[str, _Table] = {}
     # Constant numbers may be in any table.
-    source = np.full(
-        probe.usual.shape[1],
-        names.index(next(iter(categories))),
-    )
+    default_source = names.index(next(iter(categories)))
+    source = np.full(probe.usual.shape[1], default_source)
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):
         if name in categories:
@@ -163,31 +163,28 @@ class _Probe:
             )
         self.usual = usual
 
-    def category_column(self, name: str, known: list[Any]) -> _Table:
-        """Return the numbers of the known categories, of missing values if the encoder
-        accepts them, and of an unknown category.
+    def category_column(self, name: str, learned: list[Any]) -> _Table:
+        """Return the numbers of the learned categories, of missing values if the
+        encoder accepts them, and of an unknown category.
         """
-        categories = [*known, np.nan]
+        categories = [*learned, np.nan]
         numbers = self._numbers(name, categories)
         if numbers is None:  # The encoder refuses missing values.
-            categories = known
-            numbers = self._learned_numbers(name, known)
+            categories = learned
+            numbers = self._learned_numbers(name, learned)
         dtype: type = object
         unknown: Category = _UNKNOWN
-        if not isinstance(known[0], str):
+        if not isinstance(learned[0], str):
             dtype = np.float64
-            unknown = max(known) + 1
-        last = self._numbers(name, [unknown])
-        if last is None:  # The encoder refuses unknown categories.
+            unknown = max(learned) + 1
+        numbers_of_unknown = self._numbers(name, [unknown])
+        if numbers_of_unknown is None:  # The encoder refuses unknown categories.
             depends = self._differ(numbers)
-            last = np.where(depends, _REFUSED, self.usual)
+            numbers_of_unknown = np.where(depends, _REFUSED, self.usual)
         else:
-            depends = self._differ(np.concatenate([numbers, last]))
-        return _Table(
-            np.array(categories, dtype),
-            np.concatenate([numbers, last]),
-            depends,
-        )
+            depends = self._differ(np.concatenate([numbers, numbers_of_unknown]))
+        all_numbers = np.concatenate([numbers, numbers_of_unknown])
+        return _Table(np.array(categories, dtype), all_numbers, depends)
 
     def number_column(self, name: str) -> Array:
         """Return a mask of the outputs that contain the column. Raises ConversionError
@@ -206,9 +203,8 @@ class _Probe:
         """Return a mask of the output columns that differ from the typical row in any
         row.
         """
-        return np.asarray(
-            ~((numbers == self.usual) | (np.isnan(numbers) & np.isnan(self.usual))).all(axis=0),
-        )
+        are_missing = np.isnan(numbers) & np.isnan(self.usual)
+        return np.asarray(~((numbers == self.usual) | are_missing).all(axis=0))
 
     def _learned_numbers(self, name: str, values: list[Any]) -> Array:
         numbers = self._numbers(name, values)
@@ -220,9 +216,8 @@ class _Probe:
         """Return the numbers of typical rows with `values` in one column, or None if
         the encoder refuses a value.
         """
-        rows = (
-            self._usual_row.loc[[0] * len(values)].reset_index(drop=True).assign(**{name: values})
-        )
+        usual_rows = self._usual_row.loc[[0] * len(values)].reset_index(drop=True)
+        rows = usual_rows.assign(**{name: values})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -22,12 +22,11 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed, Groupe
 
 
 def stand_in(transformer: Estimator) -> Estimator:
-    """Return the stand-in of a fitted feature-engine transformer, or None."""
-    if not hasattr(transformer, "feature_names_in_") or getattr(
-        transformer,
-        "add_indicators",
-        False,
-    ):
+    """Return the stand-in of a fitted feature-engine transformer, or None if it is not
+    supported.
+    """
+    is_fitted = hasattr(transformer, "feature_names_in_")
+    if not is_fitted or getattr(transformer, "add_indicators", False):
         return None
     kind = type(transformer).__name__
     module = type(transformer).__module__
@@ -77,7 +76,7 @@ def _column_steps(transformer: Estimator) -> ColumnTransformer:
         ) from error
 
 
-def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
+def _look_up(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
     if function not in table:
         raise ValueError(f"func={function!r}")
     return table[function]
@@ -93,15 +92,8 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
 
     def compute(x: TracedArray) -> TracedArray:
         is_outside = (x < edges[0]) | (x > edges[-1])
-        return np.where(
-            is_outside,
-            np.nan,
-            np.digitize(
-                x,
-                edges[1:-1],
-                right=True,
-            ).astype(np.float64),
-        )
+        index = np.digitize(x, edges[1:-1], right=True).astype(np.float64)
+        return np.where(is_outside, np.nan, index)
 
     if getattr(fitted, "errors", "") == "raise":
         refused = {"Less": edges[:1], "Greater": edges[-1:]}
@@ -116,18 +108,13 @@ def _logarithm(fitted: Estimator, name: str) -> Computed:
     added = getattr(fitted, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
     reason = f"accepts only numbers above {0.0 - added:.6g}"
-    return Computed(
-        lambda x: log(x + added),
-        reason,
-        {"LessOrEqual": [-added]},
-    )
+    return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
 
 
 def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
     groups = fitted.encoder_dict_[name]
-    if not groups or not all(
-        isinstance(category, str) for category in [*groups, fitted.replace_with]
-    ):
+    are_strings = all(isinstance(category, str) for category in [*groups, fitted.replace_with])
+    if not groups or not are_strings:
         raise ValueError("its categories are not strings")
     return GroupedCategories(groups, fitted.replace_with)
 
@@ -137,60 +124,50 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
     match type(fitted).__name__:
         case "CyclicalFeatures":
             for name in fitted.variables_:
-                per = 2 * np.pi / fitted.max_values_[name]
-                yield (
-                    Computed(
-                        lambda x, per=per: np.concatenate(
-                            [np.sin(x * per), np.cos(x * per)],
-                            axis=1,
-                        ),
-                    ),
-                    [name],
-                )
+                yield _cyclical_step(2 * np.pi / fitted.max_values_[name]), [name]
         case "MathFeatures":
             functions = fitted.func
             if not isinstance(functions, list):
                 functions = [functions]
             for function in functions:
-                reduce = _known(_REDUCTIONS, getattr(function, "__name__", function))
-                yield (
-                    Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]),
-                    fitted.variables_,
-                )
+                reduce = _look_up(_REDUCTIONS, getattr(function, "__name__", function))
+                step = Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None])
+                yield step, fitted.variables_
         case "RelativeFeatures":
             for function in fitted.func:
-                related = _known(_RELATIONS, function)
-                divides = function in _DIVISIONS
-                if divides and fitted.fill_value is not None:
-                    related = partial(_filled, related, fitted.fill_value)
-                for reference, name in product(fitted.reference, fitted.variables_):
-                    columns = list(dict.fromkeys([name, reference]))
-                    if divides and fitted.fill_value is None:
-                        tests = {"Equal": [np.nan, 0.0][-len(columns) :]}
-                    else:
-                        tests = None
-                    reason = "does not accept a divisor of 0"
-                    yield (
-                        Computed(
-                            lambda x, of=related: of(x[:, :1], x[:, -1:]),
-                            reason,
-                            tests,
-                        ),
-                        columns,
-                    )
+                yield from _relative_steps(fitted, function)
 
 
-def _filled(
-    divided: ArrayFunction,
+def _cyclical_step(factor: float) -> Computed:
+    return Computed(lambda x: np.concatenate([np.sin(x * factor), np.cos(x * factor)], axis=1))
+
+
+def _relative_steps(fitted: Estimator, function: str) -> Iterator[tuple[Computed, list[str]]]:
+    """Yield the steps that relate each variable to each reference by a function, and
+    the columns that each step reads: one column if both are the same.
+    """
+    relate = _look_up(_RELATIONS, function)
+    refuses_zero = function in _DIVISIONS and fitted.fill_value is None
+    if function in _DIVISIONS and not refuses_zero:
+        relate = partial(_divide_or_fill, relate, fitted.fill_value)
+    for reference, name in product(fitted.reference, fitted.variables_):
+        columns = list(dict.fromkeys([name, reference]))
+        tests = None
+        if refuses_zero:
+            # The divisor is the last column. No number is equal to NaN.
+            tests = {"Equal": [np.nan, 0.0][-len(columns) :]}
+        reason = "does not accept a divisor of 0"
+        yield Computed(lambda x: relate(x[:, :1], x[:, -1:]), reason, tests), columns
+
+
+def _divide_or_fill(
+    divide: ArrayFunction,
     fill: float,
     left: TracedArray,
     right: TracedArray,
 ) -> TracedArray:
-    return np.where(
-        right == 0,
-        fill,
-        divided(left, np.where(right == 0, 1.0, right)),
-    )
+    """Return the quotient, or `fill` for a divisor of 0."""
+    return np.where(right == 0, fill, divide(left, np.where(right == 0, 1.0, right)))
 
 
 _REDUCTIONS: dict[str, ArrayFunction] = {

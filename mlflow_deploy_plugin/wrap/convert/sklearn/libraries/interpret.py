@@ -39,20 +39,16 @@ def as_additive(machine: Estimator) -> Pipeline | None:
     bins = _binned_columns(machine)
     tables = []
     for features, scores in zip(machine.term_features_, machine.term_scores_, strict=True):
-        tables.append(
-            scores.reshape(
-                int(np.prod(scores.shape[: len(features)])),
-                -1,
-            )
-        )
+        bin_count = int(np.prod(scores.shape[: len(features)]))
+        tables.append(scores.reshape(bin_count, -1))
     kind = AdditiveClassifier if hasattr(machine, "classes_") else AdditiveModel
     sums = kind(
-        bins.cuts,
-        _strides(machine, bins.positions),
-        np.cumsum([0.0, *map(len, tables[:-1])]),
-        np.concatenate(tables),
-        np.ravel(machine.intercept_),
-        machine.link_,
+        cuts=bins.cuts,
+        strides=_strides(machine, bins.positions),
+        offsets=np.cumsum([0.0, *map(len, tables[:-1])]),
+        scores=np.concatenate(tables),
+        intercept=np.ravel(machine.intercept_),
+        link=machine.link_,
     )
     if hasattr(machine, "classes_"):
         sums.classes_ = machine.classes_
@@ -78,7 +74,8 @@ class _Bins:
 
     Attributes:
         positions: the position in `cuts` of each feature and level.
-        cuts: as in `AdditiveModel`.
+        cuts: the position of each binned column and its ascending cuts, or None if the
+            column contains bin numbers.
         steps: a step for all numbers, and a step for each level of categories.
         row: a row that the steps accept.
     """
@@ -90,14 +87,17 @@ class _Bins:
 
 
 def _binned_columns(machine: Estimator) -> _Bins:
+    """Return the columns that the terms of a machine read: numbers, which are cut into
+    bins, and a column of bin numbers per level of categories.
+    """
     names = [str(name) for name in machine.feature_names_in_]
     kinds = zip(names, machine.feature_types_in_, strict=True)
     columns = [name for name, kind in kinds if kind == "continuous"]
     bins = _Bins(
-        {},
-        [],
-        [("numbers", "passthrough", columns)],
-        dict.fromkeys(columns, 0.0),
+        positions={},
+        cuts=[],
+        steps=[("numbers", "passthrough", columns)],
+        row=dict.fromkeys(columns, 0.0),
     )
     used = chain.from_iterable(_levels(machine, term) for term in machine.term_features_)
     for feature, level in sorted(set(used)):
@@ -105,20 +105,11 @@ def _binned_columns(machine: Estimator) -> _Bins:
         learned = machine.bins_[feature][level]
         bins.positions[feature, level] = len(bins.positions)
         if name in columns:
-            bins.cuts.append(
-                (
-                    columns.index(name),
-                    np.asarray(learned, np.float64),
-                )
-            )
+            bins.cuts.append((columns.index(name), np.asarray(learned, np.float64)))
             continue
         bins.row[name] = _category(next(iter(learned)))
-        bins.cuts.append(
-            (
-                len(columns) + len(bins.steps) - 1,
-                None,
-            )
-        )
+        position = len(columns) + len(bins.steps) - 1  # The first step is for numbers.
+        bins.cuts.append((position, None))
         bins.steps.append((f"{name} {level}", _table(learned), [name]))
     return bins
 
@@ -129,23 +120,21 @@ def _table(learned: dict[str, int]) -> CategoryTables:
     """
     codes = {_category(text): code for text, code in learned.items()}
     dtype = object if any(isinstance(category, str) for category in codes) else np.float64
-    numbers = [
-        *codes.values(),
-        0,
-        max(codes.values(), default=0) + 1,
-    ]
+    code_of_unknown = max(codes.values(), default=0) + 1
+    numbers = [*codes.values(), 0, code_of_unknown]
     categories = np.array([*codes, np.nan], dtype)
     return CategoryTables([categories], [np.array(numbers, float)[:, None]])
 
 
 def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
-    return [
-        (
-            feature,
-            min(len(machine.bins_[feature]), len(features)) - 1,
-        )
-        for feature in features
-    ]
+    """Return the features of a term with their levels: the number of the term's
+    features minus 1, or the feature's last level.
+    """
+    keys = []
+    for feature in features:
+        level = min(len(machine.bins_[feature]), len(features)) - 1
+        keys.append((feature, level))
+    return keys
 
 
 def _category(text: str) -> Category:
