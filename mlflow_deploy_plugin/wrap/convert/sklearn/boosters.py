@@ -149,10 +149,7 @@ class _XgboostDocument:
         """Return the slopes [features, targets] of gblinear. The last row is the
         bias.
         """
-        return np.reshape(
-            self.content.get("weights", []),
-            (-1, targets),
-        )[:-1]
+        return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
 
 
 def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
@@ -190,7 +187,7 @@ def _base_margin(
         feature_names=booster.feature_names,
     )
     predicted = booster.predict(row, output_margin=True, iteration_range=used_rounds)
-    margin = np.ravel(predicted).astype(np.float64)
+    margin = np.ravel(predicted).astype(float)
     if not trees:
         return margin
     leaves = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=used_rounds))
@@ -391,11 +388,7 @@ class _LightgbmTree:
         tree = Tree.of(self.rows, self.members)
         yield 0, tree
         for kind, slopes in sorted(self.slopes.items()):
-            value = np.bincount(
-                [*slopes],
-                [*slopes.values()],
-                len(self.rows),
-            )
+            value = np.bincount([*slopes], [*slopes.values()], len(self.rows))
             yield kind, replace(tree, value=value)
 
     def add(self, node: Document) -> int:
@@ -425,10 +418,7 @@ class _LightgbmTree:
             self.rows.append((feature, np.inf, next_node, leaf_if_missing, False, 0.0))
             self.rows.append(leaf(node["leaf_value"] * self.scale))
         for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-            kind = self.kinds.setdefault(
-                (feature, slope < 0),
-                len(self.kinds) + 1,
-            )
+            kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
             self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
         self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
 
@@ -524,10 +514,7 @@ def _nest_levels(tree: Document) -> Document:
     """Convert a symmetric tree, which has one split per level, to nested nodes. The
     last split is at the root.
     """
-    leaves = np.array(tree["leaf_values"]).reshape(
-        2 ** len(tree["splits"]),
-        -1,
-    )
+    leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
         pairs = zip(level[::2], level[1::2], strict=True)

@@ -295,16 +295,13 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
     """
     for feature, values in splits.items():
         # An infinite threshold separates missing values from all numbers.
-        thresholds = np.asarray(
-            values[np.abs(values) < np.finfo(np.float32).max],
-            dtype=np.float64,
-        )
+        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
         if not len(thresholds):
             continue
         # Rounding to 32 bits switches at the midpoint of two 32-bit numbers.
         lower = rounded_down(thresholds)
         upper = np.nextafter(lower, np.float32(np.inf))
-        middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
+        middle = lower.astype(float) / 2 + upper.astype(float) / 2
         yield "edges", feature, np.concatenate([thresholds, middle])
 
 

@@ -133,7 +133,7 @@ def _numbers(array: Array) -> Array:
     if array.dtype.kind != "O" or any(isinstance(value, str) for value in array.flat):
         return array
     try:
-        return array.astype(np.float64)
+        return array.astype(float)
     except (TypeError, ValueError):
         return array
 
@@ -216,9 +216,7 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
-            model.predict_proba(
-                estimator_input(model, Batch(batch).take(slice(0, 1)).data),
-            )
+            model.predict_proba(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
 
@@ -463,10 +461,7 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
         label = output.full_name
         if hasattr(estimator, "threshold"):
             second = builder.node("Gather", [answer, np.array(1)], axis=1)
-            above = builder.node(
-                "Greater",
-                [second, np.array(estimator.threshold, np.float32)],
-            )
+            above = builder.node("Greater", [second, np.array(estimator.threshold, np.float32)])
             builder.node("Cast", [above], label, to=TensorProto.INT64)
         else:
             builder.node("ArgMax", [answer], label, axis=1, keepdims=0)

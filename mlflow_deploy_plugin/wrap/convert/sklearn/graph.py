@@ -551,10 +551,7 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
             helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind),
         )
         current = cast
-    sizes = onnx.numpy_helper.from_array(
-        np.array(output.shape, dtype=np.int64),
-        f"{name}_shape",
-    )
+    sizes = onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), f"{name}_shape")
     graph.initializer.append(sizes)
     graph.node.append(
         helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}"),

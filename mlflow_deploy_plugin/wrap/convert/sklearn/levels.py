@@ -86,22 +86,13 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     most_rows = max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))
     blocks, size = graph.equal_blocks(count, [most_rows])
     padding = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
-    padded = graph.node(
-        "Pad",
-        [rows, graph.node("Concat", [[0, 0], padding, [0]], axis=0)],
-    )
+    padded = graph.node("Pad", [rows, graph.node("Concat", [[0, 0], padding, [0]], axis=0)])
     shape = graph.node("Concat", [blocks, size, [-1]], axis=0)
     body = _block_sums(graph.subgraph(), levels)
     blocked = graph.node("Reshape", [padded, shape])
     stacked = graph.node("Scan", [blocked], body=body, num_scan_inputs=1)
-    flat = graph.node(
-        "Reshape",
-        [stacked, [-1, len(levels.base)]],
-    )
-    return graph.cast(
-        graph.node("Slice", [flat, [0], count]),
-        TensorProto.FLOAT,
-    )
+    flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
+    return graph.cast(graph.node("Slice", [flat, [0], count]), TensorProto.FLOAT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,11 +192,7 @@ class _Block:
             level.ravel() for depth, level in enumerate(self.nodes) if _is_compared(depth, level)
         ]
         splits = np.unique(np.concatenate(levels))
-        values = self.graph.node(
-            "Gather",
-            [columns.name, columns.indices[splits]],
-            axis=0,
-        )
+        values = self.graph.node("Gather", [columns.name, columns.indices[splits]], axis=0)
         thresholds = self.levels.threshold[splits, None]
         holds = self.graph.node(self.levels.comparison, [values, thresholds])
         return _Comparisons(self.graph.cast(holds, TensorProto.UINT8), splits)
@@ -280,10 +267,7 @@ class _Block:
         shape = [len(self.levels.base), self.levels.groups, -1]
         by_target = self.graph.node("Reshape", [wide, shape])
         total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
-        return self.graph.node(
-            "Add",
-            [self.graph.node("Transpose", [total]), self.levels.base],
-        )
+        return self.graph.node("Add", [self.graph.node("Transpose", [total]), self.levels.base])
 
     def _group_sums(self, leaf: str) -> list[str]:
         """Add the sums of the leaves, [groups, rows] per table of leaves: a table per

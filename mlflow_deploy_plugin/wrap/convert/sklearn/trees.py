@@ -31,11 +31,7 @@ def rounded_down(thresholds: Array) -> Array:
     32-bit numbers identically.
     """
     rounded = thresholds.astype(np.float32)
-    return np.where(
-        rounded > thresholds,
-        np.nextafter(rounded, np.float32(-np.inf)),
-        rounded,
-    )
+    return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
 Node = tuple[int, float, int, int, bool, float]
@@ -94,7 +90,7 @@ class Tree:
         )
         return cls(
             feature,
-            threshold.astype(np.float64),
+            threshold.astype(float),
             left,
             right,
             default_left,
@@ -139,8 +135,17 @@ class Tree:
         """Return the tree with a chain of equality tests per membership test, and the
         ONNX comparison of each node, which is `mode` for nodes with a threshold.
         """
-        fields = [getattr(self, name) for name in _FIELDS]
-        rows = list(zip(*fields, strict=True))
+        rows = list(
+            zip(
+                self.feature,
+                self.threshold,
+                self.left,
+                self.right,
+                self.default_left,
+                self.value,
+                strict=True,
+            )
+        )
         modes = np.where(self.left < 0, "LEAF", mode).tolist()
         # ONNX Runtime treats a chain of equality tests with the same left child as a
         # membership test.
@@ -326,11 +331,7 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     nodes = forest.nodes
     is_inner = forest.is_inner
     fields = [nodes[name][is_inner] for name in ("feature", "threshold", "default_left")]
-    distinct, index_of_inner = np.unique(
-        np.stack(fields, axis=1),
-        axis=0,
-        return_inverse=True,
-    )
+    distinct, index_of_inner = np.unique(np.stack(fields, axis=1), axis=0, return_inverse=True)
     if not len(distinct):
         return None
     column, threshold, default = distinct.T
@@ -391,11 +392,7 @@ def _join_trees(trees: list[Tree]) -> _Forest:
     is_leaf = nodes["left"] < 0
     offsets = np.repeat(roots, node_counts)
     for side in ("left", "right"):
-        nodes[side] = np.where(
-            is_leaf,
-            np.arange(len(is_leaf)),
-            nodes[side] + offsets,
-        )
+        nodes[side] = np.where(is_leaf, np.arange(len(is_leaf)), nodes[side] + offsets)
     return _Forest(nodes, roots)
 
 
@@ -411,10 +408,7 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     sums_of_many = write_levels(many, rows, levels)
     sums_of_few = write_walk(few, rows, boosting)
     shape: list[int | None] = [None, len(boosting.base)]
-    has_many = graph.node(
-        "GreaterOrEqual",
-        [graph.row_count(rows), [MANY_ROWS]],
-    )
+    has_many = graph.node("GreaterOrEqual", [graph.row_count(rows), [MANY_ROWS]])
     return graph.node(
         "If",
         [has_many],
@@ -466,12 +460,8 @@ def _merge_trees(boosting: Boosting) -> tuple[list[Tree], list[int]]:
 
 def _node_attributes(trees: list[Tree], boosting: Boosting) -> dict[str, Any]:
     """Return the attributes of the tree operator that describe the nodes of trees."""
-    chained = []
-    modes = []
-    for tree in trees:
-        chained_tree, tree_modes = tree.as_comparisons(boosting.mode)
-        chained.append(chained_tree)
-        modes.append(tree_modes)
+    comparisons = [tree.as_comparisons(boosting.mode) for tree in trees]
+    chained = [tree for tree, _ in comparisons]
     nodes = {}
     for name, field_name in _NODE_FIELDS.items():
         nodes[name] = np.concatenate([getattr(tree, field_name) for tree in chained])
@@ -480,8 +470,8 @@ def _node_attributes(trees: list[Tree], boosting: Boosting) -> dict[str, Any]:
     node_counts = [len(tree.left) for tree in chained]
     return {
         "nodes_treeids": np.repeat(np.arange(len(chained)), node_counts).tolist(),
-        "nodes_nodeids": np.concatenate([np.arange(count) for count in node_counts]).tolist(),
-        "nodes_modes": np.concatenate(modes).tolist(),
+        "nodes_nodeids": np.concatenate([*map(np.arange, node_counts)]).tolist(),
+        "nodes_modes": np.concatenate([modes for _, modes in comparisons]).tolist(),
         **{name: np.where(is_leaf, 0, array).astype(int).tolist() for name, array in nodes.items()},
         **_float_attributes({"nodes_values": thresholds}, boosting.is_single),
     }

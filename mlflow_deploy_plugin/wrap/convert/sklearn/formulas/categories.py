@@ -117,7 +117,7 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
     for column, categories, table in entries:
         codes = [*map(float, range(len(categories)))]
         code = encoded(column, categories, codes, unknown=float(len(categories)))
-        parts.append(take(table.astype(np.float64), code.reshape(-1).astype(np.int64)))
+        parts.append(take(table.astype(float), code.reshape(-1).astype(np.int64)))
     return np.concatenate(parts, axis=1)
 
 

@@ -266,7 +266,7 @@ def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
         raise NotImplementedError("OneVsOneClassifier with a precomputed kernel")
     confidence = _scores(model.estimators_, rows)
     if all(is_linear(estimator) and not is_regressor(estimator) for estimator in model.estimators_):
-        second = (confidence > 0).astype(np.float64)
+        second = (confidence > 0).astype(float)
     else:
         second = np.column_stack(
             [rows.ask(estimator, "predict") for estimator in model.estimators_],
@@ -327,7 +327,7 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
         return largest(likely)
     classes = np.arange(len(model.classes_))  # The members' labels are class positions.
     flags = [
-        (rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64)
+        (rows.ask(estimator, "predict")[:, None] == classes).astype(float)
         for estimator in model.estimators_
     ]
     votes = _mean(flags, weights)
@@ -350,7 +350,7 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
             answers.append(read.ask(estimator, "predict"))
         elif not hasattr(estimator, "predict_proba"):  # The members' labels are class positions.
             vote = read.ask(estimator, "predict")[:, None] == np.arange(model.n_classes_)
-            answers.append(vote.astype(np.float64))
+            answers.append(vote.astype(float))
         else:
             likely = read.ask(estimator, "predict_proba")
             if len(estimator.classes_) < model.n_classes_:
@@ -385,11 +385,7 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
             "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns",
         )
     gaps = np.isnan(rows.matrix)
-    filled = np.where(
-        gaps,
-        np.asarray(model.initial_imputer_.statistics_, float),
-        rows.matrix,
-    )
+    filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
     columns = np.eye(gaps.sample.shape[1], dtype=bool)
     gaps_by_column = [gaps & is_column for is_column in columns]
     rounds = model.imputation_sequence_ if model.n_iter_ else ()
@@ -402,10 +398,7 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
         )
         filled = np.where(gaps_by_column[column], predicted[:, None], filled)
     if model.add_indicator:
-        filled = np.concatenate(
-            [filled, gaps[:, model.indicator_.features_].astype(np.float64)],
-            axis=1,
-        )
+        filled = np.concatenate([filled, gaps[:, model.indicator_.features_].astype(float)], axis=1)
     return filled
 
 
@@ -428,10 +421,7 @@ def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
     are combined into one product.
     """
     if hasattr(model, "classes_"):
-        return np.stack(
-            [rows.ask(member, "label") for member in model.estimators_],
-            axis=1,
-        )
+        return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
     if all(map(is_linear, model.estimators_)):
         return rows.sums(model.estimators_)
     return np.stack(

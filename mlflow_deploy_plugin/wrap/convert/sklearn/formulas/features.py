@@ -75,13 +75,13 @@ def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
         raise NotImplementedError(
             f"its option func={name} is a Python function that does not return computed columns",
         )
-    return answer.astype(np.float64)
+    return answer.astype(float)
 
 
 def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
     if not marks_nan(model):
         raise NotImplementedError("MissingIndicator with missing_values other than NaN")
-    return np.isnan(rows.matrix)[:, model.features_].astype(np.float64)
+    return np.isnan(rows.matrix)[:, model.features_].astype(float)
 
 
 def factors(model: FactorAnalysis, rows: Rows) -> TracedArray:
@@ -105,10 +105,7 @@ def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
 
 def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
     groups = (np.flatnonzero(model.labels_ == label) for label in np.unique(model.labels_))
-    return np.stack(
-        [model.pooling_func(rows.matrix[:, group], axis=1) for group in groups],
-        axis=1,
-    )
+    return np.stack([model.pooling_func(rows.matrix[:, group], axis=1) for group in groups], axis=1)
 
 
 def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
@@ -209,7 +206,7 @@ def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
     otherwise 0.
     """
     threshold = np.float32(model.threshold) if rows.is_single else model.threshold
-    return (rows.matrix > float(threshold)).astype(np.float64)
+    return (rows.matrix > float(threshold)).astype(float)
 
 
 def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
@@ -221,11 +218,11 @@ def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
         inner = edges[1:-1] if len(edges) > 2 else [np.inf]
         codes.append(np.digitize(rows.matrix[:, column], inner))
     if model.encode == "ordinal":
-        return np.stack(codes, axis=1).astype(np.float64)
+        return np.stack(codes, axis=1).astype(float)
     flags = [
         code[:, None] == np.arange(count) for code, count in zip(codes, model.n_bins_, strict=True)
     ]
-    return np.concatenate(flags, axis=1).astype(np.float64)
+    return np.concatenate(flags, axis=1).astype(float)
 
 
 def box_cox(x: TracedArray, powers: Array) -> TracedArray:
@@ -268,7 +265,7 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     is_lowest = values - margin < lowest
     share = np.where(is_lowest, 0.0, np.where(values + margin > highest, 1.0, share))
     limit = _MARGIN - np.spacing(1.0)
-    share = share.astype(values.dtype).astype(np.float64)
+    share = share.astype(values.dtype).astype(float)
     return _deviates(np.clip(share, limit, 1.0 - limit))
 
 

@@ -85,10 +85,7 @@ def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
     between the centres are lost.
     """
     centres = _dense(centres)
-    return np.argmin(
-        (centres * centres).sum(axis=1) - 2.0 * (x @ centres.T),
-        axis=1,
-    )
+    return np.argmin((centres * centres).sum(axis=1) - 2.0 * (x @ centres.T), axis=1)
 
 
 def distances(
@@ -180,11 +177,7 @@ def _weights(
         return np.ones_like(distance)
     same = distance == 0
     has_same = np.any(same, axis=1, keepdims=True)
-    return np.where(
-        has_same,
-        same.astype(np.float64),
-        1.0 / np.where(same, 1.0, distance),
-    )
+    return np.where(has_same, same.astype(float), 1.0 / np.where(same, 1.0, distance))
 
 
 def _distances_to_rows(model: Estimator, x: TracedArray) -> TracedArray:
@@ -208,7 +201,7 @@ def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[Traced
     neighbours), and their count [N].
     """
     distance = _distances_to_rows(model, rows.matrix)
-    inside = (distance <= model.radius).astype(np.float64)
+    inside = (distance <= model.radius).astype(float)
     weights = inside * _weights(distance, model.weights)
     return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
 
@@ -266,7 +259,7 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
         columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
     if model.add_indicator:
         for column in model.indicator_.features_:
-            columns.append(gaps[:, int(column)].astype(np.float64))
+            columns.append(gaps[:, int(column)].astype(float))
     return np.stack(columns, axis=1)
 
 
@@ -274,7 +267,7 @@ def _distances_without_gaps(model: KNNImputer, x: TracedArray, gaps: TracedArray
     """Return the distances [N, K] of the columns that are present in both rows, by
     sklearn.metrics.pairwise.nan_euclidean_distances.
     """
-    here = 1.0 - gaps.astype(np.float64)
+    here = 1.0 - gaps.astype(float)
     known_here = (~model._mask_fit_X).astype(float)
     x = np.where(gaps, 0.0, x)
     fitted = np.where(model._mask_fit_X, 0.0, model._fit_X)
@@ -310,10 +303,7 @@ def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> Decision:
     distance = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(distance * distance) + 2.0 * np.log(model.class_prior_)
     if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
-        position = np.argmin(
-            distances(rows.matrix, model.centroids_, model.metric),
-            axis=1,
-        )
+        position = np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1)
     else:
         position = np.argmax(scores, axis=1)
     return position, softmax(scores)
@@ -393,11 +383,7 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
     """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for
     a score of 0.
     """
-    return np.where(
-        _decisions(model, rows)[:, 0] > 0,
-        1,
-        -1,
-    )
+    return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
 
 
 def machine_classes(model: Estimator, rows: Rows) -> Decision:
@@ -412,11 +398,7 @@ def machine_classes(model: Estimator, rows: Rows) -> Decision:
     if len(model.classes_) == 2:
         position = (decisions[:, 0] <= 0).astype(np.int64)
         return position, np.concatenate([decisions, -decisions], axis=1)
-    votes, scores = votes_of_pairs(
-        (decisions <= 0).astype(np.float64),
-        -decisions,
-        len(model.classes_),
-    )
+    votes, scores = votes_of_pairs((decisions <= 0).astype(float), -decisions, len(model.classes_))
     if model.decision_function_shape == "ovo":
         return np.argmax(votes, axis=1), decisions
     ranks = scores if model.break_ties else votes
@@ -457,10 +439,7 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
-    weights = _solution(
-        np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count),
-        count,
-    )
+    weights = _solution(np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count), count)
     weights = weights / weights.sum(axis=1, keepdims=True)
     return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 
@@ -469,10 +448,7 @@ def _solution(matrix: TracedArray, count: int) -> TracedArray:
     """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
     Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
     """
-    system = np.concatenate(
-        [matrix, np.ones_like(matrix)[:, :, :1]],
-        axis=2,
-    )
+    system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
     for n in range(count):
         # Divide line n by its pivot, and clear column n in the other lines.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]

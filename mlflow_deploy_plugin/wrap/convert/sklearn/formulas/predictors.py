@@ -113,10 +113,7 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
         return position, np.stack([1.0 - likely, likely], axis=1)
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
-    scores = np.stack(
-        [_latent(member, rows.matrix)[1] for member in base.estimators_],
-        axis=1,
-    )
+    scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
 
 
@@ -146,7 +143,7 @@ def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
     all_cuts = [np.empty(0) if cuts is None else cuts for _, cuts in model.cuts]
     counts = np.array([len(cuts) for cuts in all_cuts])
     table = padded(all_cuts, counts.max(), np.inf)
-    numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
+    numbers = counted(table, np.less_equal, x).astype(float) + 1.0
     numbers = np.minimum(numbers, counts + 1.0)  # Infinity is in the last bin.
     numbers = np.where(np.isnan(x), 0.0, numbers)
     return np.where(holds_bins, x, numbers)
@@ -241,10 +238,7 @@ def _matern(kernel: kernels.Matern, x: TracedArray, training: Array) -> TracedAr
 FORMULAS: dict[type, Formula] = {
     DummyClassifier: dummy_classes,
     DummyRegressor: dummy_values,
-    IsotonicRegression: lambda model, rows: isotonic(
-        [model],
-        rows.matrix[:, :1],
-    ),
+    IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
     EllipticEnvelope: elliptic,
     GaussianMixture: mixture,
     BayesianGaussianMixture: mixture,

@@ -74,11 +74,7 @@ class Rows:
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
         width = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(
-            graph,
-            list(operator.inputs),
-            width or sum(map(_width, operator.inputs)),
-        )
+        return cls(graph, list(operator.inputs), width or sum(map(_width, operator.inputs)))
 
     @property
     def matrix(self) -> TracedArray:
@@ -143,7 +139,7 @@ class Rows:
     def full(self, value: float) -> TracedArray:
         """Return the same number for each row, [N]. The rows may be strings."""
         first = self._parts[0][:, 0]
-        return np.full_like((first == first).astype(np.float64), value)
+        return np.full_like((first == first).astype(float), value)
 
     def with_matrix(self, matrix: TracedArray) -> "Rows":
         rows = Rows(self._graph, [], matrix.sample.shape[1], matrix)
@@ -185,7 +181,7 @@ class Rows:
             self._answers[id(estimator)] = formula(estimator, self), estimator
         answer, _ = self._answers[id(estimator)]
         if not isinstance(answer, tuple):  # `refused_rows.py` reads the outputs of operators.
-            answer = answer.astype(np.float64)
+            answer = answer.astype(float)
             kind = DoubleTensorType([None, *answer.shape[1:]])
             output = self._graph.variable(answer.name, kind)
             operator.outputs.append(output)
@@ -195,7 +191,7 @@ class Rows:
         position = _SCORES.index(method) + 1
         if len(answer) <= position:
             raise NotImplementedError(f"the scores of the inner {type(estimator).__name__}")
-        return answer[position].astype(np.float64)
+        return answer[position].astype(float)
 
     def before_last_step(self, estimator: Estimator) -> tuple["Rows", Estimator]:
         """Return the rows that a pipeline's last step reads, and this step. Identical
@@ -397,7 +393,7 @@ def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> Tra
         return take(labels_of(estimator), position)
     if estimator.classes_.dtype.kind not in "fiub":
         raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
-    return take(estimator.classes_.astype(np.float64), position)
+    return take(estimator.classes_.astype(float), position)
 
 
 def is_logistic(estimator: Estimator) -> bool:

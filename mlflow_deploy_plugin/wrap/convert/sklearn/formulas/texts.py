@@ -96,10 +96,7 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
     hashed = graph.node("MurmurHash3", [tokens], positive=0, seed=0)
     hashed = graph.cast(hashed, TensorProto.INT64)
-    column = graph.node(
-        "Mod",
-        [graph.node("Abs", [hashed]), [width]],
-    )
+    column = graph.node("Mod", [graph.node("Abs", [hashed]), [width]])
     if vectorizer.alternate_sign:
         signs = graph.node("Sign", [hashed])
     else:
@@ -165,14 +162,8 @@ def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
     return graph.node(
         "If",
         [is_one],
-        then_branch=single.finish(
-            {},
-            {row: (TensorProto.STRING, [None, None])},
-        ),
-        else_branch=several.finish(
-            {},
-            {cut: (TensorProto.STRING, [None, None])},
-        ),
+        then_branch=single.finish({}, {row: (TensorProto.STRING, [None, None])}),
+        else_branch=several.finish({}, {cut: (TensorProto.STRING, [None, None])}),
     )
 
 
@@ -182,22 +173,13 @@ def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     """
     listed = graph.node("Reshape", [texts, [-1]])
     is_long = graph.node("RegexFullMatch", [listed], pattern=_LONG)
-    largest = graph.node(
-        "ReduceMin",
-        [graph.node("Where", [is_long, [1], [_BLOCK]])],
-    )
+    largest = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
     total = graph.node("Shape", [listed])
     parts, size = graph.equal_blocks(total, largest)
     end = graph.node("Squeeze", [graph.node("Mul", [parts, size])])
-    rows = graph.node(
-        "Mod",
-        [graph.node("Range", [np.int64(0), end, np.int64(1)]), total],
-    )
+    rows = graph.node("Mod", [graph.node("Range", [np.int64(0), end, np.int64(1)]), total])
     shape = graph.node("Concat", [parts, size], axis=0)
-    return graph.node(
-        "Reshape",
-        [graph.node("Gather", [listed, rows]), shape],
-    )
+    return graph.node("Reshape", [graph.node("Gather", [listed, rows]), shape])
 
 
 def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -270,14 +252,8 @@ def _without_stop_words(
         return tokens
     # Each token's key is its position, plus the length for stop words.
     length = graph.node("Shape", [tokens], start=1)
-    positions = graph.node(
-        "Range",
-        [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)],
-    )
-    keys = graph.node(
-        "Add",
-        [graph.node("Mul", [flags, length]), positions],
-    )
+    positions = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
+    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
     _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
     return graph.node("GatherElements", [tokens, order], axis=1)
 
@@ -302,14 +278,8 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         pattern = r"[\x00-\x7F]*"
     else:
         pattern = f"[^İ{_SIGMA}]*"
-    is_plain = graph.cast(
-        graph.node("RegexFullMatch", [texts], pattern=pattern),
-        TensorProto.INT32,
-    )
-    all_plain = graph.cast(
-        graph.node("ReduceMin", [is_plain], keepdims=0),
-        TensorProto.BOOL,
-    )
+    is_plain = graph.cast(graph.node("RegexFullMatch", [texts], pattern=pattern), TensorProto.INT32)
+    all_plain = graph.cast(graph.node("ReduceMin", [is_plain], keepdims=0), TensorProto.BOOL)
     return graph.node(
         "If",
         [all_plain],
@@ -340,10 +310,7 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     body = graph.subgraph()
     parts = body.name()
     joined = _join_pairs(body, parts)
-    length = body.node(
-        "Squeeze",
-        [body.node("Shape", [joined], start=1)],
-    )
+    length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
     goes_on = body.node("Greater", [length, np.int64(1)])
     before: Values = {
         body.name(): (TensorProto.INT64, []),
@@ -355,11 +322,7 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
         joined: (TensorProto.STRING, [None, None]),
     }
     rounds = body.finish(before, after)
-    texts = graph.node(
-        "Loop",
-        ["", np.bool_(True), characters],
-        body=rounds,
-    )
+    texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
     return graph.node("Reshape", [texts, [-1]])
 
 
@@ -368,18 +331,9 @@ def _join_pairs(graph: NodeBuilder, parts: str) -> str:
     on.
     """
     end = [np.iinfo(np.int64).max]
-    empty = graph.node(
-        "Where",
-        [[True], _text(""), graph.node("Slice", [parts, [0], [1], [1]])],
-    )
-    left = graph.node(
-        "Slice",
-        [parts, [0], end, [1], [2]],
-    )
-    right = graph.node(
-        "Slice",
-        [graph.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]],
-    )
+    empty = graph.node("Where", [[True], _text(""), graph.node("Slice", [parts, [0], [1], [1]])])
+    left = graph.node("Slice", [parts, [0], end, [1], [2]])
+    right = graph.node("Slice", [graph.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
     return graph.node("StringConcat", [left, right])
 
 
@@ -397,35 +351,20 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     )
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.cast(code, TensorProto.DOUBLE)
-    length = graph.node(
-        "Squeeze",
-        [graph.node("Shape", [characters], start=1)],
-    )
-    position = graph.node(
-        "Range",
-        [np.int64(0), length, np.int64(1)],
-    )
+    length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
+    position = graph.node("Range", [np.int64(0), length, np.int64(1)])
     position = graph.cast(position, TensorProto.DOUBLE)
     near_letters = []
     for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
-        rank = graph.node(
-            "Add",
-            [code, graph.node("Mul", [position, [step]])],
-        )
+        rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
         near_letters.append(_is_near_letter(graph, rank, step > 0))
     is_after_letter, is_before_letter = near_letters
-    is_last = graph.node(
-        "And",
-        [is_after_letter, graph.node("Not", [is_before_letter])],
-    )
-    is_final_sigma = graph.node(
-        "And",
-        [is_last, graph.node("Equal", [characters, _text(_SIGMA)])],
-    )
-    return graph.node("Where", [is_final_sigma, _text("ς"), characters])
+    is_final = graph.node("And", [is_after_letter, graph.node("Not", [is_before_letter])])
+    is_final = graph.node("And", [is_final, graph.node("Equal", [characters, _text(_SIGMA)])])
+    return graph.node("Where", [is_final, _text("ς"), characters])
 
 
 def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
@@ -442,19 +381,9 @@ def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
     ranks = graph.node("Unsqueeze", [rank, [1]])
     padded = graph.node("Pad", [ranks, padding, _NO_RANK[0]])
     nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
-    nearest = graph.node(
-        "Slice",
-        [nearest, [start], [end], [2]],
-    )
-    code = graph.node(
-        "Mod",
-        [graph.node("Squeeze", [nearest, [1]]), [4.0]],
-        fmod=1,
-    )
-    return graph.node(
-        "Equal",
-        [graph.node("Abs", [code]), [2.0]],
-    )
+    nearest = graph.node("Slice", [nearest, [start], [end], [2]])
+    code = graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)
+    return graph.node("Equal", [graph.node("Abs", [code]), [2.0]])
 
 
 @cache
@@ -494,7 +423,7 @@ def weighted(transformer: TfidfTransformer, counts: TracedArray) -> TracedArray:
     """Return counts [N, V] times the term weights, with rows of norm 1, in 64 bits to
     avoid underflow of squares.
     """
-    counts = counts.astype(np.float64)
+    counts = counts.astype(float)
     if transformer.sublinear_tf:
         counts = np.where(counts == 0, 0.0, np.log(counts) + 1.0)
     if transformer.use_idf:
@@ -523,7 +452,7 @@ def _apply_in_64_bits(
     floats.
     """
     numbers = Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32))
-    changed = change(numbers.astype(np.float64))
+    changed = change(numbers.astype(float))
     return str(changed.astype(np.float32).name)
 
 

@@ -82,13 +82,13 @@ def _boosting_scores(x: TracedArray, boosting: Boosting) -> TracedArray:
         width = len(boosting.base)
         kinds = 1 + len(boosting.slopes)
         sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
-        by_kind = sums.astype(np.float64).reshape(-1, kinds, width)
+        by_kind = sums.astype(float).reshape(-1, kinds, width)
         features = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)
         features = features[:, :, None]
         # A missing feature adds 0.
         return np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
     if len(boosting.lines):
-        filled = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
+        filled = np.where(np.isnan(x), np.float32(0.0), x).astype(float)
         return (filled @ boosting.lines + boosting.base).astype(np.float32)
     return _sums_of_trees(x, boosting, write_trees)
 
@@ -134,10 +134,7 @@ def _sums_of_trees(
     write: WritesTrees = write_walk,
 ) -> TracedArray:
     """Return the 32-bit sums [N, targets] of the trees' leaves."""
-    sample = np.ones(
-        (len(x.sample), len(boosting.base)),
-        np.float32,
-    )
+    sample = np.ones((len(x.sample), len(boosting.base)), np.float32)
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
@@ -229,7 +226,7 @@ def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
         total = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1) * (count - 1.0)
     else:
         is_class = _member_answers(model, rows)[:, None, :] == np.arange(count)[:, None]
-        votes = is_class.astype(np.float64) @ weights
+        votes = is_class.astype(float) @ weights
         total = votes - (weights.sum() - votes) / (count - 1.0)
     total = total / model.estimator_weights_.sum()
     if count > 2:
@@ -269,7 +266,7 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
             answers.append(take(codes, _predicted_position(member, rows)))
     if answers:
         return np.stack(answers, axis=1)
-    return _sums(rows, trees, [*range(len(trees))]).astype(np.float64)
+    return _sums(rows, trees, [*range(len(trees))]).astype(float)
 
 
 def _predicted_position(classifier: Estimator, rows: Rows) -> TracedArray:
@@ -293,7 +290,7 @@ def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     reached = _sums(rows, trees, [*range(len(trees))])
     leaves = model.one_hot_encoder_.categories_
     tree_of_leaf = np.repeat(range(len(trees)), [*map(len, leaves)])
-    return (reached[:, tree_of_leaf] == np.concatenate(leaves)).astype(np.float64)
+    return (reached[:, tree_of_leaf] == np.concatenate(leaves)).astype(float)
 
 
 def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:

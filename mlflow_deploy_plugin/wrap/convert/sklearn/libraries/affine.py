@@ -31,14 +31,7 @@ the precision.
 """
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array(
-    [
-        sign * (10.0**power - less)
-        for power, less, sign in product(
-            range(3, 13),
-            (0, 1),
-            (-1, 1),
-        )
-    ],
+    [sign * (10.0**power - less) for power, less, sign in product(range(3, 13), (0, 1), (-1, 1))],
 )
 _CLOSE = 1e-12
 """The maximum error of an output, relative to the sum of its terms' absolute values."""
@@ -90,7 +83,7 @@ def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
     answer = np.asarray(getattr(part, method)(table))
     if answer.dtype.kind != "f" or len(answer) != len(rows):
         raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
-    return answer.astype(np.float64)
+    return answer.astype(float)
 
 
 @dataclass(frozen=True)
@@ -158,7 +151,7 @@ def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
     def compute(x: TracedArray) -> TracedArray:
         scaled = x[:, origins] * scales
         if not reads_one.all():
-            is_missing = np.isnan(x).astype(np.float64) @ reads.astype(np.float64) > 0
+            is_missing = np.isnan(x).astype(float) @ reads.astype(float) > 0
             summed = np.where(np.isnan(x), 0.0, x) @ weights
             scaled = np.where(reads_one, scaled, np.where(is_missing, np.nan, summed))
         return scaled + sums.intercept

@@ -92,7 +92,7 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
 
     def compute(x: TracedArray) -> TracedArray:
         is_outside = (x < edges[0]) | (x > edges[-1])
-        index = np.digitize(x, edges[1:-1], right=True).astype(np.float64)
+        index = np.digitize(x, edges[1:-1], right=True).astype(float)
         return np.where(is_outside, np.nan, index)
 
     if getattr(fitted, "errors", "") == "raise":
