@@ -287,10 +287,11 @@ def fire(
     last = _last_order(before, now)
     if content.order < last:
         return None
+    is_new_window = content.order > last or not content.order
     updated = replace(
         before,
         last_at=now,
-        count=before.count + (content.order > last or not content.order),
+        count=before.count + is_new_window,
     )
     if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
         return replace(updated, detail=content.event_detail("worse", now, before))
@@ -319,7 +320,27 @@ def _last_order(before: Alert, now: datetime) -> str:
 
 
 def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
+    """Return the content of an alert about a judged window. Its weight is the sum of
+    the weights of the alarms.
+    """
     alarms = [finding for finding in result.findings if finding.is_alarm]
+    return AlertContent(
+        fingerprint=f"{result.endpoint}/{result.monitor}",
+        endpoint=result.endpoint,
+        monitor=result.monitor,
+        order=f"{result.window.start.isoformat()} {result.revision:06}",
+        weight=sum(finding.weight for finding in alarms) or 1.0,
+        lines=_result_lines(result, alarms),
+        link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
+        next=_next_step(result, spec),
+        tags=spec.alert,
+    )
+
+
+def _result_lines(result: MonitorResult, alarms: Sequence[Finding]) -> list[str]:
+    """Return the lines of the message: the state, the first alarms and the monitor's
+    budget of false alarms.
+    """
     if result.model:
         answered = f"{result.model} version {result.version}"
     else:
@@ -330,29 +351,26 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     lines += map(_finding_line, alarms[:_MOST_FINDINGS])
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
-    if alarms and (budget := result.figures.get("false_alarms_per_year")):
+    budget = result.figures.get("false_alarms_per_year")
+    if alarms and budget:
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
+    return lines
+
+
+def _next_step(result: MonitorResult, spec: MonitorSpec) -> str:
+    """Return the commands that the user can run after an alarm, or ""."""
+    if not result.is_alarm:
+        return ""
     monitor = f"{result.endpoint} --monitor {result.monitor}"
-    first = f"onnxserve monitor list {result.endpoint}"
     if spec.retrain:
-        first = f"onnxserve retrain {monitor}"
-    next_step = ""
-    if result.is_alarm:
-        next_step = _next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h")
-    return AlertContent(
-        fingerprint=f"{result.endpoint}/{result.monitor}",
-        endpoint=result.endpoint,
-        monitor=result.monitor,
-        order=f"{result.window.start.isoformat()} {result.revision:06}",
-        weight=sum(finding.weight for finding in alarms) or 1.0,
-        lines=lines,
-        link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
-        next=next_step,
-        tags=spec.alert,
-    )
+        command = f"onnxserve retrain {monitor}"
+    else:
+        command = f"onnxserve monitor list {result.endpoint}"
+    return _next(result.endpoint, f"{command}, or onnxserve silence {monitor} --for 2h")
 
 
 def _finding_line(finding: Finding) -> str:
+    """Return the line of an alarm: its subject, check, value, threshold and reason."""
     name = finding.subject
     if finding.segment:
         name += f" [{finding.segment}]"
@@ -361,15 +379,10 @@ def _finding_line(finding: Finding) -> str:
         line += f", {finding.measure}"
     if finding.value_text and finding.threshold_text:
         line += f" {finding.value_text} (threshold {finding.threshold_text})"
-    why = _short(
-        "; ".join(
-            filter(
-                None,
-                (finding.history, finding.reason),
-            )
-        )
-    )
-    return f"{line}: {why}" if why else line
+    texts = [text for text in (finding.history, finding.reason) if text]
+    if not texts:
+        return line
+    return f"{line}: {_short('; '.join(texts))}"
 
 
 def _next(endpoint: str, commands: str) -> str:

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
@@ -133,7 +133,8 @@ def read_channels(path: Path) -> list[Channel]:
         identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
         tags = frozenset(str(tag) for tag in service.tags)
         tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
-        name = f"{service.service_name or 'channel'}{tag_text} #{identity[:6]}"
+        service_name = service.service_name or "channel"
+        name = f"{service_name}{tag_text} #{identity[:6]}"
         channels[identity] = Channel(identity, name, tags, service)
     return list(channels.values())
 
@@ -220,7 +221,8 @@ class _Delivery:
     alerts: list[Alert] = field(default_factory=list)
 
     def send(self) -> bool:
-        return self.channel.send(*_build_message(self.alerts))
+        message = _build_message(self.alerts)
+        return self.channel.send(message.title, message.body, message.kind)
 
 
 def _drop_outdated(
@@ -249,6 +251,7 @@ def _claim(
     """Claim the alerts, and return those that no other process is sending."""
 
     def claim(alert: Alert) -> Alert | None:
+        """Return the claimed alert; None if it was sent or another process sends it."""
         claimed_until = alert.detail.get("claimed_until", "")
         if alert.detail.get("is_told", True) or _is_ahead(claimed_until, now, _CLAIM):
             return None
@@ -266,6 +269,9 @@ def _plan_deliveries(
     channels: Sequence[Channel],
     now: datetime,
 ) -> list[_Delivery]:
+    """Return a delivery for each endpoint and channel, with the alerts that the channel
+    must receive now.
+    """
     deliveries: dict[tuple[str, str], _Delivery] = {}
     for alert, channel in product(alerts, channels):
         not_before = _channel_state(alert, channel).get("not_before", "")
@@ -297,10 +303,11 @@ def _due(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
     for alert in untold:
         since = datetime.fromisoformat(alert.detail["since"])
         newest[alert.endpoint] = max(since, newest.get(alert.endpoint, since))
+    waiting = {endpoint for endpoint, since in newest.items() if now - wait < since <= now}
     return [
         alert
         for alert in untold
-        if not now - wait < newest[alert.endpoint] <= now and not _is_silenced(alert, silences)
+        if alert.endpoint not in waiting and not _is_silenced(alert, silences)
     ]
 
 
@@ -347,9 +354,12 @@ def _settle(
     channels: Sequence[Channel],
     outcomes: Sequence[tuple[Channel, bool]],
 ) -> None:
+    """Store and log the outcomes of an alert: the channels, and whether each of them
+    accepted the message.
+    """
     now = store.now()
 
-    def settled(stored: Alert) -> Alert:
+    def settle(stored: Alert) -> Alert:
         states = dict(stored.detail.get("channels", {}))
         for channel, is_taken in outcomes:
             if is_taken:
@@ -363,7 +373,7 @@ def _settle(
         is_told = not any(_is_owed(after, channel) for channel in channels)
         return replace(after, detail={**detail, "is_told": is_told})
 
-    after = Alerts(store).change_by_id(alert.id, settled)
+    after = Alerts(store).change_by_id(alert.id, settle)
     if after is not None:
         failed = [channel for channel, is_taken in outcomes if not is_taken]
         _log_failures(after, failed, channels)
@@ -398,10 +408,16 @@ def _log_failures(
         _log.error("%s: no channel in ONNXSERVE_ALERT_CONFIG has a tag of the alert", subject)
 
 
-def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
-    """Return the title, the text and the kind of a message for the alerts of an
-    endpoint, the most severe first.
-    """
+class _Message(NamedTuple):
+    """A message for a channel."""
+
+    title: str
+    body: str
+    kind: MessageKind
+
+
+def _build_message(alerts: Sequence[Alert]) -> _Message:
+    """Return a message for the alerts of an endpoint, the most severe first."""
     ordered = sorted(
         alerts,
         key=lambda alert: (
@@ -413,7 +429,7 @@ def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
     title = f"onnxserve: {_without_markup(first.endpoint)}: {_head(first)}{more}"
-    return title, "\n\n".join(map(_paragraph, ordered)), _kind(first)
+    return _Message(title, "\n\n".join(map(_paragraph, ordered)), _kind(first))
 
 
 def _paragraph(alert: Alert) -> str:

@@ -97,23 +97,24 @@ class _RequestCounts:
         return math.exp(bucket * _GROWTH) / 1e6
 
     def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
-        yield "error_rate", self.errors / self.requests
+        """Yield the name and the value of each figure: the rates of failed requests,
+        the latencies, and for each requirement the share of permitted slow or failed
+        requests that is left. Without a latency, no figure about latencies is returned.
+        """
+        error_rate = self.errors / self.requests
+        yield "error_rate", error_rate
         yield "refused_rate", self.refused / self.requests
         if self.timed:
             for name, share in QUANTILES.items():
                 yield name, self.quantile(share)
-        for requirement, late in zip(requirements, self.slow.tolist(), strict=True):
+        for requirement, slow_answers in zip(requirements, self.slow.tolist(), strict=True):
+            figure = f"budget_left/{requirement.name}"
             if requirement.name in QUANTILES:
                 if self.timed:
-                    yield (
-                        f"budget_left/{requirement.name}",
-                        1 - late / self.timed / (1 - QUANTILES[requirement.name]),
-                    )
+                    permitted = 1 - QUANTILES[requirement.name]
+                    yield figure, 1 - slow_answers / self.timed / permitted
             elif requirement.value:
-                yield (
-                    f"budget_left/{requirement.name}",
-                    1 - self.errors / self.requests / requirement.value,
-                )
+                yield figure, 1 - error_rate / requirement.value
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -138,7 +139,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     )
     findings: list[Finding] = []
     for segment, counts in parts.items():
-        findings += _findings(spec.requirements, counts, confidence, segment)
+        findings += _judge_requirements(spec.requirements, counts, confidence, segment)
     findings = with_history(request, findings)
     return request.result(
         *overall_state(findings),
@@ -189,18 +190,7 @@ class _CountedRequests:
             if texts is None:
                 continue
             by_value = self.by_column.setdefault(column, {})
-            encoded = texts.dictionary_encode()
-            codes = np.asarray(pc.fill_null(encoded.indices, -1))
-            order = np.argsort(codes, kind="stable")
-            bounds = np.searchsorted(
-                codes[order],
-                np.arange(len(encoded.dictionary) + 1),
-            )
-            for value, rows in zip(
-                encoded.dictionary.to_pylist(),
-                np.split(order, bounds)[1:],
-                strict=False,
-            ):
+            for value, rows in _rows_by_value(texts):
                 if value not in by_value and len(by_value) >= _MAX_VALUES:
                     self.is_full = True
                     continue
@@ -232,6 +222,23 @@ class _CountedRequests:
         return segments, notes
 
 
+def _rows_by_value(texts: pa.Array) -> Iterator[tuple[str, Array]]:
+    """Yield each value with the indices of its rows; missing values are left out."""
+    encoded = texts.dictionary_encode()
+    codes = np.asarray(pc.fill_null(encoded.indices, -1))
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(
+        codes[order],
+        np.arange(len(encoded.dictionary) + 1),
+    )
+    rows_of_missing_and_values = np.split(order, bounds)
+    return zip(
+        encoded.dictionary.to_pylist(),
+        rows_of_missing_and_values[1:],
+        strict=False,
+    )
+
+
 def _count_requests(request: WindowRequest) -> _CountedRequests:
     limits = [_limit_us(requirement) for requirement in request.spec.requirements]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))
@@ -256,40 +263,52 @@ def _limit_us(requirement: Requirement) -> float:
     return requirement.value * 1e6
 
 
-def _findings(
+def _judge_requirements(
     requirements: tuple[Requirement, ...],
     counts: _RequestCounts,
     confidence: float,
     segment: str,
 ) -> Iterator[Finding]:
-    for requirement, late in zip(requirements, counts.slow.tolist(), strict=True):
+    """Yield a finding for each requirement on errors or latencies."""
+    for requirement, slow_answers in zip(requirements, counts.slow.tolist(), strict=True):
         if requirement.name not in QUANTILES:
             measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
             metric = measured if counts.has_failures else _NO_COLUMNS
             yield criterion_finding(requirement, metric, confidence, segment)
-            continue
-        if not counts.timed:
+        elif not counts.timed:
             yield criterion_finding(requirement, _NO_ANSWER, confidence, segment)
-            continue
-        permitted = 1 - QUANTILES[requirement.name]
-        share = wilson_interval(requirement.name, late, counts.timed, confidence)
-        state = criterion_state(share.low <= permitted, share.high <= permitted)
-        reason = (
-            f"{share.value:.2%} of {counts.timed:,} answers took longer than "
-            f"{requirement.value:g} s, {share.low:.2%} to {share.high:.2%} ({share.method}, "
-            f"confidence {confidence:.4g}); the limit is {permitted:.2%}"
-        )
-        value = counts.quantile(QUANTILES[requirement.name])
-        yield Finding(
-            requirement.name,
-            "criterion",
-            state,
-            reason,
-            value,
-            requirement.value,
-            segment,
-            unit="s",
-        )
+        else:
+            yield _judge_latency(requirement, counts, slow_answers, confidence, segment)
+
+
+def _judge_latency(
+    requirement: Requirement,
+    counts: _RequestCounts,
+    slow_answers: int,
+    confidence: float,
+    segment: str,
+) -> Finding:
+    """Return the finding about a quantile of the latency, from the interval of the
+    share of answers that took longer than the limit.
+    """
+    quantile = QUANTILES[requirement.name]
+    permitted = 1 - quantile
+    share = wilson_interval(requirement.name, slow_answers, counts.timed, confidence)
+    reason = (
+        f"{share.value:.2%} of {counts.timed:,} answers took longer than "
+        f"{requirement.value:g} s, {share.low:.2%} to {share.high:.2%} ({share.method}, "
+        f"confidence {confidence:.4g}); the limit is {permitted:.2%}"
+    )
+    return Finding(
+        requirement.name,
+        "criterion",
+        criterion_state(share.low <= permitted, share.high <= permitted),
+        reason,
+        counts.quantile(quantile),
+        requirement.value,
+        segment,
+        unit="s",
+    )
 
 
 _NO_ANSWER = Refused("no answered request has a latency")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import chain, product
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -104,16 +105,19 @@ def judge(request: WindowRequest) -> MonitorResult:
     """Judge the share of rows on which each shadow variant disagrees with the
     answers.
     """
-    answered, shadows, notes = _read(request)
+    captured = _read_captured(request)
+    answered = captured.answered
+    notes = captured.notes
     if answered is None:
         return request.result("not judged", "the window has no rows", notes=notes)
-    if not shadows:
+    if not captured.by_variant:
         version = next(iter(count_versions(answered)))
         reason = "no shadow has computed a row in the window"
         return request.result("not judged", reason, version, len(answered), notes=notes)
     artifact_of = cache(partial(version_artifact, request))
     compared = [
-        _compare(request, answered, variant, rows, artifact_of) for variant, rows in shadows.items()
+        _compare(request, answered, variant, rows, artifact_of)
+        for variant, rows in captured.by_variant.items()
     ]
     return _judge_variants(request, answered, compared, notes)
 
@@ -124,6 +128,10 @@ def _judge_variants(
     compared: Sequence[_ShadowRows],
     notes: Sequence[str],
 ) -> MonitorResult:
+    """Return the result of the window: the findings, figures and notes of all variants
+    together. The confidence of the intervals is shared by all requirements, variants
+    and segments.
+    """
     parts = sum(len(shadow.segments) for shadow in compared)
     confidence = bonferroni_confidence(
         request.requirement_rate,
@@ -132,11 +140,12 @@ def _judge_variants(
     findings: list[Finding] = []
     figures: dict[str, float] = {}
     all_notes = [*notes]
+    is_only = len(compared) == 1
     for shadow in compared:
         all_notes += [shadow.describe(len(answered)), *shadow.failures]
         sampling = event_sampling(request, shadow.answered, confidence)
         figures |= shadow.figures(len(answered), sampling)
-        findings += _findings(request.spec, shadow, sampling, len(compared) == 1)
+        findings += _judge_variant(request.spec, shadow, sampling, is_only)
     variants = [shadow.variant for shadow in compared]
     findings += _absent_findings(request.spec, variants, confidence)
     all_notes += dict.fromkeys(chain.from_iterable(shadow.segment_notes for shadow in compared))
@@ -201,10 +210,44 @@ class _SampledRows:
         return rows.filter(pa.array(is_sampled)), hashes[is_sampled]
 
 
-def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
+class _CapturedRows(NamedTuple):
+    """The sampled rows of a window.
+
+    Attributes:
+        answered: the answered rows; None if the window has no answered row.
+        by_variant: the rows of each shadow variant.
+    """
+
+    answered: pa.Table | None
+    by_variant: dict[str, pa.Table]
+    notes: list[str]
+
+
+def _read_captured(request: WindowRequest) -> _CapturedRows:
     """Return the answered rows, and for each shadow variant its rows of the same
     requests; about `MAX_ROWS` rows each. If there are more rows, the same prediction
     ids are kept for answers and shadows, by the hash of the id.
+    """
+    sample = _sample_rows(request)
+    notes = list(unreadable_notes(request.log))
+    if sample.limit < _LARGEST_HASH:
+        notes.append(
+            f"{sample.count:,} of {sample.total:,} rows, including shadow rows, are compared, "
+            "sampled by prediction id",
+        )
+    if not sample.count:
+        return _CapturedRows(None, {}, notes)
+    table = concat_tables([rows for rows, _ in sample.parts])
+    is_shadow = pc.fill_null(table.column("_shadow"), False)
+    answered = table.filter(pc.invert(is_shadow))
+    if not len(answered):
+        return _CapturedRows(None, {}, notes)
+    return _CapturedRows(answered, _split_by_variant(table.filter(is_shadow)), notes)
+
+
+def _sample_rows(request: WindowRequest) -> _SampledRows:
+    """Return a sample of the window's rows, including shadow rows, with the columns
+    that the comparison and the segments need.
     """
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     sample = _SampledRows()
@@ -215,23 +258,10 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
             if name in request.spec.segment_by or name.startswith(prefixes)
         ]
         sample.add(batch.select(needed))
-    notes = list(unreadable_notes(request.log))
-    if sample.limit < _LARGEST_HASH:
-        notes.append(
-            f"{sample.count:,} of {sample.total:,} rows, including shadow rows, are compared, "
-            "sampled by prediction id",
-        )
-    if not sample.count:
-        return None, {}, notes
-    table = concat_tables([rows for rows, _ in sample.parts])
-    is_shadow = pc.fill_null(table.column("_shadow"), False)
-    answered = table.filter(pc.invert(is_shadow))
-    if not len(answered):
-        return None, {}, notes
-    return answered, _by_variant(table.filter(is_shadow)), notes
+    return sample
 
 
-def _by_variant(computed: pa.Table) -> dict[str, pa.Table]:
+def _split_by_variant(computed: pa.Table) -> dict[str, pa.Table]:
     variants = computed.column("_variant")
     names = sorted(pc.unique(variants.drop_null()).to_pylist())
     return {name: computed.filter(pc.equal(variants, name)) for name in names}
@@ -246,33 +276,38 @@ def _compare(
 ) -> _ShadowRows:
     """Compare the row pairs of each combination of versions separately, because the
     outputs differ per version.
+
+    Args:
+        computed: the rows of the shadow variant.
+        artifact_of: returns the artifact of a model and version; None if it cannot be
+            read.
     """
     left, right = _pair_rows(answered, computed)
     same = np.full(len(left), _NOT_COMPARED, np.int8)
     failures = []
-    for versions in product(count_versions(left), count_versions(right)):
+    for version, shadow_version in product(count_versions(left), count_versions(right)):
         rows = np.flatnonzero(
-            is_answered_by(left, *versions[0]) & is_answered_by(right, *versions[1]),
+            is_answered_by(left, *version) & is_answered_by(right, *shadow_version),
         )
         if not len(rows):
             continue
         pair = left.take(pa.array(rows)), right.take(pa.array(rows))
-        artifacts = [artifact_of(*version) for version in versions]
+        artifacts = artifact_of(*version), artifact_of(*shadow_version)
         try:
             same[rows] = _are_same(pair, artifacts, request.capture.mask)
         except InferenceError as error:
-            ours = " version ".join(versions[0])
+            ours = " version ".join(version)
             failures.append(f"{len(rows):,} rows of {ours} and its shadow: {error.message}")
     segments, segment_notes = find_segments(left, request.spec, same != _NOT_COMPARED)
     return _ShadowRows(
-        variant,
-        next(iter(count_versions(computed))),
-        left,
-        same,
-        failures,
-        len(computed),
-        [("", np.ones(len(same), bool)), *segments],
-        segment_notes,
+        variant=variant,
+        version=next(iter(count_versions(computed))),
+        answered=left,
+        same=same,
+        failures=failures,
+        copies=len(computed),
+        segments=[("", np.ones(len(same), bool)), *segments],
+        segment_notes=segment_notes,
     )
 
 
@@ -319,18 +354,22 @@ def _keys(table: pa.Table) -> Array:
     )
 
 
-def _findings(
+def _judge_variant(
     spec: MonitorSpec,
     shadow: _ShadowRows,
     sampling: Sampling,
     is_only: bool,
 ) -> Iterator[Finding]:
+    """Yield a finding for each requirement on the variant and each segment. The subject
+    contains the variant, unless it is the only one or the requirement specifies it.
+    """
     for requirement in spec.requirements:
         if requirement.argument not in ("", shadow.variant):
             continue
         for segment, rows in shadow.segments:
             is_compared = rows & shadow.comparable
-            if (count := int(is_compared.sum())) < spec.min_rows:
+            count = int(is_compared.sum())
+            if count < spec.min_rows:
                 measured: MetricInterval | Refused = Refused(
                     f"{count:,} rows can be compared; min_rows is {spec.min_rows}",
                 )
