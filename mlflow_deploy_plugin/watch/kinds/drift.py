@@ -153,7 +153,8 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if request.spec.requirements:
         draws = _independent_draws(request, compared.version)
         for requirement in request.spec.requirements:
-            required += with_history(request, _required(compared, requirement, draws))
+            findings = _requirement_findings(compared, requirement, draws)
+            required += with_history(request, findings)
     checked = _quality_findings(verdict.findings)
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
@@ -309,7 +310,7 @@ class WindowComparison:
             verdict,
             findings=tuple(self._with_correlation(item, sample) for item in verdict.findings),
         )
-        of_shifts = [self._with_correlation(item, sample) for item in shifts.findings]
+        shift_findings = [self._with_correlation(item, sample) for item in shifts.findings]
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
         return self.request.result(
             state,
@@ -317,7 +318,7 @@ class WindowComparison:
             self.version,
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
-            findings=(*of_shifts, *verdict.findings),
+            findings=(*shift_findings, *verdict.findings),
             figures={**verdict.figures, **shifts.figures},
             notes=self._notes_of(verdict, shifts),
             report=self._report_data(verdict, shifts, sample),
@@ -337,6 +338,9 @@ class WindowComparison:
         shifts: ShiftVerdict,
         sample: tuple[pa.Table, pa.Table] | None,
     ) -> ReportData:
+        """Return the data for the report: the columns of the `sample` of the reference
+        and the window, the sketches and the charts of the shifts.
+        """
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
         pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
@@ -345,7 +349,9 @@ class WindowComparison:
         }
         sketches = profile_to_parquet(Profile(self.profile.rows, inputs))
         accuracy = self.request.accuracy
-        levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
+        levels = shifts.charts
+        if levels and accuracy:
+            levels = (*levels, accuracy)
         return ReportData(pairs, {SKETCHES: sketches}, levels)
 
     def _with_correlation(
@@ -354,14 +360,10 @@ class WindowComparison:
         sample: tuple[pa.Table, pa.Table] | None,
     ) -> Finding:
         """Return the finding. The change of an alarm about relations is the correlation
-        that changed most.
+        that changed most between the reference and the window of the `sample`.
         """
-        if (
-            finding.subject != RELATIONS
-            or not finding.is_alarm
-            or self.reference is None
-            or sample is None
-        ):
+        is_relation_alarm = finding.subject == RELATIONS and finding.is_alarm
+        if not is_relation_alarm or self.reference is None or sample is None:
             return finding
         if finding.segment:
             column, value = self.segment_values[finding.segment]
@@ -374,7 +376,9 @@ class WindowComparison:
         )
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
-        """Return about `_SHOWN_ROWS` rows of the reference and of the window."""
+        """Return about `_SHOWN_ROWS` rows of the reference and of the window; None
+        without a reference or without rows of the judged version.
+        """
         request = self.request
         parts = self._report_windows()
         samples = (
@@ -628,25 +632,20 @@ def _profiles_by_value(
     values: Sequence[str],
     reference: DriftReference,
 ) -> list[Profile]:
+    """Return the sketches of the rows with each value of the column."""
     profiles_by_value: list[list[Profile]] = [[] for _ in values]
     value_set = pa.array(values, pa.string())
     for table in coalesce_batches(_version_rows(request, version, None)):
         texts = texts_of(table, column)
         if texts is None or not values:
             continue
-        groups = np.asarray(
-            pc.fill_null(
-                pc.index_in(texts, value_set=value_set),
-                -1,
-            )
-        ).astype(
-            np.int64,
-        )
-        inside = groups >= 0
+        value_indices = pc.fill_null(pc.index_in(texts, value_set=value_set), -1)
+        groups = np.asarray(value_indices).astype(np.int64)
+        is_inside = groups >= 0
         profiles = sketch_groups(
             reference.bins,
-            table.filter(pa.array(inside)),
-            groups[inside],
+            table.filter(pa.array(is_inside)),
+            groups[is_inside],
             len(values),
         )
         for group, profile in enumerate(profiles):
@@ -669,26 +668,35 @@ def _conclude(
     verdict: State,
     reason: str,
 ) -> tuple[State, str]:
+    """Return the state and the reason of data quality: the first alarm, otherwise the
+    requirements, otherwise the verdict on the window.
+
+    Args:
+        required: the findings of the requirements.
+        checked: the findings about missing, unseen and out-of-range values.
+        verdict: the state of the window without requirements, with its `reason`.
+    """
     for state in ("violated", "drift"):
         alarms = [finding for finding in (*required, *checked) if finding.state == state]
         if alarms:
             return state, describe_worst([finding.subject for finding in alarms], alarms[0].account)
     if required and all(finding.state == "kept" for finding in required):
         return "kept", f"{required[0].subject}: {required[0].reason}"
-    if unknown := next((finding for finding in required if finding.state == "cannot tell"), None):
-        return "cannot tell", f"{unknown.subject}: {unknown.account}"
-    if verdict == "not judged" or any(finding.state == "not judged" for finding in required):
-        return "not judged", next(
-            (finding.account for finding in required if finding.state == "not judged"),
-            reason,
-        )
+    undecided = [finding for finding in required if finding.state == "cannot tell"]
+    if undecided:
+        return "cannot tell", f"{undecided[0].subject}: {undecided[0].account}"
+    not_judged = [finding.account for finding in required if finding.state == "not judged"]
+    if not_judged:
+        return "not judged", not_judged[0]
+    if verdict == "not judged":
+        return "not judged", reason
     return (
         "no drift",
         "no more values are missing, unseen or out of range than in the reference's own windows",
     )
 
 
-def _required(
+def _requirement_findings(
     compared: WindowComparison,
     requirement: Requirement,
     effective_n: float,
@@ -699,16 +707,24 @@ def _required(
     """
     argument = requirement.argument
     columns = _required_columns(compared, argument)
-    if why_not := _why_not_judged(compared, requirement, columns):
-        subject = f"{requirement.name}({argument})" if argument else requirement.name
-        yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
+    refusal = _why_not_judged(compared, requirement, columns)
+    if refusal:
+        yield Finding(
+            subject=f"{requirement.name}({argument})" if argument else requirement.name,
+            check="criterion",
+            state="not judged",
+            reason=refusal,
+            value=None,
+            threshold=requirement.value,
+        )
         return
     measured = _measure_shares(compared, requirement, columns, effective_n)
     broken = [item for item in measured if item.state != "kept"]
     more = ""
     if len(broken) > _MOST_COLUMNS:
         more = f", and the same for {len(broken) - 1} more columns"
-    for item in broken[:_MOST_COLUMNS] or measured[:1]:
+    shown = broken[:_MOST_COLUMNS] or measured[:1]
+    for item in shown:
         if broken or argument:
             text = item.text
         else:
@@ -749,7 +765,9 @@ def _measure_shares(
     columns: Sequence[str],
     effective_n: float,
 ) -> list[_MeasuredShare]:
-    """Return the share of each column, the largest share first."""
+    """Return the share of each column, the largest share first. `effective_n` is the
+    number of independent draws that the rows are worth.
+    """
     profile = compared.profile
     confidence = _confidence(compared.request, len(columns))
     measured = []
