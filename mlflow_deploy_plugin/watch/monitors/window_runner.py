@@ -121,26 +121,13 @@ class WindowRunner:
             states=("pending", "running"),
             by_hand=False,
         )
-        try:
-            marks = read_watermarks(locate_log(self.deployments.settings.inference_log))
-        except OSError as error:
-            raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
-        ready = schedule.readiness(marks, name, now)
-        window = (
-            schedule.oldest_pending(pending, now)
-            if pending
-            else self._add_next(endpoint, state, ready, now)
-        )
-        if (
-            state.note_kind == "cannot_run"
-            and self.monitors.state(name, monitor).note == state.note
-        ):
-            # Remove the note: the monitor can run again.
-            self.monitors.update_state(
-                name,
-                monitor,
-                note="",
-            )
+        ready = self._readiness(name, now)
+        window: MonitorWindow | Idle | None
+        if pending:
+            window = schedule.oldest_pending(pending, now)
+        else:
+            window = self._add_next(endpoint, state, ready, now)
+        self._remove_cannot_run_note(state)
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
@@ -148,6 +135,25 @@ class WindowRunner:
         selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
         attempt = self.judge_window(window, selected, keeper, ready.notes)
         return attempt.window if attempt is not None else None
+
+    def _remove_cannot_run_note(self, state: MonitorState) -> None:
+        """Remove the note that the monitor cannot run, unless the note has changed
+        since the state was read.
+        """
+        if state.note_kind != "cannot_run":
+            return
+        if self.monitors.state(state.endpoint, state.monitor).note == state.note:
+            self.monitors.update_state(state.endpoint, state.monitor, note="")
+
+    def _readiness(self, endpoint: str, now: datetime) -> Readiness:
+        """Return until when the endpoint's log is complete. Raises OnnxserveError if
+        the log cannot be read.
+        """
+        try:
+            marks = read_watermarks(locate_log(self.deployments.settings.inference_log))
+        except OSError as error:
+            raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
+        return schedule.readiness(marks, endpoint, now)
 
     def judge_window(
         self,
@@ -214,18 +220,11 @@ class WindowRunner:
                 return Idle.NOTHING_DUE
             if not ready.covers(due.window.end):
                 return Idle.WAITS_FOR_ROWS
-            note: str | None = None
+            note: str | None = None  # The stored note stays.
             note_kind: NoteKind = ""
             if due.left_out:
-                begin = f"{due.oldest:%FT%H:%M}"
-                end = f"{due.window.start:%FT%H:%M}"
                 note_kind = "left_out"
-                note = (
-                    f"{due.left_out:,} windows from {begin} to {end} were skipped, because no "
-                    "controller was running and only the newest windows are judged afterwards: "
-                    f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to "
-                    f"{end}"
-                )
+                note = _skipped_note(due, endpoint.name, monitor)
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
             elif state.note_kind == "cannot_run":
                 note = ""
@@ -255,6 +254,9 @@ class WindowRunner:
         monitor: SelectedMonitor,
         notes: Sequence[str],
     ) -> Attempt:
+        """Judge the window and return the attempt. A window without rows is not judged
+        by the evaluator, and is not reported.
+        """
         store = self.deployments.store
         settings = self.deployments.settings
         span = Window(window.start, window.end)
@@ -267,16 +269,7 @@ class WindowRunner:
             span,
             monitor.spec.kind,
         ):
-            reason = "; ".join([NO_ROWS, *notes])
-            return Attempt(
-                replace(
-                    window,
-                    state="judged",
-                    not_before=None,
-                    verdict="not judged",
-                    reason=reason,
-                ),
-            )
+            return Attempt(_without_rows(window, notes))
         request = evaluation.request_from_store(
             store,
             settings,
@@ -334,6 +327,9 @@ class WindowRunner:
         error: OnnxserveError,
         keeper: LeaseKeeper,
     ) -> Attempt | None:
+        """Store that an attempt failed, and return it; None if the lease is lost. The
+        window is retried, unless a user runs it or it has failed too often.
+        """
         now = self.deployments.store.now()
         reason = error.message
         attempts = window.attempts + 1
@@ -359,11 +355,25 @@ class WindowRunner:
         return self._write(Attempt(failed), keeper)
 
     def _write(self, attempt: Attempt, keeper: LeaseKeeper) -> Attempt | None:
+        """Store the attempt's window and return the attempt; None if the lease is
+        lost.
+        """
         written = self.monitors.update(attempt.window, keeper.lease)
         if written is None:
             return None
         self.say(window_summary(written))
         return replace(attempt, window=written)
+
+
+def _skipped_note(due: schedule.DueWindow, endpoint: str, monitor: str) -> str:
+    """Return the note on the windows that were skipped before the due window."""
+    begin = f"{due.oldest:%FT%H:%M}"
+    end = f"{due.window.start:%FT%H:%M}"
+    return (
+        f"{due.left_out:,} windows from {begin} to {end} were skipped, because no "
+        "controller was running and only the newest windows are judged afterwards: "
+        f"onnxserve monitor backfill {endpoint} {monitor} --from {begin} --to {end}"
+    )
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
@@ -386,6 +396,17 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
         if keys and not (lasting := lasting & {*keys}):
             return count - 1
     return count
+
+
+def _without_rows(window: MonitorWindow, notes: Sequence[str]) -> MonitorWindow:
+    """Return the window after an attempt that found no rows."""
+    return replace(
+        window,
+        state="judged",
+        not_before=None,
+        verdict="not judged",
+        reason="; ".join([NO_ROWS, *notes]),
+    )
 
 
 def unsaved_window(
@@ -426,6 +447,9 @@ def as_judged(window: MonitorWindow, result: MonitorResult, notes: Sequence[str]
 
 
 def window_summary(window: MonitorWindow) -> str:
+    """Return a line about the state of the window: its verdict with the run or the
+    reason, or the failure.
+    """
     revision = f" revision {window.revision}" if window.revision > 1 else ""
     name = (
         f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"
