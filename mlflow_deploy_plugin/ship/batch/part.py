@@ -172,6 +172,11 @@ def _write_part(
     source: LogLocation,
     packed_share: float,
 ) -> PartResult:
+    """Predict the rows of `stream` and write the files of the outputs and the rejected
+    rows. Raises OnnxserveError if the input has changed meanwhile.
+
+    `packed_share` is the compressed size of the input / its full size.
+    """
     # The rejected rows must be complete before the output.
     with ExitStack() as output, ExitStack() as rejected_rows:
         rows = _PartRows(job, model, stream, packed_share, rejected_rows)
@@ -221,7 +226,7 @@ class _PartRows:
             yield self._no_predictions(folders)
 
     def _blocks(self, folders: pa.Table) -> Iterator[RowBlock]:
-        columns = _columns(self.job, self.model, self.stream, folders)
+        columns = _columns_to_read(self.job, self.model, self.stream, folders)
         # pandas converts a dictionary into a categorical column.
         dictionaries: set[str] = set()
         if isinstance(self.model, OnnxTable):
@@ -286,10 +291,13 @@ def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Ta
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
-        name, equals, value = (unquote(piece) for piece in folder.partition("="))
+        quoted_name, equals, quoted_value = folder.partition("=")
+        name = unquote(quoted_name)
         is_input = name in model.schema.names
         if equals and name not in stream.schema.names and (is_input or name in job.keep):
-            text = None if value == _NULL_FOLDER else value
+            text: str | None = unquote(quoted_value)
+            if text == _NULL_FOLDER:
+                text = None
             table = pa.table({name: pa.array([text], pa.string())})
             if is_input:
                 table = typed(table, model.schema)
@@ -307,12 +315,19 @@ def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
     return replace(block, table=table)
 
 
-def _columns(
+def _columns_to_read(
     job: PartJob,
     model: TableModel,
     stream: RowStream,
     folders: pa.Table,
 ) -> list[str]:
+    """Return the columns of the file that are inputs of the model or kept; none if the
+    file is empty.
+
+    `folders` has the columns from folder names. Raises InvalidRequest if a kept column
+    is missing or a column to read is duplicated, and the schema's error if an input is
+    missing or has another type.
+    """
     names = stream.schema.names
     if not names:  # The CSV or JSON Lines file is empty.
         return []
@@ -326,22 +341,39 @@ def _columns(
         raise missing_columns
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
     if len(set(read)) < len(read):
-        raise InvalidRequest(
-            f"column {Counter(read).most_common(1)[0][0]!r} is duplicated; rename one of the two",
-        )
+        ((duplicated, _),) = Counter(read).most_common(1)
+        raise InvalidRequest(f"column {duplicated!r} is duplicated; rename one of the two")
     if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
-        fields = [
-            field
-            for field in columns
-            if takes(
-                model.schema,
-                field.name,
-                job.keep,
-            )
-        ]
+        fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
+        # Refuse a wrong type before the first row is predicted.
         arrow.select_columns(pa.schema(fields), model.schema)
     return read
+
+
+def _predict_rows(
+    job: PartJob,
+    model: TableModel,
+    block: RowBlock,
+) -> list[pa.Table | RejectedRow]:
+    """Return the rejected rows of a block in row order, and then its tables of
+    predictions.
+
+    Without `skip-row`, the first row that the model refuses ends the prediction.
+    """
+    bad = list(block.bad)
+    tables = []
+    pieces: Iterable[pa.Table | RejectedRow] = ()
+    if block.numbers:
+        pieces = predict_block(model, block, job.keep, job.part.input_format == "csv")
+    for piece in pieces:
+        if isinstance(piece, RejectedRow):
+            bad.append(piece)
+            if job.on_error != "skip-row":
+                break
+        else:
+            tables.append(piece)
+    return [*sorted(bad, key=lambda row: row.number), *tables]
 
 
 def _predictions(
@@ -353,33 +385,19 @@ def _predictions(
     number of input bytes read so far.
     """
 
-    def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
-        bad = list(block.bad)
-        tables = []
-        pieces: Iterable[pa.Table | RejectedRow] = ()
-        if block.numbers:
-            pieces = predict_block(model, block, job.keep, job.part.input_format == "csv")
-        for piece in pieces:
-            if isinstance(piece, RejectedRow):
-                bad.append(piece)
-                if job.on_error != "skip-row":
-                    break
-            else:
-                tables.append(piece)
-        return [*sorted(bad, key=lambda row: row.number), *tables]
-
     threads = job.threads if isinstance(model, OnnxTable) else 1
     with ThreadPoolExecutor(threads) as pool:
         running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
 
         def finished(most: int) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
+            """Yield the results of the oldest blocks until `most` blocks remain."""
             while len(running) > most:
                 future, position = running.popleft()
                 for piece in future.result():
                     yield piece, position
 
         for block in blocks:
-            running.append((pool.submit(predict, block), block.position))
+            running.append((pool.submit(_predict_rows, job, model, block), block.position))
             yield from finished(threads)
         yield from finished(0)
 
@@ -402,6 +420,5 @@ def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
                 file.seek(0)
                 upload_file(location, name, file)
     except OSError as error:
-        raise OnnxserveError(
-            f"{output}/{name} cannot be written: {error.strerror or error}",
-        ) from None
+        reason = error.strerror or error
+        raise OnnxserveError(f"{output}/{name} cannot be written: {reason}") from None

@@ -49,6 +49,10 @@ _LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) accepts at most 24 days.
 _LOOK_SECONDS = 0.2
 
 
+_DATASET_NAME_CHARACTERS = 250
+_DATASET_DIGEST_CHARACTERS = 32
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The parameters of a batch.
@@ -163,7 +167,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         if not result.failed:
             output.finish(_summary(manifest, result))
         if plan.experiment:
-            return replace(result, run=_log(plan, result, manifest))
+            return replace(result, run=_log_batch(plan, result, manifest))
         return result
 
 
@@ -229,6 +233,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
     results: SimpleQueue[Future[PartResult]] = SimpleQueue()
 
     def finished() -> Finished:
+        """Yield the results of the ended jobs, until all jobs have ended."""
         left = len(jobs)
         while left:
             ended: dict[int, PartResult | OnnxserveError] = {}
@@ -281,18 +286,20 @@ class _Tally:
         self._report = report
         self._begun = time.monotonic()
         self._total = sum(part.size for part in waiting)
-        self._rows = self._done = self._bytes = 0
+        self._rows = 0
+        self._done = 0
+        self._bytes = 0
 
     def jobs(self, plan: BatchPlan, model: Path) -> list[PartJob]:
         """Return the task of each part that has no output file yet."""
         return [
             PartJob(
-                part,
-                plan.output,
-                model,
-                plan.keep,
-                plan.on_error,
-                plan.device,
+                part=part,
+                output=plan.output,
+                model=model,
+                keep=plan.keep,
+                on_error=plan.on_error,
+                device=plan.device,
                 progress=str(self._progress),
             )
             for part in self._parts
@@ -322,13 +329,13 @@ class _Tally:
     def now(self) -> BatchProgress:
         rows, position = read_progress(self._progress)
         return BatchProgress(
-            self._rows + rows,
-            self._done,
-            len(self._parts),
-            self._finished_before,
-            self._bytes + position,
-            self._total,
-            time.monotonic() - self._begun,
+            rows=self._rows + rows,
+            parts_done=self._done,
+            parts=len(self._parts),
+            finished_before=self._finished_before,
+            bytes_done=self._bytes + position,
+            bytes=self._total,
+            seconds=time.monotonic() - self._begun,
         )
 
 
@@ -344,6 +351,9 @@ def _manifest(
     resolved: ResolvedModel,
     digest: str,
 ) -> Manifest:
+    """Return the description of a batch, which identifies its output. `digest` is the
+    hash of the model's files.
+    """
     files = "".join(f"{part.name} {part.state}\n" for part in parts)
     return {
         "model": {
@@ -369,57 +379,19 @@ def _manifest(
     }
 
 
-def _log(
+def _log_batch(
     plan: BatchPlan,
     result: BatchResult,
     manifest: Manifest,
 ) -> LoggedRun:
-    # This takes 1 s.
-    from mlflow.entities import (
-        Dataset,
-        DatasetInput,
-        InputTag,
-        LoggedModelInput,
-        Metric,
-        Param,
-    )
-
+    """Record a batch in a run of MLflow: its parameters and figures, the input and the
+    model, and the manifest without the parts.
+    """
     model = result.model
-    progress = result.progress
-    params = {
-        "model": model.source,
-        "input": plan.input,
-        "output": plan.output,
-        "on_error": plan.on_error,
-    }
-    figures = {
-        "rows": progress.rows,
-        "rejected_rows": result.rejected,
-        "parts": progress.parts,
-        "failed_parts": len(result.failed),
-        "seconds": progress.seconds,
-        "rows_per_second": progress.rows_per_second,
-    }
 
     def log_content(client: "MlflowClient", run_id: str) -> None:
-        now = int(time.time() * 1000)
-        client.log_batch(
-            run_id,
-            [Metric(name, float(value), now, 0) for name, value in figures.items()],
-            [Param(name, value) for name, value in params.items()],
-        )
-        digest = manifest["input_digest"].removeprefix("sha256:")[:32]
-        source_type = "s3" if plan.input.startswith("s3:") else "local"
-        source = json.dumps({"uri": plan.input})
-        dataset = Dataset(Path(plan.input).name[:250], digest, source_type, source)
-        models = None
-        if model.aspects.get("model_id"):
-            models = [LoggedModelInput(model.aspects["model_id"])]
-        client.log_inputs(
-            run_id,
-            [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])],
-            models,
-        )
+        _log_figures(client, run_id, plan, result)
+        _log_inputs(client, run_id, plan.input, manifest["input_digest"], model)
         client.log_dict(
             run_id,
             {key: value for key, value in manifest.items() if key != "parts"},
@@ -433,4 +405,64 @@ def _log(
         tags,
         lambda client: get_or_create_experiment(client, plan.experiment),
         log_content,
+    )
+
+
+def _log_figures(
+    client: "MlflowClient",
+    run_id: str,
+    plan: BatchPlan,
+    result: BatchResult,
+) -> None:
+    from mlflow.entities import Metric, Param  # This takes 1 s.
+
+    progress = result.progress
+    params = {
+        "model": result.model.source,
+        "input": plan.input,
+        "output": plan.output,
+        "on_error": plan.on_error,
+    }
+    figures = {
+        "rows": progress.rows,
+        "rejected_rows": result.rejected,
+        "parts": progress.parts,
+        "failed_parts": len(result.failed),
+        "seconds": progress.seconds,
+        "rows_per_second": progress.rows_per_second,
+    }
+    now_ms = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        [Metric(name, float(value), now_ms, 0) for name, value in figures.items()],
+        [Param(name, value) for name, value in params.items()],
+    )
+
+
+def _log_inputs(
+    client: "MlflowClient",
+    run_id: str,
+    uri: str,
+    digest: str,
+    model: ResolvedModel,
+) -> None:
+    """Log the input of a batch as a dataset, and the model if it is a logged model.
+
+    `digest` is the manifest's digest of the input at `uri`.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+
+    dataset = Dataset(
+        name=Path(uri).name[:_DATASET_NAME_CHARACTERS],
+        digest=digest.removeprefix("sha256:")[:_DATASET_DIGEST_CHARACTERS],
+        source_type="s3" if uri.startswith("s3:") else "local",
+        source=json.dumps({"uri": uri}),
+    )
+    models = None
+    if model.aspects.get("model_id"):
+        models = [LoggedModelInput(model.aspects["model_id"])]
+    client.log_inputs(
+        run_id,
+        [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])],
+        models,
     )

@@ -112,6 +112,7 @@ class OnnxTable:
         return pa.concat_tables(tables)
 
     def _predict_blocks(self, table: pa.Table) -> list[pa.Table]:
+        """Return the tables of outputs of blocks of at most `RUN_ROWS` rows."""
         feeds = arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
         tables = []
         for start in range(0, table.num_rows, RUN_ROWS):
@@ -132,9 +133,8 @@ class OnnxTable:
             feeds = mlflow_protocol.decode(content_type, body, self.schema)
         outputs = self._model.run(feeds, self.artifact.prediction)
         of_table = is_arrow or mlflow_protocol.is_table(content_type, body)
-        return orjson.loads(mlflow_protocol.encode(self._model.prediction(outputs, of_table)))[
-            "predictions"
-        ]
+        answer = mlflow_protocol.encode(self._model.prediction(outputs, of_table))
+        return orjson.loads(answer)["predictions"]
 
 
 class PyfuncTable:
@@ -152,6 +152,9 @@ class PyfuncTable:
         self.artifact = artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
+        """Return a table of outputs, a row per input row. Raises InvalidRequest for a
+        refused row.
+        """
         has_frame_types = any(map(_is_frame_type, table.schema.types))
         try:
             if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
@@ -164,6 +167,9 @@ class PyfuncTable:
         return _one_a_row(arrow.prediction_table(outputs), table.num_rows)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
+        """Return the `predictions` that a server would return for this body. Raises
+        InvalidRequest for a refused row.
+        """
         if content_type == arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
             sink = pa.BufferOutputStream()
             pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
@@ -297,6 +303,9 @@ def _typed_column(
     kind: str,
     arrow_type: pa.DataType,
 ) -> pa.ChunkedArray | pa.Array:
+    """Return the texts of the column `name` as values of `arrow_type`, which represents
+    the signature's type `kind`. Raises SchemaMismatch.
+    """
     try:
         return texts.cast(arrow_type)
     except pa.ArrowInvalid:
@@ -327,6 +336,7 @@ def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
 
 
 def declared_outputs(artifact: Artifact) -> pa.Table:
+    """Return a table without rows that has the columns of the version's predictions."""
     names = artifact.prediction or tuple(output.name for output in artifact.outputs)
     shapes = {output.name: output for output in artifact.outputs}
     arrays = {name: _no_rows(shapes[name]) for name in names if shapes[name].dtype != "map"}

@@ -177,9 +177,10 @@ def check_registry(uri: str, is_host: bool) -> None:
     reach the registry at `uri`.
     """
     parts = urlsplit(uri)
+    scheme = parts.scheme or "file"
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(
-            f"the registry {parts.scheme or 'file'}:… is a file of this machine, which a "
+            f"the registry {scheme}:… is a file of this machine, which a "
             "container cannot read: start `mlflow server` on it, and set MLFLOW_TRACKING_URI to "
             "the server's address",
         )
@@ -192,6 +193,7 @@ def check_registry(uri: str, is_host: bool) -> None:
 
 
 def end_of(container: Container) -> str:
+    """Return the reason why a container has ended, as a clause without a subject."""
     state = container.attrs["State"]
     limit = container.attrs["HostConfig"]["Memory"]
     if state["OOMKilled"]:
@@ -212,6 +214,10 @@ def end_of(container: Container) -> str:
 
 @contextmanager
 def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
+    """Raise an error of this package for each error of Docker within the block.
+
+    `spec` is the endpoint whose container is started; None if no port can be in use.
+    """
     try:
         yield
     except APIError as error:
@@ -251,7 +257,8 @@ def explanation(error: APIError) -> str:
 
 
 def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
-    address = f"{spec.server.host}:{spec.server.port}@{spec.container.network or NETWORK}"
+    network = spec.container.network or NETWORK
+    address = f"{spec.server.host}:{spec.server.port}@{network}"
     return {ENDPOINT: spec.name, HOME: str(settings.home_path), ADDRESS: address}
 
 
@@ -276,6 +283,10 @@ def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
 
 
 def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
+    """Return the server's variables in a container, with the variables that are passed
+    on from this process. Raises InvalidConfig if the container cannot reach the
+    registry.
+    """
     folder = home_folder(spec.name, settings)
     is_host = spec.container.network == "host"
     variables = server_environment(folder, settings)
@@ -304,8 +315,9 @@ def _secret(name: str, path: str) -> str:
 
 
 def _hardened() -> Document:
+    user = os.getuid() or USER  # The container does not run as root.
     return {
-        "user": f"{os.getuid() or USER}:{os.getgid()}",
+        "user": f"{user}:{os.getgid()}",
         "read_only": True,
         "tmpfs": {"/tmp": ""},
         "cap_drop": ["ALL"],

@@ -13,7 +13,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -246,6 +246,9 @@ class KubernetesBackend:
                 self._cluster.merge("Pod", pod["metadata"]["name"], change)
 
     def observe(self, spec: EndpointSpec) -> Observation:
+        """Return the state of the endpoint's Deployment, with the state of its ready
+        pods.
+        """
         deployment = self._own_deployment(spec.name)
         if deployment is None:
             gone = (
@@ -276,30 +279,30 @@ class KubernetesBackend:
         states: list[ServedState],
         reason: str,
     ) -> Observation:
+        """Combine the states of the ready pods into one observation.
+
+        `reason` is empty if neither a trouble nor a rollout is known.
+        """
         applied_specs = [served_state.compare_applied(spec, state) for state in states]
+        pending_steps = [applied.pending for applied in applied_specs]
+        wanted_endpoints = [applied.wanted for applied in applied_specs]
         load_errors: dict[str, str] = {}
         for applied in applied_specs:
             load_errors |= applied.errors
         agents = [state.agent for state in states if state.agent is not None]
         return Observation(
             "running",
-            reason or next(filter(None, [item.pending for item in applied_specs]), ""),
+            reason or _first_text(pending_steps),
             url=self._url(spec),
             restarts=sum(
                 kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods
             ),
-            wanted=next(
-                (item.wanted for item in applied_specs if item.wanted is not None),
-                None,
-            ),
+            wanted=next((wanted for wanted in wanted_endpoints if wanted is not None), None),
             workers=tuple(_workers(states)),
             errors=load_errors,
             refused=next(filter(None, [agent.refused for agent in agents]), ()),
-            registry_error=next(filter(None, [agent.error for agent in agents]), ""),
-            shipping_error=next(
-                filter(None, [agent.shipping.error for agent in agents]),
-                "",
-            ),
+            registry_error=_first_text(agent.error for agent in agents),
+            shipping_error=_first_text(agent.shipping.error for agent in agents),
         )
 
     def server_pages(
@@ -472,7 +475,8 @@ class KubernetesBackend:
         """
         deployment = self._cluster.get("Deployment", name)
         if deployment is not None and not self._is_ours(deployment):
-            whose = f"the store {owner}" if (owner := _owner_of(deployment)) else "no store"
+            owner = _owner_of(deployment)
+            whose = f"the store {owner}" if owner else "no store"
             raise errors.InvalidConfig(
                 f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not "
                 f"to {self._owner}: set ONNXSERVE_STORE_URI to the same text as for the command "
@@ -481,6 +485,9 @@ class KubernetesBackend:
         return deployment
 
     def _delete(self, kind: str, name: str) -> bool:
+        """Delete an object of this store. Return False if there is no such object, or
+        if another store owns it.
+        """
         try:
             document = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
         except ApiRefused as error:
@@ -617,30 +624,22 @@ class KubernetesBackend:
         precedence.
         """
         name = deployment["metadata"]["name"]
-        conditions = deployment.get("status", {}).get("conditions", ())
-        troubles = [
-            trouble
-            for condition in conditions
-            if (trouble := kubernetes_status.quota_trouble(condition)) is not None
-        ]
+        troubles = _quota_troubles(deployment)
         if troubles:
             refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
             all_pods = self._cluster.find("Pod", endpoint_labels(name))
-            ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
-            troubles = [
-                replace(item, is_final=refused.is_final(ending, time.monotonic()))
-                for item in troubles
-            ]
+            is_ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
+            is_final = refused.is_final(is_ending, time.monotonic())
+            troubles = [replace(item, is_final=is_final) for item in troubles]
         else:
             self._refusals.pop(name, None)
         for pod in pods:
             if (trouble := kubernetes_status.pod_trouble(pod)) is not None:
                 words = self._last_words(pod) if trouble.wrote else ""
                 troubles.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
-        return next(
-            (item for item in troubles if item.is_final),
-            next(iter(troubles), None),
-        )
+        # Sorting is stable, so the first final trouble is first.
+        troubles.sort(key=lambda item: not item.is_final)
+        return troubles[0] if troubles else None
 
     def _last_words(self, pod: Document) -> str:
         """Return the line of a pod's log that best explains why the pod has ended or is
@@ -658,12 +657,24 @@ class KubernetesBackend:
             time.sleep(_POLL_SECONDS)
 
 
+def _quota_troubles(deployment: Document) -> list[PodTrouble]:
+    """Return a trouble for each condition of a Deployment that reports a quota."""
+    conditions = deployment.get("status", {}).get("conditions", ())
+    troubles = map(kubernetes_status.quota_trouble, conditions)
+    return [trouble for trouble in troubles if trouble is not None]
+
+
 def _workers(states: list[ServedState]) -> Iterator[WorkerState]:
     """Yield the workers of all pods."""
     for number, state in enumerate(states):
         for worker in state.workers:
             # Pids are only unique within a pod.
             yield worker.model_copy(update={"pid": number * 100_000 + worker.pid})
+
+
+def _first_text(texts: Iterable[str]) -> str:
+    """Return the first text that is not empty; without such a text, an empty text."""
+    return next(filter(None, texts), "")
 
 
 def _owner_of(document: Document) -> str:
@@ -727,6 +738,9 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
 
 
 def _mlflow_addresses(deployment: Document) -> dict[str, str]:
+    """Return the variables with MLflow's addresses in the server's container of a
+    Deployment.
+    """
     addresses = {}
     for container in deployment["spec"]["template"]["spec"]["containers"]:
         if container["name"] != CONTAINER:

@@ -72,7 +72,8 @@ class LocalBackend(MachineBackend):
         def why_ended() -> str:
             if supervisor.is_alive(folder, pid):
                 return ""
-            return f"the server has ended: {last_error(folder) or 'its log is empty'}"
+            last_words = last_error(folder) or "its log is empty"
+            return f"the server has ended: {last_words}"
 
         try:
             self.wait_until_served(spec, folder, before, why_ended, progress)
@@ -87,7 +88,8 @@ class LocalBackend(MachineBackend):
         log = str(folder / LOG)
         server = read_state(folder / SERVER, ServerState)
         if server is None or not supervisor.is_alive(folder, server.pid):
-            last_line = f" (last in its log: {line})" if (line := final_error(folder)) else ""
+            line = final_error(folder)
+            last_line = f" (last in its log: {line})" if line else ""
             return self.observe_absent(spec.name, f"the server is gone{last_line}", log)
         return self.observe_server(spec, folder, server, log)
 
@@ -165,11 +167,8 @@ def is_port_free(host: str, port: int) -> bool:
     not a local address.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host,
-            port,
-            type=socket.SOCK_STREAM,
-        )[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = addresses[0]
         with socket.socket(family, kind, protocol) as probe:
             # With this option, which gunicorn also sets, closing connections do not
             # occupy the port.

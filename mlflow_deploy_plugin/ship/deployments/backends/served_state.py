@@ -147,6 +147,9 @@ class MachineBackend:
         server: ServerState,
         log: str,
     ) -> Observation:
+        """Return the observation of an endpoint whose server is running, from the files
+        in `state_dir`. `log` is the path of the server's log.
+        """
         served = read_served_state(state_dir, self.lives)
         applied = compare_applied(spec, served)
         agent = served.agent or AgentState(pid=0)
@@ -188,6 +191,7 @@ class MachineBackend:
         """
 
         def pending() -> str:
+            """Return the step that is awaited; empty if the server is ready."""
             ended = why_ended()
             state = read_served_state(folder, self.lives)
             applied = compare_applied(spec, state)
@@ -216,6 +220,9 @@ def _server_state(
     applied: AppliedSpec,
     workers: Sequence[WorkerState],
 ) -> tuple[DeploymentState, str]:
+    """Return the state of a running server, and its reason; the reason is empty if the
+    server has nothing left to do.
+    """
     if server.phase == "stopping":
         return "stopped", "it completes the open requests"
     for name in applied.missing:
@@ -228,6 +235,7 @@ def _server_state(
 
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
+    """Return the spec in a state folder; None if it is missing or cannot be read."""
     try:
         (spec,) = load_stored_specs((state_dir / files.SPEC).read_text())
     except (OSError, OnnxserveError):
@@ -274,7 +282,13 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if endpoint is not None:
             new -= {variant.model_uri for variant in endpoint.variants.values()}
         pending = f"fetching {', '.join(sorted(new))}" if new else "applying the changed spec"
-        return AppliedSpec(False, pending, {}, (), endpoint)
+        return AppliedSpec(
+            is_resolved=False,
+            pending=pending,
+            errors={},
+            missing=(),
+            wanted=endpoint,
+        )
     informed = [worker for worker in state.workers if worker.generation == state.wanted.generation]
     pending = ""
     count = spec.server.workers
@@ -283,8 +297,13 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if len(state.workers) >= count and _is_loaded(spec.name, endpoint, state.workers):
             step = "applying the change"
         pending = f"{step}, {len(informed)} of {count} workers have it"
-    missing = _missing_variants(spec, informed)
-    return AppliedSpec(True, pending, _load_errors(spec, informed), missing, endpoint)
+    return AppliedSpec(
+        is_resolved=True,
+        pending=pending,
+        errors=_load_errors(spec, informed),
+        missing=_missing_variants(spec, informed),
+        wanted=endpoint,
+    )
 
 
 def _is_changed(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
