@@ -192,7 +192,8 @@ class _LazyCommands(Commands):
                 errno.EDQUOT,
             ):  # A write to stdout may also cause this error.
                 raise
-            _fail(f"{error.filename or 'the output or a file'} cannot be written: {error.strerror}")
+            place = error.filename or "the output or a file"
+            _fail(f"{place} cannot be written: {error.strerror}")
         except Exception as error:
             # Do not import MLflow only for this check.
             exceptions = sys.modules.get("mlflow.exceptions")

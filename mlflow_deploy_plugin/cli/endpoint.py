@@ -339,9 +339,10 @@ def _deployment_table(
 
 
 def _problem_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the reasons of the deployments of an endpoint that need attention."""
     for name, deployment in described["deployments"].items():
-        if why := deployment["reason"] or deployment["error"]:
-            yield f"{_name(described, name)}: {why}"
+        if reason := deployment["reason"] or deployment["error"]:
+            yield f"{_name(described, name)}: {reason}"
         if text := deployment["unapproved"]:
             yield f"{_name(described, name)}: {text}"
     if described["state"] == "empty":
@@ -464,7 +465,8 @@ def history(
     for event in visible:
         show_lines(_event_lines(event))
     if not all_events:
-        subject = f" of {model or name}" if model or name else ""
+        selected = model or name
+        subject = f" of {selected}" if selected else ""
         show_progress(f"there are no events{subject}")
 
 
@@ -476,6 +478,7 @@ def _show(observed: "ObservedEndpoint", output: str) -> None:
 
 
 def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the state of an endpoint, its deployments and its workers as text."""
     place = f" at {described['url']}" if described["url"] else ""
     yield f"{described['name']}: {described['state']}{place}"
     rows = []
@@ -551,11 +554,14 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 
 
 def _event_lines(event: "AuditEvent") -> Iterable[str]:
+    """Yield an event with its reason and its details. A rollout step has no details."""
     subjects = (event.endpoint, event.model, event.version and f"version {event.version}")
     subject = " ".join(part for part in subjects if part)
     change = ""
     if event.before or event.after:
-        change = f": {event.before or '–'} → {event.after or '–'}"
+        before = event.before or "–"
+        after = event.after or "–"
+        change = f": {before} → {after}"
     yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {subject}{change}"
     if event.why:
         yield f"    why: {event.why}"

@@ -350,6 +350,7 @@ def _optimize(model_uri: str, output: str, **options: Any) -> None:
 
 
 def _optimization_lines(done: "Optimization") -> Iterator[str]:
+    """Yield a table of the forms with their costs, and the registered form if any."""
     rows: list[tuple[str, ...]] = [
         (
             "form",
@@ -416,6 +417,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
 
 
 def _profile_lines(done: "GraphProfile") -> Iterator[str]:
+    """Yield a table of the operators, a table of the slowest nodes, and the advice."""
     yield (
         f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs per run (node times include "
         "profiler overhead)"

@@ -215,7 +215,8 @@ def build_docker(
                         "",
                     ],
                 )
-            show_lines([f"# {name or 'the image'}", *plan.model.listing()])
+            title = name or "the image"
+            show_lines([f"# {title}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
         version = f" version {plan.resolved.version}" if plan.resolved.version else ""
@@ -423,6 +424,7 @@ def _pod_rows(
     plan: "Plan",
     p99: str,
 ) -> Iterator[tuple[str, str]]:
+    """Yield the title and the text of each figure of a pod. `p99` is the limit."""
     load = pod.planned
     limits = plan.options
     yield (

@@ -439,6 +439,14 @@ def _cause_lines(
     failed: int,
     causes: list[dict[str, Any]],
 ) -> Iterator[str]:
+    """Yield each cause of failures with an example and its remedy.
+
+    Args:
+        last: the period as a text.
+        answered: the number of successful requests in the period.
+        failed: the number of failed requests in the period.
+        causes: the groups of failed requests.
+    """
     yield f"{failed:,} of {answered + failed:,} requests failed in the last {last}"
     for cause in causes:
         column = f" column {cause['column']!r}" if cause["column"] else ""
@@ -525,6 +533,7 @@ def _cell_format(field: "pa.Field[Any]", width: int) -> str:
 
 
 def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
+    """Yield the figures of an endpoint's log at `location` as text."""
     yield f"{stats.endpoint} in {location}"
     span = ""
     if stats.first and stats.last:
@@ -590,6 +599,7 @@ def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
 
 
 def _cell(widest: int, value: object) -> str:
+    """Return a value as the text of a cell, shortened to `widest` characters."""
     if value is None:
         return ""
     if isinstance(value, float):

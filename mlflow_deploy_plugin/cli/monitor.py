@@ -122,7 +122,8 @@ def list_(name: str | None, output: str) -> None:
         if name is None:
             for unreadable in deployments.store.unreadable():
                 click.echo(unreadable.reason, err=True)
-    empty = f"there are no monitors: run `onnxserve monitor add {name or 'NAME'} MONITOR`"
+    endpoint = name or "NAME"
+    empty = f"there are no monitors: run `onnxserve monitor add {endpoint} MONITOR`"
     table = [_HEAD, *map(_monitor_row, monitors)]
     show_table(output, [*map(monitor_document, monitors)], table, empty)
     if output == "json" or not monitors:
@@ -135,6 +136,7 @@ def list_(name: str | None, output: str) -> None:
 
 
 def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
+    """Return the cells of a monitor, with its last window and its next due time."""
     window = verdict = "-"
     if item.last is not None:
         window = str(Window(item.last.start, item.last.end))
@@ -295,7 +297,8 @@ def backfill(
     Exit status 1 if a window could not be judged.
     """
     with usage_errors():
-        period = parse_window(f"{begin}/{end or datetime.now(UTC).isoformat()}")
+        stop = end or datetime.now(UTC).isoformat()
+        period = parse_window(f"{begin}/{stop}")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.watch.monitors.manual_runs import backfill as backfill_windows
@@ -597,7 +600,8 @@ def silences(name: str | None, output: str) -> None:
         if not active and name is not None:
             store.require_endpoint(name)  # Raises for an unknown name.
     documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
-    empty = f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`"
+    endpoint = name or "NAME"
+    empty = f"no silence is active: run `onnxserve silence {endpoint} --for 2h`"
     show_result(output, documents, [*map(_silence_line, active)] or [empty])
 
 
@@ -682,6 +686,7 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
 
 
 def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
+    """Return the JSON of a monitor. `last` and `open` are None without a window."""
     return {
         "endpoint": overview.endpoint,
         "monitor": overview.monitor,
@@ -735,6 +740,9 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
 
 
 def _finding_row(finding: "Finding") -> tuple[str, ...]:
+    """Return the cells of a finding: title, check, value, threshold, and its history or
+    state.
+    """
     value = f"{finding.measure} {finding.value_text}".strip() if finding.value_text else ""
     threshold = f"threshold {finding.threshold_text}" if finding.threshold_text else ""
     status = finding.history

@@ -383,7 +383,8 @@ def _wait(
         ):
             pending.append(deployment)
     if pending:
-        show_progress(f"waiting for {', '.join(entry.name for entry in pending)}")
+        names = ", ".join(entry.name for entry in pending)
+        show_progress(f"waiting for {names}")
     while pending:
         late = time.monotonic() - start >= seconds
         for deployment in list(pending):
@@ -404,6 +405,9 @@ def _wait(
 
 
 def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[ServingState, str]:
+    """Return whether a deployment serves the promoted version, and the reason if it
+    does not; the reason may be empty.
+    """
     observation = deployment.observation
     if observation.state in ("stopped", "failed"):
         return "stopped", observation.reason
@@ -426,6 +430,9 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
 
 
 def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:
+    """Yield the new position of a version, and the state of each deployment that
+    follows it.
+    """
     position = f"{promotion.model} version {promotion.version} {promotion.location_text}"
     if not promotion.is_moved:
         yield f"{position} already: no change (gate: {promotion.gate}; {promotion.reason})"
@@ -444,6 +451,7 @@ def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion])
 
 
 def _verdict_lines(gated: "GateRun") -> Iterator[str]:
+    """Yield the verdict of a gate, its checks, its policy and its report."""
     verdict = gated.verdict
     compared = f", compared with {verdict.against}" if verdict.against else ""
     yield f"{verdict.model} version {verdict.version}: {verdict.state}{compared}"
@@ -461,7 +469,8 @@ def _verdict_lines(gated: "GateRun") -> Iterator[str]:
 
 
 def _request_lines(entry: "ListedRequest") -> Iterator[str]:
-    yield f"{entry}, requested by {entry.requested_by}{entry.why and f': {entry.why}'}"
+    why = f": {entry.why}" if entry.why else ""
+    yield f"{entry}, requested by {entry.requested_by}{why}"
     if entry.report_digest:
         yield f"  gate: {entry.verdict}; report: {entry.report} (sha256 {entry.report_digest})"
     else:
@@ -469,7 +478,8 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
             "  gate: MLflow's server has no report; run `onnxserve gate` with the store of this "
             "server"
         )
-    yield f"  approvals: {entry.reason or 'complete'}"
+    approvals = entry.reason or "complete"
+    yield f"  approvals: {approvals}"
 
 
 @click.command()
@@ -499,6 +509,7 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
 
 
 def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
+    """Yield a table of the facts of two versions, and a table of their predictions."""
     rows = [
         (
             row.section,

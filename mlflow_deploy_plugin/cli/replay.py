@@ -93,6 +93,7 @@ def replay(
 
 
 def _lines(result: "Replay", row: int) -> Iterator[str]:
+    """Yield each output beside the captured one, and the explanation of a row."""
     yield f"{result.endpoint}, {result.version}"
     for output in result.outputs:
         place = f" at {list(output.index)}" if output.index else ""
@@ -107,6 +108,9 @@ def _lines(result: "Replay", row: int) -> Iterator[str]:
 
 
 def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
+    """Yield the largest contributions of columns to the output of a row, or the reason
+    why the row is not explained.
+    """
     if isinstance(explained := result.explanation, Refused):
         yield f"not explained: {explained.reason}"
         return
@@ -129,6 +133,9 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
 
 
 def _node_lines(result: "Replay", row: int) -> Iterator[str]:
+    """Yield a table of the outputs of the graph's nodes for a row, or the reason why
+    there are none.
+    """
     if isinstance(result.nodes, Refused):
         yield f"no intermediate values: {result.nodes.reason}"
         return
@@ -203,6 +210,7 @@ def backtest(
 
 
 def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
+    """Yield the figures of a comparison, and commands that replay differing rows."""
     yield f"{report.rows:,} of {report.captured_rows:,} captured rows"
     for version, rows in report.versions.items():
         yield f"  {rows:,} rows were answered by {version}"

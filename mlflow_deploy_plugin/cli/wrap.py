@@ -94,11 +94,13 @@ def wrap(
     from mlflow_deploy_plugin.wrap.flavor.registered import wrap_registered
 
     rows = None if data is None else read_rows(data, content_type)
-    made = wrap_registered(model, data=rows, progress=show_progress, **options)
-    show_result(output, _as_json(made), _lines(made))
+    wrapped = wrap_registered(model, data=rows, progress=show_progress, **options)
+    show_result(output, _as_json(wrapped), _lines(wrapped))
 
 
-def _as_json(made: "WrappedVersion") -> dict[str, object]:
+def _as_json(wrapped: "WrappedVersion") -> dict[str, object]:
+    """Return the JSON of a wrapped version. Ids are None if it is not registered."""
+
     def tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
         return [
             {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
@@ -106,49 +108,50 @@ def _as_json(made: "WrappedVersion") -> dict[str, object]:
         ]
 
     return {
-        "source": made.source,
-        "name": made.name,
-        "version": made.version or None,
-        "model_id": made.model_id or None,
-        "run_id": made.run_id or None,
-        "model": made.model,
-        "inputs": tensors(made.inputs),
-        "outputs": tensors(made.outputs),
-        "prediction": list(made.prediction),
-        "parity": made.report.figures(),
-        "warnings": list(made.warnings),
+        "source": wrapped.source,
+        "name": wrapped.name,
+        "version": wrapped.version or None,
+        "model_id": wrapped.model_id or None,
+        "run_id": wrapped.run_id or None,
+        "model": wrapped.model,
+        "inputs": tensors(wrapped.inputs),
+        "outputs": tensors(wrapped.outputs),
+        "prediction": list(wrapped.prediction),
+        "parity": wrapped.report.figures(),
+        "warnings": list(wrapped.warnings),
     }
 
 
-def _lines(made: "WrappedVersion") -> Iterator[str]:
-    state: str = made.report.state
+def _lines(wrapped: "WrappedVersion") -> Iterator[str]:
+    """Yield the version, its inputs, its outputs with parity, and the next step."""
+    state: str = wrapped.report.state
     if state != "no-original":
-        state = f"{state} on {made.report.rows:,} rows"
-    target = f"the next version of {made.name} would be"
-    if made.version:
-        target = f"{made.name} version {made.version}:"
-    form = "the pyfunc" if made.is_pyfunc else "the ONNX form"
-    yield f"{target} {form} of {made.source} ({made.model}), {state}"
+        state = f"{state} on {wrapped.report.rows:,} rows"
+    target = f"the next version of {wrapped.name} would be"
+    if wrapped.version:
+        target = f"{wrapped.name} version {wrapped.version}:"
+    form = "the pyfunc" if wrapped.is_pyfunc else "the ONNX form"
+    yield f"{target} {form} of {wrapped.source} ({wrapped.model}), {state}"
     rows = []
-    for tensor in made.inputs:
+    for tensor in wrapped.inputs:
         columns = "".join(tensor.columns[:1])
         if len(tensor.columns) > 1:
             columns = f"{len(tensor.columns)} columns"
         rows.append(_row("input", tensor, columns))
-    proofs = {proof.name: _agreement(proof) for proof in made.report.outputs}
+    proofs = {proof.name: _agreement(proof) for proof in wrapped.report.outputs}
     rows += [
         _row(
             "output",
             output,
             proofs.get(output.name, ""),
         )
-        for output in made.outputs
+        for output in wrapped.outputs
     ]
     yield from (f"  {line}" for line in align_columns(rows))
-    if made.report.repair:
-        yield f"  {made.report.repair}"
-    if made.version:
-        yield f"  next: onnxserve promote {made.name} {made.version} --to @champion"
+    if wrapped.report.repair:
+        yield f"  {wrapped.report.repair}"
+    if wrapped.version:
+        yield f"  next: onnxserve promote {wrapped.name} {wrapped.version} --to @champion"
 
 
 def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:

@@ -257,8 +257,11 @@ def _key_columns(
     body: bytes,
     keys: Sequence[str],
 ) -> dict[str, list[object]]:
+    """Return the values of the columns `keys` in a request body, by column name.
+    Columns that the body lacks are omitted.
+    """
     if content_type == CSV:
-        header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
+        header, *rows = [record.fields for record in csv_records(io.BytesIO(body))]
         columns: dict[str, list[object]] = {}
         for name in keys:
             if name in header:
@@ -477,6 +480,7 @@ def _arrow_as_json(body: bytes) -> bytes:
 
 
 def _length(file: IO[bytes]) -> int | None:
+    """Return the size of a file in bytes; None if the size is unknown."""
     try:
         if file.seekable():
             return os.fstat(file.fileno()).st_size

@@ -305,6 +305,9 @@ def _distinct(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
+    """Raise InvalidConfig if a monitor names a deployment or a column that the endpoint
+    does not have. If `columns` is None, the columns are unknown and not checked.
+    """
     required = [requirement for requirement in monitor.requirements if requirement.argument]
     if monitor.kind == "shadow" and spec.variants:
         for item in required:
@@ -380,13 +383,13 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     )
 
 
-def _is_among(name: str, known: Sequence[str]) -> bool:
-    """Return True if `known` contains the column `name`, the vector of which it is a
+def _is_among(name: str, columns: Sequence[str]) -> bool:
+    """Return True if `columns` contains the column `name`, the vector of which it is a
     part, or a part of this vector.
     """
     return any(
         name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.")
-        for column in known
+        for column in columns
     )
 
 

@@ -45,6 +45,7 @@ def _select(fields: Json, names: Iterable[str]) -> Json:
 
 
 def describe(deployment: Deployment) -> Json:
+    """Return all known fields of a deployment, as `onnxserve` and MLflow print them."""
     endpoint = deployment.endpoint
     observation = deployment.observation
     variant = endpoint.spec.variants[deployment.name]
@@ -56,7 +57,10 @@ def describe(deployment: Deployment) -> Json:
     }
     state, reason = _state_of(deployment, loaded.values())
     model = wanted.model if wanted is not None else ""
-    workers = {pid: f"{model} {worker.version or 'nothing'}" for pid, worker in loaded.items()}
+    workers = {}
+    for pid, worker in loaded.items():
+        version = worker.version or "nothing"
+        workers[pid] = f"{model} {version}"
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,

@@ -243,9 +243,8 @@ class Endpoints:
                 yield
         except OSError as error:
             folder = self.settings.deployments_path
-            raise InvalidConfig(
-                f"the folder {folder} cannot be used: {error.strerror or error}",
-            ) from error
+            reason = error.strerror or error
+            raise InvalidConfig(f"the folder {folder} cannot be used: {reason}") from error
 
     @contextlib.contextmanager
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:

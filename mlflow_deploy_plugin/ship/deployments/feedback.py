@@ -145,6 +145,9 @@ class LabelImport:
 
 
 def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelSink:
+    """Return the destination of an endpoint's labels. An endpoint outside the store has
+    no URL, so its labels are written to the log.
+    """
     stored = deployments.store.endpoint(endpoint)
     if stored is None:
         return LabelSink(
@@ -181,7 +184,8 @@ def import_labels(
     """
     matches = LabelMatches() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()
-    accepted = bad = 0
+    accepted = 0
+    bad = 0
     for entries, bad_rows in _store_batches(sink, rows):
         if matches is not None and entries:
             matches.add(readable.table(entries, 0, ""))
@@ -265,7 +269,8 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
         )
         return LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
     columns = frozenset(chain.from_iterable(spec.capture.mask for _, spec in specs))
-    keys = {key.read_bytes(): key for folder, _ in specs if (key := folder / MASK_KEY).exists()}
+    key_files = [folder / MASK_KEY for folder, _ in specs]
+    keys = {key.read_bytes(): key for key in key_files if key.exists()}
     if len(keys) > 1:
         files = " and ".join(sorted(map(str, keys.values())))
         return LabelMasking(

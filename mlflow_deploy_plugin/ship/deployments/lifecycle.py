@@ -571,6 +571,9 @@ class Deployments:
         return (matching or stored)[0]
 
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
+        """Return the error for an unknown deployment, with the names that exist.
+        `endpoint` is None if the user has not selected an endpoint.
+        """
         namesake = self.store.endpoint(endpoint or name)
         if namesake is not None and not self._sees(namesake):
             return NotFound(

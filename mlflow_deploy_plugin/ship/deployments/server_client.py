@@ -151,6 +151,12 @@ def _post(
     stream: bool = False,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> requests.Response:
+    """Send a body to a server and return its answer. With `stream`, the caller reads
+    the answer piece by piece.
+
+    Raises NotReady if the server does not answer, and the server's error if it refuses
+    the request.
+    """
     accept = "*/*" if stream else "application/json"
     sent = {**headers, "Content-Type": content_type, "Accept": accept}
     read_seconds = timeout_seconds + _MARGIN_SECONDS

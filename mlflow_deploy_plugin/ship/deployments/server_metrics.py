@@ -225,6 +225,9 @@ def read_page(
 
 
 def total_metrics(servers: MetricsByServer) -> ServerMetrics:
+    """Return the sums of the counters of all servers whose metrics were read, and the
+    time of the last request to each version.
+    """
     counters: defaultdict[_Version, VersionCounters] = defaultdict(VersionCounters)
     last_requests: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for metrics in servers.values():
@@ -300,6 +303,9 @@ def _finite_bounds(documents: Iterable[Json]) -> Iterator[float]:
 
 
 def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
+    """Return the interval of one line of the history. `bounds` are the upper bounds of
+    the buckets of all lines. Raises ValueError for an impossible time.
+    """
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for endpoint, variant, model, version, status, number in document["requests"]:
         _count(sums[endpoint, variant, model, version], status, float(number))

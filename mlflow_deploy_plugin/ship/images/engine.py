@@ -109,6 +109,9 @@ def image_sbom(name: str) -> bytes:
 
 
 def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
+    """Return the user and the password for a push to ECR, and create the repository if
+    it is missing. Raises NotInstalled without boto3, and Unauthenticated.
+    """
     try:
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
@@ -174,11 +177,8 @@ def docker(
             process.wait()
             raise
     if process.returncode:
-        words = [
-            clean
-            for line in errors.splitlines()[-_KEPT:]
-            if (clean := _NOISE.sub("", line).strip())
-        ]
+        last_lines = [_NOISE.sub("", line).strip() for line in errors.splitlines()[-_KEPT:]]
+        words = [line for line in last_lines if line]
         causes = [
             line
             for line in words[:-1]

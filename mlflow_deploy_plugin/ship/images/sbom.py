@@ -17,14 +17,15 @@ from urllib.parse import quote
 
 
 def bill_of_materials() -> dict[str, object]:
+    """Return the CycloneDX document of the packages that are installed here."""
     components = [
         _component(
             "pypi",
-            it.name.lower().replace("_", "-"),
-            it.version,
-            it.metadata.json.get("license_expression"),
+            package.name.lower().replace("_", "-"),
+            package.version,
+            package.metadata.json.get("license_expression"),
         )
-        for it in distributions()
+        for package in distributions()
     ]
     components += _debian_packages()
     unique = {str(component["purl"]): component for component in components}
@@ -57,6 +58,13 @@ def _component(
     licence: object = None,
     qualifiers: str = "",
 ) -> dict[str, object]:
+    """Return the entry of a package in the bill of materials.
+
+    Args:
+        kind: the type of its package URL, such as `pypi`.
+        licence: an SPDX expression; None if it is unknown.
+        qualifiers: the end of its package URL, from the question mark.
+    """
     purl = f"pkg:{kind}/{quote(name)}@{quote(version, safe='')}{qualifiers}"
     component: dict[str, object] = {
         "type": "library",

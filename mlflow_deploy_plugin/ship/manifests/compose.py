@@ -107,6 +107,7 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
 
 
 def _resources(spec: EndpointSpec) -> Document:
+    """Return the limits of the container, and the reservation of its GPUs if any."""
     container = spec.container
     server = spec.server
     limits: Document = {"pids": container.pids}
@@ -125,14 +126,18 @@ def _resources(spec: EndpointSpec) -> Document:
 
 
 def _network(spec: EndpointSpec) -> Document:
+    """Return the fields of the service for its network and its published ports. On the
+    host's network, no port is published.
+    """
     server = spec.server
     network = spec.container.network
     if network == "host":
         return {"network_mode": "host"}
-    at = server.host if ":" not in server.host else f"[{server.host}]"
-    at = "127.0.0.1" if at == "localhost" else at
+    address = server.host if ":" not in server.host else f"[{server.host}]"
+    if address == "localhost":
+        address = "127.0.0.1"
     ports = [
-        f"{at}:{port}:{port}"
+        f"{address}:{port}:{port}"
         for port in (http_port(spec), server.grpc_port, server.metrics_port)
         if port
     ]

@@ -110,6 +110,7 @@ def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Docum
 
 
 def _runtime(spec: EndpointSpec, place: Place) -> Document:
+    """Return the spec of the ServingRuntime, which runs the container of a pod."""
     pod = pod_of(spec, place)
     port = http_port(spec)
     (container,) = pod["containers"]

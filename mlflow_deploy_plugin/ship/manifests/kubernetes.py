@@ -149,6 +149,9 @@ def _refuse_conflicts(spec: EndpointSpec) -> None:
 
 
 def _deployment(spec: EndpointSpec, place: Place, labels: dict[str, str]) -> Document:
+    """Return the spec of the Deployment, whose pods have `labels`. With an autoscaler,
+    it has no number of pods.
+    """
     deployment: Document = {}
     if not spec.kubernetes.is_autoscaled:
         deployment["replicas"] = spec.kubernetes.replicas
@@ -214,6 +217,7 @@ def _route(spec: EndpointSpec, gateway: str) -> Document:
 
 
 def _ingress(spec: EndpointSpec) -> Document:
+    """Return the spec of the Ingress, with TLS if the spec names a certificate."""
     kubernetes = spec.kubernetes
     backend = {"service": {"name": spec.name, "port": {"name": "http"}}}
     path = {"path": "/", "pathType": "Prefix", "backend": backend}
@@ -357,6 +361,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
 
 
 def _container(spec: EndpointSpec, place: Place) -> Document:
+    """Return the server's container with its resources, ports and probes."""
     container = spec.container
     server = spec.server
     limits: dict[str, str] = {}
@@ -405,6 +410,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 
 
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
+    """Return the variables of the container, first the plain ones, then the secrets."""
     container = spec.container
     mounted = container.model_copy(
         update={
@@ -452,6 +458,10 @@ def _projected(files: Mapping[str, Document]) -> Document:
 
 
 def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document:
+    """Return the policy that admits callers from the namespace of the endpoint and from
+    its allowed namespaces. With a host, callers from all namespaces are admitted unless
+    the spec lists namespaces.
+    """
     kubernetes = spec.kubernetes
     callers: list[Document] = [{"podSelector": {}}]
     if "*" in kubernetes.allowed_namespaces or (

@@ -66,6 +66,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _check(spec: EndpointSpec) -> None:
+    """Raise InvalidConfig if Seldon Core cannot serve the endpoint."""
     refuse_strangers(spec, "Seldon's gateway")
     if spec.kubernetes.host is not None:
         raise InvalidConfig("kubernetes.host: Seldon creates its routes; remove this field")
@@ -88,6 +89,9 @@ def _check(spec: EndpointSpec) -> None:
 
 
 def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
+    """Return the pod and the autoscaler of a predictor. `configured` is the name of the
+    ConfigMap with its spec.
+    """
     pod = {name: value for name, value in pod_of(spec, place).items() if name not in _NOT_OF_PODS}
     (container,) = pod["containers"]
     # The node of the graph must have the same name.

@@ -74,6 +74,9 @@ def make_document(
     labels: Mapping[str, str] | None = None,
     **content: Any,
 ) -> Document:
+    """Return an object of Kubernetes with the name and the owner of the place.
+    `content` has its fields after the metadata.
+    """
     metadata: Document = {"name": name, "namespace": place.namespace}
     if labels:
         metadata["labels"] = dict(labels)

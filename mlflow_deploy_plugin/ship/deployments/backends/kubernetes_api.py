@@ -140,6 +140,7 @@ class Cluster:
             self._session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
 
     def get(self, kind: str, name: str) -> Document | None:
+        """Return an object, or None if the cluster has no object of this name."""
         try:
             return self._get(f"{self._path(kind)}/{name}")
         except ApiRefused as error:
@@ -153,12 +154,8 @@ class Cluster:
         labels: Mapping[str, str],
     ) -> list[Document]:
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        return [
-            *self._get(
-                self._path(kind),
-                {"labelSelector": selector},
-            )["items"]
-        ]
+        found = self._get(self._path(kind), {"labelSelector": selector})
+        return [*found["items"]]
 
     def namespace_uid(self) -> str:
         return str(self._get(f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"])
@@ -377,6 +374,9 @@ class Cluster:
         accepting.join()
 
     def _forward(self, listener: socket.socket, pod: str, port: int) -> None:
+        """Forward each connection of the listener to a port of a pod, until the
+        listener is shut down.
+        """
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
@@ -440,6 +440,13 @@ class Cluster:
         stream: bool = False,
         is_endless: bool = False,
     ) -> requests.Response:
+        """Send a request to the API server. Raises ApiRefused if it does not answer,
+        and the error for its answer if it refuses.
+
+        Args:
+            stream: True if the caller reads the answer piece by piece.
+            is_endless: True if the answer may pause for any time.
+        """
         headers = {
             "Accept": "application/json",
             "Content-Type": content_type,
@@ -480,6 +487,9 @@ class Cluster:
         }
 
     def _refusal(self, status: int, body: bytes) -> OnnxserveError:
+        """Return the error for an answer of the API server: InvalidConfig if the
+        namespace is missing, otherwise ApiRefused.
+        """
         try:
             document = json.loads(body)
             message = document.get("message", "")
