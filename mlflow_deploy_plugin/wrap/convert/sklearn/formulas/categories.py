@@ -45,7 +45,7 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
         if position in model._missing_indices:  # NaN is missing, but None is a category.
             codes[model._missing_indices[position]] = float(model.encoded_missing_value)
         parts.append(encoded(column, categories, codes, unknown))
-    return np.concatenate(parts, axis=1)
+    return np.hstack(parts)
 
 
 def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
@@ -65,7 +65,7 @@ def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
                 float(means[target]),
             ),
         )
-    return np.concatenate(parts, axis=1)
+    return np.hstack(parts)
 
 
 def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
@@ -83,7 +83,7 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
         code = encoded(column, categories, codes.astype(float).tolist(), unknown)
         columns = np.arange(codes.max() + 1, dtype=np.float32)
         parts.append((code == columns).astype(np.float32))
-    return np.concatenate(parts, axis=1)
+    return np.hstack(parts)
 
 
 def _one_hot_codes(model: OneHotEncoder, position: int, count: int) -> tuple[Array, int]:
@@ -118,7 +118,7 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
         codes = [*map(float, range(len(categories)))]
         code = encoded(column, categories, codes, unknown=float(len(categories)))
         parts.append(take(table.astype(float), code.reshape(-1).astype(np.int64)))
-    return np.concatenate(parts, axis=1)
+    return np.hstack(parts)
 
 
 def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
@@ -206,7 +206,7 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     gaps = x == np.array([MISSING], object) if is_text else np.isnan(x)
     filled = np.where(gaps, filler, x)
     if marked:
-        return np.concatenate([filled, gaps[:, marked].astype(x.dtype)], axis=1)
+        return np.hstack([filled, gaps[:, marked].astype(x.dtype)])
     return filled
 
 

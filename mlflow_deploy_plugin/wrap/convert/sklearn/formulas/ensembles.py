@@ -129,7 +129,7 @@ def _two_sided(score: TracedArray) -> TracedArray:
     """Return the scores of both classes [N, 2] for the score [N] of the second
     class.
     """
-    return np.stack([-score, score], axis=1)
+    return np.column_stack([-score, score])
 
 
 def thresholded(model: Estimator, rows: Rows) -> Decision:
@@ -190,7 +190,7 @@ def chained(model: Estimator, rows: Rows) -> TracedArray:
         if score.ndim > 1:
             score = score[:, 1]
         earlier.append(score)
-    return np.stack([answers[target] for target in sorted(answers)], axis=1)
+    return np.column_stack([answers[target] for target in sorted(answers)])
 
 
 def _flat(answer: Traced) -> TracedArray:
@@ -243,7 +243,7 @@ def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
         position = np.argmax(scores, axis=1)
     if not hasattr(model, "predict_proba"):
         if single:
-            scores = np.concatenate([-scores, scores], axis=1)
+            scores = np.hstack([-scores, scores])
         return position, scores
     likely = _scores(model.estimators_, rows, "predict_proba")
     if single:
@@ -296,7 +296,7 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     if model.passthrough:
         columns.append(rows.matrix)
     last = model.final_estimator_
-    read = rows.with_matrix(np.concatenate(columns, axis=1))
+    read = rows.with_matrix(np.hstack(columns))
     if is_regressor(model):
         return read.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
@@ -398,7 +398,7 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
         )
         filled = np.where(gaps_by_column[column], predicted[:, None], filled)
     if model.add_indicator:
-        filled = np.concatenate([filled, gaps[:, model.indicator_.features_].astype(float)], axis=1)
+        filled = np.hstack([filled, gaps[:, model.indicator_.features_].astype(float)])
     return filled
 
 
@@ -458,7 +458,7 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
                 _unpowered(transformer, y[:, n], float(power))
                 for n, power in enumerate(transformer.lambdas_)
             ]
-            y = np.stack(columns, axis=1)
+            y = np.column_stack(columns)
         case QuantileTransformer():
             # y contains quantiles of the training targets, or their normal deviates.
             if transformer.output_distribution == "normal":
@@ -467,7 +467,7 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
                 np.interp(y[:, n], transformer.references_, quantiles)
                 for n, quantiles in enumerate(transformer.quantiles_.T)
             ]
-            y = np.stack(columns, axis=1)
+            y = np.column_stack(columns)
         case _:
             raise NotImplementedError(
                 f"the inverse of {type(transformer).__name__} as the transformer of a target",

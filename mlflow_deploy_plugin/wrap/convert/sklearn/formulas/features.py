@@ -127,7 +127,7 @@ def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
         factor = np.sqrt(2.0 * x * interval / np.cosh(np.pi * step * interval))
         parts.append(factor * np.cos(step * logarithm))
         parts.append(factor * np.sin(step * logarithm))
-    return np.concatenate([np.where(is_zero, 0.0, part) for part in parts], axis=1)
+    return np.hstack([np.where(is_zero, 0.0, part) for part in parts])
 
 
 def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
@@ -136,7 +136,7 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     """
     x = rows.matrix * np.sqrt(model.gamma)
     if model.coef0 != 0:
-        x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
+        x = np.hstack([x, np.full_like(x[:, :1], np.sqrt(model.coef0))])
     count = model.n_components
     fourier = np.fft.fft(np.eye(count))
     real: TracedArray = 1.0
@@ -169,7 +169,7 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
             parts.append(reduce(np.multiply, factors))
         else:
             parts.append(np.ones_like(x[:, :1]))
-    return np.concatenate(parts, axis=1)
+    return np.hstack(parts)
 
 
 def scaled(model: Estimator, rows: Rows) -> TracedArray:
@@ -218,11 +218,11 @@ def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
         inner = edges[1:-1] if len(edges) > 2 else [np.inf]
         codes.append(np.digitize(rows.matrix[:, column], inner))
     if model.encode == "ordinal":
-        return np.stack(codes, axis=1).astype(float)
+        return np.column_stack(codes).astype(float)
     flags = [
         code[:, None] == np.arange(count) for code, count in zip(codes, model.n_bins_, strict=True)
     ]
-    return np.concatenate(flags, axis=1).astype(float)
+    return np.hstack(flags).astype(float)
 
 
 def box_cox(x: TracedArray, powers: Array) -> TracedArray:
@@ -317,7 +317,7 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
         if not model.include_bias:
             values = values[:, : spline.c.shape[1] - 1]
         columns.append(values)
-    return np.concatenate(columns, axis=1)
+    return np.hstack(columns)
 
 
 def _basis(spline: BSpline, x: TracedArray, extrapolation: str) -> TracedArray:

@@ -260,7 +260,7 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     if model.add_indicator:
         for column in model.indicator_.features_:
             columns.append(gaps[:, int(column)].astype(float))
-    return np.stack(columns, axis=1)
+    return np.column_stack(columns)
 
 
 def _distances_without_gaps(model: KNNImputer, x: TracedArray, gaps: TracedArray) -> TracedArray:
@@ -397,7 +397,7 @@ def machine_classes(model: Estimator, rows: Rows) -> Decision:
     decisions = _decisions(model, rows)
     if len(model.classes_) == 2:
         position = (decisions[:, 0] <= 0).astype(np.int64)
-        return position, np.concatenate([decisions, -decisions], axis=1)
+        return position, np.hstack([decisions, -decisions])
     votes, scores = votes_of_pairs((decisions <= 0).astype(float), -decisions, len(model.classes_))
     if model.decision_function_shape == "ovo":
         return np.argmax(votes, axis=1), decisions

@@ -57,7 +57,7 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
 
 
 def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
-    return np.stack([rows.full(float(value)) for value in np.ravel(model.constant_)], axis=1)
+    return np.column_stack([rows.full(float(value)) for value in np.ravel(model.constant_)])
 
 
 def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
@@ -77,7 +77,7 @@ def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
     else:
         likely = np.eye(len(model.classes_))[best]
     position = rows.full(float(best)).astype(np.int64)
-    return position, np.stack([rows.full(float(value)) for value in likely], axis=1)
+    return position, np.column_stack([rows.full(float(value)) for value in likely])
 
 
 def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
@@ -98,7 +98,7 @@ def mixture(model: Estimator, rows: Rows) -> TracedArray:
         scaled = away @ factor if np.ndim(factor) == 2 else away * factor
         at_mean = float(model._estimate_weighted_log_prob(mean[None])[0, component])
         columns.append(at_mean - (scaled * scaled).sum(axis=1) * 0.5)
-    return np.argmax(np.stack(columns, axis=1), axis=1)
+    return np.argmax(np.column_stack(columns), axis=1)
 
 
 def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
@@ -110,7 +110,7 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
     if model.n_classes_ == 2:
         mean, likely = _latent(base, rows.matrix)
         position = (mean > 0).astype(np.int64)
-        return position, np.stack([1.0 - likely, likely], axis=1)
+        return position, np.column_stack([1.0 - likely, likely])
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
     scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
@@ -155,7 +155,7 @@ def by_gradient(model: SGDClassifier, rows: Rows) -> Decision:
     """
     scores = rows.sums([model])
     if scores.sample.shape[1] == 1:
-        scores = np.concatenate([-scores, scores], axis=1)
+        scores = np.hstack([-scores, scores])
     position = np.argmax(scores, axis=1)
     if hasattr(model, "predict_proba"):
         return position, rows.ask(model, "predict_proba")

@@ -417,7 +417,7 @@ def both_classes(likely: TracedArray) -> TracedArray:
     """Return the probabilities [N, 2] for the probability [N, 1] of the second
     class.
     """
-    return np.concatenate([1.0 - likely, likely], axis=1)
+    return np.hstack([1.0 - likely, likely])
 
 
 def normalized(likely: TracedArray) -> TracedArray:

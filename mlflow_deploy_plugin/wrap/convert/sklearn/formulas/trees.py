@@ -83,7 +83,7 @@ def _boosting_scores(x: TracedArray, boosting: Boosting) -> TracedArray:
         kinds = 1 + len(boosting.slopes)
         sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
         by_kind = sums.astype(float).reshape(-1, kinds, width)
-        features = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)
+        features = np.hstack([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]])
         features = features[:, :, None]
         # A missing feature adds 0.
         return np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
@@ -119,7 +119,7 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
         columns[position] = encoded(columns[position], names, codes.tolist(), unknown=np.nan)
     dtype = np.float32 if boosting.has_single_rows else np.float64
     if columns:
-        x = np.concatenate([column.astype(dtype) for column in columns], axis=1)
+        x = np.hstack([column.astype(dtype) for column in columns])
     else:
         x = rows.own if boosting.has_single_rows else rows.matrix
         x = x.astype(dtype)
@@ -195,7 +195,7 @@ def _leaf_values(tree: Estimator, sizes: list[int]) -> Array:
     leaves = [tree.tree_.value[:, output, :size] for output, size in enumerate(sizes)]
     if is_classifier(tree):
         leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
-    return np.concatenate(leaves, axis=1).T
+    return np.hstack(leaves).T
 
 
 def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
@@ -207,7 +207,7 @@ def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
         names = classes.astype(object) if classes.dtype.kind == "U" else classes
         labels.append(take(names, np.argmax(sums[:, start:end], axis=1)))
         start = end
-    return np.stack(labels, axis=1)
+    return np.column_stack(labels)
 
 
 def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
@@ -233,7 +233,7 @@ def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
         return np.argmax(total, axis=1), softmax(total / (count - 1.0)), total
     score = total[:, 1] - total[:, 0]
     position = (score > 0).astype(np.int64)
-    return position, softmax(np.stack([-score, score], axis=1) / 2.0), score
+    return position, softmax(np.column_stack([-score, score]) / 2.0), score
 
 
 def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArray:
@@ -265,7 +265,7 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
         else:
             answers.append(take(codes, _predicted_position(member, rows)))
     if answers:
-        return np.stack(answers, axis=1)
+        return np.column_stack(answers)
     return _sums(rows, trees, [*range(len(trees))]).astype(float)
 
 

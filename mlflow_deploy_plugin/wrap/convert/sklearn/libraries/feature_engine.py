@@ -139,7 +139,7 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
 
 
 def _cyclical_step(factor: float) -> Computed:
-    return Computed(lambda x: np.concatenate([np.sin(x * factor), np.cos(x * factor)], axis=1))
+    return Computed(lambda x: np.hstack([np.sin(x * factor), np.cos(x * factor)]))
 
 
 def _relative_steps(fitted: Estimator, function: str) -> Iterator[tuple[Computed, list[str]]]:
