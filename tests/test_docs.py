@@ -43,7 +43,7 @@ def test_the_page_of_errors_is_the_one_that_the_code_makes() -> None:
 
 
 def test_the_page_of_errors_has_the_problem_and_the_remedy_of_a_message() -> None:
-    problem = "### `column … has the type ……, which an ONNX model cannot read`"
+    problem = "### `column … has the type …, which an ONNX model cannot read`"
     remedy = "`convert it to numbers, booleans or strings"
     assert f"{problem}\n{remedy}" in (DOCS / "errors.md").read_text()
 
