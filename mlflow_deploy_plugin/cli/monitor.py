@@ -137,7 +137,8 @@ def list_(name: str | None, output: str) -> None:
 
 def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
     """Return the cells of a monitor, with its last window and its next due time."""
-    window = verdict = "-"
+    window = "-"
+    verdict = "-"
     if item.last is not None:
         window = str(Window(item.last.start, item.last.end))
         verdict = item.last.outcome
@@ -305,7 +306,11 @@ def backfill(
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
 
         selected_monitor = find_monitor(deployments, name, monitor_name)
-        judged = passed_over = failed = number = count = 0
+        judged = 0
+        passed_over = 0
+        failed = 0
+        number = 0
+        count = 0
         try:
             for number, count, window, is_new in backfill_windows(
                 deployments,

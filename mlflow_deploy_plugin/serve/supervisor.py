@@ -306,7 +306,8 @@ class _Supervisor:
                 "the process of the metrics port %s and is restarted",
                 exit_reason(process.exit_status),
             )
-            process = self._metrics_process = None
+            process = None
+            self._metrics_process = None
         if self.metrics is not None and process is None:
             port = self.metrics.fileno()
             gpu = ["--gpu"] if self.server.is_on_nvidia else []

@@ -366,7 +366,8 @@ def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     is_policy = not is_of_version and message.key == tags.GATE_POLICY_TAG
     if not (is_of_verdict or is_rolled_back or is_policy):
         return None
-    number = why = ""
+    number = ""
+    why = ""
     if is_of_version:
         tagged = registry().get_model_version(message.name, message.version)
         number = str(tagged.version)

@@ -54,7 +54,8 @@ def _create(name: str) -> "Flask | FastAPI":
     # MLflow sets this variable to the name of its WSGI or ASGI server. uvicorn cannot
     # serve a Flask app.
     if isinstance(served, Flask) and os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
-        served = fastapi = create_fastapi_app(served)
+        fastapi = create_fastapi_app(served)
+        served = fastapi
         # A login in Flask does not see FastAPI's own routes, so Flask must answer all
         # requests.
         if name:

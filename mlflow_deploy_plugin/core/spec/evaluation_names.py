@@ -71,6 +71,41 @@ def check_metric(metric: str | None) -> None:
         raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
 
 
+def _checked_strengths(
+    name: str,
+    disturbance: Disturbance,
+    value: object,
+) -> tuple[float, ...]:
+    """Return the strengths of one disturbance, ascending: of a list or of a single
+    value.
+    """
+    strengths: list[object] = [value]
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        strengths = list(value)
+    strengths = strengths or list(disturbance.strengths)
+    if len(strengths) > _MAX_STRENGTHS:
+        raise InvalidConfig(
+            f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured",
+        )
+    return tuple(sorted({_checked_strength(name, disturbance, entry) for entry in strengths}))
+
+
+def _checked_strength(name: str, disturbance: Disturbance, strength: object) -> float:
+    number = math.nan
+    if not isinstance(strength, bool) and isinstance(strength, Real):
+        number = float(strength)
+    most = 1.0 if disturbance.is_share else _MAX_STRENGTH
+    if not 0 < number <= most:
+        if disturbance.is_share:
+            expected = "a share above 0, up to 1,"
+        else:
+            expected = f"a number above 0, up to {most:g},"
+        raise InvalidConfig(
+            f"{name} cannot have the strength {strength}; {expected} is expected",
+        )
+    return number
+
+
 def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
     """Return the strengths per disturbance, ascending; an empty sequence selects the
     defaults. Raises InvalidConfig.
@@ -85,32 +120,7 @@ def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, .
     for name, disturbance in DISTURBANCES.items():
         if name not in requested:
             continue
-        value = requested[name]
-        strengths: list[object] = (
-            list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-        )
-        strengths = strengths or list(disturbance.strengths)
-        if len(strengths) > _MAX_STRENGTHS:
-            raise InvalidConfig(
-                f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured",
-            )
-        most = 1.0 if disturbance.is_share else _MAX_STRENGTH
-        numbers = set()
-        for strength in strengths:
-            if not isinstance(strength, bool) and isinstance(strength, Real):
-                number = float(strength)
-            else:
-                number = math.nan
-            if not 0 < number <= most:
-                if disturbance.is_share:
-                    expected = "a share above 0, up to 1,"
-                else:
-                    expected = f"a number above 0, up to {most:g},"
-                raise InvalidConfig(
-                    f"{name} cannot have the strength {strength}; {expected} is expected",
-                )
-            numbers.add(number)
-        checked[name] = tuple(sorted(numbers))
+        checked[name] = _checked_strengths(name, disturbance, requested[name])
     return checked
 
 

@@ -117,7 +117,7 @@ class Requirement:
         Args:
             text: the requirement as a user has written it.
             metrics: the metrics that the monitor can judge.
-            subject: what has these metrics, for messages.
+            subject: the object with these metrics, for messages.
 
         Raises:
             InvalidConfig: the text does not state a possible requirement.

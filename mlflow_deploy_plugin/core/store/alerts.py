@@ -196,7 +196,7 @@ def _write(
 ) -> Alert | None:
     """Write the alert into its row, or into a new row, and return the stored alert.
 
-    Nothing is written, and None is returned, if there is no alert.
+    Return None, without a write, if there is no alert.
     """
     if alert is None:
         return None

@@ -195,9 +195,8 @@ def _take_write_lock_at_start(engine: Engine) -> None:
 
     @event.listens_for(engine, "connect")
     def _connected(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = (
-            None  # `_begun` issues BEGIN, so that DDL is part of the transaction.
-        )
+        # `_begun` issues BEGIN, so that DDL is part of the transaction.
+        connection.isolation_level = None
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:  # SQLite ignores its busy timeout while another process enables WAL.
             try:

@@ -115,7 +115,8 @@ class Retrainings:
                 spec=spec,
                 state="waiting",
             )
-            row.created_at = row.updated_at = now
+            row.created_at = now
+            row.updated_at = now
             return save_row(session, row, Retraining, event)
 
     def find(

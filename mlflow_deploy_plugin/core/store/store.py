@@ -257,7 +257,8 @@ class Store:
                 rollout.state = _ABANDONED
                 rollout.reason = _DELETED
                 rollout.revision = rollout.revision + 1
-                rollout.updated_at = rollout.ended_at = now
+                rollout.updated_at = now
+                rollout.ended_at = now
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(
                     session,

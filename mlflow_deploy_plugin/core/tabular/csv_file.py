@@ -78,7 +78,8 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
     """
     lines: list[bytes] = []
     again: deque[bytes] = deque()
-    number = position = 0
+    number = 0
+    position = 0
 
     def physical() -> Iterator[bytes]:
         for block in file:

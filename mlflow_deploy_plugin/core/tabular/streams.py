@@ -529,7 +529,8 @@ def group_tables(
     rows or `size` bytes.
     """
     held: list[pa.Table] = []
-    held_rows = held_bytes = 0
+    held_rows = 0
+    held_bytes = 0
     for table in tables:
         held.append(table)
         held_rows += len(table)

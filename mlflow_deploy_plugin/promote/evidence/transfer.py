@@ -283,7 +283,8 @@ def _read_source(model: str, version: str) -> _Source:
     resolved = resolution.registered_version(model, version)
     client = registry_client()
     with registry_errors(resolved.source):
-        original = entry = client.get_model_version(model, resolved.version)
+        entry = client.get_model_version(model, resolved.version)
+        original = entry
     # The original may be deleted.
     with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):
         original = original_of(entry, client)

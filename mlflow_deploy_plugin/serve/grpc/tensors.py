@@ -63,7 +63,8 @@ def _check_fields(view: memoryview) -> None:
     """Count the fields (https://protobuf.dev/programming-guides/encoding). Protobuf
     reports malformed bytes later.
     """
-    at = fields = 0
+    at = 0
+    fields = 0
     with suppress(ValueError, IndexError):
         while at < len(view):
             fields += 1

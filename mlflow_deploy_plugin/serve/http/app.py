@@ -158,7 +158,8 @@ class ServerApp(Flask):
         """Authenticate the caller of a view from another distribution; `_view`
         authenticates for onnxserve's views.
         """
-        g.raw_request = raw = request.environ[_RAW_REQUEST]
+        raw = request.environ[_RAW_REQUEST]
+        g.raw_request = raw
         if request.blueprint not in (None, BLUEPRINT):
             need: Need = "read" if request.method == "GET" else "admin"
             self.server.auth.identify(raw, need)
@@ -225,9 +226,8 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
         except BaseException as error:  # noqa: BLE001 - Flask only handles an Exception
             pass_exit(error)
             response = flask_response(failure_response(raw, error))
-        response.direct_passthrough = (
-            False  # Otherwise the content of a file response could not be read.
-        )
+        # Otherwise the content of a file response could not be read.
+        response.direct_passthrough = False
         body = response.get_data()
     headers = {
         name: value

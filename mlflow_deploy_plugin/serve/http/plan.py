@@ -125,7 +125,8 @@ class PlanTable:
             return plans[variants[0].name]
 
         def answer(request: RawRequest) -> RawResponse | None:
-            request.draw = draw = random.random()
+            draw = random.random()
+            request.draw = draw
             return plans[weighted_variant(variants, draw).name](request)
 
         return answer

@@ -364,9 +364,8 @@ def infer_async(
     except OnnxserveError:
         return False  # The caller then calls `infer`, which creates the error reply.
     if variant.loaded.batcher is None or variant.key is not None:
-        return (
-            False  # The version was just replaced, or the variant depends on the decoded request.
-        )
+        # The version was just replaced, or the variant depends on the decoded request.
+        return False
 
     def encode(inferred: InferResponse | BaseException) -> None:
         outputs = None

@@ -132,10 +132,11 @@ class Shadows:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._copies: deque[MirroredRequest] = deque()
-        self._queued = self._queued_bytes = 0
-        self._done = self._done_bytes = (
-            0  # Only the thread writes these counts, so they need no lock.
-        )
+        self._queued = 0
+        self._queued_bytes = 0
+        # Only the thread writes these counts, so they need no lock.
+        self._done = 0
+        self._done_bytes = 0
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: threading.Thread | None = None

@@ -152,11 +152,12 @@ class ExplainerClient:
             process = self._process
             # It may have failed after the first request's timeout.
             if process is None or process.has_failed:
-                process = self._process = SideProcess(
+                process = SideProcess(
                     self._command,
                     self._timeout_seconds + _GRACE_SECONDS,
                     "explainer",
                 )
+                self._process = process
                 process.start(max(0.0, deadline - time.perf_counter()))
                 logger.info("process %s explains", process.pid)
             return process

@@ -156,7 +156,8 @@ class ModelControl:
             self._waiting.release()
 
     def _wait(self, command: Command, answer_file: Path) -> CommandAnswer:
-        began = agent_seen = time.monotonic()
+        agent_seen = time.monotonic()
+        began = agent_seen
         while (answer := read_state(answer_file, CommandAnswer)) is None:
             now = time.monotonic()
             agent = read_state(self.state_dir / AGENT, AgentState)

@@ -56,9 +56,8 @@ _GRACE_SECONDS: Final = 1.0
 """The time for a process that has closed its connection to exit with its own status,
 before it is killed.
 """
-_METRICS_VARIABLE = (
-    "PROMETHEUS_MULTIPROC_DIR"  # The process must not count in the worker's metrics.
-)
+# The process must not count in the worker's metrics.
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _REPORTED: list[type[OnnxserveError]] = [
     errors.InvalidRequest,

@@ -766,7 +766,8 @@ class Scorer:
         owner, name = (
             (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
         )
-        predict = original = getattr(owner, name)
+        original = getattr(owner, name)
+        predict = original
         if inspect.ismethod(predict):
             original = partial(inspect.unwrap(predict.__func__), predict.__self__)
         # MLflow reads the parameters of predict.

@@ -392,7 +392,8 @@ class Batcher:
         wait for more requests.
         """
         batch: list[QueuedRequest] = []
-        rows = preferred = 0
+        rows = 0
+        preferred = 0
         for entry in self._queue:
             if entry.key != leader.key:
                 continue

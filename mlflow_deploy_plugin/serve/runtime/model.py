@@ -254,10 +254,12 @@ class OnnxModel:
         self._run_once: Run = session.run
         if placement.is_on_openvino:
             self._run_once = partial(sessions.run_on_openvino, session)
-        self._compute = self._compute_large = self._run_once
+        self._compute_large = self._run_once
+        self._compute = self._compute_large
         self._small_run = None
         if placement.options.enable_cuda_graph and can_bind(session):
-            self._compute = self._compute_large = GraphSession(session, placement).run
+            self._compute_large = GraphSession(session, placement).run
+            self._compute = self._compute_large
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds
             # (1.1 of 4 µs per run).
@@ -266,7 +268,8 @@ class OnnxModel:
             self._compute_large = Arena(raw_session).run
             self._small_run = quiet_options()
         if self._tokenizer is not None:
-            self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
+            self._compute_large = self._tokenizer.feeding(self._compute_large)
+            self._compute = self._compute_large
             self._run_once = self._tokenizer.feeding(self._run_once)
 
     @classmethod
@@ -340,7 +343,8 @@ class OnnxModel:
         compute_large = self._compute_large
         if self._tokenizer is not None:
             budget = budget or TextBudget(self.max_text_characters, deadline)
-            compute = compute_large = partial(compute, budget=budget)
+            compute_large = partial(compute, budget=budget)
+            compute = compute_large
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:
                 if len(array) > self._most_rows and (

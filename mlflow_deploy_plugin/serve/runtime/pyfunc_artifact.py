@@ -88,7 +88,10 @@ class UndescribedSchema(Schema):
     def _refuse(self, *data: object, **named: object) -> NoReturn:
         raise SchemaMismatch(self.reason)
 
-    from_columns = from_records = from_array = from_rows = _refuse
+    from_columns = _refuse
+    from_records = _refuse
+    from_array = _refuse
+    from_rows = _refuse
     tensor_schema = property(_refuse)
 
 

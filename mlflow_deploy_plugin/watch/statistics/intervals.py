@@ -287,7 +287,8 @@ def _percentiles(
         value = float(figure(mean))
         drawn = figure(means)
     drawn = drawn[np.isfinite(drawn)]
-    low = high = value
+    low = value
+    high = value
     if len(drawn):
         tail = (1 - confidence) / 2
         probability = max(tail, min(_TAIL / len(drawn), 0.25))

@@ -47,9 +47,8 @@ LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedAr
 gradients by array.
 """
 _STEPS = 10
-_STEP_SIZE = (
-    2.5  # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
-)
+# All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
+_STEP_SIZE = 2.5
 _DIRECTIONS = 8
 
 

@@ -29,9 +29,8 @@ import onnxruntime
 
 Array = npt.NDArray[Any]
 METADATA_KEY = "onnxserve.model"
-_REFUSED_ROWS = (
-    "onnxserve_refused_rows"  # the output that marks the rows, and the metadata key of the reason
-)
+# the output that marks the rows, and the metadata key of the reason
+_REFUSED_ROWS = "onnxserve_refused_rows"
 _COLUMN_TYPES = {
     "double": "float64",
     "float": "float32",

@@ -66,9 +66,8 @@ class _Phase(Enum):
     LINGERING = auto()  # The last response is sent, and received bytes are discarded.
 
 
-_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = (
-    _Phase  # The attribute look-up in `_Phase.IDLE` would take 0.1 µs.
-)
+# The attribute look-up in `_Phase.IDLE` would take 0.1 µs.
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase
 
 
 class HttpConnection(asyncio.Protocol):
@@ -91,9 +90,8 @@ class HttpConnection(asyncio.Protocol):
         self._write_bytes: Callable[[bytes], None]
         self._client = ""
         self._caller = ""
-        self._known_head: RequestHead | None = (
-            None  # the last head that was answered inline, with its bytes
-        )
+        # the last head that was answered inline, with its bytes
+        self._known_head: RequestHead | None = None
         self._known_bytes = b""
         self._buffer = b""
         self._head: RequestHead | None = None
@@ -142,7 +140,8 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.abort()
             return
         if phase is _NEW:
-            self._phase = phase = _IDLE
+            self._phase = _IDLE
+            phase = _IDLE
         may_be_inline = phase is _IDLE and not (self._buffer or self._is_blocked or self._is_ending)
         if may_be_inline and self._answer_inline(data):
             return
@@ -384,7 +383,8 @@ class HttpConnection(asyncio.Protocol):
                 head.headers,
                 self._caller,
             ):  # Do not read or buffer the body.
-                self._is_ending = self._reads_on = True
+                self._is_ending = True
+                self._reads_on = True
                 self._answer(head, b"")
                 return
             is_long = head.length == parser.CHUNKED or head.length > limit
@@ -487,7 +487,8 @@ class HttpConnection(asyncio.Protocol):
             self._count_buffered(0)
         if self._transport.is_closing():
             return
-        self._head = self._body = None
+        self._head = None
+        self._body = None
         self._write(last)
         if keep_alive:
             self._wait_for_next()
@@ -539,7 +540,8 @@ class HttpConnection(asyncio.Protocol):
             )
         self._phase = _ANSWERING
         self._body = BodyParser(head.length, sys.maxsize)
-        self._exchange = exchange = self._new_exchange(head, self._body, streams=1)
+        exchange = self._new_exchange(head, self._body, streams=1)
+        self._exchange = exchange
         if head.expects_continue and not self._buffer:
             self._transport.write(responses.CONTINUE)
         self._resume_reading()  # Reading may have been paused while another request was answered.

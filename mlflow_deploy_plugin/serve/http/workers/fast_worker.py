@@ -67,7 +67,8 @@ class _Server(UvicornServer):
 
     def quit(self) -> None:
         """Exit without waiting (SIGQUIT)."""
-        self.should_exit = self.force_exit = True
+        self.should_exit = True
+        self.force_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._checker = asyncio.get_running_loop().create_task(self._check_deadlines())
@@ -113,7 +114,8 @@ class _Server(UvicornServer):
             self._worker.notify()
             if os.getppid() != self._worker.ppid:
                 self.should_exit = True
-            now = self._app.now = loop.time()
+            now = loop.time()
+            self._app.now = now
             for connection in list(self._connections):
                 connection.check_deadline(now)
             await asyncio.sleep(_CHECK_SECONDS)

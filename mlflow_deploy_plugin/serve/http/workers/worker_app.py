@@ -151,7 +151,8 @@ class WorkerApp:
         if not self.inline_policy.is_quick(request):
             return None
         response = self._handle(request)
-        self._sample = sample = (self._sample + 1) % _INLINE_SAMPLING
+        sample = (self._sample + 1) % _INLINE_SAMPLING
+        self._sample = sample
         seconds = time.perf_counter() - request.arrived
         if sample == 0 or seconds >= INLINE_SECONDS:
             self.inline_policy.learn(request, response, seconds)

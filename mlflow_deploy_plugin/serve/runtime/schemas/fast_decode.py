@@ -121,7 +121,8 @@ class FastDecoder:
         inputs: tuple[Input, ...],
         blocks: tuple[Input, ...],
     ) -> None:
-        self.order = order = tuple(column.name for column in columns)
+        order = tuple(column.name for column in columns)
+        self.order = order
         self._names = list(order)  # A list, because the names in a JSON body are a list.
         self._by_name = _picker(order)
         groups = _group_by_type(columns)

@@ -253,7 +253,8 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     if len(values):
         limits = (float(values.min()), float(values.max()))
     finite = np.sort(values[np.isfinite(values)])
-    low = high = 0.0
+    low = 0.0
+    high = 0.0
     if len(finite):
         low, high = map(float, np.quantile(finite, [0.005, 0.995]))
     if not low < high or max(-low, high) > _WIDEST or len(distinct(finite)) <= 2:

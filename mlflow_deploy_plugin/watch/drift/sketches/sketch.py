@@ -318,7 +318,8 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
     columns.
     """
     pending: list[pa.Table] = []
-    rows = size = 0
+    rows = 0
+    size = 0
     for batch in batches:
         table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
         is_full = rows + len(table) > _TOGETHER_ROWS or size + table.nbytes > _TOGETHER_BYTES

@@ -180,7 +180,8 @@ def forms(
 
     columns: list[str] | int
     if isinstance(batch, pd.DataFrame):
-        names = columns = list(map(str, batch.columns))
+        columns = list(map(str, batch.columns))
+        names = columns
     else:
         columns = int(batch[""].shape[1])
         names = list(map(str, range(columns)))

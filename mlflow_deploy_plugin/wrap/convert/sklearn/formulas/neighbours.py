@@ -44,9 +44,8 @@ Metric = str | Callable[[Array, Array], float]
 Option = float | None
 """A parameter of a kernel. None is scikit-learn's default."""
 _MAX_DIFFERENCES = 100_000  # differences per row; more would take over 1 MB per row
-_MAX_DENSE = (
-    10_000_000  # numbers of 8 bytes; writing the graph takes about ten times as much memory
-)
+# numbers of 8 bytes; writing the graph takes about ten times as much memory
+_MAX_DENSE = 10_000_000
 
 
 def _dense(training: "Array | spmatrix") -> Array:

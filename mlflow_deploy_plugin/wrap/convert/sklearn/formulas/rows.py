@@ -283,7 +283,8 @@ class Rows:
         if raw_scores and len(getattr(estimator, "probA_", ())):
             # With `_probA`, skl2onnx returns probabilities instead of scores.
             estimator = copy(estimator)
-            estimator._probA = estimator._probB = np.empty(0)
+            estimator._probB = np.empty(0)
+            estimator._probA = estimator._probB
         if key not in self._outputs:
             inputs = self._variables(estimator)
             self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
