@@ -293,7 +293,8 @@ class _Console:
             arguments, description, models = parse_form(request.form, store)
             if arguments["action"] in DECISIONS:
                 reason = decide(store, arguments).reason
-                flash(f"Done: {description}.{reason and f' {reason}.'}")
+                explanation = f" {reason}." if reason else ""
+                flash(f"Done: {description}.{explanation}")
                 return make_response(redirect(self._here(), 303))
             if not access.may_act_on(models):
                 names = " and ".join(models) or "unregistered models"
@@ -304,7 +305,7 @@ class _Console:
                 description=description,
                 actor=who.actor,
                 arguments=arguments,
-                servers=self._servers(),
+                servers=self._server_urls(),
                 has_account=bool(who.user),
             )
             job = self._jobs.start(
@@ -388,13 +389,28 @@ class _Console:
         error: str = "",
         status: int = 200,
     ) -> Response:
+        """Return the console page of the request.
+
+        Args:
+            job: the job to show; None if there is none.
+            error: the message to show. If it is empty, the page shows the failure to
+                read the overview, if any.
+            status: the HTTP status, unless the overview cannot be read.
+        """
         who = access.caller()
         only = request.args.get("endpoint", "")
         model = request.args.get("model", "")
         pages = self._mlflow_pages()
         try:
-            content = self._trail.store(), settings.load_settings(), pages, only, model, _span()
-            overview = build_overview(*content, request.args.get("beginning", ""))
+            overview = build_overview(
+                self._trail.store(),
+                settings.load_settings(),
+                pages,
+                only,
+                model,
+                _span(),
+                request.args.get("beginning", ""),
+            )
         except OnnxserveError as failure:
             overview = None
             error = error or failure.message
@@ -417,13 +433,17 @@ class _Console:
             model=model,
             span=_span(),
             spans=SPANS,
-            home=(
-                f"{self._prefix}/{settings.workspace_query() and f'#/{settings.workspace_query()}'}"
-            ),
+            home=self._mlflow_home(),
             pages=pages,
             onnxserve_version=__version__,
         )
         return make_response(html, status)
+
+    def _mlflow_home(self) -> str:
+        """Return the URL of MLflow's first page in this workspace."""
+        query = settings.workspace_query()
+        fragment = f"#/{query}" if query else ""
+        return f"{self._prefix}/{fragment}"
 
     def _link(self, path: str = "", **query: str) -> str:
         """Return the URL of a console page in this workspace, without empty
@@ -431,7 +451,8 @@ class _Console:
         """
         parameters = {**query, "workspace": settings.active_workspace()}
         encoded = urlencode({name: value for name, value in parameters.items() if value})
-        return f"{self._base}{path}{encoded and f'?{encoded}'}"
+        query_string = f"?{encoded}" if encoded else ""
+        return f"{self._base}{path}{query_string}"
 
     def _here(self, job: str = "") -> str:
         """Return the URL of the current page, which then shows the job."""
@@ -440,12 +461,16 @@ class _Console:
         }
         return self._link(job=job, **parameters)
 
-    def _servers(self) -> tuple[str, ...]:
-        """Return the URLs of this MLflow server for a local process, which trusts the
-        URLs; best URL first.
+    def _server_urls(self) -> tuple[str, ...]:
+        """Return the URLs at which a job on this machine may reach this MLflow server,
+        in the order to try.
+
+        The URL of the settings is the only one, if it is set. The job sends credentials
+        to the URLs, so the Host header is used only if it is allowed.
         """
-        if url := settings.load_settings().mlflow_url:
-            return (url.rstrip("/"),)
+        configured_url = settings.load_settings().mlflow_url
+        if configured_url:
+            return (configured_url.rstrip("/"),)
         addresses = []
         # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from
         # Host.

@@ -187,6 +187,7 @@ _Reader = Callable[[AuditTrail, "Message"], RegistryChange | None]
 
 
 def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
+    """Read the request to move a version to a stage."""
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
 
     model = registry().get_registered_model(message.name)
@@ -202,16 +203,16 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     if replaced:
         detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
     change = RegistryChange(
-        "transition",
-        message.name,
-        number,
-        version.current_stage,
-        stage,
+        action="transition",
+        model=message.name,
+        version=number,
+        before=version.current_stage,
+        after=stage,
         detail=detail,
     )
-    why = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
-    if why:
-        return replace(change, why=why, is_refused=True)
+    refusal = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
+    if refusal:
+        return replace(change, why=refusal, is_refused=True)
     return _Move(
         trail,
         change,
@@ -223,19 +224,32 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
 
 
 def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
-    """Read the request to set or delete an alias."""
+    """Read the request to set or delete an alias. None for the alias of a prompt."""
     model = registry().get_registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
     holder = str(model.aliases.get(message.alias, ""))
     before = f"version {holder} in @{message.alias}" if holder else ""
     if not hasattr(message, "version"):
-        return RegistryChange("alias", message.name, holder, before, "")
+        return RegistryChange(
+            action="alias",
+            model=message.name,
+            version=holder,
+            before=before,
+            after="",
+        )
     version = registry().get_model_version(message.name, message.version)
     number = str(version.version)
     detail = move_detail(f"@{message.alias}", holder)
     after = f"version {number} in @{message.alias}"
-    change = RegistryChange("alias", message.name, number, before, after, detail=detail)
+    change = RegistryChange(
+        action="alias",
+        model=message.name,
+        version=number,
+        before=before,
+        after=after,
+        detail=detail,
+    )
     return _Move(
         trail,
         change,
@@ -248,56 +262,57 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
 
 def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to delete a version. Endpoints that follow its stage then serve
-    the previous version.
+    the previous version. None if no endpoint can follow the version.
     """
     version = registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
-    why = _uncovering_refusal(trail, registry().get_registered_model(message.name), version)
-    number = str(version.version)
+    model = registry().get_registered_model(message.name)
+    refusal = _uncovering_refusal(trail, model, version)
     return RegistryChange(
-        "transition",
-        message.name,
-        number,
-        version.current_stage,
-        "deleted",
-        why,
-        bool(why),
+        action="transition",
+        model=message.name,
+        version=str(version.version),
+        before=version.current_stage,
+        after="deleted",
+        why=refusal,
+        is_refused=bool(refusal),
     )
 
 
-def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
-    policy = {tag.key: tag.value for tag in message.tags}.get(tags.GATE_POLICY_TAG, "")
+def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange:
+    """Read the request to create a model, whose tags may contain a gate policy."""
+    model_tags = {tag.key: tag.value for tag in message.tags}
     return RegistryChange(
-        "tag",
-        message.name,
-        "",
-        "",
-        policy,
+        action="tag",
+        model=message.name,
+        version="",
+        before="",
+        after=model_tags.get(tags.GATE_POLICY_TAG, ""),
         detail={"tag": tags.GATE_POLICY_TAG},
     )
 
 
 def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to rename or delete a model. After a rename, the policy applies
-    to the new name.
+    to the new name. None for a prompt.
     """
     model = registry().get_registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
     new_name = getattr(message, "new_name", "")
     action = "rename" if hasattr(message, "new_name") else "delete"
-    why = _policy_refusal(model, f"{action} this model")
+    refusal = _policy_refusal(model, f"{action} this model")
     change = RegistryChange(
-        action,
-        message.name,
-        "",
-        message.name,
-        new_name,
-        why,
-        bool(why),
+        action=action,
+        model=message.name,
+        version="",
+        before=message.name,
+        after=new_name,
+        why=refusal,
+        is_refused=bool(refusal),
     )
-    if not new_name or why:
+    if not new_name or refusal:
         return change
     entries = [
         served_entry(number, str(place), recorded_files(trail, model.name, number, place))
@@ -355,44 +370,66 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
     return entries
 
 
-def _tag(trail: AuditTrail, message: "Message") -> RegistryChange | None:
-    """Read the request to set or delete a tag. Only this server sets the tags of a
-    verdict (`ui/verdicts.py`).
+def _tag_change(trail: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to set or delete a tag of a version or a model. None if the
+    guard does not watch the tag.
     """
-    is_of_version = hasattr(message, "version")
+    if hasattr(message, "version"):
+        return _version_tag_change(message)
+    return _policy_tag_change(trail, message)
+
+
+def _version_tag_change(message: Any) -> RegistryChange | None:
+    """Return the change of a version's tag: a refusal for the tags of a verdict, which
+    only this server sets (`ui/verdicts.py`). None if the guard does not watch the tag.
+    """
+    is_of_verdict = message.key.startswith(tags.GATE_TAG)
     is_deleted = not hasattr(message, "value")
-    is_of_verdict = is_of_version and message.key.startswith(tags.GATE_TAG)
-    is_rolled_back = is_of_version and is_deleted and message.key == ROLLED_BACK_TAG
-    is_policy = not is_of_version and message.key == tags.GATE_POLICY_TAG
-    if not (is_of_verdict or is_rolled_back or is_policy):
+    if not (is_of_verdict or (is_deleted and message.key == ROLLED_BACK_TAG)):
         return None
-    number = ""
-    why = ""
-    if is_of_version:
-        tagged = registry().get_model_version(message.name, message.version)
-        number = str(tagged.version)
-    else:
-        tagged = registry().get_registered_model(message.name)
-        why = _policy_refusal(tagged, f"change its tag {message.key}")
+    version = registry().get_model_version(message.name, message.version)
+    number = str(version.version)
+    refusal = ""
     if is_of_verdict:
-        why = (
+        refusal = (
             f"only MLflow's server writes the tag {message.key}: `onnxserve gate {message.name} "
             f"{number}` judges the version and records the verdict"
         )
-    before = tagged.tags.get(message.key, "")
-    after = getattr(message, "value", "")
-    detail: Json = {"tag": message.key}
-    if is_policy and after and not why and (adopted := _adopted_files(trail, tagged, after)):
-        detail[SERVED] = adopted
     return RegistryChange(
-        "tag",
-        message.name,
-        number,
-        before,
-        after,
-        why,
-        bool(why),
-        detail,
+        action="tag",
+        model=message.name,
+        version=number,
+        before=version.tags.get(message.key, ""),
+        after=getattr(message, "value", ""),
+        why=refusal,
+        is_refused=is_of_verdict,
+        detail={"tag": message.key},
+    )
+
+
+def _policy_tag_change(trail: AuditTrail, message: Any) -> RegistryChange | None:
+    """Return the change of a model's gate policy, or None for another tag of the model.
+    The detail contains the files that the new policy adopts.
+    """
+    if message.key != tags.GATE_POLICY_TAG:
+        return None
+    model = registry().get_registered_model(message.name)
+    policy = getattr(message, "value", "")
+    refusal = _policy_refusal(model, f"change its tag {message.key}")
+    detail: Json = {"tag": message.key}
+    if policy and not refusal:
+        adopted = _adopted_files(trail, model, policy)
+        if adopted:
+            detail[SERVED] = adopted
+    return RegistryChange(
+        action="tag",
+        model=message.name,
+        version="",
+        before=model.tags.get(message.key, ""),
+        after=policy,
+        why=refusal,
+        is_refused=bool(refusal),
+        detail=detail,
     )
 
 
@@ -404,10 +441,10 @@ _READERS: dict[str, tuple[str, _Reader]] = {
     "_create_registered_model": ("CreateRegisteredModel", _model_creation),
     "_rename_registered_model": ("RenameRegisteredModel", _model),
     "_delete_registered_model": ("DeleteRegisteredModel", _model),
-    "_set_model_version_tag": ("SetModelVersionTag", _tag),
-    "_delete_model_version_tag": ("DeleteModelVersionTag", _tag),
-    "_set_registered_model_tag": ("SetRegisteredModelTag", _tag),
-    "_delete_registered_model_tag": ("DeleteRegisteredModelTag", _tag),
+    "_set_model_version_tag": ("SetModelVersionTag", _tag_change),
+    "_delete_model_version_tag": ("DeleteModelVersionTag", _tag_change),
+    "_set_registered_model_tag": ("SetRegisteredModelTag", _tag_change),
+    "_delete_registered_model_tag": ("DeleteRegisteredModelTag", _tag_change),
 }
 """The name of a view of MLflow → the protobuf message of the view's requests, and the
 reader of the message.
@@ -504,6 +541,9 @@ class _Move:
         return self._accepted(detail=self._detail(files))
 
     def _decide_by_gate(self, policy: GatePolicy) -> RegistryChange:
+        """Accept files with a verdict and approvals, a version that is already there,
+        and the return of a version with the files that were served; refuse the rest.
+        """
         files, unreadable = self._read_files(policy)
         status = _status(self.version, policy)
         if status.passed and unreadable:
@@ -595,8 +635,8 @@ class _Move:
         is_served_again = self._is_rolled_back and self.place.is_served_from
         return replace(self.change, is_served_again=is_served_again, **fields)
 
-    def _refused(self, why: str) -> RegistryChange:
-        return replace(self.change, why=why, is_refused=True)
+    def _refused(self, refusal: str) -> RegistryChange:
+        return replace(self.change, why=refusal, is_refused=True)
 
 
 def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
@@ -630,7 +670,8 @@ def _changed_files(
         return ""
     if not recorded:
         return "the audit trail does not have the digest of the files that were served"
-    compared = f"sha256 {files[:12] or 'unknown'}, served {recorded[:12]}"
+    present = files[:12] or "unknown"
+    compared = f"sha256 {present}, served {recorded[:12]}"
     return (
         f"its files differ from the files that were served there ({compared}); restore the served "
         "files"
@@ -968,7 +1009,15 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
             error,
         )
     detail = {"created": int(version["creation_timestamp"]), "authors": authors}
-    _record(trail, RegistryChange("register", name, number, "", f"version {number}", detail=detail))
+    change = RegistryChange(
+        action="register",
+        model=name,
+        version=number,
+        before="",
+        after=f"version {number}",
+        detail=detail,
+    )
+    _record(trail, change)
 
 
 def _guarded(
@@ -977,6 +1026,15 @@ def _guarded(
     read: _Reader,
     trail: AuditTrail,
 ) -> Callable[..., Any]:
+    """Return a view that refuses or records the change of each request.
+
+    Args:
+        view: MLflow's view, which is called unless the change is refused.
+        message: the name of the protobuf message of the view's requests.
+        read: returns the change that a message requests, or None if it is not recorded.
+        trail: stores the event and notifies the agents.
+    """
+
     def guarded(**arguments: Any) -> Response:
         requested = _read(message)
         change = read(trail, requested)
@@ -987,10 +1045,7 @@ def _guarded(
         if response.status_code != 200:
             return response
         if change is not None:
-            if change.before != change.after or change.has_new_files or change.detail.get(SERVED):
-                _record(trail, change)
-            if change.is_served_again:  # The version is no longer rolled back.
-                registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+            _complete_change(trail, change)
         for model in {requested.name, getattr(requested, "new_name", "")} - {""}:
             trail.notify_agents(model)  # Agents then ask for the recorded files.
         return response
@@ -998,7 +1053,20 @@ def _guarded(
     return guarded
 
 
+def _complete_change(trail: AuditTrail, change: RegistryChange) -> None:
+    """Record a change that MLflow has made, unless nothing differs after it, and remove
+    the tag of a rollback from a version that is served again.
+    """
+    if change.before != change.after or change.has_new_files or change.detail.get(SERVED):
+        _record(trail, change)
+    if change.is_served_again:
+        registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+
+
 def _record(trail: AuditTrail, change: RegistryChange) -> None:
+    """Record the change or its refusal for the caller; a rename is recorded for the old
+    and the new name.
+    """
     who = caller()
     action = "refused" if change.is_refused else change.action
     models = [change.model]

@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, resolve
 from mlflow_deploy_plugin.core.registry.runs import mlflow_page
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.promote.gate.run import JSON
+from mlflow_deploy_plugin.promote.gate.run import GATE_JSON_FILE
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 
 if TYPE_CHECKING:
@@ -383,6 +383,6 @@ def _with_checks(
     """Return the verdict with the checks of its report. A copy has the tags of its
     original, which was judged.
     """
-    file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, JSON)
+    file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, GATE_JSON_FILE)
     verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())
     return replace(gate, judged=f"models:/{verdict.model}/{verdict.version}", checks=verdict.checks)

@@ -52,7 +52,7 @@ from mlflow_deploy_plugin.core.settings import (
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, original_of
 from mlflow_deploy_plugin.promote.gate.promotion import Promotion
-from mlflow_deploy_plugin.promote.gate.run import JSON, store_or_default
+from mlflow_deploy_plugin.promote.gate.run import GATE_JSON_FILE, store_or_default
 
 _KEPT_TAGS = (
     *(
@@ -328,7 +328,7 @@ def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None
     with suppress(NotFound):  # The run of the gate may be deleted.
         for run_id in REPORT_RUN.findall(source.gate.report)[:1]:
             fetch(f"runs:/{run_id}/{tags.GATE_REPORT_FILE}", folder / "source_gate", report)
-            fetch(f"runs:/{run_id}/{JSON}", folder / "source_gate", report)
+            fetch(f"runs:/{run_id}/{GATE_JSON_FILE}", folder / "source_gate", report)
 
 
 def _copy(

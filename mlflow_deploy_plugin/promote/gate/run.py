@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.promote.gate.verdict import (
     verdict_as_json,
 )
 
-JSON = "gate.json"
+GATE_JSON_FILE = "gate.json"
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def _log_verdict(
         metrics = _verdict_metrics(verdict)
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)
-        client.log_dict(run_id, verdict_as_json(verdict), JSON)
+        client.log_dict(run_id, verdict_as_json(verdict), GATE_JSON_FILE)
         if evaluation is not None:
             _log_evaluation(run_id, evaluation)
 
