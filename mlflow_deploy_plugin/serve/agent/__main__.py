@@ -89,6 +89,9 @@ def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) 
 
 
 def main() -> int:
+    """Run the agent with the options of the command line, and return its exit
+    status.
+    """
     parser = argparse.ArgumentParser(prog="mlflow_deploy_plugin.serve.agent")
     parser.add_argument("state_dir", type=Path)
     parser.add_argument("--no-follow", action="store_true")
@@ -115,27 +118,32 @@ def main() -> int:
                 )
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
-            # If the parent was killed or ended without its atexit functions, remove the
-            # server's metrics here.
-            if (
-                (options.state_dir / METRICS).is_symlink()
-                and options.parent
-                and _has_ended(options.parent)
-            ):
-                remove_metrics(options.state_dir)
+            _remove_left_metrics(options.state_dir, options.parent)
             return status
     except OnnxserveError as error:
-        try:
-            write_state(
-                options.state_dir / AGENT,
-                AgentState(pid=os.getpid(), error=error.message, fatal=True),
-            )
-        except OSError:  # The disk is full.
-            _log.error("%s", error.message)
+        _report_fatal(options.state_dir, error.message)
         return 1
     except Exception as error:  # noqa: BLE001 - any error must end the process, which must not wait for its threads
         _log_end(error)
         return 1
+
+
+def _remove_left_metrics(state_dir: Path, parent: int | None) -> None:
+    """Remove the server's metrics if its process `parent` was killed, or ended without
+    its atexit functions.
+    """
+    if (state_dir / METRICS).is_symlink() and parent and _has_ended(parent):
+        remove_metrics(state_dir)
+
+
+def _report_fatal(state_dir: Path, message: str) -> None:
+    """Write to agent.json that no version can be served; if the disk is full, log the
+    message.
+    """
+    try:
+        write_state(state_dir / AGENT, AgentState(pid=os.getpid(), error=message, fatal=True))
+    except OSError:
+        _log.error("%s", message)
 
 
 def _has_ended(parent: int) -> bool:
@@ -162,8 +170,13 @@ def _run(
     only_ship: bool,
     stop: threading.Event,
 ) -> int:
-    """Follow the registry and ship rows until `stop` is set, then ship the last rows;
-    with `only_ship`, only these.
+    """Follow the registry and ship rows until `stop` is set, then ship the last rows.
+    Return the exit status.
+
+    Args:
+        follow: False to poll each reference only once.
+        only_ship: True to ship the rows that an earlier agent has left, and nothing
+            else.
     """
     settings = load_settings()
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
@@ -207,6 +220,9 @@ def _open_follower(
     follow: bool,
     stop: threading.Event,
 ) -> Follower:
+    """Return the follower of the spec in the state folder, with its resolver and
+    fetchers of keys. With `follow` False, each reference is polled once.
+    """
     resolver = VersionResolver(
         MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
         ThreadPoolExecutor(_POLL_THREADS, "look"),
@@ -226,6 +242,9 @@ def _open_follower(
 
 
 def _open_recorder(server: ServerSpec, settings: Settings) -> Recorder:
+    """Return the function that writes callers' commands to the audit trail, if callers
+    authenticate.
+    """
     if not server.authenticates or settings.keys_file is not None:
         return record_nothing  # A server with a keys file has no audit trail.
     login = "key" if server.takes_keys else "certificate"
@@ -238,6 +257,9 @@ def _open_key_fetchers(
     settings: Settings,
     stop: threading.Event,
 ) -> list[KeyFetcher]:
+    """Return a thread for API keys and a thread for an issuer's keys, if the server
+    needs them. The threads are not started.
+    """
     fetchers: list[KeyFetcher] = []
     if server.api_keys:
         source = settings.keys_file or settings.store_url

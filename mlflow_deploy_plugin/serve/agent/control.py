@@ -40,6 +40,8 @@ MOST_ADDED = 1000
 endpoint.
 """
 
+_MOST_ANSWERED = 4 * MAX_WAITING
+
 Recorder = Callable[[Command, str], None]
 """A function that writes a command and its error (empty if it succeeded) to the audit
 trail.
@@ -61,39 +63,40 @@ class Pending(Exception):
 
 def audit_recorder(store_url: str, kind: str) -> Recorder:
     """Return a function that writes commands to the audit trail of a store, each in a
-    separate thread.
+    separate thread. `kind` is what identifies callers: a key or a certificate.
     """
 
-    def write(command: Command, error: str) -> None:
+    def record(command: Command, error: str) -> None:
         actor = f"{kind} {command.actor}"
-        action = command.action
-        try:
-            # Some images lack SQLAlchemy, which also takes memory.
-            from mlflow_deploy_plugin.core.store.database import open_store
+        threading.Thread(
+            target=_write_audit,
+            args=(store_url, actor, command, error),
+            daemon=True,
+        ).start()
 
-            with closing(open_store(store_url)) as opened:
-                done = "failed" if error else f"{action}ed"
-                opened.record(
-                    action,
-                    endpoint=command.endpoint,
-                    after=done,
-                    why=error,
-                    actor=actor,
-                )
-        except (OnnxserveError, ImportError) as failure:
-            _log.error(
-                "the command of %s to %s %s is not audited: %s",
-                actor,
-                action,
-                command.endpoint,
-                failure,
-            )
+    return record
 
-    return lambda command, error: threading.Thread(
-        target=write,
-        args=(command, error),
-        daemon=True,
-    ).start()
+
+def _write_audit(store_url: str, actor: str, command: Command, error: str) -> None:
+    """Write a command to the audit trail; `error` is empty if it has succeeded. A
+    failed write is logged.
+    """
+    action = command.action
+    try:
+        # Some images lack SQLAlchemy, which also takes memory.
+        from mlflow_deploy_plugin.core.store.database import open_store
+
+        with closing(open_store(store_url)) as opened:
+            done = "failed" if error else f"{action}ed"
+            opened.record(action, endpoint=command.endpoint, after=done, why=error, actor=actor)
+    except (OnnxserveError, ImportError) as failure:
+        _log.error(
+            "the command of %s to %s %s is not audited: %s",
+            actor,
+            action,
+            command.endpoint,
+            failure,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class EndpointControl:
         takes 23 ms.
         """
         self._write_failure = ""
-        self._answered: deque[str] = deque(maxlen=4 * MAX_WAITING)
+        self._answered: deque[str] = deque(maxlen=_MOST_ANSWERED)
+        """The file names of the last answered commands, which must not start again."""
 
     @property
     def is_busy(self) -> bool:
@@ -185,6 +189,7 @@ class EndpointControl:
         return loading if has_started else None
 
     def settle(self, outcome: Outcome) -> None:
+        """Answer, log and record the running commands that have ended."""
         self._assert_file()
         for name, running in list(self._running.items()):
             try:
@@ -196,27 +201,31 @@ class EndpointControl:
                 self._save_loaded(running.spec)
             self._answer(running.file, error)
             command = running.command
-            outcome_text = error.message if error else ""
-            by = f" by {command.actor}" if command.actor else ""
-            _log.info("%s %s%s: %s", command.action, name, by, outcome_text or "done")
-            self.record(command, outcome_text)
+            message = error.message if error else ""
+            by_actor = f" by {command.actor}" if command.actor else ""
+            _log.info("%s %s%s: %s", command.action, name, by_actor, message or "done")
+            self.record(command, message)
 
     def _save_loaded(self, loaded: EndpointSpec) -> None:
-        """Save that an endpoint is loaded. An endpoint that is not in the server's spec
-        replaces unloaded endpoints above `MOST_ADDED`.
+        """Save that an endpoint is loaded, and if it is not in the server's spec, that
+        it was added. Above `MOST_ADDED`, the oldest unloaded endpoints are forgotten.
         """
         unloaded = tuple(name for name in self._control.unloaded if name != loaded.name)
         added = dict(self._control.added)
-        if all(spec.name != loaded.name for spec in self.specs):
+        if not self._is_in_spec(loaded.name):
             added[loaded.name] = loaded
             surplus = max(0, len(added) - MOST_ADDED)
-            for name in [name for name in added if name in unloaded][:surplus]:
+            unloaded_added = [name for name in added if name in unloaded]
+            for name in unloaded_added[:surplus]:
                 del added[name]
         self._save(unloaded, added)
 
     @property
     def _is_allowed(self) -> bool:
         return bool(self.specs) and self.specs[0].server.model_control_mode == "explicit"
+
+    def _is_in_spec(self, endpoint: str) -> bool:
+        return any(spec.name == endpoint for spec in self.specs)
 
     @property
     def _all_endpoints(self) -> dict[str, EndpointSpec]:
@@ -227,23 +236,14 @@ class EndpointControl:
 
     def _start(self, command: Command) -> EndpointSpec | None:
         """Return the endpoint that the command loads, or None for an unload, which is
-        saved immediately.
+        saved immediately. Raises InvalidConfig if the command is not allowed, and
+        NotFound for an unknown endpoint.
         """
         if not self._is_allowed:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
         endpoints = self._all_endpoints
         if command.added is not None:
-            if any(spec.name == command.endpoint for spec in self.specs):
-                raise InvalidConfig(
-                    f"endpoint {command.endpoint!r} is in the server's spec; change it there",
-                )
-            added = self._control.added
-            unloaded = self._control.unloaded
-            is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
-            if is_full and command.endpoint not in added:
-                raise InvalidConfig(
-                    f"{MOST_ADDED} endpoints were already added; unload one of them first",
-                )
+            self._check_addable(command.endpoint)
             return command.added
         if command.endpoint not in endpoints:
             shown = repr(command.endpoint[:100])
@@ -253,15 +253,30 @@ class EndpointControl:
             )
         if command.action == "load":
             return endpoints[command.endpoint]
-        out = {*self._control.unloaded, command.endpoint}
-        self._save(tuple(name for name in endpoints if name in out), self._control.added)
+        unloaded = {*self._control.unloaded, command.endpoint}
+        self._save(tuple(name for name in endpoints if name in unloaded), self._control.added)
         return None
+
+    def _check_addable(self, endpoint: str) -> None:
+        """Raise InvalidConfig if the endpoint is in the server's spec, or too many
+        endpoints were added and none of them is unloaded.
+        """
+        if self._is_in_spec(endpoint):
+            raise InvalidConfig(f"endpoint {endpoint!r} is in the server's spec; change it there")
+        added = self._control.added
+        unloaded = self._control.unloaded
+        is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
+        if is_full and endpoint not in added:
+            raise InvalidConfig(
+                f"{MOST_ADDED} endpoints were already added; unload one of them first",
+            )
 
     def _save(
         self,
         unloaded: tuple[str, ...],
         added: dict[str, EndpointSpec],
     ) -> None:
+        """Set the unloaded and the added endpoints, and write them to control.json."""
         control = Control(unloaded=unloaded, added=added)
         if control == self._control:
             return
@@ -310,6 +325,9 @@ class EndpointControl:
                 answer.unlink(missing_ok=True)  # The worker was killed before it read the answer.
 
     def _answer(self, command_file: Path, error: OnnxserveError | None) -> None:
+        """Write the answer to a command, which a worker waits for; None if the command
+        has succeeded.
+        """
         self._answered.append(command_file.name)
         try:
             write_state(self.state_dir / ANSWERS / command_file.name, command_answer(error))

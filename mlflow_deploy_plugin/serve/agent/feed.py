@@ -15,6 +15,9 @@ from mlflow_deploy_plugin.core.registry.change_feed import MAX_URIS, Selected, r
 _LONGEST_PAUSE_SECONDS = 10.0
 _WITHOUT_FEED_SECONDS = 300.0
 _PAUSE_SECONDS = 1.0
+"""The pauses between two connections: the longest pause after failures, the pause if
+MLflow's server has no feed, and the normal pause.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +50,14 @@ class FeedFollower(threading.Thread):
         return selected
 
     def run(self) -> None:
+        """Follow the feed until the agent ends. After a failure, connect again after a
+        pause.
+        """
         failures = 0
-        logged = ""
+        logged_reason = ""
         while not self._ended.is_set():
             begun_at = time.monotonic()
-            before = self.messages
+            messages_before = self.messages
             pause = _PAUSE_SECONDS
             try:
                 if uris := self.uris:
@@ -59,24 +65,21 @@ class FeedFollower(threading.Thread):
             except NotFound:
                 pause = _WITHOUT_FEED_SECONDS
             except Exception as error:  # noqa: BLE001 - A proxy may send anything, and the connection may end anywhere.
-                failures = 1 if self.messages > before else failures + 1
+                failures = 1 if self.messages > messages_before else failures + 1
                 # A replica that hangs takes some seconds to fail, after which the next
                 # replica is tried at once.
-                spent = time.monotonic() - begun_at
+                spent_seconds = time.monotonic() - begun_at
                 pause = max(
-                    backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent,
+                    backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent_seconds,
                     _PAUSE_SECONDS,
                 )
-                if isinstance(error, OnnxserveError):
-                    reason = error.message
-                else:
-                    reason = f"it ends with {type(error).__name__}"
-                if reason != logged:
+                reason = _failure_reason(error)
+                if reason != logged_reason:
                     _log.warning(
                         "the change feed cannot be followed, and MLflow is polled: %s",
                         reason,
                     )
-                logged = reason
+                logged_reason = reason
             self.covered = frozenset()
             self.arrived.set()
             # Many agents lose their connections at the same time.
@@ -91,3 +94,9 @@ class FeedFollower(threading.Thread):
             self.arrived.set()
             if self.uris != uris or self._ended.is_set():
                 return
+
+
+def _failure_reason(error: Exception) -> str:
+    if isinstance(error, OnnxserveError):
+        return error.message
+    return f"it ends with {type(error).__name__}"

@@ -49,7 +49,11 @@ from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, Wanted
-from mlflow_deploy_plugin.serve.runtime.artifact import altered_file_message, check_digests
+from mlflow_deploy_plugin.serve.runtime.artifact import (
+    Artifact,
+    altered_file_message,
+    check_digests,
+)
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
 _log = logging.getLogger(__name__)
@@ -104,30 +108,16 @@ class ModelCache:
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they
                 contain links.
+            NotFound: files are missing in the artifact store.
+            RegistryUnavailable: the artifact store does not answer, or a file differs
+                from the saved file.
             OnnxserveError: the disk is full, or the cache cannot be written.
-            NotFound, RegistryUnavailable: see `core.registry.model_files.download` and
-                `verify_files`.
         """
         entry = None if identity is None else self._root / "sources" / _key(identity)
         try:
             folder = self._find_cached(entry, judged)
             if folder is None:
-                # Free MLflow's clients of earlier downloads, whose reference cycles
-                # keep threads alive.
-                gc.collect(1)
-                with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
-                    self._downloads[source] = Path(temporary)
-                    try:
-                        fetched = download(source, Path(temporary))
-                    finally:
-                        self._downloads.pop(source, None)
-                    folder = self._models / verify_files(fetched)
-                    try:
-                        fetched.rename(folder)
-                    except OSError:
-                        # Another agent may have put the model there first.
-                        if not (folder / MLMODEL).is_file():
-                            raise
+                folder = self._download(source)
                 if entry is not None:
                     write_atomically(entry, folder.name.encode())
             os.utime(folder)
@@ -137,28 +127,50 @@ class ModelCache:
             ) from None
         return folder
 
+    def _download(self, source: str) -> Path:
+        """Download and verify the files of `source`, and return their folder in the
+        cache.
+        """
+        # Free MLflow's clients of earlier downloads, whose reference cycles keep
+        # threads alive.
+        gc.collect(1)
+        with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
+            self._downloads[source] = Path(temporary)
+            try:
+                fetched = download(source, Path(temporary))
+            finally:
+                self._downloads.pop(source, None)
+            folder = self._models / verify_files(fetched)
+            try:
+                fetched.rename(folder)
+            except OSError:
+                # Another agent may have put the model there first.
+                if not (folder / MLMODEL).is_file():
+                    raise
+        return folder
+
     def received_bytes(self, source: str) -> int:
         """Return the size on this disk of the running download of `source`; 0 if there
         is no download.
         """
         # `walk` skips missing folders, because the download may end.
-        size = 0
+        total_bytes = 0
         for folder, _, names in os.walk(self._downloads.get(source, "")):
-            size += sum(_status(Path(folder, name)).st_size for name in names)
-        return size
+            total_bytes += sum(_status(Path(folder, name)).st_size for name in names)
+        return total_bytes
 
     def prune(self, now: float | None = None) -> None:
-        """Delete the models that no server uses, and forget servers whose state folder
-        was deleted.
+        """Delete the models that no server uses and abandoned downloads, and forget
+        servers whose state folder was deleted. `now` is in seconds since 1970.
         """
         now = time.time() if now is None else now
-        by_age = sorted(
+        newest_first = sorted(
             self._models.iterdir(),
             key=lambda folder: _status(folder).st_mtime,
             reverse=True,
         )
         used = set(self._used_models())
-        for folder in by_age[_KEPT_LATEST:]:
+        for folder in newest_first[_KEPT_LATEST:]:
             if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
                 _log.info("deleting %s from the cache", folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -183,15 +195,13 @@ class ModelCache:
                 yield from (variant.folder.name for variant in endpoint.variants.values())
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
             for reference in followed.references:
-                yield from (
-                    item.folder.name
-                    for item in (reference.version, reference.previous)
-                    if item is not None
-                )
+                for version in (reference.version, reference.previous):
+                    if version is not None:
+                        yield version.folder.name
 
     def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
-        """Return the folder of an earlier fetch; None if its files have changed or are
-        not the judged files.
+        """Return the folder of an earlier fetch; None if there is none or its files are
+        not the judged files. A folder whose files have changed is deleted.
         """
         if entry is None or not entry.exists():
             return None
@@ -210,13 +220,17 @@ class ModelCache:
 
 @dataclass(frozen=True)
 class _RefusedFiles:
-    """Files of a version that are not the approved files. They are not downloaded again
-    before `until` (monotonic).
+    """Files of a version that are not the approved files.
+
+    Attributes:
+        approved: the digests of the approved files.
+        pause: the seconds until the files may be downloaded again, at `until`
+            (monotonic).
     """
 
     approved: tuple[str, ...]
     message: str
-    pause: float
+    pause: int
     until: float
 
 
@@ -234,11 +248,17 @@ class MlflowRegistry:
         return resolve(model_uri)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
-        """Fetch and verify a version. A folder on this disk is not copied.
+        """Fetch and verify a version. A folder on this disk is not copied. If the model
+        requires approvals, an approved version needs the files that were approved.
 
-        If the model requires approvals, an approved version needs the files that were
-        approved. Raises as `ModelCache.fetch`, GateRefused for other files, and the
-        errors of `approval_of`.
+        Raises:
+            InvalidArtifact: the files are not a model that can be served, or they
+                contain links.
+            GateRefused: the files are not the approved files.
+            NotFound: the version, or its files, are missing.
+            RegistryUnavailable: the registry or the artifact store does not answer, or
+                a file differs from the saved file.
+            OnnxserveError: the cache cannot be written.
         """
         kind = parse_model_uri(resolved.source).kind
         approval = approval_of(resolved.name, resolved.version) if kind == "version" else Approval()
@@ -251,31 +271,13 @@ class MlflowRegistry:
             # The files of a registered or logged model never change; files of a URI or
             # a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
-            identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
-            approved = approval.files or approval.earlier
-            self._refuse_known(resolved.identity, approved)
-            judged = approved[0] if approved else resolved.gate_status.digest
-            folder = self.cache.fetch(resolved.source, identity, judged)
-            self.cache.prune()
-            if approved and folder.name not in approved:
-                self._refuse(resolved, folder.name, approved)
-            self._refused.pop(resolved.identity, None)
+            folder = self._fetch_approved(resolved, approval, is_lasting)
             artifact = read_served_artifact(folder)
-        from_files = {
-            "flavor": artifact.flavor,
-            "run_id": artifact.run_id,
-            "model_id": artifact.model_id,
-            "parity": artifact.parity_state,
-            **{
-                name: str(artifact.provenance.get(name) or "")
-                for name in ("git_commit", "dataset_digest")
-            },
-        }
         return FetchedVersion(
             model=resolved.name,
             version=resolved.version or artifact.model_id or "unknown",
             folder=artifact.folder,
-            aspects={name: value for name, value in from_files.items() if value} | resolved.aspects,
+            aspects=_aspects_of_files(artifact) | resolved.aspects,
             identity=resolved.identity,
             source=resolved.source,
             runs_code=artifact.flavor == PYTHON_FUNCTION,
@@ -283,7 +285,28 @@ class MlflowRegistry:
             unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
 
-    def _refuse_known(self, identity: str, approved: tuple[str, ...]) -> None:
+    def _fetch_approved(
+        self,
+        resolved: ResolvedModel,
+        approval: Approval,
+        is_lasting: bool,
+    ) -> Path:
+        """Return the folder of the version in the cache. Raises GateRefused if its
+        files are not the approved files. With `is_lasting`, files are fetched only
+        once.
+        """
+        identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
+        approved = approval.files or approval.earlier
+        self._check_refused(resolved.identity, approved)
+        judged = approved[0] if approved else resolved.gate_status.digest
+        folder = self.cache.fetch(resolved.source, identity, judged)
+        self.cache.prune()
+        if approved and folder.name not in approved:
+            self._refuse(resolved, folder.name, approved)
+        self._refused.pop(resolved.identity, None)
+        return folder
+
+    def _check_refused(self, identity: str, approved: tuple[str, ...]) -> None:
         """Raise GateRefused if the files were refused a short time ago and no other
         files have been approved since.
         """
@@ -301,17 +324,15 @@ class MlflowRegistry:
         files of the version are loaded.
         """
         previous = self._refused.get(resolved.identity)
-        pause = (
-            _FIRST_PAUSE
-            if previous is None or previous.approved != approved
-            else min(previous.pause * 2, _HOUR)
-        )
-        message = _unapproved_files(resolved, digest, approved[0])
+        pause = _FIRST_PAUSE
+        if previous is not None and previous.approved == approved:
+            pause = min(previous.pause * 2, _HOUR)
+        message = _unapproved_message(resolved, digest, approved[0])
         self._refused[resolved.identity] = _RefusedFiles(
-            approved,
-            message,
-            pause,
-            self.clock() + pause,
+            approved=approved,
+            message=message,
+            pause=pause,
+            until=self.clock() + pause,
         )
         raise GateRefused(message)
 
@@ -320,7 +341,7 @@ class MlflowRegistry:
 
     def report_failure(self, source: str, error: str) -> bool:
         """Tag the version `source` with the error (empty: remove the tag). Return False
-        if the registry is down.
+        if the registry is down and the write should be repeated.
         """
         reference = parse_model_uri(source)
         if reference.kind != "version":
@@ -338,7 +359,20 @@ class MlflowRegistry:
         return True
 
 
-def _unapproved_files(resolved: ResolvedModel, digest: str, approved: str) -> str:
+def _aspects_of_files(artifact: Artifact) -> dict[str, str]:
+    """Return the aspects of a version that its files name; unknown ones are omitted."""
+    aspects = {
+        "flavor": artifact.flavor,
+        "run_id": artifact.run_id,
+        "model_id": artifact.model_id,
+        "parity": artifact.parity_state,
+    }
+    for name in ("git_commit", "dataset_digest"):
+        aspects[name] = str(artifact.provenance.get(name) or "")
+    return {name: value for name, value in aspects.items() if value}
+
+
+def _unapproved_message(resolved: ResolvedModel, digest: str, approved: str) -> str:
     return (
         f"its files differ from the files that were approved (sha256 {digest[:12]}, approved "
         f"{approved[:12]}); restore the approved files, or request the promotion of "

@@ -126,13 +126,7 @@ class Follower:
         # Wait for versions in the first round, because workers cannot start without a
         # version.
         if is_first:
-            deadline = time.monotonic() + _FIRST_POLL_SECONDS
-            while pending := self.resolver.pending():
-                is_settled = all(model.is_settled for model in self.resolver.models.values())
-                if time.monotonic() >= deadline and (is_settled or not self._lacks_versions()):
-                    break
-                wait(pending, _ROUND_SECONDS, FIRST_COMPLETED)
-                self.resolver.advance()
+            self._wait_for_versions()
         fatal = is_first and not has_restored and self._lacks_versions()
         if not fatal:
             self._update_wanted()
@@ -145,6 +139,18 @@ class Follower:
         for fetcher in self.key_fetchers:
             fetcher.assert_file()
         return self._publish(fatal)
+
+    def _wait_for_versions(self) -> None:
+        """Wait until all polls and fetches have ended, or after `_FIRST_POLL_SECONDS`,
+        until the server can start or cannot be helped by waiting.
+        """
+        deadline = time.monotonic() + _FIRST_POLL_SECONDS
+        while pending := self.resolver.pending():
+            is_settled = all(model.is_settled for model in self.resolver.models.values())
+            if time.monotonic() >= deadline and (is_settled or not self._lacks_versions()):
+                return
+            wait(pending, _ROUND_SECONDS, FIRST_COMPLETED)
+            self.resolver.advance()
 
     def wait(self, stop: threading.Event) -> None:
         """Wait until the next round is due: a poll or fetch has ended, or the pause is
@@ -160,6 +166,21 @@ class Follower:
         """Read the spec if it has changed, and start the waiting commands. Poll the
         models to load immediately.
         """
+        self._read_spec()
+        commanded = self._control.take()
+        specs = self._control.endpoints
+        if specs != self._specs:
+            self._specs = specs
+            self._follow_specs()
+        for spec in commanded or ():
+            for variant in spec.variants.values():
+                self._model(spec, variant).retry_now()
+        self._is_forced = self._is_forced or commanded is not None
+
+    def _read_spec(self) -> None:
+        """Read the spec if it has changed. If it cannot be read, the last spec remains
+        in use.
+        """
         try:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
@@ -171,24 +192,21 @@ class Follower:
             self._spec_error = f"{SPEC} cannot be read: {error}"
         except OnnxserveError as error:
             self._spec_error = f"{SPEC}: {error.message}"
-        commanded = self._control.take()
-        specs = self._control.endpoints
-        if specs != self._specs:
-            self._specs = specs
-            models_before = self._restored | self.resolver.models
-            self._restored = {}
-            models = {}
-            for spec, name, variant in self._variants():
-                endpoint = self._wanted.endpoints.get(spec.name)
-                wanted = endpoint.variants.get(name) if endpoint is not None else None
-                ref = model_ref(spec, variant)
-                models[ref] = carry_over(ref, wanted, models_before)
-            self.resolver.models = {ref: models[ref] for ref in sorted(models)}
-            self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
-        for spec in commanded or ():
-            for variant in spec.variants.values():
-                self._model(spec, variant).retry_now()
-        self._is_forced = self._is_forced or commanded is not None
+
+    def _follow_specs(self) -> None:
+        """Follow the references of the endpoints to serve. Models that were followed
+        before keep their state.
+        """
+        models_before = self._restored | self.resolver.models
+        self._restored = {}
+        models = {}
+        for spec, name, variant in self._variants():
+            endpoint = self._wanted.endpoints.get(spec.name)
+            wanted = endpoint.variants.get(name) if endpoint is not None else None
+            ref = model_ref(spec, variant)
+            models[ref] = carry_over(ref, wanted, models_before)
+        self.resolver.models = {ref: models[ref] for ref in sorted(models)}
+        self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
 
     def _lacks_versions(self) -> bool:
         """Return True if the server lacks the versions to start. Of several endpoints,
@@ -200,6 +218,9 @@ class Follower:
         return not self._control.specs or any(lacking)
 
     def _update_wanted(self) -> None:
+        """Set the wanted versions, in a new generation if they have changed or a
+        command was started. Nothing changes while no version can be served.
+        """
         before = self._wanted
         endpoints = {}
         for spec in self._specs:
@@ -220,8 +241,10 @@ class Follower:
             unloaded=unloaded,
         )
         self._is_forced = False
-        for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
-            for variant in endpoints[name].variants.values():
+        for name, endpoint in endpoints.items():
+            if endpoint == before.endpoints.get(name):
+                continue
+            for variant in endpoint.variants.values():
                 _log.info(
                     "endpoint %s: %s version %s is wanted",
                     name,
@@ -230,10 +253,10 @@ class Follower:
                 )
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
-        served = self._wanted.endpoints.get(
-            spec.name,
-            WantedEndpoint(variants={}),
-        ).variants
+        """Return the versions of the endpoint that workers must serve, and the errors
+        of variants without a version.
+        """
+        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
         variants = {}
         errors = {}
         for name, variant in spec.variants.items():
@@ -273,28 +296,36 @@ class Follower:
         ]
         self._deaths.update(take_load_deaths(self.state_dir))
         has_loaded = any(worker.has_versions for worker in workers)
-        failed = False
+        has_failed = False
         for spec, name, variant in self._variants():
             model = self._model(spec, variant)
             if model.version is None:
                 continue
-            error = _load_error(workers, spec.name, name)
-            if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
-                del self._deaths[model.version.folder]
-                error = (
-                    f"{_MOST_DEATHS} workers died during loading, because of a crash or "
-                    "insufficient memory"
-                )
+            error = _load_error(workers, spec.name, name) or self._death_error(model.version.folder)
             if not error or model.unloadable == model.version.identity:
                 continue
             # The caller of a load command receives the error.
             is_commanded = self._control.is_loading(spec.name)
-            failed = failed or not (model.previous or has_loaded or is_commanded)
+            has_failed = has_failed or not (model.previous or has_loaded or is_commanded)
             model.roll_back(error)
         self.resolver.advance()  # Start writing the error to the version's tag.
-        return failed
+        return has_failed
+
+    def _death_error(self, folder: Path) -> str:
+        """Return an error, and count from zero, if too many workers died while they
+        loaded this version; otherwise return an empty text.
+        """
+        if self._deaths[folder] < _MOST_DEATHS:
+            return ""
+        del self._deaths[folder]
+        return (
+            f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
+        )
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
+        """Return the error of a command for this endpoint; None if it has succeeded.
+        Raises Pending until the versions are fetched and all workers have applied them.
+        """
         spec = next((spec for spec in self._specs if spec.name == endpoint), None)
         if spec is not None:
             error = self._failure(spec)
@@ -311,12 +342,13 @@ class Follower:
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Return the error that prevents a model of the endpoint from being served. The
-        error's message may be sent to callers.
+        """Return the error that prevents a model of the endpoint from being served;
+        None if there is none. The error's message may be sent to callers.
         """
         for variant in spec.variants.values():
             model = self._model(spec, variant)
-            if model.is_settled and (failure := model.failure(variant.model)):
+            failure = model.failure(variant.model) if model.is_settled else None
+            if failure is not None:
                 return type(failure)(redact_addresses(failure.message))
         return None
 
@@ -327,6 +359,7 @@ class Follower:
         return [worker for worker in read_workers(self.state_dir) if is_alive(worker.pid)]
 
     def _variants(self) -> Iterator[tuple[EndpointSpec, str, VariantSpec]]:
+        """Yield each variant of each endpoint to serve, with its endpoint and name."""
         for spec in self._specs:
             for name, variant in spec.variants.items():
                 yield spec, name, variant
@@ -338,8 +371,9 @@ class Follower:
         """Write agent.json. Log an error when it appears, changes or ends. A fatal
         error is left to the supervisor.
         """
-        of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
-        errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
+        model_errors = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
+        # Several references may have the same error.
+        errors = list(dict.fromkeys(filter(None, [self._spec_error, *model_errors])))
         before = self._written
         polls = self.resolver.finished_polls + self.feed.messages
         checked_at = self.wall_clock()
@@ -356,10 +390,10 @@ class Follower:
             shipping=self.shipping(),
             keys_fetched_at=min((fetcher.fetched_at for fetcher in self.key_fetchers), default=0.0),
         )
-        logged = before.error if before is not None else ""
-        if state.error and state.error != logged and not fatal:
+        logged_error = before.error if before is not None else ""
+        if state.error and state.error != logged_error and not fatal:
             _log.warning("%s", state.error)
-        elif logged and not state.error:
+        elif logged_error and not state.error:
             _log.info("all models of the spec are resolved and served")
         assert_state(self.state_dir / AGENT, state)
         self._written = state
@@ -369,14 +403,22 @@ class Follower:
         for spec, name, variant in self._variants():
             rejection = self._model(spec, variant).rejection
             if rejection is not None:
-                yield RefusedVersion(endpoint=spec.name, variant=name, **vars(rejection))
+                yield RefusedVersion(
+                    endpoint=spec.name,
+                    variant=name,
+                    model=rejection.model,
+                    version=rejection.version,
+                    cause=rejection.cause,
+                    reason=rejection.reason,
+                )
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
     """Return the error of a worker that could not load a variant; empty if no worker
     has reported an error.
     """
-    return next(
-        filter(None, (worker.loaded(endpoint, variant).error for worker in workers)),
-        "",
-    )
+    for worker in workers:
+        error = worker.loaded(endpoint, variant).error
+        if error:
+            return error
+    return ""

@@ -129,7 +129,11 @@ class FollowedModel:
 
     @property
     def is_settled(self) -> bool:
-        if self.poll is not None or self.next_poll <= 0 or (self.target is None and not self.error):
+        """True if the registry's version is served, rejected or cannot be found, and no
+        poll is running or due at once.
+        """
+        is_polled = self.target is not None or self.error is not None
+        if self.poll is not None or self.next_poll <= 0 or not is_polled:
             return False
         return bool(self.error or self.rejection or (self.serves_target and self.is_verified))
 
@@ -153,25 +157,38 @@ class FollowedModel:
             cause = f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: "
         else:
             cause = ""
-        served = self.version
-        is_other = served is not None and served.identity != rejection.identity
-        if is_other and served is not None:
-            still_served = f"; version {served.version} is still served"
-        else:
-            still_served = ""
-        return "; ".join(filter(None, [error, f"{uri}: {cause}{rejection.reason}{still_served}"]))
+        still_served = ""
+        if self.version is not None and self.version.identity != rejection.identity:
+            still_served = f"; version {self.version.version} is still served"
+        refusal = f"{uri}: {cause}{rejection.reason}{still_served}"
+        return f"{error}; {refusal}" if error else refusal
+
+    def is_rejected_for(self, cause: RejectionCause) -> bool:
+        return self.rejection is not None and self.rejection.cause == cause
+
+    def serve(self, fetched: FetchedVersion) -> None:
+        """Serve the fetched version, whose files are verified. Remember the version
+        that it replaces.
+        """
+        if self.version is not None and self.version.folder != fetched.folder:
+            self.previous = self.version
+        self.version = fetched
+        self.is_verified = True
 
     def roll_back(self, error: str) -> None:
+        """Reject the version to serve, which the workers could not load, and serve the
+        previous version again if there is one.
+        """
         failed = self.version
         assert failed is not None
         self.unloadable = failed.identity
         self.rejection = Rejection(
-            failed.identity,
-            failed.source,
-            failed.model,
-            failed.version,
-            "load",
-            error,
+            identity=failed.identity,
+            source=failed.source,
+            model=failed.model,
+            version=failed.version,
+            cause="load",
+            reason=error,
         )
         if self.previous is not None:
             self.version = self.previous
@@ -188,20 +205,18 @@ class FollowedModel:
         """Return a version's source and the error for its tag (empty: remove the tag);
         None if the tag is current.
         """
+        reported_source, reported_error = self.reported
         if self.rejection is not None:
             report = self.rejection.source, self.rejection.reason
-        elif (
-            self.reported[1]
-            and self.version is not None
-            and self.version.source == self.reported[0]
-        ):
-            report = self.reported[0], ""
+        elif reported_error and self.version is not None and self.version.source == reported_source:
+            report = reported_source, ""
         else:
             return None
         return report if report != self.reported else None
 
 
 def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> None:
+    """Write the models that have a version to followed.json, if the file differs."""
     followed = Followed(
         references=tuple(
             FollowedReference(
@@ -235,15 +250,15 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
             if _is_whole(version):
                 models[ModelRef(variant.model_uri)] = FollowedModel(version)
     for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
-        whole = [
+        whole_versions = [
             version
             for version in (reference.version, reference.previous)
             if version and _is_whole(version)
         ]
-        if whole:
-            previous = whole[1] if len(whole) > 1 else None
+        if whole_versions:
+            previous = whole_versions[1] if len(whole_versions) > 1 else None
             models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
-                whole[0],
+                whole_versions[0],
                 previous,
                 reported=reference.told,
             )
@@ -253,14 +268,19 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
 def carry_over(
     ref: ModelRef,
     served: WantedVariant | None,
-    known: Mapping[ModelRef, FollowedModel],
+    models_before: Mapping[ModelRef, FollowedModel],
 ) -> FollowedModel:
-    """Return the state of a reference. Its served version is kept even if the
-    endpoint's requirements have changed.
+    """Return the state of a reference after a change of the spec.
+
+    Args:
+        served: the version that is wanted for the reference's variant; None if there is
+            none. It is kept even if the endpoint's requirements have changed.
+        models_before: the models before the change.
     """
-    if (model := known.get(ref)) is not None:
+    model = models_before.get(ref)
+    if model is not None:
         return model
-    for other, model in known.items():
+    for other, model in models_before.items():
         is_served = (
             served is not None
             and model.version is not None
@@ -272,6 +292,9 @@ def carry_over(
 
 
 def _is_whole(version: FetchedVersion) -> bool:
+    """Return True if the version's files on this disk can be served; otherwise log the
+    reason.
+    """
     try:
         read_served_artifact(version.folder)
     except OnnxserveError as error:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 5.0
+_MOST_REDIRECTS = 3
 _ISSUER_SECONDS = 60.0
 _ISSUER_AGAIN_SECONDS = 5.0
 
@@ -54,7 +56,8 @@ class KeyFetcher(threading.Thread):
         self._ended = stop
 
     def run(self) -> None:
-        before = ""
+        """Fetch the keys regularly until the agent ends."""
+        logged_error = ""
         while not self._ended.is_set():
             error = ""
             try:
@@ -64,13 +67,13 @@ class KeyFetcher(threading.Thread):
                 self.fetched_at = time.time()
             except Exception as failure:  # noqa: BLE001 - the source of the keys may send anything, and may recover
                 error = one_line(failure, 300)
-            if error and error != before:
+            if error and error != logged_error:
                 _log.warning(
                     "%s cannot be fetched; previously fetched keys remain valid: %s",
                     self.name,
                     error,
                 )
-            before = error
+            logged_error = error
             pause = self._again_seconds if error else self._seconds
             self._ended.wait(pause)
 
@@ -84,6 +87,37 @@ class KeyFetcher(threading.Thread):
             return self._content is not None and assert_content(self._file, self._content)
 
 
+class _StoreReader:
+    """Reads API keys from a store, which remains open until a read fails."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._opened: Store | None = None
+
+    def read(self) -> ValidKeys:
+        """Return the valid keys of the store."""
+        # Servers without keys do not need SQLAlchemy in memory.
+        from mlflow_deploy_plugin.core.store.database import open_store
+        from mlflow_deploy_plugin.core.store.keys import ApiKeys
+
+        try:
+            self._opened = self._opened or open_store(self._url)
+            return ApiKeys(self._opened).valid_entries()
+        except OnnxserveError:
+            if self._opened is not None:
+                self._opened.close()
+            self._opened = None
+            raise
+
+
+def _read_keys_file(file: Path) -> ValidKeys:
+    """Return the keys of an exported file. Raises InvalidConfig for another file."""
+    try:
+        return ValidKeys.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise InvalidConfig(f"{file} is not a file written by `onnxserve keys export`") from None
+
+
 def api_key_fetcher(
     state_dir: Path,
     source: str | Path,
@@ -91,35 +125,14 @@ def api_key_fetcher(
     stop: threading.Event,
 ) -> KeyFetcher:
     """Return a thread that fetches API keys from a store URL or from a file."""
-    opened: Store | None = None
-
-    def read_store() -> ValidKeys:
-        """Return the valid keys of the store, which remains open until a read fails."""
-        nonlocal opened
-        # Servers without keys do not need SQLAlchemy in memory.
-        from mlflow_deploy_plugin.core.store.database import open_store
-        from mlflow_deploy_plugin.core.store.keys import ApiKeys
-
-        try:
-            opened = opened or open_store(str(source))
-            return ApiKeys(opened).valid_entries()
-        except OnnxserveError:
-            if opened is not None:
-                opened.close()
-            opened = None
-            raise
-
-    def read_file(file: Path) -> ValidKeys:
-        try:
-            return ValidKeys.model_validate_json(file.read_bytes())
-        except ValidationError:
-            raise InvalidConfig(
-                f"{file} is not a file written by `onnxserve keys export`",
-            ) from None
+    read: Callable[[], ValidKeys]
+    if isinstance(source, Path):
+        read = partial(_read_keys_file, source)
+    else:
+        read = _StoreReader(source).read
 
     def fetch() -> bytes:
-        keys = read_file(source) if isinstance(source, Path) else read_store()
-        return keys.model_dump_json().encode()
+        return read().model_dump_json().encode()
 
     return KeyFetcher("the API keys", state_dir / KEYS, fetch, seconds, seconds, stop)
 
@@ -135,22 +148,10 @@ def issuer_key_fetcher(
     from jwt.exceptions import PyJWTError
 
     def fetch() -> bytes:
-        """Return the keys from the address in the issuer's discovery document (OpenID
-        Connect Discovery 1.0 §4).
-        """
+        """Return the issuer's keys as JSON. Raises ValueError if they are malformed."""
         with requests.Session() as session, bounded_answers():
-            session.max_redirects = 3
-            where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
-            discovery = session.get(where, timeout=_TIMEOUT_SECONDS)
-            discovery.raise_for_status()
-            document = discovery.json()
-            document_issuer = document.get("issuer") if isinstance(document, dict) else None
-            if document_issuer != issuer or not isinstance(document.get("jwks_uri"), str):
-                raise ValueError(
-                    f"{where} is not the discovery document of server.jwt_issuer: it names "
-                    f"{document_issuer!r}",
-                )
-            answer = session.get(document["jwks_uri"], timeout=_TIMEOUT_SECONDS)
+            session.max_redirects = _MOST_REDIRECTS
+            answer = session.get(_keys_url(session, issuer), timeout=_TIMEOUT_SECONDS)
             answer.raise_for_status()
         try:
             PyJWKSet.from_json(answer.text)
@@ -167,3 +168,21 @@ def issuer_key_fetcher(
         again_seconds,
         stop,
     )
+
+
+def _keys_url(session: requests.Session, issuer: str) -> str:
+    """Return the address of the keys in the issuer's discovery document (OpenID Connect
+    Discovery 1.0 §4). Raises ValueError for another document.
+    """
+    discovery_url = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+    discovery = session.get(discovery_url, timeout=_TIMEOUT_SECONDS)
+    discovery.raise_for_status()
+    document = discovery.json()
+    document_issuer = document.get("issuer") if isinstance(document, dict) else None
+    keys_url = document.get("jwks_uri") if document_issuer == issuer else None
+    if not isinstance(keys_url, str):
+        raise ValueError(
+            f"{discovery_url} is not the discovery document of server.jwt_issuer: it names "
+            f"{document_issuer!r}",
+        )
+    return keys_url

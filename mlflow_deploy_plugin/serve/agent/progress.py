@@ -77,7 +77,8 @@ class Totals:
     def load(folder: Path) -> "Totals":
         """Return the totals of progress.json in the state folder, or new totals under a
         new name. If this file is missing, the counts of ended servers are added; if it
-        is malformed, their rows are already in the log.
+        is malformed, their rows are already in the log. A copy of another state folder
+        counts from zero.
         """
         left_runs = [left.run for left in saved_capture_counters(folder)]
         try:
@@ -90,21 +91,30 @@ class Totals:
         if totals.folder in (0, inode):
             totals.folder = inode
             return totals
-        name = _new_name()
+        renamed = Totals(
+            _new_name(),
+            totals.complete_until,
+            counted=totals.counted,
+            ended=[*totals.ended, totals.run, *left_runs][-_MOST_ENDED:],
+            folder=inode,
+        )
         _log.warning(
             "%s is a copy of another state folder: its agent is renamed from %s to %s",
             folder,
             totals.agent,
-            name,
+            renamed.agent,
         )
-        ended = [*totals.ended, totals.run, *left_runs][-_MOST_ENDED:]
-        return Totals(
-            name,
-            totals.complete_until,
-            counted=totals.counted,
-            ended=ended,
-            folder=inode,
-        )
+        return renamed
+
+    def start_run(self, run: str) -> None:
+        """Add the counts in `seen` to those of earlier runs, and count for a new run of
+        the server.
+        """
+        for outcome, rows in self.seen.items():
+            self.earlier[outcome] = add_rows(self.earlier.get(outcome, {}), rows)
+        self.ended = [*self.ended, self.run][-_MOST_ENDED:]
+        self.run = run
+        self.seen = {}
 
 
 class ShippingProgress:
@@ -178,11 +188,7 @@ class ShippingProgress:
             if count is None or count.run in totals.ended:
                 continue
             if count.run != totals.run:
-                for outcome, rows in totals.seen.items():
-                    totals.earlier[outcome] = add_rows(totals.earlier.get(outcome, {}), rows)
-                totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
-                totals.run = count.run
-                totals.seen = {}
+                totals.start_run(count.run)
             # Counts only increase. Ignore a smaller count, which was read while the
             # workers' files were being removed.
             for outcome, rows_now in count.rows.items():
@@ -194,10 +200,7 @@ class ShippingProgress:
         """Return the rows with this outcome ("answered", "captured", "dropped") in all
         runs.
         """
-        return add_rows(
-            self.totals.earlier.get(outcome, {}),
-            self.totals.seen.get(outcome, {}),
-        )
+        return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
 
     def save(self) -> None:
         """Write all totals to progress.json. Raises OSError if the disk is full."""
@@ -228,7 +231,7 @@ class WatermarkWriter:
         """
         waited = self.clock() - self._written_at
         if waited >= BUSY_SECONDS:
-            mark = self._watermark(False)
+            mark = self._watermark(is_ended=False)
             if (
                 waited >= IDLE_SECONDS
                 or self._written is None
@@ -243,6 +246,9 @@ class WatermarkWriter:
         self._write(self._watermark(is_shipped))
 
     def _write(self, mark: Watermark) -> None:
+        """Save the totals and write the watermark. A failed write is repeated when the
+        next watermark is due.
+        """
         self._written_at = self.clock()
         try:
             self.progress.save()
@@ -252,7 +258,10 @@ class WatermarkWriter:
             return
         self._written = mark
 
-    def _watermark(self, ended: bool) -> Watermark:
+    def _watermark(self, is_ended: bool) -> Watermark:
+        """Add the rows that the workers have counted, and return the watermark. A row
+        that the log cannot store counts as dropped instead of captured.
+        """
         progress = self.progress
         progress.add_counted()
         wanted = read_state(self.state_dir / WANTED, Wanted)
@@ -267,15 +276,15 @@ class WatermarkWriter:
         if wanted:
             names.update(wanted.endpoints)
         return Watermark(
-            progress.totals.agent,
-            tuple(sorted(names)),
-            datetime.fromtimestamp(progress.complete_until, UTC),
-            datetime.fromtimestamp(self.now(), UTC),
-            ended,
-            answered,
-            captured,
-            add_rows(progress.rows("dropped"), lost),
-            dict(shipped),
+            agent=progress.totals.agent,
+            endpoints=tuple(sorted(names)),
+            complete_until=datetime.fromtimestamp(progress.complete_until, UTC),
+            written_at=datetime.fromtimestamp(self.now(), UTC),
+            ended=is_ended,
+            answered_rows=answered,
+            captured_rows=captured,
+            dropped_rows=add_rows(progress.rows("dropped"), lost),
+            shipped_rows=dict(shipped),
         )
 
 
@@ -287,6 +296,7 @@ def add_rows(
 
 
 def _counts(mark: Watermark) -> tuple[object, ...]:
+    """Return the parts of a watermark whose change is written early."""
     return (
         mark.endpoints,
         mark.answered_rows,
@@ -297,5 +307,6 @@ def _counts(mark: Watermark) -> tuple[object, ...]:
 
 
 def _new_name() -> str:
-    host = re.sub(r"[^\w.-]|_", "-", socket.gethostname())
-    return f"{host[:60] or 'agent'}-{uuid.uuid4().hex[:12]}"
+    """Return a new name for an agent: this machine's name, and random characters."""
+    host = re.sub(r"[^\w.-]|_", "-", socket.gethostname())[:60] or "agent"
+    return f"{host}-{uuid.uuid4().hex[:12]}"

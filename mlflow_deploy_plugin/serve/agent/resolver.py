@@ -8,7 +8,7 @@ for minutes continues, but is reported as a failure.
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,6 +38,9 @@ again when it is reopened.
 """
 _TURNS = 2
 _TURN_SECONDS = 30.0
+"""The number of fetches at a time, without fetches that have taken longer than this
+time.
+"""
 _STALL_SECONDS = 600.0
 """The time without bytes after which a fetch has stalled. MLflow's server may need
 minutes before the first byte.
@@ -157,21 +160,15 @@ class VersionResolver:
         for a poll itself.
         """
         polls = [model.poll for model in self.models.values() if model.poll is not None]
-        return [
-            *polls,
-            *(fetch.future for fetch in self._fetches.values() if not fetch.is_kept),
-        ]
+        return [*polls, *(fetch.future for fetch in self._fetches.values() if not fetch.is_kept)]
 
     def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
         """Set a new policy, and retry the versions that it permits."""
         before = self.pyfunc_policy
-        agreed = (before.refused.keys() - policy.refused.keys()) | (policy.named - before.named)
+        newly_allowed = before.refused.keys() - policy.refused.keys()
+        newly_allowed |= policy.named - before.named
         for ref, model in self.models.items():
-            if (
-                ref.uri in agreed
-                and model.rejection is not None
-                and model.rejection.cause == "consent"
-            ):
+            if ref.uri in newly_allowed and model.is_rejected_for("consent"):
                 model.retry_now()
         self.pyfunc_policy = policy
 
@@ -187,14 +184,11 @@ class VersionResolver:
         """Process versions from the change feed like results of polls. Poll the URIs
         that are no longer covered.
         """
-        lost = self.covered - covered
+        no_longer_covered = self.covered - covered
         self.covered = covered
         for ref, model in self.models.items():
-            if ref.uri in lost and model.next_poll < NEVER:
-                model.next_poll = min(
-                    model.next_poll,
-                    self.polling.clock() + self.polling.pause(0),
-                )
+            if ref.uri in no_longer_covered and model.next_poll < NEVER:
+                model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
             if ref.uri not in selected:
                 continue
             resolution = selected[ref.uri]
@@ -211,7 +205,9 @@ class VersionResolver:
             if model.poll is None and model.next_poll <= self.polling.clock():
                 model.poll = self.poll_pool.submit(self._resolve, ref.uri)
                 model.next_poll = NEVER
-        self._finish_polls()
+        for ref, model in self.models.items():
+            if model.poll is not None and model.poll.done():
+                self._finish_poll(ref, model, model.poll)
         waiting = [
             (ref, model, model.target)
             for ref, model in self.models.items()
@@ -230,28 +226,35 @@ class VersionResolver:
             if target.identity in ended:
                 self._take_fetched(ref, model, target, ended[target.identity])
             elif target.identity in self._fetches:
-                self._tell_stall(model, target, self._fetches[target.identity])
-        targets = {
-            model.target.identity for model in self.models.values() if model.target is not None
-        }
+                self._update_stall(model, target, self._fetches[target.identity])
+        self._drop_fetches(ended)
+        self._report_failures()
+
+    def _drop_fetches(self, ended: Iterable[str]) -> None:
+        """Forget the fetches whose results were processed (`ended`), and cancel those
+        that no reference needs any more.
+        """
+        needing = [
+            (model, model.target.identity)
+            for model in self.models.values()
+            if model.target is not None
+        ]
         # A model that is being polled takes the result afterwards. With a slow
         # registry, it is polled almost always.
-        polled = {
-            model.target.identity
-            for model in self.models.values()
-            if model.target is not None and model.poll
-        }
+        polled = {identity for model, identity in needing if model.poll}
         for identity in ended:
             if identity in polled:
                 self._fetches[identity].is_kept = True
             else:
                 del self._fetches[identity]
-        for identity in self._fetches.keys() - targets:
-            # No reference needs it. A running fetch continues.
+        for identity in self._fetches.keys() - {identity for _, identity in needing}:
+            # A running fetch continues.
             self._fetches.pop(identity).future.cancel()
-        self._report_failures()
 
     def _resolve(self, uri: str) -> Resolution:
+        """Return the version that the registry names for the URI, or the error. Runs in
+        a thread of `poll_pool`.
+        """
         try:
             return self.registry.resolve(uri)
         except errors.OnnxserveError as error:
@@ -260,45 +263,48 @@ class VersionResolver:
             _log.exception("the poll of %s failed", uri)
             return errors.RegistryUnavailable(f"the poll of {uri} failed: {type(error).__name__}")
 
-    def _finish_polls(self) -> None:
-        for ref, model in self.models.items():
-            if model.poll is None or not model.poll.done():
-                continue
-            now = self.polling.clock()
-            is_wanted_again = model.next_poll < NEVER
-            resolution = model.poll.result()
-            model.poll = None
-            model.next_poll = now + self.polling.pause(0, ref.uri in self.covered)
-            self.finished_polls += 1
-            if isinstance(resolution, ResolvedModel):
-                waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
-                if model.rejection is not None and model.rejection.cause == "gate":
-                    if (
-                        model.target is not None
-                        and model.target.gate_status != resolution.gate_status
-                    ):
-                        model.rejection = None  # Retry, because the gate has a new verdict.
-                    else:
-                        waits_for_gate = True
-                model.error = None
-                model.poll_failures = 0
-                model.target = resolution
-                if not waits_for_gate and not (resolution.followed and self.polling.follow):
-                    model.next_poll = NEVER
+    def _finish_poll(self, ref: ModelRef, model: FollowedModel, poll: Future[Resolution]) -> None:
+        """Take the result of a poll that has ended, and set the time of the next
+        poll.
+        """
+        now = self.polling.clock()
+        is_wanted_again = model.next_poll < NEVER
+        resolution = poll.result()
+        model.poll = None
+        model.next_poll = now + self.polling.pause(0, ref.uri in self.covered)
+        self.finished_polls += 1
+        if isinstance(resolution, ResolvedModel):
+            self._set_target(ref, model, resolution)
+        else:
+            model.error = resolution
+            if isinstance(resolution, errors.NotFound):
+                model.error = errors.NotFound(f"{ref.uri}: {resolution.message}")
+            # A missing, malformed or forbidden version may be corrected at any time, so
+            # poll at the normal rate.
+            if not isinstance(
+                resolution,
+                errors.NotFound | errors.InvalidConfig | errors.RegistryRefused,
+            ):
+                model.poll_failures += 1
+                model.next_poll = now + self.polling.pause(model.poll_failures)
+        if is_wanted_again:
+            model.next_poll = 0.0
+
+    def _set_target(self, ref: ModelRef, model: FollowedModel, resolution: ResolvedModel) -> None:
+        """Set the version that the registry names. Do not poll again if neither the
+        version nor its gate's verdict can change.
+        """
+        waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
+        if model.is_rejected_for("gate"):
+            if model.target is not None and model.target.gate_status != resolution.gate_status:
+                model.rejection = None  # Retry, because the gate has a new verdict.
             else:
-                model.error = resolution
-                if isinstance(resolution, errors.NotFound):
-                    model.error = errors.NotFound(f"{ref.uri}: {resolution.message}")
-                # A missing, malformed or forbidden version may be corrected at any
-                # time, so poll at the normal rate.
-                if not isinstance(
-                    resolution,
-                    errors.NotFound | errors.InvalidConfig | errors.RegistryRefused,
-                ):
-                    model.poll_failures += 1
-                    model.next_poll = now + self.polling.pause(model.poll_failures)
-            if is_wanted_again:
-                model.next_poll = 0.0
+                waits_for_gate = True
+        model.error = None
+        model.poll_failures = 0
+        model.target = resolution
+        if not waits_for_gate and not (resolution.followed and self.polling.follow):
+            model.next_poll = NEVER
 
     def _fetch_unless_served(
         self,
@@ -306,8 +312,8 @@ class VersionResolver:
         model: FollowedModel,
         target: ResolvedModel,
     ) -> bool:
-        """Start a fetch of the target as soon as possible. Return False if the target
-        is served or rejected.
+        """Start a fetch of the target unless too many fetches are running. Return False
+        if the target is served, whose metadata is then updated, or rejected.
         """
         now = self.polling.clock()
         rejection = model.rejection
@@ -318,21 +324,20 @@ class VersionResolver:
         ):
             return False
         if model.version is not None and model.serves_target and model.is_verified:
-            lasting = {
-                name: value
-                for name, value in model.version.aspects.items()
-                if name not in _REGISTRY_ASPECTS
-            }
-            if (aspects := lasting | target.aspects) != model.version.aspects:
-                model.version = model.version.model_copy(update={"aspects": aspects})
+            model.version = _with_current_aspects(model.version, target)
             model.rejection = None
             return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
             model.rejection = _gate_rejection(ref, target, target.gate_status, retry_at=0.0)
             return False
         if target.identity not in self._fetches:
-            under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
-            if sum(now - fetch.started_at < _TURN_SECONDS for fetch in under_way) < _TURNS:
+            # A fetch that takes long does not keep other fetches waiting.
+            young_fetches = [
+                fetch
+                for fetch in self._fetches.values()
+                if not fetch.future.done() and now - fetch.started_at < _TURN_SECONDS
+            ]
+            if len(young_fetches) < _TURNS:
                 self._fetches[target.identity] = _Fetch(
                     self.fetch_pool.submit(self._fetch, target),
                     now,
@@ -340,14 +345,15 @@ class VersionResolver:
                 )
         return True
 
-    def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
+    def _update_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
         """Reject the target while its fetch receives no bytes, and clear the rejection
         when bytes arrive.
         """
         now = self.polling.clock()
         if now - fetch.started_at < _TURN_SECONDS:
             return
-        if (received := self.registry.received_bytes(target)) != fetch.received:
+        received = self.registry.received_bytes(target)
+        if received != fetch.received:
             fetch.received = received
             fetch.moved_at = now
             model.rejection = None
@@ -365,6 +371,7 @@ class VersionResolver:
             )
 
     def _fetch(self, target: ResolvedModel) -> FetchedVersion:
+        """Fetch the version in a thread of `fetch_pool`. Raises only OnnxserveError."""
         try:
             return self.registry.fetch(target)
         except errors.OnnxserveError:
@@ -382,35 +389,39 @@ class VersionResolver:
         target: ResolvedModel,
         fetch: "Future[FetchedVersion]",
     ) -> None:
+        """Serve the version of a fetch that has ended, or reject the version."""
         try:
             fetched = fetch.result()
         except errors.ModelError as error:
             model.rejection = _rejection(target, "artifact", error.message)
-            return
         except errors.GateRefused as error:
-            model.rejection = _rejection(
-                target,
-                "gate",
-                error.message,
-                self.polling.clock() + _REFUSED_SECONDS,
-            )
-            return
+            model.rejection = self._gate_refusal(target, error.message)
         except errors.OnnxserveError as error:
             model.fetch_failures += 1
             retry_at = self.polling.clock() + self.polling.pause(model.fetch_failures)
             model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
-            return
-        model.fetch_failures = 0
+        else:
+            model.fetch_failures = 0
+            model.rejection = self._fetched_rejection(ref, model, target, fetched)
+            if model.rejection is None:
+                model.serve(fetched)
+
+    def _fetched_rejection(
+        self,
+        ref: ModelRef,
+        model: FollowedModel,
+        target: ResolvedModel,
+        fetched: FetchedVersion,
+    ) -> Rejection | None:
+        """Return the reason why the fetched version must not be served; None if it may
+        be. If the gate may have a new verdict later, the next poll is due regularly.
+        """
         is_served = model.version is not None and model.version.folder == fetched.folder
         status = target.gate_status.on_files(fetched.digest)
         if ref.require and not is_served and not status.passed:
-            model.rejection = _gate_rejection(ref, target, status, NEVER)
             # Poll regularly, because the gate may have a new verdict.
-            model.next_poll = min(
-                model.next_poll,
-                self.polling.clock() + self.polling.pause(0),
-            )
-            return
+            model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
+            return _gate_rejection(ref, target, status, NEVER)
         if not is_served and ref.is_gated_by(fetched.unapproved_at):
             reason = (
                 f"MLflow's server has no record of approved files of {target.name} version "
@@ -418,24 +429,19 @@ class VersionResolver:
                 "administrator can set the policy again, also unchanged, which records the files "
                 "of the served versions; or request the promotion again"
             )
-            model.rejection = _rejection(
-                target,
-                "gate",
-                reason,
-                self.polling.clock() + _REFUSED_SECONDS,
-            )
-            return
+            return self._gate_refusal(target, reason)
         try:
             if fetched.runs_code:
                 self.pyfunc_policy.check(ref.uri, target.followed)
         except errors.ModelError as error:
-            model.rejection = _rejection(target, "consent", error.message)
-            return
-        if model.version is not None and model.version.folder != fetched.folder:
-            model.previous = model.version
-        model.version = fetched
-        model.is_verified = True
-        model.rejection = None
+            return _rejection(target, "consent", error.message)
+        return None
+
+    def _gate_refusal(self, target: ResolvedModel, reason: str) -> Rejection:
+        """Return the rejection of a version without approved files, which is tried
+        again after `_REFUSED_SECONDS`.
+        """
+        return _rejection(target, "gate", reason, self.polling.clock() + _REFUSED_SECONDS)
 
     def _report_failures(self) -> None:
         """Write the errors of versions to their tags. If the registry is down, retry
@@ -456,6 +462,19 @@ class VersionResolver:
             ):
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
+
+
+def _with_current_aspects(version: FetchedVersion, target: ResolvedModel) -> FetchedVersion:
+    """Return the version with the registry's metadata of now, and the metadata of its
+    files.
+    """
+    lasting = {
+        name: value for name, value in version.aspects.items() if name not in _REGISTRY_ASPECTS
+    }
+    aspects = lasting | target.aspects
+    if aspects == version.aspects:
+        return version
+    return version.model_copy(update={"aspects": aspects})
 
 
 def _gate_rejection(
@@ -479,13 +498,16 @@ def _rejection(
     retry_at: float = NEVER,
     error_class: type[errors.OnnxserveError] = errors.ModelError,
 ) -> Rejection:
+    """Return the rejection of the target, which is tried again at `retry_at`; `NEVER`
+    waits for another version or a command.
+    """
     return Rejection(
-        target.identity,
-        target.source,
-        target.name,
-        target.version,
-        cause,
-        reason,
-        retry_at,
-        error_class,
+        identity=target.identity,
+        source=target.source,
+        model=target.name,
+        version=target.version,
+        cause=cause,
+        reason=reason,
+        retry_at=retry_at,
+        error_class=error_class,
     )

@@ -23,6 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +84,28 @@ class _SegmentError(Exception):
     """
 
 
+class _NewPart(NamedTuple):
+    """The part of a segment that is not in the log yet.
+
+    Attributes:
+        start: the offset up to which the segment is in the log.
+        size: the size of the segment in bytes.
+        is_final: True if the worker has released the segment, which then cannot grow.
+    """
+
+    start: int
+    size: int
+    is_final: bool
+    captured: CapturedSegment
+
+    @property
+    def lost_bytes(self) -> int:
+        """The number of bytes that will never belong to a complete frame."""
+        if self.is_final:
+            return self.captured.lost_bytes + self.size - self.captured.end
+        return self.captured.lost_bytes
+
+
 class Shipper:
     """Ships the segments in `spool` to the log at `log_uri`. Another thread may read
     `state`, the shipping state for agent.json. Raises InvalidConfig for a URI that
@@ -118,19 +141,24 @@ class Shipper:
         """
         if self._clock() < self._retry_at:
             return 0
-        return self._ship([segment for segment in self._list_segments() if self._is_due(segment)])
+        listed = self._list_segments()
+        return self._ship([segment for segment in listed if self._track_growth(segment)])
 
     def ship(self) -> int:
         """Ship the new rows of all segments, including segments that are not due."""
         return self._ship(self._list_segments())
 
     def _list_segments(self) -> list[Path]:
+        """Return the segments in the spool, and tell the progress about them."""
         moment = self._now()
         listed = segments(self._spool)
         self.progress.set_segments({segment.name for segment in listed}, moment)
         return listed
 
-    def _is_due(self, segment: Path) -> bool:
+    def _track_growth(self, segment: Path) -> bool:
+        """Return True if the segment is due. Record its size for the next round, or
+        that all its rows are in the log.
+        """
         now = self._clock()
         moment = self._now()
         try:
@@ -148,6 +176,9 @@ class Shipper:
         return size == size_before or now - since >= _LONGEST_WAIT_SECONDS
 
     def _ship(self, due: Sequence[Path]) -> int:
+        """Ship the new rows of these segments, and return the number of rows. A failure
+        delays the next attempt.
+        """
         rows = 0
         failing = ""
         reason = ""
@@ -166,8 +197,26 @@ class Shipper:
                 failing = f"the inference log {self.location.shown} cannot be written"
                 reason = str(failure)
                 break
+        self._record_attempt(failing, reason)
+        for left_over in self._spool.glob(f"*{SHIPPED}"):
+            if not left_over.with_suffix(SUFFIX).exists():
+                left_over.unlink(missing_ok=True)
+        if rows:
+            # Free the memory of the segments' tables, which is about ten times the
+            # agent's other memory.
+            pa.default_memory_pool().release_unused()
+        return rows
+
+    def _record_attempt(self, failing: str, reason: str) -> None:
+        """Update the state for agent.json, and set the time of the next attempt. Log a
+        failure when it begins, changes or ends.
+
+        Args:
+            failing: the last failure of this attempt; empty if all rows were shipped.
+            reason: the reason for the failure, which may differ at each attempt.
+        """
         error = f"{failing}: {reason}" if failing else ""
-        if failing != self._failing:  # `error` may name a different file at each attempt.
+        if failing != self._failing:  # `reason` may name a different file at each attempt.
             if error:
                 _log.error("%s", error)
             else:
@@ -180,68 +229,50 @@ class Shipper:
         self.state = self.state.model_copy(
             update={"error": error, "complete_until": complete_until},
         )
-        for left_over in self._spool.glob(f"*{SHIPPED}"):
-            if not left_over.with_suffix(SUFFIX).exists():
-                left_over.unlink(missing_ok=True)
-        if rows:
-            # Free the memory of the segments' tables, which is about ten times the
-            # agent's other memory.
-            pa.default_memory_pool().release_unused()
-        return rows
 
     def _ship_segment(self, segment: Path) -> int:
+        """Ship the new rows of a segment, and return the number of rows. Delete a
+        segment that is released.
+
+        Raises:
+            _SegmentError: the segment cannot be read, or its shipped offset cannot be
+                written.
+            OSError, NotInstalled: the log cannot be written.
+        """
         moment = self._now()
-        try:
-            start = shipped_bytes(segment)
-            # Check before the size is read: a released segment does not grow.
-            is_final = is_released(segment)
-            size = segment.stat().st_size
-            if size > start:
-                captured = read_batches(segment, start)
-            else:
-                captured = CapturedSegment([], [], start)
-        except OSError as error:
-            raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
-        rows = self._write(segment, captured) if size > start else 0
+        part = _read_new_part(segment)
+        captured = part.captured
+        rows = self._write(segment, captured) if part.size > part.start else 0
         # Report these frames only after a successful write, because a failed write is
         # repeated.
         if captured.malformed:
             self._keep_broken_copy(segment, captured.malformed)
-        end = captured.end
-        lost_bytes = captured.lost_bytes
-        if is_final:
-            lost_bytes += size - end
         self._growing.pop(segment.name, None)
         # The worker was killed during a write, another program wrote to the file, or
         # the disk failed.
-        if lost_bytes:
+        if part.lost_bytes:
             _log.warning(
                 "%d bytes of segment %s are not a complete frame and are lost",
-                lost_bytes,
+                part.lost_bytes,
                 segment.stem,
             )
             self.state = self.state.model_copy(
                 update={"torn_segments": self.state.torn_segments + 1},
             )
-        if is_final:
+        if part.is_final:
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
-        elif end > start:
-            try:
-                write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
-            except OSError as error:
-                raise _SegmentError(
-                    f"the shipped offset of {segment.name} cannot be written",
-                    str(error),
-                ) from None
-        self.progress.set_complete(segment.name, moment, is_gone=is_final)
+        elif captured.end > part.start:
+            _write_shipped_offset(segment, captured.end)
+        self.progress.set_complete(segment.name, moment, is_gone=part.is_final)
         return rows
 
     def _write(self, segment: Path, captured: CapturedSegment) -> int:
         """Write the content of a segment to the log, record the progress, and return
         the number of rows.
         """
-        counted = self.progress.totals.counted.get(segment.name, 0)
+        # Rows before this offset were counted before they are shipped again.
+        counted_end = self.progress.totals.counted.get(segment.name, 0)
         shipped = Counter[str]()
         lost = Counter[str]()
         rows = 0
@@ -255,8 +286,8 @@ class Shipper:
             counts = shipped if written else lost
             for batch in group:
                 if not (batch.is_shadow or batch.is_failed):
-                    fresh = int((batch.offsets >= counted).sum()) * batch.rows
-                    counts[batch.endpoint] += fresh
+                    new_requests = int((batch.offsets >= counted_end).sum())
+                    counts[batch.endpoint] += new_requests * batch.rows
         self._write_files(
             f"labels of {segment.stem}",
             label_tables(segment.stem, captured.feedback),
@@ -270,7 +301,7 @@ class Shipper:
         tables: Iterator[tuple[str, pa.Table]],
     ) -> int:
         """Write each table to its file, and return the number of rows. If a table
-        cannot be encoded, skip all files.
+        cannot be encoded, log `what` was omitted, and skip all files.
         """
         try:
             files = [(name, encode_parquet(table), len(table)) for name, table in tables]
@@ -313,31 +344,59 @@ class Shipper:
         )
 
 
+def _read_new_part(segment: Path) -> _NewPart:
+    """Read the part of a segment that is not in the log. Raises _SegmentError if the
+    segment cannot be read.
+    """
+    try:
+        start = shipped_bytes(segment)
+        # Check before the size is read: a released segment does not grow.
+        is_final = is_released(segment)
+        size = segment.stat().st_size
+        if size > start:
+            captured = read_batches(segment, start)
+        else:
+            captured = CapturedSegment([], [], start)
+    except OSError as error:
+        raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
+    return _NewPart(start, size, is_final, captured)
+
+
+def _write_shipped_offset(segment: Path, end: int) -> None:
+    """Write that the log has the segment up to the byte `end`. Raises _SegmentError if
+    this fails.
+    """
+    try:
+        write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
+    except OSError as error:
+        raise _SegmentError(
+            f"the shipped offset of {segment.name} cannot be written",
+            str(error),
+        ) from None
+
+
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:
     """Group the batches by endpoint, hour and typed columns. Failed requests have
     separate files.
     """
     groups: dict[tuple[object, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
-        arrays = [
-            *batch.feeds.items(),
-            *batch.outputs.items(),
-            *batch.masked.items(),
-        ]
+        arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
         types = tuple((name, array.dtype, array.ndim) for name, array in arrays)
         groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), types].append(batch)
     return groups.values()
 
 
 def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the file name of a group of batches, and its table with one row per
-    captured row, identified by `_segment`, `_offset` and `_row`. A column has the type
-    of the signature, or a wider type if the values need it.
+    """Yield the one file of a group of batches: its name, and its table with one row
+    per captured row, identified by `_segment`, `_offset` and `_row`. A column has the
+    type of the signature, or a wider type if the values need it.
     """
     first = group[0]
     moment = datetime.fromtimestamp(first.hour * 3600, UTC)
     root = f"{FAILURES}/" if first.is_failed else ""
-    name = f"{segment}-{first.offsets[0]}-{max(int(batch.offsets[-1]) for batch in group)}"
+    last_offset = max(int(batch.offsets[-1]) for batch in group)
+    name = f"{segment}-{first.offsets[0]}-{last_offset}"
     folder = f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}"
     yield (
         f"{folder}/{name}.parquet",
@@ -356,10 +415,13 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
         date = datetime.fromtimestamp(day * 86_400, UTC).date()
         file_name = f"{segment}-{group[0].offset}-{group[-1].offset}.parquet"
         name = f"{LABELS}/endpoint={endpoint}/date={date}/{file_name}"
-        yield name, labels_table(list(_labels_of(segment, group)))
+        yield name, labels_table(list(_read_labels(segment, group)))
 
 
-def _labels_of(segment: str, frames: Iterable[FeedbackFrame]) -> Iterator[Label]:
+def _read_labels(segment: str, frames: Iterable[FeedbackFrame]) -> Iterator[Label]:
+    """Yield the labels of the frames; the offset of a label is the frame's offset plus
+    the label's position in the frame.
+    """
     for frame in frames:
         for offset, entry in enumerate(frame.entries, frame.offset):
             yield Label(
@@ -374,6 +436,9 @@ def _labels_of(segment: str, frames: Iterable[FeedbackFrame]) -> Iterator[Label]
 
 
 def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
+    """Return one row per captured row: the columns of every table, then the model's
+    columns, then the keys that have a value.
+    """
     columns = _request_columns(segment, batch)
     if batch.is_failed:
         columns |= {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()}
@@ -384,14 +449,21 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
         to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs),
     )
     arrays |= batch.masked
-    keys = {name: _key_column(arrays.pop(name)) for name in batch.model.keys if name in arrays}
-    columns |= {name: _model_column(array) for name, array in arrays.items()}
-    columns |= {name: column for name, column in keys.items() if column.null_count < len(column)}
+    key_arrays = {name: arrays[name] for name in batch.model.keys if name in arrays}
+    for name, array in arrays.items():
+        if name not in key_arrays:
+            columns[name] = _model_column(array)
+    for name, array in key_arrays.items():
+        column = _key_column(array)
+        if column.null_count < len(column):
+            columns[name] = column
     return pa.table(columns)
 
 
 def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
-    """Return the columns that every table of the log has."""
+    """Return the columns that every table of the log has, with one value per row of
+    each request.
+    """
     requests = len(batch.offsets)
     rows = batch.rows
     request_of_row = pa.array(np.repeat(np.arange(requests), rows)) if rows != 1 else None
@@ -404,8 +476,8 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
     return {
         EVENT_TIME: per_row(pa.array(batch.event_times).view(_TIME)),
         "_received_time": per_row(pa.array(batch.received_times).view(_TIME)),
-        "_prediction_id": per_row(_strings(batch.prediction_ids)),
-        "_request_id": per_row(_strings(batch.request_ids)),
+        "_prediction_id": per_row(_to_arrow(batch.prediction_ids)),
+        "_request_id": per_row(_to_arrow(batch.request_ids)),
         "_variant": pa.repeat(batch.variant, requests * rows),
         "_shadow": pa.repeat(batch.is_shadow, requests * rows),
         "_model": pa.repeat(batch.model.model, requests * rows),
@@ -414,26 +486,14 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
         "_status": per_row(pa.array(batch.statuses)),
         "_segment": pa.repeat(segment, requests * rows),
         "_offset": per_row(pa.array(batch.offsets)),
-        "_row": pa.array(
-            np.tile(
-                np.arange(rows, dtype=np.int32),
-                requests,
-            )
-        ),
+        "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
 
 
-def _strings(texts: Utf8Array) -> pa.Array:
-    buffers = [
-        None,
-        pa.py_buffer(texts.bounds),
-        pa.py_buffer(np.ascontiguousarray(texts.content)),
-    ]
-    return pa.Array.from_buffers(
-        pa.string(),
-        len(texts.bounds) - 1,
-        buffers,
-    )
+def _to_arrow(texts: Utf8Array) -> pa.Array:
+    """Return the texts as an Arrow array, without decoding them."""
+    buffers = [None, pa.py_buffer(texts.bounds), pa.py_buffer(np.ascontiguousarray(texts.content))]
+    return pa.Array.from_buffers(pa.string(), len(texts.bounds) - 1, buffers)
 
 
 def _key_column(array: Array) -> pa.Array:
@@ -444,10 +504,7 @@ def _key_column(array: Array) -> pa.Array:
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array(
-            [as_text(value) for value in array.tolist()],
-            pa.string(),
-        )
+        return pa.array([as_text(value) for value in array.tolist()], pa.string())
 
 
 def _model_column(array: Array) -> pa.Array:
