@@ -164,12 +164,7 @@ def _log_end(error: Exception) -> None:
     _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
 
 
-def _run(
-    state_dir: Path,
-    follow: bool,
-    only_ship: bool,
-    stop: threading.Event,
-) -> int:
+def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
     """Follow the registry and ship rows until `stop` is set, then ship the last rows.
     Return the exit status.
 
@@ -260,7 +255,7 @@ def _open_key_fetchers(
     """Return a thread for API keys and a thread for an issuer's keys, if the server
     needs them. The threads are not started.
     """
-    fetchers: list[KeyFetcher] = []
+    fetchers = []
     if server.api_keys:
         source = settings.keys_file or settings.store_url
         pause = min(settings.poll_seconds, _MOST_KEY_SECONDS)

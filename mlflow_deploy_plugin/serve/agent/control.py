@@ -172,7 +172,7 @@ class EndpointControl:
         command was started. A command waits while another command for the same endpoint
         is running.
         """
-        loading: list[EndpointSpec] = []
+        loading = []
         has_started = False
         for file, command in self._waiting_commands():
             if command.endpoint in self._running:
@@ -271,11 +271,7 @@ class EndpointControl:
                 f"{MOST_ADDED} endpoints were already added; unload one of them first",
             )
 
-    def _save(
-        self,
-        unloaded: tuple[str, ...],
-        added: dict[str, EndpointSpec],
-    ) -> None:
+    def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
         """Set the unloaded and the added endpoints, and write them to control.json."""
         control = Control(unloaded=unloaded, added=added)
         if control == self._control:

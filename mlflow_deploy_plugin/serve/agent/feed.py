@@ -73,7 +73,9 @@ class FeedFollower(threading.Thread):
                     backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent_seconds,
                     _PAUSE_SECONDS,
                 )
-                reason = _failure_reason(error)
+                reason = f"it ends with {type(error).__name__}"
+                if isinstance(error, OnnxserveError):
+                    reason = error.message
                 if reason != logged_reason:
                     _log.warning(
                         "the change feed cannot be followed, and MLflow is polled: %s",
@@ -94,9 +96,3 @@ class FeedFollower(threading.Thread):
             self.arrived.set()
             if self.uris != uris or self._ended.is_set():
                 return
-
-
-def _failure_reason(error: Exception) -> str:
-    if isinstance(error, OnnxserveError):
-        return error.message
-    return f"it ends with {type(error).__name__}"

@@ -288,10 +288,7 @@ class WatermarkWriter:
         )
 
 
-def add_rows(
-    rows: Mapping[str, int],
-    more: Mapping[str, int],
-) -> Rows:
+def add_rows(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
     return {name: rows.get(name, 0) + more.get(name, 0) for name in {**rows, **more}}
 
 

@@ -295,11 +295,7 @@ class Shipper:
         self.progress.add_shipped(segment.name, captured.end, shipped, lost)
         return rows
 
-    def _write_files(
-        self,
-        what: str,
-        tables: Iterator[tuple[str, pa.Table]],
-    ) -> int:
+    def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
         """Write each table to its file, and return the number of rows. If a table
         cannot be encoded, log `what` was omitted, and skip all files.
         """

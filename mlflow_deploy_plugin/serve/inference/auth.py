@@ -57,13 +57,7 @@ UNNAMED = "a certificate without a name"
 _LONGEST_NAME = 100
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
-_ALGORITHMS = [
-    f"{kind}{bits}"
-    for kind, bits in product(
-        ("RS", "PS", "ES"),
-        (256, 384, 512),
-    )
-]
+_ALGORITHMS = [f"{kind}{bits}" for kind, bits in product(("RS", "PS", "ES"), (256, 384, 512))]
 _ALGORITHMS.append("EdDSA")
 """Public-key signature algorithms; with `none` or a symmetric algorithm, callers could
 forge tokens.
@@ -186,7 +180,8 @@ class Authenticator:
         authorization = headers.get("authorization", "")
         if self._needs_certificate and not (certificate or authorization):
             raise Unauthenticated(_NO_CERTIFICATE)
-        if (now := self._monotonic()) >= self._look_at:
+        now = self._monotonic()
+        if now >= self._look_at:
             self._read_keys()
             # Set this after reading, so that no thread skips new keys.
             self._look_at = now + _LOOK_SECONDS
@@ -194,7 +189,8 @@ class Authenticator:
         sent = _short(authorization)
         entry = cache.get(sent)
         if entry is None:
-            entry = cache[sent] = self._find(authorization)
+            entry = self._find(authorization)
+            cache[sent] = entry
             while len(cache) > _MAX_KNOWN:
                 cache.popitem(last=False)
         if self._needs_certificate and not certificate and entry is not _LOCAL:
@@ -212,31 +208,15 @@ class Authenticator:
         return self._known.get(_short(request.headers.get("authorization", "")))
 
     def _find(self, authorization: str) -> KeyEntry:
+        """Return the entry of a key or token that no earlier request has used. Raises
+        the errors of `find`.
+        """
         key = _sent_key(authorization)
         entry = self._keys.get(hashlib.sha256(key).hexdigest())
         if entry is not None:
             return entry
         if self._issuer is not None and key.count(b".") == 2:
-            claims = self._verify(key)
-            granted = claims.get("scope") or claims.get("scp") or ""
-            words = granted.split() if isinstance(granted, str) else granted
-            endpoints = claims.get("onnxserve_endpoints")
-            subject = claims.get("sub") or claims.get("client_id") or ""
-            if not (isinstance(words, list) and isinstance(endpoints, list | None)):
-                raise Unauthenticated(
-                    "the token's claims scope and onnxserve_endpoints are not lists of names",
-                )
-            return KeyEntry(
-                # The name contains the issuer, because a bare subject could equal the
-                # name of a key.
-                name=f"{one_line(subject, 100)}@{urlsplit(self._issuer).hostname}",
-                scopes=()
-                if endpoints == []
-                else tuple(scope for scope in _LOCAL.scopes if scope in words),
-                endpoints=tuple(map(str, endpoints or ())),
-                expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
-                counted_as="a token",
-            )
+            return _token_entry(self._verify(key), self._issuer)
         if not self._takes_keys:
             raise Unauthenticated(_NO_CERTIFICATE)
         raise Unauthenticated(f"the key in Authorization is unknown, expired or revoked; {_HOW}")
@@ -245,25 +225,27 @@ class Authenticator:
         """Read the key files if they have changed. If keys.json cannot be read, the
         last keys remain valid.
         """
-        paths = self._state_dir / KEYS, self._state_dir / LOCAL_KEY, self._state_dir / JWKS
-        files = [file_identity(path) for path in paths]
+        keys_file = self._state_dir / KEYS
+        local_key = self._state_dir / LOCAL_KEY
+        issuer_keys = self._state_dir / JWKS
+        files = [file_identity(path) for path in (keys_file, local_key, issuer_keys)]
         if files == self._files:
             return
-        valid = read_state(paths[0], ValidKeys)
+        valid = read_state(keys_file, ValidKeys)
         if valid is not None:
             self._from_agent = valid.keys
-        elif paths[0].is_file():
-            logger.error("%s cannot be read; the last keys remain valid", paths[0])
+        elif keys_file.is_file():
+            logger.error("%s cannot be read; the last keys remain valid", keys_file)
         else:
             self._from_agent = {}
         keys = dict(self._from_agent)
-        if paths[1].is_file():
-            keys[hashlib.sha256(paths[1].read_bytes()).hexdigest()] = _LOCAL
-        if self._issuer is not None and paths[2].is_file():
+        if local_key.is_file():
+            keys[hashlib.sha256(local_key.read_bytes()).hexdigest()] = _LOCAL
+        if self._issuer is not None and issuer_keys.is_file():
             from jwt import PyJWKSet
 
             # The agent has validated the file.
-            self._jwks = PyJWKSet.from_json(paths[2].read_text())
+            self._jwks = PyJWKSet.from_json(issuer_keys.read_text())
         self._keys = keys
         self._files = files
         self._known = OrderedDict()  # Replace the dictionary: a thread may be adding a key to it.
@@ -311,16 +293,44 @@ class Authenticator:
         except BaseException as error:  # noqa: BLE001 - a panic of cryptography; the caller may be the event loop
             pass_exit(error)
             raise Unauthenticated(f"the token is not valid: {type(error).__name__}") from None
-        # PyJWT also accepts booleans, strings of digits, and integers that are too
-        # large for a float.
-        times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
-        if not all(
-            type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times
-        ):
-            raise Unauthenticated(
-                "the token is not valid: its exp, nbf and iat are not all numbers of seconds",
-            )
+        _check_times(claims)
         return claims
+
+
+def _check_times(claims: Mapping[str, Any]) -> None:
+    """Raise Unauthenticated unless the token's times are numbers of seconds. PyJWT also
+    accepts booleans, strings of digits, and integers that are too large for a float.
+    """
+    times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
+    if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
+        raise Unauthenticated(
+            "the token is not valid: its exp, nbf and iat are not all numbers of seconds",
+        )
+
+
+def _token_entry(claims: Mapping[str, Any], issuer: str) -> KeyEntry:
+    """Return the permissions that a token's claims grant; none for an empty list of
+    endpoints. Raises Unauthenticated if the claims are malformed.
+    """
+    granted = claims.get("scope") or claims.get("scp") or ""
+    words = granted.split() if isinstance(granted, str) else granted
+    endpoints = claims.get("onnxserve_endpoints")
+    subject = claims.get("sub") or claims.get("client_id") or ""
+    if not (isinstance(words, list) and isinstance(endpoints, list | None)):
+        raise Unauthenticated(
+            "the token's claims scope and onnxserve_endpoints are not lists of names",
+        )
+    if endpoints == []:
+        words = []
+    return KeyEntry(
+        # The name contains the issuer, because a bare subject could equal the name of a
+        # key.
+        name=f"{one_line(subject, 100)}@{urlsplit(issuer).hostname}",
+        scopes=tuple(scope for scope in _LOCAL.scopes if scope in words),
+        endpoints=tuple(map(str, endpoints or ())),
+        expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
+        counted_as="a token",
+    )
 
 
 def scopes_for(need: Need) -> tuple[Scope, ...]:
@@ -358,6 +368,9 @@ def _short(authorization: str) -> str | bytes:
 
 
 def _sent_key(authorization: str) -> bytes:
+    """Return the key or token in the header. Raises Unauthenticated if there is
+    none.
+    """
     kind, _, sent = authorization.partition(" ")
     match kind.lower():
         case "bearer":

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -69,39 +68,49 @@ class CircuitBreaker:
         self._lock = threading.Lock()
 
     def record_failure(self, error: Exception) -> None:
+        """Count and log a failure, and stop requests to Redis until it answers a
+        ping.
+        """
         with self._lock:
             if self.is_open:
                 return  # This request began before another request opened the circuit.
-            self._tell(error)
+            self._report(error)
             self.is_open = True
-            before = self._failed_at
+            failed_before = self._failed_at
             self._failed_at = time.monotonic()
-            if self._failed_at < before + self.pause_seconds:
+            pause = 0.0
+            if self._failed_at < failed_before + self.pause_seconds:
                 pause = self.pause_seconds
-            else:
-                pause = 0.0
-            ask = partial(self._close_when_it_answers, pause)
             try:
-                threading.Thread(target=ask, name="onnxserve-redis", daemon=True).start()
+                threading.Thread(
+                    target=self._close_when_it_answers,
+                    args=(pause,),
+                    name="onnxserve-redis",
+                    daemon=True,
+                ).start()
             except RuntimeError:
                 # The machine's limit of threads is reached; the next request tries
                 # Redis.
                 self.is_open = False
 
     def _close_when_it_answers(self, pause: float) -> None:
+        """Ping Redis after each pause, the first of `pause` seconds, until it
+        answers.
+        """
         while True:
             time.sleep(pause)
             try:
                 self.ping()
             except Exception as error:  # noqa: BLE001 - catch all, because only this thread closes the circuit
-                self._tell(error)
+                self._report(error)
                 pause = self.pause_seconds
             else:
                 break
         logger.info("Redis answers again")
         self.is_open = False
 
-    def _tell(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> None:
+        """Count a failure of Redis, and log it."""
         self.count_failure()
         # Do not log the client's own message, because it may contain the address with
         # its password.

@@ -159,13 +159,16 @@ class DataPlane:
         request: InferRequest,
         deadline: float,
     ) -> tuple[dict[str, Array], bool | None]:
-        """Return the outputs, and if they were cached: None if they cannot be."""
+        """Return the outputs, and True if they were in the cache (None: the outputs of
+        this request cannot be cached).
+        """
         key = None
         if self.cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)
         if self.cache is None or key is None:
             return self._run(variant, request, deadline), None
-        if (cached := self.cache.get(key)) is not None:
+        cached = self.cache.get(key)
+        if cached is not None:
             return cached, True
         outputs = self._run(variant, request, deadline)
         self.cache.put(key, outputs)
@@ -179,6 +182,9 @@ class DataPlane:
         arrived: int,
         deadline: float,
     ) -> InferResponse:
+        """Let a pyfunc parse and answer the body, and capture the request, which
+        arrived at `arrived` (µs since 1970). Raises the errors of `infer`.
+        """
         predictor = variant.loaded.predictor
         prediction_id = new_id()
         assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
@@ -205,8 +211,8 @@ class DataPlane:
         request: InferRequest,
         prediction_id: str,
     ) -> Generator[bytes, None, None]:
-        """Yield the parts of the response, then capture them as a JSON list. Raises the
-        errors of `infer`.
+        """Yield the parts of the response, then count and capture them as a JSON list.
+        Raises the errors of `infer`.
         """
         arrived = time.time_ns() // 1000
         predictor = variant.loaded.predictor
@@ -234,13 +240,7 @@ class DataPlane:
             finally:
                 if sent is not None:
                     seconds = time.perf_counter() - began - sent.waited
-                    self.metrics.count_batch(variant.labels, 1, sent.waited, seconds)
-                    self.metrics.count_stream(
-                        variant.labels,
-                        outcome,
-                        sent.count,
-                        sent.first_seconds,
-                    )
+                    self._count_stream(variant, sent, outcome, seconds)
                     if outcome != "failed":  # The pipeline captures failed streams.
                         outputs = sent.outputs() if variant.captured.has_all_outputs else {}
                         self._capture_response(
@@ -251,6 +251,17 @@ class DataPlane:
                             outputs,
                             prediction_id=prediction_id,
                         )
+
+    def _count_stream(
+        self,
+        variant: ServedVariant,
+        sent: _SentParts,
+        outcome: str,
+        seconds: float,
+    ) -> None:
+        """Count a stream that took `seconds` after it had waited for its turn."""
+        self.metrics.count_batch(variant.labels, 1, sent.waited, seconds)
+        self.metrics.count_stream(variant.labels, outcome, sent.count, sent.first_seconds)
 
     def capture_failure(
         self,
@@ -309,14 +320,14 @@ class DataPlane:
         arrived = time.time_ns() // 1000
         assert batcher is not None  # `can_infer_async` has checked this.
 
-        def computed(outputs: dict[str, Array] | BaseException) -> None:
+        def capture(outputs: dict[str, Array] | BaseException) -> None:
             if isinstance(outputs, BaseException):
                 done(outputs)
             else:
                 done(self._capture_response(variant, request, arrived, request.inputs, outputs))
 
         count = partial(self.metrics.count_batch, variant.labels)
-        batcher.submit(request.inputs, self._deadline(request), count, computed)
+        batcher.submit(request.inputs, self._deadline(request), count, capture)
 
     def _capture_response(
         self,
@@ -329,8 +340,14 @@ class DataPlane:
         is_cached: bool | None = None,
         prediction_id: str = "",
     ) -> InferResponse:
-        """Write the request to the spool, and return the response. Shadows do not
-        receive streamed requests.
+        """Write the request to the spool, mirror it to the shadows, which do not
+        receive streamed requests, and return the response.
+
+        Args:
+            arrived: the time of arrival in µs since 1970.
+            body: the response of a pyfunc that encodes it itself.
+            is_cached: True if the outputs were in the cache, None if they cannot be.
+            prediction_id: empty to create a new id.
         """
         loaded = variant.loaded
         capture = variant.capture
@@ -372,6 +389,9 @@ class DataPlane:
         request: InferRequest,
         deadline: float,
     ) -> dict[str, Array]:
+        """Return the outputs of the version, whose run is counted as a batch. Raises
+        the errors of `infer`.
+        """
         loaded = variant.loaded
         inputs = request.inputs
         if loaded.batcher is not None:
@@ -389,10 +409,10 @@ class DataPlane:
             outputs = loaded.predictor.run(inputs, None, deadline)
         seconds = time.perf_counter() - began
         waited = loaded.predictor.queue_seconds
-        shape = (
-            next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
-        )
-        rows = shape[0] if shape else 1
+        rows = 1
+        if inputs and loaded.predictor.schema.has_rows:
+            first = next(iter(inputs.values()))
+            rows = first.shape[0] if first.shape else 1
         self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
         return outputs
 
@@ -401,7 +421,8 @@ class DataPlane:
         the client's deadlines.
         """
         timeout = self._timeout
-        if request.parameters and (requested := request.parameters.get("timeout")) is not None:
+        requested = request.parameters.get("timeout") if request.parameters else None
+        if requested is not None:
             if type(requested) is not int or requested < 0:
                 raise InvalidRequest(
                     f"the parameter timeout is {short_repr(requested)}; a whole number of "
@@ -412,8 +433,8 @@ class DataPlane:
 
 
 def _captured_reason(variant: ServedVariant, error: OnnxserveError) -> dict[str, Array]:
-    """Return the reason of a failed request as a row of texts. See
-    `DataPlane.capture_failure`.
+    """Return the reason of a failed request as a row of texts, without a message or a
+    column that may quote values which must not be captured.
     """
     message: str | None = None
     column = without_keys(error.column)

@@ -5,7 +5,7 @@ it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.serve.inference.pipeline import RequestContext
@@ -38,12 +38,12 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     with RequestContext(server, request, "explain") as context:
         try:
             context.admit(endpoint)
-            variant, feeds, params = _select_variant(context, endpoint)
+            variant, feeds, params = _read_request(context, endpoint)
             # Check everything before asking the explainer's process.
             _check_rows(row_count(feeds), server.spec.explain_max_rows)
             predictor = variant.loaded.predictor
             columns = len(explained_features(predictor.artifact, feeds))
-            max_evals = _max_evals(params, columns)
+            max_evals = _choose_max_evals(params, columns)
             outputs = predictor.run(feeds)
             seed = params.get("seed") or 0
             explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, seed)
@@ -56,18 +56,26 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     return reply
 
 
-def _select_variant(
-    context: RequestContext,
-    endpoint: str | None,
-) -> tuple[ServedVariant, Feeds, Mapping[str, Any]]:
-    """Return the variant of the version in the body, or of the sticky column, and the
-    result of `_decode` for this variant.
+class _ExplainRequest(NamedTuple):
+    """A request for an explanation. `params` are `max_evals`, `seed` and `version`, if
+    they were sent.
+    """
+
+    variant: ServedVariant
+    feeds: Feeds
+    params: Mapping[str, Any]
+
+
+def _read_request(context: RequestContext, endpoint: str | None) -> _ExplainRequest:
+    """Decode the request for the variant of the version in the body, or of the sticky
+    column.
     """
     server = context.server
     variant = context.select_variant(endpoint)
     feeds, params = _decode(server, context.request, variant)
     selected = variant
-    if (version := params.get("version")) is not None:
+    version = params.get("version")
+    if version is not None:
         if version != variant.loaded.version:
             selected = server.repository.select_variant(variant.endpoint, version)
     elif variant.key is not None:
@@ -75,10 +83,11 @@ def _select_variant(
     if selected is not variant:
         variant = context.answer_by(selected)
         feeds, params = _decode(server, context.request, variant)
-    return variant, feeds, params
+    return _ExplainRequest(variant, feeds, params)
 
 
 def _check_rows(rows: int, most: int) -> None:
+    """Raise SchemaMismatch if there are too many rows to explain."""
     if rows > most:
         message = (
             f"the request has {rows} rows; at most {most} can be explained "
@@ -87,7 +96,7 @@ def _check_rows(rows: int, most: int) -> None:
         raise SchemaMismatch(message)
 
 
-def _max_evals(params: Mapping[str, Any], columns: int) -> int:
+def _choose_max_evals(params: Mapping[str, Any], columns: int) -> int:
     """Return the number of model evaluations per row. Raises InvalidRequest if it is
     too small for one permutation.
     """
@@ -120,6 +129,12 @@ def _decode(
     document = load_json_object(content_type, request.body)
     feeds = mlflow.decode_document(document, variant.schema)
     params = document.get("params") or {}
+    _check_params(params)
+    return feeds, params
+
+
+def _check_params(params: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest if a param of the request is unknown or invalid."""
     if unknown := [name for name in params if name not in _PARAMS]:
         raise InvalidRequest(
             f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}",
@@ -129,11 +144,11 @@ def _decode(
         if value is not None and (type(value) is not int or not least <= value <= most):
             expected = f"a whole number from {least} to {most} is expected"
             raise InvalidRequest(f"params.{name} is {short_repr(value)}; {expected}")
-    if not isinstance(version := params.get("version"), str | None):
+    version = params.get("version")
+    if not isinstance(version, str | None):
         raise InvalidRequest(
             f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version",
         )
-    return feeds, params
 
 
 def encode_explanation(

@@ -94,13 +94,15 @@ class RequestLimits:
         if not request.is_counted:
             request.is_counted = True
             for rate, limiter, client in self._limiters(request, key):
-                if (seconds := limiter(client)) is None:
+                seconds = limiter(client)
+                if seconds is None:
                     continue
-                cause = "key" if rate else "rate"
-                self.count_refused(cause)
+                cause = "rate"
                 reason = f"each caller is limited to {self.rate}"
                 if key and rate:
+                    cause = "key"
                     reason = f"the key {key.name!r} is limited to {rate}"
+                self.count_refused(cause)
                 request.refusal = f"{reason}; retry later", max(1, ceil(seconds))
                 break
         if request.refusal is not None:
@@ -119,17 +121,18 @@ class RequestLimits:
         if key is not None:
             caller = key.name
             for rate in key.limits:
-                if (limiter_and_client := self._of_keys.get((caller, rate))) is None:
-                    limiter_and_client = self.open_rate(rate), _digest(f"limit {rate} of {caller}")
+                limiter_and_client = self._of_keys.get((caller, rate))
+                if limiter_and_client is None:
                     limiter_and_client = self._of_keys.setdefault(
                         (caller, rate),
-                        limiter_and_client,
+                        (self.open_rate(rate), _digest(f"limit {rate} of {caller}")),
                     )
                 yield rate, *limiter_and_client
         if self._limiter is not None:
             rate_key = request.headers.get(self.rate_header) if self.rate_header else None
             if rate_key is None:
-                client = f"address {caller or _network(request.client)}"
+                address = caller or _network(request.client)
+                client = f"address {address}"
             else:
                 client = f"key {rate_key}"
             yield "", self._limiter, _digest(client)
@@ -172,6 +175,9 @@ class RequestLimits:
 
     @contextmanager
     def admitted(self, request: RawRequest) -> Iterator[None]:
+        """Admit a request without a key to the block. Raises TooManyRequests above a
+        limit.
+        """
         self.check_rates(request, None)
         self.acquire()
         try:
@@ -222,13 +228,13 @@ class MemoryRateLimiter:
         self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()
 
     def __call__(self, client: bytes) -> float | None:
+        """Count a request of the client, and return None; above the rate, return the
+        seconds to wait instead.
+        """
         now = self.clock()
         window, elapsed = divmod(now, self.period)
         with self._lock:
-            last, current, previous = self._clients.get(
-                client,
-                (int(window), 0, 0),
-            )
+            last, current, previous = self._clients.get(client, (int(window), 0, 0))
             if last != window:
                 previous = current if last == window - 1 else 0
                 current = 0
@@ -254,11 +260,7 @@ class RedisRates:
     the errors of `import_redis`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        count_failure: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
@@ -283,12 +285,7 @@ class RedisRates:
     def is_away(self) -> bool:
         return self._circuit.is_open
 
-    def count(
-        self,
-        item: "RateLimitItem",
-        client: bytes,
-        requests: int,
-    ) -> tuple[int, float]:
+    def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
         """Count as many requests of the client as `requests`; if the rate does not
         admit them all, count one request.
 
@@ -299,13 +296,11 @@ class RedisRates:
 
         key = client.hex()
         try:
-            for cost in (requests, 1)[requests == 1 :]:
+            for cost in [requests, 1] if requests > 1 else [1]:
                 if self._limiter.hit(item, key, cost=cost):
                     return cost, 0.0
-            return 0, max(
-                0.0,
-                self._limiter.get_window_stats(item, key).reset_time - time.time(),
-            )
+            reset_time = self._limiter.get_window_stats(item, key).reset_time
+            return 0, max(0.0, reset_time - time.time())
         except StorageError as error:
             self._circuit.record_failure(error.storage_error)
             return 1, 0.0
@@ -358,6 +353,9 @@ class SharedRateLimiter:
         self._clients: OrderedDict[bytes, _Reservation] = OrderedDict()
 
     def __call__(self, client: bytes) -> float | None:
+        """Count a request of the client, and return None; above the rate, return the
+        seconds to wait instead. Redis is called only without a valid reservation.
+        """
         if self._redis.is_away:
             return None
         cost = 1
@@ -380,10 +378,7 @@ class SharedRateLimiter:
                         * self._expected_seconds
                         / max(now - reservation.began, 1e-6)
                     )
-                    cost = max(
-                        1,
-                        min(int(expected), 2 * reservation.size, self._most),
-                    )
+                    cost = max(1, min(int(expected), 2 * reservation.size, self._most))
                     reservation.is_renewed = cost > 1
         if not has_passed:
             return self._count(client, cost, 1)
@@ -392,8 +387,8 @@ class SharedRateLimiter:
         return None
 
     def _count(self, client: bytes, cost: int, passed: int) -> float | None:
-        """Count `cost` requests, of which `passed` are admitted at once. Return None,
-        or the seconds to wait.
+        """Count `cost` requests in Redis, of which `passed` are admitted at once, and
+        remember a reservation or a refusal. Return None, or the seconds to wait.
         """
         passing, seconds = self._redis.count(self._item, client, cost)
         with self._lock:
@@ -405,10 +400,9 @@ class SharedRateLimiter:
                 left = 0
             if not passing:
                 if not left:
-                    ends = now + min(seconds, 2 * self._expected_seconds)
                     self._clients[client] = _Reservation(
                         now,
-                        ends,
+                        ends=now + min(seconds, 2 * self._expected_seconds),
                         size=1,
                         passed=0,
                         passes_at=now + seconds,
@@ -420,13 +414,12 @@ class SharedRateLimiter:
             ):
                 reservation.passed += 1
             else:
-                ends = now + self._kept_seconds
                 self._clients[client] = _Reservation(
                     now,
-                    ends,
-                    passing,
-                    passed,
-                    left + passing - passed,
+                    ends=now + self._kept_seconds,
+                    size=passing,
+                    passed=passed,
+                    left=left + passing - passed,
                 )
             self._clients.move_to_end(client)
             if len(self._clients) > MAX_CLIENTS:
@@ -436,12 +429,12 @@ class SharedRateLimiter:
     def may_wait(self, client: bytes) -> bool:
         """Return False while a reservation or a refusal of this client is valid."""
         entry = self._clients.get(client)
-        holds = (
+        is_valid = (
             entry is not None
             and (entry.left > 0 or entry.passes_at > 0)
             and self._clock() < entry.ends
         )
-        return not (holds or self._redis.is_away)
+        return not (is_valid or self._redis.is_away)
 
 
 RateLimiter = MemoryRateLimiter | SharedRateLimiter

@@ -61,10 +61,9 @@ def model_ready(server: Server, endpoint: str, version: str | None = None) -> Do
     """Return the document of a model that is ready. Otherwise raise NotReady with the
     reason.
     """
-    if reason := server.repository.select_variant(
-        endpoint,
-        version,
-    ).loaded.predictor.unavailable_reason:
+    variant = server.repository.select_variant(endpoint, version)
+    reason = variant.loaded.predictor.unavailable_reason
+    if reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}
 
@@ -74,12 +73,7 @@ def model_config(server: Server, endpoint: str, version: str | None = None) -> D
     return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
-def load_model(
-    server: Server,
-    endpoint: str,
-    parameters: Mapping[str, object],
-    actor: str,
-) -> None:
+def load_model(server: Server, endpoint: str, parameters: Mapping[str, object], actor: str) -> None:
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
@@ -97,12 +91,12 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
     """Return the index: an entry per version in memory, per endpoint without a version,
     and per unloaded endpoint.
     """
-    entries: list[dict[str, str]] = []
+    entries = []
     for name, served in repository.table.items():
-        for loaded in {
+        by_version = {
             variant.loaded.version: variant.loaded for variant in served.variants.values()
-        }.values():
-            version = loaded.version
+        }
+        for version, loaded in by_version.items():
             reason = loaded.predictor.unavailable_reason
             if not (reason and only_ready):
                 state = "UNAVAILABLE" if reason else "READY"
@@ -173,6 +167,9 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
 
 
 def _read_config(name: str, config: str) -> EndpointSpec:
+    """Return the endpoint in the parameter `config`. Raises InvalidConfig unless it is
+    a valid endpoint of this name without server settings.
+    """
     if len(config) > LARGEST_CONFIG_BYTES:
         raise InvalidConfig(
             f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed",
@@ -183,8 +180,10 @@ def _read_config(name: str, config: str) -> EndpointSpec:
     except yaml.YAMLError as error:
         raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
     except InvalidConfig as error:
-        what = "config is an endpoint as in the server's spec, not Triton's ModelConfig"
-        raise InvalidConfig(f"{what}: {error.message}") from None
+        raise InvalidConfig(
+            "config is an endpoint as in the server's spec, not Triton's ModelConfig: "
+            f"{error.message}",
+        ) from None
     if len(specs) != 1 or specs[0].name != name:
         names = ", ".join(repr(spec.name) for spec in specs[:3])
         raise InvalidConfig(f"config describes {names}; only {name[:100]!r} is expected")
@@ -213,14 +212,6 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
     """Return a version of an endpoint as Triton's ModelConfig; with batching, `dims`
     omit the batch dimension.
     """
-    policy: Document = {"latest": {"num_versions": len(versions)}}
-    # Triton's versions are numbers, but the version of an unregistered model is not a
-    # number.
-    if all(
-        version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
-        for version in versions
-    ):
-        policy = {"specific": {"versions": [int(version) for version in versions]}}
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
     backend = "onnxruntime"
@@ -234,7 +225,7 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
         "name": variant.endpoint,
         "platform": v2.platform(artifact),
         "backend": backend,
-        "version_policy": policy,
+        "version_policy": _version_policy(versions),
         "max_batch_size": max_batch_size,
         "input": _tensors(artifact.inputs, batcher is not None),
         "output": _tensors(artifact.outputs, batcher is not None),
@@ -253,6 +244,18 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
             },
         }
     return document
+
+
+def _version_policy(versions: Sequence[str]) -> Document:
+    """Return Triton's policy for these versions. Triton's versions are numbers, but the
+    version of an unregistered model is not a number.
+    """
+    if all(
+        version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
+        for version in versions
+    ):
+        return {"specific": {"versions": [int(version) for version in versions]}}
+    return {"latest": {"num_versions": len(versions)}}
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Document]:
@@ -302,6 +305,9 @@ def model_statistics(
 
 
 def _counts(statistics: Statistics) -> Document:
+    """Return the statistics of a version as V2's document. Without batches, each
+    successful request counts as one execution.
+    """
     succeeded = statistics.requests - statistics.failures
     inferences = statistics.rows if statistics.batches else succeeded
     return {

@@ -141,25 +141,20 @@ class RequestContext:
         of the reply.
         """
         self.variant = variant
-        self.headers["X-Model-Name"], self.headers["X-Model-Version"] = (
-            variant.loaded.model,
-            variant.loaded.version,
-        )
+        self.headers["X-Model-Name"] = variant.loaded.model
+        self.headers["X-Model-Version"] = variant.loaded.version
         if variant.has_others:
             self.headers["X-Model-Variant"] = variant.name
         return variant
 
     def fail(self, error: BaseException) -> Reply:
+        """Return the reply to the failed request, which gets a new prediction id."""
         reply = failure(self.request, error, self.headers)
         self._error = reply.error
         self.id = messages.new_id()
         return reply
 
-    def count(
-        self,
-        status: int,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> float:
+    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
         """Count and remember the reply, and return the seconds since the request
         arrived.
         """
@@ -174,39 +169,38 @@ class RequestContext:
         )
         endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
         origin = status, endpoint, name, version, self._protocol
-        self.server.recent.add(
-            origin,
-            seconds,
-            self.rows,
-            self.id,
-            self._error,
-        )
+        self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
         return seconds
 
-    def finish(
-        self,
-        reply: Reply,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Reply:
-        """Count the reply to a prediction. If it failed, capture the failure, at the
-        caller's event time if valid.
+    def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
+        """Count the reply to a prediction, capture the failure if it failed, and return
+        the reply.
         """
         seconds = self.count(reply.status, outputs)
+        if reply.error is not None and self.variant is not None:
+            self._capture_failure(self.variant, reply.error, seconds)
+        return reply
+
+    def _capture_failure(
+        self,
+        variant: ServedVariant,
+        error: OnnxserveError,
+        seconds: float,
+    ) -> None:
+        """Capture the failed request, at the caller's event time if valid, unless the
+        caller is gone or repeats a refused request.
+        """
+        if isinstance(error, ClientDisconnected):
+            return
         # `onnxserve predict` sends rows of a refused request again to find the refused
         # row. Its cause counts once.
-        is_repeated = REPEATED_HEADER.lower() in self.request.headers
-        not_captured = (ClientDisconnected, *_REFUSALS) if is_repeated else ClientDisconnected
-        if (
-            reply.error is not None
-            and not isinstance(reply.error, not_captured)
-            and self.variant is not None
-        ):
-            moment = None
-            with suppress(OnnxserveError):
-                moment = event_time(self.request.headers)
-            ids = self.headers["X-Request-Id"], self.id
-            self.server.dataplane.capture_failure(self.variant, ids, reply.error, seconds, moment)
-        return reply
+        if isinstance(error, _REFUSALS) and REPEATED_HEADER.lower() in self.request.headers:
+            return
+        moment = None
+        with suppress(OnnxserveError):
+            moment = event_time(self.request.headers)
+        ids = self.headers["X-Request-Id"], self.id
+        self.server.dataplane.capture_failure(variant, ids, error, seconds, moment)
 
     def build_request(
         self,
@@ -243,8 +237,12 @@ class RequestContext:
         variant: ServedVariant,
         inferred: InferResponse,
     ) -> Reply:
+        """Return the encoded response of the variant, and set the headers that describe
+        it.
+        """
         headers = self.headers
-        headers["X-Prediction-Id"] = self.id = inferred.prediction_id
+        self.id = inferred.prediction_id
+        headers["X-Prediction-Id"] = self.id
         self.rows = variant.schema.count_rows(decoded.feeds) if decoded.feeds else 0
         if inferred.is_cached is not None:
             headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
@@ -276,8 +274,8 @@ def failure(
         description = f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
     suffix = ""
     message = "the server failed to answer; its log has the reason"
-    if identity := (headers or {}).get("X-Request-Id"):
-        suffix = f", X-Request-Id {identity}"
+    if headers and headers.get("X-Request-Id"):
+        suffix = f", X-Request-Id {headers['X-Request-Id']}"
         message = f"{message} under this X-Request-Id"
     logger.error("answering%s failed%s", description, suffix, exc_info=error)
     return error_reply(errors.InternalError(message), headers)
@@ -322,13 +320,11 @@ def infer(
     return context.finish(reply, outputs)
 
 
-def _stream_events(
-    context: RequestContext,
-    variant: ServedVariant,
-    request: InferRequest,
-) -> Reply:
-    context.headers["X-Prediction-Id"] = context.id = identity = messages.new_id()
-    return _begin_events(context, context.server.dataplane.stream(variant, request, identity))
+def _stream_events(context: RequestContext, variant: ServedVariant, request: InferRequest) -> Reply:
+    """Return the reply that streams the response of a pyfunc as events."""
+    context.id = messages.new_id()
+    context.headers["X-Prediction-Id"] = context.id
+    return _begin_events(context, context.server.dataplane.stream(variant, request, context.id))
 
 
 def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
@@ -368,6 +364,7 @@ def infer_async(
         return False
 
     def encode(inferred: InferResponse | BaseException) -> None:
+        """Call `done` with the reply to the request, and end the request."""
         outputs = None
         try:
             if isinstance(inferred, BaseException):
@@ -428,18 +425,23 @@ def _predict_lines(
     variant: ServedVariant,
     pieces: Iterable[bytes],
 ) -> Iterator[bytes]:
+    """Yield the predictions for pieces of JSON Lines, as JSON Lines. Raises
+    SchemaMismatch if there are no lines, and the errors of each prediction.
+    """
     server = context.server
     moment = event_time(context.request.headers)
     predictor = variant.loaded.predictor
     reader = jsonlines.LineReader(variant.schema, server.max_body_bytes)
 
     def predict(feeds: Feeds) -> Iterator[bytes]:
+        """Yield the predictions for these rows, in parts if the answer is too large."""
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
             outputs = server.dataplane.infer(variant, infer_request).outputs
         except errors.BodyTooLarge:
             # Halve the piece, because its number of lines is not the caller's choice.
-            if not (half := predictor.schema.count_rows(feeds) // 2):
+            half = predictor.schema.count_rows(feeds) // 2
+            if not half:
                 raise
             for part in (slice(half), slice(half, None)):
                 yield from predict(slice_feeds(feeds, part))
@@ -498,11 +500,12 @@ def _finish_pieces(
     end: Callable[[OnnxserveError], bytes],
     breaks_off: bool = False,
 ) -> Generator[bytes, None, None]:
-    """Yield the pieces and count the response. After an error, yield `end`; with
-    `breaks_off`, raise BrokenResponse.
+    """Return a generator of the pieces that counts the response when it ends. After an
+    error, it yields `end`; with `breaks_off`, it then raises BrokenResponse.
     """
 
     def finish() -> Generator[bytes, None, None]:
+        """Yield an empty piece first, with which the generator begins."""
         reply = None
         status = ClientDisconnected.http_status
         try:

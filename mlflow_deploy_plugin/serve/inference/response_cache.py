@@ -44,14 +44,13 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
     """Return a digest of `LoadedVersion.identity` and the feeds; None if a feed has
     objects other than strings.
     """
-    if (packed := _pack({name: feeds[name] for name in sorted(feeds)})) is None:
+    packed = _pack({name: feeds[name] for name in sorted(feeds)})
+    if packed is None:
         return None
-    layout = orjson.dumps(version) + packed[0]
-    digest = hashlib.blake2b(
-        len(layout).to_bytes(8, "little") + layout,
-        digest_size=32,
-    )
-    for content in packed[1]:
+    layout, contents = packed
+    layout = orjson.dumps(version) + layout
+    digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
+    for content in contents:
         digest.update(content)
     return digest.digest()
 
@@ -70,9 +69,11 @@ class MemoryCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, tuple[float, int, Outputs]] = OrderedDict()
+        """(time of expiry, size in bytes, outputs) by key."""
         self._bytes = 0
 
     def get(self, key: bytes) -> Outputs | None:
+        """Return the outputs; None if they are not stored or have expired."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None and entry[0] <= self._clock():
@@ -133,6 +134,7 @@ class RedisCache:
         )
 
     def get(self, key: bytes) -> Outputs | None:
+        """Return the outputs; None if they are not stored, or Redis does not answer."""
         if self._circuit.is_open:
             return None
         try:
@@ -143,6 +145,9 @@ class RedisCache:
         return None if content is None else decode_outputs(content)
 
     def put(self, key: bytes, outputs: Outputs) -> None:
+        """Store the outputs, unless they are too large, have objects other than
+        strings, or Redis does not answer.
+        """
         content = None if self._circuit.is_open else encode_outputs(outputs)
         if content is None or len(content) > self._max_bytes:
             return
@@ -161,6 +166,9 @@ def open_cache(
     redis_url: str,
     count_failure: Callable[[], None] = lambda: None,
 ) -> ResponseCache | None:
+    """Return the cache in Redis, or in this worker without `redis_url`; None if
+    `max_bytes` is 0.
+    """
     if not max_bytes:
         return None
     if redis_url:

@@ -97,14 +97,7 @@ class MirroredRequest:
             return object()
         shadow = self.shadow
         arrays = {**self.feeds, **sent_arrays(self.feeds)}
-        forms = tuple(
-            (
-                name,
-                array.dtype,
-                array.shape[1:],
-            )
-            for name, array in arrays.items()
-        )
+        forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
         return (
             shadow.endpoint,
             shadow.name,
@@ -191,6 +184,9 @@ class Shadows:
         self.capture.close()
 
     def _enqueue(self, copy: MirroredRequest) -> bool:
+        """Queue the copy, and start the thread with the first copy. Return False if the
+        queue is full or no thread can be started.
+        """
         with self._lock:
             queued_bytes = self._queued_bytes - self._done_bytes
             if self.waiting >= self.max_copies or queued_bytes + copy.size > self.max_bytes:
@@ -215,6 +211,9 @@ class Shadows:
         return True
 
     def _empty_queue(self) -> None:
+        """Process the copies until `close` is called, and rest after each batch in
+        proportion to its time in the interpreter.
+        """
         if sys.platform == "linux":
             with suppress(OSError):  # A sandbox may forbid the call.
                 # On Linux, this affects only this thread, not the threads of ONNX
@@ -226,7 +225,7 @@ class Shadows:
             time.sleep(_PAUSE_SECONDS)
             while self._copies and not self._is_stopping:
                 began = time.perf_counter()
-                ran = self._run_seconds
+                run_seconds_before = self._run_seconds
                 batch = self._take_batch()
                 try:
                     self._process(batch)
@@ -236,7 +235,8 @@ class Shadows:
                     # Otherwise a replaced version would remain in memory until the next
                     # request.
                     del batch
-                held_seconds = time.perf_counter() - began - (self._run_seconds - ran)
+                run_seconds = self._run_seconds - run_seconds_before
+                held_seconds = time.perf_counter() - began - run_seconds
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
 
     def _take_batch(self) -> list[MirroredRequest]:
@@ -245,8 +245,8 @@ class Shadows:
         """
         batch = [self._copies.popleft()]
         first = batch[0]
-        rows = batch[0].rows
-        kind = batch[0].kind
+        rows = first.rows
+        kind = first.kind
         while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:
             rows += self._copies[0].rows
             if rows > _MAX_BATCH_ROWS or not self._is_batchable(first):
@@ -297,6 +297,9 @@ class Shadows:
             )
 
     def _compare(self, batch: list[MirroredRequest]) -> None:
+        """Run the batch on the shadow, compare its outputs with the responses, and
+        capture and count the result. Raises InferenceError if they cannot be compared.
+        """
         first = batch[0]
         shadow = first.shadow
         predictor = shadow.loaded.predictor

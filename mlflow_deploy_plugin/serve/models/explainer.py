@@ -65,13 +65,7 @@ class ExplainerClient:
         process = self._process
         return process.pid if process else None
 
-    def explain(
-        self,
-        folder: Path,
-        feeds: Feeds,
-        max_evals: int,
-        seed: int,
-    ) -> SideMessage:
+    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
         """Return the result of `serve.pyfunc.explainer.answer` for these rows of the
         model in `folder`.
 
@@ -91,8 +85,13 @@ class ExplainerClient:
             )
         with self._admit():
             process = self._start(deadline)
-            left = max(0.0, deadline - time.perf_counter())
-            fields = {"folder": str(folder), "max_evals": max_evals, "seed": seed, "seconds": left}
+            seconds = max(0.0, deadline - time.perf_counter())
+            fields = {
+                "folder": str(folder),
+                "max_evals": max_evals,
+                "seed": seed,
+                "seconds": seconds,
+            }
             return process.request(SideMessage("explain", fields, {"feeds": feeds}), deadline)
 
     def close(self) -> None:
@@ -130,6 +129,7 @@ class ExplainerClient:
                     self._idle.start()
 
     def _end_if_idle(self) -> None:
+        """End the process unless a request has begun meanwhile."""
         with self._lock:
             if self._active or self._process is None:
                 return
@@ -144,7 +144,7 @@ class ExplainerClient:
 
     def _start(self, deadline: float) -> SideProcess:
         """Return the process. The first request starts it, and other requests wait for
-        the start.
+        the start. Raises NotReady if it is not started by `deadline`.
         """
         if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
             raise NotReady("the explainer process is still starting", 1)

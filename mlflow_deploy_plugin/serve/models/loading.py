@@ -109,8 +109,10 @@ def load_version(
         want.model,
         want.version,
         want.folder,
+        predictor=warm.predictor,
+        batcher=warm.batcher,
+        is_deterministic=warm.is_deterministic,
         captured=_captured_model(want, warm.predictor),
-        **vars(warm),
     )
     logger.info("loaded %s %s", want.model, want.version)
     _close_when_dropped(loaded)
@@ -123,13 +125,7 @@ def _captured_model(want: WantedVariant, predictor: Predictor) -> CapturedModel:
     outputs = tuple(output.name for output in artifact.outputs) or None
     if outputs and artifact.is_streamable:
         outputs += (STREAM_OUTPUT,)
-    return CapturedModel(
-        want.model,
-        want.version,
-        predictor.schema,
-        artifact.prediction,
-        outputs,
-    )
+    return CapturedModel(want.model, want.version, predictor.schema, artifact.prediction, outputs)
 
 
 def _close_when_dropped(loaded: LoadedVersion) -> None:
@@ -175,22 +171,11 @@ def load_warm(
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
     # The server's own threads use all cores.
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM",
-        "false",
-    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
-    example = folder / INPUT_EXAMPLE
-    if example.is_file():
-        try:
-            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
-            model.try_out(feeds, timeout_seconds)
-            if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
-                _compare_with_cpu(model, feeds)
-        except OnnxserveError as error:
-            reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
-            raise InvalidArtifact(reason) from None
+    if (folder / INPUT_EXAMPLE).is_file():
+        feeds = _answer_example(model, folder / INPUT_EXAMPLE, placement, timeout_seconds)
     else:
         feeds = model.example_feeds()
         try:
@@ -209,31 +194,52 @@ def load_warm(
                     folder.name,
                 )
             return WarmVersion(model, is_deterministic=is_deterministic)
-    batcher = None
-    if policy is not None:
-        if reason := unbatchable_reason(model, feeds):
-            logger.warning("%s: requests are not batched: %s", folder.name, reason)
-        else:
-            for size in policy.sizes:
-                model.run(repeat_row(feeds, 0, size))
-            # The tokenizer divides a batch by the lengths of its texts. Padding rows
-            # would only be more work.
-            pads = policy.pads and model.artifact.tokenizer is None
-            batcher = Batcher(model.run, replace(policy, pads=pads))
+    batcher = None if policy is None else _open_batcher(model, feeds, policy)
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)
+
+
+def _answer_example(
+    model: OnnxModel,
+    example: Path,
+    placement: Placement,
+    timeout_seconds: float,
+) -> Feeds:
+    """Return the feeds of the model's example, after the model has answered it. Raises
+    InvalidArtifact if it cannot, or if OpenVINO answers incorrectly.
+    """
+    try:
+        feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+        model.try_out(feeds, timeout_seconds)
+        if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
+            _compare_with_cpu(model, feeds)
+    except OnnxserveError as error:
+        reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+        raise InvalidArtifact(reason) from None
+    return feeds
+
+
+def _open_batcher(model: OnnxModel, feeds: Feeds, policy: BatchPolicy) -> Batcher | None:
+    """Warm up each batch size, and return the batcher; None if requests cannot be
+    computed together, which is logged.
+    """
+    if reason := unbatchable_reason(model, feeds):
+        logger.warning("%s: requests are not batched: %s", model.artifact.folder.name, reason)
+        return None
+    for size in policy.sizes:
+        model.run(repeat_row(feeds, 0, size))
+    # The tokenizer divides a batch by the lengths of its texts. Padding rows would only
+    # be more work.
+    pads = policy.pads and model.artifact.tokenizer is None
+    return Batcher(model.run, replace(policy, pads=pads))
 
 
 def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
     """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's
     output by more than rounding.
     """
-    on_cpu = OnnxModel(
-        model.artifact,
-        open_session(model.artifact.onnx_file),
-        ON_CPU,
-    ).run(feeds)
+    on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
     for name, array in model.run(feeds).items():
         if not is_close(array, on_cpu[name], _TOLERANCE):
             raise InvalidArtifact(
@@ -279,31 +285,33 @@ class MemoryLimit:
             yield
             return
         with self._turn:
-            files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            before = self.used()
-            needed = int(files * self._factor)
-            if before + needed > self._limit:
-                about, used, limit = (
-                    f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit)
-                )
+            file_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            used_bytes = self.used()
+            needed_bytes = int(file_bytes * self._factor)
+            if used_bytes + needed_bytes > self._limit:
                 raise ModelError(
-                    f"loading it would take about {about} in addition to the {used} of this "
-                    f"worker, and the worker's limit is {limit} (server.max_worker_memory_bytes)",
+                    f"loading it would take about {_mebibytes(needed_bytes)} in addition to the "
+                    f"{_mebibytes(used_bytes)} of this worker, and the worker's limit is "
+                    f"{_mebibytes(self._limit)} (server.max_worker_memory_bytes)",
                 )
             yield
-            if files >= _MEASURABLE_BYTES:
-                taken = (self.used() - before) / files
-            else:
-                taken = _DEFAULT_FACTOR
-            self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
+            factor = _DEFAULT_FACTOR
+            if file_bytes >= _MEASURABLE_BYTES:
+                factor = (self.used() - used_bytes) / file_bytes
+            self._factor = min(max(factor, _MIN_FACTOR), _MAX_FACTOR)
 
     def used(self) -> int:
+        """Return the memory of this process and its children in bytes."""
         this_process = psutil.Process()
-        size = 0
+        used_bytes = 0
         for process in (this_process, *this_process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):  # The process has just exited.
-                size += process.memory_info().rss
-        return size
+                used_bytes += process.memory_info().rss
+        return used_bytes
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def worker_memory_limit(configured_bytes: int | None, workers: int) -> int | None:

@@ -67,12 +67,7 @@ class ModelControl:
     def __post_init__(self) -> None:
         self._waiting = threading.BoundedSemaphore(self.max_waiting)
 
-    def load(
-        self,
-        endpoint: str,
-        added: EndpointSpec | None = None,
-        actor: str = "",
-    ) -> None:
+    def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
         """Load the endpoint into all workers. If it is already loaded, resolve its
         versions again.
 
@@ -106,13 +101,17 @@ class ModelControl:
         )
 
     def _run(self, command: Command) -> None:
+        """Write the command to a file and wait for the agent's answer. Raises the
+        errors of `load`.
+        """
         if self.mode != "explicit":
             raise InvalidConfig(
                 f"this server does not allow requests to {command.action} endpoints; to allow "
                 "them, start it with server.model_control_mode: explicit in its spec (-C "
                 "server.model_control_mode=explicit)",
             )
-        if (size := len(command.model_dump_json())) > _MAX_COMMAND_BYTES:
+        size = len(command.model_dump_json())
+        if size > _MAX_COMMAND_BYTES:
             name = command.endpoint[:100]
             raise InvalidConfig(
                 f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are "
@@ -132,7 +131,8 @@ class ModelControl:
                 # Delete the command first: the agent repeats it if it has no answer.
                 file.unlink(missing_ok=True)
                 answer_file.unlink(missing_ok=True)
-        if (refusal := command_error(answer)) is not None:
+        refusal = command_error(answer)
+        if refusal is not None:
             raise refusal
 
     @contextmanager
@@ -156,14 +156,17 @@ class ModelControl:
             self._waiting.release()
 
     def _wait(self, command: Command, answer_file: Path) -> CommandAnswer:
-        agent_seen = time.monotonic()
-        began = agent_seen
+        """Return the agent's answer. Raises NotReady if the agent is down for too long,
+        and DeadlineExceeded after the longest wait; the command then continues.
+        """
+        began = time.monotonic()
+        agent_seen_at = began
         while (answer := read_state(answer_file, CommandAnswer)) is None:
             now = time.monotonic()
             agent = read_state(self.state_dir / AGENT, AgentState)
             if agent is not None and is_alive(agent.pid):
-                agent_seen = now
-            if now - agent_seen > self.agent_seconds:
+                agent_seen_at = now
+            if now - agent_seen_at > self.agent_seconds:
                 raise NotReady(
                     f"the agent that must {command.action} the endpoint is not running; retry "
                     "later",

@@ -77,8 +77,8 @@ class PyfuncPredictor:
         return self._process.queue_seconds
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Limit the size of responses like `Predictor.limit_values`, before they are
-        encoded or sent.
+        """Refuse responses of more than `most` values, multiplied by `batch_rows` for a
+        batch, before they are encoded or sent.
         """
         self._most_values = most * batch_rows
 
@@ -96,7 +96,9 @@ class PyfuncPredictor:
             SchemaMismatch, InferenceError: the model rejects the input, or its outputs
                 differ from earlier outputs.
             BodyTooLarge: the response has more values than `limit_values` allows.
-            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
+            NotReady: the process is starting, or exited during this request.
+            DeadlineExceeded: the process was not free, or did not answer, in time.
+            TooManyRequests: other requests kept the process busy.
         """
         fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
         answer = self._process.request(SideMessage("predict", fields, {"feeds": feeds}), deadline)
@@ -106,9 +108,8 @@ class PyfuncPredictor:
         if len(computed) == 1 and len(expected_names) == 1:
             computed = {expected_names[0]: next(iter(computed.values()))}
         if computed.keys() != set(expected_names):
-            actual, expected = (
-                join_names(map(repr, names)) for names in (computed, expected_names)
-            )
+            actual = join_names(map(repr, computed))
+            expected = join_names(map(repr, expected_names))
             raise InferenceError(
                 f"the model returns {actual}, {self._source} {expected}; send it to /invocations, "
                 "as JSON or CSV",
@@ -122,6 +123,7 @@ class PyfuncPredictor:
         outputs: Mapping[str, Array],
         of_table: bool = False,
     ) -> Array | dict[str, Array]:
+        """Return the only output, or all outputs by name."""
         if len(outputs) == 1:
             return next(iter(outputs.values()))
         return dict(outputs)
@@ -140,9 +142,10 @@ class PyfuncPredictor:
         InvalidRequest, UnsupportedMediaType or InferenceError is raised.
         """
         answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
-        outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("outputs", "texts"))
+        outputs = dict(answer.arrays.get("outputs", {}))
         self._learn_outputs(outputs)
-        return OpaqueResponse(answer.body, _captured_feeds(answer), outputs or texts)
+        captured_outputs = outputs or dict(answer.arrays.get("texts", {}))
+        return OpaqueResponse(answer.body, _captured_feeds(answer), captured_outputs)
 
     def stream(
         self,
@@ -164,8 +167,9 @@ class PyfuncPredictor:
             "content_type": body.content_type,
             "most_values": self._most_values,
             "prediction_id": prediction_id,
+            "keys": body.keys,
         }
-        return SideMessage(kind, {**fields, "keys": body.keys}, body=body.content)
+        return SideMessage(kind, fields, body=body.content)
 
     def _learn_outputs(
         self,
@@ -180,19 +184,9 @@ class PyfuncPredictor:
         outputs = []
         for name, array in computed.items():
             dtype = "str" if array.dtype.kind == "O" else array.dtype.name
-            outputs.append(
-                Output(
-                    name,
-                    dtype,
-                    (-1, *array.shape[1:]),
-                )
-            )
+            outputs.append(Output(name, dtype, (-1, *array.shape[1:])))
         self._source = source
-        self.artifact = replace(
-            self.artifact,
-            outputs=tuple(outputs),
-            prediction=tuple(computed),
-        )
+        self.artifact = replace(self.artifact, outputs=tuple(outputs), prediction=tuple(computed))
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:

@@ -81,7 +81,8 @@ class Repository:
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}
         self._generation: int | None = None
-        self._seen: tuple[int, int, int] | None = None
+        self._applied_file: tuple[int, int, int] | None = None
+        """The identity of the wanted.json that was read last."""
         self._unwritten: WorkerState | None = None
         """The state of this worker that is not written yet because the disk was full.
         """
@@ -150,21 +151,9 @@ class Repository:
         """
         name, served = self.find(endpoint)
         if label is not None:
-            for variant_name, variant in served.variants.items():
-                if label in (variant_name, variant.aspects.get("alias")):
-                    return variant
-            raise NotFound(
-                f"endpoint {name!r} has no label {label[:100]!r}; it has "
-                f"{', '.join(served.variants)}",
-            )
+            return _variant_with_label(name, served, label)
         if version is not None:
-            for variant in (*served.answering, *served.variants.values()):
-                if variant.loaded.version == version:
-                    return variant
-            held = ", ".join(served.versions) or "none"
-            raise NotFound(
-                f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}",
-            )
+            return _variant_with_version(name, served, version)
         if not served.answering:
             raise NotReady(self.unavailable_reason(name))
         sticky = served.sticky
@@ -184,8 +173,8 @@ class Repository:
         return self.find(endpoint)[1].versions
 
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
-        """Return the endpoint's name and the endpoint (None: the default). Raises the
-        errors of `select_variant`.
+        """Return the endpoint's name and the endpoint (None: the default). Raises
+        NotFound for an unknown endpoint, and NotReady if no endpoint is loaded yet.
         """
         table = self.table
         name = next(iter(table), None) if endpoint is None else endpoint
@@ -212,9 +201,8 @@ class Repository:
             return _NOT_LOADED
         table = self.table
         answering = chain.from_iterable(served.answering for served in table.values())
-        if not table or not all(
-            variant.loaded.predictor.unavailable_reason for variant in answering
-        ):
+        reasons = (variant.loaded.predictor.unavailable_reason for variant in answering)
+        if not table or not all(reasons):
             return ""
         return self.unavailable_reason(next(iter(table)))
 
@@ -226,7 +214,10 @@ class Repository:
         return not self.not_ready_reason() and not any(self._errors.values())
 
     def unavailable_reason(self, endpoint: str) -> str:
-        reasons: dict[str, str] = {}
+        """Return a message that the endpoint cannot answer, with the reason for each
+        variant that has one.
+        """
+        reasons = {}
         if served := self.table.get(endpoint):
             for name, variant in served.variants.items():
                 reasons[name] = variant.loaded.predictor.unavailable_reason
@@ -240,11 +231,15 @@ class Repository:
         return message
 
     def poll(self) -> None:
-        if (seen := file_identity(self.state_dir / WANTED)) is None:
+        """Serve the wanted versions if wanted.json has changed, and report the state of
+        this worker.
+        """
+        file = file_identity(self.state_dir / WANTED)
+        if file is None:
             return
-        if seen != self._seen:
+        if file != self._applied_file:
             wanted = read_state(self.state_dir / WANTED, Wanted)
-            self._seen = seen
+            self._applied_file = file
             if wanted is None:
                 logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
                 return
@@ -262,18 +257,22 @@ class Repository:
                 return
 
     def _apply(self, wanted: Wanted) -> None:
-        for name in [name for name in self.table if name not in wanted.endpoints]:
+        """Load the wanted versions and swap them in, endpoint by endpoint. An endpoint
+        with errors is loaded again.
+        """
+        removed = [name for name in self.table if name not in wanted.endpoints]
+        for name in removed:
             self._swap({key: served for key, served in self.table.items() if key != name})
             self._errors.pop(name, None)
             self._applied.pop(name, None)
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
-            begun = {
+            started_loads = {
                 folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)
             }
             for name, endpoint in wanted.endpoints.items():
                 if endpoint == self._applied.get(name) and not self._errors[name]:
                     continue
-                served, self._errors[name] = self._load_endpoint(name, endpoint, begun)
+                served, self._errors[name] = self._load_endpoint(name, endpoint, started_loads)
                 self._applied[name] = endpoint
                 self._swap({**self.table, name: served})
         if list(self.table) != list(wanted.endpoints):
@@ -321,16 +320,17 @@ class Repository:
         self,
         endpoint: str,
         wanted: WantedEndpoint,
-        begun: dict[Path, Future[WarmVersion]],
+        started_loads: dict[Path, Future[WarmVersion]],
     ) -> tuple[ServedEndpoint, dict[str, str]]:
-        """Return the endpoint with its loadable versions, and the errors by variant.
+        """Return the endpoint with its loadable versions, and the errors by variant. A
+        variant with an error keeps the version that it serves now, if any.
 
-        `begun` contains the loads that have begun, by folder; each load is used once.
+        `started_loads` has the loads that were started, by folder; each is used once.
         """
 
         def load(folder: Path) -> WarmVersion:
-            if folder in begun:
-                return begun.pop(folder).result()
+            if folder in started_loads:
+                return started_loads.pop(folder).result()
             return self._load(folder)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
@@ -351,7 +351,7 @@ class Repository:
                     continue
                 loaded = old.loaded
             try:
-                variant = self._serve(endpoint, name, want, loaded, wanted.capture)
+                variant = self._make_variant(endpoint, name, want, loaded, wanted.capture)
             except InvalidConfig as error:
                 # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
@@ -364,7 +364,7 @@ class Repository:
         _warn_of_missing_keys(served)
         return served, errors
 
-    def _serve(
+    def _make_variant(
         self,
         endpoint: str,
         name: str,
@@ -372,8 +372,9 @@ class Repository:
         loaded: LoadedVersion,
         capture: CaptureSpec,
     ) -> ServedVariant:
-        """Return the variant. Raises InvalidConfig if columns cannot be excluded from
-        the capture.
+        """Return the variant that serves a loaded version. Create the server's key for
+        masked columns if the capture needs it. Raises InvalidConfig if columns cannot
+        be excluded from the capture.
         """
         captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
         if capture.mask:
@@ -402,6 +403,7 @@ class Repository:
                 return
 
     def _swap(self, table: ServedTable) -> None:
+        """Serve this table from now on, and tell the listeners."""
         self.has_pyfuncs = any(
             variant.loaded.predictor.artifact.flavor == PYTHON_FUNCTION
             for variant in _variants(table)
@@ -414,6 +416,29 @@ class Repository:
                 on_change(table)
 
 
+def _variant_with_label(endpoint: str, served: ServedEndpoint, label: str) -> ServedVariant:
+    """Return the variant with this name or alias. Raises NotFound."""
+    for name, variant in served.variants.items():
+        if label in (name, variant.aspects.get("alias")):
+            return variant
+    raise NotFound(
+        f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}",
+    )
+
+
+def _variant_with_version(endpoint: str, served: ServedEndpoint, version: str) -> ServedVariant:
+    """Return the variant with this version, preferably one that answers. Raises
+    NotFound.
+    """
+    for variant in (*served.answering, *served.variants.values()):
+        if variant.loaded.version == version:
+            return variant
+    loaded_versions = ", ".join(served.versions) or "none"
+    raise NotFound(
+        f"endpoint {endpoint!r} has no version {version[:100]!r} loaded; it has {loaded_versions}",
+    )
+
+
 def _variants(table: ServedTable) -> Iterator[ServedVariant]:
     for served in table.values():
         yield from served.variants.values()
@@ -423,10 +448,7 @@ def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
 
 
-def _variant_states(
-    served: ServedEndpoint,
-    errors: Mapping[str, str],
-) -> dict[str, LoadedVariant]:
+def _variant_states(served: ServedEndpoint, errors: Mapping[str, str]) -> dict[str, LoadedVariant]:
     """Return the state of each variant of an endpoint, also of those without a
     version.
     """
@@ -447,6 +469,9 @@ def _log_failed_load(
     error: OnnxserveError,
     old: ServedVariant | None,
 ) -> None:
+    """Log that a version could not be loaded, and which version is served instead
+    (`old`; None for no version).
+    """
     in_use = f"version {old.loaded.version} remains in use" if old else "no version is in use"
     logger.error(
         "%s/%s: %s %s: %s; %s",
@@ -460,6 +485,7 @@ def _log_failed_load(
 
 
 def _warn_of_missing_keys(served: ServedEndpoint) -> None:
+    """Log each answering variant whose version lacks the sticky column."""
     for variant in served.answering:
         schema = variant.loaded.predictor.schema
         if variant.key is not None and not variants.has_sticky_column(schema, variant.key):
@@ -474,4 +500,5 @@ def _warn_of_missing_keys(served: ServedEndpoint) -> None:
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
+    """Return the model, version and folder, which identify a version in memory."""
     return version.model, version.version, version.folder

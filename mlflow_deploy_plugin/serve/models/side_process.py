@@ -96,10 +96,8 @@ class _ProcessRun:
         self.answered_at = 0.0
         self._lock = threading.Lock()
         self._free: list[socket.socket] = []
-        self._used: dict[
-            socket.socket,
-            bool,
-        ] = {}  # The value is True while more of a response may arrive.
+        # The value is True while more of a response may arrive.
+        self._used: dict[socket.socket, bool] = {}
         self._given_up: list[socket.socket] = []
 
     def take_connection(self) -> socket.socket:
@@ -151,7 +149,7 @@ class _ProcessRun:
         """
         with self._lock:
             del self._used[connection]
-            for ended in [connection_ for connection_ in self._given_up if _has_ended(connection_)]:
+            for ended in filter(_has_ended, tuple(self._given_up)):
                 self._given_up.remove(ended)
                 ended.close()
             connection.shutdown(socket.SHUT_RD)
@@ -182,6 +180,7 @@ class _ProcessRun:
         self.child.kill_after(_END_SECONDS)
 
     def exit_reason(self) -> str:
+        """Return how the process has ended, as the predicate of a sentence."""
         status = self.child.wait(_END_SECONDS)
         if status is None:
             return "has closed its connection"
@@ -246,7 +245,8 @@ class SideProcess:
         threading.Thread(target=self._end_when_closed, daemon=True).start()
         if not self._looked.wait(wait_seconds):
             raise NotReady(self._unavailable(), 1)
-        if (first := self._first) is not None and not self.has_failed:
+        first = self._first
+        if first is not None and not self.has_failed:
             return first
         self.close()
         if first:
@@ -288,6 +288,7 @@ class SideProcess:
                 part = ask(None)
 
     def close(self) -> None:
+        """Let the process exit, without waiting. Requests are refused from now on."""
         if (running := self._running) is not None:
             running.is_ending = True
         _ENDING.add(self)
@@ -297,8 +298,10 @@ class SideProcess:
     def wait_for_ends() -> None:
         """Wait a few seconds until the processes of closed objects have exited."""
         deadline = time.monotonic() + _END_SECONDS
-        for keeper in [process._keeper for process in _ENDING if process._keeper.is_alive()]:
-            keeper.join(max(0.0, deadline - time.monotonic()))
+        keepers = [process._keeper for process in _ENDING]
+        for keeper in keepers:
+            if keeper.is_alive():
+                keeper.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def has_failed(self) -> bool:
@@ -309,6 +312,7 @@ class SideProcess:
 
     @property
     def queue_seconds(self) -> float:
+        """The seconds that the last request of this thread waited for its turn."""
         return getattr(self._local, "queue_seconds", 0.0)
 
     @property
@@ -322,6 +326,7 @@ class SideProcess:
 
     @property
     def _answering(self) -> _ProcessRun | None:
+        """The run that can answer requests; None while it starts or ends."""
         running = self._running
         if running is None or running.is_ending:
             return None
@@ -332,8 +337,9 @@ class SideProcess:
 
     @contextlib.contextmanager
     def _exchange(self, deadline: float) -> Iterator[Callable[[SideMessage | None], SideMessage]]:
-        """Take a turn and a connection. Yield a function that sends a message, if any,
-        and returns the response.
+        """Take a turn and a connection until the block ends. Yield a function that
+        sends a message, if any, and returns the response. A response that the block has
+        not read to its end is awaited, or abandoned after the time limit.
         """
         wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
         began = time.perf_counter()
@@ -373,6 +379,9 @@ class SideProcess:
         connection: socket.socket,
         message: SideMessage | None,
     ) -> SideMessage:
+        """Send a message, if any, and return the next part of the response. Raises the
+        errors of `request` that the process causes; without an answer, it is restarted.
+        """
         began = time.monotonic()
         answer = None
         running.expect(connection)
@@ -401,9 +410,8 @@ class SideProcess:
         if answer.kind != side_messages.PART_MESSAGE:
             running.expect(connection, False)
         if answer.kind == "refused":
-            refusal = _REMOTE_ERRORS.get(answer.fields["error"], errors.InferenceError)(
-                answer.fields["message"],
-            )
+            error_class = _REMOTE_ERRORS.get(answer.fields["error"], errors.InferenceError)
+            refusal = error_class(answer.fields["message"])
             refusal.column = answer.fields["column"]
             raise refusal
         return answer
@@ -425,6 +433,9 @@ class SideProcess:
         return DeadlineExceeded(f"{text}; its process is restarted")
 
     def _keep_running(self) -> None:
+        """Start the process, and restart it after pauses, until `close` is called or it
+        fails before it was ever ready. Runs in the keeper thread.
+        """
         crashes = Crashes()
         while not self._closed.is_set():
             started_at = None
@@ -455,20 +466,13 @@ class SideProcess:
             running.end()
 
     def _serve(self, running: _ProcessRun) -> None:
+        """Let the process of this run answer requests as soon as it is ready, and wait
+        until it has exited. Then set the state, and log it.
+        """
         self._starting = running
         if self._closed.is_set():
             running.child.kill()
-        first: SideMessage | None
-        try:
-            first = receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
-        except TimeoutError:
-            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
-            first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
-        except (
-            OSError,
-            side_messages.MalformedMessage,
-        ):  # The process exited before its first message.
-            first = None
+        first = self._receive_first(running)
         if self._first is None:
             self._first = first
         if first is not None and first.kind == side_messages.READY_MESSAGE:
@@ -496,6 +500,18 @@ class SideProcess:
                 self._label,
                 self._state,
             )
+
+    def _receive_first(self, running: _ProcessRun) -> SideMessage | None:
+        """Return the first message of the process; None if it exited before, and a
+        failure if the model was not loaded in time.
+        """
+        try:
+            return receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
+        except TimeoutError:
+            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
+            return SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
+        except (OSError, side_messages.MalformedMessage):
+            return None
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()

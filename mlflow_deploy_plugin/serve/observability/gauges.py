@@ -51,12 +51,6 @@ def agent_metrics_page(state_dir: Path) -> bytes:
     def gauge(name: str, value: float, text: str) -> MetricFamily:
         return MetricFamily(name, "gauge", text, [MetricSeries({}, float(value))])
 
-    checked = "Time of the last poll of the registry, successful or not, in seconds since 1970."
-    fetched = "Time of the last fetch of the API keys, in seconds since 1970; 0 without keys."
-    shipped = (
-        "Time until which every row was logged or dropped, in seconds since 1970; updated every 10 "
-        "s."
-    )
     families = [
         gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent runs."),
         gauge(
@@ -64,12 +58,21 @@ def agent_metrics_page(state_dir: Path) -> bytes:
             state.errors,
             "Errors that prevent the spec's references from being served.",
         ),
-        gauge("onnxserve_registry_checked_timestamp_seconds", state.checked_at, checked),
-        gauge("onnxserve_keys_fetched_timestamp_seconds", state.keys_fetched_at, fetched),
+        gauge(
+            "onnxserve_registry_checked_timestamp_seconds",
+            state.checked_at,
+            "Time of the last poll of the registry, successful or not, in seconds since 1970.",
+        ),
+        gauge(
+            "onnxserve_keys_fetched_timestamp_seconds",
+            state.keys_fetched_at,
+            "Time of the last fetch of the API keys, in seconds since 1970; 0 without keys.",
+        ),
         gauge(
             "onnxserve_log_complete_until_timestamp_seconds",
             state.shipping.complete_until,
-            shipped,
+            "Time until which every row was logged or dropped, in seconds since 1970; updated "
+            "every 10 s.",
         ),
     ]
     return prometheus_text([*families, refused])

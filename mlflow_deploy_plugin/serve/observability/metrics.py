@@ -133,10 +133,7 @@ _SERVED_VERSION = Metric(
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
-_DIFFERENCES = (
-    0.0,
-    *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))),
-)
+_DIFFERENCES = (0.0, *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))))
 """The bounds of the histogram of differences, for small outputs (probabilities) as well
 as large outputs (prices).
 """
@@ -312,6 +309,7 @@ class Metrics:
             seconds: float,
             outputs: Mapping[str, Array],
         ) -> None:
+            """Count a success in one piece, because this runs once per request."""
             nonlocal slots
             label = outputs.get(label_output)
             if label is not None and label.size == 1:
@@ -466,15 +464,10 @@ class Metrics:
         counted = metric_files.read_series(self.folder)
 
         def series_of(metric: Metric) -> Iterator[tuple[Statistics, MetricSeries]]:
+            """Yield each series of the metric with the statistics of its version."""
             for series in counted[metric.name]:
-                yield (
-                    summed[
-                        series.labels["endpoint"],
-                        series.labels["model"],
-                        series.labels["version"],
-                    ],
-                    series,
-                )
+                labels = series.labels
+                yield summed[labels["endpoint"], labels["model"], labels["version"]], series
 
         for totals, requests in series_of(_REQUESTS):
             totals.requests += int(requests.value)
@@ -496,16 +489,13 @@ class Metrics:
     def _add(self, number: int, metric: Metric, **labels: str) -> None:
         key = metric.name, *labels.values()
         with self._lock:
-            if (slot := self._slots.get(key)) is None:
-                slot = self._slots[key] = self._values.slot(metric, labels)
+            slot = self._slots.get(key)
+            if slot is None:
+                slot = self._values.slot(metric, labels)
+                self._slots[key] = slot
             self._values.cells[slot] += number
 
-    def _observe(
-        self,
-        histogram: int,
-        value: float,
-        bounds: tuple[float, ...] = SECONDS,
-    ) -> None:
+    def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
         cells = self._values.cells
         cells[histogram] += value
         cells[histogram + 1 + bisect_left(bounds, value)] += 1
@@ -543,6 +533,9 @@ class Metrics:
             cells[self._captures[is_written]] += 1
 
     def _find_request_slots(self, labels: RequestLabels) -> _RequestSlots:
+        """Return the slots of a request. A success also counts in the latency by
+        version only.
+        """
         *of_variant, protocol, status = labels
         all_labels = {**dict(zip(OF_VARIANT, of_variant, strict=True)), "protocol": protocol}
         requests = self._values.slot(_REQUESTS, {**all_labels, "status": status})
@@ -589,26 +582,25 @@ class Metrics:
         }
         return {**requests, **rows, **of_numbers}
 
-    def _prediction_slot(
-        self,
-        known: dict[object, int],
-        version: str,
-        label: Label,
-    ) -> int:
+    def _prediction_slot(self, slots: dict[object, int], version: str, label: Label) -> int:
+        """Return the slot of a predicted label. A new label is added to the version's
+        `slots`; above `MAX_PREDICTIONS`, it has the slot of the other labels.
+        """
         # The type is needed, because 1 == True in Python. Every label is hashable.
-        of_type = (type(label), label)
-        if (slot := known.get(of_type)) is not None:
+        key = (type(label), label)
+        slot = slots.get(key)
+        if slot is not None:
             return slot
-        if len(known) > MAX_PREDICTIONS:
-            return known[_OTHER]
-        if not known:
-            known[_OTHER] = self._values.slot(
+        if len(slots) > MAX_PREDICTIONS:
+            return slots[_OTHER]
+        if not slots:
+            slots[_OTHER] = self._values.slot(
                 _PREDICTIONS,
                 {"model_version": version, "prediction": _OTHER},
             )
         prediction_labels = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
-        slot = known[of_type] = self._values.slot(_PREDICTIONS, prediction_labels)
-        return slot
+        slots[key] = self._values.slot(_PREDICTIONS, prediction_labels)
+        return slots[key]
 
 
 def _open_counters(folder: Path) -> tuple[int, MmapCounters]:
@@ -627,10 +619,7 @@ def _without_variant(labels: Sequence[str]) -> dict[str, str]:
     return {"endpoint": endpoint, "model": model, "version": version}
 
 
-def predicted_labels(
-    artifact: Artifact,
-    outputs: Mapping[str, Array],
-) -> list[tuple[Label, int]]:
+def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
     """Return each predicted label with its number of rows; empty for a model without
     labels.
 
@@ -656,6 +645,7 @@ def predicted_labels(
 
 
 def _count_values(array: Array) -> list[tuple[Label, int]]:
+    """Return each distinct value with its number of occurrences."""
     if array.size == 1:
         return [(array.item(), 1)]
     if array.dtype.kind == "O":

@@ -30,6 +30,7 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
     free = asyncio.Semaphore(_MOST_CONNECTIONS)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the request of a connection if a place is free, and close it."""
         # The client may be gone or too slow, or may not send HTTP.
         with suppress(OSError, EOFError, asyncio.LimitOverrunError):
             if not free.locked():
@@ -57,9 +58,5 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
 
 if __name__ == "__main__":
     asyncio.run(
-        serve(
-            socket.socket(fileno=int(sys.argv[2])),
-            Path(sys.argv[1]),
-            "--gpu" in sys.argv,
-        ),
+        serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv),
     )

@@ -75,10 +75,7 @@ class RecentRequests:
         """Return the last requests with the origin's endpoint and status, to which a
         caller may append.
         """
-        return self._rings.setdefault(
-            (origin[1], origin[0]),
-            deque(maxlen=_MOST_REMEMBERED),
-        )
+        return self._rings.setdefault((origin[1], origin[0]), deque(maxlen=_MOST_REMEMBERED))
 
     def add(
         self,
@@ -91,12 +88,13 @@ class RecentRequests:
         """Remember a request that took `seconds` until now. With a variant, a message
         may quote values: omit it.
         """
-        if error and not origin[2]:
-            message = one_line(without_keys(error.message), _MOST_CHARACTERS)
-        else:
-            message = ""
+        code = ""
+        message = ""
+        if error:
+            code = error.error_code
+            if not origin[2]:
+                message = one_line(without_keys(error.message), _MOST_CHARACTERS)
         arrived = int((time.time() - seconds) * 1e6)
-        code = error.error_code if error else ""
         self.ring(origin).append(
             (
                 origin,
@@ -114,13 +112,10 @@ class RecentRequests:
         appear after up to a second.
         """
         paths = (path for path in self._path.parent.glob("requests_*.json") if path != self._path)
-        return sorted(
-            chain(self._own(), *map(_read, paths)),
-            key=itemgetter(1),
-            reverse=True,
-        )
+        return sorted(chain(self._own(), *map(_read, paths)), key=itemgetter(1), reverse=True)
 
     def write(self) -> None:
+        """Write the newest requests to this worker's file if they have changed."""
         newest = self._own()[:_MOST_WRITTEN]
         # The next server may have removed the folder.
         if newest != self._written and self._path.parent.is_dir():
@@ -139,6 +134,7 @@ class RecentRequests:
 
 
 def _read(path: Path) -> list[RecentRequest]:
+    """Return the requests in a worker's file; none if it is missing or malformed."""
     with suppress(OSError, ValueError):
         return [(tuple(origin), *rest) for origin, *rest in orjson.loads(path.read_bytes())]
     return []

@@ -209,7 +209,7 @@ def observe_request(
         }
         if tracer:
             extra["trace.id"] = traceparent.split("-")[1]
-        key = f", key {request.caller}" if request.caller else ""
+        caller = f", key {request.caller}" if request.caller else ""
         logger.info(
             "%s %s %d in %.2f ms, X-Request-Id %s%s",
             fields["http.request.method"],
@@ -217,13 +217,16 @@ def observe_request(
             response.status,
             seconds * 1000,
             answer_fields.get("http.request.id", "-"),
-            key,
+            caller,
             extra=extra,
         )
     return response
 
 
 def _answer_fields(request: RawRequest, response: Response) -> dict[str, str]:
+    """Return the fields that are known after the answer: those in its headers, and the
+    caller.
+    """
     headers = response.headers
     fields = {field: headers[header] for header, field in _FIELDS.items() if header in headers}
     if request.caller:

@@ -87,12 +87,7 @@ class Agreement:
         allow.
         """
         sizes = np.where(self.same, -1.0, self.differences)
-        return tuple(
-            map(
-                int,
-                np.unravel_index(int(sizes.argmax()), sizes.shape),
-            )
-        )
+        return tuple(map(int, np.unravel_index(int(sizes.argmax()), sizes.shape)))
 
     @property
     def differing_rows(self) -> int:
@@ -118,14 +113,14 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
     want, got = np.atleast_1d(want, got)
     are_numbers = tolerance.applies_to(want, got)
     if want.shape != got.shape:
-        everywhere = np.full(len(want) or 1, np.inf)  # Without rows, the outputs would agree.
-        return Agreement(everywhere, everywhere, are_numbers)
+        infinities = np.full(len(want) or 1, np.inf)  # Without rows, the outputs would agree.
+        return Agreement(infinities, infinities, are_numbers)
     equal = want == got
     if tolerance.has_signed_zeros and are_numbers:
         equal &= np.signbit(want) == np.signbit(got)
     if equal.all():  # This saves half of the time for small outputs.
-        none = np.zeros(want.shape)
-        return Agreement(none, none, are_numbers)
+        zeros = np.zeros(want.shape)
+        return Agreement(zeros, zeros, are_numbers)
     equal |= (want != want) & (got != got)
     if not are_numbers:
         return Agreement(1.0 - equal, np.where(equal, 0.0, np.inf), are_numbers)
@@ -136,11 +131,7 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
         excess = differences / _allowed(want, got, tolerance)
     for errors in (differences, excess):
         # One value is NaN or infinite, or the tolerance is 0.
-        np.copyto(
-            errors,
-            np.inf,
-            where=np.isnan(errors),
-        )
+        np.copyto(errors, np.inf, where=np.isnan(errors))
         np.copyto(errors, 0.0, where=equal)
     return Agreement(differences, excess, are_numbers)
 
@@ -161,9 +152,6 @@ def _allowed(want: Array, got: Array, tolerance: Tolerance) -> Array:
     allowed = tolerance.absolute + tolerance.relative * larger
     if tolerance.of_row:
         finite = np.where(np.isfinite(sizes), sizes, 0.0)
-        largest = largest_of_rows(finite).reshape(
-            len(want),
-            *[1] * (want.ndim - 1),
-        )
+        largest = largest_of_rows(finite).reshape(len(want), *[1] * (want.ndim - 1))
         allowed = allowed + tolerance.of_row * largest
     return np.asarray(allowed)

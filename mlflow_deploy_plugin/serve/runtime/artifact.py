@@ -234,7 +234,9 @@ def read_artifact(folder: Path) -> Artifact:
 def _onnx_section(
     document: Mapping[str, Any],
 ) -> tuple[Literal["onnxserve", "onnx"], Mapping[str, Any]]:
-    """Return the ONNX flavor that the model is served with, and its section."""
+    """Return the ONNX flavor that the model is served with, and its section. Raises
+    InvalidArtifact if there is none.
+    """
     flavors = document.get("flavors")
     if not isinstance(flavors, Mapping):
         flavors = {}
@@ -295,6 +297,7 @@ class Origin(TypedDict):
 
 
 def read_origin(document: Mapping[str, Any]) -> Origin:
+    """Return the origin that an MLmodel file names; an unknown entry is empty."""
     return {
         "mlflow_version": str(document.get("mlflow_version", "")),
         "model_id": str(document.get("model_id") or document.get("model_uuid") or ""),
@@ -401,6 +404,9 @@ def _read_array(
     entry: Mapping[str, Any],
     spec: Mapping[str, Any],
 ) -> tuple[str, str, tuple[int, ...]]:
+    """Return the name in `entry`, and the dtype and shape in `spec`. Raises TypeError
+    or ValueError if one of them is not valid.
+    """
     name = checked_name(entry["name"])
     dtype = spec["dtype"]
     shape = tuple(spec["shape"])

@@ -46,6 +46,11 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 )
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 
+_DELIVERING_THREADS = 2
+"""The threads for submitted requests: while one thread delivers answers, the second
+thread computes.
+"""
+_MOST_RETRY_SECONDS = 60
 _ROUNDING = Tolerance(absolute=1e-6, relative=1e-2, of_row=1e-2)
 """The tolerance for half precision, TF32 and another order of sums. A graph that mixes
 rows differs by more.
@@ -116,14 +121,7 @@ class QueuedRequest:
     wake: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.key = tuple(
-            (
-                name,
-                array.dtype,
-                array.shape[1:],
-            )
-            for name, array in self.feeds.items()
-        )
+        self.key = tuple((name, array.dtype, array.shape[1:]) for name, array in self.feeds.items())
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
@@ -203,16 +201,16 @@ class Batcher:
         the batch is done.
         """
         rows = _row_counts(feeds)
-        # The graph decides if it accepts inputs of different lengths. Such a request is
-        # never batched with another.
-        size = rows.pop() if len(rows) == 1 else self._limit
+        has_one_count = len(rows) == 1
+        size = rows.pop() if has_one_count else self._limit
         entry = QueuedRequest(feeds, size, time.perf_counter(), deadline, count, done)
-        if rows:
+        if not has_one_count:
+            # The graph decides if it accepts inputs of different lengths. Such a
+            # request is never batched with another.
             entry.key = object()
-        if len(self._threads) < 2:
+        if len(self._threads) < _DELIVERING_THREADS:
             with self._lock:
-                # While one thread delivers answers, the second thread computes.
-                while len(self._threads) < 2:
+                while len(self._threads) < _DELIVERING_THREADS:
                     name = f"onnxserve-batcher-{len(self._threads)}"
                     self._threads.append(
                         threading.Thread(target=self._serve, name=name, daemon=True),
@@ -231,6 +229,7 @@ class Batcher:
             self._leaders.put(None)
 
     def _serve(self) -> None:
+        """Compute the batches of submitted leaders, until `close` is called."""
         while (leader := self._leaders.get()) is not None:
             try:
                 self._lead(leader)
@@ -241,6 +240,7 @@ class Batcher:
             del leader  # A reference to the leader would keep the version in memory.
 
     def _finish(self, entry: QueuedRequest) -> None:
+        """Call the callback of a submitted request; for `run`, do nothing."""
         if entry.done is None:
             return
         try:
@@ -254,6 +254,9 @@ class Batcher:
         entry.result = {}
 
     def _result(self, entry: QueuedRequest) -> dict[str, Array]:
+        """Return the outputs of a request that has ended, after computing it alone if
+        its batch failed. Raises the errors of `run`.
+        """
         if entry.state is RequestState.EXPIRED:
             raise DeadlineExceeded(
                 "the request's deadline passed while it waited for the model; it was not computed",
@@ -265,17 +268,17 @@ class Batcher:
         return entry.result
 
     def _enqueue(self, entry: QueuedRequest) -> None:
+        """Add a request to the queue. It becomes the leader if there is none, or wakes
+        the leader if it completes the leader's batch. Raises TooManyRequests if the
+        queue is full.
+        """
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
                 batches = sum(queued.rows for queued in self._queue) / self._limit
-                # seconds to compute the queue
-                retry_after = min(
-                    max(1, ceil(batches * self._batch_seconds)),
-                    60,
-                )
+                queue_seconds = ceil(batches * self._batch_seconds)
                 raise TooManyRequests(
                     f"{len(self._queue)} requests are already waiting for this model; retry later",
-                    retry_after,
+                    min(max(1, queue_seconds), _MOST_RETRY_SECONDS),
                 )
             self._queue.append(entry)
             if not self._is_led:
@@ -298,15 +301,14 @@ class Batcher:
             self._leaders.put(entry)
 
     def _wait(self, entry: QueuedRequest) -> None:
+        """Wait until the request is computed or is the leader, or its deadline has
+        passed while it was in the queue.
+        """
         if entry.deadline == float("inf"):
             entry.wake.acquire()
             return
-        if entry.wake.acquire(
-            timeout=min(
-                max(0.0, entry.deadline - time.perf_counter()),
-                threading.TIMEOUT_MAX,
-            ),
-        ):
+        seconds = min(max(0.0, entry.deadline - time.perf_counter()), threading.TIMEOUT_MAX)
+        if entry.wake.acquire(timeout=seconds):
             return
         with self._lock:
             if entry.state is RequestState.WAITING:
@@ -316,11 +318,12 @@ class Batcher:
             entry.wake.acquire()
 
     def _lead(self, leader: QueuedRequest) -> None:
-        """Compute one batch and distribute its outputs. After an error, another request
-        becomes the leader as usual.
+        """Compute one batch, make the next request in the queue the leader, and
+        distribute the outputs. After an error, each request of the batch is computed
+        alone. Raises the error of a batch of one request.
         """
-        batch: list[QueuedRequest] = []
-        results: list[dict[str, Array]] = []
+        batch = []
+        results = []
         try:
             batch = self._gather_batch(leader)
             if batch:
@@ -472,22 +475,8 @@ class _Pairs:
         return (
             is_close(both[:1], single, _ROUNDING)
             and is_close(both[1:], single, _ROUNDING)
-            and all(
-                is_close(
-                    outputs[name][:1],
-                    both[:1],
-                    tolerance,
-                )
-                for outputs in self.before
-            )
-            and all(
-                is_close(
-                    outputs[name][1:],
-                    both[1:],
-                    tolerance,
-                )
-                for outputs in self.behind
-            )
+            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in self.before)
+            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in self.behind)
         )
 
 
@@ -552,10 +541,7 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
         for name, array in first.items():
             if array.dtype.kind == "f":
                 with np.errstate(over="ignore"):  # Infinity is a valid test value.
-                    row = {
-                        **row,
-                        name: ((array + 1) * factor).astype(array.dtype),
-                    }
+                    row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
             elif array.dtype.kind in "iub":
                 row = {**row, name: (array == 0).astype(array.dtype)}
         try:

@@ -65,7 +65,7 @@ class CudaGraph:
         for name, array in feeds.items():
             shape = array.shape
             dtype = array.dtype
-            value = self._value(shape, dtype)
+            value = self._allocate(shape, dtype)
             if self._memory == "cpu":
                 host = np.empty(shape, dtype)
             else:
@@ -78,7 +78,7 @@ class CudaGraph:
         session.run_with_iobinding(self._binding, _run_options(_NO_GRAPH))
         self._outputs: list[ort.OrtValue] = []
         for name, array in zip(names, self._binding.copy_outputs_to_cpu(), strict=True):
-            value = self._value(array.shape, array.dtype)
+            value = self._allocate(array.shape, array.dtype)
             self._outputs.append(value)
             self._binding.bind_ortvalue_output(name, value)
 
@@ -94,12 +94,13 @@ class CudaGraph:
         return [array.copy() for array in arrays]  # On a CPU, these are views.
 
     def _fill(self, feeds: Feeds) -> None:
+        """Copy the feeds to the fixed addresses of the inputs."""
         for name, array in feeds.items():
             host, value = self._inputs[name]
             np.copyto(host, array)
             value.update_inplace(host)
 
-    def _value(self, shape: tuple[int, ...], dtype: Dtype) -> "ort.OrtValue":
+    def _allocate(self, shape: tuple[int, ...], dtype: Dtype) -> "ort.OrtValue":
         return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(
             shape,
             dtype,
@@ -135,17 +136,15 @@ class GraphSession:
         return self._thread.submit(self._run, names, feeds).result()
 
     def _run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
+        """Compute the outputs with the CUDA graph of this shape, which the first run
+        captures; without a CUDA graph if there are too many or the capture fails.
+        """
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
-        if (graph := self._graphs.get(key)) is not None:
+        graph = self._graphs.get(key)
+        if graph is not None:
             return graph.run(feeds)
         if key not in self._graphs and len(self._graphs) < MAX_GRAPHS:
-            graph = CudaGraph(
-                self._session,
-                self._placement,
-                feeds,
-                names,
-                len(self._graphs) + 1,
-            )
+            graph = CudaGraph(self._session, self._placement, feeds, names, len(self._graphs) + 1)
             # After a failed capture, a second run would return the outputs of another
             # run.
             self._graphs[key] = None
@@ -167,22 +166,12 @@ def can_bind(session: "ort.InferenceSession") -> bool:
     """Return True if a CUDA graph can compute the session. Texts and mappings cannot be
     on a device.
     """
-    types = [
-        node.type
-        for node in (
-            *session.get_inputs(),
-            *session.get_outputs(),
-        )
-    ]
+    types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
     are_numbers = all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
     return are_numbers and not operators_of(session) & _DATA_DEPENDENT
 
 
-def pinned_empty(
-    shape: tuple[int, ...],
-    dtype: npt.DTypeLike,
-    device_id: int,
-) -> Array:
+def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -> Array:
     """Return an uninitialised array in page-locked memory, or in ordinary memory if
     CUDA cannot allocate it.
     """
@@ -198,11 +187,8 @@ def pinned_empty(
         return np.empty(shape, dtype)
     assert pointer.value is not None
     memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer.value))
-    weakref.finalize(
-        memory,
-        runtime.cudaFreeHost,
-        pointer,
-    ).atexit = False  # Views keep `memory` alive.
+    # Views keep `memory` alive.
+    weakref.finalize(memory, runtime.cudaFreeHost, pointer).atexit = False
     pinned: Array = memory.view(dtype).reshape(shape)
     return pinned
 

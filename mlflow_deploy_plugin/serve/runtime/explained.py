@@ -89,14 +89,18 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
 
 
 def _column_features(artifact: Artifact) -> list[ExplainedFeature]:
+    """Return a feature for each column that feeds an input."""
     places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
     for entry in artifact.inputs:
         for position, name in enumerate(entry.columns):
             places[name].append((entry.name, position))
-    return [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
+    return [
+        ExplainedFeature(name, tuple(of_column)) for name, of_column in places.items() if of_column
+    ]
 
 
 def _tensor_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
+    """Return a feature for each value in a row of each tensor, whose rank is 1 or 2."""
     features = []
     for entry in artifact.inputs:
         array = feeds[entry.name]
@@ -148,7 +152,7 @@ def explained_columns(
     the name of its output. Raises InvalidRequest if an output does not have the same
     number of values in each row, or if there are too many values.
     """
-    names: list[Name] = []
+    names = []
     parts = []
     for output in explained:
         labels, numbers = _labelled_numbers(output, outputs[output.name], artifact.classes)
@@ -174,7 +178,8 @@ def _labelled_numbers(
     classes: Sequence[Name],
 ) -> tuple[list[Name], Array]:
     """Return the labels of the numbers per row, and the numbers, [N, K] float64. A
-    single number per row has no label, except in a mapping.
+    single number per row has no label, except in a mapping. Raises InvalidRequest if
+    the output is not numbers, or has more than one dimension per row.
     """
     if output.dtype == "map":
         keys = list(array[0])
@@ -203,6 +208,7 @@ def _plain(label: Any) -> Any:
 
 
 def _check_rank(name: str, rank: int) -> None:
+    """Raise InvalidRequest if an input is not a table."""
     if rank not in (1, 2):
         raise InvalidRequest(
             f"the input {name!r} has {rank} dimensions; only tables can be explained: columns, or "

@@ -63,10 +63,7 @@ def as_table(array: Array) -> Array:
     return array.reshape(len(array), prod(array.shape[1:]))
 
 
-def narrowed_feeds(
-    fed: Mapping[str, Array],
-    sent: Mapping[str, Array],
-) -> NarrowedFeeds:
+def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
     """Return feeds that contain the same rows as they were sent. A constructor would
     take three times as long.
     """
@@ -104,12 +101,10 @@ def join_arrays(parts: Sequence[Mapping[str, Array]]) -> Feeds:
 
 
 def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
+    """Return these rows of every array, as views."""
     fed = {name: array[rows] for name, array in feeds.items()}
     if isinstance(feeds, NarrowedFeeds):
-        return narrowed_feeds(
-            fed,
-            {name: array[rows] for name, array in feeds.sent.items()},
-        )
+        return narrowed_feeds(fed, {name: array[rows] for name, array in feeds.sent.items()})
     return fed
 
 
@@ -125,17 +120,10 @@ def row_count(arrays: Mapping[str, Array]) -> int:
     """Return the number of rows of the arrays: the maximum if the numbers differ, 0 if
     no array has rows.
     """
-    return max(
-        (len(array) for array in arrays.values() if array.ndim),
-        default=0,
-    )
+    return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
-def sample_positions(
-    total: int,
-    most: int,
-    random: int | np.random.Generator,
-) -> Array:
+def sample_positions(total: int, most: int, random: int | np.random.Generator) -> Array:
     """Return at most `most` distinct positions below `total`, in ascending order.
     `random` is a seed or a generator.
     """
@@ -186,7 +174,7 @@ def unpack_arrays(
 
     Raises ValueError or TypeError if the layout or the contents are malformed.
     """
-    arrays: dict[str, Array] = {}
+    arrays = {}
     for name, dtype, shape, size in layout:
         if dtype == "str":
             array = object_array(load_texts(bytes(content[:size])))
@@ -210,13 +198,14 @@ def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
 
 
 def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
-    places: dict[str, list[tuple[str, int]]] = {}
+    """Return the dimensions of the inputs that have a symbolic name in common."""
+    by_name: dict[str, list[tuple[str, int]]] = {}
     for entry in inputs:
         for axis, name in enumerate(entry.dimension_names):
             if name:
-                places.setdefault(name, []).append((entry.name, axis))
+                by_name.setdefault(name, []).append((entry.name, axis))
     return tuple(
-        (name, tuple(dimensions)) for name, dimensions in places.items() if len(dimensions) > 1
+        (name, tuple(dimensions)) for name, dimensions in by_name.items() if len(dimensions) > 1
     )
 
 
@@ -224,16 +213,17 @@ def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
     """Return a message about dimensions that share a name but not a size; empty if
     there are no such dimensions.
     """
-    for name, places in shared:
-        sizes = [feeds[entry].shape[axis] for entry, axis in places]
-        if len(set(sizes)) > 1:
-            index = next(i for i, size in enumerate(sizes) if size != sizes[0])
-            (input_name, first), (other_name, second) = places[0], places[index]
-            return (
-                f"the model's dimension {name!r} must have one size, but {input_name!r} has "
-                f"{sizes[0]} (dimension {first}) and {other_name!r} has {sizes[index]} (dimension "
-                f"{second})"
-            )
+    for name, dimensions in shared:
+        first_input, first_axis = dimensions[0]
+        expected = feeds[first_input].shape[first_axis]
+        for entry, axis in dimensions[1:]:
+            size = feeds[entry].shape[axis]
+            if size != expected:
+                return (
+                    f"the model's dimension {name!r} must have one size, but {first_input!r} has "
+                    f"{expected} (dimension {first_axis}) and {entry!r} has {size} (dimension "
+                    f"{axis})"
+                )
     return ""
 
 
@@ -259,11 +249,11 @@ def rowless_reason(
         if first != _FREE:
             return f"its input {entry.name!r} has the fixed first size {first[0]}"
     if len({entry.dimension_names[:1] for entry in inputs}) > 1:
-        dimensions = ", ".join(
-            f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})"
-            for entry in inputs[:5]
-        )
-        return f"the first dimensions of its inputs are not the same: {dimensions}"
+        dimensions = []
+        for entry in inputs[:5]:
+            dimension = "".join(entry.dimension_names[:1]) or "no name"
+            dimensions.append(f"{entry.name!r} ({dimension})")
+        return f"the first dimensions of its inputs are not the same: {', '.join(dimensions)}"
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"
     return ""
@@ -281,19 +271,12 @@ def no_batch_dimension_reason(artifact: Artifact) -> str:
     is free or there is no graph.
     """
     columns = artifact.columns
-    inputs = artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
         return ""
-    if fixed := next(
-        (entry for entry in inputs if entry.shape[:1] == _ONE),
-        None,
-    ):
-        return f"its input {fixed.name!r} has the fixed first size 1"
-    if columns and (
-        fixed := next(
-            (entry for entry in inputs if entry.shape[:1] != _FREE),
-            None,
-        )
-    ):
-        return f"its input {fixed.name!r} has no free first dimension"
-    return rowless_reason(columns, inputs, artifact.outputs)
+    for entry in artifact.inputs:
+        if entry.shape[:1] == _ONE:
+            return f"its input {entry.name!r} has the fixed first size 1"
+    for entry in artifact.inputs:
+        if columns and entry.shape[:1] != _FREE:
+            return f"its input {entry.name!r} has no free first dimension"
+    return rowless_reason(columns, artifact.inputs, artifact.outputs)

@@ -19,6 +19,10 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 _TRUTH = {"true": "1", "false": "0"}
+_CAST_KINDS = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}
+"""The numpy kinds that `cast_columns` converts to this kind: any numbers to integers,
+but only floats to floats, so that integers stay integers.
+"""
 
 
 def to_log_columns(
@@ -37,6 +41,9 @@ def to_log_columns(
 
 
 def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
+    """Return the log column of an output; `prediction` has the names of the outputs
+    that `predict` returns.
+    """
     if prediction == (name,) and array.ndim == 1:
         return PREDICTION
     return OUTPUT_PREFIX + name
@@ -51,10 +58,7 @@ def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
     return set()
 
 
-def cast_columns(
-    dtypes: Mapping[str, str],
-    rows: Mapping[str, Array],
-) -> dict[str, Array]:
+def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """Return the rows with the numbers in the types of the signature. Fractions are
     rounded.
 
@@ -68,15 +72,7 @@ def cast_columns(
         if name not in dtypes:
             continue
         dtype = numpy_dtype(dtypes[name])
-        # An integer column accepts any numbers. A float column accepts only floats, so
-        # that integers stay integers.
-        sources = {
-            "f": "f",
-            "i": "fiu",
-            "u": "fiu",
-            "b": "fiu",
-        }.get(dtype.kind, "")
-        if values.dtype.kind not in sources:
+        if values.dtype.kind not in _CAST_KINDS.get(dtype.kind, ""):
             continue
         with np.errstate(invalid="ignore", over="ignore"):
             converted = values.astype(dtype)

@@ -226,10 +226,7 @@ class OnnxModel:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
         self._choose_runs(session, placement)
 
-    def _row_outputs(
-        self,
-        dimensions: Mapping[str, tuple[str, ...]],
-    ) -> Sequence[Output]:
+    def _row_outputs(self, dimensions: Mapping[str, tuple[str, ...]]) -> Sequence[Output]:
         """Return the outputs that have one entry per row. `dimensions` has the names of
         their dimensions.
         """
@@ -240,11 +237,7 @@ class OnnxModel:
             return ()
         # An output whose first dimension has another name does not have rows. An
         # example is the frames of a sound.
-        of_rows = {
-            ("",),
-            (),
-            *(entry.dimension_names[:1] for entry in self.artifact.inputs),
-        }
+        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in self.artifact.inputs)}
         if self.artifact.flavor != "onnx":
             of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
         return [output for output in outputs if dimensions.get(output.name, ())[:1] in of_rows]
@@ -279,11 +272,13 @@ class OnnxModel:
         placement: Placement = ON_CPU,
         intra_op_num_threads: int = 1,
     ) -> "OnnxModel":
-        """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing like
-        `open_session`.
+        """Load an MLmodel folder.
 
-        Raises InvalidArtifact if the folder or its graph cannot be used, or a file has
-        changed since it was saved.
+        Raises:
+            InvalidArtifact: the folder or its graph cannot be used, or a file has
+                changed since it was saved.
+            DeviceUnavailable: the device would not be used.
+            RuntimeMissing: ONNX Runtime is not installed, or is too old.
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
@@ -294,6 +289,9 @@ class OnnxModel:
         )
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
+        """Refuse requests whose outputs have more than `most` values, multiplied by
+        `batch_rows`, and set the number of rows above which a run is large or divided.
+        """
         self._most_values = most * batch_rows
         if self._row_values:
             self._answer_rows = max(batch_rows, most // self._row_values)
@@ -322,23 +320,18 @@ class OnnxModel:
         first_row: int = 0,
         budget: TextBudget | None = None,
     ) -> dict[str, Array]:
-        """Do the same as `Predictor.run`, but without a queue. Row numbers in errors
-        count from `first_row`.
+        """Compute the named outputs, or all, in the calling thread. Raises the errors
+        of `Predictor.run`.
 
-        `budget` is the rest of a text model's budget for the request, of which `feeds`
-        are a piece.
+        Args:
+            deadline: used only by a text model, whose texts take several runs.
+            first_row: the number of the first row in errors.
+            budget: the rest of a text model's budget for the request, of which `feeds`
+                are a piece; None for a complete request.
         """
         names = self._output_names if outputs is None else list(outputs)
-        if self._fatal_if_empty and (
-            empty := next(
-                (name for name, array in feeds.items() if not array.size),
-                None,
-            )
-        ):
-            reason = (
-                f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
-            )
-            raise InferenceError(f"the model cannot compute this input: {reason}")
+        if self._fatal_if_empty:
+            self._check_not_empty(feeds)
         compute = self._compute
         compute_large = self._compute_large
         if self._tokenizer is not None:
@@ -358,7 +351,7 @@ class OnnxModel:
         try:
             values = compute(names + self._marks, feeds, self._small_run)
         except BaseException as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-            raise _refusal_of(error) from None
+            raise _to_our_error(error) from None
         if self._marks:
             check_rows(values.pop(), self._reason, first_row)
         for position, value in enumerate(values):
@@ -368,6 +361,17 @@ class OnnxModel:
             self._check_values(values)
         return dict(zip(names, values, strict=True))
 
+    def _check_not_empty(self, feeds: Feeds) -> None:
+        """Raise InferenceError for an input without values, which would crash the
+        process.
+        """
+        for name, array in feeds.items():
+            if not array.size:
+                raise InferenceError(
+                    f"the model cannot compute this input: {name!r} is empty, which its operator "
+                    f"{self._fatal_if_empty} does not support",
+                )
+
     def _run_in_pieces(
         self,
         outputs: Sequence[str] | None,
@@ -376,7 +380,7 @@ class OnnxModel:
         budget: TextBudget | None,
     ) -> dict[str, Array]:
         """Compute a table in pieces. Return an empty mapping if an output does not have
-        one entry per row.
+        one entry per row. Raises BodyTooLarge for too many values.
         """
         if rows > self._answer_rows:
             raise BodyTooLarge(
@@ -412,7 +416,7 @@ class OnnxModel:
                 raise InvalidArtifact(
                     f"the model did not compute its first answer within {seconds:g} s",
                 ) from None
-            raise _refusal_of(error) from None
+            raise _to_our_error(error) from None
         finally:
             timer.cancel()
         if self._marks:
@@ -460,22 +464,19 @@ class OnnxModel:
         """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph
         without an example.
         """
-        feeds: Feeds = {}
-        text = "" if self._tokenizer is None else "a"  # An empty text may have no tokens.
+        feeds = {}
+        # An empty text may have no tokens.
+        text = "" if self._tokenizer is None else "a"
         for entry in self.artifact.inputs:
             shape = list(map(abs, entry.shape))  # A free size is -1.
             blank = text if entry.dtype == "str" else 0
-            feeds[entry.name] = np.full(
-                shape,
-                blank,
-                dtype=numpy_dtype(entry.dtype),
-            )
+            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
 
 
-def _refusal_of(error: BaseException) -> OnnxserveError:
-    """Return the error of a run that failed with any error. Raises an error that is an
-    exit (`pass_exit`).
+def _to_our_error(error: BaseException) -> OnnxserveError:
+    """Return our error for any error of a run. Raises the error if it ends the process
+    (`pass_exit`).
     """
     pass_exit(error)
     if isinstance(error, BodyTooLarge | DeadlineExceeded):  # The budget of a text model is spent.
@@ -488,14 +489,11 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
     columns to the only input.
     """
     inputs = [
-        Input(
-            node.name,
-            _dtype(node),
-            _shape(node),
-        )
-        for node in session.get_inputs()
+        Input(node.name, _read_dtype(node), _read_shape(node)) for node in session.get_inputs()
     ]
-    outputs = tuple(_output(node) for node in session.get_outputs() if node.name != REFUSED_ROWS)
+    outputs = tuple(
+        _read_output(node) for node in session.get_outputs() if node.name != REFUSED_ROWS
+    )
     tensors = artifact.tensors
     if artifact.columns:
         names = tuple(column.name for column in artifact.columns)
@@ -539,14 +537,17 @@ def _has_free_size(shape: Sequence[int], has_rows: bool) -> bool:
     return not shape or -1 in sizes
 
 
-def _output(node: "ort.NodeArg") -> Output:
+def _read_output(node: "ort.NodeArg") -> Output:
     # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to
     # probability per row.
-    dtype = "map" if node.type.startswith("seq(map(") else _dtype(node)
-    return Output(node.name, dtype, _shape(node))
+    dtype = "map" if node.type.startswith("seq(map(") else _read_dtype(node)
+    return Output(node.name, dtype, _read_shape(node))
 
 
-def _dtype(node: "ort.NodeArg") -> str:
+def _read_dtype(node: "ort.NodeArg") -> str:
+    """Return the dtype of a graph's tensor. Raises InvalidArtifact for any other
+    value.
+    """
     try:
         return _DTYPES[node.type]
     except KeyError:
@@ -557,11 +558,12 @@ def _dtype(node: "ort.NodeArg") -> str:
         ) from None
 
 
-def _shape(node: "ort.NodeArg") -> tuple[int, ...]:
-    return tuple(map(_size, node.shape or ()))
+def _read_shape(node: "ort.NodeArg") -> tuple[int, ...]:
+    return tuple(map(_read_size, node.shape or ()))
 
 
-def _size(size: object) -> int:
+def _read_size(size: object) -> int:
+    """Return the size of a dimension; -1 if it is free."""
     if isinstance(size, int) and size >= 0:
         return size
     return -1

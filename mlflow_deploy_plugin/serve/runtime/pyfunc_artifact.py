@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.core.mlmodel import (
@@ -43,7 +43,7 @@ def read_served_artifact(folder: Path) -> Artifact:
     try:
         flavors = document.get("flavors") or ()
         if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
-            return _pyfunc_artifact(folder, document)
+            return _read_pyfunc(folder, document)
     except MALFORMED as error:
         raise InvalidArtifact(
             f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
@@ -113,7 +113,10 @@ def pyfunc_schema(pyfunc: Artifact) -> Schema:
     return schema
 
 
-def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
+def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
+    """Return the content of a pyfunc's folder. The columns of an undescribed pyfunc are
+    only logged. Raises one of `MALFORMED` if an entry is not valid.
+    """
     signature = document.get("signature") or {}
     section = document["flavors"][PYTHON_FUNCTION]
     is_from_type_hint = bool(document.get("is_signature_from_type_hint"))
@@ -148,13 +151,7 @@ def _tensor_input(tensor: artifact.Tensor) -> Input:
 
 def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
     return tuple(
-        Input(
-            column.name,
-            COLUMN_TYPES[column.type],
-            (-1,),
-            (column.name,),
-        )
-        for column in columns
+        Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns
     )
 
 
@@ -169,48 +166,54 @@ def _read_outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
 
 
 def _read_output(entry: Mapping[str, Any]) -> Output:
+    """Return an output of a signature. The values of an unknown type are texts."""
     name = str(entry["name"])
     if entry.get("type") != "tensor":
-        return Output(
-            name,
-            COLUMN_TYPES.get(entry.get("type", ""), "str"),
-            (-1,),
-        )
+        return Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,))
     spec = entry["tensor-spec"]
     dtype = artifact.TENSOR_DTYPES.get(spec["dtype"], "object")
     return Output(name, dtype, tuple(spec["shape"]))
 
 
-def _read_inputs(
-    signature: Mapping[str, Any],
-    takes_objects: bool,
-) -> tuple[tuple[Column, ...], tuple[artifact.Tensor, ...], str]:
-    """Return the columns and the tensors of a signature, and the reason if they are
-    incomplete (otherwise empty).
+class _SignatureInputs(NamedTuple):
+    """The columns and the tensors of a signature. `undescribed` is the reason why they
+    are incomplete; empty if they are complete.
+    """
+
+    columns: tuple[Column, ...] = ()
+    tensors: tuple[artifact.Tensor, ...] = ()
+    undescribed: str = ""
+
+
+def _read_inputs(signature: Mapping[str, Any], takes_objects: bool) -> _SignatureInputs:
+    """Return the inputs of a signature; `takes_objects` is True if it was made of type
+    hints.
     """
     fields = json.loads(signature.get("inputs") or "[]")
     remedy = "; send requests to /invocations, as JSON or CSV"
     if not fields:
-        return (), (), f"the model's signature does not name its inputs{remedy}"
+        return _SignatureInputs(
+            undescribed=f"the model's signature does not name its inputs{remedy}",
+        )
     if takes_objects:
-        return (), (), f"this model takes Python objects{remedy}"
-    columns: list[Column] = []
-    tensors: list[artifact.Tensor] = []
+        return _SignatureInputs(undescribed=f"this model takes Python objects{remedy}")
+    columns = []
+    tensors = []
     undescribed = ""
     for position, entry in enumerate(fields):
         name = artifact.checked_name(entry.get("name", str(position)))
         if entry.get("type") == "tensor":
             dtype = entry["tensor-spec"]["dtype"]
             if dtype not in artifact.TENSOR_DTYPES:
-                return (), (), f"the tensor {name!r} is {dtype}{remedy}"
+                return _SignatureInputs(undescribed=f"the tensor {name!r} is {dtype}{remedy}")
             tensors.append(artifact.read_tensor(entry))
             continue
         kind: Any = entry.get("type")
         if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:
             undescribed = f"the column {name!r} has the type {kind}{remedy}"
             if kind not in _AS_JSON:
-                return (), (), undescribed
+                return _SignatureInputs(undescribed=undescribed)
         is_binary = kind == "binary"
         kind = kind if kind in COLUMN_TYPES else "string"
         columns.append(Column(name, kind, entry.get("required", True), is_binary))
-    return tuple(columns), tuple(tensors), undescribed
+    return _SignatureInputs(tuple(columns), tuple(tensors), undescribed)

@@ -34,6 +34,7 @@ class CheckedColumn(NamedTuple):
 
     @property
     def label(self) -> str:
+        """The name of the column or tensor for an error message."""
         if self.position is None:
             return tensor_label(self.name)
         return f"column {self.name!r}"
@@ -59,20 +60,17 @@ class AcceptedValues(NamedTuple):
 
     def refusal(self, values: Sequence[object]) -> SchemaMismatch:
         """Return the error about the first value that the column does not accept."""
-        row = next(row for row, value in enumerate(values) if value not in self.accepted)
-        value = values[row]
+        row, value = next(
+            (row, value) for row, value in enumerate(values) if value not in self.accepted
+        )
         # No number is suggested: 17 is not a misspelt 18.
         near = self.allowed if isinstance(value, str) else ()
-        hint = did_you_mean(
-            str(value),
-            near,
-            f"the allowed values are {join_names(self.allowed)}",
-        )
-        why = (
+        hint = did_you_mean(str(value), near, f"the allowed values are {join_names(self.allowed)}")
+        return SchemaMismatch(
             f"{self.column.label}, row {row}: {short_repr(value)} is not a known category of the "
-            f"model{hint}"
+            f"model{hint}",
+            column=self.column.name,
         )
-        return SchemaMismatch(why, column=self.column.name)
 
 
 class ValueCheck(NamedTuple):
@@ -147,12 +145,12 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     for name, complete, finite, categories in checks:
         array = arrays[name]
         if (complete or finite) and not _is_finite(array):
-            _refuse_numbers(
+            _check_numbers(
                 complete,
                 np.isnan(array),
                 "null or NaN; the model does not accept missing values",
             )
-            _refuse_numbers(
+            _check_numbers(
                 finite,
                 np.isinf(array),
                 "infinite; the model accepts only finite numbers",
@@ -172,7 +170,10 @@ def _is_finite(array: Array) -> bool:
     return bool(np.vdot(array, array) < inf)
 
 
-def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: str) -> None:
+def _check_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: str) -> None:
+    """Raise SchemaMismatch with the reason for the first of the columns that has a
+    refused number. `refused` marks the numbers of the array.
+    """
     if not refused.any():
         return
     for column in columns:

@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 
     from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 
-_PROVIDERS: dict[Device, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-}
+_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CPU = _PROVIDERS["cpu"]
 _TENSORRT = "TensorrtExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
@@ -123,12 +120,7 @@ class Placement:
         if self.listed:
             providers = []
             for name, listed in chain.from_iterable(entry.items() for entry in self.listed):
-                providers.append(
-                    (
-                        name,
-                        {key: str(value) for key, value in listed.items()},
-                    )
-                )
+                providers.append((name, {key: str(value) for key, value in listed.items()}))
             return providers
         if self.device == "cpu":
             return [(_CPU, {})]
@@ -199,11 +191,9 @@ def available_cores(processes: int = 1) -> int:
         with contextlib.suppress(OSError):
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()
-            else:
-                quota, period = (
-                    (folder / f"cpu.cfs_{name}_us").read_text().strip()
-                    for name in ("quota", "period")
-                )
+            else:  # cgroups 1
+                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+                period = (folder / "cpu.cfs_period_us").read_text().strip()
             if quota not in ("max", "-1"):
                 cores = min(cores, int(quota) // int(period))
     return max(1, cores // processes)
@@ -324,7 +314,9 @@ def _check_providers(session: "ort.InferenceSession", placement: Placement) -> N
     """
     names = list(dict(placement.providers))
     loaded = session.get_providers()
-    if _CPU not in names and {*names} <= {*loaded} and (on_cpu := operators_of(session, _CPU)):
+    is_loaded = {*names} <= {*loaded}
+    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
+    if on_cpu:
         raise DeviceUnavailable(
             f"the model does not run with {placement}: {names[0]} cannot compute "
             f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
@@ -425,15 +417,14 @@ def run_on_openvino(
     Softmax) convert NaN into a number.
     """
     for name, array in feeds.items():
-        if array.size and array.dtype.kind == "f" and array.min() != array.min():
+        if not array.size:
+            continue
+        # The smallest number is NaN if one number is NaN, which differs from itself.
+        if array.dtype.kind == "f" and array.min() != array.min():
             raise ValueError(
                 f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number",
             )
-        if (
-            array.size
-            and array.dtype.kind in "iu"
-            and not -(2**31) <= array.min() <= array.max() < 2**31
-        ):
+        if array.dtype.kind in "iu" and not -(2**31) <= array.min() <= array.max() < 2**31:
             raise ValueError(
                 f"{name!r} has a number above 32 bits, which OpenVINO cannot represent",
             )
@@ -452,7 +443,9 @@ class Arena:
 
     def __init__(self, session: "ort.InferenceSession") -> None:
         self._session = session
-        self._keeping, self._shrinking, self._terminated = (quiet_options() for _ in range(3))
+        self._keeping = quiet_options()
+        self._shrinking = quiet_options()
+        self._terminated = quiet_options()
         for options in (self._shrinking, self._terminated):
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._terminated.terminate = True
@@ -479,13 +472,10 @@ class Arena:
         return time.monotonic() > self._last_run + _KEEP_SECONDS
 
     def shrink(self) -> None:
+        """Return the memory of earlier runs to the system."""
         # This run computes no node; at its end, the arena shrinks.
         with contextlib.suppress(Exception):
-            self._session.run(
-                [self._session.outputs_meta[0].name],
-                {},
-                self._terminated,
-            )
+            self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
 
 class _ArenaKeeper:
@@ -525,6 +515,7 @@ class _ArenaKeeper:
                     self._thread.start()
 
     def _follow(self) -> None:
+        """Shrink each watched arena once it is idle or memory is short."""
         while True:
             time.sleep(_KEEP_SECONDS / 4)
             for reference in list(self._grown):
@@ -553,10 +544,8 @@ def memory_limit() -> int:
     """
     limits = [physical_memory()]
     for folder in cgroup_folders("memory"):
-        for name in (
-            "memory.max",
-            "memory.limit_in_bytes",
-        ):  # The files of cgroups 2 and cgroups 1.
+        # The files of cgroups 2 and cgroups 1.
+        for name in ("memory.max", "memory.limit_in_bytes"):
             with contextlib.suppress(OSError, ValueError):  # A file may be absent or contain "max".
                 limits.append(int((folder / name).read_text()))
     return min(limits)
@@ -597,16 +586,16 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     """
     available = module.get_available_providers()
     names = [name for name, _ in placement.providers]
-    if missing := next((name for name in names if name not in available), ""):
-        build = _BUILDS.get(missing, "")
-        if build:
-            remedy = (
-                f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'"
-            )
-        else:
-            remedy = ""
+    for name in names:
+        if name in available:
+            continue
+        build = _BUILDS.get(name, name)
+        remedy = ""
+        if name in _BUILDS:
+            extra = build.lower()
+            remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{extra}]'"
         raise DeviceUnavailable(
-            f"{placement} needs ONNX Runtime's {build or missing} build; this build has "
+            f"{placement} needs ONNX Runtime's {build} build; this build has "
             f"{', '.join(available)}{remedy}",
         )
     if "GPU" not in map(_BUILDS.get, names):
@@ -622,6 +611,9 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
 
 
 def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.SessionOptions":
+    """Return the options of a session that logs only errors, and whose threads do not
+    spin.
+    """
     options = module.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1

@@ -37,17 +37,19 @@ def compare_outputs(
     shadow_rows = row_count(shadow_outputs)
     if rows != shadow_rows:
         raise InferenceError(f"the shadow returned {shadow_rows} rows for a request of {rows} rows")
-    pairs = _pairs(answering, outputs, shadow, shadow_outputs)
+    pairs = _pair_outputs(answering, outputs, shadow, shadow_outputs)
     agreements = [compare(left, right, _TOLERANCE).by_row() for left, right in pairs]
     deciding = agreements
-    labels = _labels(answering, outputs, rows)
-    shadow_labels = _labels(shadow, shadow_outputs, rows)
+    labels = _find_labels(answering, outputs, rows)
+    shadow_labels = _find_labels(shadow, shadow_outputs, rows)
     if labels is not None and shadow_labels is not None:
         deciding = [compare(labels, shadow_labels, LABELS).by_row()]
     if not deciding:
+        names = ", ".join(outputs) or "empty"
+        shadow_names = ", ".join(shadow_outputs) or "empty"
         raise InferenceError(
-            f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared "
-            f"with an output of the answering variant ({', '.join(outputs) or 'empty'})",
+            f"no output of the shadow ({shadow_names}) can be compared with an output of the "
+            f"answering variant ({names})",
         )
     measured = [agreement for agreement in agreements if agreement.are_numbers]
     return Agreement(
@@ -60,7 +62,7 @@ def compare_outputs(
     )
 
 
-def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
+def _find_labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
     """Return each row's label [N, k], or None if the model has no labels.
 
     The label is the label output, otherwise the class with the highest probability,
@@ -85,7 +87,7 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
     return first.reshape(rows, 1)
 
 
-def _pairs(
+def _pair_outputs(
     answering: Artifact,
     outputs: Outputs,
     shadow: Artifact,
@@ -94,11 +96,11 @@ def _pairs(
     """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the
     same role and position.
     """
-    ours = _by_place(answering, outputs)
-    theirs = _by_place(shadow, shadow_outputs)
-    by_name = {other.name: other for other in theirs.values()}
-    for position, output in ours.items():
-        other = by_name.get(output.name) or theirs.get(position)
+    answered_by_place = _sort_by_role(answering, outputs)
+    shadow_by_place = _sort_by_role(shadow, shadow_outputs)
+    by_name = {other.name: other for other in shadow_by_place.values()}
+    for place, output in answered_by_place.items():
+        other = by_name.get(output.name) or shadow_by_place.get(place)
         if other is None:  # Skip an output without a counterpart.
             continue
         left = outputs[output.name]
@@ -111,7 +113,7 @@ def _pairs(
             yield as_table(left), as_table(right)
 
 
-def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int], Output]:
+def _sort_by_role(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int], Output]:
     """Return all outputs except labels, by (role, position in the role, number of
     outputs in the role).
     """

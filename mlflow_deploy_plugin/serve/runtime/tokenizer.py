@@ -166,31 +166,24 @@ class TextTokenizer:
             options: object = None,
             budget: TextBudget | None = None,
         ) -> list[Array]:
+            """Run the longest texts first, so that each run has texts of similar
+            length, and restore the order of the rows.
+            """
             (texts,) = feeds.values()
             budget = budget or TextBudget()
             rows = self._tokenize(texts.tolist(), budget)
-            order = sorted(
-                range(len(rows)),
-                key=lambda row: -len(rows[row][0]),
-            )
+            order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
             parts = []
             start = 0
             while start < len(order):
                 budget.check_deadline()
-                end = start + max(
-                    _RUN_TOKENS // len(rows[order[start]][0]),
-                    1,
-                )
-                parts.append(
-                    run(
-                        names,
-                        self._pad([rows[row] for row in order[start:end]]),
-                        options,
-                    ),
-                )
+                longest = len(rows[order[start]][0])
+                end = start + max(_RUN_TOKENS // longest, 1)
+                padded = self._pad([rows[row] for row in order[start:end]])
+                parts.append(run(names, padded, options))
                 start = end
-            places = np.argsort(order)
-            return [np.concatenate(arrays)[places] for arrays in zip(*parts, strict=True)]
+            positions = np.argsort(order)
+            return [np.concatenate(arrays)[positions] for arrays in zip(*parts, strict=True)]
 
         return run_texts
 
@@ -199,30 +192,35 @@ class TextTokenizer:
         characters or too many tokens, or a text that the tokenizer cannot read, and the
         errors of the budget.
         """
-        if len(longest := max(texts, key=len)) > _MAX_CHARACTERS:
-            reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
-            raise SchemaMismatch(f"the text {short_repr(longest)} {reason}")
+        longest = max(texts, key=len)
+        if len(longest) > _MAX_CHARACTERS:
+            raise SchemaMismatch(
+                f"the text {short_repr(longest)} has {len(longest)} characters; at most "
+                f"{_MAX_CHARACTERS} are accepted",
+            )
         prompted = [self._spec.prefix + text for text in texts]
-        tokens: dict[int, _Tokens] = {}
+        tokens = {}
         waiting = list(range(len(texts)))
         size = self._truncated_length * _CHARACTERS_PER_TOKEN or sys.maxsize
         while waiting:
-            starts = {row: _start_of(prompted[row], size) for row in waiting}
+            starts = {row: _cut_text(prompted[row], size) for row in waiting}
             budget.spend(sum(map(len, starts.values())))
             waiting = []
-            for group in _groups(starts):
+            for group in _group_texts(starts):
                 budget.check_deadline()
                 for row, encoding in zip(group, self._encode(list(group.values())), strict=True):
-                    if len(encoding) < self._truncated_length and len(group[row]) < len(
-                        prompted[row],
-                    ):
+                    is_cut = len(group[row]) < len(prompted[row])
+                    if is_cut and len(encoding) < self._truncated_length:
                         waiting.append(row)  # The start of the text has too few tokens.
                     else:
-                        tokens[row] = self._tokens_of(texts[row], encoding)
+                        tokens[row] = self._read_tokens(texts[row], encoding)
             size *= 2
         return [tokens[row] for row in range(len(texts))]
 
     def _encode(self, texts: Sequence[str]) -> "Sequence[Encoding]":
+        """Tokenize the texts. Raises SchemaMismatch for the first text that the
+        tokenizer cannot read.
+        """
         try:
             # The usual function also computes offsets.
             return self._tokenizer.encode_batch_fast(texts)
@@ -234,44 +232,49 @@ class TextTokenizer:
             pass_exit(error)
             if len(texts) > 1:  # Find the text.
                 return [self._encode([text])[0] for text in texts]
-            reason = f"cannot be tokenized: the tokenizer fails with {one_line(error, 200)}"
             text = texts[0].removeprefix(self._spec.prefix)
-            raise SchemaMismatch(f"the text {short_repr(text)} {reason}") from None
+            raise SchemaMismatch(
+                f"the text {short_repr(text)} cannot be tokenized: the tokenizer fails with "
+                f"{one_line(error, 200)}",
+            ) from None
 
-    def _tokens_of(self, text: str, encoding: "Encoding") -> _Tokens:
+    def _read_tokens(self, text: str, encoding: "Encoding") -> _Tokens:
+        """Return the tokens of a text. Raises SchemaMismatch if it has none or too
+        many.
+        """
         most = self._spec.max_length
         if not 0 < len(encoding) <= most:
             remedy = ": shorten it, or wrap with truncation=True" if len(encoding) else ""
-            reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}{remedy}"
-            raise SchemaMismatch(f"the text {short_repr(text)} {reason}")
+            raise SchemaMismatch(
+                f"the text {short_repr(text)} has {len(encoding)} tokens, and the model accepts 1 "
+                f"to {most}{remedy}",
+            )
         type_ids = encoding.type_ids if self._has_types else []
         return encoding.ids, type_ids
 
     def _pad(self, rows: Sequence[_Tokens]) -> Feeds:
+        """Return the graph's inputs, [N, longest]: the ids and type ids of the tokens,
+        and 1 for each token in any other input (the attention mask).
+        """
         padding = self._padding
         longest = max(len(ids) for ids, _ in rows)
         pads = {
             "input_ids": padding.get("pad_id", 0),
             "token_type_ids": padding.get("pad_type_id", 0),
         }
-        feeds = {
-            name: np.full(
-                (len(rows), longest),
-                pads.get(name, 0),
-            )
-            for name in self._spec.graph_inputs
-        }
-        for index, (ids, types) in enumerate(rows):
+        feeds = {}
+        for name in self._spec.graph_inputs:
+            feeds[name] = np.full((len(rows), longest), pads.get(name, 0))
+        for index, (ids, type_ids) in enumerate(rows):
+            part = slice(len(ids))
             if padding.get("direction") == "left":
                 part = slice(longest - len(ids), None)
-            else:
-                part = slice(len(ids))
             for name, array in feeds.items():
-                array[index, part] = {"input_ids": ids, "token_type_ids": types}.get(name, 1)
+                array[index, part] = {"input_ids": ids, "token_type_ids": type_ids}.get(name, 1)
         return feeds
 
 
-def _start_of(text: str, size: int) -> str:
+def _cut_text(text: str, size: int) -> str:
     """Return the text up to the first end of a word at `size` or more characters; if
     there is none, the whole text.
     """
@@ -279,7 +282,7 @@ def _start_of(text: str, size: int) -> str:
     return text if end is None else text[: end.end()]
 
 
-def _groups(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
+def _group_texts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
     """Yield the texts in groups that are tokenized at once: their objects are large,
     and take a noticeable time.
     """
@@ -297,19 +300,16 @@ def _groups(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
 
 def _reads_words(tokenizer: "Tokenizer") -> bool:
     """Return True if the tokens of a text begin with the tokens of its start, for a
-    start that `_start_of` returns.
+    start that `_cut_text` returns.
 
     Then every part of the tokenizer is local: normalizers do not look beyond a space
     between two letters, the text is split at this space before the model sees it, and
     no added token contains a space.
     """
-    normalizers = _parts(tokenizer.normalizer, "normalizers")
-    splitters = _parts(tokenizer.pre_tokenizer, "pretokenizers")
+    normalizers = _read_parts(tokenizer.normalizer, "normalizers")
+    splitters = _read_parts(tokenizer.pre_tokenizer, "pretokenizers")
     # ByteLevel and Metaspace replace spaces, so that later parts do not see them.
-    first = next(
-        (part for part in splitters if part["type"] not in _SPLIT_MORE),
-        {"type": ""},
-    )
+    first = next((part for part in splitters if part["type"] not in _SPLIT_MORE), {"type": ""})
     if first["type"] not in _SPLIT_AT_SPACES or not (
         first.get("use_regex", True) and first.get("split", True)
     ):
@@ -330,12 +330,13 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
 
 
 def _replaces_within_words(normalizer: Mapping[str, Any]) -> bool:
+    """Return True if a normalizer replaces a pattern that contains no single space."""
     pattern = normalizer.get("pattern", {})
     # XLM-R joins several spaces. The text is cut at a single space.
     return pattern == {"Regex": " {2,}"} or " " not in pattern.get("String", " ")
 
 
-def _parts(component: Any, sequence: str) -> list[dict[str, Any]]:
+def _read_parts(component: Any, sequence: str) -> list[dict[str, Any]]:
     """Return the parts of a normalizer or pre-tokenizer as in the tokenizer's file;
     several parts form a Sequence.
     """

@@ -23,12 +23,7 @@ LISTS = frozenset({list, tuple})
 NO_ROWS = "the data has no rows; at least one is needed"
 
 _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
-_ACCEPTED = {
-    "f": frozenset("fi"),
-    "i": frozenset("i"),
-    "b": frozenset("b"),
-    "s": frozenset("s"),
-}
+_ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
 _KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
 """The kind of value for each numpy kind. Strings are in object arrays."""
 _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
@@ -134,20 +129,7 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        # numpy converts integers to floats if one number is a fraction. Above 2**53,
-        # the float may be another number.
-        limits = np.iinfo(dtype)
-        low = max(limits.min, 1 - 2**53)
-        high = min(limits.max, 2**53 - 1)
-        if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
-            array = array.astype(dtype)
-        elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):
-            try:  # numpy converts integers beyond int64 to floats if there are smaller integers.
-                array = np.array(values, dtype=dtype)
-            except OverflowError:
-                raise SchemaMismatch(
-                    f"{label} has a number that does not fit {tensor.dtype}",
-                ) from None
+        array = _as_integers(label, values, array, dtype)
     if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
@@ -163,6 +145,27 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
         raise SchemaMismatch(f"{label} has a number that does not fit {tensor.dtype}")
     return converted
+
+
+def _as_integers(label: str, values: object, floats: Array, dtype: Dtype) -> Array:
+    """Return numbers of a list as integers if all are whole; otherwise return `floats`,
+    which numpy made of the list. Raises SchemaMismatch for an integer that does not fit
+    `dtype`.
+
+    numpy converts integers to floats if one number is a fraction, or beyond int64.
+    Above 2**53, a float may be another number than the integer.
+    """
+    limits = np.iinfo(dtype)
+    low = max(limits.min, 1 - 2**53)
+    high = min(limits.max, 2**53 - 1)
+    if ((floats == np.trunc(floats)) & (floats >= low) & (floats <= high)).all():
+        return floats.astype(dtype)
+    if any(_kind_of(type(value)) != "i" for value in np.array(values, dtype=object).flat):
+        return floats
+    try:
+        return np.array(values, dtype=dtype)
+    except OverflowError:
+        raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
 
 
 def cast_tensor(name: str, array: Array, dtype: str) -> Array:
@@ -193,8 +196,11 @@ def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
             rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
             if len(rows):
                 value = array[rows[0]].item()
-                why = f"{value!r} is too large for the model's 32-bit input"
-                return SchemaMismatch(f"column {name!r}, row {rows[0]}: {why}", column=name)
+                return SchemaMismatch(
+                    f"column {name!r}, row {rows[0]}: {value!r} is too large for the model's "
+                    "32-bit input",
+                    column=name,
+                )
     return SchemaMismatch("a number is too large for the model's floating-point type")
 
 
@@ -266,7 +272,7 @@ def _kind_of(kind: type) -> str:
 
 def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Array:
     """Convert a list of numbers or booleans. In a floating-point column, null becomes
-    NaN.
+    NaN. The error is about the first value that has another type or is out of range.
     """
     accepted = _ACCEPTED[_KINDS[dtype.kind]]
     kinds = _kinds_of(values)
@@ -276,8 +282,11 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Arr
         values = list(map(_exact_integer, values))
         kinds = _kinds_of(values)
     if not kinds <= accepted:
-        row = next(i for i, value in enumerate(values) if _kind_of(type(value)) not in accepted)
-        value = values[row]
+        row, value = next(
+            (row, value)
+            for row, value in enumerate(values)
+            if _kind_of(type(value)) not in accepted
+        )
         if dtype.kind == "i" and _is_whole_float(value):
             raise _unfit(column, row, value)
         raise _mistyped(column, row, value)
@@ -313,20 +322,15 @@ def _kinds_of(values: Sequence[object]) -> set[str]:
 def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
     """Convert an array of numbers or booleans. An integer overflow is an error."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
+        column_note = ""
         if values.dtype.kind == "f":
             column_note = f", and the whole column is {values.dtype}"
-        else:
-            column_note = ""
         raise _mistyped(column, 0, values[0].item(), column_note)
     if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
         limits = np.iinfo(dtype)
         outside = np.flatnonzero((values < limits.min) | (values > limits.max))
         if len(outside):
-            raise _unfit(
-                column,
-                int(outside[0]),
-                values[outside[0]].item(),
-            )
+            raise _unfit(column, int(outside[0]), values[outside[0]].item())
     try:
         return values.astype(dtype, copy=False)
     except FloatingPointError:
@@ -334,12 +338,10 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         raise _unfit(column, row, values[row].item()) from None
 
 
-def _mistyped(
-    column: Column,
-    row: int,
-    value: object,
-    column_note: str = "",
-) -> SchemaMismatch:
+def _mistyped(column: Column, row: int, value: object, column_note: str = "") -> SchemaMismatch:
+    """Return the error about a value of the wrong type. `column_note` follows the type
+    that is expected.
+    """
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
     label = f"column {column.name!r} ({column.type}), row {row}"
     return SchemaMismatch(
@@ -349,6 +351,7 @@ def _mistyped(
 
 
 def _unfit(column: Column, row: int, value: object) -> SchemaMismatch:
+    """Return the error about a number that is out of range."""
     label = f"column {column.name!r}, row {row}"
     return SchemaMismatch(
         f"{label}: {short_repr(value)} does not fit the type {column.type}",
@@ -357,6 +360,7 @@ def _unfit(column: Column, row: int, value: object) -> SchemaMismatch:
 
 
 def _kind_words(kind: str) -> str:
+    """Return the words for the values of a numpy kind in an error message."""
     names = {
         "f": "numbers with fractions",
         "i": "integers",

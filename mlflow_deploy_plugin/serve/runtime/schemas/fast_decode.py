@@ -47,11 +47,7 @@ _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 the same numbers.
 """
 
-_PACKED = {
-    ("double", "float32"): "f",
-    ("float", "float32"): "f",
-    ("double", "float64"): "d",
-}
+_PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
 """The `struct` format by (column type, input dtype). `struct` rounds a number once, as
 numpy does.
 """
@@ -138,17 +134,19 @@ class FastDecoder:
         self.array_kinds = _ARRAY_KINDS.get(first.column_type, "") if self._matrix else ""
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> Feeds | None:
+        """Decode rows that are lists in the order of `names`."""
         if not rows or not LISTS.issuperset(map(type, rows)) or set(map(len, rows)) != {len(names)}:
             return None
         if names != self._names and names != self.order:
-            places = {name: position for position, name in enumerate(names)}
-            if len(places) != len(names) or not places.keys() >= set(self.order):
+            positions = {name: position for position, name in enumerate(names)}
+            if len(positions) != len(names) or not positions.keys() >= set(self.order):
                 return None
-            pick = _picker([places[name] for name in self.order])
+            pick = _picker([positions[name] for name in self.order])
             rows = list(map(pick, rows))
         return self._feeds(rows)
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds | None:
+        """Decode rows that are dictionaries with all columns."""
         if not records or set(map(type, records)) != {dict}:
             return None
         try:
@@ -158,6 +156,9 @@ class FastDecoder:
         return self._feeds(rows)
 
     def from_columns(self, data: Mapping[str, object]) -> Feeds | None:
+        """Decode columns of one length that are all arrays, or all lists if they are
+        few enough to be transposed.
+        """
         try:
             columns = self._by_name(data)
         except KeyError:
@@ -193,32 +194,27 @@ class FastDecoder:
 
 
 def _group_by_type(columns: tuple[Column, ...]) -> list[_Group]:
-    positions: dict[str, list[int]] = {}
+    """Return a group per type, in the order in which the types first occur."""
+    positions_by_type: dict[str, list[int]] = {}
     for position, column in enumerate(columns):
-        positions.setdefault(column.type, []).append(position)
+        positions_by_type.setdefault(column.type, []).append(position)
     groups = []
-    for kind, places in positions.items():
-        names = [columns[i].name for i in places]
+    for kind, positions in positions_by_type.items():
+        names = [columns[position].name for position in positions]
         dtype = numpy_dtype(COLUMN_TYPES[kind])
-        groups.append(_Group(kind, names, _picker(places), _ACCEPTED[kind], dtype))
+        groups.append(_Group(kind, names, _picker(positions), _ACCEPTED[kind], dtype))
     return groups
 
 
 class _MatrixDecoder:
     """Decodes tables with one numeric or boolean type whose columns, in order, are the
-    only input of the graph.
+    only input of the graph. Each method returns None for any other table.
 
     `block` is the name of the table in `NarrowedFeeds.sent`, or empty if the graph
     takes the table unchanged.
     """
 
-    def __init__(
-        self,
-        group: _Group,
-        width: int,
-        entry: Input,
-        block: str,
-    ) -> None:
+    def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
         self._group = group
         self._name = entry.name
         self._dtype = numpy_dtype(entry.dtype)
@@ -242,16 +238,11 @@ class _MatrixDecoder:
         return self.from_matrix(joined.reshape(len(columns), -1).T)
 
     def from_matrix(self, rows: _Rows | Array) -> Feeds | None:
+        """Decode a matrix; None if a number overflows in the graph's type."""
         try:
             with np.errstate(over="raise"):
                 exact = np.asarray(rows, dtype=self._group.dtype)
-                feeds = {
-                    self._name: exact.astype(
-                        self._dtype,
-                        order="C",
-                        copy=False,
-                    )
-                }
+                feeds = {self._name: exact.astype(self._dtype, order="C", copy=False)}
         except (OverflowError, FloatingPointError):
             return None
         if self._block:
@@ -295,7 +286,7 @@ class _StackedColumns:
 
 class _ColumnDecoder:
     """Decodes tables with several types or inputs: one array per type, which is then
-    split into the inputs.
+    split into the inputs. Each method returns None for any other table.
 
     Attributes:
         _casts: conversions (group, dtype, True if its inputs are vectors). Columns that
@@ -334,21 +325,15 @@ class _ColumnDecoder:
         names = chain.from_iterable(self._groups[group].names for group in taken)
         places = {name: position for position, name in enumerate(names)}
         if len(entry.columns) > 1:
-            order = np.array(
-                [places[name] for name in entry.columns],
-                dtype=np.intp,
-            )
+            order = np.array([places[name] for name in entry.columns], dtype=np.intp)
             return _StackedColumns(entry.name, dtype, taken, order)
         cast = (taken[0], dtype, len(entry.shape) == 1)
         if cast not in self._casts:
             self._casts.append(cast)
-        return _SingleColumn(
-            entry.name,
-            self._casts.index(cast),
-            places[entry.columns[0]],
-        )
+        return _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]])
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
+        """Decode rows in the order of the signature's columns."""
         picked = []
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
@@ -369,6 +354,7 @@ class _ColumnDecoder:
             return None
 
     def from_arrays(self, columns: Sequence[Array]) -> Feeds | None:
+        """Decode columns, in the order of the signature, of equal length."""
         blocks = []
         try:
             with np.errstate(over="raise"):
@@ -377,11 +363,7 @@ class _ColumnDecoder:
                     if joined is None:
                         return None
                     blocks.append(
-                        joined.astype(group.dtype, copy=False).reshape(
-                            len(group.names),
-                            -1,
-                            1,
-                        ),
+                        joined.astype(group.dtype, copy=False).reshape(len(group.names), -1, 1),
                     )
                 return self._to_feeds(blocks)
         except FloatingPointError:
@@ -397,7 +379,7 @@ class _ColumnDecoder:
             if is_vector:
                 cast = cast[:, :, 0]
             casts.append(cast)
-        feeds: Feeds = {}
+        feeds = {}
         for entry in self._inputs:
             if type(entry) is _SingleColumn:
                 feeds[entry.name] = casts[entry.cast][entry.place]
@@ -434,9 +416,10 @@ def compile_fast_tensor_decoder(
     ]
 
     def decode(data: Mapping[str, object]) -> Feeds | None:
+        """Return the tensors as feeds; None unless all have their dtype and shape."""
         if decode_matrix is not None and (decoded := decode_matrix(data)) is not None:
             return decoded
-        feeds: Feeds = {}
+        feeds = {}
         for name, fed, dtype, shape in tensors:
             array = data.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or array.ndim != len(shape):
@@ -474,6 +457,7 @@ def _compile_matrix_decoder(
     decoder = _MatrixDecoder(group, width, entry, block)
 
     def decode(data: Mapping[str, object]) -> Feeds | None:
+        """Return feeds from the rows of the only tensor; None if they do not fit."""
         rows = data.get(name) if name or len(data) != 1 else next(iter(data.values()))
         if type(rows) is not list or not rows or not LISTS.issuperset(map(type, rows)):
             return None
@@ -486,10 +470,7 @@ def _compile_matrix_decoder(
     return decode
 
 
-def type_blocks(
-    columns: tuple[Column, ...],
-    inputs: tuple[Input, ...],
-) -> tuple[Input, ...]:
+def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
     """Return a block (an `Input`) for each numeric or boolean type; no blocks if an
     input has the name of a block.
     """
@@ -503,12 +484,7 @@ def type_blocks(
     ):
         return ()
     return tuple(
-        Input(
-            _BLOCK + kind,
-            COLUMN_TYPES[kind],
-            (-1, len(names)),
-            tuple(names),
-        )
+        Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names))
         for kind, names in members.items()
     )
 
@@ -534,19 +510,11 @@ def _row_packer(
     exact = np.dtype("float64")
 
     def pack(row: Sequence[object]) -> Feeds | None:
+        """Return feeds from one row; None for a null or an overflow."""
         try:
-            feeds: Feeds = {
-                name: np.ndarray(
-                    shape,
-                    dtype,
-                    fed.pack(*row),
-                )
-            }
+            feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
             if block:
-                return narrowed_feeds(
-                    feeds,
-                    {block: np.ndarray(shape, exact, sent.pack(*row))},
-                )
+                return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))})
             return feeds
         except (struct.error, OverflowError):
             return None

@@ -54,11 +54,7 @@ class KeyedSchema(Schema):
         feeds = self.model.from_records(model_records)
         return self.attach(feeds, columns_of(records, self.keys))
 
-    def from_rows(
-        self,
-        names: Sequence[str],
-        rows: Sequence[Sequence[object]],
-    ) -> Feeds:
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         positions = {name: position for position, name in enumerate(names) if name in self.keys}
         model_names = names
         model_rows = rows
@@ -81,6 +77,7 @@ class KeyedSchema(Schema):
         return self.model.tensor_schema
 
     def split(self, data: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the columns other than the keys, and the keys."""
         keys = {name: data[name] for name in self.keys if name in data}
         return {name: values for name, values in data.items() if name not in keys}, keys
 
@@ -121,7 +118,7 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
     """
     if not keys:
         return schema
-    fields = (
+    return KeyedSchema(
         schema.columns,
         schema.tensors,
         schema.inputs,
@@ -129,8 +126,8 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
         schema.refusals,
         keys,
         schema.is_foreign,
+        model=schema,
     )
-    return KeyedSchema(*fields, model=schema)
 
 
 def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
@@ -162,7 +159,10 @@ def key_array(name: str, values: Sequence[object] | Array) -> Array:
     if not kinds <= {str}:
         for row, value in enumerate(cells):
             if not isinstance(value, str | int | float | bool | None):
-                why = f"{short_repr(value)} is neither a text nor a number nor a boolean"
-                raise SchemaMismatch(f"key {name!r}, row {row}: {why}", column=name)
+                raise SchemaMismatch(
+                    f"key {name!r}, row {row}: {short_repr(value)} is neither a text nor a number "
+                    "nor a boolean",
+                    column=name,
+                )
         cells = [as_text(value) for value in cells]
     return object_array(cells)

@@ -107,7 +107,7 @@ class Schema:
         if not self.columns:
             return self._from_tensors(data)
         if self._fast is not None and (feeds := self._fast.from_columns(data)) is not None:
-            return self._taken(feeds)
+            return self._check_refused(feeds)
         if missing := self.missing_columns(data):
             raise missing
         with np.errstate(over="raise"):
@@ -117,7 +117,7 @@ class Schema:
             except FloatingPointError:
                 raise overflow_error(arrays) from None
         if not self._blocks:
-            return self._taken(feeds)
+            return self._check_refused(feeds)
         # Blocks do not contain texts.
         texts = {column.name for column in self.columns if column.type == "string"}
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
@@ -126,12 +126,12 @@ class Schema:
             for entry in self.inputs
             if not texts.isdisjoint(entry.columns)
         }
-        return self._taken(narrowed_feeds(feeds, sent))
+        return self._check_refused(narrowed_feeds(feeds, sent))
 
-    def _converted_columns(
-        self,
-        data: Mapping[str, Sequence[object] | Array],
-    ) -> dict[str, Array]:
+    def _converted_columns(self, data: Mapping[str, Sequence[object] | Array]) -> dict[str, Array]:
+        """Return the columns in the types of the signature. An optional column that is
+        absent has missing values. Raises SchemaMismatch for invalid values.
+        """
         rows = self._common_length(data)
         absent = sum(name not in data for name in self.names)
         _check_filled(rows * absent, rows * (len(self.names) - absent))
@@ -151,7 +151,7 @@ class Schema:
         names.
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
-            return self._taken(feeds)
+            return self._check_refused(feeds)
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(
@@ -178,16 +178,13 @@ class Schema:
         _check_filled(len(records) * len(present) - sent, sent)
         return self.from_frame(columns_of(records, present))
 
-    def from_rows(
-        self,
-        names: Sequence[str],
-        rows: Sequence[Sequence[object]],
-    ) -> Feeds:
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         """Return feeds from rows that are lists in the order of `names` (pandas'
-        "split"). Raises as `from_columns`.
+        "split"). Raises SchemaMismatch for a repeated name, a row of another length, no
+        rows, or values that do not fit.
         """
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
-            return self._taken(feeds)
+            return self._check_refused(feeds)
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
             raise SchemaMismatch(f"column {doubled[0]!r} is duplicated", column=doubled[0])
         for row, values in enumerate(rows):
@@ -197,19 +194,12 @@ class Schema:
                 )
         if not rows:
             raise SchemaMismatch(NO_ROWS)
-        return self.from_frame(
-            dict(
-                zip(
-                    names,
-                    map(list, zip(*rows, strict=True)),
-                    strict=False,
-                )
-            )
-        )
+        columns = map(list, zip(*rows, strict=True))
+        return self.from_frame(dict(zip(names, columns, strict=False)))
 
     def from_array(self, values: object) -> Feeds:
         """Return feeds from nested lists or an array, in the order of the columns.
-        Raises as `from_columns`.
+        Raises SchemaMismatch if they are not rows of the model's columns.
         """
         if not self.columns:
             if len(self.tensors) != 1:
@@ -220,7 +210,7 @@ class Schema:
         rows = values
         if isinstance(values, np.ndarray):
             if self._fast is not None and (feeds := self._fast.from_array(values)) is not None:
-                return self._taken(feeds)
+                return self._check_refused(feeds)
             rows = values.tolist()
         if not isinstance(rows, list | tuple):
             raise SchemaMismatch(f"the data is {short_repr(rows)}; a list of rows is expected")
@@ -243,7 +233,7 @@ class Schema:
 
         Inputs that are not in `feeds` are left out. A missing text is None.
         """
-        columns: dict[str, Array] = {}
+        columns = {}
         arrays = sent_arrays(feeds)
         for entry in self.sent_inputs:
             if (array := arrays.get(entry.name)) is None:
@@ -296,32 +286,35 @@ class Schema:
         columns = {column.name: COLUMN_TYPES[column.type] for column in self.columns}
         return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
 
-    def missing_columns(self, given: Collection[str]) -> SchemaMismatch | None:
-        """Return an error if required columns are missing in `given`; otherwise return
-        None.
+    def missing_columns(self, sent: Collection[str]) -> SchemaMismatch | None:
+        """Return an error if required columns are not among the sent columns; otherwise
+        return None.
         """
         missing = [
-            column.name for column in self.columns if column.required and column.name not in given
+            column.name for column in self.columns if column.required and column.name not in sent
         ]
         if missing:
-            return self._missing_error("column", missing, given)
+            return self._missing_error("column", missing, sent)
         return None
 
     def _missing_error(
         self,
         noun: str,
         missing: Sequence[str],
-        given: Iterable[str],
+        sent: Iterable[str],
     ) -> SchemaMismatch:
-        if reason := wrong_separator(given, missing):
+        """Return the error about missing columns or tensors (`noun`). It suggests the
+        sent names that the model does not have.
+        """
+        if reason := wrong_separator(sent, missing):
             return SchemaMismatch(reason)
-        instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
+        suggestion = hint_for_missing(missing, (name for name in sent if name not in self.dtypes))
         needed = ""
-        if "did you mean" not in instead:
+        if "did you mean" not in suggestion:
             needed = f"; the model needs {join_names(self.names, missing[0])}"
-        called = join_names([repr(name) for name in missing])
-        subject = f"{noun} {called} is" if len(missing) == 1 else f"{noun}s {called} are"
-        return SchemaMismatch(f"{subject} missing{instead}{needed}", column=missing[0])
+        names = join_names(map(repr, missing))
+        subject = f"{noun} {names} is" if len(missing) == 1 else f"{noun}s {names} are"
+        return SchemaMismatch(f"{subject} missing{suggestion}{needed}", column=missing[0])
 
     @cached_property
     def sent_inputs(self) -> tuple[Input, ...]:
@@ -350,13 +343,7 @@ class Schema:
 
     def _is_wide_enough(self, entry: Input) -> bool:
         wide = numpy_dtype(entry.dtype)
-        return all(
-            is_lossless_cast(
-                wide,
-                numpy_dtype(self.dtypes[name]),
-            )
-            for name in entry.columns
-        )
+        return all(is_lossless_cast(wide, numpy_dtype(self.dtypes[name])) for name in entry.columns)
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
@@ -403,6 +390,9 @@ class Schema:
         return texts
 
     def _common_length(self, data: Mapping[str, object]) -> int:
+        """Return the number of values of each column. Raises SchemaMismatch if a column
+        is not a list, the numbers differ, or there are no rows.
+        """
         lengths = {}
         for name in self.names:
             if name in data:
@@ -410,14 +400,18 @@ class Schema:
                 if not isinstance(values, list | tuple) and not (
                     isinstance(values, np.ndarray) and values.ndim == 1
                 ):
-                    why = f"column {name!r} is {short_repr(values)}; a list of values is expected"
-                    raise SchemaMismatch(why, column=name)
+                    raise SchemaMismatch(
+                        f"column {name!r} is {short_repr(values)}; a list of values is expected",
+                        column=name,
+                    )
                 lengths[name] = len(values)
         first, rows = next(iter(lengths.items()), ("", 0))
         for name, length in lengths.items():
             if length != rows:
-                why = f"column {name!r} has {length} values, but column {first!r} has {rows}"
-                raise SchemaMismatch(why, column=name)
+                raise SchemaMismatch(
+                    f"column {name!r} has {length} values, but column {first!r} has {rows}",
+                    column=name,
+                )
         if rows == 0:
             raise SchemaMismatch(NO_ROWS)
         return rows
@@ -427,7 +421,7 @@ class Schema:
         all arrays.
 
         A single tensor takes a single column or, with rank 2, all columns in order.
-        Raises as `from_columns`.
+        Raises SchemaMismatch if the table does not fit the signature.
         """
         if self.columns:
             return self.from_columns(data)
@@ -454,13 +448,16 @@ class Schema:
         )
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
+        """Return feeds from tensors by name, lists or arrays. Raises SchemaMismatch if
+        a tensor is missing, mistyped or has another shape.
+        """
         if self._fast_tensors is not None and (feeds := self._fast_tensors(data)) is not None:
-            return self._taken(feeds)
+            return self._check_refused(feeds)
         if self.names == ("",):
             if len(data) != 1:
+                names = join_names(data) or "none"
                 raise SchemaMismatch(
-                    f"the model takes one array, not {join_names(data) or 'none'}: send its rows "
-                    "as lists of values",
+                    f"the model takes one array, not {names}: send its rows as lists of values",
                 )
             # A single tensor without a name may be sent under any name.
             data = {"": next(iter(data.values()))}
@@ -478,16 +475,18 @@ class Schema:
         sent = {}
         for entry, tensor in self._bound_tensors:
             values = data[tensor.name]
+            sent[entry.name] = arrays[tensor.name]
             # The input of stacked columns may have another type than the signature.
-            is_typed = (
-                entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub"
-            )
-            sent[entry.name] = values if is_typed else arrays[tensor.name]
+            if entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
+                sent[entry.name] = values
         if all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items()):
-            return self._taken(feeds)
-        return self._taken(narrowed_feeds(feeds, sent))
+            return self._check_refused(feeds)
+        return self._check_refused(narrowed_feeds(feeds, sent))
 
     def _converted_tensors(self, data: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the tensors in the types of the signature. The error about a tensor
+        has its name.
+        """
         arrays = {}
         for tensor in self.tensors:
             try:
@@ -497,9 +496,9 @@ class Schema:
                 raise
         return arrays
 
-    def _taken(self, feeds: Feeds) -> Feeds:
-        """Return the feeds. Raises SchemaMismatch if the original of the model refuses
-        a value in the feeds.
+    def _check_refused(self, feeds: Feeds) -> Feeds:
+        """Return the feeds unchanged. Raises SchemaMismatch if the original of the
+        model refuses one of their values.
         """
         if self._checks:
             if isinstance(feeds, NarrowedFeeds):
@@ -555,17 +554,18 @@ def compile_schema(
     refusals: Refusals = NO_REFUSALS,
     is_foreign: bool = False,
 ) -> Schema:
-    """Return the schema. Raises InvalidArtifact if the signature lacks an input or
-    repeats a name.
+    """Return the schema of a signature of columns or of tensors. Raises InvalidArtifact
+    if the signature lacks an input of the graph or repeats a name.
 
-    `outputs` are empty if they are unknown.
+    `outputs` are empty if they are unknown. `is_foreign` is True for a graph of another
+    exporter.
     """
     names = Counter(field.name for field in columns or tensors)
     if doubled := [name for name, count in names.items() if count > 1]:
         raise InvalidArtifact(f"the signature contains {doubled[0]!r} twice")
     if inputs and not names:
         raise InvalidArtifact(
-            f"the graph takes {[e.name for e in inputs]}, but the signature has no inputs",
+            f"the graph takes {[entry.name for entry in inputs]}, but the signature has no inputs",
         )
     for entry in inputs:
         if columns and (not entry.columns or any(name not in names for name in entry.columns)):
@@ -573,19 +573,18 @@ def compile_schema(
                 f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}",
             )
     if tensors and (
-        len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})
+        len(tensors) != len(inputs)
+        or (len(inputs) > 1 and set(names) != {entry.name for entry in inputs})
     ):
         raise InvalidArtifact(
-            f"the graph takes {[e.name for e in inputs]}, but the signature has {sorted(names)}",
+            f"the graph takes {[entry.name for entry in inputs]}, but the signature has "
+            f"{sorted(names)}",
         )
     has_rows = not rowless_reason(columns, inputs, outputs)
     return Schema(columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign)
 
 
-def _from_cells(
-    tensor: Tensor,
-    cells: list[Any] | Array,
-) -> list[Any] | Array:
+def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
     """Return a table column as a tensor. A cell has the only value of a row, or all
     values, flat as in MLflow.
     """
@@ -627,10 +626,7 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
         if len(entry.shape) == 1:
             return only
         return only.reshape(-1, 1)
-    stacked = np.empty(
-        (len(arrays[entry.columns[0]]), len(entry.columns)),
-        dtype=dtype,
-    )
+    stacked = np.empty((len(arrays[entry.columns[0]]), len(entry.columns)), dtype=dtype)
     for position, name in enumerate(entry.columns):
         stacked[:, position] = arrays[name]
     return stacked
