@@ -400,6 +400,7 @@ class Follower:
         return state
 
     def _refused_versions(self) -> Iterator[RefusedVersion]:
+        """Yield the version that is rejected for each variant, with the reason."""
         for spec, name, variant in self._variants():
             rejection = self._model(spec, variant).rejection
             if rejection is not None:

@@ -208,13 +208,13 @@ class VersionResolver:
         for ref, model in self.models.items():
             if model.poll is not None and model.poll.done():
                 self._finish_poll(ref, model, model.poll)
-        waiting = [
-            (ref, model, model.target)
-            for ref, model in self.models.items()
-            if model.target is not None
-            and model.poll is None
-            and self._fetch_unless_served(ref, model, model.target)
-        ]
+        waiting = []
+        for ref, model in self.models.items():
+            target = model.target
+            if target is None or model.poll is not None:
+                continue
+            if self._fetch_unless_served(ref, model, target):
+                waiting.append((ref, model, target))
         # `done` is evaluated once, so that all waiting models process the result of a
         # fetch in the same round.
         ended = {
@@ -483,6 +483,7 @@ def _gate_rejection(
     status: GateStatus,
     retry_at: float,
 ) -> Rejection:
+    """Return the rejection of a version that lacks a verdict of the gate."""
     return _rejection(
         target,
         "gate",
@@ -502,12 +503,12 @@ def _rejection(
     waits for another version or a command.
     """
     return Rejection(
-        identity=target.identity,
-        source=target.source,
-        model=target.name,
-        version=target.version,
-        cause=cause,
-        reason=reason,
-        retry_at=retry_at,
-        error_class=error_class,
+        target.identity,
+        target.source,
+        target.name,
+        target.version,
+        cause,
+        reason,
+        retry_at,
+        error_class,
     )

@@ -469,18 +469,21 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
             return values
         return values.take(request_of_row)
 
+    def constant(value: object) -> pa.Array:
+        return pa.repeat(value, requests * rows)
+
     return {
         EVENT_TIME: per_row(pa.array(batch.event_times).view(_TIME)),
         "_received_time": per_row(pa.array(batch.received_times).view(_TIME)),
         "_prediction_id": per_row(_to_arrow(batch.prediction_ids)),
         "_request_id": per_row(_to_arrow(batch.request_ids)),
-        "_variant": pa.repeat(batch.variant, requests * rows),
-        "_shadow": pa.repeat(batch.is_shadow, requests * rows),
-        "_model": pa.repeat(batch.model.model, requests * rows),
-        "_version": pa.repeat(batch.model.version, requests * rows),
+        "_variant": constant(batch.variant),
+        "_shadow": constant(batch.is_shadow),
+        "_model": constant(batch.model.model),
+        "_version": constant(batch.model.version),
         "_latency_us": per_row(pa.array(batch.latencies)),
         "_status": per_row(pa.array(batch.statuses)),
-        "_segment": pa.repeat(segment, requests * rows),
+        "_segment": constant(segment),
         "_offset": per_row(pa.array(batch.offsets)),
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }

@@ -23,7 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -57,8 +57,18 @@ UNNAMED = "a certificate without a name"
 _LONGEST_NAME = 100
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
-_ALGORITHMS = [f"{kind}{bits}" for kind, bits in product(("RS", "PS", "ES"), (256, 384, 512))]
-_ALGORITHMS.append("EdDSA")
+_ALGORITHMS = [
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+]
 """Public-key signature algorithms; with `none` or a symmetric algorithm, callers could
 forge tokens.
 """

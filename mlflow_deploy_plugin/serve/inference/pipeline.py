@@ -124,6 +124,9 @@ class RequestContext:
         version: str | None = None,
         label: str | None = None,
     ) -> ServedVariant:
+        """Select the variant that answers, as `Repository.select_variant` does for the
+        headers of the request.
+        """
         repository = self.server.repository
         request = self.request
         return self.answer_by(

@@ -74,8 +74,12 @@ _MAX_FACTOR = 4.0
 
 @dataclass(frozen=True, eq=False)
 class WarmVersion:
-    """A version that is ready to answer. The attributes have the same meaning as in
-    `LoadedVersion`.
+    """A version that is ready to answer.
+
+    Attributes:
+        batcher: runs requests together; None to run them one by one.
+        is_deterministic: True if the same feeds always have the same outputs, so that
+            these can be cached.
     """
 
     predictor: Predictor

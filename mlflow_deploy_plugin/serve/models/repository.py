@@ -247,6 +247,9 @@ class Repository:
         self._write_state()
 
     def _follow(self) -> None:
+        """Poll the wanted state until `stop`. After an error, the served versions
+        remain.
+        """
         while True:
             try:
                 self.poll()

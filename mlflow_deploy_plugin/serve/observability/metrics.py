@@ -496,11 +496,17 @@ class Metrics:
             self._values.cells[slot] += number
 
     def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
+        """Add the value to a histogram: its sum, and the bucket of the first bound that
+        is not smaller. The caller holds the lock.
+        """
         cells = self._values.cells
         cells[histogram] += value
         cells[histogram + 1 + bisect_left(bounds, value)] += 1
 
     def _observe_request(self, slots: _RequestSlots, seconds: float) -> None:
+        """Count a request, now, in its duration histograms. The caller holds the
+        lock.
+        """
         requests, last, histograms = slots
         cells = self._values.cells
         bucket = 1 + bisect_left(SECONDS, seconds)
@@ -517,12 +523,16 @@ class Metrics:
         queue_seconds: float,
         compute_seconds: float,
     ) -> None:
+        """Count a run of a graph in its histograms. The caller holds the lock."""
         of_rows, of_queue, of_compute = slots
         self._observe(of_rows, rows, _ROWS)
         self._observe(of_queue, queue_seconds)
         self._observe(of_compute, compute_seconds)
 
     def _observe_capture(self, slots: _RowSlots, captured: CapturedRows) -> None:
+        """Count the answered rows, and those captured or dropped unless capture skips
+        the request. The caller holds the lock.
+        """
         of_answered, of_captured, of_dropped = slots
         rows, captured_rows, is_written = captured
         cells = self._values.cells

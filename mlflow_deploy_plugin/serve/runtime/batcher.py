@@ -200,11 +200,10 @@ class Batcher:
         If the deadline passes while a batch is computed, the request is answered when
         the batch is done.
         """
-        rows = _row_counts(feeds)
-        has_one_count = len(rows) == 1
-        size = rows.pop() if has_one_count else self._limit
+        row_counts = _row_counts(feeds)
+        size = max(row_counts) if len(row_counts) == 1 else self._limit
         entry = QueuedRequest(feeds, size, time.perf_counter(), deadline, count, done)
-        if not has_one_count:
+        if len(row_counts) > 1:
             # The graph decides if it accepts inputs of different lengths. Such a
             # request is never batched with another.
             entry.key = object()

@@ -367,10 +367,9 @@ class OnnxModel:
         """
         for name, array in feeds.items():
             if not array.size:
-                raise InferenceError(
-                    f"the model cannot compute this input: {name!r} is empty, which its operator "
-                    f"{self._fatal_if_empty} does not support",
-                )
+                operator = self._fatal_if_empty
+                reason = f"{name!r} is empty, which its operator {operator} does not support"
+                raise InferenceError(f"the model cannot compute this input: {reason}")
 
     def _run_in_pieces(
         self,

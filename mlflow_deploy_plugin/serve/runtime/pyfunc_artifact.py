@@ -58,6 +58,9 @@ class FrameSchema(Schema):
     """
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
+        """Return feeds of the columns that were sent. Raises SchemaMismatch if a
+        required column is missing or a value does not fit.
+        """
         columns = tuple(column for column in self.columns if column.required or column.name in data)
         names = {column.name for column in columns}
         present = FrameSchema(

@@ -66,11 +66,8 @@ class AcceptedValues(NamedTuple):
         # No number is suggested: 17 is not a misspelt 18.
         near = self.allowed if isinstance(value, str) else ()
         hint = did_you_mean(str(value), near, f"the allowed values are {join_names(self.allowed)}")
-        return SchemaMismatch(
-            f"{self.column.label}, row {row}: {short_repr(value)} is not a known category of the "
-            f"model{hint}",
-            column=self.column.name,
-        )
+        reason = f"{short_repr(value)} is not a known category of the model{hint}"
+        return SchemaMismatch(f"{self.column.label}, row {row}: {reason}", column=self.column.name)
 
 
 class ValueCheck(NamedTuple):

@@ -281,6 +281,7 @@ def _create_session(
     """Return a session that may still lack a provider. Raises ONNX Runtime's errors."""
 
     def create(options: "ort.SessionOptions", *more: str) -> "ort.InferenceSession":
+        """Return a session on the placement's providers and the providers `more`."""
         # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so
         # the error would be wrong.
         session: ort.InferenceSession = module.InferenceSession(

@@ -194,10 +194,8 @@ class TextTokenizer:
         """
         longest = max(texts, key=len)
         if len(longest) > _MAX_CHARACTERS:
-            raise SchemaMismatch(
-                f"the text {short_repr(longest)} has {len(longest)} characters; at most "
-                f"{_MAX_CHARACTERS} are accepted",
-            )
+            reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
+            raise SchemaMismatch(f"the text {short_repr(longest)} {reason}")
         prompted = [self._spec.prefix + text for text in texts]
         tokens = {}
         waiting = list(range(len(texts)))
@@ -233,10 +231,8 @@ class TextTokenizer:
             if len(texts) > 1:  # Find the text.
                 return [self._encode([text])[0] for text in texts]
             text = texts[0].removeprefix(self._spec.prefix)
-            raise SchemaMismatch(
-                f"the text {short_repr(text)} cannot be tokenized: the tokenizer fails with "
-                f"{one_line(error, 200)}",
-            ) from None
+            reason = f"cannot be tokenized: the tokenizer fails with {one_line(error, 200)}"
+            raise SchemaMismatch(f"the text {short_repr(text)} {reason}") from None
 
     def _read_tokens(self, text: str, encoding: "Encoding") -> _Tokens:
         """Return the tokens of a text. Raises SchemaMismatch if it has none or too
@@ -245,10 +241,8 @@ class TextTokenizer:
         most = self._spec.max_length
         if not 0 < len(encoding) <= most:
             remedy = ": shorten it, or wrap with truncation=True" if len(encoding) else ""
-            raise SchemaMismatch(
-                f"the text {short_repr(text)} has {len(encoding)} tokens, and the model accepts 1 "
-                f"to {most}{remedy}",
-            )
+            reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}{remedy}"
+            raise SchemaMismatch(f"the text {short_repr(text)} {reason}")
         type_ids = encoding.type_ids if self._has_types else []
         return encoding.ids, type_ids
 

@@ -196,11 +196,8 @@ def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
             rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
             if len(rows):
                 value = array[rows[0]].item()
-                return SchemaMismatch(
-                    f"column {name!r}, row {rows[0]}: {value!r} is too large for the model's "
-                    "32-bit input",
-                    column=name,
-                )
+                reason = f"{value!r} is too large for the model's 32-bit input"
+                return SchemaMismatch(f"column {name!r}, row {rows[0]}: {reason}", column=name)
     return SchemaMismatch("a number is too large for the model's floating-point type")
 
 

@@ -134,7 +134,7 @@ class FastDecoder:
         self.array_kinds = _ARRAY_KINDS.get(first.column_type, "") if self._matrix else ""
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> Feeds | None:
-        """Decode rows that are lists in the order of `names`."""
+        """Decode rows that are lists in the order of `names`; None for other rows."""
         if not rows or not LISTS.issuperset(map(type, rows)) or set(map(len, rows)) != {len(names)}:
             return None
         if names != self._names and names != self.order:
@@ -146,7 +146,7 @@ class FastDecoder:
         return self._feeds(rows)
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds | None:
-        """Decode rows that are dictionaries with all columns."""
+        """Decode rows that are dictionaries with all columns; None for other rows."""
         if not records or set(map(type, records)) != {dict}:
             return None
         try:
@@ -157,7 +157,7 @@ class FastDecoder:
 
     def from_columns(self, data: Mapping[str, object]) -> Feeds | None:
         """Decode columns of one length that are all arrays, or all lists if they are
-        few enough to be transposed.
+        few enough to be transposed; None for other columns.
         """
         try:
             columns = self._by_name(data)
@@ -180,7 +180,7 @@ class FastDecoder:
 
     def from_array(self, values: Array) -> Feeds | None:
         """Decode a matrix of numbers whose columns are in the signature's order and
-        have one type and one input.
+        have one type and one input; None for any other array.
         """
         if (
             self._matrix is None
@@ -223,6 +223,7 @@ class _MatrixDecoder:
         self._pack_row = _row_packer(entry, width, form, block) if form else None
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
+        """Decode rows; None if a value has another type or overflows."""
         is_row = len(rows) == 1
         values = rows[0] if is_row else chain.from_iterable(rows)
         if not self._group.accepted.issuperset(map(type, values)):
@@ -333,7 +334,7 @@ class _ColumnDecoder:
         return _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]])
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
-        """Decode rows in the order of the signature's columns."""
+        """Decode rows in the order of the columns; None if a type does not fit."""
         picked = []
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
@@ -354,7 +355,7 @@ class _ColumnDecoder:
             return None
 
     def from_arrays(self, columns: Sequence[Array]) -> Feeds | None:
-        """Decode columns, in the order of the signature, of equal length."""
+        """Decode columns of equal length; None if a type does not fit."""
         blocks = []
         try:
             with np.errstate(over="raise"):

@@ -55,6 +55,9 @@ class KeyedSchema(Schema):
         return self.attach(feeds, columns_of(records, self.keys))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
+        """Return feeds from rows. For a signature of tensors, the columns other than
+        the keys form the tensor.
+        """
         positions = {name: position for position, name in enumerate(names) if name in self.keys}
         model_names = names
         model_rows = rows
@@ -159,10 +162,7 @@ def key_array(name: str, values: Sequence[object] | Array) -> Array:
     if not kinds <= {str}:
         for row, value in enumerate(cells):
             if not isinstance(value, str | int | float | bool | None):
-                raise SchemaMismatch(
-                    f"key {name!r}, row {row}: {short_repr(value)} is neither a text nor a number "
-                    "nor a boolean",
-                    column=name,
-                )
+                reason = f"{short_repr(value)} is neither a text nor a number nor a boolean"
+                raise SchemaMismatch(f"key {name!r}, row {row}: {reason}", column=name)
         cells = [as_text(value) for value in cells]
     return object_array(cells)

@@ -364,6 +364,7 @@ class Schema:
 
     @cached_property
     def _shared(self) -> SharedDimensions:
+        """The dimensions of the tensors that must have the same size."""
         if self.is_foreign:
             return ()
         # The rank of a tensor may differ from the rank of its input. In this case, the
@@ -400,18 +401,16 @@ class Schema:
                 if not isinstance(values, list | tuple) and not (
                     isinstance(values, np.ndarray) and values.ndim == 1
                 ):
-                    raise SchemaMismatch(
-                        f"column {name!r} is {short_repr(values)}; a list of values is expected",
-                        column=name,
+                    reason = (
+                        f"column {name!r} is {short_repr(values)}; a list of values is expected"
                     )
+                    raise SchemaMismatch(reason, column=name)
                 lengths[name] = len(values)
         first, rows = next(iter(lengths.items()), ("", 0))
         for name, length in lengths.items():
             if length != rows:
-                raise SchemaMismatch(
-                    f"column {name!r} has {length} values, but column {first!r} has {rows}",
-                    column=name,
-                )
+                reason = f"column {name!r} has {length} values, but column {first!r} has {rows}"
+                raise SchemaMismatch(reason, column=name)
         if rows == 0:
             raise SchemaMismatch(NO_ROWS)
         return rows
@@ -509,6 +508,7 @@ class Schema:
 
     @cached_property
     def _checks(self) -> list[ValueCheck]:
+        """The checks of feeds whose numbers have the types of the signature."""
         tensors = {}
         if not self.columns:
             tensors = {entry.name: tensor.name for entry, tensor in self._bound_tensors}
