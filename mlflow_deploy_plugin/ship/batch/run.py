@@ -196,6 +196,7 @@ def _predictions(
     jobs: Sequence[PartJob],
     model: Path,
 ) -> AbstractContextManager[Finished]:
+    """Predict the parts with the engine of the plan."""
     if plan.engine == "local":
         return _predict_locally(jobs, plan)
     from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
@@ -215,6 +216,9 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
     slots = list(range(count))
 
     def predict(job: PartJob) -> PartResult:
+        """Predict a part in a process. A slot of the progress belongs to one job at a
+        time.
+        """
         slot = slots.pop()
         try:
             result: PartResult = pool.call(
@@ -230,34 +234,39 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
             slots.append(slot)
         return result
 
-    results: SimpleQueue[Future[PartResult]] = SimpleQueue()
-
-    def finished() -> Finished:
-        """Yield the results of the ended jobs, until all jobs have ended."""
-        left = len(jobs)
-        while left:
-            ended: dict[int, PartResult | OnnxserveError] = {}
-            # With a queue, the end of a job does not cost a check of all futures.
-            with suppress(Empty):
-                while True:
-                    future = results.get(timeout=0 if ended else _LOOK_SECONDS)
-                    error = future.exception()
-                    if error is not None and not isinstance(error, OnnxserveError):
-                        raise error
-                    ended[numbers[future]] = error or future.result()
-            left -= len(ended)
-            yield ended
-
     executor = ThreadPoolExecutor(count)
     try:
-        numbers = {executor.submit(predict, job): number for number, job in enumerate(jobs)}
-        for future in numbers:
-            future.add_done_callback(results.put)
-        yield finished()
+        yield _ended_jobs(
+            {executor.submit(predict, job): number for number, job in enumerate(jobs)},
+        )
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         pool.end()
         executor.shutdown()
+
+
+def _ended_jobs(numbers: Mapping[Future[PartResult], int]) -> Finished:
+    """Yield the results of the ended jobs until all jobs have ended. `numbers` are the
+    positions of the jobs.
+
+    Raises an error of a job that is not about its part.
+    """
+    # With a queue, the end of a job does not cost a check of all futures.
+    queue: SimpleQueue[Future[PartResult]] = SimpleQueue()
+    for future in numbers:
+        future.add_done_callback(queue.put)
+    jobs_left = len(numbers)
+    while jobs_left:
+        ended: dict[int, PartResult | OnnxserveError] = {}
+        with suppress(Empty):
+            while True:
+                future = queue.get(timeout=0 if ended else _LOOK_SECONDS)
+                error = future.exception()
+                if error is not None and not isinstance(error, OnnxserveError):
+                    raise error
+                ended[numbers[future]] = error or future.result()
+        jobs_left -= len(ended)
+        yield ended
 
 
 def _prepare(threads: int) -> None:
@@ -414,6 +423,9 @@ def _log_figures(
     plan: BatchPlan,
     result: BatchResult,
 ) -> None:
+    """Log the files and `on_error` of a batch as parameters, and its counts and its
+    speed as metrics.
+    """
     from mlflow.entities import Metric, Param  # This takes 1 s.
 
     progress = result.progress

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import groupby, islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -90,6 +90,16 @@ class RowBatch:
         return self.part(0, middle), self.part(middle, len(self))
 
 
+class _Row(NamedTuple):
+    """A row of a file, with its place for messages and the position in bytes at which
+    it ends.
+    """
+
+    record: object
+    place: str
+    position: int
+
+
 @dataclass(frozen=True)
 class RowFile:
     """The rows of a file. `length` is the file's length in the unit of
@@ -118,22 +128,7 @@ def read_rows(
         case "jsonl":
             return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
         case "json":
-            records, encode = _sliceable(_parse_json(file.read(), name), name)
-            document_batch = RowBatch(
-                records,
-                [f"row {row} (from 0)" for row in range(len(records))],
-                JSON,
-                encode,
-            )
-            parts = [
-                document_batch.part(start, start + batch_rows)
-                for start in range(0, len(document_batch), batch_rows)
-            ]
-            return RowFile(
-                name,
-                len(parts),
-                (replace(part, position=number) for number, part in enumerate(parts, 1)),
-            )
+            return _json(file, name, batch_rows)
         case "parquet":
             return _parquet(file, name, batch_rows)
 
@@ -154,9 +149,8 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
         def predict(content_type: str, body: bytes, is_repeated: bool) -> object:
             headers = {REPEATED_HEADER: "1"} if is_repeated else {}
             if event_time:
-                headers["X-Event-Time"] = _as_time(
-                    _key_columns(content_type, body, (event_time,))[event_time][0],
-                )
+                times = _key_columns(content_type, body, (event_time,))[event_time]
+                headers["X-Event-Time"] = _as_time(times[0])
             if content_type == arrow.STREAM and target.has_pyfunc:
                 content_type = JSON
                 body = _arrow_as_json(body)
@@ -172,11 +166,8 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
             predictions: object = document.get("predictions")
             if not target.keys:
                 return predictions
-            return _with_keys(
-                predictions,
-                _key_columns(content_type, body, target.keys),
-                prediction_id,
-            )
+            keys = _key_columns(content_type, body, target.keys)
+            return _with_keys(predictions, keys, prediction_id)
 
         yield predict
 
@@ -190,14 +181,13 @@ def _with_keys(
     columns differ in length.
     """
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
-    lists = [*outputs, *columns.values()]
-    if not lists or not all(
-        isinstance(values, list) and len(values) == len(lists[0]) for values in lists
-    ):
+    lengths = {_column_length(values) for values in (*outputs, *columns.values())}
+    if len(lengths) != 1 or -1 in lengths:
         return predictions
+    (count,) = lengths
     label_columns = LabelColumns()
     rows = []
-    for row, prediction in enumerate(_split_by_row(predictions, len(lists[0]), "the answer")):
+    for row, prediction in enumerate(_split_by_row(predictions, count, "the answer")):
         document = {name: values[row] for name, values in columns.items()}
         document |= {label_columns.prediction_id: prediction_id, label_columns.row: row}
         if not isinstance(prediction, dict):
@@ -216,25 +206,32 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
     if not column:
         yield batch
         return
-    times = _key_columns(batch.content_type, batch.body, (column,)).get(column)
-    if times is None:
-        raise InvalidRequest(
-            f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time",
-        )
-    moments = []
-    for time, place in zip(times, batch.places, strict=True):
-        try:
-            moments.append(_as_time(time))
-        except ValueError:
-            raise InvalidRequest(
-                f"{name}, {place}: {column} is {time!r:.60}; a time like 2013-07-01T12:30:00Z is "
-                "expected",
-            ) from None
     start = 0
-    for _, rows in groupby(moments):
+    for _, rows in groupby(_event_times(batch, name, column)):
         stop = start + len(list(rows))
         yield batch.part(start, stop)
         start = stop
+
+
+def _event_times(batch: RowBatch, name: str, column: str) -> list[str]:
+    """Return the time of each row of a batch in RFC 3339. Raises InvalidRequest if the
+    column is missing or a row has no time.
+    """
+    values = _key_columns(batch.content_type, batch.body, (column,)).get(column)
+    if values is None:
+        raise InvalidRequest(
+            f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time",
+        )
+    times = []
+    for value, place in zip(values, batch.places, strict=True):
+        try:
+            times.append(_as_time(value))
+        except ValueError:
+            raise InvalidRequest(
+                f"{name}, {place}: {column} is {value!r:.60}; a time like 2013-07-01T12:30:00Z is "
+                "expected",
+            ) from None
+    return times
 
 
 def _as_time(value: object) -> str:
@@ -302,9 +299,12 @@ def _csv(
     name: str,
     batch_rows: int,
 ) -> Iterator[RowBatch]:
+    """Return the rows of a CSV file in batches, whose bodies begin with the file's
+    header.
+    """
     header = b""
 
-    def rows() -> Iterator[tuple[bytes, str, int]]:
+    def rows() -> Iterator[_Row]:
         nonlocal header
         width = 0
         for record in csv_records(file):
@@ -312,7 +312,7 @@ def _csv(
             if fault := record.fault(width):
                 raise InvalidRequest(f"{name}, line {record.line}: {fault}")
             if header:
-                yield record.raw, f"line {record.line}", record.position
+                yield _Row(record.raw, f"line {record.line}", record.position)
             else:
                 header = record.raw
 
@@ -329,7 +329,11 @@ def _jsonl(
     name: str,
     batch_rows: int,
 ) -> Iterator[RowBatch]:
-    def rows() -> Iterator[tuple[object, str, int]]:
+    """Return the lines of a JSON Lines file in batches. The rows of a batch are all
+    objects or all other values, because the body has one form.
+    """
+
+    def rows() -> Iterator[_Row]:
         first: object = None
         for count, (number, line, position) in enumerate(json_lines(file)):
             record = _parse_json(line, f"{name}, line {number}")
@@ -339,20 +343,41 @@ def _jsonl(
                 raise InvalidRequest(
                     f"{name}, line {number}: some lines are JSON objects, and others are not",
                 )
-            yield record, f"line {number}", position
+            yield _Row(record, f"line {number}", position)
 
     return _in_batches(rows(), batch_rows, JSON, _rows_body)
 
 
+def _json(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
+    """Return the rows of a JSON document, whose length and positions are numbers of
+    batches.
+    """
+    records, encode = _sliceable(_parse_json(file.read(), name), name)
+    places = [f"row {row} (from 0)" for row in range(len(records))]
+    document_batch = RowBatch(records, places, JSON, encode)
+    parts = [
+        document_batch.part(start, start + batch_rows)
+        for start in range(0, len(document_batch), batch_rows)
+    ]
+    batches = (replace(part, position=number) for number, part in enumerate(parts, 1))
+    return RowFile(name, len(parts), batches)
+
+
 def _in_batches(
-    rows: Iterator[tuple[object, str, int]],
+    rows: Iterator[_Row],
     batch_rows: int,
     content_type: str,
     encode: Callable[[_Rows], bytes],
 ) -> Iterator[RowBatch]:
+    """Yield the rows in batches of `batch_rows`, whose bodies `encode` returns."""
     while batch := list(islice(rows, batch_rows)):
-        records, places, positions = zip(*batch, strict=True)
-        yield RowBatch(records, places, content_type, encode, positions[-1])
+        yield RowBatch(
+            records=[row.record for row in batch],
+            places=[row.place for row in batch],
+            content_type=content_type,
+            encode=encode,
+            position=batch[-1].position,
+        )
 
 
 def _rows_body(records: Sequence[object]) -> bytes:
@@ -372,7 +397,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
     as a document of the same form.
 
     The document has one of MLflow's forms, or is a list of rows or records, a mapping
-    of columns, or one record.
+    of columns, or one record. Raises InvalidRequest for any other document.
     """
     if isinstance(document, list):
         return document, _rows_body
@@ -387,30 +412,22 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
     content = document[form] if form else document
     if isinstance(content, list):
         return content, lambda rows: orjson.dumps({**extras, form: rows})
-    if (
-        form == "dataframe_split"
-        and isinstance(content, dict)
-        and isinstance(content.get("data"), list)
-    ):
-        head = {key: value for key, value in content.items() if key not in ("data", "index")}
-        return content["data"], lambda rows: orjson.dumps(
-            {
-                **extras,
-                form: {**head, "data": rows},
-            }
-        )
-    lengths = set()
     if isinstance(content, dict):
+        if form == "dataframe_split" and isinstance(content.get("data"), list):
+            head = {key: value for key, value in content.items() if key not in ("data", "index")}
+            return content["data"], lambda rows: orjson.dumps(
+                {**extras, form: {**head, "data": rows}},
+            )
         lengths = set(map(_column_length, content.values()))
-    if len(lengths) == 1 and -1 not in lengths:
+        if lengths == {-1}:
+            return [content], _rows_body  # The document is a single record.
+        if len(lengths) == 1:
 
-        def encode(rows: list[tuple[object, ...]]) -> bytes:
-            columns = dict(zip(content, zip(*rows, strict=True), strict=True))
-            return orjson.dumps({**extras, form or "inputs": columns})
+            def encode(rows: list[tuple[object, ...]]) -> bytes:
+                columns = dict(zip(content, zip(*rows, strict=True), strict=True))
+                return orjson.dumps({**extras, form or "inputs": columns})
 
-        return list(zip(*content.values(), strict=True)), encode
-    if lengths == {-1}:
-        return [content], _rows_body  # The document is a single record.
+            return list(zip(*content.values(), strict=True)), encode
     raise InvalidRequest(
         f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are "
         "expected",
@@ -418,6 +435,9 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
 
 
 def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
+    """Return the rows of a Parquet file, whose length and positions are numbers of
+    rows. Raises InvalidRequest if it is not a Parquet file.
+    """
     import pyarrow as pa  # No other format needs pyarrow.
 
     def encode(records: pa.RecordBatch) -> bytes:
@@ -491,20 +511,16 @@ def _length(file: IO[bytes]) -> int | None:
 
 def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
     """Return one prediction per row from the server's answer: a list, or a mapping from
-    each output to a list.
+    each output to a list. Raises OnnxserveError if there are not `count` predictions.
     """
-    if isinstance(predictions, dict) and all(
-        isinstance(values, list) for values in predictions.values()
-    ):
-        lengths = {len(values) for values in predictions.values()}
+    if isinstance(predictions, dict):
+        lengths = set(map(_column_length, predictions.values()))
         if lengths == {count}:
-            return [
-                dict(zip(predictions, row, strict=True))
-                for row in zip(*predictions.values(), strict=True)
-            ]
-    if isinstance(predictions, list) and len(predictions) == count:
-        return predictions
+            rows = zip(*predictions.values(), strict=True)
+            return [dict(zip(predictions, row, strict=True)) for row in rows]
     if isinstance(predictions, list):
+        if len(predictions) == count:
+            return predictions
         answer = f"{len(predictions)} predictions"
     else:
         answer = f"a {type(predictions).__name__}"
@@ -520,29 +536,26 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
     """
     if len(batch) == 1:
         return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
-    first, last = (
-        _batch_error(
-            predict,
-            batch.part(row, row + 1),
-        )
-        for row in (0, len(batch) - 1)
-    )
-    if first and first == last == error.message:
+    first = _batch_error(predict, batch.part(0, 1))
+    last = _batch_error(predict, batch.part(len(batch) - 1, len(batch)))
+    if first and first == last == error.message:  # The error is not about a row.
         return f"{name}: {first}"
     if first:
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
-        refused = next(
-            (half for half in batch.halves() if _batch_error(predict, half)),
-            None,
-        )
+        refused_halves = (half for half in batch.halves() if _batch_error(predict, half))
+        refused = next(refused_halves, None)
         if refused is None:  # Each half is accepted, but not the batch.
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
-    return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"
+    row_error = without_row_number(_batch_error(predict, batch))
+    return f"{name}, {batch.places[0]}: {row_error}"
 
 
 def _batch_error(predict: Predictor, batch: RowBatch) -> str:
+    """Send the rows of a failed batch again, and return the error; empty if they are
+    accepted.
+    """
     try:
         predict(batch.content_type, batch.body, True)
     except (InvalidRequest, InferenceError) as error:
@@ -551,4 +564,5 @@ def _batch_error(predict: Predictor, batch: RowBatch) -> str:
 
 
 def _column_length(values: object) -> int:
+    """Return the number of values of a column; -1 for a value that is not a list."""
     return len(values) if isinstance(values, list) else -1

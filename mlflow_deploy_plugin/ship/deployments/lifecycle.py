@@ -125,29 +125,38 @@ class Deployments:
         become ready, after the deployment was removed.
         """
         stored = self.store.endpoint(endpoint or name)
-        if stored is not None and not self._sees(stored):
+        if stored is None:
+            self._endpoints.create(self._first_spec(endpoint or name, name, model_uri, config))
+            return self.get(name, endpoint)
+        if not self._sees(stored):
             raise AlreadyExists(
                 f"the name {stored.name!r} is taken by an endpoint of `-t {stored.target}`",
             )
-        if stored is None:
-            model_uri = absolute_model_uri(model_uri)
-            spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            is_in_image = (
-                parse_model_uri(model_uri).kind == "path"
-                and not (self.target or LOCAL).is_on_this_machine
-            )
-            if not is_in_image:
-                resolve(model_uri)  # Refuse an unknown model before the server is started.
-            spec = self._configured(spec, config)
-            self._endpoints.create(spec)
-            return self.get(name, endpoint)
-        if endpoint is None and name not in stored.spec.variants:
+        if endpoint is not None:
+            return self.add(endpoint, name, model_uri, config)
+        if name not in stored.spec.variants:
             raise AlreadyExists(
                 f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it",
             )
-        if endpoint is None:
-            raise AlreadyExists(f"the deployment {name!r} already exists: update or delete it")
-        return self.add(endpoint, name, model_uri, config)
+        raise AlreadyExists(f"the deployment {name!r} already exists: update or delete it")
+
+    def _first_spec(
+        self,
+        endpoint: str,
+        variant: str,
+        model_uri: str,
+        config: Config,
+    ) -> EndpointSpec:
+        """Return the spec of a new endpoint with one variant. Raises NotFound or
+        RegistryUnavailable if the model cannot be resolved, and InvalidConfig.
+        """
+        model_uri = absolute_model_uri(model_uri)
+        spec = new_endpoint(endpoint, model_uri, variant=variant)
+        is_path = parse_model_uri(model_uri).kind == "path"
+        is_in_image = is_path and not (self.target or LOCAL).is_on_this_machine
+        if not is_in_image:
+            resolve(model_uri)  # Refuse an unknown model before the server is started.
+        return self._configured(spec, config)
 
     def update(
         self,
@@ -184,13 +193,13 @@ class Deployments:
                 raise self._no_deployment(name, endpoint)
             if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(endpoint_name)
-            else:
-                try:
-                    remaining = remove_variant(stored.spec, name)
-                except InvalidConfig as error:
-                    hint = f"`onnxserve endpoint delete {endpoint_name}` deletes the endpoint"
-                    raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
-                self._endpoints.change(stored, remaining)
+                return
+            try:
+                remaining = remove_variant(stored.spec, name)
+            except InvalidConfig as error:
+                hint = f"`onnxserve endpoint delete {endpoint_name}` deletes the endpoint"
+                raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
+            self._endpoints.change(stored, remaining)
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
         stored = self._find(name, endpoint)
@@ -211,13 +220,11 @@ class Deployments:
         server answers.
         """
         pages = self._server_pages(observed, "/metrics", timeout_seconds)
-        return {
-            server: read_page(
-                page,
-                lambda content: server_metrics.parse_server_metrics(content.decode()),
-            )
-            for server, page in pages.items()
-        }
+
+        def parse(content: bytes) -> server_metrics.ServerMetrics:
+            return server_metrics.parse_server_metrics(content.decode())
+
+        return {server: read_page(page, parse) for server, page in pages.items()}
 
     def server_history(
         self,
@@ -363,37 +370,45 @@ class Deployments:
             followers = _stage_followers(stored.spec, alias, deployment)
             if is_trial:
                 return followers
-            if not followers:
+            if followers:
+                self._move_to_alias(stored, followers, why)
+            else:
                 # An interrupted call may have stored the spec without applying it.
                 self._endpoints.serve(stored)
-                return followers
-            for follower in followers:
-                move_version(
-                    parse_model_uri(follower.alias_uri),
-                    follower.version,
-                    clears_rollback=False,
-                )
-            models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
-            detail = {
-                "stages": {
-                    item.deployment: parse_model_uri(item.stage_uri).selector for item in followers
-                },
-            }
-            self._endpoints.change(
-                stored,
-                configure(stored.spec, models),
-                action="follow",
-                why=why,
-                detail=detail,
-            )
         return followers
+
+    def _move_to_alias(
+        self,
+        stored: Endpoint,
+        followers: Sequence[StageFollower],
+        why: str,
+    ) -> None:
+        """Give the versions of the followed stages their alias, and then change the
+        models of the deployments.
+        """
+        for follower in followers:
+            move_version(
+                parse_model_uri(follower.alias_uri),
+                follower.version,
+                clears_rollback=False,
+            )
+        models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
+        stages = {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}
+        self._endpoints.change(
+            stored,
+            configure(stored.spec, models),
+            action="follow",
+            why=why,
+            detail={"stages": stages},
+        )
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> None:
         """Complete open requests, then delete the endpoint and its deployments. Raises
         NotFound without an endpoint.
         """
         if endpoint in self.store.names():  # Check before the name is used for a lock file.
-            if self.target not in (None, target := self._endpoints.target_of(endpoint)):
+            target = self._endpoints.target_of(endpoint)
+            if self.target not in (None, target):
                 raise NotFound(f"the endpoint {endpoint!r} is at `-t {target}`")
             with self._endpoints.lock(endpoint):
                 if endpoint in self.store.names():
@@ -414,12 +429,8 @@ class Deployments:
         for unreadable in self.store.unreadable():
             self.progress(unreadable.reason)
         with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
-            return [
-                *pool.map(
-                    self._endpoints.observe,
-                    (item for item in self._seen() if only is None or item.name in only),
-                ),
-            ]
+            selected = [item for item in self._seen() if only is None or item.name in only]
+            return [*pool.map(self._endpoints.observe, selected)]
 
     def add(
         self,
@@ -450,7 +461,10 @@ class Deployments:
         actor: str | None = None,
     ) -> None:
         """Remove a deployment, but not its endpoint. A missing deployment is ignored.
-        Raises like `delete`.
+
+        Raises NotFound without the endpoint, InvalidConfig if no remaining deployment
+        would answer the endpoint's traffic, and DeploymentFailed if the server fails
+        without the deployment.
         """
         with self._locked(endpoint) as stored:
             if name in stored.spec.variants:
@@ -500,6 +514,9 @@ class Deployments:
         path: str,
         timeout_seconds: float,
     ) -> Mapping[str, bytes | Refused]:
+        """Return a page of each server of an endpoint, or the reason why the server
+        does not return it; empty if no server answers.
+        """
         if not observed.observation.url:  # The URL is empty while the server does not answer.
             return {}
         stored = observed.endpoint
@@ -528,19 +545,25 @@ class Deployments:
     def _change(
         self,
         endpoint: str,
-        changed: Callable[[EndpointSpec], EndpointSpec],
+        change_spec: Callable[[EndpointSpec], EndpointSpec],
         fields: Iterable[str] = (),
         **audit: Any,
     ) -> None:
         """Change an endpoint. Raises InvalidConfig during a rollout if a weight is
         among the changed `fields`.
+
+        Args:
+            endpoint: the name of the endpoint.
+            change_spec: returns the new spec for the current spec.
+            fields: the dotted names of the changed fields.
+            audit: the arguments of `Endpoints.change` for the audit event.
         """
         with self._locked(endpoint) as stored:
             if any(map(sets_weight, fields)):
                 refused = rollout_traffic_refusal(self.store, endpoint)
                 if refused is not None:
                     raise InvalidConfig(refused.reason)
-            self._endpoints.change(stored, changed(stored.spec), **audit)
+            self._endpoints.change(stored, change_spec(stored.spec), **audit)
 
     def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
         """Return `spec` with the fields of `config`, after checking its monitors.
@@ -553,22 +576,25 @@ class Deployments:
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """Return the endpoint of a deployment: `endpoint`, the endpoint of this name,
         or the only endpoint with it.
+
+        Raises NotFound without the deployment, and InvalidConfig if several endpoints
+        have it.
         """
-        stored = [
+        candidates = [
             item
             for item in self._seen()
             if name in item.spec.variants and endpoint in (None, item.name)
         ]
-        matching = [item for item in stored if item.name == name]
-        if len(stored) > 1 and not matching:
-            names = ", ".join(item.name for item in stored)
+        if not candidates:
+            raise self._no_deployment(name, endpoint)
+        namesakes = [item for item in candidates if item.name == name]
+        if len(candidates) > 1 and not namesakes:
+            names = ", ".join(item.name for item in candidates)
             raise InvalidConfig(
                 f"the endpoints {names} each have a deployment {name!r}: select one with "
                 "--endpoint",
             )
-        if not stored:
-            raise self._no_deployment(name, endpoint)
-        return (matching or stored)[0]
+        return (namesakes or candidates)[0]
 
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
         """Return the error for an unknown deployment, with the names that exist.
@@ -587,8 +613,8 @@ class Deployments:
             return NotFound(
                 f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`",
             )
-        stored = [item for item in self._seen() if endpoint in (None, item.name)]
-        variants = list(dict.fromkeys(chain.from_iterable(item.spec.variants for item in stored)))
+        searched = [item.spec.variants for item in self._seen() if endpoint in (None, item.name)]
+        variants = list(dict.fromkeys(chain.from_iterable(searched)))
         if variants:
             hint = f"there are {join_names(variants, name)}"
         else:
@@ -625,21 +651,30 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
 
 
 def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
-    """Return the deployments to convert; none if they already follow the alias. Raises
-    like `follow_alias`.
+    """Return the deployments to convert; none if they already follow the alias.
+    `deployment` is None for all deployments.
+
+    Raises NotFound if a stage has no version, and InvalidConfig if no deployment
+    follows a stage, or the alias would have two versions.
     """
     followers: list[StageFollower] = []
     for name, uri in _stage_uris(spec, alias, deployment).items():
         follower = _stage_follower(name, uri, alias)
-        for other in followers:
-            if other.alias_uri == follower.alias_uri and other.version != follower.version:
-                raise InvalidConfig(
-                    f"{other.alias_uri} cannot be version {other.version} for "
-                    f"{other.deployment!r} and version {follower.version} for {name!r}: convert "
-                    "each deployment with --deployment and a different --alias",
-                )
+        _refuse_second_version(followers, follower)
         followers.append(follower)
     return followers
+
+
+def _refuse_second_version(others: Iterable[StageFollower], follower: StageFollower) -> None:
+    """Raise InvalidConfig if another deployment needs another version for the alias."""
+    for other in others:
+        if other.alias_uri == follower.alias_uri and other.version != follower.version:
+            raise InvalidConfig(
+                f"{other.alias_uri} cannot be version {other.version} for "
+                f"{other.deployment!r} and version {follower.version} for "
+                f"{follower.deployment!r}: convert "
+                "each deployment with --deployment and a different --alias",
+            )
 
 
 def _stage_uris(
@@ -647,7 +682,12 @@ def _stage_uris(
     alias: str,
     deployment: str | None,
 ) -> dict[str, str]:
-    """Return the URI of each deployment that follows a stage."""
+    """Return the URI of each deployment that follows a stage, by deployment; none if
+    the deployments already follow the alias.
+
+    `deployment` is None for all deployments. Raises InvalidConfig if no deployment
+    follows a stage or the alias.
+    """
     models = {
         name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
     }
@@ -666,6 +706,9 @@ def _stage_uris(
 
 
 def _stage_follower(name: str, stage_uri: str, alias: str) -> StageFollower:
+    """Return the deployment `name` with the version of its stage. Raises NotFound if
+    the stage has no version, and InvalidConfig if another version has the alias.
+    """
     model = parse_model_uri(stage_uri).name
     alias_uri = StageOrAlias(alias=alias).uri(model)
     version = resolve(stage_uri).version

@@ -98,8 +98,12 @@ def try_image(
         failure,
     )
     plural = "s" if question.rows != 1 else ""
-    shown = f"{question.rows} {question.source} row{plural}"
-    return ImageTrial(shown, largest, reply.seconds, reply.memory)
+    return ImageTrial(
+        rows=f"{question.rows} {question.source} row{plural}",
+        max_difference=largest,
+        seconds=reply.seconds,
+        memory=reply.memory,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +137,7 @@ class _Reply:
 
 
 def _source_of_rows(model: OnnxModel, folder: Path) -> str:
+    """Return the source of the rows that `known_rows` returns for a version."""
     if (folder / INPUT_EXAMPLE).is_file():
         return "example"
     return "reference" if model.artifact.reference else "random"
@@ -167,38 +172,49 @@ def _ask_container(
     seconds: float,
     failure: str,
 ) -> _Reply:
-    """Start the image, and send the rows to its server. The container is removed."""
+    """Start the image, and send the rows to its server. The container is removed.
+
+    Args:
+        image: the name of the image.
+        rights: the options of `docker run` that limit the container.
+        question: the rows.
+        seconds: the limit for the start of the server, and for its answer.
+        failure: the beginning of error messages.
+
+    Raises BuildFailed if the container does not start or its server does not answer.
+    """
     name = f"onnxserve-trial-{uuid4().hex[:12]}"
-    body = (question.head + question.data).decode("latin-1")
-    task = json.dumps([seconds, len(question.head), body])
     began = time.monotonic()
     try:
         docker("run", "-d", "--name", name, *rights, image, what=failure)
-        try:
-            text = docker(
-                "exec",
-                "-i",
-                name,
-                "python",
-                "-c",
-                _ASK,
-                text=task,
-                what=failure,
-            )
-        except BuildFailed as error:
-            raise _ended(name, failure, error.message) from None
-        answered = time.monotonic() - began
-        stats = ("stats", "--no-stream", "--format", "{{.MemUsage}}")
-        usage = docker(*stats, name, what=failure)
-        return _Reply(text, answered, usage.split()[0])
+        text = _ask_server(name, question, seconds, failure)
+        answered_seconds = time.monotonic() - began
+        usage = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure)
+        return _Reply(text, answered_seconds, memory=usage.split()[0])
     finally:
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)
 
 
-def _ended(name: str, failure: str, message: str) -> BuildFailed:
+def _ask_server(name: str, question: _Question, seconds: float, failure: str) -> str:
+    """Send the rows to the server of the container `name`, and return its output.
+
+    Raises BuildFailed with the end of the container's log.
+    """
+    body = (question.head + question.data).decode("latin-1")
+    task = json.dumps([seconds, len(question.head), body])
+    try:
+        return docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
+    except BuildFailed as error:
+        raise _silent_server(name, failure, error.message) from None
+
+
+def _silent_server(name: str, failure: str, message: str) -> BuildFailed:
     """Return the error of a container whose server did not answer, with the end of its
     log.
+
+    `message` is the error of the request, and `failure` begins the error of a server
+    that has ended.
     """
     output = docker("logs", "--tail", "1", name, what=message, report=lambda line: None)
     log = output.strip()[:500] or "no line"

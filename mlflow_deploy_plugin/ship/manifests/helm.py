@@ -30,7 +30,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     )
     return {
         f"{spec.name}.values.yaml": dump_documents(
-            [{"endpoints": {spec.name: _without(spec_document(placed))}}],
+            [{"endpoints": {spec.name: _fields_of_values(spec_document(placed))}}],
         ),
     }
 
@@ -49,15 +49,14 @@ def values_schema() -> Document:
     4 support.
     """
     spec = EndpointSpec.model_json_schema(by_alias=True)
+    parts = spec.pop("$defs")
     of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec", "AlarmsSpec")
     definitions = {
-        name: _with_one_line(part)
-        for name, part in spec.pop("$defs").items()
-        if name not in of_monitors
+        name: _with_one_line(part) for name, part in parts.items() if name not in of_monitors
     }
     definitions["Endpoint"] = {
         **spec,
-        "properties": _without(spec["properties"]),
+        "properties": _fields_of_values(spec["properties"]),
         "required": [],
     }
     properties = _properties({"$ref": "#/$defs/Endpoint"})
@@ -112,7 +111,8 @@ def _properties(endpoint: Document) -> Document:
     }
 
 
-def _without(fields: Document) -> Document:
+def _fields_of_values(fields: Document) -> Document:
+    """Return the fields of a spec that the values of the chart have."""
     return {name: value for name, value in fields.items() if name not in _NOT_OF_VALUES}
 
 

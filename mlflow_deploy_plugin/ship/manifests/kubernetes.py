@@ -65,20 +65,6 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     for field in ("requests_per_second", "max_replicas"):
         if getattr(kubernetes, field) is None:
             raise InvalidConfig(f"KEDA needs kubernetes.{field}: set -C kubernetes.{field}=…")
-    selected = f'namespace="{place.namespace}",endpoint="{spec.name}"'
-    trigger = {
-        "serverAddress": kubernetes.prometheus_url,
-        # `rate` needs two samples, and the Prometheus operator scrapes every 30 s.
-        "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
-        # KEDA divides the sum by the number of pods.
-        "threshold": str(kubernetes.requests_per_second),
-    }
-    scaled = {
-        "scaleTargetRef": {"name": spec.name},
-        "minReplicaCount": kubernetes.replicas,
-        "maxReplicaCount": kubernetes.max_replicas,
-        "triggers": [{"type": "prometheus", "metadata": trigger}],
-    }
     # With 0 replicas, the Deployment leaves the number of pods to KEDA.
     unscaled = apply_config(spec, {"kubernetes.replicas": 0, "kubernetes.max_replicas": ""})
     labels = {**endpoint_labels(spec.name), **MANAGED_BY}
@@ -88,9 +74,28 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "keda.sh/v1alpha1",
         "ScaledObject",
         labels,
-        spec=scaled,
+        spec=_keda_scaler(spec, place),
     )
     return {f"{spec.name}.yaml": dump_documents([*kubernetes_documents(unscaled, place), scaler])}
+
+
+def _keda_scaler(spec: EndpointSpec, place: Place) -> Document:
+    """Return the spec of the ScaledObject, which scales by the requests per second."""
+    kubernetes = spec.kubernetes
+    selected = f'namespace="{place.namespace}",endpoint="{spec.name}"'
+    trigger = {
+        "serverAddress": kubernetes.prometheus_url,
+        # `rate` needs two samples, and the Prometheus operator scrapes every 30 s.
+        "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
+        # KEDA divides the sum by the number of pods.
+        "threshold": str(kubernetes.requests_per_second),
+    }
+    return {
+        "scaleTargetRef": {"name": spec.name},
+        "minReplicaCount": kubernetes.replicas,
+        "maxReplicaCount": kubernetes.max_replicas,
+        "triggers": [{"type": "prometheus", "metadata": trigger}],
+    }
 
 
 def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
@@ -270,6 +275,9 @@ def check_name(spec: EndpointSpec) -> None:
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:
+    """Return the ports of the Service: HTTP, and if the spec has them, gRPC and the
+    metrics.
+    """
     # Specify the protocol of each port, because server-side apply of older Kubernetes
     # versions requires it.
     ports = [
@@ -362,27 +370,16 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
 
 def _container(spec: EndpointSpec, place: Place) -> Document:
     """Return the server's container with its resources, ports and probes."""
-    container = spec.container
-    server = spec.server
-    limits: dict[str, str] = {}
-    if container.cpus is not None:  # The server uses as many threads as CPUs.
-        limits["cpu"] = f"{round(container.cpus * 1000)}m"
-    if container.memory_bytes is not None:
-        limits["memory"] = str(container.memory_bytes)
-    on_device = max(1, len(server.device_ids)) if server.is_on_nvidia else 0
-    if gpus := on_device if spec.kubernetes.gpus is None else spec.kubernetes.gpus:
-        limits["nvidia.com/gpu"] = str(gpus)
-    resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}}
-    if limits:
-        resources["limits"] = limits
     ports = [
         {"name": port["name"], "containerPort": port["port"], "protocol": "TCP"}
         for port in _service_ports(spec)
     ]
 
     def probe(path: str, period: int, failures: int) -> Document:
-        scheme = {"scheme": "HTTPS"} if server.certfile else {}
-        request = {"path": path, "port": "http", **scheme}
+        """Return a probe that is sent every `period` seconds."""
+        request = {"path": path, "port": "http"}
+        if spec.server.certfile:
+            request["scheme"] = "HTTPS"
         return {
             "httpGet": request,
             "periodSeconds": period,
@@ -392,14 +389,14 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 
     return {
         "name": CONTAINER,
-        "image": container.image_for(server),
+        "image": spec.container.image_for(spec.server),
         "args": SERVE,
         "env": _environment(spec, place),
         "ports": ports,
-        "resources": resources,
-        "startupProbe": probe("/ping", 2, STARTUP_SECONDS // 2),
-        "readinessProbe": probe("/v2/health/ready", 5, 2),
-        "livenessProbe": probe("/v2/health/live", 10, 3),
+        "resources": _resources(spec),
+        "startupProbe": probe("/ping", period=2, failures=STARTUP_SECONDS // 2),
+        "readinessProbe": probe("/v2/health/ready", period=5, failures=2),
+        "livenessProbe": probe("/v2/health/live", period=10, failures=3),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN_SECONDS)]}}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -407,6 +404,27 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
             "capabilities": {"drop": ["ALL"]},
         },
     }
+
+
+def _resources(spec: EndpointSpec) -> Document:
+    """Return the requests and the limits of the server's container. Without
+    `kubernetes.gpus`, a server on a GPU gets one for each of its devices.
+    """
+    container = spec.container
+    limits: dict[str, str] = {}
+    if container.cpus is not None:  # The server uses as many threads as CPUs.
+        limits["cpu"] = f"{round(container.cpus * 1000)}m"
+    if container.memory_bytes is not None:
+        limits["memory"] = str(container.memory_bytes)
+    gpus = spec.kubernetes.gpus
+    if gpus is None and spec.server.is_on_nvidia:
+        gpus = max(1, len(spec.server.device_ids))
+    if gpus:
+        limits["nvidia.com/gpu"] = str(gpus)
+    resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}}
+    if limits:
+        resources["limits"] = limits
+    return resources
 
 
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
@@ -462,17 +480,17 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
     its allowed namespaces. With a host, callers from all namespaces are admitted unless
     the spec lists namespaces.
     """
-    kubernetes = spec.kubernetes
+    namespaces = spec.kubernetes.allowed_namespaces
+    if not namespaces and spec.kubernetes.host is not None:
+        namespaces = ("*",)
     callers: list[Document] = [{"podSelector": {}}]
-    if "*" in kubernetes.allowed_namespaces or (
-        kubernetes.host is not None and not kubernetes.allowed_namespaces
-    ):
+    if "*" in namespaces:
         callers = [{"namespaceSelector": {}}]
-    elif kubernetes.allowed_namespaces:
+    elif namespaces:
         expression = {
             "key": "kubernetes.io/metadata.name",
             "operator": "In",
-            "values": list(kubernetes.allowed_namespaces),
+            "values": list(namespaces),
         }
         callers.append({"namespaceSelector": {"matchExpressions": [expression]}})
     ports = [{"protocol": "TCP", "port": port["targetPort"]} for port in _service_ports(spec)]

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
@@ -54,15 +55,16 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 )
 
 _KINDS = (
-    *(
-        "Ingress",
-        "HTTPRoute",
-        "ServiceMonitor",
-        "HorizontalPodAutoscaler",
-        "PodDisruptionBudget",
-        "Deployment",
-    ),
-    *("Service", "NetworkPolicy", "ConfigMap", "ServiceAccount"),
+    "Ingress",
+    "HTTPRoute",
+    "ServiceMonitor",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+    "Deployment",
+    "Service",
+    "NetworkPolicy",
+    "ConfigMap",
+    "ServiceAccount",
 )
 """The kinds of objects of an endpoint, in the order of deletion."""
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
@@ -137,12 +139,7 @@ class KubernetesBackend:
         )
         foreign = self._foreign_objects(documents)
         if foreign and not spec.kubernetes.force_conflicts:
-            owner = _owner_of(foreign[0])
-            whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
-            raise errors.AlreadyExists(
-                f"namespace {self.namespace} already has a {foreign[0]['kind']} {spec.name!r}, "
-                f"which {whose}; kubernetes.force_conflicts=true takes it over",
-            )
+            self._refuse_foreign(spec, foreign[0])
         try:
             self._serve(spec, running, documents, progress)
         except BaseException:  # This includes Ctrl-C.
@@ -151,6 +148,14 @@ class KubernetesBackend:
                     self._cluster.put_back(document)
             raise
         return self._url(spec)
+
+    def _refuse_foreign(self, spec: EndpointSpec, document: Document) -> NoReturn:
+        owner = _owner_of(document)
+        whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
+        raise errors.AlreadyExists(
+            f"namespace {self.namespace} already has a {document['kind']} {spec.name!r}, "
+            f"which {whose}; kubernetes.force_conflicts=true takes it over",
+        )
 
     def _foreign_objects(self, documents: list[Document]) -> list[Document]:
         """Return other owners' objects, into which `documents` would be merged."""
@@ -168,16 +173,24 @@ class KubernetesBackend:
         documents: list[Document],
         progress: Progress,
     ) -> None:
-        pods = self._living_pods(spec.name) if running is not None else []
-        states = zip(pods, self._read_pods(pods), strict=True)
-        before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
+        """Apply the objects, and wait until every pod serves `spec`.
+
+        `running` is the Deployment before the change; None if the endpoint has none.
+        """
+        pods: list[Document] = []
+        if running is not None:
+            pods = self._living_pods(spec.name)
+        pod_states = zip(pods, self._read_pods(pods), strict=True)
+        states_before = {
+            pod["metadata"]["name"]: state for pod, state in pod_states if state is not None
+        }
         if running is not None and not spec.kubernetes.is_autoscaled:
             self._drop_autoscaler(spec)
         self._apply_all(spec, documents, progress)
         self._prune(spec, documents)
         progress(f"{spec.name}: applied to namespace {self.namespace}")
         self._touch_pods(pods, documents)
-        self._wait_until_served(spec, before, progress)
+        self._wait_until_served(spec, states_before, progress)
 
     def _drop_autoscaler(self, spec: EndpointSpec) -> None:
         """Delete the autoscaler. Without it, the Deployment needs the number of pods of
@@ -205,7 +218,8 @@ class KubernetesBackend:
         document: Document,
         progress: Progress,
     ) -> Document:
-        """Return the Deployment with its number of pods.
+        """Return the Deployment with its number of pods, and report a number that
+        another manager has set.
 
         The running Deployment is read again, because an autoscaler may have scaled it
         while the pods were read.
@@ -232,13 +246,13 @@ class KubernetesBackend:
                 self._delete(kind, spec.name)
 
     def _touch_pods(self, pods: list[Document], documents: list[Document]) -> None:
-        """Change an annotation, which makes kubelet read the ConfigMap now, not in 90
-        s.
+        """Change an annotation of the pods to a digest of the spec in the ConfigMap.
+        kubelet then reads the ConfigMap now, not in 90 s.
         """
-        (served,) = (
+        (served_spec,) = (
             document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap"
         )
-        digest = hashlib.sha256(served.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(served_spec.encode()).hexdigest()[:16]
         change = {"metadata": {"annotations": {_SPEC_DIGEST: digest}}}
         for pod in pods:
             # The pod may be gone, or the user may not change it.
@@ -284,23 +298,23 @@ class KubernetesBackend:
         `reason` is empty if neither a trouble nor a rollout is known.
         """
         applied_specs = [served_state.compare_applied(spec, state) for state in states]
-        pending_steps = [applied.pending for applied in applied_specs]
-        wanted_endpoints = [applied.wanted for applied in applied_specs]
         load_errors: dict[str, str] = {}
         for applied in applied_specs:
             load_errors |= applied.errors
+        container_statuses = [kubernetes_status.container_status(pod) for pod in pods]
+        restarts = sum(status.get("restartCount", 0) for status in container_statuses)
+        wanted_endpoints = [item.wanted for item in applied_specs if item.wanted is not None]
         agents = [state.agent for state in states if state.agent is not None]
+        refusals = [agent.refused for agent in agents if agent.refused]
         return Observation(
             "running",
-            reason or _first_text(pending_steps),
+            reason or _first_text(applied.pending for applied in applied_specs),
             url=self._url(spec),
-            restarts=sum(
-                kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods
-            ),
-            wanted=next((wanted for wanted in wanted_endpoints if wanted is not None), None),
+            restarts=restarts,
+            wanted=next(iter(wanted_endpoints), None),
             workers=tuple(_workers(states)),
             errors=load_errors,
-            refused=next(filter(None, [agent.refused for agent in agents]), ()),
+            refused=next(iter(refusals), ()),
             registry_error=_first_text(agent.error for agent in agents),
             shipping_error=_first_text(agent.shipping.error for agent in agents),
         )
@@ -389,44 +403,48 @@ class KubernetesBackend:
         set, then yield new lines.
         """
         self._own_deployment(name)
-        names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
-        for pod in names:
+        pod_names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
+        for pod in pod_names:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
-        if not follow:
-            return
-        written: queue.Queue[str | errors.DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
+        if follow:
+            yield from self._follow_logs(pod_names)
 
-        def read(pod: str) -> None:
-            """Put the new lines of a pod's log into the queue. When the log ends, put
-            None or the error into it.
-            """
-            last = ""
-            since = 1
-            try:
-                while self._cluster.get("Pod", pod) is not None:
-                    begun = time.monotonic()
-                    for line in self._cluster.follow_log(pod, since):
-                        stamp, _, text = line.partition(" ")
-                        if stamp > last:  # After a reconnect, skip repeated lines.
-                            last = stamp
-                            written.put(f"{pod}: {text}")
-                    since = int(time.monotonic() - begun) + 5
-                    time.sleep(_POLL_SECONDS)
-                written.put(None)
-            except errors.DeploymentFailed as error:
-                written.put(error)
-
-        for pod in names:
-            threading.Thread(target=read, args=(pod,), daemon=True).start()
-        living = len(names)
-        while living:
-            line = written.get()
+    def _follow_logs(self, pod_names: list[str]) -> Iterator[str]:
+        """Yield the new lines of all pods' logs until all pods have ended. Raises
+        DeploymentFailed if the API server refuses.
+        """
+        new_lines: _LogQueue = queue.Queue(_LOG_QUEUE)
+        for pod in pod_names:
+            threading.Thread(target=self._queue_log, args=(pod, new_lines), daemon=True).start()
+        open_logs = len(pod_names)
+        while open_logs:
+            line = new_lines.get()
             if isinstance(line, errors.DeploymentFailed):
                 raise line
             if line is None:
-                living -= 1
+                open_logs -= 1
             else:
                 yield line
+
+    def _queue_log(self, pod: str, new_lines: "_LogQueue") -> None:
+        """Put the new lines of a pod's log into a queue. When the log ends, put None or
+        the error into it.
+        """
+        last_stamp = ""
+        since_seconds = 1
+        try:
+            while self._cluster.get("Pod", pod) is not None:
+                begun = time.monotonic()
+                for line in self._cluster.follow_log(pod, since_seconds):
+                    stamp, _, text = line.partition(" ")
+                    if stamp > last_stamp:  # After a reconnect, skip repeated lines.
+                        last_stamp = stamp
+                        new_lines.put(f"{pod}: {text}")
+                since_seconds = int(time.monotonic() - begun) + 5
+                time.sleep(_POLL_SECONDS)
+            new_lines.put(None)
+        except errors.DeploymentFailed as error:
+            new_lines.put(error)
 
     @contextmanager
     def reached(self, spec: EndpointSpec) -> Iterator[str]:
@@ -507,26 +525,22 @@ class KubernetesBackend:
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def _read_pods(self, pods: list[Document]) -> list[ServedState | None]:
+        """Return the state of each pod in the order of `pods`; None for a pod whose
+        state files cannot be read.
+        """
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(self._read_pod, pods))
 
     def _read_pod(self, pod: Document) -> ServedState | None:
-        """Return the state files of a pod, or None if they cannot be read."""
+        """Return the state of a pod, or None if its state files cannot be read.
+
+        If the API server forbids commands in pods, `_may_look` becomes False.
+        """
         if "running" not in kubernetes_status.container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
         try:
-            files = json.loads(self._cluster.execute(pod["metadata"]["name"], command))
-            return ServedState(
-                spec=load_stored_specs(files[SPEC])[0] if SPEC in files else None,
-                agent=AgentState.model_validate_json(files[AGENT]) if AGENT in files else None,
-                wanted=Wanted.model_validate_json(files[WANTED]) if WANTED in files else Wanted(),
-                workers=tuple(
-                    WorkerState.model_validate_json(text)
-                    for name, text in files.items()
-                    if name.startswith("workers/")
-                ),
-            )
+            return _parse_state(json.loads(self._cluster.execute(pod["metadata"]["name"], command)))
         except ApiRefused as error:
             self._may_look = self._may_look and error.status != 403
             return None
@@ -536,33 +550,19 @@ class KubernetesBackend:
     def _wait_until_served(
         self,
         spec: EndpointSpec,
-        before: Mapping[str, ServedState],
+        states_before: Mapping[str, ServedState],
         progress: Progress,
     ) -> None:
         """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last
         log line of a pod, on failure.
+
+        `states_before` has the states of the pods before the change, by pod name.
         """
         unready: list[Document] = []
 
         def pending() -> str:
             try:
-                deployment = self._cluster.get("Deployment", spec.name)
-                if deployment is None:
-                    raise errors.DeploymentFailed(
-                        f"{spec.name}: its Deployment was deleted during the rollout",
-                    )
-                pending_work = kubernetes_status.pending_rollout(deployment)
-                pods: list[Document] = []
-                if kubernetes_status.is_planned(deployment):
-                    pods = self._newest_pods(deployment)
-                trouble = self._trouble(deployment, pods)
-                if trouble is not None and trouble.is_final:
-                    raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
-                unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
-                pending_work = pending_work or self._pending_spec(spec, pods, before)
-                if pending_work and trouble is not None:
-                    return f"{pending_work}: {trouble.text}"
-                return pending_work
+                return self._pending_work(spec, states_before, unready)
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
@@ -582,14 +582,47 @@ class KubernetesBackend:
             last_words,
         )
 
+    def _pending_work(
+        self,
+        spec: EndpointSpec,
+        states_before: Mapping[str, ServedState],
+        unready: list[Document],
+    ) -> str:
+        """Return the work that remains until every pod serves `spec`; empty if none
+        does. Raises DeploymentFailed if the work cannot succeed.
+
+        Args:
+            spec: the spec to serve.
+            states_before: the state of each pod before the change, by pod name.
+            unready: receives the pods that are not ready, if nothing explains why.
+        """
+        deployment = self._cluster.get("Deployment", spec.name)
+        if deployment is None:
+            raise errors.DeploymentFailed(
+                f"{spec.name}: its Deployment was deleted during the rollout",
+            )
+        pods: list[Document] = []
+        if kubernetes_status.is_planned(deployment):
+            pods = self._newest_pods(deployment)
+        trouble = self._trouble(deployment, pods)
+        if trouble is not None and trouble.is_final:
+            raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
+        unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
+        pending_work = kubernetes_status.pending_rollout(deployment)
+        if not pending_work:
+            pending_work = self._pending_spec(spec, pods, states_before)
+        if pending_work and trouble is not None:
+            return f"{pending_work}: {trouble.text}"
+        return pending_work
+
     def _pending_spec(
         self,
         spec: EndpointSpec,
         pods: list[Document],
-        before: Mapping[str, ServedState],
+        states_before: Mapping[str, ServedState],
     ) -> str:
         """Return the work that pods must do to serve `spec`; empty if all pods serve
-        it. Raises DeploymentFailed.
+        it. Raises DeploymentFailed if a pod cannot serve it.
         """
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
@@ -598,48 +631,55 @@ class KubernetesBackend:
             if state is None:
                 continue  # Without the right to read the state, trust the pod's readiness.
             applied = served_state.compare_applied(spec, state)
-            if failure := served_state.served_failure(
-                applied,
-                spec,
-                before.get(name, ServedState()),
-                state.agent,
-            ):
+            before = states_before.get(name, ServedState())
+            failure = served_state.served_failure(applied, spec, before, state.agent)
+            if failure:
                 raise errors.DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"
         return ""
 
     def _newest_pods(self, deployment: Document) -> list[Document]:
+        """Return the pods of the Deployment's current revision that are not
+        terminating.
+        """
         name = deployment["metadata"]["name"]
         revision = _annotation(deployment, _REVISION)
-        sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
-        newest = [item for item in sets if _annotation(item, _REVISION) == revision]
+        replica_sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
+        newest = [item for item in replica_sets if _annotation(item, _REVISION) == revision]
         hashes = {replica_set["metadata"]["labels"].get(_HASH) for replica_set in newest}
         return [
             pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes
         ]
 
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
-        """Return the reason why pods do not become ready. A final reason takes
-        precedence.
+        """Return the reason why pods do not become ready; None if no reason is known.
+        A final reason takes precedence.
         """
-        name = deployment["metadata"]["name"]
-        troubles = _quota_troubles(deployment)
-        if troubles:
-            refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
-            all_pods = self._cluster.find("Pod", endpoint_labels(name))
-            is_ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
-            is_final = refused.is_final(is_ending, time.monotonic())
-            troubles = [replace(item, is_final=is_final) for item in troubles]
-        else:
-            self._refusals.pop(name, None)
+        troubles = self._quota_troubles(deployment)
         for pod in pods:
-            if (trouble := kubernetes_status.pod_trouble(pod)) is not None:
+            trouble = kubernetes_status.pod_trouble(pod)
+            if trouble is not None:
                 words = self._last_words(pod) if trouble.wrote else ""
                 troubles.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
         # Sorting is stable, so the first final trouble is first.
         troubles.sort(key=lambda item: not item.is_final)
         return troubles[0] if troubles else None
+
+    def _quota_troubles(self, deployment: Document) -> list[PodTrouble]:
+        """Return a trouble for each quota that refuses pods. `_refusals` remembers
+        since when, because only a lasting refusal is final.
+        """
+        name = deployment["metadata"]["name"]
+        troubles = _reported_quotas(deployment)
+        if not troubles:
+            self._refusals.pop(name, None)
+            return []
+        refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
+        pods = self._cluster.find("Pod", endpoint_labels(name))
+        is_ending = any("deletionTimestamp" in pod["metadata"] for pod in pods)
+        is_final = refused.is_final(is_ending, time.monotonic())
+        return [replace(trouble, is_final=is_final) for trouble in troubles]
 
     def _last_words(self, pod: Document) -> str:
         """Return the line of a pod's log that best explains why the pod has ended or is
@@ -651,13 +691,42 @@ class KubernetesBackend:
         return f": {line}" if line else ""
 
     def _wait_until_gone(self, name: str, deployment: Document) -> None:
+        """Wait until the endpoint has no pods, at most for the grace period of
+        `deployment` and a margin.
+        """
         seconds = deployment["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
         deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
         while self._cluster.find("Pod", endpoint_labels(name)) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
 
-def _quota_troubles(deployment: Document) -> list[PodTrouble]:
+_LogQueue = queue.Queue[str | errors.DeploymentFailed | None]
+"""The new lines of logs. None is the end of one log, and an error its failure."""
+
+
+def _parse_state(files: Mapping[str, str]) -> ServedState:
+    """Return the state that the files of a state folder contain, path → text.
+
+    Raises InvalidConfig or ValueError if a file is invalid.
+    """
+    spec = None
+    agent = None
+    wanted = Wanted()
+    if SPEC in files:
+        spec = load_stored_specs(files[SPEC])[0]
+    if AGENT in files:
+        agent = AgentState.model_validate_json(files[AGENT])
+    if WANTED in files:
+        wanted = Wanted.model_validate_json(files[WANTED])
+    workers = [
+        WorkerState.model_validate_json(text)
+        for path, text in files.items()
+        if path.startswith("workers/")
+    ]
+    return ServedState(spec=spec, agent=agent, wanted=wanted, workers=tuple(workers))
+
+
+def _reported_quotas(deployment: Document) -> list[PodTrouble]:
     """Return a trouble for each condition of a Deployment that reports a quota."""
     conditions = deployment.get("status", {}).get("conditions", ())
     troubles = map(kubernetes_status.quota_trouble, conditions)
@@ -696,13 +765,12 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     tool has set, until `kubernetes.replicas` changes.
     """
     kubernetes = spec.kubernetes
-    now = 0 if running is None else running["spec"].get("replicas", 0)
-    if not (running and now):
+    if running is None or not running["spec"].get("replicas", 0):
         return max(1, kubernetes.replicas)
     applied = _annotation(running, _REPLICAS)
     is_unchanged = applied == str(kubernetes.replicas) and not kubernetes.force_conflicts
     if is_unchanged or kubernetes.is_autoscaled:
-        return now
+        return int(running["spec"]["replicas"])
     return kubernetes.replicas
 
 
@@ -719,22 +787,23 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
         addresses = _mlflow_addresses(running)
         if addresses or not is_needed:
             return addresses
-    import mlflow  # The import takes a second, and `list` does not need it.
-
-    uris = dict(
-        zip(
-            _MLFLOW,
-            (mlflow.get_tracking_uri(), mlflow.get_registry_uri()),
-            strict=True,
-        )
-    )
-    if len(set(uris.values())) == 1:
-        # If unset, the registry is the tracking server, which the spec may set.
-        del uris["MLFLOW_REGISTRY_URI"]
-    reachable = {name: str(uri) for name, uri in uris.items() if _is_reachable(str(uri))}
+    uris = _addresses_of_process()
+    reachable = {name: uri for name, uri in uris.items() if _is_reachable(uri)}
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable
+
+
+def _addresses_of_process() -> dict[str, str]:
+    """Return the variables with the addresses of MLflow that this process uses."""
+    import mlflow  # The import takes a second, and `list` does not need it.
+
+    addresses = {"MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri())}
+    registry = str(mlflow.get_registry_uri())
+    # If unset, the registry is the tracking server, which the spec may set.
+    if registry != addresses["MLFLOW_TRACKING_URI"]:
+        addresses["MLFLOW_REGISTRY_URI"] = registry
+    return addresses
 
 
 def _mlflow_addresses(deployment: Document) -> dict[str, str]:

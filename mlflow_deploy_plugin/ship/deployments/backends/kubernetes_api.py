@@ -90,6 +90,7 @@ _LOADING = threading.Lock()
 """The lock for loading a configuration, because all clients share the files with keys,
 and remove them at exit.
 """
+_APPLY_TYPE = "application/apply-patch+yaml"
 _CONFLICT_TRIES = 6
 _CONFLICT = re.compile(r'conflicts? with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")
@@ -124,20 +125,7 @@ class Cluster:
     def __post_init__(self) -> None:
         self._client = _configured_client(self.context)
         self._configuration = self._client.configuration
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.verify = (
-            (self._configuration.ssl_ca_cert or True) if self._configuration.verify_ssl else False
-        )
-        if self._configuration.cert_file:
-            self._session.cert = (self._configuration.cert_file, self._configuration.key_file)
-        if self._configuration.proxy:
-            self._session.proxies = {
-                "https": self._configuration.proxy,
-                "http": self._configuration.proxy,
-            }
-        for scheme in ("https://", "http://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+        self._session = _configured_session(self._configuration)
 
     def get(self, kind: str, name: str) -> Document | None:
         """Return an object, or None if the cluster has no object of this name."""
@@ -153,9 +141,10 @@ class Cluster:
         kind: str,
         labels: Mapping[str, str],
     ) -> list[Document]:
+        """Return the objects with these labels."""
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        found = self._get(self._path(kind), {"labelSelector": selector})
-        return [*found["items"]]
+        answer = self._get(self._path(kind), {"labelSelector": selector})
+        return [*answer["items"]]
 
     def namespace_uid(self) -> str:
         return str(self._get(f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"])
@@ -180,50 +169,39 @@ class Cluster:
             )
         document = {**document, "apiVersion": self._version(kind)}
         try:
-            self._patch(
-                kind,
-                name,
-                document,
-                "application/apply-patch+yaml",
-                force=str(force).lower(),
-            )
+            self._patch(kind, name, document, _APPLY_TYPE, force=str(force).lower())
         except ApiRefused as error:
             owners = dict.fromkeys(_CONFLICT.findall(error.message))
             if not owners:
                 raise
-            if managers := [owner for owner in owners if owner not in _OUR_MANAGERS]:
+            managers = [owner for owner in owners if owner not in _OUR_MANAGERS]
+            if managers:
                 raise DeploymentFailed(
                     f"{kind} {name} has fields that were set by {join_names(managers)}: "
                     f"{error.message}; kubernetes.force_conflicts=true overwrites them",
                 ) from None
-            self._patch(kind, name, document, "application/apply-patch+yaml", force="true")
+            self._patch(kind, name, document, _APPLY_TYPE, force="true")
 
     def merge(self, kind: str, name: str, change: Document) -> None:
-        """Change fields of an object. Raises DeploymentFailed like `apply`."""
+        """Change fields of an object. Raises DeploymentFailed if the API server
+        refuses the change.
+        """
         self._patch(kind, name, change, "application/merge-patch+json")
 
     def put_back(self, document: Document) -> None:
         """Restore an object to a document that was read earlier. Raises
-        DeploymentFailed like `apply`.
+        DeploymentFailed if the API server refuses the change.
         """
-        metadata = document["metadata"]
         kind = document["kind"]
-        content = {
-            f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")
-        }
-        left_out = ("apiVersion", "kind", "metadata", "status")
-        content |= {f"/{name}": value for name, value in document.items() if name not in left_out}
-        changes = [
-            {
-                "op": "add",
-                "path": path,
-                "value": value,
-            }
-            for path, value in content.items()
+        name = document["metadata"]["name"]
+        changes: list[Document] = [
+            {"op": "add", "path": path, "value": value}
+            for path, value in _restorable_fields(document).items()
         ]
-        new = (self.get(kind, metadata["name"]) or {}).keys() - document.keys() - {"status"}
-        changes += [{"op": "remove", "path": f"/{name}"} for name in sorted(new)]
-        self._patch(kind, metadata["name"], changes, "application/json-patch+json")
+        current = self.get(kind, name) or {}
+        added_fields = current.keys() - document.keys() - {"status"}
+        changes += [{"op": "remove", "path": f"/{field}"} for field in sorted(added_fields)]
+        self._patch(kind, name, changes, "application/json-patch+json")
 
     def _patch(
         self,
@@ -235,22 +213,15 @@ class Cluster:
     ) -> None:
         """Change an object. Retry if it was changed at the same time."""
         path = f"{self._path(kind)}/{name}"
+        parameters = {"fieldManager": MANAGER, **query}
         for attempt in range(_CONFLICT_TRIES):
             try:
-                self._send(
-                    "PATCH",
-                    path,
-                    {"fieldManager": MANAGER, **query},
-                    body=change,
-                    content_type=content_type,
-                )
+                self._send("PATCH", path, parameters, body=change, content_type=content_type)
                 return
             except ApiRefused as error:
-                if (
-                    error.status != 409
-                    or _CONFLICT.search(error.message)
-                    or attempt == _CONFLICT_TRIES - 1
-                ):
+                # A conflict with another manager's fields does not pass.
+                may_pass = error.status == 409 and not _CONFLICT.search(error.message)
+                if not may_pass or attempt == _CONFLICT_TRIES - 1:
                     raise
                 time.sleep(0.1 * 2**attempt)
 
@@ -303,22 +274,18 @@ class Cluster:
         """Run a command in the server container and return its output.
 
         The official client is not used: it waits forever for a hanging node, and
-        decodes each frame separately. Raises
-            ApiRefused if the command cannot be run (status 403: forbidden), and
-            DeploymentFailed if it fails.
+        decodes each frame separately.
+
+        Raises ApiRefused if the command cannot be run (status 403: forbidden), and
+        DeploymentFailed if it fails.
         """
         query = urlencode(
             {"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command},
             doseq=True,
         )
         path = f"{self._path('Pod')}/{pod}/exec?{query}"
-        written = defaultdict[int, bytes](bytes)
         try:
-            with closing(self._web_socket(path)) as running:
-                while (frame := running.recv_data())[0] != websocket.ABNF.OPCODE_CLOSE:
-                    channel = frame[1][:1]
-                    text = frame[1][1:]
-                    written[ord(channel)] += text
+            written = self._read_channels(path)
             end = json.loads(written[_STATUS])
         except websocket.WebSocketBadStatusException as answer:
             raise self._refusal(answer.status_code, answer.resp_body or b"") from None
@@ -327,12 +294,22 @@ class Cluster:
                 f"commands cannot be run in pod {pod}: {one_line(error, 300)}",
             ) from None
         if end["status"] != "Success":
-            last = written[_STDERR].decode(errors="replace").strip().rpartition("\n")[2] or end.get(
-                "message",
-                "",
-            )
-            raise DeploymentFailed(f"a command in pod {pod} failed: {one_line(last, 300)}")
+            error_lines = written[_STDERR].decode(errors="replace").strip()
+            reason = error_lines.rpartition("\n")[2] or end.get("message", "")
+            raise DeploymentFailed(f"a command in pod {pod} failed: {one_line(reason, 300)}")
         return written[_STDOUT].decode(errors="replace")
+
+    def _read_channels(self, path: str) -> defaultdict[int, bytes]:
+        """Run a command at a path of the API, and return what it has written, by
+        channel.
+        """
+        written = defaultdict[int, bytes](bytes)
+        with closing(self._web_socket(path)) as running:
+            while True:
+                opcode, frame = running.recv_data()
+                if opcode == websocket.ABNF.OPCODE_CLOSE:
+                    return written
+                written[ord(frame[:1])] += frame[1:]
 
     def _web_socket(self, path: str) -> websocket.WebSocket:
         """Open a web socket to the API server. Reads time out after `_EXEC_SECONDS`."""
@@ -380,27 +357,30 @@ class Cluster:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                # Use one client per stream, because a client that opens a stream cannot
-                # send other requests meanwhile.
-                api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
                 try:
-                    opened = portforward(
-                        api.connect_get_namespaced_pod_portforward,
-                        pod,
-                        self.namespace,
-                        ports=str(port),
-                    )
+                    remote = self._pod_socket(pod, port)
                 except ApiException:
                     connection.close()  # The caller detects the closed connection.
                     continue
-                remote = opened.socket(port)
-                remote.setblocking(True)
                 for source, sink in ((connection, remote), (remote, connection)):
-                    threading.Thread(
-                        target=_pump,
-                        args=(source, sink),
-                        daemon=True,
-                    ).start()
+                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+    def _pod_socket(self, pod: str, port: int) -> socket.socket:
+        """Return a blocking socket that the API server connects to a port of a pod.
+        Raises ApiException if it refuses.
+        """
+        # Use one client per stream, because a client that opens a stream cannot send
+        # other requests meanwhile.
+        api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
+        opened = portforward(
+            api.connect_get_namespaced_pod_portforward,
+            pod,
+            self.namespace,
+            ports=str(port),
+        )
+        remote: socket.socket = opened.socket(port)
+        remote.setblocking(True)
+        return remote
 
     def _known_versions(self) -> set[str]:
         # With cached_property, Python 3.11 would block all clusters of the process
@@ -469,9 +449,9 @@ class Cluster:
             )
         except requests.RequestException as error:
             cause = error.args[0] if error.args else error
-            why = one_line(getattr(cause, "reason", error), 300)
+            reason = one_line(getattr(cause, "reason", error), 300)
             raise ApiRefused(
-                f"the Kubernetes API at {self._configuration.host} does not answer: {why}",
+                f"the Kubernetes API at {self._configuration.host} does not answer: {reason}",
             ) from None
         if response.ok:
             return response
@@ -493,27 +473,56 @@ class Cluster:
         try:
             document = json.loads(body)
             message = document.get("message", "")
-            missing = document.get("details", {}).get("kind")
+            refused_kind = document.get("details", {}).get("kind")
         except (ValueError, AttributeError):
             message = body[:300].decode(errors="replace")
-            missing = None
+            refused_kind = None
         message = one_line(message) or "no reason was given"
-        if status == 404 and missing == "namespaces":
+        if status == 404 and refused_kind == "namespaces":
             return InvalidConfig(
                 f"the cluster has no namespace {self.namespace!r}: kubectl create namespace "
                 f"{self.namespace}",
             )
-        summary = {
-            401: (
+        if status == 409:  # The message explains the conflict.
+            return ApiRefused(message, status)
+        if status == 401:
+            summary = (
                 f"the Kubernetes API at {self._configuration.host} does not accept the credentials "
                 "of KUBECONFIG"
-            ),
-            403: "the Kubernetes API forbids the request",
-            409: "",
-        }.get(status, f"the Kubernetes API answered {status}")
-        if summary:
-            message = f"{summary}: {message}"
-        return ApiRefused(message, status)
+            )
+        elif status == 403:
+            summary = "the Kubernetes API forbids the request"
+        else:
+            summary = f"the Kubernetes API answered {status}"
+        return ApiRefused(f"{summary}: {message}", status)
+
+
+def _configured_session(configuration: kubernetes.client.Configuration) -> requests.Session:
+    """Return an HTTP session with the certificates and the proxy of a configuration,
+    and with retries.
+    """
+    session = requests.Session()
+    session.trust_env = False
+    session.verify = False
+    if configuration.verify_ssl:
+        session.verify = configuration.ssl_ca_cert or True
+    if configuration.cert_file:
+        session.cert = (configuration.cert_file, configuration.key_file)
+    if configuration.proxy:
+        session.proxies = {"https": configuration.proxy, "http": configuration.proxy}
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+    return session
+
+
+def _restorable_fields(document: Document) -> Document:
+    """Return the fields of an object that a change can restore, by JSON pointer."""
+    metadata = document["metadata"]
+    fields = {f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")}
+    for name, value in document.items():
+        if name not in ("apiVersion", "kind", "metadata", "status"):
+            fields[f"/{name}"] = value
+    return fields
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -540,16 +549,7 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
             configuration = kubernetes.client.Configuration()
             kubernetes.config.load_incluster_config(configuration)
             return kubernetes.client.ApiClient(configuration)
-    contexts: list[str] = []
-    with suppress(
-        ConfigException,
-        KeyError,
-        TypeError,
-    ):  # Without a readable file, the contexts are unknown.
-        merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
-        contexts = sorted(
-            context_entry["name"] for context_entry in merged.config["contexts"].value
-        )
+    contexts = _contexts(file or KUBE_CONFIG_DEFAULT_LOCATION)
     if context and contexts and context not in contexts:
         raise InvalidConfig(
             f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes "
@@ -559,3 +559,14 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
         "no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config "
         f"({one_line(missing)})",
     )
+
+
+def _contexts(file: str) -> list[str]:
+    """Return the names of the contexts in a configuration; empty if they are unknown
+    because the file is missing or unreadable.
+    """
+    try:
+        entries = KubeConfigMerger(file).config["contexts"].value
+        return sorted(entry["name"] for entry in entries)
+    except (ConfigException, KeyError, TypeError):
+        return []
