@@ -49,26 +49,26 @@ def without_row_number(message: str) -> str:
 
 def close_matches(
     name: str,
-    known: Iterable[str],
+    names: Iterable[str],
     most: int,
 ) -> list[str]:
-    """Return the most similar known names, the best match first. Only the first 2,000
-    names are compared.
+    """Return the most similar of the `names`, the best match first. Only the first
+    2,000 names are compared.
     """
-    names = [text for text in islice(known, _MOST_COMPARED) if len(text) <= _MOST_CHARACTERS]
-    return difflib.get_close_matches(name[:_MOST_CHARACTERS], names, n=most, cutoff=_LEAST_LIKENESS)
+    short = [text for text in islice(names, _MOST_COMPARED) if len(text) <= _MOST_CHARACTERS]
+    return difflib.get_close_matches(name[:_MOST_CHARACTERS], short, n=most, cutoff=_LEAST_LIKENESS)
 
 
-def closest_match(name: str, known: Iterable[str]) -> str | None:
-    """Return the most similar known name, or None if no name is similar."""
-    return next(iter(close_matches(name, known, 1)), None)
+def closest_match(name: str, names: Iterable[str]) -> str | None:
+    """Return the most similar of the `names`, or None if no name is similar."""
+    return next(iter(close_matches(name, names, 1)), None)
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return the end of a message: a suggestion of the most similar known name, or
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """Return the end of a message: a suggestion of the most similar of the `names`, or
     `otherwise` without such a name.
     """
-    match = closest_match(name, known)
+    match = closest_match(name, names)
     hint = f"did you mean {match!r}?" if match else otherwise
     return f"; {hint}" if hint else ""
 
@@ -87,9 +87,9 @@ def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
     return ""
 
 
-def wrong_separator(header: Iterable[str], known: Container[str]) -> str:
+def wrong_separator(header: Iterable[str], columns: Container[str]) -> str:
     """Return the message for a CSV header that was read as one name although it
-    separates known names differently.
+    separates the expected `columns` differently.
 
     Return an empty text for any other header.
     """
@@ -98,7 +98,7 @@ def wrong_separator(header: Iterable[str], known: Container[str]) -> str:
         return ""
     for mark, plural in _SEPARATORS.items():
         parts = [part.strip(' "') for part in names[0].split(mark)]
-        if len(parts) > 1 and any(part in known for part in parts):
+        if len(parts) > 1 and any(part in columns for part in parts):
             return f"the CSV separates its columns with {plural}: separate them with commas"
     return ""
 

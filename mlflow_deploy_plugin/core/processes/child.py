@@ -233,8 +233,8 @@ def run_to_end(
     except OSError as error:
         raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
-        output = ran.stderr.strip() or ran.stdout.strip() if ran.returncode > 0 else ""
-        if not output:
+        output = ran.stderr.strip() or ran.stdout.strip()
+        if ran.returncode < 0 or not output:  # A signal has ended it, so no line has the reason.
             raise CommandFailed(f"it {exit_reason(ran.returncode)}")
         if reason_of:
             reason = reason_of(output)
@@ -333,10 +333,9 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
             return number
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        handlers = {
-            number: signal.signal(number, lambda number, _: arrived.add(number))
-            for number in numbers
-        }
+        handlers = {}
+        for number in numbers:
+            handlers[number] = signal.signal(number, lambda number, _: arrived.add(number))
         # The parent may have blocked signals.
         mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
@@ -349,6 +348,9 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
 
 def _ending_signals() -> set[signal.Signals]:
+    """Return the signals that end a supervisor, without those that this process
+    ignores.
+    """
     ends = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
     return {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
 

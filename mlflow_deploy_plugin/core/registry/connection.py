@@ -165,7 +165,8 @@ class _NoRequestTimeout(AbstractContextManager[None]):
         with self._lock:
             self._downloads -= 1
             if self._downloads == 0 and self._timeout is not None:
-                os.environ[_TIMEOUT], self._timeout = self._timeout, None
+                os.environ[_TIMEOUT] = self._timeout
+                self._timeout = None
 
 
 no_request_timeout = _NoRequestTimeout()
@@ -314,12 +315,14 @@ def _replace_functions() -> None:
     source of a version and the folder of a run. Authors of models choose these
     addresses.
     """
-    from mlflow.store.artifact import (
-        azure_data_lake_artifact_repo,
-        http_artifact_repo,
-        mlflow_artifacts_repo,
-    )
-    from mlflow.utils import rest_utils
+    _limit_mlflow_credentials()
+    _limit_azure_credentials()
+    _limit_answers()
+
+
+def _limit_mlflow_credentials() -> None:
+    """Let MLflow's client send its credentials only to MLflow's own addresses."""
+    from mlflow.store.artifact import http_artifact_repo, mlflow_artifacts_repo
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
 
@@ -334,6 +337,12 @@ def _replace_functions() -> None:
 
     for module in (http_artifact_repo, mlflow_artifacts_repo):
         module.get_default_host_creds = credentials
+
+
+def _limit_azure_credentials() -> None:
+    """Let MLflow's client send the credentials of Azure only to Azure."""
+    from mlflow.store.artifact import azure_data_lake_artifact_repo
+
     data_lake = azure_data_lake_artifact_repo.AzureDataLakeArtifactRepository
     open_lake = data_lake.__init__
 
@@ -348,6 +357,14 @@ def _replace_functions() -> None:
         open_lake(self, artifact_uri, *arguments, **options)
 
     data_lake.__init__ = open_own
+
+
+def _limit_answers() -> None:
+    """Let MLflow's client read at most `MOST_JSON` bytes of an answer that is not a
+    stream.
+    """
+    from mlflow.utils import rest_utils
+
     send = rest_utils._get_http_response_with_retries
 
     @wraps(send)
@@ -375,18 +392,24 @@ def app_answer(
     """
     address = mlflow_addresses()[1]
     if _is_web(address):
-        query = {**query, "workspace": name} if (name := active_workspace()) else query
+        workspace = active_workspace()
+        if workspace:
+            query = {**query, "workspace": workspace}
         answer = _send_once(address, path, method, params=query, **options)
-        is_of_app = answer.headers.get("Content-Type", "").startswith(content_type)
-        if answer.status_code not in (200, 404, 405) or (
-            is_of_app and (answer.ok or "error_code" in answer.text)
-        ):
+        # A server without the app answers with its web page, or refuses the path.
+        if answer.status_code not in (200, 404, 405):
+            return answer
+        has_type = answer.headers.get("Content-Type", "").startswith(content_type)
+        if has_type and (answer.ok or "error_code" in answer.text):
             return answer
         answer.close()
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
 
 
 def _send_once(address: str, path: str, method: str, **options: Any) -> "Response":
+    """Send a request to MLflow's server with the credentials of the environment, and
+    without retries.
+    """
     if rest_client() is not None:
         return send(address, method, path, is_sent_once=True, **options)
     registry_client()  # Check the settings, and limit the size of answers.
@@ -511,11 +534,13 @@ def refuse_folder(location: str) -> None:
         ) from None
     allowed = load_settings().artifact_paths
     is_local = all(is_loopback(server.hostname or "") for server in servers)
-    if all(
-        (is_local and _LOCAL_ARTIFACTS in folder.parts)
-        or not allowed.isdisjoint((folder, *folder.parents))
-        for folder in folders
-    ):
+
+    def is_allowed(folder: Path) -> bool:
+        if is_local and _LOCAL_ARTIFACTS in folder.parts:
+            return True
+        return not allowed.isdisjoint((folder, *folder.parents))
+
+    if all(map(is_allowed, folders)):
         return
     raise InvalidConfig(
         f"MLflow at {registry_address()} names the folder {redact_credentials(location)} of this "
@@ -549,6 +574,7 @@ def is_mlflow(uri: str) -> bool:
     from urllib3.util import parse_url
 
     def origin(address: str) -> tuple[str | None, str | None, int | None]:
+        """Return the scheme, the host and the port of an address."""
         parsed = parse_url(address)
         return (
             parsed.scheme,
@@ -626,29 +652,38 @@ def _is_of_store(error: Exception) -> bool:
     return getattr(error, "error_code", "") in _REFUSED and not is_answer
 
 
-def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
+def _server_for_messages() -> str:
+    """Return MLflow's address and the proxy to it, for messages about a failure."""
     # MLflow's client uses these functions too.
-    from requests.utils import (
-        get_environ_proxies,
-        select_proxy,
+    from requests.utils import get_environ_proxies, select_proxy
+
+    address = registry_address()
+    proxy = None
+    if address.startswith("http"):
+        proxy = select_proxy(address, get_environ_proxies(address))
+    if not proxy:
+        return f"MLflow at {address}"
+    host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
+    return (
+        f"MLflow at {address} (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
     )
 
+
+def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
+    """Return the error about `what` for an error of MLflow's server or of the
+    connection to it.
+    """
     code = getattr(error, "error_code", "")
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-        return NotFound(f"{what} does not exist: {_reason(error).removeprefix(f'{code}: ')}")
+        reason = _reason(error).removeprefix(f"{code}: ")
+        return NotFound(f"{what} does not exist: {reason}")
     failure = _HTTP_FAILURE.match(str(error))
     status = _STATUS.search(str(error))
     if failure:
         code = failure[2]
     elif status:
         code = status[1]
-    address = registry_address()
-    where = f"MLflow at {address}"
-    if address.startswith("http") and (
-        proxy := select_proxy(address, get_environ_proxies(address))
-    ):
-        host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
-        where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
+    where = _server_for_messages()
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
         return RegistryRefused(
@@ -703,34 +738,15 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
 
 
 def _reason(error: object) -> str:
+    """Return the text of an error on one line, without credentials; for an error of the
+    connection or a web page, a description instead.
+    """
     text = _SQL.sub("", redact_credentials(one_line(error)))
     if failed := _FAILED_FILE.match(text):
         text = f"{failed[1]}: {failed[2]}"
-    if (
-        "Max retries exceeded" in text
-        or "Connection refused" in text
-        or "HTTPConnectionPool(" in text
-    ):
-        if "Connection refused" in text:
-            return "connection refused"
-        if match := re.search(r"too many (\d+) error responses", text):
-            return f"it returns the status {match[1]}"
-        if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
-            if "expired" in match[1] or "not yet valid" in match[1]:
-                return f"{match[1]} according to the clock of this machine"
-            return (
-                f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the "
-                "trusted authority)"
-            )
-        if "timed out" in text:
-            return (
-                f"no answer in time ({_TIMEOUT}, in seconds: "
-                f"{os.environ.get(_TIMEOUT, 'the default')})"
-            )
-        if match := _UNREACHED.search(text):
-            name = f"the name {match[1]} does not resolve: " if match[1] else ""
-            return f"{name}{match[2].lower()}"
-        return f"…{text[-200:]}"
+    of_connection = ("Max retries exceeded", "Connection refused", "HTTPConnectionPool(")
+    if any(words in text for words in of_connection):
+        return _connection_reason(text)
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "404":
             return (
@@ -743,3 +759,25 @@ def _reason(error: object) -> str:
                 "from a proxy"
             )
     return text if len(text) <= 300 else text[:297] + "…"
+
+
+def _connection_reason(text: str) -> str:
+    """Return the reason why a connection failed, from the text of its error."""
+    if "Connection refused" in text:
+        return "connection refused"
+    if match := re.search(r"too many (\d+) error responses", text):
+        return f"it returns the status {match[1]}"
+    if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
+        if "expired" in match[1] or "not yet valid" in match[1]:
+            return f"{match[1]} according to the clock of this machine"
+        return (
+            f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the "
+            "trusted authority)"
+        )
+    if "timed out" in text:
+        seconds = os.environ.get(_TIMEOUT, "the default")
+        return f"no answer in time ({_TIMEOUT}, in seconds: {seconds})"
+    if match := _UNREACHED.search(text):
+        name = f"the name {match[1]} does not resolve: " if match[1] else ""
+        return f"{name}{match[2].lower()}"
+    return f"…{text[-200:]}"

@@ -59,27 +59,31 @@ def download(source: str, destination: Path) -> Path:
     """
     location = _location(source)
     folder = _local_folder(location)
-    if not folder:
-        copied = fetch(
-            location,
-            destination,
-            f"the files of {connection.redact_credentials(source)}",
-        )
-    elif not folder.is_dir():
-        raise NotFound(f"the folder {folder} of the model's files does not exist")
-    else:
-        refuse_links(folder)
+    if folder:
         copied = destination / "model"
-        try:
-            shutil.copytree(folder, copied, symlinks=True)
-        except OSError as error:
-            # `shutil.Error` has a list of errors, of which the first has the cause.
-            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
-            raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
+        _copy_folder(folder, copied)
+    else:
+        what = f"the files of {connection.redact_credentials(source)}"
+        copied = fetch(location, destination, what)
     for path in copied.rglob("*"):
         if path.is_file() and is_loading_trace(path.relative_to(copied)):
             path.unlink()
     return copied
+
+
+def _copy_folder(folder: Path, copied: Path) -> None:
+    """Copy a model's folder of this machine. Raises NotFound if it does not exist,
+    InvalidArtifact if it has a link, and RegistryUnavailable.
+    """
+    if not folder.is_dir():
+        raise NotFound(f"the folder {folder} of the model's files does not exist")
+    refuse_links(folder)
+    try:
+        shutil.copytree(folder, copied, symlinks=True)
+    except OSError as error:
+        # `shutil.Error` has a list of errors, of which the first has the cause.
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
 
 
 def is_loading_trace(path: Path) -> bool:
@@ -183,8 +187,11 @@ def refuse_links(folder: Path) -> None:
 
 
 def fetch(location: str, destination: Path, what: str) -> Path:
-    """Download a file or folder, called `what` in messages, and return the copy. Raises
-    the errors of `download`.
+    """Download a file or folder, called `what` in messages, and return the copy.
+
+    Raises NotFound, InvalidConfig if MLflow has no artifact store for the scheme or the
+    path has a segment `..`, NotInstalled if the store needs a package, and
+    RegistryUnavailable.
     """
     scheme = urlparse(location).scheme
     # Both clients would follow `..` out of the folder of a run, or of the copy.
@@ -196,11 +203,17 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     if (client := connection.rest_client()) is not None and client.serves(location):
         with connection.registry_errors(what), connection.no_request_timeout:
             return client.download(location, destination)
+    return _fetch_with_mlflow(location, destination, what)
+
+
+def _fetch_with_mlflow(location: str, destination: Path, what: str) -> Path:
+    """Download a file or folder with MLflow's client, whose errors are converted."""
     # The import takes a second, and a model in a local folder does not need it.
     from mlflow.store.artifact.artifact_repository_registry import (
         get_registered_artifact_repositories,
     )
 
+    scheme = urlparse(location).scheme
     host = urlparse(connection.redact_credentials(location)).netloc
     store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
     stores = get_registered_artifact_repositories()
@@ -302,6 +315,9 @@ def logged_columns(source: str) -> LoggedColumns:
 
 
 def _output_columns(section: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the columns of the inference log for the outputs in onnxserve's section of
+    an MLmodel file.
+    """
     prediction = tuple(section.get("prediction") or ())
     for output in section.get("outputs") or ():
         if prediction == (output["name"],) and len(output["shape"]) == 1:

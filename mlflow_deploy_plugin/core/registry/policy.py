@@ -177,6 +177,9 @@ class RobustnessPolicy(_Part):
     @field_validator("disturbances", mode="before")
     @classmethod
     def _with_strengths(cls, strengths: object) -> object:
+        """Return the strengths of each disturbance, also of one without a value or with
+        a single value. Raise ValueError for an unknown disturbance or a bad strength.
+        """
         if not isinstance(strengths, Mapping):
             raise ValueError(
                 "a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: "
@@ -393,6 +396,7 @@ class GatePolicy(_Part):
 
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":
+        """Raise ValueError if the disturbances have no labelled rows."""
         if self.robustness.disturbances and not (
             self.robustness.dataset or self.evaluation.dataset
         ):
@@ -478,10 +482,9 @@ def parse_policy(text: str, where: str) -> GatePolicy:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         place = f"{field}: " if field else ""
+        hint = ""
         if first["type"] == "extra_forbidden":
             hint = f"; the fields are {', '.join(GatePolicy.model_fields)}"
-        else:
-            hint = ""
         raise InvalidConfig(f"{where}: {place}{first['msg']}{hint}") from None
 
 
@@ -506,11 +509,8 @@ def require_mlflow_data(policy: GatePolicy) -> None:
     if not disturbed and robustness.disturbances:
         disturbed = evaluated
     captured = f"of requests to {endpoint}" if endpoint else ""
-    for name, dataset in (
-        ("evaluation", evaluated),
-        ("robustness", disturbed),
-        ("backtest", captured),
-    ):
+    datasets = {"evaluation": evaluated, "robustness": disturbed, "backtest": captured}
+    for name, dataset in datasets.items():
         if name in policy.skip or dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
             continue
         raise InvalidConfig(

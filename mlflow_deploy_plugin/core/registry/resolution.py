@@ -107,7 +107,7 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
             version = registered_meta(folder).get("model_version", "")
             return ResolvedModel(model_uri, model_name(uri), version, str(folder))
         case "remote":
-            return ResolvedModel(model_uri, model_name(uri), "", model_uri)
+            return ResolvedModel(model_uri, model_name(uri), version="", source=model_uri)
         case "run":
             with registry_errors(f"run {uri.name}"):
                 run = registry_client().get_run(uri.name)
@@ -115,7 +115,13 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
                 run_id=run.info.run_id,
                 git_commit=run.data.tags.get(GIT_COMMIT_TAG),
             )
-            return ResolvedModel(model_uri, model_name(uri), "", model_uri, aspects=aspects)
+            return ResolvedModel(
+                model_uri,
+                model_name(uri),
+                version="",
+                source=model_uri,
+                aspects=aspects,
+            )
         case "logged_model":
             with registry_errors(f"logged model {uri.name}"):
                 model = registry_client().get_logged_model(uri.name)
@@ -228,7 +234,7 @@ def _gate_status(
         f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` "
         "again with a policy that does not skip the evaluation"
     )
-    return tags.GateStatus(False, "", reason, status.report)
+    return tags.GateStatus(passed=False, state="", reason=reason, report=status.report)
 
 
 def _non_empty(**aspects: str | None) -> dict[str, str]:

@@ -356,10 +356,9 @@ class MlflowRest:
         plugin of MLflow's client.
         """
         settings = http_settings()
-        if not tracking_uri.startswith(("http://", "https://")) or not registry_uri.startswith(
-            ("http://", "https://"),
-        ):
-            return None
+        for uri in (tracking_uri, registry_uri):
+            if not uri.startswith(("http://", "https://")):
+                return None
         if settings.tracking_auth or settings.tracking_aws_sigv4 or _has_plugins():
             return None
         return cls(tracking_uri, registry_uri)
@@ -442,26 +441,20 @@ class MlflowRest:
         _check_workspace(self.tracking_uri, active_workspace())
         copied = destination / PurePosixPath(root).name
         names = list(self._file_names(root)) or [""]  # A file has no listing.
+        paths = [f"{root}/{name}".rstrip("/") for name in names]
         with ThreadPoolExecutor(_FILE_THREADS) as pool:
-            list(
-                pool.map(
-                    lambda name: self._copy(f"{root}/{name}".rstrip("/"), copied / name),
-                    names,
-                ),
-            )
+            # The list raises the error of a failed copy.
+            list(pool.map(self._copy, paths, [copied / name for name in names]))
         return copied
 
     def _file_names(self, folder: str) -> Iterator[str]:
-        """Yield the paths of all files below a folder, relative to it."""
+        """Yield the paths of all files below a folder, relative to it. Raises RestError
+        for a name that could lead out of the folder.
+        """
         answer = send(self.tracking_uri, "GET", _FILES, params={"path": folder})
         _check_file(answer)
         for entry in _parsed(_Files, answer.json()).files:
-            if (
-                entry.path in ("", ".", "..")
-                or "/" in entry.path
-                or "\\" in entry.path
-                or "\0" in entry.path
-            ):
+            if entry.path in ("", ".", "..") or any(mark in entry.path for mark in "/\\\0"):
                 raise RestError(
                     f"MLflow's server lists a file with the name {entry.path!r}, which is not "
                     "allowed",
@@ -503,6 +496,9 @@ class MlflowRest:
         route: str,
         **options: Any,
     ) -> dict[str, Any]:
+        """Return the JSON object with which a server answers a request. Raises
+        RestError for an error or another content.
+        """
         _check_workspace(address, active_workspace())
         path = f"{_API}/{route}"
         document = checked_json(send(address, method, path, **options), path)

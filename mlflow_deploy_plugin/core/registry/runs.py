@@ -86,13 +86,8 @@ def log_run(
             tag_run(client, project_run, tags)
             log_content(client, project_run)
             return logged_run(client, project_run)
-        run_id = str(
-            client.create_run(
-                experiment_id(client),
-                run_name=name,
-                tags=dict(tags),
-            ).info.run_id,
-        )
+        run = client.create_run(experiment_id(client), run_name=name, tags=dict(tags))
+        run_id = str(run.info.run_id)
         try:
             log_content(client, run_id)
         except BaseException:
@@ -129,11 +124,8 @@ class ModelRun:
         with registry_errors(f"run {run_id}"), no_request_timeout:
             if not run_id:
                 tags = {EVALUATED_TAG: self.model_id}
-                run_id = client.create_run(
-                    self.experiment_id,
-                    run_name="evaluation",
-                    tags=tags,
-                ).info.run_id
+                run = client.create_run(self.experiment_id, run_name="evaluation", tags=tags)
+                run_id = run.info.run_id
                 client.set_terminated(run_id, "FINISHED")
             client.log_artifacts(run_id, str(folder), under)
             by_step: dict[int, list[tuple[str, float]]] = {}
@@ -219,9 +211,9 @@ def log_flavor(
         return Model.log(artifact_path=None, flavor=flavor, **options)
     options = {key: value for key, value in options.items() if key not in _OF_LOGGED_MODELS}
     with ExitStack() as stack:
-        run_id = (
-            run_id or (mlflow.active_run() or stack.enter_context(mlflow.start_run())).info.run_id
-        )
+        if not run_id:
+            run = mlflow.active_run() or stack.enter_context(mlflow.start_run())
+            run_id = run.info.run_id
         if path.partition("/")[0] in {file.path for file in client.list_artifacts(run_id)}:
             path += f"-{uuid4().hex[:8]}"
         info = Model._log_v2(
@@ -244,11 +236,8 @@ def log_flavor(
 
 def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
     experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
-    return LoggedRun(
-        run_id,
-        experiment.name,
-        mlflow_page(f"experiments/{experiment.experiment_id}/runs/{run_id}"),
-    )
+    page = mlflow_page(f"experiments/{experiment.experiment_id}/runs/{run_id}")
+    return LoggedRun(run_id, experiment.name, page)
 
 
 def mlflow_page(route: str) -> str:
@@ -302,17 +291,9 @@ def log_metrics(
     if model_id:
         with suppress(MlflowException):  # A model may come from another tracking server.
             logged_id = str(client.get_logged_model(model_id).model_id)
-    time = get_current_time_millis() if at_ms is None else at_ms
-    metrics = [
-        Metric(
-            key,
-            value,
-            time,
-            step,
-            model_id=logged_id,
-        )
-        for key, value in figures
-    ]
+    if at_ms is None:
+        at_ms = get_current_time_millis()
+    metrics = [Metric(key, value, at_ms, step, model_id=logged_id) for key, value in figures]
     for start in range(0, len(metrics), _MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
     if logged_id is not None:
@@ -325,10 +306,7 @@ def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> Non
     """
     from mlflow.entities import RunTag
 
-    client.log_batch(
-        run_id,
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def project_run_id() -> str | None:
@@ -409,6 +387,9 @@ class IdempotentRun:
         name: str,
         tags: Mapping[str, str],
     ) -> "tuple[Run, bool]":
+        """Return the run of the MLflow project, the primary run of this subject or a
+        new run, and True if the run is new.
+        """
         if (run_id := project_run_id()) is not None:
             return client.get_run(run_id), False
         experiment_id = get_or_create_experiment(client, self.experiment)
@@ -417,6 +398,7 @@ class IdempotentRun:
         return client.create_run(experiment_id, run_name=name, tags=dict(tags)), True
 
     def _primary(self, client: "MlflowClient", run: "Run") -> str:
+        """Return the id of the primary run, by default of `run`."""
         runs = self._runs(client, run.info.experiment_id)
         return project_run_id() or str((runs or [run])[0].info.run_id)
 

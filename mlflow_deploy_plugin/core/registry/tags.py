@@ -140,7 +140,7 @@ class GateStatus:
             f"its files differ from the files that the gate judged ({compared}); restore the "
             "judged files, or judge the version again with `onnxserve gate`"
         )
-        return GateStatus(False, "", reason, self.report)
+        return GateStatus(passed=False, state="", reason=reason, report=self.report)
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
@@ -160,7 +160,7 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
             f"its verdict ({state}) has no digest of the judged files; run `onnxserve {command}` "
             "again"
         )
-        return GateStatus(False, "", reason, report)
+        return GateStatus(passed=False, state="", reason=reason, report=report)
     return GateStatus(
         state in PASSED_STATES,
         state,

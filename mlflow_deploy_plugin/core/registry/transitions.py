@@ -83,18 +83,10 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     The steps are the gate run, the tags of its verdict, and the moves to the stage and
     to the archive.
     """
-    acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
-    for act in events:
-        if start := act.detail.get(STARTED_AT):
-            for version in (act.version, None):
-                acts[act.model, version].append((datetime.fromisoformat(start), act.at))
-    for spans in acts.values():
-        spans.sort()
-        starts, ends = zip(*spans, strict=True)
-        # The ends are cumulative maxima.
-        spans[:] = zip(starts, accumulate(ends, max), strict=True)
+    acts = _act_spans(events)
 
     def is_step(event: "AuditEvent") -> bool:
+        """Return True for a step within the span of a promotion or rollback."""
         if event.action not in _STEPS:
             return False
         version = None if event.after == "Archived" else event.version
@@ -103,6 +95,26 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
         return begun > 0 and event.at <= spans[begun - 1][1]
 
     return [event for event in events if not is_step(event)]
+
+
+def _act_spans(
+    events: "Sequence[AuditEvent]",
+) -> "Mapping[tuple[str, str | None], list[tuple[datetime, datetime]]]":
+    """Return the spans (start, end) of the promotions and rollbacks of a model and a
+    version (None: of all versions), sorted by start.
+
+    The end of a span is at least the end of each earlier span.
+    """
+    acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
+    for act in events:
+        if start := act.detail.get(STARTED_AT):
+            for version in (act.version, None):
+                acts[act.model, version].append((datetime.fromisoformat(start), act.at))
+    for spans in acts.values():
+        spans.sort()
+        latest_ends = accumulate((end for _, end in spans), max)
+        spans[:] = [(start, end) for (start, _), end in zip(spans, latest_ends, strict=True)]
+    return acts
 
 
 def event_as_json(event: "AuditEvent") -> str:
@@ -226,18 +238,15 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
-            if uri.kind == "stage" and error.error_code in (
-                "ENDPOINT_NOT_FOUND",
-                "NOT_IMPLEMENTED",
-            ):
+            code = error.error_code
+            if uri.kind == "stage" and code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
                 raise InvalidConfig(
                     f"{name} version {version} cannot be moved to {uri.place}, because MLflow at "
                     f"{registry_address()} has no stages: use an alias, such as @champion",
                 ) from None
-            if error.error_code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
+            if code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
                 raise
-            text = str(error)
-            reason = text.removeprefix(f"{error.error_code}: ")
+            reason = str(error).removeprefix(f"{code}: ")
             raise InvalidConfig(
                 f"MLflow refuses {uri.place} for {name} version {version}: {reason}",
             ) from None
@@ -268,6 +277,7 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
 
 
 def _selected(client: "MlflowClient", uri: ModelURI) -> "dict[str, ModelVersion]":
+    """Return the versions that the stage or tag of a URI selects, by number."""
     return {
         str(item.version): item for item in all_versions(client, uri.name) if selects(uri, item)
     }
@@ -332,10 +342,8 @@ def previous_in_registry(
         if str(item.version) != version and ROLLED_BACK_TAG not in item.tags
     ]
     if (lower := newest([item for item in candidates if selects(uri, item)])) is not None:
-        return PreviousVersion(
-            str(lower.version),
-            f"it is the next highest version in {uri.selector}",
-        )
+        source = f"it is the next highest version in {uri.selector}"
+        return PreviousVersion(str(lower.version), source)
     if archived := [item for item in candidates if item.current_stage == "Archived"]:
         last = max(
             archived,
@@ -350,9 +358,8 @@ def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = N
     version does not exist.
     """
     with registry_errors(f"model {name} version {version}"):
-        return (
-            ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
-        )
+        client = registry or registry_client()
+        return ROLLED_BACK_TAG in client.get_model_version(name, version).tags
 
 
 def rolled_back_refusal(

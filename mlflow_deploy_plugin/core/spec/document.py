@@ -147,23 +147,28 @@ def validate_spec(document: object) -> EndpointSpec:
     try:
         return EndpointSpec.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        if removal := removal_reason(where, first["input"]):
-            raise InvalidConfig(removal) from None
-        if first["type"] == "extra_forbidden":
-            fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
-            raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, fields)}") from None
-        context = first.get("ctx", {})
-        message = str(first["msg"]).removeprefix("Value error, ")
-        if first["type"] in _EXPECTED:
-            message = _EXPECTED[first["type"]].format(**context)
-        elif first["type"] == "string_pattern_mismatch":
-            message = PATTERNS_IN_WORDS.get(context["pattern"], message)
-        if not where:
-            raise InvalidConfig(message) from None
-        received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
-        raise InvalidConfig(f"{where}: {message}{received}") from None
+        raise InvalidConfig(_first_fault(error)) from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return the message about the first invalid field of a spec."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if removal := removal_reason(where, first["input"]):
+        return removal
+    if first["type"] == "extra_forbidden":
+        fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
+        return f"unknown field {where!r}{did_you_mean(where, fields)}"
+    context = first.get("ctx", {})
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] in _EXPECTED:
+        message = _EXPECTED[first["type"]].format(**context)
+    elif first["type"] == "string_pattern_mismatch":
+        message = PATTERNS_IN_WORDS.get(context["pattern"], message)
+    if not where:
+        return message
+    received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
+    return f"{where}: {message}{received}"
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
@@ -199,9 +204,8 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
 
 def _type_name(annotation: object) -> str:
     """Return the type of a field, e.g. `int`, or the allowed values, for help texts."""
-    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [
-        annotation,
-    ]
+    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)]
+    kinds = kinds or [annotation]
     if get_origin(kinds[0]) is Literal:
         kinds = list(get_args(kinds[0]))
     elif get_origin(kinds[0]) is Annotated:

@@ -91,6 +91,9 @@ def _checked_strengths(
 
 
 def _checked_strength(name: str, disturbance: Disturbance, strength: object) -> float:
+    """Return the strength as a number. Raises InvalidConfig if it is not a number, or
+    out of the range of the disturbance.
+    """
     number = math.nan
     if not isinstance(strength, bool) and isinstance(strength, Real):
         number = float(strength)

@@ -382,6 +382,9 @@ class MonitorSpec(SpecPart):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "MonitorSpec":
+        """Raise ValueError if the kind of the monitor needs another field or does not
+        accept a field, or if a field does not fit the length of the windows.
+        """
         if (
             not self.require
             and self.kind in MONITOR_METRICS
@@ -482,11 +485,8 @@ class MonitorSpec(SpecPart):
         if self.kind == "performance" and any(
             requirement.name not in REGRESSION for requirement in self.requirements
         ):
-            return (
-                max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0)
-                + REPEATED_WINDOWS
-                - 1
-            ) * every
+            label_windows = ceil(length_of(self.labels_within or "0s") / every)
+            return (max(label_windows - 1, 0) + REPEATED_WINDOWS - 1) * every
         return timedelta()
 
     @property

@@ -268,6 +268,7 @@ class ServerSpec(SpecPart):
 
     @model_validator(mode="after")
     def _go_together(self) -> "ServerSpec":
+        """Raise ValueError if a field needs another field, or two ports are equal."""
         if (self.certfile is None) != (self.keyfile is None):
             raise ValueError("certfile and keyfile must be set together")
         if self.ca_certs is not None and self.certfile is None:
@@ -288,6 +289,9 @@ class ServerSpec(SpecPart):
 
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
+        """Raise ValueError if the fields of a GPU do not fit the device, the providers
+        or the workers.
+        """
         fields = [
             f"provider_options.{name}"
             for name in self.provider_options.model_dump(exclude_defaults=True)
@@ -400,16 +404,17 @@ class CaptureSpec(SpecPart):
 
     @model_validator(mode="after")
     def _each_once(self) -> "CaptureSpec":
+        """Raise ValueError if a column is in drop and in mask, or the log reserves the
+        name of a key column.
+        """
         if both := sorted({*self.drop} & {*self.mask}):
             raise ValueError(f"{both[0]!r} is in drop and in mask: specify it only once")
-        if reserved := next(
-            (name for name in self.keys if name == "prediction" or name.startswith(_RESERVED)),
-            "",
-        ):
-            raise ValueError(
-                f"keys contains {reserved!r}, which the log reserves: a name other than "
-                "prediction is expected, without the prefix _ or output.",
-            )
+        for name in self.keys:
+            if name == "prediction" or name.startswith(_RESERVED):
+                raise ValueError(
+                    f"keys contains {name!r}, which the log reserves: a name other than "
+                    "prediction is expected, without the prefix _ or output.",
+                )
         return self
 
 
@@ -507,6 +512,7 @@ class KubernetesSpec(SpecPart):
 
     @model_validator(mode="after")
     def _go_together(self) -> "KubernetesSpec":
+        """Raise ValueError if a field needs another field, or excludes it."""
         if self.max_replicas is not None and not 0 < self.replicas < self.max_replicas:
             raise ValueError(
                 f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which "
@@ -585,6 +591,7 @@ class EndpointSpec(SpecPart):
 
     @model_validator(mode="after")
     def _logs_what_its_monitors_read(self) -> "EndpointSpec":
+        """Raise ValueError if a monitor reads a column or a period that the log lacks."""
         keep = self.capture.retention
         capture = self.capture
         for name, monitor in self.monitors.items():

@@ -157,7 +157,8 @@ class MmapCounters:
         self._used = self._used + len(entry)
         self._bytes[start : self._used] = entry
         self._bytes[: _HEADER.size] = _HEADER.pack(self._used)
-        slot = self._slots[key] = self._used // 8 - cells
+        slot = self._used // 8 - cells
+        self._slots[key] = slot
         return slot
 
     def _grow(self) -> None:
@@ -208,8 +209,10 @@ def read_families(
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)
-        if (family := families.get(name)) is None:
-            family = families[name] = MetricFamily(name, kind, text)
+        family = families.get(name)
+        if family is None:
+            family = MetricFamily(name, kind, text)
+            families[name] = family
         # Unrecorded values lack bounds.
         counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]
         if kind == "histogram":

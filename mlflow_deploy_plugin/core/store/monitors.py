@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Row, Select, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.orm import Session
@@ -372,26 +372,7 @@ class Monitors:
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             if window is not None:
-                of = {
-                    "endpoint": endpoint,
-                    "monitor": monitor,
-                    "start": window[0],
-                    "end": window[1],
-                    "state": "judged",
-                }
-                revisions = (
-                    select(MonitorWindowRow).filter_by(**of).order_by(MonitorWindowRow.id.desc())
-                )
-                judged = session.scalars(revisions.limit(1)).one()
-                accepted = dict.fromkeys(
-                    [
-                        *judged.evidence.get("accepted", ()),
-                        *baseline,
-                    ]
-                )
-                judged.evidence = {**judged.evidence, "accepted": [*accepted]}
-                if {*judged.evidence["alarms"]} <= {*accepted}:
-                    row.consecutive = 0
+                _accept_alarms(session, row, baseline, window)
             event = AuditEvent(
                 self._store.now(),
                 actor,
@@ -438,7 +419,8 @@ class Monitors:
                 ).one_or_none()
             if next_key is None:
                 return
-            yield (last := (next_key.endpoint, next_key.monitor))
+            last = (next_key.endpoint, next_key.monitor)
+            yield last
 
     def newest_of_each(
         self,
@@ -471,12 +453,38 @@ class Monitors:
 
     @contextmanager
     def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:
+        """Yield a transaction and the locked row of a monitor in it, which is created
+        if it is missing.
+        """
         with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
             row = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
             if row is None:
-                session.add(row := MonitorRow(endpoint=endpoint, monitor=monitor))
+                row = MonitorRow(endpoint=endpoint, monitor=monitor)
+                session.add(row)
                 session.flush()
             yield session, row
+
+
+def _accept_alarms(
+    session: Session,
+    row: MonitorRow,
+    columns: Iterable[str],
+    window: tuple[datetime, datetime],
+) -> None:
+    """Record in the last revision of a judged window (start and end) that its alarms of
+    these columns are accepted. If all its alarms are, no alarm is consecutive.
+    """
+    start, end = window
+    revisions = (
+        select(MonitorWindowRow)
+        .filter_by(endpoint=row.endpoint, monitor=row.monitor, start=start, end=end, state="judged")
+        .order_by(MonitorWindowRow.id.desc())
+    )
+    judged = session.scalars(revisions.limit(1)).one()
+    accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *columns])
+    judged.evidence = {**judged.evidence, "accepted": [*accepted]}
+    if {*judged.evidence["alarms"]} <= {*accepted}:
+        row.consecutive = 0
 
 
 def _finite(figure: object) -> object:
@@ -550,21 +558,22 @@ def read_counts(
                 value = _newest_figure(session, of_judged.limit(looked_back), figure)
             if value is not None:
                 figures[key] = value
+        counts = _count_windows(session)
         return StoreCounts(
-            judged,
-            newest,
-            figures,
-            *_count_windows(session),
-            _count_firing(session),
-            _count_retrainings(session),
+            judged=judged,
+            newest=newest,
+            figures=figures,
+            judged_windows=counts.judged_windows,
+            failures=counts.failures,
+            last_judged=counts.last_judged,
+            firing=_count_firing(session),
+            retrainings=_count_retrainings(session),
         )
 
 
 def _first(session: Session, windows: Select[MonitorWindowRow]) -> MonitorWindow | None:
-    return next(
-        iter(tables.read_rows(session, windows.limit(1), MonitorWindow)),
-        None,
-    )
+    rows = tables.read_rows(session, windows.limit(1), MonitorWindow)
+    return rows[0] if rows else None
 
 
 def _newest_figure(
@@ -580,10 +589,21 @@ def _newest_figure(
     return next((value for value in values if value is not None), None)
 
 
-def _count_windows(
-    session: Session,
-) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
-    """Return `judged_windows`, `failures` and `last_judged` of `StoreCounts`."""
+class _WindowCounts(NamedTuple):
+    """The counts of scheduled windows, including expired windows.
+
+    Attributes:
+        judged_windows: endpoint, monitor and verdict → number of judged windows.
+        failures: monitor → number of failed attempts.
+        last_judged: monitor → the time of its last verdict.
+    """
+
+    judged_windows: Counter[tuple[str, str, str]]
+    failures: Counter[MonitorKey]
+    last_judged: dict[MonitorKey, datetime]
+
+
+def _count_windows(session: Session) -> _WindowCounts:
     row = MonitorWindowRow
     groups = row.endpoint, row.monitor, row.state, row.verdict
     counted = (
@@ -619,7 +639,7 @@ def _count_windows(
         if group.state == "judged":
             judged[*key, group.verdict] += group.windows
             last[key] = max(last.get(key, group.updated_at), group.updated_at)
-    return judged, failures, last
+    return _WindowCounts(judged, failures, last)
 
 
 def _count_firing(session: Session) -> dict[MonitorKey, int]:

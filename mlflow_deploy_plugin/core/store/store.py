@@ -250,26 +250,21 @@ class Store:
                 before = audit.describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
             _delete_monitors(session, name, now)
-            live = (
-                select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
-            )
-            for rollout in session.scalars(live.with_for_update()):
-                rollout.state = _ABANDONED
-                rollout.reason = _DELETED
-                rollout.revision = rollout.revision + 1
-                rollout.updated_at = now
-                rollout.ended_at = now
-                detail = {"rollout": rollout.id, "state": _ABANDONED}
-                self._audit(
-                    session,
-                    "rollout.end",
-                    user,
-                    endpoint=name,
-                    why=_DELETED,
-                    detail=detail,
-                )
+            self._abandon_rollouts(session, name, now, user)
             self._audit(session, "delete", user, endpoint=name, before=before, why=why)
             return True
+
+    def _abandon_rollouts(self, session: Session, name: str, now: datetime, user: str) -> None:
+        """End the live rollouts of a deleted endpoint, with an event for each."""
+        live = select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
+        for rollout in session.scalars(live.with_for_update()):
+            rollout.state = _ABANDONED
+            rollout.reason = _DELETED
+            rollout.revision = rollout.revision + 1
+            rollout.updated_at = now
+            rollout.ended_at = now
+            detail = {"rollout": rollout.id, "state": _ABANDONED}
+            self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=detail)
 
     def clear_if_deleted(self, name: str) -> None:
         """Delete rows that other processes wrote for the endpoint's monitors after the
@@ -336,10 +331,9 @@ class Store:
         workers of MLflow's servers.
         """
         with self.transaction(alone_with=f"changes of {model}") as session:
-            row = session.get(RegistryChangeRow, model, with_for_update=True) or RegistryChangeRow(
-                model=model,
-                count=0,
-            )
+            row = session.get(RegistryChangeRow, model, with_for_update=True)
+            if row is None:
+                row = RegistryChangeRow(model=model, count=0)
             row.count = row.count + 1
             row.changed_at = self.shared_now()
             session.add(row)
@@ -516,14 +510,10 @@ class Store:
             with self.transaction() as session:
                 row = session.get(LeaseRow, name, with_for_update=True)
                 if row is None:
-                    session.add(row := LeaseRow(name=name))
-                else:
-                    current = row.token, row.renewals
-                    seen, since = self._leases_seen.get(name, (current, monotonic))
-                    since = since if seen == current else monotonic
-                    self._leases_seen[name] = current, since
-                    if monotonic - since < row.seconds:
-                        return None
+                    row = LeaseRow(name=name)
+                    session.add(row)
+                elif monotonic - self._unrenewed_since(row, monotonic) < row.seconds:
+                    return None
                 row.holder = holder
                 row.token = secrets.randbits(62)
                 row.renewals = 0
@@ -534,6 +524,17 @@ class Store:
                 return Lease(name, holder, row.token, seconds, monotonic + seconds)
         except IntegrityError:  # Another process has taken the lease at the same time.
             return None
+
+    def _unrenewed_since(self, row: LeaseRow, monotonic: float) -> float:
+        """Return the time of the monotonic clock since which this process has seen the
+        lease without a renewal. This view of the lease is remembered.
+        """
+        current = (row.token, row.renewals)
+        seen, since = self._leases_seen.get(row.name, (current, monotonic))
+        if seen != current:
+            since = monotonic
+        self._leases_seen[row.name] = (current, since)
+        return since
 
     def renew_lease(self, lease: Lease) -> Lease | None:
         """Return the lease, renewed for its duration from now; None if the lease was
@@ -635,6 +636,7 @@ class Store:
             return read_rows(session, query, kind)
 
     def _read_endpoints(self) -> Iterator[Endpoint | UnreadableEndpoint]:
+        """Yield all endpoints by name, with the reason for each unreadable spec."""
         with self.transaction(is_read_only=True) as session:
             deleted = _deleted_names(session)
             for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name)):
@@ -678,8 +680,8 @@ def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
             spec,
             row.created_at,
             row.updated_at,
-            since,
-            tuple(row.unapproved),
+            rows_since=since,
+            unapproved=tuple(row.unapproved),
         )
     except InvalidConfig as error:
         raise InvalidConfig(
@@ -700,8 +702,11 @@ def _read_spec(text: str) -> EndpointSpec:
     return spec
 
 
-def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
-    names = sorted({*known} - {""})
+def unknown_endpoint(name: str, endpoints: Iterable[str], otherwise: str = "") -> NotFound:
+    """Return the error that `endpoints` lacks the name, with a similar name.
+    `otherwise` ends the message.
+    """
+    names = sorted({*endpoints} - {""})
     if names:
         available = f"there are {join_names(names, name)}"
     else:

@@ -110,11 +110,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     mode = target.stat().st_mode if target.exists() else None
     # The kernel removes the bits of the umask from this mode.
     made_with = 0o666 if mode is None else mode & 0o777
-    with open(
-        temporary,
-        "xb",
-        opener=lambda name, flags: os.open(name, flags, made_with),
-    ) as file:
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, made_with)
+
+    with open(temporary, "xb", opener=opener) as file:
         try:
             yield file
             file.flush()
@@ -280,17 +280,7 @@ def _csv_lines(
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     for row in rows:
-        cells: dict[str, object] = {}
-        for name, value in row.items():
-            if isinstance(value, list):
-                parts = {f"{name}_{n}": item for n, item in enumerate(value)}
-            else:
-                parts = {name: value}
-            # Booleans and nested values are written as JSON, None as an empty field.
-            for part, cell in parts.items():
-                if isinstance(cell, bool | list | dict):
-                    cell = orjson.dumps(cell).decode()
-                cells[part] = cell
+        cells = _csv_cells(row)
         if not header:
             header.extend(cells)
             lines.writerow(header)
@@ -300,6 +290,22 @@ def _csv_lines(
             )
         lines.writerow(cells.values())
     return text.getvalue().encode()
+
+
+def _csv_cells(row: Mapping[str, object]) -> dict[str, object]:
+    """Return the cells of a row by column. A list has a column for each value. Booleans
+    and nested values become JSON; None is written as an empty field.
+    """
+    cells: dict[str, object] = {}
+    for name, value in row.items():
+        parts = {name: value}
+        if isinstance(value, list):
+            parts = {f"{name}_{n}": item for n, item in enumerate(value)}
+        for part, cell in parts.items():
+            if isinstance(cell, bool | list | dict):
+                cell = orjson.dumps(cell).decode()
+            cells[part] = cell
+    return cells
 
 
 @contextmanager
@@ -344,16 +350,12 @@ def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
         columns.append(values_of(column))
     rows = zip(*columns, strict=True)
     names = batch.schema.names
-    return [
-        orjson.dumps(
-            dict(zip(names, row, strict=True)),
-            default=_json_value,
-        )
-        for row in rows
-    ]
+    records = [dict(zip(names, row, strict=True)) for row in rows]
+    return [orjson.dumps(record, default=_json_value) for record in records]
 
 
 def _csv_type(kind: "pa.DataType") -> "pa.DataType":
+    """Return the type of a column in CSV: a text for times and nested values."""
     import pyarrow as pa
 
     is_plain = (
@@ -390,6 +392,9 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
 
 
 def _json_value(value: object) -> object:
+    """Return a value that JSON can represent: bytes in base64, and times and other
+    values as texts.
+    """
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, date | time):

@@ -49,13 +49,11 @@ _MAX_VALUES = 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
 _STREAMED = ("csv", "jsonl", "parquet")
 _CSV_TYPES = (
-    *(
-        pa.int64(),
-        pa.uint64(),
-        pa.float64(),
-        pa.bool_(),
-        pa.date32(),
-    ),
+    pa.int64(),
+    pa.uint64(),
+    pa.float64(),
+    pa.bool_(),
+    pa.date32(),
     *starmap(pa.timestamp, product(("us", "ns"), (None, "UTC"))),
 )
 """The types that a CSV column may have. The first type that fits is used; otherwise the
@@ -168,13 +166,8 @@ class RowStream:
                 read = self._csv_blocks if self._kind == "csv" else self._json_blocks
                 blocks = read(list(columns), self.schema)
             for block in blocks:
-                row = max(
-                    [
-                        row,
-                        *block.numbers[-1:],
-                        *(bad.number for bad in block.bad[-1:]),
-                    ]
-                )
+                bad_numbers = [bad.number for bad in block.bad[-1:]]
+                row = max([row, *block.numbers[-1:], *bad_numbers])
                 yield block
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(
@@ -194,31 +187,37 @@ class RowStream:
         position = self._header.position if self._header else self._file.size()
         first = 0
         while position < self._file.size():
-            self._file.seek(position)
-            content = self._file.read(_BLOCK_BYTES)
-            end = _whole_rows(content, position + len(content) == self._file.size())
-            try:
-                if end:
-                    table = self._csv_table(pa.py_buffer(content).slice(0, end), columns)
-                else:
-                    table = None
-            except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
-                table = None
-            # Arrow reads a blank line as a value if the file has only one column.
-            if table is None or (
-                len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()
-            ):
+            block = self._csv_table_block(position, first, columns, schema)
+            if block is None:
                 block = self._csv_records_block(position, first, columns)
-            else:
-                block = RowBlock(
-                    table,
-                    range(first, first + table.num_rows),
-                    (),
-                    position + end,
-                )
             position = block.position
             first += len(block.numbers) + len(block.bad)
             yield block
+
+    def _csv_table_block(
+        self,
+        position: int,
+        first: int,
+        columns: list[str],
+        schema: pa.Schema,
+    ) -> RowBlock | None:
+        """Return the whole rows of the next bytes from `position`, of which `first` is
+        the number of the first row; None if Arrow cannot read all of them.
+        """
+        self._file.seek(position)
+        content = self._file.read(_BLOCK_BYTES)
+        end = _whole_rows(content, position + len(content) == self._file.size())
+        if not end:
+            return None
+        try:
+            table = self._csv_table(pa.py_buffer(content).slice(0, end), columns)
+        except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
+            return None
+        # Arrow reads a blank line as a value if the file has only one column.
+        if len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py():
+            return None
+        numbers = range(first, first + table.num_rows)
+        return RowBlock(table, numbers, position=position + end)
 
     def _csv_table(self, content: pa.Buffer, columns: list[str]) -> pa.Table:
         """Read whole rows of CSV as texts; an empty field is null."""
@@ -240,12 +239,12 @@ class RowStream:
         )
 
     def _csv_records_block(self, position: int, first: int, columns: list[str]) -> RowBlock:
-        """Return the rows of one block of about `_BLOCK_BYTES`. Each row is checked
-        separately.
+        """Return the rows of one block of about `_BLOCK_BYTES` from `position`. `first`
+        is the number of the first row. Each row is checked separately.
         """
         names = self.schema.names
         positions = [names.index(name) for name in columns]
-        good: dict[int, bytes] = {}
+        valid_rows: dict[int, bytes] = {}
         bad: list[RejectedRow] = []
         with self._csv_records(position) as records:
             for number, record in enumerate(records, first):
@@ -253,23 +252,24 @@ class RowStream:
                     text = record.raw.decode(errors="replace").rstrip("\r\n")
                     bad.append(RejectedRow(number, why, text))
                 else:
-                    good[number] = record.raw
+                    valid_rows[number] = record.raw
                 if record.position >= _BLOCK_BYTES:
                     end = position + record.position
                     break
             else:
                 end = self._file.size()
-        if good:
-            table = self._csv_table(
-                pa.py_buffer(b"".join(good.values())),
-                columns,
-            )
+        if valid_rows:
+            content = pa.py_buffer(b"".join(valid_rows.values()))
+            table = self._csv_table(content, columns)
         else:
             table = self.schema.empty_table().select(columns)
-        return RowBlock(table, list(good), tuple(bad), end)
+        return RowBlock(table, list(valid_rows), tuple(bad), end)
 
     @contextmanager
     def _csv_records(self, position: int) -> Iterator[Iterator[CsvRecord]]:
+        """Yield the records of the CSV file from `position`. Until the block ends, a
+        value may have the size of a block.
+        """
         self._file.seek(position)
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
         # By default 128 kB per value, but Arrow has no such limit.
@@ -287,13 +287,8 @@ class RowStream:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            # Parse only lines that may contain a sought column. A backslash may hide
-            # its name.
             if block:
-                names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
-                lines = list(
-                    filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines),
-                )
+                lines = _lines_with(sought, lines)
             for name, value in _json_values(lines):
                 if not block or name in sought:
                     columns.setdefault(name, []).append(value)
@@ -346,19 +341,8 @@ class RowStream:
             numbers = range(first, first + len(lines))
             first = numbers.stop
             try:
-                content = b"\n".join(lines)
-                # Check first: Arrow accepts invalid UTF-8, and crashes if the first
-                # line is null.
-                content.decode()
-                if not all(line.lstrip().startswith(b"{") for line in lines):
-                    raise ValueError
-                reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
-                table = pyarrow.json.read_json(io.BytesIO(content), reading, options).select(
-                    columns,
-                )
-                if table.num_rows != len(lines):
-                    raise ValueError
-                block = RowBlock(table, numbers, (), self._file.tell())
+                table = _read_json_lines(lines, options).select(columns)
+                block = RowBlock(table, numbers, position=self._file.tell())
             except (pa.ArrowException, KeyError, ValueError):
                 block = self._json_records_block(numbers, lines, fields)
             yield block
@@ -377,16 +361,7 @@ class RowStream:
         bad = []
         for number, line in zip(numbers, lines, strict=True):
             try:
-                record = orjson.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError("it is not a JSON object")
-                for field in fields:
-                    if _is_changed(record.get(field.name), field.type):
-                        raise ValueError(
-                            f"column {field.name!r}: {record[field.name]!r} is not of type "
-                            f"{field.type}",
-                        )
-                parts.append(pa.Table.from_pylist([record], fields))
+                parts.append(pa.Table.from_pylist([_parse_record(line, fields)], fields))
                 row_numbers.append(number)
             except (pa.ArrowException, ValueError, TypeError) as error:
                 bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
@@ -435,12 +410,8 @@ class RowStream:
             table = pa.Table.from_batches([batch]).select(columns)
             numbers = range(first, first + len(batch))
             first = numbers.stop
-            yield RowBlock(
-                table,
-                numbers,
-                (),
-                int(self._file.size() * first / metadata.num_rows),
-            )
+            position = int(self._file.size() * first / metadata.num_rows)
+            yield RowBlock(table, numbers, position=position)
 
     def _repetitive_texts(self, names: Collection[str]) -> Iterator[str]:
         """Yield those of the columns `names` that contain texts with few bytes per
@@ -448,12 +419,10 @@ class RowStream:
         """
         metadata = self._parquet.metadata
         groups = row_groups(metadata)
+        text_types = (pa.string(), pa.large_string())
         for index, leaf in enumerate(metadata.schema):
             name = leaf.path
-            if name in names and self.schema.field(name).type in (
-                pa.string(),
-                pa.large_string(),
-            ):
+            if name in names and self.schema.field(name).type in text_types:
                 size = sum(group.column(index).total_uncompressed_size for group in groups)
                 if size < _TEXT_BYTES * metadata.num_rows:
                     yield name
@@ -461,6 +430,46 @@ class RowStream:
 
 def row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
     return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+
+
+def _lines_with(names: Iterable[str], lines: list[bytes]) -> list[bytes]:
+    """Return the lines of JSON that may have a value in one of these columns. A
+    backslash may hide the name of a column.
+    """
+    quoted = b"|".join(re.escape(orjson.dumps(name)) for name in names)
+    value = re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % quoted)
+    return [line for line in lines if value.search(line)]
+
+
+def _read_json_lines(lines: list[bytes], options: pyarrow.json.ParseOptions) -> pa.Table:
+    """Return a row per line of JSON. Raises ValueError or pyarrow.ArrowException if
+    Arrow cannot read a line.
+    """
+    content = b"\n".join(lines)
+    # Check first: Arrow accepts invalid UTF-8, and crashes if the first line is null.
+    content.decode()
+    if not all(line.lstrip().startswith(b"{") for line in lines):
+        raise ValueError
+    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
+    table = pyarrow.json.read_json(io.BytesIO(content), reading, options)
+    if table.num_rows != len(lines):
+        raise ValueError
+    return table
+
+
+def _parse_record(line: bytes, fields: pa.Schema) -> dict[str, object]:
+    """Return the JSON object of a line. Raises ValueError if it is not an object, or a
+    value is not of the type of its field.
+    """
+    record = orjson.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    for field in fields:
+        if _is_changed(record.get(field.name), field.type):
+            raise ValueError(
+                f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}",
+            )
+    return record
 
 
 def _are_null(values: Iterable[object]) -> bool:
@@ -499,8 +508,9 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
     """
     try:
         stream = open_csv(path)
-        if twice := [name for name, count in Counter(stream.schema.names).items() if count > 1]:
-            raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
+        for name, count in Counter(stream.schema.names).items():
+            if count > 1:
+                raise pa.ArrowInvalid(f"it has two columns named {name!r}")
         names = stream.schema.names[:most_columns]
         yield stream.schema.empty_table().select(names)
         for block in stream.blocks(names):
@@ -546,23 +556,18 @@ def group_tables(
 
 def typed_tables(
     tables: Sequence[pa.Table],
-    known: Mapping[str, pa.DataType],
+    types: Mapping[str, pa.DataType],
 ) -> list[pa.Table]:
     """Convert tables of texts to typed tables. A column has the same type in all
-    tables. A column has its `known` type if every text fits. Otherwise the type is
-    inferred: integer, float, boolean, date or time if every text fits. Numbers with a
-    leading zero (01234) remain text, because a number would lose the zero. In a column
-    that is not text, the texts that pandas reads as missing become null.
+    tables: its type in `types` if every text fits. Otherwise the type is inferred:
+    integer, float, boolean, date or time if every text fits. Numbers with a leading
+    zero (01234) remain text, because a number would lose the zero. In a column that is
+    not text, the texts that pandas reads as missing become null.
     """
     whole = pa.concat_tables(tables, promote_options="default")
-    values = {
-        name: _typed(
-            whole.column(name),
-            known.get(name),
-        )
-        for name in whole.column_names
-    }
-    typed = pa.table(values)
+    typed = pa.table(
+        {name: _typed(whole.column(name), types.get(name)) for name in whole.column_names},
+    )
     ends = np.cumsum([len(table) for table in tables]).tolist()
     return [
         typed.slice(end - len(table), len(table)).select(table.column_names)
@@ -570,30 +575,26 @@ def typed_tables(
     ]
 
 
-def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray:
-    """Return a column of texts as its known type, or as the first inferred type that
-    fits every text.
+def _typed(texts: pa.ChunkedArray, expected: pa.DataType | None) -> pa.ChunkedArray:
+    """Return a column of texts as its expected type, or as the first inferred type that
+    fits every text. `expected` is None if no type is known.
     """
-    if known is not None and pa.types.is_dictionary(known):
-        known = known.value_type
-    if known in (pa.string(), pa.large_string(), pa.string_view()):
+    if expected is not None and pa.types.is_dictionary(expected):
+        expected = expected.value_type
+    if expected in (pa.string(), pa.large_string(), pa.string_view()):
         return texts
     if texts.null_count == len(texts):
-        return pa.chunked_array([pa.nulls(len(texts), known)])
+        return pa.chunked_array([pa.nulls(len(texts), expected)])
     trimmed = pc.utf8_trim_whitespace(texts)
-    present = pc.if_else(
-        pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))),
-        None,
-        trimmed,
-    )
-    if known is not None:
-        values = _cast(present, known)
+    is_missing = pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS)))
+    present = pc.if_else(is_missing, None, trimmed)
+    if expected is not None:
+        values = _cast(present, expected)
         if values is not None:
             return values
-    if (
-        present.null_count == len(present)
-        or pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py()
-    ):
+    if present.null_count == len(present):
+        return texts
+    if pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py():
         return texts
     for kind in _CSV_TYPES:
         values = _cast(present, kind)
@@ -634,6 +635,7 @@ def _fixed_bytes(metadata: pq.FileMetaData) -> int:
 
 
 def _all_text_bytes(path: Path, metadata: pq.FileMetaData) -> int:
+    """Return the size in bytes of all texts of a Parquet file in memory."""
     leaves = map(metadata.schema.column, range(metadata.num_columns))
     texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
     if not texts:
@@ -705,12 +707,7 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
     # A mark at the edge of the content has no neighbour, so the index is clamped to the
     # mark itself.
     before = signs[np.maximum(marks[:count:2], 1) - 1]
-    after = signs[
-        np.minimum(
-            marks[1:count:2] + 1,
-            len(signs) - 1,
-        )
-    ]
+    after = signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
     if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all():
         return end
     return 0

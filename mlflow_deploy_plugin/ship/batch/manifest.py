@@ -81,19 +81,21 @@ def list_parts(
                 f"--input {input}: {parts[output].name} and {name} would both become {output}",
             )
         parts[output] = Part(
-            name,
-            uri,
-            output,
-            kind,
-            output_kind,
-            entry.size,
-            state_of(entry),
+            name=name,
+            uri=uri,
+            output=output,
+            input_format=kind,
+            output_format=output_kind,
+            size=entry.size,
+            state=state_of(entry),
         )
     return list(parts.values())
 
 
 def _input_files(input: str) -> list[tuple[str, str, fs.FileInfo]]:
-    """Return the URI, the name and the entry of each input file, sorted by name."""
+    """Return the URI, the name and the entry of each input file, sorted by name. Raises
+    InvalidConfig if there are no files, and OnnxserveError if they cannot be reached.
+    """
     location = locate_log(input, "--input")
     try:
         (root,) = location.filesystem.get_file_info([location.root])
@@ -145,15 +147,18 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
     if not location.is_local:
         return
     for folder, names, _ in os.walk(location.root, followlinks=True):
-        for path in (Path(folder, name) for name in names):
-            if path.is_symlink() and any(
-                parent.resolve().is_relative_to(path.resolve()) for parent in path.parents
-            ):
+        for name in names:
+            path = Path(folder, name)
+            if path.is_symlink() and _leads_to_parent(path):
                 relative = path.relative_to(location.root)
                 raise InvalidConfig(
                     f"--input {input}: {relative} is a link to one of its parent folders; remove "
                     "the link",
                 )
+
+
+def _leads_to_parent(link: Path) -> bool:
+    return any(parent.resolve().is_relative_to(link.resolve()) for parent in link.parents)
 
 
 class BatchOutput:
@@ -203,35 +208,49 @@ class BatchOutput:
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
         """Write the manifest, or continue an existing manifest. Return the finished
-        files. Raises like `run_batch`.
+        files.
+
+        With `restart`, the files of another batch are deleted. Raises AlreadyExists if
+        the output belongs to another batch, and OnnxserveError if it cannot be used.
         """
         # Convert tuples to lists for the comparison.
         manifest = orjson.loads(orjson.dumps(manifest))
         with self._errors_of_begin():
             files = {*_list_files(self._location)}
             previous = self._read_manifest() if MANIFEST in files else None
-            # Replace a local batch without output files: because of the lock, no other
-            # batch is running.
-            is_local = self._location.is_local
-            if previous and (restart or (is_local and not _outputs(previous) & files)):
+            if previous and (restart or self._is_replaceable(previous, files)):
                 self._delete(previous, files)
                 files = {*_list_files(self._location)}
                 previous = None
             if previous is None:
                 self._refuse_strange_files(files)
-            elif changed := _difference(previous, manifest, files):
-                raise AlreadyExists(
-                    f"--output {self.uri} was begun with {changed}; specify another folder, or "
-                    "use --restart to delete its files and start again",
-                )
+            else:
+                self._refuse_difference(previous, manifest, files)
             self._remove(_obsolete(files, _outputs(manifest)))
             if not previous or previous["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not previous)
         return files
 
+    def _is_replaceable(self, previous: Manifest, files: set[str]) -> bool:
+        """Return True for a local batch without output files: because of the lock, no
+        other batch is running.
+        """
+        return self._location.is_local and not _outputs(previous) & files
+
+    def _refuse_difference(self, previous: Manifest, manifest: Manifest, files: set[str]) -> None:
+        difference = _difference(previous, manifest, files)
+        if difference:
+            raise AlreadyExists(
+                f"--output {self.uri} was begun with {difference}; specify another folder, or "
+                "use --restart to delete its files and start again",
+            )
+
     @contextmanager
     def _errors_of_begin(self) -> Iterator[None]:
+        """Convert the errors of `begin` within the block to AlreadyExists or
+        OnnxserveError.
+        """
         try:
             yield
         except FileExistsError:
@@ -255,10 +274,13 @@ class BatchOutput:
         return manifest
 
     def _delete(self, previous: Manifest, files: set[str]) -> None:
+        """Delete the files of an earlier batch from the output."""
         rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
-        self._remove(rejected | files & {MANIFEST, SUCCESS, *_outputs(previous)})
+        written = files & {MANIFEST, SUCCESS, *_outputs(previous)}
+        self._remove(rejected | written)
 
     def _refuse_strange_files(self, files: set[str]) -> None:
+        """Raise AlreadyExists if the output has a file that is not from a batch."""
         # Ignore the lock and the files of a killed writer, whose names begin with a
         # dot.
         strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
@@ -306,10 +328,12 @@ def _model_difference(
     begun: dict[str, str],
     model: dict[str, str],
 ) -> str:
+    """Return how the model of an earlier batch differs from `model`, or ""."""
+    before = f"{begun['name']} {begun['version']}".strip()
+    now = f"{model['name']} {model['version']}".strip()
     for field in ("digest", "name", "version"):
         if begun.get(field) == model.get(field):
             continue
-        before, now = (f"{each['name']} {each['version']}".strip() for each in (begun, model))
         if before != now:
             return f"{before}, and {model['uri']} is now {now}"
         return f"other files of the model {before} (another {field})"
@@ -317,6 +341,7 @@ def _model_difference(
 
 
 def _option_difference(begun: Manifest, manifest: Manifest) -> str:
+    """Return the first option that differs, with both values, or ""."""
     for option in ("input", "keep", "on_error", "format", "input_format"):
         before = begun.get(option)
         now = manifest.get(option)
@@ -326,19 +351,21 @@ def _option_difference(begun: Manifest, manifest: Manifest) -> str:
 
 
 def _input_difference(begun: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return how the input files differ. A file may change until its predictions are
-    written.
+    """Return how the input files differ, or "". A file may change until its predictions
+    are written.
     """
     before = begun["parts"]
     now = manifest["parts"]
     for name in sorted({*before, *now}):
         entries = [parts[name] for parts in (before, now) if name in parts]
-        if before.get(name) != now.get(name) and any(part["output"] in files for part in entries):
-            if name not in before:
-                how = "is new"
-            elif name not in now:
-                how = "is gone"
-            else:
-                how = "has changed"
-            return f"other files of {begun['input']}: {name} {how}"
+        is_predicted = any(part["output"] in files for part in entries)
+        if before.get(name) == now.get(name) or not is_predicted:
+            continue
+        if name not in before:
+            how = "is new"
+        elif name not in now:
+            how = "is gone"
+        else:
+            how = "has changed"
+        return f"other files of {begun['input']}: {name} {how}"
     return ""

@@ -134,11 +134,13 @@ def state_of(entry: fs.FileInfo) -> str:
 def read_progress(path: Path) -> tuple[int, int]:
     """Return the numbers of predicted rows and input bytes of all parts in progress."""
     content = path.read_bytes()
-    read = list(_SLOT.iter_unpack(content[: len(content) // _SLOT.size * _SLOT.size]))
-    return sum(rows for rows, _ in read), sum(position for _, position in read)
+    complete_bytes = len(content) // _SLOT.size * _SLOT.size
+    slots = list(_SLOT.iter_unpack(content[:complete_bytes]))
+    return sum(rows for rows, _ in slots), sum(position for _, position in slots)
 
 
 def write_progress(path: str, slot: int, rows: int, position: int) -> None:
+    """Write the progress of one job to the file `path`, if it is not empty."""
     if path:
         with open(path, "r+b", buffering=0) as file:
             file.seek(slot * _SLOT.size)
@@ -226,6 +228,7 @@ class _PartRows:
             yield self._no_predictions(folders)
 
     def _blocks(self, folders: pa.Table) -> Iterator[RowBlock]:
+        """Yield the rows of the file with the columns of `folders`."""
         columns = _columns_to_read(self.job, self.model, self.stream, folders)
         # pandas converts a dictionary into a categorical column.
         dictionaries: set[str] = set()
@@ -235,6 +238,9 @@ class _PartRows:
             yield _with_folders(block, folders)
 
     def _reject(self, row: RejectedRow) -> None:
+        """Write a row to the file of rejected rows. Without `skip-row`, raise
+        InvalidRequest.
+        """
         if self.job.on_error != "skip-row":
             raise InvalidRequest(f"row {row.number} (from 0): {row.why}")
         line = {"row": row.number, "why": row.why, "content": row.content}
@@ -258,6 +264,9 @@ def _write_tables(
     groups: Iterator[list[pa.Table]],
     output: ExitStack,
 ) -> None:
+    """Write groups of tables to the output file of a part, which is complete when
+    `output` is closed. Raises OnnxserveError if the types of the outputs change.
+    """
     first = next(groups)
     schema = first[0].schema  # Only the first table shows the types of the outputs.
     file = output.enter_context(open_new(job.output, job.part.output))
@@ -274,6 +283,7 @@ def _write_tables(
 
 
 def _has_changed(job: PartJob, source: LogLocation) -> bool:
+    """Return True if the file of a part has changed since the batch began."""
     (entry,) = source.filesystem.get_file_info([source.root])
     if source.is_local:
         return state_of(entry) != job.part.state
@@ -340,9 +350,9 @@ def _columns_to_read(
     if missing_columns := model.schema.missing_columns(available):
         raise missing_columns
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
-    if len(set(read)) < len(read):
-        ((duplicated, _),) = Counter(read).most_common(1)
-        raise InvalidRequest(f"column {duplicated!r} is duplicated; rename one of the two")
+    for name, occurrences in Counter(read).most_common(1):
+        if occurrences > 1:
+            raise InvalidRequest(f"column {name!r} is duplicated; rename one of the two")
     if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
         fields = [field for field in columns if takes(model.schema, field.name, job.keep)]

@@ -85,6 +85,7 @@ def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes, bool], Any]
 
 
 def _load(folder: Path, device: Device, threads: int) -> "TableModel":
+    """Load the model of a folder. A pyfunc uses neither the device nor the threads."""
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return PyfuncTable(artifact)
@@ -119,7 +120,7 @@ class OnnxTable:
             run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
             outputs = self._model.run(run, self.artifact.prediction, first_row=start)
             predictions = arrow.prediction_table(self._model.prediction(outputs, of_table=True))
-            tables.append(_one_a_row(predictions, min(RUN_ROWS, table.num_rows - start)))
+            tables.append(_require_rows(predictions, min(RUN_ROWS, table.num_rows - start)))
         return tables
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
@@ -164,7 +165,7 @@ class PyfuncTable:
                 outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
         except OnnxserveError as error:  # Each error is about this row.
             raise InvalidRequest(error.message) from None
-        return _one_a_row(arrow.prediction_table(outputs), table.num_rows)
+        return _require_rows(arrow.prediction_table(outputs), table.num_rows)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
         """Return the `predictions` that a server would return for this body. Raises
@@ -222,24 +223,22 @@ def predict_block(
             inputs = typed(inputs, model.schema)
         outputs = model.predict(inputs)
     except (InvalidRequest, InferenceError) as error:
-        if len(block.numbers) == 1:
-            yield RejectedRow(
-                block.numbers[0],
-                without_row_number(error.message),
-                block.table.to_pylist()[0],
-            )
+        if len(block.numbers) > 1:
+            for part in _smaller_blocks(block):
+                yield from predict_block(model, part, keep, are_texts)
             return
-        rows = len(block.numbers)
-        step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
-        for start in range(0, rows, step):
-            yield from predict_block(
-                model,
-                block.part(start, min(rows, start + step)),
-                keep,
-                are_texts,
-            )
+        content = block.table.to_pylist()[0]
+        yield RejectedRow(block.numbers[0], without_row_number(error.message), content)
         return
     yield with_kept(block.table, keep, outputs)
+
+
+def _smaller_blocks(block: RowBlock) -> Iterator[RowBlock]:
+    """Yield the halves of a large block, or the rows of a small block."""
+    rows = len(block.numbers)
+    step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
+    for start in range(0, rows, step):
+        yield block.part(start, min(rows, start + step))
 
 
 def with_kept(
@@ -326,7 +325,10 @@ def _typed_column(
         raise SchemaMismatch(f"column {name!r} ({kind}): {first_line(error)}") from None
 
 
-def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
+def _require_rows(outputs: pa.Table, rows: int) -> pa.Table:
+    """Return the outputs. Raises OnnxserveError if they do not have this number of
+    rows.
+    """
     if outputs.num_rows != rows:
         raise OnnxserveError(
             f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be "

@@ -8,7 +8,7 @@ down), a monitor may name any column.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from urllib.parse import urlparse
@@ -57,25 +57,19 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or
     a training project is missing.
     """
-    fields = _expand_traffic(spec, config)
-    models = {
-        name: uri
-        for name, uri in fields.items()
-        if name.startswith("variants.") and name.endswith(".model")
-    }
-    changed = apply_config(
-        spec,
-        {
-            **fields,
-            **{name: absolute_model_uri(str(uri)) for name, uri in models.items()},
-        },
-    )
+    fields = {**_expand_traffic(spec, config)}
+    for name, value in fields.items():
+        if name.startswith("variants.") and name.endswith(".model"):
+            fields[name] = absolute_model_uri(str(value))
+    changed = apply_config(spec, fields)
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             load_time_zone(str(value))
     absolute: dict[str, str] = {}
     for name, monitor in changed.monitors.items():
-        absolute |= _absolute_paths(f"monitors.{name}.", monitor, config)
+        prefix = f"monitors.{name}."
+        _check_retraining(prefix, monitor, config)
+        absolute |= _absolute_paths(prefix, monitor, config)
     if absolute:
         return apply_config(changed, absolute)
     return changed
@@ -161,6 +155,9 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
 
 
 def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
+    """Return the field with the weight of a variant. Raises InvalidConfig if the
+    endpoint has no variant `name`, the variant is a shadow or the weight is empty.
+    """
     if name not in spec.variants:
         names = ", ".join(spec.variants) or "none yet"
         raise InvalidConfig(
@@ -213,17 +210,10 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
     which has another working folder.
     """
     absolute = {}
-    project_fields = tuple(
-        f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters")
-    )
-    retrain = monitor.retrain
-    if retrain is not None and _has_field(config, project_fields):
-        try:
-            check_project(retrain.project, retrain.entry_point, retrain.parameters)
-        except InvalidConfig as error:
-            raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
-        if (folder := _project_folder(retrain.project)) is not None:
-            absolute[project_fields[0]] = str(folder)
+    if monitor.retrain is not None and _sets_project(prefix, config):
+        folder = _project_folder(monitor.retrain.project)
+        if folder is not None:
+            absolute[f"{prefix}retrain.project"] = str(folder)
     uri = monitor.reference_value
     if (
         f"{prefix}reference" in config
@@ -232,6 +222,24 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
     ):
         absolute[f"{prefix}reference"] = f"dataset:{absolute_path(uri)}"
     return absolute
+
+
+def _sets_project(prefix: str, config: Config) -> bool:
+    """Return True if `config` sets the project of a monitor, its entry point or its
+    parameters.
+    """
+    names = ("project", "entry_point", "parameters")
+    return _has_field(config, tuple(f"{prefix}retrain.{name}" for name in names))
+
+
+def _check_retraining(prefix: str, monitor: MonitorSpec, config: Config) -> None:
+    """Raise InvalidConfig if the project that `config` sets for a monitor is bad."""
+    retrain = monitor.retrain
+    if retrain is not None and _sets_project(prefix, config):
+        try:
+            check_project(retrain.project, retrain.entry_point, retrain.parameters)
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
 
 
 def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
@@ -261,8 +269,14 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
             f"entry_point: the project {folder} has no entry point {entry_point!r}; it has "
             f"{entry_points}",
         )
-    declared = entries[entry_point]
     where = f"entry point {entry_point!r} of the project {folder}"
+    _check_parameters(where, entries[entry_point], parameters)
+
+
+def _check_parameters(where: str, declared: Json, parameters: Mapping[str, object]) -> None:
+    """Raise InvalidConfig if a parameter is not declared, or a declared parameter has
+    no value. `where` names the entry point for messages.
+    """
     # MLflow passes undeclared parameters to the command, which fails after the rows
     # were collected.
     for name in parameters:
@@ -280,7 +294,9 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
 
 
 def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
-    """Return the columns that the endpoint's variants log; None if they are unknown."""
+    """Return the columns that the endpoint's variants log; None if they are unknown.
+    `progress` receives the reason if they cannot be read.
+    """
     logged: list[LoggedColumns] = []
     for name, variant in spec.variants.items():
         try:
@@ -310,13 +326,10 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
     """
     required = [requirement for requirement in monitor.requirements if requirement.argument]
     if monitor.kind == "shadow" and spec.variants:
+        expected = f"it has {', '.join(spec.variants)}"
         for item in required:
             if item.argument not in spec.variants:
-                hint = did_you_mean(
-                    item.argument,
-                    spec.variants,
-                    f"it has {', '.join(spec.variants)}",
-                )
+                hint = did_you_mean(item.argument, spec.variants, expected)
                 raise InvalidConfig(
                     f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}",
                 )
@@ -328,24 +341,31 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
         )
     if columns is None:
         return
-    places = [("columns: ", name) for name in monitor.columns]
-    places += [("segment_by: ", name) for name in monitor.segment_by]
-    if monitor.kind == "data_quality":
-        places += [
-            (f"require: {requirement.text}: ", requirement.argument) for requirement in required
-        ]
-    if monitor.sample is not None and monitor.sample.stratify is not None:
-        places.append(("retrain.sample.stratify: ", monitor.sample.stratify))
-    for where, name in places:
+    for where, name in _column_references(monitor):
         may_be_answer = columns.outputs is None and _is_answer(name)
         if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):
             hint = did_you_mean(name, columns.all, f"it has {join_names(columns.all)}")
             raise InvalidConfig(f"{where}the model has no column {name!r}{hint}")
 
 
+def _column_references(monitor: MonitorSpec) -> Iterator[tuple[str, str]]:
+    """Yield each column that a monitor names, after the beginning of its messages."""
+    for name in monitor.columns:
+        yield "columns: ", name
+    for name in monitor.segment_by:
+        yield "segment_by: ", name
+    if monitor.kind == "data_quality":
+        for requirement in monitor.requirements:
+            if requirement.argument:
+                yield f"require: {requirement.text}: ", requirement.argument
+    if monitor.sample is not None and monitor.sample.stratify is not None:
+        yield "retrain.sample.stratify: ", monitor.sample.stratify
+
+
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     """Check that the dataset has every judged column, because a missing column would
-    count as drift in every window.
+    count as drift in every window. Raises InvalidConfig if it lacks one or cannot be
+    read, and RegistryUnavailable.
     """
     # No other command of deployments needs pyarrow.
     from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
@@ -356,21 +376,13 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         raise
     except OnnxserveError as error:
         raise InvalidConfig(f"reference: {error.message}") from None
-    judged: Sequence[str] = monitor.columns
-    if not judged and columns is not None:
-        if monitor.kind == "prediction_drift":
-            judged = columns.outputs or ()
-        else:
-            judged = columns.all
+    judged = _judged_columns(monitor, columns)
     missing = [name for name in judged if not _is_among(name, present)]
     if not missing:
         return
     uri = monitor.reference
-    if (
-        all(_is_answer(name) for name in missing)
-        and monitor.kind != "prediction_drift"
-        and columns is not None
-    ):
+    lacks_only_answers = all(map(_is_answer, missing))
+    if lacks_only_answers and monitor.kind != "prediction_drift" and columns is not None:
         remaining = [name for name in (monitor.columns or columns.inputs) if name not in missing]
         raise InvalidConfig(
             f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: "
@@ -381,6 +393,15 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         f"reference: {uri} has no column {join_names(missing)} for the comparison; it has "
         f"{join_names(present)}",
     )
+
+
+def _judged_columns(monitor: MonitorSpec, columns: LoggedColumns | None) -> Sequence[str]:
+    """Return the columns that a monitor compares; empty if they are unknown."""
+    if monitor.columns or columns is None:
+        return monitor.columns
+    if monitor.kind == "prediction_drift":
+        return columns.outputs or ()
+    return columns.all
 
 
 def _is_among(name: str, columns: Sequence[str]) -> bool:
@@ -410,6 +431,9 @@ def _project_folder(project: str) -> Path | None:
 
 
 def _entry_points(folder: Path) -> dict[str, Json]:
+    """Return entry point → its declared parameters; empty without a file MLproject.
+    Raises InvalidConfig if the file cannot be read.
+    """
     try:
         document = yaml.safe_load((folder / _MLPROJECT).read_text())
     except FileNotFoundError:
@@ -425,6 +449,7 @@ def _entry_points(folder: Path) -> dict[str, Json]:
 
 
 def _field(document: object, name: str) -> Json:
+    """Return the mapping in a field of a document; empty if there is none."""
     value = document.get(name) if isinstance(document, dict) else None
     if not isinstance(value, dict):
         return {}

@@ -82,7 +82,7 @@ class LabelMasking:
                     feedback.label,
                     received_us,
                     segment,
-                    entry.number,
+                    offset=entry.number,
                 ),
             )
         return labels_table(labels)
@@ -150,22 +150,16 @@ def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> La
     """
     stored = deployments.store.endpoint(endpoint)
     if stored is None:
-        return LabelSink(
-            log,
-            endpoint,
-            "",
-            _masking_without_spec(deployments.settings, log, endpoint),
-        )
+        masking = _masking_without_spec(deployments.settings, log, endpoint)
+        return LabelSink(log, endpoint, url="", masking=masking)
     key = deployments.settings.state_dir(endpoint) / MASK_KEY
     capture = stored.spec.capture
-    mask_key = key if key.exists() else None
-    masking = LabelMasking(frozenset(capture.mask), mask_key)
     return LabelSink(
         log,
         endpoint,
-        deployments.get_endpoint(endpoint).observation.url,
-        masking,
-        capture.keys,
+        url=deployments.get_endpoint(endpoint).observation.url,
+        masking=LabelMasking(frozenset(capture.mask), key if key.exists() else None),
+        keys=capture.keys,
     )
 
 
@@ -230,14 +224,8 @@ def check_key_columns(
     hours = log.hours(endpoint)
     if not key or not hours:
         return frozenset()
-    schema = view_schema(
-        log,
-        View(
-            endpoint,
-            TimeRange(hours[-1].start, hours[-1].end),
-            labels=False,
-        ),
-    )
+    newest_hour = TimeRange(hours[-1].start, hours[-1].end)
+    schema = view_schema(log, View(endpoint, newest_hour, labels=False))
     if not set(key) <= set(schema.names):
         schema = view_schema(log, View(endpoint, labels=False))
     columns = schema.names
@@ -273,11 +261,8 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
     keys = {key.read_bytes(): key for key in key_files if key.exists()}
     if len(keys) > 1:
         files = " and ".join(sorted(map(str, keys.values())))
-        return LabelMasking(
-            columns,
-            None,
-            f"is masked in the log, and several keys are possible: {files}",
-        )
+        refusal = f"is masked in the log, and several keys are possible: {files}"
+        return LabelMasking(columns, None, refusal)
     return LabelMasking(columns, next(iter(keys.values()), None))
 
 
@@ -327,23 +312,16 @@ def _post_labels(
         post(session, url, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
     except (InvalidRequest, BodyTooLarge) as error:
         if len(entries) == 1:
-            return [
-                BadRow(
-                    entries[0].place,
-                    error.message,
-                    _feedback_document(entries[0]),
-                )
-            ]
+            document = _feedback_document(entries[0])
+            return [BadRow(entries[0].place, error.message, document)]
         middle = len(entries) // 2
-        return _post_labels(session, url, entries[:middle]) + _post_labels(
-            session,
-            url,
-            entries[middle:],
-        )
+        refused = _post_labels(session, url, entries[:middle])
+        return refused + _post_labels(session, url, entries[middle:])
     return []
 
 
 def _feedback_document(entry: LabelEntry) -> dict[str, object]:
+    """Return a label in the format of the server's route `/feedback`."""
     feedback = entry.feedback
     if feedback.key is not None:
         return {"key": feedback.key, "label": feedback.label}

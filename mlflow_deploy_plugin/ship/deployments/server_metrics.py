@@ -141,13 +141,11 @@ class ServerMetrics:
         """Return the counters of one endpoint. Equal versions of different models of a
         variant are summed.
         """
-        summed: dict[tuple[str, str], VersionCounters] = {}
+        summed: defaultdict[tuple[str, str], VersionCounters] = defaultdict(VersionCounters)
         for (of_endpoint, variant, _, version), counters in self.counters.items():
             if of_endpoint == endpoint:
-                summed[variant, version] = summed.get((variant, version), VersionCounters()).plus(
-                    counters,
-                )
-        return summed
+                summed[variant, version] = summed[variant, version].plus(counters)
+        return dict(summed)
 
     def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
         """Return the model's versions that have answered for this variant, the version
@@ -198,8 +196,10 @@ def fetch_page(
     timeout_seconds: float,
     deployments: Path | None = None,
 ) -> bytes | Refused:
-    """Return a page of a server, or the reason why it is unreadable. `deployments` is
-    as in `ServerSession`.
+    """Return a page of a server, or the reason why it is unreadable.
+
+    `deployments` is the folder with the state folders of this machine's servers, whose
+    keys the request may use; None is the folder of the settings.
     """
     try:
         with ServerSession(deployments) as session:
@@ -218,8 +218,13 @@ def read_page(
     page: bytes | Refused,
     parse: Callable[[bytes], ParsedT],
 ) -> ParsedT | Refused:
+    """Return the result of `parse` for a page, or the reason why the page is missing or
+    unreadable.
+    """
+    if isinstance(page, Refused):
+        return page
     try:
-        return page if isinstance(page, Refused) else parse(page)
+        return parse(page)
     except ValueError:
         return Refused("the metrics of the server cannot be read")
 
@@ -287,7 +292,8 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     try:
         documents = [orjson.loads(line) for line in lines.splitlines()]
         bounds = sorted({math.inf, *_finite_bounds(documents)})
-        for interval in (_interval(document, bounds) for document in documents):
+        for document in documents:
+            interval = _interval(document, bounds)
             while intervals and intervals[-1].at >= interval.at:
                 intervals.pop()
             intervals.append(interval)
@@ -321,7 +327,13 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
     seconds = float(document["seconds"])
     if not (0 < at < _LATEST and seconds > 0):
         raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
-    return CountedInterval(at, seconds, counters, document["rows"], float(document["labels"]))
+    return CountedInterval(
+        at,
+        seconds,
+        counters,
+        rows=document["rows"],
+        labels=float(document["labels"]),
+    )
 
 
 def _durations(document: Json, bounds: Sequence[float]) -> dict[_Version, dict[float, float]]:
@@ -335,6 +347,9 @@ def _durations(document: Json, bounds: Sequence[float]) -> dict[_Version, dict[f
 
 
 def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
+    """Add requests with a status to the counters of a version, except requests whose
+    client has disconnected.
+    """
     if status != _CALLER_LEFT:
         sums["requests"] += requests
         if not status.startswith("2"):

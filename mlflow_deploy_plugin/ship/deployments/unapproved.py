@@ -154,6 +154,9 @@ def lacking_approval(
 
 
 def _lacking(model_uri: str, model: str, version: str, policy: "GatePolicy") -> LackingApproval:
+    """Return the missing approval of a model under a policy. `version` is empty if the
+    URI does not fix the version.
+    """
     places = tuple(map(str, policy.gated_places))
     return LackingApproval(model_uri, model, version, places, policy.unapproved)
 
@@ -278,15 +281,12 @@ def require_rollout(
     lacking = lacking_approval(model_uri, replaced)
     if lacking is None:
         return ""
-    if (
-        max(steps) > lacking.share
-        or len(steps) * seconds > lacking.seconds
-        or lacking.limit is None
-    ):
+    shortest_seconds = len(steps) * seconds
+    is_permitted = max(steps) <= lacking.share and shortest_seconds <= lacking.seconds
+    if not is_permitted or lacking.limit is None:
         shares = ", ".join(f"{step} %" for step in steps)
-        raise lacking.refusal(
-            f"a rollout of {shares} in at least {timedelta(seconds=len(steps) * seconds)}",
-        )
+        shortest = timedelta(seconds=shortest_seconds)
+        raise lacking.refusal(f"a rollout of {shares} in at least {shortest}")
     return (
         f"without an approval, which the policy permits for {lacking.share:g} % and "
         f"{lacking.limit.length}"
@@ -300,17 +300,17 @@ def has_answered(store: Store, endpoint: str, model_uri: str) -> bool:
     Changes that failed and were undone, and an earlier endpoint of this name, do not
     count.
     """
-    answered: list[bool] = []
+    answered_by_change: list[bool] = []
     for event in store.events(endpoint):
         if event.action == "create":
-            answered = []
+            answered_by_change = []
         if event.detail.get("undone"):
-            answered = answered[:-1]
+            answered_by_change = answered_by_change[:-1]
         elif text := event.detail.get("spec"):
             (spec,) = load_stored_specs(text)
             lacking = {entry["model_uri"] for entry in event.detail.get(UNAPPROVED, ())}
-            answered.append(model_uri in _shares(spec).keys() - lacking)
-    return any(answered)
+            answered_by_change.append(model_uri in _shares(spec).keys() - lacking)
+    return any(answered_by_change)
 
 
 def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
@@ -355,20 +355,21 @@ def _permitted(
     if share > lacking.share or now >= until:
         began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
         raise lacking.refusal(f"{share:g} % of the requests of endpoint {endpoint!r}{began}")
-    since_text = since.isoformat()
-    until_text = until.isoformat()
     return UnapprovedAnswer(
-        lacking.model_uri,
-        lacking.model,
-        lacking.version,
-        lacking.places,
-        share,
-        since_text,
-        until_text,
+        model_uri=lacking.model_uri,
+        model=lacking.model,
+        version=lacking.version,
+        places=lacking.places,
+        share=share,
+        since=since.isoformat(),
+        until=until.isoformat(),
     )
 
 
 def _earlier_starts(store: Store, endpoint: str, lacking: LackingApproval) -> Iterator[datetime]:
+    """Yield the times since which the version has answered without an approval, from
+    the audit trail of the endpoint.
+    """
     for event in store.events(endpoint):
         for entry in event.detail.get(UNAPPROVED, ()):
             if (entry["model"], entry["version"]) == (lacking.model, lacking.version):

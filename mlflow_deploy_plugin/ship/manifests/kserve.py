@@ -9,6 +9,7 @@ https://kserve.github.io/website/docs/concepts/resources describes the objects.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import dump_spec
@@ -46,44 +47,62 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         raise InvalidConfig(
             "kubernetes.host: KServe creates host names and gateways; remove this field",
         )
-    served, stored, canary = _stored_by_kserve(spec)
+    models = _place_models(spec)
     visibility = {}
     if spec.server.is_open:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
-    kubernetes = spec.kubernetes
-    model: Document = {
-        "modelFormat": {"name": _FORMAT},
-        "runtime": spec.name,
-        "protocolVersion": "v2",
-        **stored,
-    }
-    predictor: Document = {}
-    if kubernetes.replicas:
-        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
-    predictor["model"] = model
-    if kubernetes.max_replicas is not None:
-        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
-        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
-    predictor |= canary
-    if kubernetes.service_account is not None:
-        predictor["serviceAccountName"] = kubernetes.service_account
     document = partial(make_document, spec.name, place)
     documents = [
-        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(served))}),
+        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(models.served))}),
         document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
         document(
             "serving.kserve.io/v1beta1",
             "InferenceService",
             visibility,
-            spec={"predictor": predictor},
+            spec={"predictor": _predictor(spec, models)},
         ),
     ]
     return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
 
 
-def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Document]:
-    """Return the spec for the server, the field with the model, and the field with the
-    canary's share.
+class _Models(NamedTuple):
+    """The models of an endpoint in KServe.
+
+    Attributes:
+        served: the spec for the server.
+        storage: the field with the model that KServe copies; empty if the server loads
+            the models.
+        canary: the field with the canary's share; empty without a canary.
+    """
+
+    served: EndpointSpec
+    storage: Document
+    canary: Document
+
+
+def _predictor(spec: EndpointSpec, models: _Models) -> Document:
+    """Return the predictor of the InferenceService, with its model and its pods."""
+    kubernetes = spec.kubernetes
+    predictor: Document = {}
+    if kubernetes.replicas:
+        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
+    predictor["model"] = {
+        "modelFormat": {"name": _FORMAT},
+        "runtime": spec.name,
+        "protocolVersion": "v2",
+        **models.storage,
+    }
+    if kubernetes.max_replicas is not None:
+        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
+        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
+    predictor |= models.canary
+    if kubernetes.service_account is not None:
+        predictor["serviceAccountName"] = kubernetes.service_account
+    return predictor
+
+
+def _place_models(spec: EndpointSpec) -> _Models:
+    """Decide whether KServe copies the models.
 
     If the models of both variants have storage addresses, the variant with the smaller
     weight is the canary.
@@ -96,17 +115,18 @@ def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Docum
         or spec.sticky is not None
         or len(variants) > 2
     ):
-        return spec, {}, {}
+        return _Models(spec, {}, {})
     name, newest = min(
         reversed(spec.variants.items()),
         key=lambda item: item[1].weight,
     )
     in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
     served = spec.model_copy(update={"variants": {name: in_pod}})
-    if len(variants) == 1:
-        return served, {"storageUri": newest.model}, {}
-    share = round(100 * newest.weight / sum(variant.weight for variant in variants))
-    return served, {"storageUri": newest.model}, {"canaryTrafficPercent": share}
+    canary = {}
+    if len(variants) > 1:
+        total = sum(variant.weight for variant in variants)
+        canary = {"canaryTrafficPercent": round(100 * newest.weight / total)}
+    return _Models(served, {"storageUri": newest.model}, canary)
 
 
 def _runtime(spec: EndpointSpec, place: Place) -> Document:

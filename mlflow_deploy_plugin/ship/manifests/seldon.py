@@ -37,32 +37,40 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     _check(spec)
     documents: list[Document] = []
     predictors: list[Document] = []
-    shares = _shares(spec)
-    for name, variant in spec.variants.items():
-        configured = f"{spec.name}-{name}"
+    for name, share in _shares(spec).items():
+        variant = spec.variants[name]
         single = variant.model_copy(update={"weight": 100, "shadow": False})
         served = spec.model_copy(update={"variants": {name: single}})
         data = {SPEC_FILE: dump_spec(spec_of_pod(served))}
-        documents.append(make_document(configured, place, "v1", "ConfigMap", data=data))
-        predictor: Document = {
-            "name": name,
-            # The server itself provides V2, metrics and capture.
-            "annotations": {"seldon.io/no-engine": "true"},
-            "graph": {"name": spec.name, "type": "MODEL", "children": []},
-            "componentSpecs": [_component(spec, place, configured)],
-        }
-        if spec.kubernetes.replicas:
-            predictor["replicas"] = spec.kubernetes.replicas
-        predictor["traffic"] = shares[name]
-        if variant.shadow:
-            predictor["shadow"] = True
-        predictors.append(predictor)
+        config_map = f"{spec.name}-{name}"
+        documents.append(make_document(config_map, place, "v1", "ConfigMap", data=data))
+        component = _component(spec, place, config_map)
+        predictors.append(_predictor(spec, name, share, component))
     deployed = {"name": spec.name, "protocol": "v2", "transport": "rest", "predictors": predictors}
     api_version = "machinelearning.seldon.io/v1"
     documents.append(
         make_document(spec.name, place, api_version, "SeldonDeployment", spec=deployed),
     )
     return {f"{spec.name}.seldon.yaml": dump_documents(documents)}
+
+
+def _predictor(spec: EndpointSpec, name: str, share: int, component: Document) -> Document:
+    """Return the predictor of the variant `name`, which gets `share` percent of the
+    traffic. `component` describes its pods.
+    """
+    predictor: Document = {
+        "name": name,
+        # The server itself provides V2, metrics and capture.
+        "annotations": {"seldon.io/no-engine": "true"},
+        "graph": {"name": spec.name, "type": "MODEL", "children": []},
+        "componentSpecs": [component],
+    }
+    if spec.kubernetes.replicas:
+        predictor["replicas"] = spec.kubernetes.replicas
+    predictor["traffic"] = share
+    if spec.variants[name].shadow:
+        predictor["shadow"] = True
+    return predictor
 
 
 def _check(spec: EndpointSpec) -> None:
@@ -88,8 +96,8 @@ def _check(spec: EndpointSpec) -> None:
         )
 
 
-def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
-    """Return the pod and the autoscaler of a predictor. `configured` is the name of the
+def _component(spec: EndpointSpec, place: Place, config_map: str) -> Document:
+    """Return the pod and the autoscaler of a predictor. `config_map` is the name of the
     ConfigMap with its spec.
     """
     pod = {name: value for name, value in pod_of(spec, place).items() if name not in _NOT_OF_PODS}
@@ -97,7 +105,7 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
     # The node of the graph must have the same name.
     pod["containers"] = [{**container, "name": spec.name}]
     pod["volumes"] = [
-        {"name": "spec", "configMap": {"name": configured}},
+        {"name": "spec", "configMap": {"name": config_map}},
         *pod["volumes"][1:],
     ]
     if spec.kubernetes.service_account is not None:

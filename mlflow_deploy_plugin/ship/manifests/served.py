@@ -144,9 +144,8 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
 
 def tls_files(spec: EndpointSpec) -> dict[str, str]:
     """Return the files of the server's TLS: field of `server` → value."""
-    return {
-        field: value for field in TLS_FILES if (value := getattr(spec.server, field)) is not None
-    }
+    files = {field: getattr(spec.server, field) for field in TLS_FILES}
+    return {field: value for field, value in files.items() if value is not None}
 
 
 def with_tls_folder(spec: EndpointSpec, folder: str) -> EndpointSpec:
@@ -168,6 +167,7 @@ def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
 
 
 def asks_mlflow(spec: EndpointSpec) -> bool:
+    """Return True if the server needs MLflow to find or to fetch a model."""
     return any(
         parse_model_uri(variant.model).kind not in ("path", "remote")
         for variant in spec.variants.values()
@@ -214,16 +214,13 @@ def local_files(spec: EndpointSpec) -> list[str]:
         for name, variant in spec.variants.items()
     }
     paths = {name: uri.name for name, uri in models.items() if uri.kind == "path"}
-    paths |= {
-        f"server.{name}": path
-        for name in ("certfile", "keyfile", "ca_certs")
-        if (path := getattr(spec.server, name))
-    }
-    paths |= {
-        f"container.secret_files.{name}": path for name, path in spec.container.secret_files.items()
-    }
-    if relative := [name for name, path in paths.items() if not path.startswith("/")]:
-        raise InvalidConfig(
-            f"{relative[0]}: an absolute path is expected, not {paths[relative[0]]!r}",
-        )
+    for name in ("certfile", "keyfile", "ca_certs"):
+        file = getattr(spec.server, name)
+        if file:
+            paths[f"server.{name}"] = file
+    for name, file in spec.container.secret_files.items():
+        paths[f"container.secret_files.{name}"] = file
+    for name, path in paths.items():
+        if not path.startswith("/"):
+            raise InvalidConfig(f"{name}: an absolute path is expected, not {path!r}")
     return list(paths.values())

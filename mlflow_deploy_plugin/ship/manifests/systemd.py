@@ -130,6 +130,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _check(spec: EndpointSpec) -> None:
+    """Raise InvalidConfig if a field is only for containers, or the endpoint would be
+    open without auth.
+    """
     if spec.container.image is not None:
         raise InvalidConfig(
             f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this "
@@ -163,7 +166,8 @@ def _environment(
     environment = environment_of(spec, place)
     environment |= {name: f"{folder}/{name}" for name in container.secret_files}
     for name, value in environment.items():
-        yield f"Environment={_quoted(f'{name}={value}')}"
+        assignment = f"{name}={value}"
+        yield f"Environment={_quoted(assignment)}"
     if container.secrets:
         yield "Environment=ONNXSERVE_SECRETS=%d"
     credentials = {name: _plain(path) for name, path in container.secrets.items()}

@@ -64,13 +64,8 @@ def random_times(rate: float, seconds: float, seed: int) -> Times:
     """Return the sorted times [N] of independent callers (a Poisson process): `rate`
     per second, at least one time.
     """
-    return np.sort(
-        np.random.default_rng(seed).uniform(
-            0,
-            seconds,
-            max(1, round(rate * seconds)),
-        )
-    )
+    count = max(1, round(rate * seconds))
+    return np.sort(np.random.default_rng(seed).uniform(0, seconds, count))
 
 
 def open_loop(
@@ -144,6 +139,7 @@ class _Client:
             await asyncio.sleep(0)
 
     def error(self) -> str:
+        """Return the first wrong or missing answer; empty if all answers are right."""
         if self._wrong:
             head, _, body = self._wrong[0].decode(errors="replace").partition("\r\n\r\n")
             return f"{head.split(' ', 2)[1]}: {one_line(body, 300)}"

@@ -141,16 +141,30 @@ def measure_pod(
     # A higher rate has met `p99`, so a higher latency comes from other processes.
     load.require(math.inf)
     version_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return PodMeasurement(workers, threads, size, best, load, memory, version_bytes)
+    return PodMeasurement(
+        workers=workers,
+        threads=threads,
+        max_batch_size=size,
+        highest=best,
+        planned=load,
+        memory_bytes=memory,
+        version_bytes=version_bytes,
+    )
 
 
 def _measured_spec(spec: EndpointSpec, folder: Path, threads: int) -> EndpointSpec:
+    """Return the spec for a server on this machine without auth and TLS, which serves
+    the version in `folder`.
+    """
     fields = {f"server.{name}": "" for name in _OF_CALLERS}
     fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
     return apply_config(spec, {**fields, "server.intra_op_num_threads": threads})
 
 
 def _check_machine(workers: int, threads: int) -> None:
+    """Raise InvalidConfig if this machine cannot pin the pod and its client to cores of
+    their own.
+    """
     if sys.platform != "linux":
         raise InvalidConfig(
             "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
@@ -201,7 +215,10 @@ def highest_rate(holds: Callable[[float], bool], rate: float) -> float:
     low = 0.0
     high = math.inf
     while high > low * _RESOLUTION and (low or high == math.inf):
-        low, high = (rate, high) if holds(rate) else (low, rate)
+        if holds(rate):
+            low = rate
+        else:
+            high = rate
         rate = low * _STEP if high == math.inf else math.sqrt(low * high)
     return low
 
@@ -223,7 +240,8 @@ class _Pod:
             # The queue of a rate that is 5 % too high must exceed the limit at the end
             # of the load.
             seconds = max(SECONDS, p99 / (_RESOLUTION - 1), _LEAST_REQUESTS / rate)
-            loads[rate] = load = self.load(rate, seconds, p99)
+            load = self.load(rate, seconds, p99)
+            loads[rate] = load
             progress(f"{rate:,.1f} requests/s: p99 {load.p99 * 1e3:.3g} ms")
             return load.holds(p99)
 
@@ -241,18 +259,10 @@ class _Pod:
             before = self._cpu_seconds()
             began = time.monotonic()
             latencies, error = self.send(random_times(rate, seconds, len(loads)))
-            cpus, other_cpus = (
-                (self._cpu_seconds() - before) / (time.monotonic() - began)
-            ).tolist()
-            loads.append(
-                Load(
-                    rate,
-                    tail_latency(latencies),
-                    error,
-                    cpus,
-                    max(0.0, other_cpus),
-                )
-            )
+            used_seconds = self._cpu_seconds() - before
+            cpus, other_cpus = (used_seconds / (time.monotonic() - began)).tolist()
+            p99_seconds = tail_latency(latencies)
+            loads.append(Load(rate, p99_seconds, error, cpus, other_cpus=max(0.0, other_cpus)))
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:
@@ -283,15 +293,11 @@ class _Pod:
         """
         if sys.platform != "linux":
             raise NotImplementedError  # `measure_pod` refuses other systems.
-        every = psutil.cpu_times()
+        machine = psutil.cpu_times()
         pod = _cpu_seconds_of(self.process)
-        mine = _cpu_seconds_of(psutil.Process())
-        return np.array(
-            [
-                pod,
-                sum(every) - every.idle - every.iowait - mine,
-            ]
-        )
+        own = _cpu_seconds_of(psutil.Process())
+        others = sum(machine) - machine.idle - machine.iowait - own
+        return np.array([pod, others])
 
 
 def _cpu_seconds_of(root: psutil.Process) -> float:
@@ -322,15 +328,12 @@ def _started(
             process.cpu_affinity(cores[:-1])
             client.call(os.sched_setaffinity, 0, cores[-1:], seconds=_CALL_SECONDS)
             _wait_until_serving(server, state_dir)
-            yield _Pod(
-                process,
-                partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS),
-            )
+            send = partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS)
+            yield _Pod(process, send)
         except psutil.NoSuchProcess:
-            line = (read_log_tail(state_dir / LOG) or ["its log is empty"])[-1].removeprefix(
-                "Error: ",
-            )
-            raise DeploymentFailed(f"the measured server is not available: {line}") from None
+            log_lines = read_log_tail(state_dir / LOG) or ["its log is empty"]
+            reason = log_lines[-1].removeprefix("Error: ")
+            raise DeploymentFailed(f"the measured server is not available: {reason}") from None
         finally:
             client.end()
             server.terminate()

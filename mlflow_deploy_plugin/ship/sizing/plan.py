@@ -129,10 +129,8 @@ def plan_pods(
     """
     pods = count_pods(rate, pod.highest.rate)
     cpus = pod.workers * pod.threads
-    memory = (
-        math.ceil(_MEMORY_MARGIN * (pod.memory_bytes + pod.workers * pod.version_bytes) / _MIB)
-        * _MIB
-    )
+    used_bytes = pod.memory_bytes + pod.workers * pod.version_bytes
+    memory = math.ceil(_MEMORY_MARGIN * used_bytes / _MIB) * _MIB
     options = {
         "server.workers": pod.workers,
         "server.intra_op_num_threads": pod.threads,
@@ -141,16 +139,12 @@ def plan_pods(
         "container.memory_bytes": memory,
         "kubernetes.replicas": pods,
     }
-    percent = max(
-        1,
-        round(100 * pod.highest.cpus * (1 - HEADROOM) / cpus),
-    )
+    percent = max(1, round(100 * pod.highest.cpus * (1 - HEADROOM) / cpus))
     hpa = {"kubernetes.max_replicas": 2 * pods, "kubernetes.target_cpu_percent": percent}
     rate_per_pod = float(f"{pod.highest.rate * (1 - HEADROOM):.3g}")
     keda = {"kubernetes.max_replicas": 2 * pods, "kubernetes.requests_per_second": rate_per_pod}
-    cost = (
-        pods * (cpus * cpu_hour_price + memory / 1e9 * gb_hour_price) / (rate * rows * 3600) * 1e6
-    )
+    pod_hour_price = cpus * cpu_hour_price + memory / 1e9 * gb_hour_price
+    cost = pods * pod_hour_price / (rate * rows * 3600) * 1e6
     return Plan(pods, cost, options, hpa, keda)
 
 
@@ -174,4 +168,5 @@ def disturbance(pod: PodMeasurement, cores: int) -> str:
 
 def config_line(options: Mapping[str, object]) -> str:
     """Return fields of a spec as the options `-C NAME=VALUE` of a shell command."""
-    return " ".join(f"-C {shlex.quote(f'{name}={value}')}" for name, value in options.items())
+    assignments = [f"{name}={value}" for name, value in options.items()]
+    return " ".join(f"-C {shlex.quote(assignment)}" for assignment in assignments)

@@ -21,7 +21,12 @@ from docker.errors import APIError, DockerException
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    DeploymentFailed,
+    InvalidConfig,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.settings import Settings, absolute_path, read_text
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -54,6 +59,7 @@ _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
 _IS_HEALTHY = ("CMD", "onnxserve", "health")
 _KILLED = 128 + signal.SIGKILL
+_PORT_IN_USE = r"port is already allocated|address already in use"
 
 
 def server_name(endpoint: str) -> str:
@@ -221,35 +227,39 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        engine_error = explanation(error)
-        if spec is not None and re.search(
-            r"port is already allocated|address already in use",
-            engine_error,
-        ):
-            raise InvalidConfig(
-                f"port {spec.server.port} on {spec.server.host} is in use: set another port with "
-                "-C server.port=…",
-            ) from None
-        if "is already in use by container" in engine_error:
-            raise AlreadyExists(f"another container has the name: {engine_error}") from None
-        if "Range of CPUs" in engine_error:
-            raise InvalidConfig(f"container.cpus: {engine_error}") from None
-        if missing := re.search(r"network (\S+) not found", engine_error):
-            raise InvalidConfig(
-                f"container.network: the Docker network {missing[1]} does not exist",
-            ) from None
-        if "could not select device driver" in engine_error:
-            raise InvalidConfig(
-                "the server computes on a GPU, but the NVIDIA container toolkit is not installed "
-                "in this engine",
-            ) from None
-        if "bind source path does not exist" in engine_error:
-            raise InvalidConfig(
-                f"the Docker engine cannot access a folder of this machine: {engine_error}",
-            ) from None
-        raise DeploymentFailed(f"Docker reports: {engine_error}") from None
+        raise _converted_error(explanation(error), spec) from None
     except (DockerException, requests.RequestException) as error:
         raise DeploymentFailed(f"Docker does not answer: {error}") from None
+
+
+def _converted_error(engine_error: str, spec: EndpointSpec | None) -> OnnxserveError:
+    """Return the error of this package for a message of the engine. `spec` is None if
+    no port can be in use.
+    """
+    if spec is not None and re.search(_PORT_IN_USE, engine_error):
+        return InvalidConfig(
+            f"port {spec.server.port} on {spec.server.host} is in use: set another port with "
+            "-C server.port=…",
+        )
+    if "is already in use by container" in engine_error:
+        return AlreadyExists(f"another container has the name: {engine_error}")
+    if "Range of CPUs" in engine_error:
+        return InvalidConfig(f"container.cpus: {engine_error}")
+    missing_network = re.search(r"network (\S+) not found", engine_error)
+    if missing_network:
+        return InvalidConfig(
+            f"container.network: the Docker network {missing_network[1]} does not exist",
+        )
+    if "could not select device driver" in engine_error:
+        return InvalidConfig(
+            "the server computes on a GPU, but the NVIDIA container toolkit is not installed "
+            "in this engine",
+        )
+    if "bind source path does not exist" in engine_error:
+        return InvalidConfig(
+            f"the Docker engine cannot access a folder of this machine: {engine_error}",
+        )
+    return DeploymentFailed(f"Docker reports: {engine_error}")
 
 
 def explanation(error: APIError) -> str:
@@ -264,7 +274,9 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
     """Return the paths of this machine to mount in the server's container: path → True
-    if the mount is read-only.
+    if the mount is read-only. The folders of the inference log are created.
+
+    Raises InvalidConfig if the server needs a file with keys, and none is set.
     """
     files = local_files(spec)
     if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
@@ -301,12 +313,18 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
         server_settings["KEYS_FILE"] = str(settings.keys_file.absolute())
     if not is_host:
         server_settings["LISTENER"] = f"{HOME_FOLDER}/listener"
-    passed_on = {key: value for key, value in variables.items() if key.startswith(_PASSED_ON)}
-    passed_on = {key: value for key, value in passed_on.items() if key not in _NOT_PASSED_ON}
+    passed_on = {
+        key: value
+        for key, value in variables.items()
+        if key.startswith(_PASSED_ON) and key not in _NOT_PASSED_ON
+    }
     return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in server_settings.items()}}
 
 
 def _secret(name: str, path: str) -> str:
+    """Return the secret in a file. Raises InvalidConfig if the path is relative or the
+    file cannot be read.
+    """
     if not path.startswith(("/", "~")):  # The next command may have another working directory.
         raise InvalidConfig(
             f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})",
@@ -315,6 +333,7 @@ def _secret(name: str, path: str) -> str:
 
 
 def _hardened() -> Document:
+    """Return the options that limit the rights of every container."""
     user = os.getuid() or USER  # The container does not run as root.
     return {
         "user": f"{user}:{os.getgid()}",

@@ -169,15 +169,7 @@ class DockerBackend(MachineBackend):
             try:
                 self._connected = docker.from_env()
             except DockerException:
-                where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-                hint = "start it, or set DOCKER_HOST to another engine"
-                if (
-                    (path := urlsplit(where).path)
-                    and os.path.exists(path)
-                    and not os.access(path, os.W_OK)
-                ):
-                    hint = "this user has no access; add it to the group `docker`"
-                raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
+                raise _no_engine() from None
         return self._connected
 
     def _slot(self, name: str) -> str:
@@ -214,6 +206,10 @@ class DockerBackend(MachineBackend):
         )
 
     def _check_names(self, name: str) -> None:
+        """Raise AlreadyExists if a container of another owner has the name of the
+        endpoint's server or listener.
+        """
+        own_home = str(self.settings.home_path)
         for container in (server_name(name), containers.listener_name(name)):
             try:
                 labels = self._engine.containers.get(container).labels
@@ -221,15 +217,16 @@ class DockerBackend(MachineBackend):
                 continue
             home = labels.get(containers.HOME)
             endpoint = labels.get(containers.ENDPOINT)
-            if (home, endpoint) == (str(self.settings.home_path), name):
+            if (home, endpoint) == (own_home, name):
                 continue
-            whose = f"belongs to ONNXSERVE_HOME={home}" if home else "does not belong to onnxserve"
-            whose = (
-                f"belongs to the endpoint {endpoint!r}"
-                if home == str(self.settings.home_path)
-                else whose
-            )
-            hint = "" if home else f", or `docker rm {container}`"
+            hint = ""
+            if home == own_home:
+                whose = f"belongs to the endpoint {endpoint!r}"
+            elif home:
+                whose = f"belongs to ONNXSERVE_HOME={home}"
+            else:
+                whose = "does not belong to onnxserve"
+                hint = f", or `docker rm {container}`"
             raise AlreadyExists(
                 f"a container {container!r} exists and {whose}: choose another name{hint}",
             )
@@ -263,24 +260,22 @@ class DockerBackend(MachineBackend):
         options: Document,
         progress: Progress,
     ) -> None:
+        """Start a new container for `spec`, and then stop the serving container
+        `server`.
+
+        If the listener has the address of the spec, the new server takes over its
+        socket. Otherwise, the old server is stopped first.
+        """
         name = spec.name
         address = options["labels"][ADDRESS]
         self._check_names(name)  # Stop nothing if a name belongs to another container.
         running = [item for item in (server, self._listener(name)) if _is_running(item)]
-        networks = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
-        if address.partition("@")[0] not in networks:
+        used_addresses = {item.labels.get(ADDRESS, "").partition("@")[0] for item in running}
+        if address.partition("@")[0] not in used_addresses:
             # Check before any container is stopped.
             check_port(spec.server.host, spec.server.port or 0)
-        slot = self._slot(name)
-        folder = home_folder(name, self.settings) / (slot or "1")
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == address
-        if takes_over:
-            folder = folder.with_name(str(int(slot) + 1))
-        elif server is not None:
-            self._end(server)
-        _prepare_state(folder)
-        if takes_over:
-            _copy_state(folder.with_name(slot), folder)
+        folder = self._prepare_slot(name, server, takes_over)
         files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
@@ -294,6 +289,24 @@ class DockerBackend(MachineBackend):
             raise
         self._link(name, folder)
         self._settle(name)
+
+    def _prepare_slot(self, name: str, server: Container | None, takes_over: bool) -> Path:
+        """Return the state folder of a new server.
+
+        A server that takes over has a new slot with a copy of the state. Otherwise
+        `server` is ended, and the new server has its slot.
+        """
+        slot = self._slot(name)
+        folder = home_folder(name, self.settings) / (slot or "1")
+        if takes_over:
+            next_folder = folder.with_name(str(int(slot) + 1))
+            _prepare_state(next_folder)
+            _copy_state(folder, next_folder)
+            return next_folder
+        if server is not None:
+            self._end(server)
+        _prepare_state(folder)
+        return folder
 
     def _start_server(
         self,
@@ -326,6 +339,7 @@ class DockerBackend(MachineBackend):
             raise
 
     def _link(self, name: str, folder: Path) -> None:
+        """Make `folder` the state folder of the endpoint, in one step."""
         link = self.settings.state_dir(name)
         link.parent.mkdir(parents=True, exist_ok=True)
         temporary = link.with_name(f".{name}.link")
@@ -342,16 +356,13 @@ class DockerBackend(MachineBackend):
         current server its name.
         """
         slot = self._slot(name)
+        home = home_folder(name, self.settings)
         for server in self._servers(name):
             if server.labels[SLOT] == slot:
                 continue
             self._end(server)
-            folder = home_folder(name, self.settings) / server.labels[SLOT]
-            spool = folder.with_name(slot or "1") / files.SPOOL
-            # Keep captured rows that are not yet in the log.
-            for segment in (folder / files.SPOOL).glob("*.seg"):
-                containers.make_folder(spool)
-                segment.replace(spool / segment.name)
+            folder = home / server.labels[SLOT]
+            _move_captured_rows(folder, home / (slot or "1"))
             shutil.rmtree(folder, ignore_errors=True)
         server = self._server(name)
         if server is not None and server.name != server_name(name):
@@ -370,16 +381,24 @@ class DockerBackend(MachineBackend):
         if network == "host":
             return
         if listener is None:
-            listener = self._engine.containers.create(**options, network=network or self._network())
-            if network is not None:  # Other containers reach the listener by the endpoint's name.
-                joined = self._engine.networks.get(network)
-                joined.disconnect(listener)
-                joined.connect(listener, aliases=[spec.name])
+            listener = self._create_listener(spec.name, network, options)
         try:
             listener.start()  # A running listener is not restarted.
         except APIError:
             listener.remove(v=True, force=True)
             raise
+
+    def _create_listener(self, name: str, network: str | None, options: Document) -> Container:
+        """Create the listener of an endpoint in a network; None is the network of the
+        listeners. Other containers of a network reach it by the endpoint's name.
+        """
+        if network is None:
+            return self._engine.containers.create(**options, network=self._network())
+        listener = self._engine.containers.create(**options, network=network)
+        joined = self._engine.networks.get(network)
+        joined.disconnect(listener)
+        joined.connect(listener, aliases=[name])
+        return listener
 
     def _network(self) -> str:
         """Return the id of the listeners' network. If a race has created two networks,
@@ -399,6 +418,12 @@ class DockerBackend(MachineBackend):
         before: ServedState,
         log: Progress,
     ) -> None:
+        """Wait until the container `server` serves `spec`.
+
+        `before` is the state of its folder before the change, without a spec for a new
+        container. Raises DeploymentFailed if the container has ended or is not ready in
+        time.
+        """
         is_new = before.spec is None
 
         def why_ended() -> str:
@@ -432,6 +457,24 @@ def _is_running(container: Container | None) -> TypeGuard[Container]:
 
 def _started_at(container: Container) -> float:
     return datetime.fromisoformat(f"{container.attrs['State']['StartedAt'][:19]}+00:00").timestamp()
+
+
+def _no_engine() -> DeploymentFailed:
+    """Return the error that no Docker engine answers, with the remedy."""
+    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    path = urlsplit(where).path
+    hint = "start it, or set DOCKER_HOST to another engine"
+    if path and os.path.exists(path) and not os.access(path, os.W_OK):
+        hint = "this user has no access; add it to the group `docker`"
+    return DeploymentFailed(f"no Docker engine answers at {where}: {hint}")
+
+
+def _move_captured_rows(earlier: Path, folder: Path) -> None:
+    """Move the captured rows that are not yet in the log to another state folder."""
+    spool = folder / files.SPOOL
+    for segment in (earlier / files.SPOOL).glob("*.seg"):
+        containers.make_folder(spool)
+        segment.replace(spool / segment.name)
 
 
 def _prepare_state(folder: Path) -> None:

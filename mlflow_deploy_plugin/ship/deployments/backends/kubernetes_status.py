@@ -55,10 +55,8 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
     condition of a Deployment.
     """
     if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-        return PodTrouble(
-            f"the cluster refuses a pod: {one_line(condition.get('message', ''))}",
-            True,
-        )
+        message = one_line(condition.get("message", ""))
+        return PodTrouble(f"the cluster refuses a pod: {message}", is_final=True)
     return None
 
 
@@ -92,42 +90,32 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             # This is not final, because an autoscaler may add a node.
-            return PodTrouble(
-                f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}",
-                False,
-            )
+            message = one_line(condition.get("message", ""))
+            return PodTrouble(f"pod {name} is unschedulable: {message}", is_final=False)
     status = container_status(pod)
     state = status.get("state", {})
     last = status.get("lastState", {})
     waiting = state.get("waiting", {})
     ended = state.get("terminated") or last.get("terminated") or {}
     if ended.get("reason") == "OOMKilled":
-        limit = (
-            pod["spec"]["containers"][0]
-            .get("resources", {})
-            .get("limits", {})
-            .get("memory", "no limit")
-        )
+        limits = pod["spec"]["containers"][0].get("resources", {}).get("limits", {})
         killed = (
             f"pod {name} was killed because it was out of memory (OOMKilled); "
-            f"container.memory_bytes is {limit}"
+            f"container.memory_bytes is {limits.get('memory', 'no limit')}"
         )
-        return PodTrouble(killed, not is_ready(pod))
+        return PodTrouble(killed, is_final=not is_ready(pod))
     code = waiting.get("reason", "")
     message = one_line(waiting.get("message", ""))
     # ErrImagePull contains the reason. The pull is retried, and the code becomes
     # ImagePullBackOff.
     if code in _PENDING_IMAGE or code == "ErrImagePull":
-        return PodTrouble(f"pod {name}: {code}: {message}", code in _PENDING_IMAGE)
+        return PodTrouble(f"pod {name}: {code}: {message}", is_final=code in _PENDING_IMAGE)
     if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-        return PodTrouble(f"pod {name} cannot start: {message}", True)
-    if (
-        ended
-        and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1)
-        and not is_ready(pod)
-    ):
+        return PodTrouble(f"pod {name} cannot start: {message}", is_final=True)
+    ends_repeatedly = code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1
+    if ended and ends_repeatedly and not is_ready(pod):
         how = f"exit status {ended.get('exitCode')}"
-        return PodTrouble(f"pod {name} ends repeatedly ({how})", True, wrote=True)
+        return PodTrouble(f"pod {name} ends repeatedly ({how})", is_final=True, wrote=True)
     return None
 
 
