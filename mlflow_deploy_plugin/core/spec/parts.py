@@ -591,7 +591,7 @@ class EndpointSpec(SpecPart):
 
     @model_validator(mode="after")
     def _logs_what_its_monitors_read(self) -> "EndpointSpec":
-        """Raise ValueError if a monitor reads a column or a period that the log lacks."""
+        """Raise ValueError if the log lacks a column or a period that a monitor reads."""
         keep = self.capture.retention
         capture = self.capture
         for name, monitor in self.monitors.items():

@@ -111,8 +111,8 @@ class _Ring:
         self._lines = len(_lines(path))
 
     def add(self, at: float, seconds: float, added: _Counts) -> None:
-        """Add the counts of some seconds that ended at the time `at`. A line is written
-        when the pending counts cover the length of a line.
+        """Add the counts of an interval of this length that ended at the time `at`. A
+        line is written when the pending counts cover the length of a line.
         """
         self._pending.update(added)
         self._pending_seconds += seconds
@@ -141,6 +141,7 @@ def read_history(state_dir: Path, span: Span) -> bytes:
 
 
 def _lines(path: Path) -> list[bytes]:
+    """Return the complete lines of a history file; empty if it cannot be read."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -170,6 +171,7 @@ def _read_counts(folder: Path) -> _Counts:
 
 
 def _document(at: float, seconds: float, counts: _Counts) -> dict[str, object]:
+    """Return the line of an interval that ended at the time `at`, without counts of 0."""
     counted = [(kind, labels, number) for (kind, *labels), number in counts.items() if number]
     durations = defaultdict[tuple[str, ...], dict[str, int]](dict)
     for kind, labels, number in counted:

@@ -149,10 +149,8 @@ class Endpoints:
             "why": _with_answers(audit.get("why", ""), unapproved),
             "unapproved": as_json(unapproved),
         }
-        if (
-            new != old
-            and new.model_copy(update={"monitors": old.monitors, "alarms": old.alarms}) == old
-        ):
+        served = new.model_copy(update={"monitors": old.monitors, "alarms": old.alarms})
+        if new != old and served == old:
             self.store.replace_spec(new, **audit)
             return
         backend = self.backend(stored)
@@ -173,16 +171,21 @@ class Endpoints:
             undone = {"why": _undo_reason(error), "detail": detail, "unapproved": stored.unapproved}
             self.store.replace_spec(old, **{**audit, **undone})
             with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
-                if was_running:
-                    self.progress(f"{old.name}: restoring the previous state")
-                    backend.apply(old, lambda line: None)
-                elif old.variants:
-                    backend.stop(old.name)
-                else:
-                    backend.remove(old.name)
+                self._restore_server(backend, old, was_running)
             raise
 
+    def _restore_server(self, backend: Backend, spec: EndpointSpec, was_running: bool) -> None:
+        """Bring the server back to the state of `spec` before a failed change."""
+        if was_running:
+            self.progress(f"{spec.name}: restoring the previous state")
+            backend.apply(spec, lambda line: None)
+        elif spec.variants:
+            backend.stop(spec.name)
+        else:
+            backend.remove(spec.name)
+
     def _serve(self, backend: Backend, spec: EndpointSpec) -> None:
+        """Apply a spec, and report the server's URL and startup time."""
         begun = time.monotonic()
         address = backend.apply(spec, self.progress)
         self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
@@ -259,30 +262,13 @@ class Endpoints:
             yield lambda spec: spec
             return
         with locked(self.settings.deployments_path / ".ports.lock"):
-            owners = {
-                item.spec.server.port: item.name
-                for item in self.store.endpoints()
-                if parse_target(item.target).is_on_this_machine
-            }
-            # An endpoint with an unreadable spec may have a running server.
-            for unreadable in self.store.unreadable():
-                with contextlib.suppress(
-                    yaml.YAMLError,
-                    ValueError,
-                    RecursionError,
-                    LookupError,
-                    TypeError,
-                ):
-                    if parse_target(unreadable.target).is_on_this_machine:
-                        owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
+            owners = self._port_owners()
 
             def with_port(spec: EndpointSpec) -> EndpointSpec:
                 port = spec.server.port
                 if port is None and spec.variants:
-                    return apply_config(
-                        spec,
-                        {"server.port": choose_port(spec.server.host, owners)},
-                    )
+                    chosen_port = choose_port(spec.server.host, owners)
+                    return apply_config(spec, {"server.port": chosen_port})
                 if port is not None and owners.get(port, spec.name) != spec.name:
                     raise InvalidConfig(
                         f"port {port} belongs to the deployment {owners[port]!r}: set another "
@@ -291,6 +277,26 @@ class Endpoints:
                 return spec
 
             yield with_port
+
+    def _port_owners(self) -> dict[int | None, str]:
+        """Return port → endpoint for the endpoints on this machine."""
+        owners = {
+            item.spec.server.port: item.name
+            for item in self.store.endpoints()
+            if parse_target(item.target).is_on_this_machine
+        }
+        # An endpoint with an unreadable spec may have a running server.
+        for unreadable in self.store.unreadable():
+            with contextlib.suppress(
+                yaml.YAMLError,
+                ValueError,
+                RecursionError,
+                LookupError,
+                TypeError,
+            ):
+                if parse_target(unreadable.target).is_on_this_machine:
+                    owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
+        return owners
 
 
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:

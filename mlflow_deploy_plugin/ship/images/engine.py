@@ -82,11 +82,8 @@ def push_image(name: str, report: ProgressCallback) -> str:
     """
     host, _, repository = name.partition("/")
     if ecr := _ECR.fullmatch(host):
-        user, password = _ecr_login(
-            ecr["account"],
-            ecr["region"],
-            re.sub("[:@].*", "", repository),
-        )
+        untagged = re.sub("[:@].*", "", repository)
+        user, password = _ecr_login(ecr["account"], ecr["region"], untagged)
         login = ("login", "--username", user, "--password-stdin", host)
         docker(*login, text=password, what=f"the login to {host} failed")
     pushed = docker("push", name, report=report, what=f"the image {name} was not pushed")
@@ -121,9 +118,8 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
         ) from None
     try:
         client = boto3.client("ecr", region_name=region)
-        token = client.get_authorization_token(registryIds=[account])["authorizationData"][0][
-            "authorizationToken"
-        ]
+        answer = client.get_authorization_token(registryIds=[account])
+        token = answer["authorizationData"][0]["authorizationToken"]
         try:
             client.describe_repositories(registryId=account, repositoryNames=[repository])
         except client.exceptions.RepositoryNotFoundException:
@@ -177,16 +173,20 @@ def docker(
             process.wait()
             raise
     if process.returncode:
-        last_lines = [_NOISE.sub("", line).strip() for line in errors.splitlines()[-_KEPT:]]
-        words = [line for line in last_lines if line]
-        causes = [
-            line
-            for line in words[:-1]
-            if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]
-        ]
-        reason = (
-            "; ".join([*causes[-1:], *words[-1:]])
-            or f"docker ended with status {process.returncode}"
-        )
+        reason = _last_message(errors) or f"docker ended with status {process.returncode}"
         raise BuildFailed(f"{what}: {reason}")
     return output
+
+
+def _last_message(errors: str) -> str:
+    """Return the last line of docker's errors, after the last line before it that tells
+    a cause; empty without errors.
+    """
+    last_lines = [_NOISE.sub("", line).strip() for line in errors.splitlines()[-_KEPT:]]
+    messages = [line for line in last_lines if line]
+    causes = [
+        line
+        for line in messages[:-1]
+        if _CAUSE.search(line) and line.partition(": ")[2] not in messages[-1]
+    ]
+    return "; ".join([*causes[-1:], *messages[-1:]])

@@ -228,6 +228,7 @@ def _end(folder: Path, pid: int, server: ServerSpec) -> None:
 
 
 def _running_pid(folder: Path) -> int | None:
+    """Return the process id of a server that is not stopping; None without one."""
     server = read_state(folder / SERVER, ServerState)
     if server is not None and server.phase == "stopping":
         return None
@@ -235,6 +236,9 @@ def _running_pid(folder: Path) -> int | None:
 
 
 def _supervisor_pid(folder: Path) -> int | None:
+    """Return the process id of the folder's supervisor, even if it is not written yet;
+    None if none runs.
+    """
     server = read_state(folder / SERVER, ServerState)
     if server is not None and supervisor.is_alive(folder, server.pid):
         return server.pid

@@ -307,6 +307,9 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
 
 
 def _is_changed(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
+    """Return True if the agent has not resolved the models and the traffic of `spec`
+    yet.
+    """
     resolved = {
         name: (variant.model_uri, variant.weight, variant.shadow)
         for name, variant in endpoint.variants.items()
@@ -330,6 +333,7 @@ def _is_loaded(name: str, endpoint: WantedEndpoint, workers: Sequence[WorkerStat
 
 
 def _load_errors(spec: EndpointSpec, workers: Sequence[WorkerState]) -> dict[str, str]:
+    """Return variant → the reason why a worker could not load it."""
     errors = {}
     for worker in workers:
         for name in spec.variants:
@@ -392,6 +396,12 @@ def served_failure(
 ) -> str:
     """Return the reason why the server cannot become ready; empty if it may become
     ready.
+
+    Args:
+        applied: the progress of the server's processes.
+        spec: the spec to serve.
+        before: the state before the change, whose unchanged variants may keep an error.
+        agent: the state of the agent; None until it has started.
     """
     earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
     changed = {

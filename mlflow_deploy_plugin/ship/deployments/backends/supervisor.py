@@ -149,16 +149,10 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     if not file.exists():
         import mlflow  # Import MLflow only if needed, because this takes a second.
 
-        uris = {
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
+        registry = {
+            "MLFLOW_TRACKING_URI": _absolute_uri(mlflow.get_tracking_uri()),
+            "MLFLOW_REGISTRY_URI": _absolute_uri(mlflow.get_registry_uri()),
         }
-        registry = {}
-        for variable, uri in uris.items():
-            # The path must be absolute, because the server runs in another folder.
-            if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
-                uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
-            registry[variable] = uri if ":" in uri else str(Path(uri).absolute())
         # A URI may contain a password, but only the owner can read the folder.
         write_atomically(file, json.dumps(registry).encode())
     folders = {"ONNXSERVE_HOME": str(settings.root_path), "ONNXSERVE_LOG_URI": settings.log_root}
@@ -169,6 +163,15 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
         **folders,
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _absolute_uri(uri: str) -> str:
+    """Return MLflow's URI with an absolute path, because the server runs in another
+    folder.
+    """
+    if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+    return uri if ":" in uri else str(Path(uri).absolute())
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
@@ -220,6 +223,9 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def _best_line(lines: list[str], patterns: tuple[str, ...]) -> str:
+    """Return the last line that matches the first possible pattern, without its time;
+    empty if no line matches.
+    """
     for pattern in patterns:
         if matching := [line for line in lines if re.search(pattern, line)]:
             return _STAMP.sub("", matching[-1]).removeprefix("Error: ")
