@@ -591,7 +591,7 @@ class EndpointSpec(SpecPart):
 
     @model_validator(mode="after")
     def _logs_what_its_monitors_read(self) -> "EndpointSpec":
-        """Raise ValueError if the log lacks a column or a period that a monitor reads."""
+        """Raise ValueError if the log lacks a column or a period for a monitor."""
         keep = self.capture.retention
         capture = self.capture
         for name, monitor in self.monitors.items():
