@@ -64,8 +64,8 @@ def send_decision(
     why: str = "",
     report: str = "",
 ) -> ListedRequest:
-    """Request, approve or decline a promotion. `report` is the SHA-256 that the user
-    saw. Raises the server's error.
+    """Request, approve or decline a promotion. `report` is the SHA-256 of the gate
+    report that the user saw. Raises the server's error.
     """
     document = {
         "action": action,
@@ -83,6 +83,9 @@ def _call(
     query: dict[str, str],
     document: dict[str, str] | None = None,
 ) -> Any:
+    """Return the JSON answer of MLflow's server. Raises InvalidConfig if it does not
+    run the app.
+    """
     answer = app_document("the requests for promotions", PATH, method, query, _SECONDS, document)
     if answer is None:
         raise InvalidConfig(

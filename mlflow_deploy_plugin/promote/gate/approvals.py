@@ -72,8 +72,10 @@ class Subject:
 
     def change_since(self, earlier: "Subject") -> str:
         """Return why a request for `earlier` has lapsed; empty if it has not."""
-        names = (name for name in _CHANGES if getattr(self, name) != getattr(earlier, name))
-        return next((_CHANGES[name] for name in names), "")
+        for name, change in _CHANGES.items():
+            if getattr(self, name) != getattr(earlier, name):
+                return change
+        return ""
 
     @property
     def request_command(self) -> str:
@@ -92,14 +94,13 @@ def subject_of(
     """Return the promotion of a version of MLflow's registry. `files` is the digest of
     the version's files.
     """
-    created = int(version.creation_timestamp)
     return Subject(
-        version.name,
-        str(version.version),
-        str(place),
-        created,
-        files,
-        policy.digest,
+        model=version.name,
+        version=str(version.version),
+        place=str(place),
+        created=int(version.creation_timestamp),
+        files=files,
+        policy=policy.digest,
     )
 
 
@@ -133,7 +134,7 @@ class PromotionRequest(ListedRequest):
     approvals: tuple[AuditEvent, ...] = Field(default=(), exclude=True)
 
     def is_by_author(self, user: str) -> bool:
-        return any(_same(user, name) for name in (self.requested_by, *self.authors))
+        return any(_is_same_person(user, name) for name in (self.requested_by, *self.authors))
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
     """Return the open request for this model, version and stage or alias. The request
     may have lapsed.
     """
-    return _open(promotion_requests(store, subject.model), subject)
+    return _find_request(promotion_requests(store, subject.model), subject)
 
 
 def request_is_over(store: Store, alert: Alert) -> bool:
@@ -224,11 +225,10 @@ def missing_approvals(
     if (required := policy.approvals_for(subject.place)) is None:
         return ""
     status = approval_status(required, open_request(store, subject), subject, store.now())
-    shown = page and f", and {page} shows them"
-    refusal = (
-        f"{subject} is refused: {status.reason}. {subject.request_command} requests them{shown}"
-    )
-    return "" if status.is_complete else refusal
+    if status.is_complete:
+        return ""
+    shown = f", and {page} shows them" if page else ""
+    return f"{subject} is refused: {status.reason}. {subject.request_command} requests them{shown}"
 
 
 def approval_status(
@@ -237,11 +237,8 @@ def approval_status(
     subject: Subject,
     now: datetime,
 ) -> ApprovalStatus:
-    """Return which approvals of the request count for `subject`.
-
-    If the last gate run failed, an approval counts only if the approver saw the report
-    of this run. The promotion is then forced, or somebody has changed the tags of the
-    verdict.
+    """Return which approvals of the request count for `subject`. `request` is None if
+    there is no open request.
     """
     if request is None:
         return ApprovalStatus(policy, (), ("there is no open request",))
@@ -249,19 +246,35 @@ def approval_status(
         return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
     approved = []
     discounted = []
-    has_failed = request.verdict not in ("", *PASSED_STATES)
     for approval in request.approvals:
-        if approval.at + length_of(policy.valid_for) <= now:
-            discounted.append(
-                f"the approval of {approval.actor} has expired after {policy.valid_for}",
-            )
-        elif policy.not_author and request.is_by_author(approval.actor):
-            discounted.append(f"{approval.actor} is an author")
-        elif has_failed and approval.detail["report"] != request.report_digest:
-            discounted.append(f"{approval.actor} approved before the gate failed")
+        reason = _discount_reason(policy, request, approval, now)
+        if reason:
+            discounted.append(reason)
         else:
             approved.append(approval.actor)
     return ApprovalStatus(policy, tuple(approved), tuple(discounted))
+
+
+def _discount_reason(
+    policy: ApprovalPolicy,
+    request: PromotionRequest,
+    approval: AuditEvent,
+    now: datetime,
+) -> str:
+    """Return why the approval does not count; empty if it counts.
+
+    If the last gate run failed, an approval counts only if the approver saw the report
+    of this run. The promotion is then forced, or somebody has changed the tags of the
+    verdict.
+    """
+    if approval.at + length_of(policy.valid_for) <= now:
+        return f"the approval of {approval.actor} has expired after {policy.valid_for}"
+    if policy.not_author and request.is_by_author(approval.actor):
+        return f"{approval.actor} is an author"
+    has_failed = request.verdict not in ("", *PASSED_STATES)
+    if has_failed and approval.detail["report"] != request.report_digest:
+        return f"{approval.actor} approved before the gate failed"
+    return ""
 
 
 def request_promotion(
@@ -277,8 +290,8 @@ def request_promotion(
     is replaced.
 
     Raises InvalidConfig if the promotion needs no approvals, GateRefused if the gate
-    passed without an evaluation that the policy requires, Unauthenticated, and
-    ScopeMissing.
+    passed without an evaluation that the policy requires, Unauthenticated for an
+    anonymous caller, and ScopeMissing if the person may not edit the model.
     """
     required = policy.required_approvals(subject.model, subject.place)
     _require_login(person)
@@ -295,14 +308,8 @@ def request_promotion(
     def decide(pending: PromotionRequest | None) -> AuditEvent | None:
         if pending is not None and not subject.change_since(pending.subject):
             return None
-        return _event(
-            store,
-            "request",
-            subject,
-            person,
-            why,
-            {"subject": asdict(subject), "authors": list(authors)},
-        )
+        detail: Json = {"subject": asdict(subject), "authors": list(authors)}
+        return _new_event(store, "request", subject, person, why, detail)
 
     return _record(store, subject, decide)
 
@@ -340,12 +347,12 @@ def approve(
                 "again",
             )
         status = approval_status(required, pending, subject, store.now())
-        if any(_same(person.user, name) for name in status.approved_by):
+        if any(_is_same_person(person.user, name) for name in status.approved_by):
             return None
         detail: Json = {"report": report, "verdict": pending.verdict}
         if status.missing <= 1:
             detail[COMPLETE] = asdict(subject)
-        return _event(store, "approve", subject, person, why, detail)
+        return _new_event(store, "approve", subject, person, why, detail)
 
     return _record(store, subject, decide)
 
@@ -360,19 +367,23 @@ def decline(
     """End the open request without a promotion, and return it. Approvers and the
     requester may do this, with a reason.
 
-    Only the model, the version and the stage or alias of `subject` matter. Raises like
-    `approve`.
+    Only the model, the version and the stage or alias of `subject` matter.
+
+    Raises InvalidConfig without a reason or if no approvals are required, NotFound
+    without an open request, and ScopeMissing or Unauthenticated if the person may not
+    decline it.
     """
     required = policy.required_approvals(subject.model, subject.place)
     pending = open_request(store, subject)
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
-    require_may_decline(required, declined := _require_open(pending, subject), person)
-    event = _event(store, "decline", subject, person, why, {})
+    declined = _require_open(pending, subject)
+    require_may_decline(required, declined, person)
+    event = _new_event(store, "decline", subject, person, why, {})
     store.record_next(
         subject.model,
         _ACTIONS,
-        lambda events: event if _open(_open_requests(events), subject) else None,
+        lambda events: event if _find_request(_open_requests(events), subject) else None,
     )
     return declined
 
@@ -383,7 +394,12 @@ def require_may_approve(
     subject: Subject,
     person: Person,
 ) -> None:
-    """Raise like `approve` if the person may not approve the request now."""
+    """Check that the person may approve the request now.
+
+    Raises Unauthenticated for an anonymous caller, ScopeMissing for an author or a
+    person who is not an approver, and GateRefused if the request has lapsed or has no
+    report with the evaluation that the policy requires.
+    """
     _require_approver(required, subject, person)
     if change := subject.change_since(request.subject):
         raise GateRefused(
@@ -391,7 +407,7 @@ def require_may_approve(
         )
     user = person.user
     if required.not_author and request.is_by_author(user):
-        if _same(user, request.requested_by):
+        if _is_same_person(user, request.requested_by):
             part = "requested this promotion"
         else:
             part = "registered this version"
@@ -415,7 +431,7 @@ def require_may_decline(
     request.
     """
     _require_login(person)
-    if not _same(person.user, request.requested_by):
+    if not _is_same_person(person.user, request.requested_by):
         _require_approver(required, request.subject, person)
 
 
@@ -434,48 +450,46 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
     """Return the open requests after these events of a model, both oldest first."""
     live: dict[tuple[str, str, str], PromotionRequest] = {}
     events = list(events)
-    reports = _gate_reports(events)
     for event in events:
-        detail = event.detail
         key = (event.model, event.version, event.after.lower())
+        moved = event.detail.get("moved")
         if event.action == "request":
-            live.pop(key, None)
-            request = {
-                "model": event.model,
-                "version": event.version,
-                "to": event.after,
-                **detail,
-            }
-            request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
-            live[key] = PromotionRequest.model_validate(request)
+            live.pop(key, None)  # The newest request is the last one.
+            live[key] = _requested_by(event)
         elif event.action == "approve" and key in live:
-            earlier = [
-                approval
-                for approval in live[key].approvals
-                if not _same(approval.actor, event.actor)
-            ]
-            live[key] = live[key].model_copy(update={"approvals": (*earlier, event)})
+            live[key] = _with_approval(live[key], event)
         elif event.action == "decline":
             live.pop(key, None)
-        elif event.action in _MOVES and (moved := detail.get("moved")):
-            live.pop(
-                (event.model, event.version, moved["place"].lower()),
-                None,
-            )
+        elif event.action in _MOVES and moved:
+            live.pop((event.model, event.version, moved["place"].lower()), None)
         elif event.action in ("rename", "delete"):
             live.clear()
-    return [
-        entry.model_copy(
-            update=reports.get(
-                (
-                    entry.version,
-                    entry.subject.files,
-                    entry.subject.policy,
-                )
-            ),
-        )
-        for entry in live.values()
+    reports = _gate_reports(events)
+    requests = []
+    for entry in live.values():
+        subject = entry.subject
+        report = reports.get((entry.version, subject.files, subject.policy))
+        requests.append(entry.model_copy(update=report))
+    return requests
+
+
+def _requested_by(event: AuditEvent) -> PromotionRequest:
+    """Return the request that an event records, without approvals and report."""
+    request = {"model": event.model, "version": event.version, "to": event.after, **event.detail}
+    request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
+    return PromotionRequest.model_validate(request)
+
+
+def _with_approval(request: PromotionRequest, event: AuditEvent) -> PromotionRequest:
+    """Return the request with this approval, which replaces the person's earlier
+    approval.
+    """
+    earlier = [
+        approval
+        for approval in request.approvals
+        if not _is_same_person(approval.actor, event.actor)
     ]
+    return request.model_copy(update={"approvals": (*earlier, event)})
 
 
 def _gate_reports(events: Iterable[AuditEvent]) -> dict[tuple[str, str, str], Json]:
@@ -485,23 +499,21 @@ def _gate_reports(events: Iterable[AuditEvent]) -> dict[tuple[str, str, str], Js
     reports: dict[tuple[str, str, str], Json] = {}
     for event in events:
         detail = event.detail
-        if (
-            event.action == "gate"
-            and detail.get("tagged")
-            and (digest := detail.get("report_digest"))
-        ):
-            report = {
+        digest = detail.get("report_digest")
+        if event.action == "gate" and detail.get("tagged") and digest:
+            reports[event.version, detail["files"], detail["policy_digest"]] = {
                 "report": detail["report"],
                 "report_run": detail["run_id"],
                 "report_digest": digest,
-            }
-            reports[event.version, detail["files"], detail["policy_digest"]] = report | {
                 "verdict": event.after,
             }
     return reports
 
 
-def _open(requests: Iterable[PromotionRequest], subject: Subject) -> PromotionRequest | None:
+def _find_request(
+    requests: Iterable[PromotionRequest],
+    subject: Subject,
+) -> PromotionRequest | None:
     return next((entry for entry in requests if entry.subject.key == subject.key), None)
 
 
@@ -528,12 +540,12 @@ def _record(
     is_new = store.record_next(
         subject.model,
         _ACTIONS,
-        lambda events: decide(_open(_open_requests(events), subject)),
+        lambda events: decide(_find_request(_open_requests(events), subject)),
     )
     return _require_open(open_request(store, subject), subject), is_new
 
 
-def _event(
+def _new_event(
     store: Store,
     action: str,
     subject: Subject,
@@ -541,17 +553,13 @@ def _event(
     why: str,
     detail: Json,
 ) -> AuditEvent:
-    model = subject.model
-    version = subject.version
-    place = subject.place
     return AuditEvent(
         store.now(),
         person.user,
         action,
-        "",
-        model,
-        version,
-        after=place,
+        model=subject.model,
+        version=subject.version,
+        after=subject.place,
         why=why,
         detail=detail,
     )
@@ -571,6 +579,9 @@ def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str
 
 
 def _require_login(person: Person) -> None:
+    """Raise Unauthenticated for an anonymous caller, and ScopeMissing for an account
+    whose name cannot stand for one person.
+    """
     if not person.user:
         raise Unauthenticated(
             "a login is required: an anonymous caller may not request, approve or decline "
@@ -583,6 +594,9 @@ def _require_login(person: Person) -> None:
 
 
 def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person) -> None:
+    """Raise ScopeMissing unless the person is in a group of approvers or, if the policy
+    names no group, may edit the model. Raise Unauthenticated for an anonymous caller.
+    """
     _require_login(person)
     if required.groups and not person.groups & {*required.groups}:
         rule = f"be in group {' or '.join(required.groups)}"
@@ -593,7 +607,7 @@ def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person
     raise ScopeMissing(f"{person.user} may not decide about {subject}: approvers must {rule}")
 
 
-def _same(user: str, other: str) -> bool:
+def _is_same_person(user: str, other: str) -> bool:
     """Return True for two spellings of one name, because a login may accept an account
     under several spellings.
     """

@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.promote.gate.checks.artifact import (
 )
 from mlflow_deploy_plugin.promote.gate.checks.backtest import check_backtest
 from mlflow_deploy_plugin.promote.gate.checks.budget import (
-    MeasuredCost,
     check_budget,
     measure_costs,
 )
@@ -35,6 +34,7 @@ from mlflow_deploy_plugin.promote.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.promote.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, torch_gradient
@@ -63,6 +63,10 @@ _NO_ROWS = "there are no rows: the policy has no dataset, and the model has no r
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
+    """The labels of a dataset, and the predictions of both versions; `current` is None
+    without a current version.
+    """
+
     dataset: str
     truth: Array
     candidate: ModelPredictions
@@ -113,31 +117,42 @@ class _Checks:
             )
 
     def run(self) -> Iterator[CheckResult]:
+        """Yield the results of the checks that the policy asks for. Later checks use
+        the inputs that earlier checks have loaded.
+        """
         yield self.parity()
-        steps = {
+        checks = {
             "signature": self.signature,
             "evaluation": self.evaluation,
             "robustness": self.robustness,
         }
         if self.policy.robustness.disturbances:
-            steps["disturbances"] = self.disturbances
-        steps["budget"] = self.budget
+            checks["disturbances"] = self.disturbances
+        checks["budget"] = self.budget
         if self.policy.backtest.endpoint:
-            steps["backtest"] = self.backtest
-        for name, step in steps.items():
-            skipped = "robustness" if name == "disturbances" else name
-            if skipped in self.policy.skip:
+            checks["backtest"] = self.backtest
+        for name, check in checks.items():
+            # A policy that skips the robustness also skips the disturbances.
+            skip_name = "robustness" if name == "disturbances" else name
+            if skip_name in self.policy.skip:
                 yield CheckResult(name, "skipped", "the policy skips it")
-                continue
-            self.progress(f"checking {name}")
-            try:
-                result = step()
-            except errors.RegistryUnavailable:
-                raise
-            except errors.OnnxserveError as error:
-                result = CheckResult(name, "failed", error.message)
-            yield replace(result, notes=(*self.notes, *result.notes))
-            self.notes.clear()
+            else:
+                yield self.run_check(name, check)
+
+    def run_check(self, name: str, check: Callable[[], CheckResult]) -> CheckResult:
+        """Return the result of a check with the notes that were collected for it. An
+        error is a failed check, unless MLflow fails.
+        """
+        self.progress(f"checking {name}")
+        try:
+            result = check()
+        except errors.RegistryUnavailable:
+            raise
+        except errors.OnnxserveError as error:
+            result = CheckResult(name, "failed", error.message)
+        notes = (*self.notes, *result.notes)
+        self.notes.clear()
+        return replace(result, notes=notes)
 
     def parity(self) -> CheckResult:
         """Check the version's parity. If it is optimized, check the base's parity and
@@ -149,35 +164,51 @@ class _Checks:
         where = str(record.get("base"))
         self.progress(f"comparing with {where}")
         try:
-            # The MLmodel file may contain any URI.
-            if not where.startswith(("models:/", "runs:/")):
-                raise errors.InvalidConfig("it is not a version in MLflow")
-            with downloaded_version(resolve(where)) as folder:
-                base = load_version(folder, allow_pyfunc=False)
-                if not isinstance(base, LoadedOnnx) or record.get("base_digest") != graph_digest(
-                    base,
-                ):
-                    raise errors.InvalidConfig("the files of the base have changed")
-                policy, seed = self.policy.evaluation, self.policy.seed
-                rows = None
-                labelled = None
-                if policy.dataset and "evaluation" not in self.policy.skip:
-                    artifact = self.candidate.artifact
-                    labelled = load_dataset(
-                        policy.dataset,
-                        policy.target,
-                        artifact,
-                        seed,
-                        policy.max_rows,
-                    )
-                else:
-                    rows = reference_rows(base.artifact, policy.max_rows, seed)
-                return check_agreement(self.candidate, base, self.policy, labelled, rows)
+            return self.agreement_with_base(self.candidate, where, record.get("base_digest"))
         except errors.RegistryUnavailable:
             raise
         except errors.OnnxserveError as error:
             reason = f"the version cannot be compared with its base {where}: {error.message}"
             return CheckResult(PARITY, "failed", reason)
+
+    def agreement_with_base(
+        self,
+        candidate: LoadedOnnx,
+        where: str,
+        base_digest: object,
+    ) -> CheckResult:
+        """Compare the optimized candidate with its base, on the policy's dataset or,
+        without an evaluation, on the reference rows of the base.
+
+        Raises InvalidConfig if the base is not a version in MLflow, or if the digest of
+        its graph is not `base_digest`.
+        """
+        # The MLmodel file may contain any URI.
+        if not where.startswith(("models:/", "runs:/")):
+            raise errors.InvalidConfig("it is not a version in MLflow")
+        with downloaded_version(resolve(where)) as folder:
+            base = load_version(folder, allow_pyfunc=False)
+            if not isinstance(base, LoadedOnnx) or base_digest != graph_digest(base):
+                raise errors.InvalidConfig("the files of the base have changed")
+            rows = None
+            labelled = None
+            policy = self.policy.evaluation
+            if policy.dataset and "evaluation" not in self.policy.skip:
+                labelled = self.load_evaluation_rows()
+            else:
+                rows = reference_rows(base.artifact, policy.max_rows, self.policy.seed)
+            return check_agreement(candidate, base, self.policy, labelled, rows)
+
+    def load_evaluation_rows(self) -> LabelledRows:
+        policy = self.policy.evaluation
+        artifact = self.candidate.artifact
+        return load_dataset(
+            policy.dataset,
+            policy.target,
+            artifact,
+            self.policy.seed,
+            policy.max_rows,
+        )
 
     def signature(self) -> CheckResult:
         if self.current is None:
@@ -185,25 +216,21 @@ class _Checks:
         return check_signature(self.candidate.artifact, self.current.artifact, self.against)
 
     def evaluation(self) -> CheckResult:
+        """Compare the predictions for the policy's dataset, and keep rows and
+        predictions for the later checks and the report.
+        """
         policy = self.policy.evaluation
         if not policy.dataset:
             return CheckResult("evaluation", "skipped", "the policy has no dataset")
-        labelled = load_dataset(
-            policy.dataset,
-            policy.target,
-            self.candidate.artifact,
-            self.policy.seed,
-            policy.max_rows,
-        )
+        labelled = self.load_evaluation_rows()
         predictions = self.candidate.predict(labelled.rows)
         self.labelled = labelled
         self.predictions = predictions
         current = None
         if self.current is not None:
             try:
-                current = self.current.predict(
-                    cast_to_signature(self.current.artifact, labelled.rows),
-                )
+                current_rows = cast_to_signature(self.current.artifact, labelled.rows)
+                current = self.current.predict(current_rows)
             except errors.OnnxserveError as error:
                 reason = f"{self.against} cannot predict the rows of the dataset: {error.message}"
                 return CheckResult("evaluation", "failed", reason)
@@ -218,17 +245,21 @@ class _Checks:
         )
 
     def robustness(self) -> CheckResult:
-        policy, seed = self.policy.robustness, self.policy.seed
+        """Disturb a sample of the rows. The metric is measured if the evaluation has
+        loaded labels.
+        """
+        policy = self.policy.robustness
+        seed = self.policy.seed
         rows = self.rows(policy.max_rows)
         if rows is None:
             return CheckResult("robustness", "skipped", _NO_ROWS)
-        picked = sample_positions(row_count(rows), policy.max_rows, seed)
+        positions = sample_positions(row_count(rows), policy.max_rows, seed)
         truth = None
         metric = self.policy.evaluation.metric
         if self.labelled is not None and self.predictions is not None:
             metric = metric or default_metric(self.labelled.truth, self.predictions)
-            truth = self.labelled.truth[picked]
-        rows = take_rows(rows, picked)
+            truth = self.labelled.truth[positions]
+        rows = take_rows(rows, positions)
         current = None
         if self.current is not None:
             current = self.current, own_columns(self.current.artifact, rows)
@@ -245,17 +276,21 @@ class _Checks:
         )
 
     def disturbances(self) -> CheckResult:
-        policy, evaluation = self.policy.robustness, self.policy.evaluation
+        """Measure the loss under each disturbance on the rows of the robustness policy
+        or, if it has no dataset, of the evaluation.
+        """
+        policy = self.policy.robustness
+        evaluation = self.policy.evaluation
         labelled = self.labelled
         if policy.dataset or labelled is None:
             source = policy if policy.dataset else evaluation
             artifact = self.candidate.artifact
             seed = self.policy.seed
             labelled = load_dataset(source.dataset, source.target, artifact, seed, policy.max_rows)
-        picked = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
+        positions = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
         report = measure_robustness(
             self.candidate,
-            LabelledRows(take_rows(labelled.rows, picked), labelled.truth[picked]),
+            LabelledRows(take_rows(labelled.rows, positions), labelled.truth[positions]),
             policy.metric or evaluation.metric,
             policy.disturbances,
             self.policy.seed,
@@ -265,6 +300,9 @@ class _Checks:
         return check_disturbances(report, policy)
 
     def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | errors.Refused:
+        """Return the gradient of the torch original's loss for the rows, or why there
+        is none.
+        """
         if not self.allows_code:
             return errors.Refused(
                 "the torch original runs its own code, which this server does not allow",
@@ -280,26 +318,15 @@ class _Checks:
         )
 
     def budget(self) -> CheckResult:
+        """Measure the cost, together with the current version if both predict the same
+        rows. Without rows, the version predicts zeros and empty strings.
+        """
         policy = self.policy.budget
         rows = self.rows(policy.batch)
-        if rows is None:  # Without rows, measure with zeros and empty strings.
-            rows = {}
-            for entry in self.candidate.artifact.inputs:
-                dtype = numpy_dtype(entry.dtype)
-                shape = (
-                    (1,)
-                    if entry.columns
-                    else (
-                        1,
-                        *(max(size, 1) for size in entry.shape[1:]),
-                    )
-                )
-                value = "" if dtype.kind == "O" else 0
-                blank = np.full(shape, value, dtype=dtype)
-                rows |= dict.fromkeys(entry.columns or (entry.name,), blank)
+        if rows is None:
+            rows = _blank_row(self.candidate.artifact)
         if not rows:
             return CheckResult("budget", "skipped", _NO_ROWS)
-        current: MeasuredCost | None = None
         if self.current_folder is not None:
             try:
                 candidate, current = measure_costs(
@@ -319,13 +346,30 @@ class _Checks:
         traffic = open_traffic(name, endpoint)
         return check_backtest(self.candidate, traffic, self.policy)
 
-    def rows(self, most: int) -> NamedArrays | None:
+    def rows(self, max_rows: int) -> NamedArrays | None:
+        """Return the rows of the evaluation or, without an evaluation, reference rows
+        of a version; None without a reference.
+        """
         if self.labelled is not None:
             return self.labelled.rows
-        sample = reference_rows(self.candidate.artifact, most, self.policy.seed)
+        sample = reference_rows(self.candidate.artifact, max_rows, self.policy.seed)
         if sample is None and self.current is not None:
-            sample = reference_rows(self.current.artifact, most, self.policy.seed)
+            sample = reference_rows(self.current.artifact, max_rows, self.policy.seed)
         return sample
+
+
+def _blank_row(artifact: Artifact) -> NamedArrays:
+    """Return a row of zeros and empty strings for the inputs of a version."""
+    row: NamedArrays = {}
+    for entry in artifact.inputs:
+        dtype = numpy_dtype(entry.dtype)
+        shape: tuple[int, ...] = (1,)
+        if not entry.columns:
+            shape = (1, *(max(size, 1) for size in entry.shape[1:]))
+        value = "" if dtype.kind == "O" else 0
+        blank = np.full(shape, value, dtype=dtype)
+        row |= dict.fromkeys(entry.columns or (entry.name,), blank)
+    return row
 
 
 def judge(
@@ -339,8 +383,8 @@ def judge(
     store: Store | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[GateVerdict, EvaluationData | None]:
-    """Run the checks and return the verdict. An error of the version or of the policy's
-    dataset is a failed check.
+    """Run the checks. Return the verdict, and the evaluated predictions; None without
+    an evaluation. An error of the version or of the policy's dataset is a failed check.
 
     Args:
         current: the version to compare with, e.g. the served version; None for no
@@ -359,21 +403,21 @@ def judge(
     results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:
-        other = f" and version {current.version}" if current else ""
-        progress(f"fetching version {candidate.version}{other}")
+        compared = f" and version {current.version}" if current else ""
+        progress(f"fetching version {candidate.version}{compared}")
         folder = folders.enter_context(downloaded_version(candidate))
         digest = combine_hashes(hash_files(folder))
         try:
             loaded = load_version(folder, allowed.code)
             checks = _Checks(
-                policy,
-                progress,
-                candidate,
-                folder,
-                loaded,
-                allowed.code,
-                original,
-                store,
+                policy=policy,
+                progress=progress,
+                resolved=candidate,
+                folder=folder,
+                candidate=loaded,
+                allows_code=allowed.code,
+                original=original,
+                store=store,
             )
         except (errors.RegistryUnavailable, errors.CodeRefused):
             raise

@@ -99,15 +99,16 @@ def promote(
             the audit trail.
         actor: the user in the audit trail; default: the user of this process.
         store: the store of the audit trail; default: the store of this machine.
-        allowed: see `promote.gate.judge.judge`.
-        original: see `promote.gate.judge.judge`.
+        allowed: what the gate may do: run the code of models, and read files.
+        original: the URI of the torch model that the version was made from; default:
+            named by the version.
         is_request: only run the gate, because people must approve the promotion before
             the version is moved.
 
     Raises GateRefused if the version failed the gate, was rolled back without `force`
     or lacks approvals, InvalidConfig if an argument or the policy is not valid or
-    MLflow refuses the move, CodeRefused (see `promote.gate.judge.judge`), NotFound,
-    RegistryUnavailable, and StoreUnavailable.
+    MLflow refuses the move, CodeRefused if a version has no ONNX form and its code may
+    not run, NotFound, RegistryUnavailable, and StoreUnavailable.
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion requires a reason (--why)")
@@ -181,10 +182,15 @@ def _judge_and_move(
     force: bool,
     progress: ProgressCallback,
 ) -> Promotion:
+    """Run the gate, check the approvals, and move the version. A version that has the
+    place and passed the gate remains there.
+    """
     request.require_not_rolled_back(trail, force)
     is_there = request.is_there()
-    if is_there and (status := request.ungated() or request.verdict).passed:
-        return request.stay(trail, status)
+    if is_there:
+        status = request.ungated() or request.verdict
+        if status.passed:
+            return request.stay(trail, status)
     status = request.require_gate(trail, force, progress)
     if not is_there:
         request.require_approvals(trail, status)
@@ -245,6 +251,9 @@ class _Request:
         return transitions.version_at(self.candidate.name, self.place) is not None
 
     def require_not_rolled_back(self, trail: Store, force: bool) -> None:
+        """Raise GateRefused, and record the refusal, if the version was rolled back,
+        without `force`.
+        """
         reason = self.rollback_refusal
         if reason and not force:
             state = tags.gate_status_of(self.entry.tags).state
@@ -257,8 +266,8 @@ class _Request:
         force: bool,
         progress: ProgressCallback,
     ) -> tags.GateStatus:
-        """Return the gate status. Raises GateRefused if the version failed, without
-        `force`.
+        """Return the gate status. Raise GateRefused, and record the refusal, if the
+        version failed, without `force`.
         """
         status = self.gate_status(force, progress)
         if status.passed or force:
@@ -271,6 +280,9 @@ class _Request:
         )
 
     def require_approvals(self, trail: Store, status: tags.GateStatus) -> None:
+        """Raise GateRefused, and record the refusal, if approvals are missing for the
+        files of the verdict `status`.
+        """
         subject = subject_of(self.entry, self.place, status.digest, self.policy)
         reason = missing_approvals(trail, self.policy, subject)
         if reason:
@@ -296,31 +308,38 @@ class _Request:
         """Return the gate status of the version for `place`. The gate is run unless
         there is a fresh verdict.
         """
-        if (ungated := self.ungated()) is not None:
+        ungated = self.ungated()
+        if ungated is not None:
             return ungated
-        # With `force`, a fresh failed verdict is reused too.
-        counted = ["passed", tags.PASSED_WITHOUT_EVALUATION]
-        if force:
-            counted.append("failed")
         try:
-            if self.is_fresh() and (status := self.verdict).state in counted:
-                version = self.candidate.version
-                at = self.entry.tags[tags.GATE_AT_TAG]
-                progress(f"the verdict on version {version} from {at} is {status.state}")
-                return status
-            gated = self.run_gate()
+            return self.reusable_verdict(force, progress) or self.new_verdict()
         except OnnxserveError as error:
             if not force:
                 raise
-            digest = ""
-            with suppress(OnnxserveError):  # Unreadable files have no digest, and are not served.
-                digest = version_digest(self.candidate.source)
-            return tags.GateStatus(
-                False,
-                "",
-                f"the gate could not be run: {error.message}",
-                digest=digest,
-            )
+            reason = f"the gate could not be run: {error.message}"
+        digest = ""
+        with suppress(OnnxserveError):  # Unreadable files have no digest, and are not served.
+            digest = version_digest(self.candidate.source)
+        return tags.GateStatus(passed=False, state="", reason=reason, digest=digest)
+
+    def reusable_verdict(self, force: bool, progress: ProgressCallback) -> tags.GateStatus | None:
+        """Return the fresh verdict if it passed or, with `force`, failed; None if the
+        gate must be run.
+        """
+        if not self.is_fresh():
+            return None
+        counted = ["passed", tags.PASSED_WITHOUT_EVALUATION]
+        if force:
+            counted.append("failed")
+        status = self.verdict
+        if status.state not in counted:
+            return None
+        at = self.entry.tags[tags.GATE_AT_TAG]
+        progress(f"the verdict on version {self.candidate.version} from {at} is {status.state}")
+        return status
+
+    def new_verdict(self) -> tags.GateStatus:
+        gated = self.run_gate()
         verdict = gated.verdict
         return tags.GateStatus(
             verdict.passed,
@@ -331,6 +350,9 @@ class _Request:
         )
 
     def ungated(self) -> tags.GateStatus | None:
+        """Return the status of a place that the policy does not gate; None for a gated
+        place.
+        """
         if self.policy.gates(self.place):
             return None
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
@@ -345,15 +367,13 @@ class _Request:
         return not missing_approvals(store, self.policy, subject)
 
     def stay(self, store: Store, status: tags.GateStatus) -> Promotion:
-        """Return the promotion of a version in `place`. MLflow's server records files
-        that were approved again.
+        """Return the promotion of a version that is in `place`. If the version has new
+        approvals, move it again, so that MLflow's server records the approved files.
         """
         if self.has_approvals(store):
             self.move()
-        return replace(
-            self.promotion(status, is_moved=False),
-            before=self.candidate.version,
-        )
+        promotion = self.promotion(status, is_moved=False)
+        return replace(promotion, before=self.candidate.version)
 
     def move(self) -> None:
         """Move the version to `place`, without a timeout, because MLflow's server may
@@ -368,6 +388,9 @@ class _Request:
             )
 
     def is_fresh(self) -> bool:
+        """Return True if the verdict is by this policy, against the current version,
+        and younger than the limit of the policy.
+        """
         try:
             age = datetime.now(UTC) - datetime.fromisoformat(self.entry.tags[tags.GATE_AT_TAG])
         except (KeyError, ValueError, TypeError):
@@ -384,18 +407,16 @@ class _Request:
         require the gate read its tag.
         """
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
-        name = self.candidate.name
-        version = self.candidate.version
         forced = VerdictRecord(
-            model=name,
-            version=version,
+            model=self.candidate.name,
+            version=self.candidate.version,
             state="forced",
             reason=reason,
             files=status.digest,
             actor=self.actor,
         )
         write_verdict(forced, store)
-        return tags.GateStatus(True, "forced", reason, status.report, status.digest)
+        return replace(status, passed=True, state="forced", reason=reason)
 
     def record(self, store: Store, action: str, status: tags.GateStatus) -> None:
         """Record the action `promote` or `refused` in the audit trail."""

@@ -132,10 +132,9 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
     GateRefused if the files, the policy or the report have changed, ScopeMissing,
     NotFound, RegistryUnavailable and StoreUnavailable.
     """
-    name = f"{record.model} version {record.version}"
     document = record.model_dump(mode="json")
     answer = app_document(
-        f"the verdict on {name}",
+        f"the verdict on {record.model} version {record.version}",
         PATH,
         "POST",
         {},
@@ -145,20 +144,24 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
     )
     is_written = answer is not None
     if not is_written:
-        with registry_errors(f"model {name}"):
-            earlier = registry_client().get_model_version(record.model, record.version).tags
-        for key, value in record.tags_after(earlier).items():
-            tags.tag_version(record.model, record.version, key, value)
+        _write_tags(record)
     if record.state == "forced":  # The promotion has an event of its own.
         return
-    if not (is_written and _is_in(store, record)):
+    if not (is_written and _is_newest_in(store, record)):
         record.record(store, record.actor, is_tagged=True)
 
 
-def _is_in(store: Store, record: VerdictRecord) -> bool:
+def _write_tags(record: VerdictRecord) -> None:
+    with registry_errors(f"model {record.model} version {record.version}"):
+        earlier = registry_client().get_model_version(record.model, record.version).tags
+    for key, value in record.tags_after(earlier).items():
+        tags.tag_version(record.model, record.version, key, value)
+
+
+def _is_newest_in(store: Store, record: VerdictRecord) -> bool:
+    """Return True if the newest verdict on the version in the store is the record's."""
     events = store.events(model=record.model, actions=("gate",), newest_first=True)
     newest = next((event for event in events if event.version == record.version), None)
-    return newest is not None and (newest.after, newest.detail["run_id"]) == (
-        record.state,
-        record.run_id,
-    )
+    if newest is None:
+        return False
+    return newest.after == record.state and newest.detail["run_id"] == record.run_id

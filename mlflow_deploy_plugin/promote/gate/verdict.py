@@ -92,10 +92,9 @@ class GateVerdict:
         skipped = [
             f"{check.name}: {check.reason}" for check in self.checks if check.state == "skipped"
         ]
-        passed = ", ".join(check.name for check in self.checks if check.state == "passed")
-        return "; ".join(
-            [f"checked: {passed or 'nothing'}", *(f"not checked: {line}" for line in skipped)],
-        )
+        passed = [check.name for check in self.checks if check.state == "passed"]
+        checked = ", ".join(passed) or "nothing"
+        return "; ".join([f"checked: {checked}", *(f"not checked: {line}" for line in skipped)])
 
 
 def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
@@ -110,7 +109,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
     """
     policy = yaml.safe_dump(dict(verdict.policy), sort_keys=False)
     page = report_templates(Path(__file__).parent).get_template("report.html")
-    return page.render(verdict=verdict, policy=policy, interval=_interval)
+    return page.render(verdict=verdict, policy=policy, interval=_plot_positions)
 
 
 def report_templates(folder: Path) -> Environment:
@@ -125,9 +124,11 @@ def report_templates(folder: Path) -> Environment:
     )
 
 
-def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
+def _plot_positions(figures: Mapping[str, float]) -> dict[str, float] | None:
     """Return the x coordinates of the difference, its bounds, the margin and zero in a
-    plot of width 600, or None.
+    plot of width 600, which has a border of 20 and a tenth of the span on both sides.
+
+    The result is None for a check without a comparison, or if a figure is too large.
     """
     if not {"difference", "margin"} <= figures.keys():
         return None
@@ -138,10 +139,8 @@ def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
     least = min(bounds.values())
     most = max(bounds.values())
     span = (most - least) or 1.0
-    return {
-        name: round(
-            20 + (value - least + span * 0.1) / (span * 1.2) * 560,
-            1,
-        )
-        for name, value in bounds.items()
-    }
+    positions = {}
+    for name, value in bounds.items():
+        share = (value - least + span * 0.1) / (span * 1.2)
+        positions[name] = round(20 + share * 560, 1)
+    return positions

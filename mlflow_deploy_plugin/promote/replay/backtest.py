@@ -124,19 +124,20 @@ def backtest(
     table, captured_rows = _read_sample(traffic, times, candidate.artifact, shown, max_rows)
     replayed = _replay(candidate, table, traffic.endpoint, shown)
     accepted = replayed.accepted
-    ours = _described(candidate, replayed.outputs)
+    ours = _describe_outputs(candidate, replayed.outputs)
     theirs = _served_answers(traffic, accepted, ours.artifact)
     agreement = _compare(ours, theirs, shown)
-    labelled = _labelled(accepted, ours)
+    labelled = _find_labels(accepted, ours)
     comparison = _judge_labels(labelled, ours, theirs, metric, confidence, resamples, seed)
-    finite = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
+    is_finite = np.isfinite(agreement.differences) & agreement.are_numbers
+    differences = agreement.differences[is_finite]
     return BacktestReport(
         captured_rows=captured_rows,
         rows=len(table),
         versions=_rows_by_version(accepted),
         disagreement=1 - float(agreement.same.mean()),
-        mean_difference=float(finite.mean()) if len(finite) else math.nan,
-        max_difference=float(finite.max()) if len(finite) else math.nan,
+        mean_difference=float(differences.mean()) if len(differences) else math.nan,
+        max_difference=float(differences.max()) if len(differences) else math.nan,
         refused_rows=len(table) - len(accepted),
         refused=sorted(replayed.refused, key=lambda noted: -noted.rows)[:_SHOWN],
         candidate_row_us=replayed.seconds / len(table) * 1e6,
@@ -235,16 +236,16 @@ def _concatenate(parts: list[NamedArrays]) -> NamedArrays:
     return outputs
 
 
-def _described(candidate: LoadedModel, outputs: NamedArrays) -> _Answers:
+def _describe_outputs(candidate: LoadedModel, outputs: NamedArrays) -> _Answers:
+    """Return the candidate's outputs with an artifact that describes them: the
+    candidate's or, for a pyfunc, one of the values.
+    """
     artifact = candidate.artifact
     # The files of a pyfunc may name its output differently.
     if not isinstance(candidate, LoadedOnnx):
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
-        artifact = describe_answers(
-            None,
-            pa.table({name: list(outputs[PREDICTION])}),
-            (),
-        )
+        table = pa.table({name: list(outputs[PREDICTION])})
+        artifact = describe_answers(None, table, ())
     return _Answers(artifact, outputs)
 
 
@@ -256,7 +257,8 @@ def _served_answers(traffic: Traffic, accepted: pa.Table, candidate: Artifact) -
     """
     table = traffic.without_masked(candidate, accepted)
     for artifact in (candidate, describe_answers(None, table, ())):
-        if outputs := captured_outputs(artifact, table, ()):
+        outputs = captured_outputs(artifact, table, ())
+        if outputs:
             return _Answers(artifact, outputs)
     raise InvalidConfig(
         f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop "
@@ -282,7 +284,7 @@ def _compare(ours: _Answers, theirs: _Answers, shown: str) -> Agreement:
         ) from None
 
 
-def _labelled(accepted: pa.Table, ours: _Answers) -> _Labelled:
+def _find_labels(accepted: pa.Table, ours: _Answers) -> _Labelled:
     """Return the labels of the type that the candidate predicts."""
     column = LABEL_NUMBER
     if ours.predictions.prediction.dtype.kind == "O":
@@ -345,13 +347,13 @@ def _most_different(
     theirs: _Answers,
 ) -> list[NotedRow]:
     """Return the differing rows with the largest differences."""
-    sizes = np.where(agreement.same, -1.0, agreement.differences)
+    sort_keys = np.where(agreement.same, -1.0, agreement.differences)
     count = min(_SHOWN, agreement.differing_rows)
     noted = []
-    for row in np.argsort(-sizes, kind="stable")[:count].tolist():
+    for row in np.argsort(-sort_keys, kind="stable")[:count].tolist():
         prediction = one_line(ours.predictions.prediction[row], 80)
         served = one_line(theirs.predictions.prediction[row], 80)
-        noted.append(_noted(accepted, row, f"{prediction} instead of {served}"))
+        noted.append(_note_row(accepted, row, f"{prediction} instead of {served}"))
     return noted
 
 
@@ -362,7 +364,12 @@ def _read_sample(
     shown: str,
     max_rows: int,
 ) -> tuple[pa.Table, int]:
-    """Return a sample of the rows with labels, and the number of all rows."""
+    """Return a sample of at most `max_rows` rows with labels, and the number of all
+    rows.
+
+    Raises NotFound without rows, and InvalidConfig if the rows lack columns of the
+    version, which messages call `shown`.
+    """
     log = traffic.log
     view = View(traffic.endpoint, times, labels=False)
     labels = log.labels(traffic.endpoint)
@@ -370,26 +377,26 @@ def _read_sample(
     rows = 0
     names = [name for name in log.schema(view).names if not name.startswith("_")]
     for table in view_tables(log, view, {*_NEEDED, *labels.key_columns, *names}):
-        traffic.require(shown, artifact, _columns(artifact), table.column_names)
+        traffic.require(shown, artifact, _columns_read(artifact), table.column_names)
         rows += len(table)
         sample.add(table)
     if not rows:
         require_endpoint(log, traffic.endpoint)
+        window = times.window or "the time range"
         raise NotFound(
-            f"endpoint {traffic.endpoint!r} has no rows in {times.window or 'the time range'}: "
+            f"endpoint {traffic.endpoint!r} has no rows in {window}: "
             f"choose a window in the range that `onnxserve log stats {traffic.endpoint}` shows",
         )
     return join_labels(sample.table(), labels), rows
 
 
-def _columns(artifact: Artifact) -> list[str]:
+def _columns_read(artifact: Artifact) -> list[str]:
     """Return the columns that a version reads. The log names an unnamed tensor like the
     input of the graph.
     """
     fields = artifact.columns or artifact.tensors
-    return [field.name for field in fields if field.name] or [
-        entry.name for entry in artifact.inputs
-    ]
+    names = [field.name for field in fields if field.name]
+    return names or [entry.name for entry in artifact.inputs]
 
 
 def _accepted_parts(
@@ -401,33 +408,36 @@ def _accepted_parts(
     `refused` by reason. A refused part is halved until its refused rows are known.
     """
     try:
-        rows = own_columns(candidate.artifact, arrays_of(part, _columns(candidate.artifact)))
+        captured = arrays_of(part, _columns_read(candidate.artifact))
+        rows = own_columns(candidate.artifact, captured)
         if isinstance(candidate, LoadedOnnx):
             outputs = candidate.outputs(rows)
         else:
             outputs = {PREDICTION: candidate.predict(rows).prediction}
-        if (count := row_count(outputs)) != len(part):
+        count = row_count(outputs)
+        if count != len(part):
             raise InferenceError(f"the model returns {count} rows for {len(part)} rows")
         yield part, outputs
     except (InvalidRequest, InferenceError) as error:
-        if half := len(part) // 2:
+        half = len(part) // 2
+        if half:
             yield from _accepted_parts(candidate, part.slice(0, half), refused)
             yield from _accepted_parts(candidate, part.slice(half), refused)
             return
         reason = without_row_number(error.message)
-        noted = refused.get(reason) or _noted(part, 0, reason, 0)
+        noted = refused.get(reason) or _note_row(part, 0, reason, rows=0)
         refused[reason] = replace(noted, rows=noted.rows + 1)
 
 
-def _noted(
+def _note_row(
     part: pa.Table,
-    place: int,
+    index: int,
     text: str,
     rows: int = 1,
 ) -> NotedRow:
     return NotedRow(
-        part.column("_prediction_id")[place].as_py(),
-        part.column("_row")[place].as_py(),
+        part.column("_prediction_id")[index].as_py(),
+        part.column("_row")[index].as_py(),
         text,
         rows,
     )

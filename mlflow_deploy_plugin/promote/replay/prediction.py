@@ -113,15 +113,14 @@ def find_request(
     names = [endpoint] if endpoint else log.endpoints()
     for name in names:
         for hour in log.walk_hours(name, newest_first=True):
-            if any(
-                len(ids.filter(is_request))
-                for ids in log.scan(hour, TimeRange(), ["_prediction_id"])
-            ):
+            ids = log.scan(hour, TimeRange(), ["_prediction_id"])
+            if any(len(table.filter(is_request)) for table in ids):
                 rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
                 return name, concat_tables([table for table in rows if len(table)]).sort_by("_row")
+    searched = endpoint or "any endpoint"
     raise NotFound(
         f"the inference log {log.location.shown} has no prediction {prediction_id!r} of "
-        f"{endpoint or 'any endpoint'}: it arrives some seconds after the response, expires after "
+        f"{searched}: it arrives some seconds after the response, expires after "
         "capture.retention, and is not captured if it is not sampled (capture.fraction) or failed "
         "(`onnxserve log query NAME --failed`)",
     )
@@ -183,7 +182,10 @@ class _Computed:
     Attributes:
         columns: the captured columns, [N, …] by name.
         outputs: the computed outputs, [N, …] by name.
-        explanation, nodes, left_out: as in `Replay`.
+        explanation: the contributions to the selected row, or why there are none.
+        nodes: the outputs of the graph's nodes for the selected row, or why there are
+            none.
+        left_out: the number of nodes that `nodes` lacks.
     """
 
     artifact: Artifact
@@ -234,10 +236,18 @@ def _compute_onnx(
 
 
 def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
+    """Return the contributions to the predictions, or why there are none."""
     try:
         check_explainable(model.artifact)
         require_shap()
-        return contributions(model, feeds, None, 0, lambda line: None).rows
+        explained = contributions(
+            model,
+            feeds,
+            max_evals=None,
+            seed=0,
+            progress=lambda line: None,
+        )
+        return explained.rows
     except OnnxserveError as error:
         return Refused(error.message)
 
@@ -248,7 +258,9 @@ def _compute_pyfunc(
     artifact: Artifact,
     debug: bool,
 ) -> _Computed:
-    """Compute the outputs of a model without an ONNX form."""
+    """Compute the outputs of a model without an ONNX form, in pdb with `debug`. Raises
+    InvalidConfig if the log lacks its inputs.
+    """
     # The import of mlflow.pyfunc takes a second.
     from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
 
@@ -294,26 +306,39 @@ def _compare_outputs(
 
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
-    if computed is not None and not captured.size and not computed.size:
-        # The lists of the log do not show the other dimensions of no values.
+    """Compare an output to the bit. `computed` is None if the version has no such
+    output.
+    """
+    captured_type = f"{captured.dtype} {list(captured.shape)}"
+    if computed is None:
         return OutputComparison(
             column,
-            True,
+            is_equal=False,
+            captured=captured_type,
+            computed="not computed",
         )
-    if computed is None or (captured.shape, captured.dtype.kind) != (
-        computed.shape,
-        computed.dtype.kind,
-    ):
-        if computed is None:
-            shape = "not computed"
-        else:
-            shape = f"{computed.dtype} {list(computed.shape)}"
-        return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
+    if not captured.size and not computed.size:
+        # The lists of the log do not show the other dimensions of no values.
+        return OutputComparison(column, is_equal=True)
+    if captured.shape != computed.shape or captured.dtype.kind != computed.dtype.kind:
+        computed_type = f"{computed.dtype} {list(computed.shape)}"
+        return OutputComparison(
+            column,
+            is_equal=False,
+            captured=captured_type,
+            computed=computed_type,
+        )
     agreement = compare(captured, computed, _TO_THE_BIT)
     if agreement.is_same:
-        return OutputComparison(column, True)
+        return OutputComparison(column, is_equal=True)
     index = agreement.worst
-    return OutputComparison(column, False, captured[index], computed[index], index)
+    return OutputComparison(
+        column,
+        is_equal=False,
+        captured=captured[index],
+        computed=computed[index],
+        index=index,
+    )
 
 
 def _node_outputs(
@@ -321,8 +346,9 @@ def _node_outputs(
     feeds: Feeds,
     most: int,
 ) -> tuple[list[NodeOutput] | Refused, int]:
-    """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without
-    constants. A loop is a node.
+    """Return the outputs of the first `most` nodes in the order of the graph, or why
+    they cannot be computed; and the number of nodes that are left out. Constants are
+    not counted, and a loop is a node.
     """
     import onnx  # The import takes 0.2 s, and a pyfunc does not need it.
 
@@ -332,14 +358,14 @@ def _node_outputs(
     for node in nodes[:most]:
         outputs |= {name: node.op_type for name in node.output if name}
     # The graph with all outputs is written next to its external weights.
-    changed = onnx_file.with_name("all-outputs.onnx")
+    extended_file = onnx_file.with_name("all-outputs.onnx")
     declared = {output.name for output in proto.graph.output}
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in outputs if name not in declared
     )
-    onnx.save(proto, changed)
+    onnx.save(proto, extended_file)
     try:
-        values = _run_unoptimized(changed, list(outputs), feeds)
+        values = _run_unoptimized(extended_file, list(outputs), feeds)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
     described = [
@@ -364,14 +390,18 @@ def _run_unoptimized(
 
 
 def _describe_output(operator: str, name: str, value: object) -> NodeOutput:
+    """Return an output with its first values, and its numbers of NaN and infinities."""
     # A sequence or a mapping is shown as a text.
     array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
     flat = array.reshape(-1)
+    # Comparisons also work for arrays of texts.
+    is_nan = flat != flat
+    is_infinite = (flat == np.inf) | (flat == -np.inf)
     return NodeOutput(
         operator,
         name,
         type=f"{array.dtype} {list(array.shape)}",
         values=flat[:5].tolist(),
-        nan=int((flat != flat).sum()),
-        infinite=int(((flat == np.inf) | (flat == -np.inf)).sum()),
+        nan=int(is_nan.sum()),
+        infinite=int(is_infinite.sum()),
     )

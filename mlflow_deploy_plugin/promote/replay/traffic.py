@@ -36,14 +36,9 @@ class Traffic:
         """Raise InvalidConfig if rows with the columns `present` lack values of the
         inputs `names` of a version.
         """
-        optional = {column.name for column in artifact.columns if not column.required} - {
-            *self.capture.drop,
-        }
-        missing = [
-            name
-            for name in names
-            if name in self.capture.mask or (name not in present and name not in optional)
-        ]
+        optional = {column.name for column in artifact.columns if not column.required}
+        available = {*present, *optional.difference(self.capture.drop)}
+        missing = [name for name in names if name in self.capture.mask or name not in available]
         if missing:
             raise InvalidConfig(
                 f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} "
@@ -63,10 +58,10 @@ def open_traffic(name: str, endpoint: Endpoint | None) -> Traffic:
     """Return the traffic of an endpoint; `endpoint` is None if the store does not have
     it.
     """
-    since, capture = (
-        (None, CaptureSpec()) if endpoint is None else (endpoint.rows_since, endpoint.spec.capture)
-    )
-    return Traffic(open_log(load_settings().inference_log, since), name, capture)
+    location = load_settings().inference_log
+    if endpoint is None:
+        return Traffic(open_log(location, None), name)
+    return Traffic(open_log(location, endpoint.rows_since), name, endpoint.spec.capture)
 
 
 def arrays_of(table: pa.Table, names: Iterable[str]) -> NamedArrays:
@@ -75,11 +70,13 @@ def arrays_of(table: pa.Table, names: Iterable[str]) -> NamedArrays:
     """
     arrays = {}
     for name in names:
-        if name in table.column_names:
-            if (array := as_array(table.column(name).combine_chunks())) is None:
-                raise SchemaMismatch(
-                    f"the lists of column {name!r} have different lengths",
-                    column=name,
-                )
-            arrays[name] = array
+        if name not in table.column_names:
+            continue
+        array = as_array(table.column(name).combine_chunks())
+        if array is None:
+            raise SchemaMismatch(
+                f"the lists of column {name!r} have different lengths",
+                column=name,
+            )
+        arrays[name] = array
     return arrays

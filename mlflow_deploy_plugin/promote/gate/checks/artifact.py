@@ -9,8 +9,9 @@ The signature check requires that clients of the current version can use the new
 without a change.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
@@ -26,12 +27,12 @@ from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
 
 PARITY = "parity"
 SIGNATURE = "signature"
-_ACCEPTED = {
+_ACCEPTED_PARITY = {
     "proven": ("proven",),
     "warned": ("proven", "warned"),
     "any": ("proven", "warned", "no-original"),
 }
-_TAKES = {
+_ACCEPTED_TYPES = {
     "double": ("float", "integer", "long"),
     "float": ("integer", "long"),
     "long": ("integer",),
@@ -43,7 +44,9 @@ _TAKES = {
 `serve/runtime/values.py`.
 """
 _KINDS = {"str": "text", "object": "text", "bool": "true or false"}
-_LOSES = {("double", "float"): "numbers beyond 32 bits are refused, other numbers are rounded"}
+_LOSSY_TYPES = {
+    ("double", "float"): "numbers beyond 32 bits are refused, other numbers are rounded"
+}
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
@@ -62,19 +65,25 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
     summary = f"the ONNX form is {state}"
     if rows:
         summary += f" on {rows:,} rows"
-    if state in _ACCEPTED[policy.parity]:
+    if state in _ACCEPTED_PARITY[policy.parity]:
         return CheckResult(PARITY, "passed", summary, figures)
-    how = {
-        "warned": artifact.parity.get("problem")
-        or artifact.parity.get("unproven")
-        or "its predictions differ",
-        "no-original": (
+    problem = _parity_problem(artifact)
+    explanation = f" ({problem})" if problem else ""
+    reason = f"{summary}{explanation}; the policy requires {policy.parity}"
+    return CheckResult(PARITY, "failed", reason, figures)
+
+
+def _parity_problem(artifact: Artifact) -> str:
+    """Return why the parity is not proven; empty if the state explains it."""
+    parity = artifact.parity
+    if artifact.parity_state == "warned":
+        return str(parity.get("problem") or parity.get("unproven") or "its predictions differ")
+    if artifact.parity_state == "no-original":
+        return (
             "there was no original to compare with; log the model with "
             "mlflow_deploy_plugin.log_model"
-        ),
-    }.get(state, "")
-    reason = f"{summary}{how and f' ({how})'}; the policy requires {policy.parity}"
-    return CheckResult(PARITY, "failed", reason, figures)
+        )
+    return ""
 
 
 def check_agreement(
@@ -84,8 +93,13 @@ def check_agreement(
     labelled: LabelledRows | None,
     rows: NamedArrays | None,
 ) -> CheckResult:
-    """Check the base's parity and its agreement with the optimized version on
-    `labelled`, otherwise on `rows`.
+    """Check the base's parity, and the agreement of the optimized version `form` with
+    the base.
+
+    Args:
+        labelled: the rows for the comparison with their labels; None to compare on
+            `rows` without the metric.
+        rows: rows without labels; None if there are none.
     """
     where = str(form.artifact.optimization.get("base"))
     proof = check_parity(base.artifact, policy)
@@ -118,9 +132,8 @@ def check_agreement(
     reason = f"made from {where}, where {proof.reason}; {agreement}"
     if agreement.loss <= evaluation.margin:
         return CheckResult(PARITY, "passed", reason, figures)
-    if labelled is not None:
-        hint = ""
-    else:
+    hint = ""
+    if labelled is None:
         hint = "; an evaluation dataset in the policy measures the loss of the metric"
     return CheckResult(
         PARITY,
@@ -133,16 +146,33 @@ def check_agreement(
 
 @dataclass(frozen=True)
 class _Change:
+    """A change of the signature. `before` is empty for an added column, and `after` for
+    a removed one.
+    """
+
     what: str
     name: str
-    before: str
-    after: str
-    breaks: bool
+    before: str = ""
+    after: str = ""
+    breaks_callers: bool = False
 
     @property
-    def line(self) -> tuple[str, ...]:
-        note = "breaks callers" if self.breaks else ""
+    def cells(self) -> tuple[str, ...]:
+        """The cells of the change in the report's table."""
+        note = "breaks callers" if self.breaks_callers else ""
         return self.what, self.name, self.before, self.after, note
+
+    @property
+    def sentence(self) -> str:
+        match self.what:
+            case "added":
+                return f"{self.name} ({self.after}) added"
+            case "removed":
+                return f"{self.name} ({self.before}) removed"
+            case "reordered":
+                return "the columns have another order, which affects rows without names"
+            case _:
+                return f"{self.name} {self.what} from {self.before} to {self.after}"
 
 
 def check_signature(candidate: Artifact, current: Artifact, against: str) -> CheckResult:
@@ -156,21 +186,15 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
             "skipped",
             f"{which} has no signature of named columns or tensors",
         )
-    if bool(candidate.columns) != bool(current.columns):
-        before, after = ("columns", "tensors") if current.columns else ("tensors", "columns")
-        inputs: Iterable[_Change] = [_Change("retyped", "the input", before, after, True)]
-    else:
-        find_changes = _column_changes if candidate.columns else _tensor_changes
-        inputs = find_changes(candidate, current)
-    changes = [*inputs, *_output_changes(candidate, current)]
-    breaking = [change for change in changes if change.breaks]
+    changes = [*_input_changes(candidate, current), *_output_changes(candidate, current)]
+    breaking = [change for change in changes if change.breaks_callers]
     table = ReportTable(
         ("change", "name", against, "new", ""),
-        tuple(change.line for change in changes),
+        tuple(change.cells for change in changes),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:
-        sentences = "; ".join(_sentence(change) for change in breaking)
+        sentences = "; ".join(change.sentence for change in breaking)
         return CheckResult(
             SIGNATURE,
             "failed",
@@ -180,114 +204,140 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
         )
     if not changes:
         return CheckResult(SIGNATURE, "passed", f"the same columns and types as {against}", figures)
-    notes = tuple(_sentence(change) for change in changes)
+    notes = tuple(change.sentence for change in changes)
     return CheckResult(
         SIGNATURE,
         "passed",
         f"callers need no change ({'; '.join(notes)})",
         figures,
-        notes,
-        table,
+        notes=notes,
+        table=table,
     )
 
 
-def _compare_names(
-    old: Mapping[str, object],
-    new: Mapping[str, object],
-) -> tuple[list[str], list[str], list[str]]:
+class _Names(NamedTuple):
+    """The names of one version only, and the common names in the order of the new
+    version.
+    """
+
+    removed: list[str]
+    added: list[str]
+    common: list[str]
+
+
+def _compare_names(old: Mapping[str, object], new: Mapping[str, object]) -> _Names:
     removed = [name for name in old if name not in new]
-    return removed, [name for name in new if name not in old], [name for name in new if name in old]
+    added = [name for name in new if name not in old]
+    return _Names(removed, added, [name for name in new if name in old])
+
+
+def _input_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    if bool(candidate.columns) == bool(current.columns):
+        find_changes = _column_changes if candidate.columns else _tensor_changes
+        yield from find_changes(candidate, current)
+    elif candidate.columns:
+        yield _Change("retyped", "the input", "tensors", "columns", breaks_callers=True)
+    else:
+        yield _Change("retyped", "the input", "columns", "tensors", breaks_callers=True)
 
 
 def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    """Yield the changes of the columns. A new required column, a type that does not
+    accept the old values, or a column that becomes required breaks callers.
+    """
     new = {column.name: column for column in candidate.columns}
     old = {column.name: column for column in current.columns}
-    removed, added, common = _compare_names(old, new)
-    for name in removed:
-        yield _Change("removed", name, old[name].type, "", False)
-    for name in added:
+    names = _compare_names(old, new)
+    for name in names.removed:
+        yield _Change("removed", name, before=old[name].type)
+    for name in names.added:
         column = new[name]
         kind = column.type if column.required else f"{column.type}, optional"
-        yield _Change("added", name, "", kind, column.required)
-    for name in common:
+        yield _Change("added", name, after=kind, breaks_callers=column.required)
+    for name in names.common:
         before = old[name]
         after = new[name]
         if before.type != after.type:
-            takes = before.type in _TAKES[after.type] or (before.type, after.type) in _LOSES
-            yield _Change("retyped", name, before.type, after.type, not takes)
+            accepts_old = before.type in _ACCEPTED_TYPES[after.type] or (
+                (before.type, after.type) in _LOSSY_TYPES
+            )
+            yield _Change("retyped", name, before.type, after.type, not accepts_old)
         if after.required and not before.required:
-            yield _Change("required", name, "optional", "required", True)
+            yield _Change("required", name, "optional", "required", breaks_callers=True)
         elif before.required and not after.required:
-            yield _Change("optional", name, "required", "optional", False)
-    if common != [name for name in old if name in new]:
-        yield _Change("reordered", "the columns", ", ".join(old), ", ".join(new), False)
+            yield _Change("optional", name, "required", "optional")
+    if names.common != [name for name in old if name in new]:
+        yield _Change("reordered", "the columns", ", ".join(old), ", ".join(new))
 
 
 def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    """Yield the changes of the tensors. All break callers, except a shape that accepts
+    the old shape.
+    """
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
-    if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
+    has_unnamed = "" in new.keys() | old.keys()
+    if len(new) == len(old) == 1 and new.keys() != old.keys() and has_unnamed:
         new = {"": next(iter(new.values()))}  # A single tensor needs no name.
         old = {"": next(iter(old.values()))}
-    removed, added, common = _compare_names(old, new)
-    for name in removed:
+    names = _compare_names(old, new)
+    for name in names.removed:
         # A request with the removed tensor fails.
-        yield _Change("removed", name, old[name].dtype, "", True)
-    for name in added:
-        yield _Change("added", name, "", new[name].dtype, True)
-    for name in common:
+        yield _Change("removed", name, before=old[name].dtype, breaks_callers=True)
+    for name in names.added:
+        yield _Change("added", name, after=new[name].dtype, breaks_callers=True)
+    for name in names.common:
+        label = name or "the tensor"
         before = old[name]
         after = new[name]
         if before.dtype != after.dtype:
-            yield _Change("retyped", name or "the tensor", before.dtype, after.dtype, True)
+            yield _Change("retyped", label, before.dtype, after.dtype, breaks_callers=True)
         if before.shape != after.shape:
-            fits = len(before.shape) == len(after.shape) and all(
-                wide in (-1, size)
-                for wide, size in zip(
-                    after.shape,
-                    before.shape,
-                    strict=True,
-                )
-            )
-            yield _Change(
-                "reshaped",
-                name or "the tensor",
-                str(list(before.shape)),
-                str(list(after.shape)),
-                not fits,
-            )
+            accepts_old = _accepts_shape(after.shape, before.shape)
+            shapes = (str(list(before.shape)), str(list(after.shape)))
+            yield _Change("reshaped", label, *shapes, not accepts_old)
+
+
+def _accepts_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Return True if every array of the shape `other` has `shape`, where -1 is any
+    size.
+    """
+    if len(shape) != len(other):
+        return False
+    return all(size in (-1, other_size) for size, other_size in zip(shape, other, strict=True))
 
 
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    """Yield the changes of the outputs. A removed output or another kind of values
+    breaks callers.
+    """
     if not candidate.outputs or not current.outputs:
         return  # The signature of a pyfunc may have no outputs.
-    new = _predicted(candidate)
-    old = _predicted(current)
+    new = _predicted_kinds(candidate)
+    old = _predicted_kinds(current)
     if len(new) == len(old) == 1:  # A single output is returned without its name.
         new = {"the prediction": next(iter(new.values()))}
         old = {"the prediction": next(iter(old.values()))}
-    removed, added, common = _compare_names(old, new)
-    for name in removed:
-        yield _Change("removed", name, _output_kind(old[name]), "", True)
-    for name in added:
-        yield _Change("added", name, "", _output_kind(new[name]), False)
-    for name in common:
-        if _output_kind(new[name]) != _output_kind(old[name]):
-            yield _Change(
-                "retyped",
-                name,
-                _output_kind(old[name]),
-                _output_kind(new[name]),
-                True,
-            )
+    names = _compare_names(old, new)
+    for name in names.removed:
+        yield _Change("removed", name, before=old[name], breaks_callers=True)
+    for name in names.added:
+        yield _Change("added", name, after=new[name])
+    for name in names.common:
+        if new[name] != old[name]:
+            yield _Change("retyped", name, old[name], new[name], breaks_callers=True)
     if candidate.classes and current.classes and set(candidate.classes) != set(current.classes):
-        before, after = (", ".join(map(str, side.classes)) for side in (current, candidate))
-        yield _Change("reclassed", "the classes", before, after, False)
+        before = ", ".join(map(str, current.classes))
+        after = ", ".join(map(str, candidate.classes))
+        yield _Change("reclassed", "the classes", before, after)
 
 
-def _predicted(artifact: Artifact) -> dict[str, Output]:
-    by_name = {output.name: output for output in artifact.outputs}
-    return {name: by_name[name] for name in artifact.prediction if name in by_name} or by_name
+def _predicted_kinds(artifact: Artifact) -> dict[str, str]:
+    """Return the kind of each output that the server returns; of all outputs if the
+    version does not name them.
+    """
+    kinds = {output.name: _output_kind(output) for output in artifact.outputs}
+    return {name: kinds[name] for name in artifact.prediction if name in kinds} or kinds
 
 
 def _output_kind(output: Output) -> str:
@@ -298,15 +348,3 @@ def _output_kind(output: Output) -> str:
     kind = _KINDS.get(output.dtype, numbers)
     several = [size for size in output.shape[1:] if size != 1]
     return f"{kind} {several} per row" if several else kind
-
-
-def _sentence(change: _Change) -> str:
-    match change.what:
-        case "added":
-            return f"{change.name} ({change.after}) added"
-        case "removed":
-            return f"{change.name} ({change.before}) removed"
-        case "reordered":
-            return "the columns have another order, which affects rows without names"
-        case _:
-            return f"{change.name} {change.what} from {change.before} to {change.after}"

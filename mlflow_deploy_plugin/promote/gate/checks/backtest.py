@@ -24,7 +24,7 @@ NAME = "backtest"
 
 def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy) -> CheckResult:
     """Replay the captured requests that the policy selects, or skip the check without
-    rows. Raises like `backtest`.
+    rows. Raises InvalidConfig and OnnxserveError if the rows cannot be replayed.
     """
     limits = policy.backtest
     try:
@@ -55,7 +55,7 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
         state_of(failures),
         "; ".join([*failures, *answers.results, *labels.results]),
         figures | labels.figures,
-        tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused),
+        notes=tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused),
     )
 
 
@@ -80,6 +80,7 @@ def _figures(report: BacktestReport) -> dict[str, float]:
 
 
 def _judge_answers(report: BacktestReport, limits: BacktestPolicy) -> _Judgement:
+    """Judge the shares of refused rows and of different answers."""
     refusals = report.refused_rows / report.rows
     failures = []
     if refusals > limits.max_refusals:

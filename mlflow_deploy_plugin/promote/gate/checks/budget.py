@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,12 +60,13 @@ class MeasuredCost:
 @dataclass(frozen=True)
 class _Measure:
     """A measure in `unit` of the new version (`ours`) and the current version
-    (`theirs`), logged as `figure`.
+    (`theirs`), logged as `figure`. `theirs` and `ratio` are None without a current
+    version.
     """
 
     what: str
     figure: str
-    unit: str
+    unit: Literal["ms", "MB"]
     ours: float
     theirs: float | None = None
     ratio: float | None = None
@@ -75,6 +76,9 @@ class _Measure:
         return f"{self.what} {self.ours:.3g} {self.unit}{compared}"
 
     def exceeds(self, max_ratio: float | None, ignore_below: float) -> bool:
+        """Return True if the ratio is above the limit (None for no limit), and the
+        growth is above `ignore_below`. NaN exceeds every limit.
+        """
         if self.ratio is None or self.theirs is None or max_ratio is None:
             return False
         return not (self.ratio <= max_ratio or self.ours - self.theirs <= ignore_below)
@@ -86,7 +90,10 @@ class _Measure:
             figures[f"{self.figure}_ratio"] = self.ratio
         return figures
 
-    def line(self) -> tuple[str, str, str, str]:
+    def cells(self) -> tuple[str, ...]:
+        """Return the cells of the report's table: the measure, both versions and the
+        ratio.
+        """
         ours = f"{self.ours:.3g} {self.unit}"
         if self.theirs is None or self.ratio is None:
             return self.what, ours, "", ""
@@ -103,10 +110,13 @@ def check_budget(
     `against`, or None.
     """
     row_p99 = _p99_ms(candidate.rows)
+    current_rows = None if current is None else current.rows
+    current_batches = None if current is None else current.batches
+    batch = f"a batch of {policy.batch}"
     measures = [
-        _latency("a row", "row_p50_ms", candidate, current, "rows"),
-        _latency(f"a batch of {policy.batch}", "batch_p50_ms", candidate, current, "batches"),
-        _memory(candidate, current),
+        _compare_latency("a row", "row_p50_ms", candidate.rows, current_rows),
+        _compare_latency(batch, "batch_p50_ms", candidate.batches, current_batches),
+        _compare_memory(candidate, current),
     ]
     figures = {"row_p99_ms": row_p99, "batch_p99_ms": _p99_ms(candidate.batches)}
     for measure in measures:
@@ -120,10 +130,9 @@ def check_budget(
         state_of(failures),
         "; ".join(failures) or ", ".join(measure.text(against) for measure in measures),
         figures,
-        (),
-        ReportTable(
+        table=ReportTable(
             ("", "new", against, "ratio"),
-            tuple(measure.line() for measure in measures),
+            tuple(measure.cells() for measure in measures),
         ),
     )
 
@@ -159,28 +168,33 @@ def _p99_ms(rounds: Sequence[Array]) -> float:
     return float(np.percentile(np.concatenate(rounds), 99)) * 1e3
 
 
-def _memory(candidate: MeasuredCost, current: MeasuredCost | None) -> _Measure:
+def _compare_memory(candidate: MeasuredCost, current: MeasuredCost | None) -> _Measure:
     ours = candidate.memory / _MB
     if current is None:
-        return _Measure("memory", "memory_mb", "MB", ours)
+        return _Measure("memory", "memory_mb", "MB", ours=ours)
     theirs = current.memory / _MB
-    return _Measure("memory", "memory_mb", "MB", ours, theirs, ours / max(theirs, 1e-6))
+    ratio = ours / max(theirs, 1e-6)
+    return _Measure("memory", "memory_mb", "MB", ours=ours, theirs=theirs, ratio=ratio)
 
 
-def _latency(
+def _compare_latency(
     what: str,
     figure: str,
-    candidate: MeasuredCost,
-    current: MeasuredCost | None,
-    kind: str,
+    ours: Sequence[Array],
+    theirs: Sequence[Array] | None,
 ) -> _Measure:
-    def median_ms(cost: MeasuredCost) -> float:
-        return float(np.median(np.concatenate(getattr(cost, kind)))) * 1e3
+    """Compare the median latencies of two versions, from the seconds in each round.
+    `theirs` is None without a current version.
+    """
+    our_ms = _median_ms(ours)
+    if theirs is None:
+        return _Measure(what, figure, "ms", ours=our_ms)
+    ratio = median_ratio(ours, theirs)
+    return _Measure(what, figure, "ms", ours=our_ms, theirs=_median_ms(theirs), ratio=ratio)
 
-    if current is None:
-        return _Measure(what, figure, "ms", median_ms(candidate))
-    ratio = median_ratio(getattr(candidate, kind), getattr(current, kind))
-    return _Measure(what, figure, "ms", median_ms(candidate), median_ms(current), ratio)
+
+def _median_ms(rounds: Sequence[Array]) -> float:
+    return float(np.median(np.concatenate(rounds))) * 1e3
 
 
 def measure_costs(
@@ -196,23 +210,26 @@ def measure_costs(
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
         memory = _load_all(workers, folders, sample, batch)
-        measured = [_measure_versions(workers) for _ in range(rounds)]
+        measured = [_measure_all(workers) for _ in range(rounds)]
     finally:
         for worker in workers:
             worker.end()
-    return [*map(_cost, memory, zip(*measured, strict=True))]
+    rounds_by_version = zip(*measured, strict=True)
+    return [
+        _cost_of_rounds(growth, times)
+        for growth, times in zip(memory, rounds_by_version, strict=False)
+    ]
 
 
-def _measure_versions(workers: Sequence[Worker]) -> list[_Times]:
+def _measure_all(workers: Sequence[Worker]) -> list[_Times]:
     return [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
 
 
-def _cost(memory: int, rounds: Sequence[_Times]) -> MeasuredCost:
-    rows, batches = zip(*rounds, strict=True)
+def _cost_of_rounds(memory: int, rounds: Sequence[_Times]) -> MeasuredCost:
     return MeasuredCost(
         memory,
-        tuple(map(np.array, rows)),
-        tuple(map(np.array, batches)),
+        rows=tuple(np.array(rows) for rows, _ in rounds),
+        batches=tuple(np.array(batches) for _, batches in rounds),
     )
 
 
@@ -229,21 +246,21 @@ def _load_all(
     """
     with ThreadPoolExecutor(len(folders)) as threads:
         loading = [
-            threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
+            threads.submit(
+                _call, worker, _START_TIMEOUT_SECONDS, _load_measured, folder, sample, batch
+            )
             for worker, folder in zip(workers, folders, strict=True)
         ]
     return [future.result() for future in loading]
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    return float(
-        np.median(
-            [
-                np.median(our_times) / np.median(other)
-                for our_times, other in zip(ours, theirs, strict=True)
-            ],
-        ),
-    )
+    """Return the median over the rounds of the ratio of the median times."""
+    ratios = [
+        np.median(our_times) / np.median(their_times)
+        for our_times, their_times in zip(ours, theirs, strict=True)
+    ]
+    return float(np.median(ratios))
 
 
 def _call(
@@ -252,6 +269,9 @@ def _call(
     function: Callable[..., Any],
     *arguments: Any,
 ) -> Any:
+    """Call the function in a worker. Raises InferenceError if it fails, or takes longer
+    than `seconds`.
+    """
     try:
         return worker.call(function, *arguments, seconds=seconds)
     except DeadlineExceeded:
@@ -262,9 +282,9 @@ def _call(
         raise InferenceError(f"the model cannot be measured: {error.message[:300]}") from None
 
 
-def _load(folder: Path, rows: Feeds, batch: int) -> int:
+def _load_measured(folder: Path, rows: Feeds, batch: int) -> int:
     """Load a version in this process, predict a batch, and return the growth of the
-    memory in bytes.
+    memory in bytes. Keep the model and its rows in `_loaded` for the rounds.
     """
     import psutil  # Only the measuring process needs psutil.
 
@@ -272,25 +292,29 @@ def _load(folder: Path, rows: Feeds, batch: int) -> int:
 
     global _loaded
     total = len(next(iter(rows.values())))
-    many = {name: array[np.resize(np.arange(total), batch)] for name, array in rows.items()}
-    ones = [slice_feeds(rows, slice(index, index + 1)) for index in range(total)]
+    positions = np.resize(np.arange(total), batch)
+    batch_feeds = {name: array[positions] for name, array in rows.items()}
+    row_feeds = [slice_feeds(rows, slice(index, index + 1)) for index in range(total)]
     import_onnxruntime()  # Every server loads ONNX Runtime, so its memory is not counted.
     process = psutil.Process()
     before = process.memory_info().rss
     model = load_version(folder)
-    model.predict(ones[0])
-    model.predict(many)
-    _loaded = model, ones, many
+    model.predict(row_feeds[0])
+    model.predict(batch_feeds)
+    _loaded = model, row_feeds, batch_feeds
     return int(max(process.memory_info().rss - before, 0))
 
 
 def _measure_round() -> _Times:
     assert _loaded is not None
-    model, ones, many = _loaded
-    return _times(model, ones), _times(model, [many])
+    model, row_feeds, batch_feeds = _loaded
+    return _time_predictions(model, row_feeds), _time_predictions(model, [batch_feeds])
 
 
-def _times(model: LoadedModel, inputs: list[Feeds]) -> list[float]:
+def _time_predictions(model: LoadedModel, inputs: list[Feeds]) -> list[float]:
+    """Return the seconds of predictions for a round, which predicts the inputs in
+    turn.
+    """
     times: list[float] = []
     end = time.perf_counter() + _ROUND_SECONDS
     while len(times) < _MIN_TIMES or (len(times) < _MAX_TIMES and time.perf_counter() < end):

@@ -113,12 +113,12 @@ def _current_metric(
 
 def _worse_reason(compared: metrics.MetricComparison, metric: str, margin: float) -> str:
     """Describe a difference whose interval is not above the negative margin."""
-    shown = f"{margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{margin:.4f}"
+    margin_text = f"{margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{margin:.4f}"
     if compared.high < -margin:
-        return f"worse by more than the margin of {shown}"
+        return f"worse by more than the margin of {margin_text}"
     if compared.difference < -margin:
         return (
-            f"worse by more than the margin of {shown} on these rows, but not with the required "
-            "confidence"
+            f"worse by more than the margin of {margin_text} on these rows, but not with the "
+            "required confidence"
         )
-    return f"too few rows to prove that the version is not worse by more than {shown}"
+    return f"too few rows to prove that the version is not worse by more than {margin_text}"

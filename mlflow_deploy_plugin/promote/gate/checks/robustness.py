@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.wrap.evaluation.metrics import RELATIVE_METRICS, Basel
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions
 
 NAME = "robustness"
-_MOVE = 0.25
+_FLIP_DEVIATIONS = 0.25
 # The factor allows the small differences between two forests that are trained on the
 # same data.
 _CURRENT_FACTOR = 1.25
@@ -60,12 +60,7 @@ class _Outcome:
     refusal: str = ""
 
     @property
-    def is_noise(self) -> bool:
-        """True for noise in all numbers, not for missing or out-of-range values."""
-        return self.kind == _NOISE
-
-    @property
-    def shown(self) -> str:
+    def label(self) -> str:
         return self.kind.replace("out_of_range", "out-of-range")
 
     def figures(self) -> dict[str, float]:
@@ -76,23 +71,25 @@ class _Outcome:
                 figures[f"{self.kind}_loss"] = self.loss
         return figures
 
-    def line(self, metric: str) -> tuple[str, ...]:
+    def cells(self, metric: str) -> tuple[str, ...]:
+        """Return the cells of the outcome in the report's table."""
         if self.refusal:
-            return self.shown, "refused", "", ""
-        loss = "" if self.loss is None else _amount(metric, self.loss)
-        return self.shown, f"{self.flips:.1%}", f"{self.no_answer:.1%}", loss
+            return self.label, "refused", "", ""
+        loss = "" if self.loss is None else _format_amount(metric, self.loss)
+        return self.label, f"{self.flips:.1%}", f"{self.no_answer:.1%}", loss
 
     def failures(self, policy: RobustnessPolicy) -> list[str]:
-        """Return the reasons for which the policy refuses this outcome."""
-        if self.is_noise:
-            return self._noise_failures(policy)
+        """Return the reasons for which the policy refuses the outcome of missing or
+        out-of-range values.
+        """
         if policy.refusals == "report":
             return []
         if self.refusal:
-            return [f"{self.shown} values are refused: {self.refusal}"]
-        return self._missing_answers(f"to {self.shown} values")
+            return [f"{self.label} values are refused: {self.refusal}"]
+        return self._missing_answers(f"to {self.label} values")
 
-    def _noise_failures(self, policy: RobustnessPolicy) -> list[str]:
+    def noise_failures(self, policy: RobustnessPolicy) -> list[str]:
+        """Return the reasons for which the policy refuses the outcome of noise."""
         if self.refusal:
             return [f"rows with noise are refused: {self.refusal}"]
         messages = []
@@ -138,12 +135,10 @@ def check_robustness(
     SchemaMismatch or InferenceError if the model refuses the undisturbed rows.
     """
     clean = _Undisturbed.of(model, rows, truth, metric)
-    outcomes = [
-        clean.outcome(name, disturbed) for name, disturbed in _disturbed(rows, policy, seed)
-    ]
+    outcomes = [clean.outcome(name, disturbed) for name, disturbed in _disturb(rows, policy, seed)]
     noise = outcomes[0]
     notes = [
-        f"{outcome.shown} values are refused: {outcome.refusal}"
+        f"{outcome.label} values are refused: {outcome.refusal}"
         for outcome in outcomes
         if outcome.refusal
     ]
@@ -151,7 +146,7 @@ def check_robustness(
     for outcome in outcomes:
         figures |= outcome.figures()
     bounds = policy
-    if noise.failures(policy):
+    if noise.noise_failures(policy):
         theirs = _current_under_noise(current, policy, seed, truth, metric)
         if theirs is not None:
             bounds = _at_least_like(theirs, policy)
@@ -159,23 +154,21 @@ def check_robustness(
                 f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change",
             )
             figures["noise_flips_current"] = theirs.flips
-    failures: list[str] = []
-    for outcome in outcomes:
+    failures = noise.noise_failures(bounds)
+    for outcome in outcomes[1:]:
         failures += outcome.failures(bounds)
+    by_column = _outcomes_by_column(model, rows, policy, seed)
     return CheckResult(
         NAME,
         state_of(failures),
-        "; ".join(failures) or _summary(noise, row_count(rows), policy, clean.measure),
+        "; ".join(failures) or _noise_summary(noise, row_count(rows), policy, clean.measure),
         figures,
-        tuple(notes),
-        _table(
-            [*outcomes, *_by_column(model, rows, policy, seed)],
-            clean.measure,
-        ),
+        notes=tuple(notes),
+        table=_outcome_table([*outcomes, *by_column], clean.measure),
     )
 
 
-def _disturbed(
+def _disturb(
     rows: NamedArrays,
     policy: RobustnessPolicy,
     seed: int,
@@ -211,36 +204,37 @@ def _at_least_like(current: _Outcome, policy: RobustnessPolicy) -> RobustnessPol
     )
 
 
-def _summary(noise: _Outcome, rows: int, policy: RobustnessPolicy, measure: str) -> str:
+def _noise_summary(noise: _Outcome, rows: int, policy: RobustnessPolicy, measure: str) -> str:
     summary = (
         f"{noise.flips:.1%} of {rows:,} predictions change under noise of {policy.noise:.0%} of "
         "the std"
     )
     if noise.loss is None:
         return summary
-    loss = _amount(measure, noise.loss) if noise.loss > 0 else "nothing"
+    loss = _format_amount(measure, noise.loss) if noise.loss > 0 else "nothing"
     return f"{summary}, {measure} loses {loss}"
 
 
-def _table(outcomes: list[_Outcome], measure: str) -> ReportTable:
+def _outcome_table(outcomes: list[_Outcome], measure: str) -> ReportTable:
     header = (
         "disturbance",
         "changed predictions",
         "predictions without a number",
         f"loss of {measure}",
     )
-    return ReportTable(header, tuple(outcome.line(measure) for outcome in outcomes))
+    return ReportTable(header, tuple(outcome.cells(measure) for outcome in outcomes))
 
 
 def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
     """Compare the loss of the metric under each disturbance with the largest loss that
-    the policy allows.
+    the policy allows. The policy decides whether refused rows are failures or notes.
     """
-    losses = _losses(report)
+    losses = _collect_losses(report)
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
-    notes: list[str] = []
-    refusals = failures if policy.refusals == "fail" else notes
-    refusals += [*report.notes, *losses.refusals]
+    notes = [*report.notes, *losses.refusals]
+    if policy.refusals == "fail":
+        failures += notes
+        notes = []
     failures += losses.failures(policy.max_drop)
     figures = {
         name.removeprefix("robustness/"): value
@@ -253,15 +247,15 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
         state_of(failures),
         "; ".join(failures) or losses.summary,
         figures,
-        tuple(notes),
-        ReportTable(header, tuple(lines)),
+        notes=tuple(notes),
+        table=ReportTable(header, tuple(lines)),
     )
 
 
 @dataclass(frozen=True)
 class _Losses:
-    """The losses of the metric by disturbance and strength, and the points at which the
-    model refuses the rows.
+    """The losses of the metric by disturbance and strength, the metric of the
+    undisturbed rows as a text, and the points at which the model refuses the rows.
     """
 
     metric: MetricName
@@ -270,23 +264,25 @@ class _Losses:
     refusals: list[str]
 
     def failures(self, allowed: float) -> Iterator[str]:
+        limit = _format_amount(self.metric, allowed)
         for where, loss in self.losses.items():
             if loss > allowed:
-                yield (
-                    f"{self.clean} loses {_amount(self.metric, loss)} under {where}; the policy "
-                    f"allows {_amount(self.metric, allowed)}"
-                )
+                amount = _format_amount(self.metric, loss)
+                yield f"{self.clean} loses {amount} under {where}; the policy allows {limit}"
 
     @property
     def summary(self) -> str:
         if not self.losses:
             return "the model predicts no disturbed row"
         worst = max(self.losses, key=self.losses.__getitem__)
-        loss = _amount(self.metric, self.losses[worst])
+        loss = _format_amount(self.metric, self.losses[worst])
         return f"{self.clean} loses at most {loss}, under {worst}"
 
 
-def _losses(report: RobustnessReport) -> _Losses:
+def _collect_losses(report: RobustnessReport) -> _Losses:
+    """Return the losses of the report's points. A point without a value or a loss is a
+    refusal.
+    """
     losses: dict[str, float] = {}
     refusals: list[str] = []
     for name, points in report.curves():
@@ -331,46 +327,39 @@ def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
     if not clean.is_label:
         before = before.astype(np.float64)
         after = after.astype(np.float64)
-        tolerance = Tolerance(
-            absolute=_MOVE
-            * np.maximum(
-                np.nanstd(before, axis=0),
-                1e-12,
-            )
-        )
+        deviation = np.maximum(np.nanstd(before, axis=0), 1e-12)  # Not 0 for a constant.
+        tolerance = Tolerance(absolute=_FLIP_DEVIATIONS * deviation)
     return ~compare(before, after, tolerance).by_row().same
 
 
-def _by_column(
+def _outcomes_by_column(
     model: LoadedModel,
     rows: NamedArrays,
     policy: RobustnessPolicy,
     seed: int,
 ) -> list[_Outcome]:
     """Disturb a single column at a time, and return the refusals and the outcomes with
-    the most flips.
+    the most flips. For a model with one column, the result is empty.
     """
-    some = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
-    if len(some) == 1:
+    sample = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
+    if len(sample) == 1:
         return []
-    clean = _Undisturbed.of(model, some)
+    clean = _Undisturbed.of(model, sample)
     outcomes = []
-    for index, name in enumerate(list(some)[:_MAX_COLUMNS]):
+    for index, name in enumerate(list(sample)[:_MAX_COLUMNS]):
         rng = np.random.default_rng([seed, index])
-        column = {name: some[name]}
-        changed = {
+        column = {name: sample[name]}
+        disturbed = {
             "noise": with_noise(column, policy.noise, rng),
             "missing": with_missing(column, policy.missing, rng),
         }
         outcomes += [
-            clean.outcome(f"{kind} in {name}", {**some, **values})
-            for kind, values in changed.items()
+            clean.outcome(f"{kind} in {name}", {**sample, **values})
+            for kind, values in disturbed.items()
         ]
     notable = [outcome for outcome in outcomes if outcome.refusal or outcome.flips > 0]
-    return sorted(
-        notable,
-        key=lambda outcome: (not outcome.refusal, -outcome.flips),
-    )[:_MAX_LINES]
+    notable.sort(key=lambda outcome: (not outcome.refusal, -outcome.flips))
+    return notable[:_MAX_LINES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -399,6 +388,7 @@ class _Undisturbed:
         return self.baseline.metric if self.baseline is not None else "metric"
 
     def outcome(self, name: str, rows: NamedArrays) -> _Outcome:
+        """Predict the disturbed rows, and compare with the undisturbed rows."""
         try:
             disturbed = self.model.predict(rows)
         except (SchemaMismatch, InferenceError) as error:
@@ -408,13 +398,13 @@ class _Undisturbed:
             loss = self.baseline.loss(self.baseline.value_of(disturbed))
         return _Outcome(
             name,
-            float(flipped_rows(self.predictions, disturbed).mean()),
-            disturbed.no_number - self.predictions.no_number,
-            loss,
+            flips=float(flipped_rows(self.predictions, disturbed).mean()),
+            no_answer=disturbed.no_number - self.predictions.no_number,
+            loss=loss,
         )
 
 
-def _amount(metric: str, value: float) -> str:
+def _format_amount(metric: str, value: float) -> str:
     if metric in RELATIVE_METRICS:
         return f"{value:.1%}"
     return f"{value:.4f}"
