@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
@@ -101,18 +101,10 @@ class VersionCard:
         cannot be written.
         """
         page = report_templates(Path(__file__).parent).get_template("card.html").render(card=self)
-        files = {
-            "html": page,
-            "json": json.dumps(
-                asdict(self),
-                indent=2,
-                default=datetime.isoformat,
-            )
-            + "\n",
-        }
+        document = json.dumps(asdict(self), indent=2, default=datetime.isoformat)
         try:
-            for suffix, text in files.items():
-                write_atomically(folder / f"model_card.{suffix}", text.encode())
+            write_atomically(folder / "model_card.html", page.encode())
+            write_atomically(folder / "model_card.json", f"{document}\n".encode())
         except OSError as error:
             raise InvalidConfig(
                 f"the folder {folder} cannot be written: {error.strerror}",
@@ -120,8 +112,10 @@ class VersionCard:
 
 
 def make_card(model_uri: str, store: Store) -> VersionCard:
-    """Return the card of a version with the audit trail of `store`. Raises
-    StoreUnavailable, and like `read_record`.
+    """Return the card of a version with the audit trail of `store`.
+
+    Raises InvalidConfig if the URI does not select a registered version, NotFound,
+    RegistryUnavailable, and StoreUnavailable.
     """
     record = read_record(model_uri)
     facts = _Facts(record, _run_with_metrics(record), _events_of(record, store))
@@ -163,14 +157,13 @@ def _statement(
     source: str,
     url: str,
 ) -> Statement:
+    """Return a statement with one line of text that ends with a period, and without
+    credentials.
+    """
+    sentence = redact_credentials(one_line(text)).rstrip(":. ") + "."
     # A tag may have any address.
-    shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""
-    return Statement(
-        redact_credentials(one_line(text)).rstrip(":. ") + ".",
-        kind,
-        source,
-        shown,
-    )
+    page = redact_credentials(url) if url.startswith(("http://", "https://")) else ""
+    return Statement(sentence, kind, source, page)
 
 
 def _column_text(entry: Mapping[str, Any]) -> str:
@@ -190,13 +183,21 @@ def _column_text(entry: Mapping[str, Any]) -> str:
 
 
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
+    """Return the content of a JSON file of a run; empty if the file does not exist."""
     with temporary_folder("onnxserve-card-") as folder, suppress(NotFound):
-        return dict(
-            json.loads(
-                fetch(f"runs:/{run_id}/{file}", folder, f"{file} of run {run_id}").read_text(),
-            ),
-        )
+        path = fetch(f"runs:/{run_id}/{file}", folder, f"{file} of run {run_id}")
+        return dict(json.loads(path.read_text()))
     return {}
+
+
+class _Windows(NamedTuple):
+    """The windows of a monitor: its name with its endpoint, the run of the newest
+    window, and the tags of the windows, the newest window first.
+    """
+
+    monitor: str
+    newest: LoggedRun
+    tags: list[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -232,61 +233,54 @@ class _Facts:
         file: str = "",
         run: LoggedRun | None = None,
     ) -> Statement:
-        if (run := run or self.run) is None:
+        """Return a statement from a file of a run, by default the run with the
+        evaluations. Without a run, the source is the registry.
+        """
+        run = run or self.run
+        if run is None:
             return self.in_registry(text)
         page = run.page_of(file) if file else run.url
         return _statement(text, "run", f"{run.run_id}/{file}".rstrip("/"), page)
 
     def in_tags(self, *names: str) -> Statements:
         for name in names:
-            if value := self.record.tags.get(name):
-                yield _statement(
-                    f"The tag {name} of the version is: {value}",
-                    "tag",
-                    name,
-                    self.record.url,
-                )
+            value = self.record.tags.get(name)
+            if value:
+                text = f"The tag {name} of the version is: {value}"
+                yield _statement(text, "tag", name, self.record.url)
 
     def in_trail(self, *actions: str) -> Statements:
+        """Yield the audit events with these actions."""
         events = [event for event in self.events if event.action in actions]
         page = console_page(model=self.record.name) if events else ""
         for event in events:
-            change = " → ".join(
-                filter(
-                    None,
-                    (event.before, event.after or event.detail.get("to")),
-                )
-            )
+            after = event.after or event.detail.get("to")
+            change = " → ".join(filter(None, (event.before, after)))
             text = (
                 f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} "
                 f"({change})"
             )
-            where = event.endpoint and f", on the endpoint {event.endpoint}"
-            why = event.why and f": {event.why}"
-            yield _statement(
-                text + where + why,
-                "event",
-                f"{event.action} {event.at.isoformat()}",
-                page,
-            )
+            if event.endpoint:
+                text += f", on the endpoint {event.endpoint}"
+            if event.why:
+                text += f": {event.why}"
+            yield _statement(text, "event", f"{event.action} {event.at.isoformat()}", page)
 
     def in_gate(self, *names: str) -> Statements:
         """Yield the checks of the gate's report, or only the checks `names` that were
         not skipped.
         """
-        if gate := self.record.gate:
-            for check in gate.checks:
-                if names and (check.name not in names or check.state == "skipped"):
-                    continue
-                text = f"The gate's check {check.name} is {check.state}: {check.reason}"
-                yield _statement(
-                    text,
-                    "run",
-                    f"{gate.run_id}/{tags.GATE_REPORT_FILE}",
-                    gate.status.report,
-                )
+        gate = self.record.gate
+        if gate is None:
+            return
+        source = f"{gate.run_id}/{tags.GATE_REPORT_FILE}"
+        for check in gate.checks:
+            if names and (check.name not in names or check.state == "skipped"):
+                continue
+            text = f"The gate's check {check.name} is {check.state}: {check.reason}"
+            yield _statement(text, "run", source, gate.status.report)
 
-    def measured(self, file: str) -> Mapping[str, Any]:
+    def read_report(self, file: str) -> Mapping[str, Any]:
         """Return a JSON file of the run; empty if the file does not exist or is about
         another version.
         """
@@ -297,45 +291,33 @@ class _Facts:
             f"models:/{self.record.mlmodel.get('model_id')}",
         )
         model = str(document.get("model"))
-        if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in uris:
+        is_version = re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) is not None
+        if is_version and model not in uris:
             return {}
         return document
 
-    def windows(self) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
-        """Yield each monitor, the run of its newest window, and the tags of its
-        windows, the newest window first.
-        """
+    def windows(self) -> Iterator[_Windows]:
+        """Yield the windows of each monitor that has judged the version."""
         version_tags = {
             "onnxserve.model": self.record.name,
             "onnxserve.version": self.record.version,
         }
         begin = self.record.created_at.timestamp() * 1000
-        for tag in (
-            tag
-            for tag in self.record.tags
-            if tag.startswith(window_runs.PREFIX) and tag.endswith("/window")
-        ):
-            endpoint, monitor = (
-                tag.removeprefix(window_runs.PREFIX).removesuffix("/window").split("/")
-            )
+        for tag in self.record.tags:
+            if not (tag.startswith(window_runs.PREFIX) and tag.endswith("/window")):
+                continue
+            name = tag.removeprefix(window_runs.PREFIX).removesuffix("/window")
+            endpoint, monitor = name.split("/")
             windows: dict[str, Any] = {}
             for run in window_runs.runs_of_windows(endpoint, monitor):
                 if version_tags.items() <= run.data.tags.items() and run.info.start_time >= begin:
                     # The newest revision is first.
-                    windows.setdefault(
-                        run.data.tags[window_runs.START_TAG],
-                        run,
-                    )
-            if windows:
-                newest = logged_run(
-                    registry_client(),
-                    next(iter(windows.values())).info.run_id,
-                )
-                yield (
-                    f"{monitor} of the endpoint {endpoint}",
-                    newest,
-                    [run.data.tags for run in windows.values()],
-                )
+                    windows.setdefault(run.data.tags[window_runs.START_TAG], run)
+            runs = list(windows.values())
+            if runs:
+                newest = logged_run(registry_client(), runs[0].info.run_id)
+                window_tags = [run.data.tags for run in runs]
+                yield _Windows(f"{monitor} of the endpoint {endpoint}", newest, window_tags)
 
     def purpose(self) -> Statements:
         name = self.record.name
@@ -355,10 +337,10 @@ class _Facts:
 
     def registration(self) -> Statements:
         record = self.record
-        copied = record.original and f", as a copy of {record.original}"
+        copied = f", as a copy of {record.original}" if record.original else ""
         people = [event.actor for event in self.events if event.action == "register"]
-        person = [*people, record.registered_by][0]
-        by = person and f" by {person}"
+        person = people[0] if people else record.registered_by
+        by = f" by {person}" if person else ""
         yield self.in_registry(
             f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}",
         )
@@ -396,77 +378,76 @@ class _Facts:
         algorithm = section.get("provenance", {}).get("algorithm")
         if not algorithm and run is not None:
             algorithm = run.tags.get("estimator_class")
-        if algorithm and framework:
-            yield self.in_registry(f"The algorithm is {algorithm} of {framework}")
-        elif algorithm or framework:
-            yield self.in_registry(f"The algorithm is {algorithm or framework}")
+        names = [str(name) for name in (algorithm, framework) if name]
+        if names:
+            yield self.in_registry(f"The algorithm is {' of '.join(names)}")
 
     def data(self) -> Statements:
+        """Yield the datasets with their digests, and the size of the reference."""
         run = self.record.run
-        of_run = run.datasets if run else {}
         for name, digest in self.record.datasets.items():
-            state = self.in_run if name in of_run else self.in_registry
+            is_of_run = run is not None and name in run.datasets
             rows = run.dataset_rows.get(name) if run else None
             counted = "" if rows is None else f" and {rows:,} rows"
-            yield state(f"The dataset {name} has the digest {digest}{counted}")
+            text = f"The dataset {name} has the digest {digest}{counted}"
+            statement = self.in_run if is_of_run else self.in_registry
+            yield statement(text)
         reference = self.record.section.get("reference") or {}
         if reference.get("rows"):
-            begin, end = (str(reference.get(name) or "") for name in ("begin", "end"))
+            begin = str(reference.get("begin") or "")
+            end = str(reference.get("end") or "")
+            text = f"The reference for monitors has {int(reference['rows']):,} rows"
             if begin and end:
-                dates = f", from {format_time(begin)} to {format_time(end)} UTC"
-            else:
-                dates = ""
-            yield self.in_registry(
-                f"The reference for monitors has {int(reference['rows']):,} rows{dates}",
-            )
+                text += f", from {format_time(begin)} to {format_time(end)} UTC"
+            yield self.in_registry(text)
 
     def signature(self) -> Statements:
-        for side, columns in groupby(
-            self.record.signature.items(),
-            lambda item: item[0].partition(" ")[0],
-        ):
-            entries = [json.loads(text) for _, text in columns]
-            texts = [_column_text(entry) for entry in entries]
+        """Yield the columns of each side. The keys of the record are `inputs age`."""
+        by_side = groupby(self.record.signature.items(), lambda item: item[0].partition(" ")[0])
+        for side, columns in by_side:
+            texts = [_column_text(json.loads(entry)) for _, entry in columns]
             yield self.in_registry(f"The {side} are: {join_names(texts)}")
 
     def metrics(self) -> Statements:
-        if run := self.record.run:
-            figures = {
-                name: value
-                for name, value in run.metrics.items()
-                if not name.startswith(_OWN_METRICS)
-            }
-            if figures:
-                measured = join_names(f"{name} {value:.6g}" for name, value in figures.items())
-                yield self.in_run(
-                    f"The metrics of the run {run.tags.get('mlflow.runName')} are: {measured}",
-                )
+        run = self.record.run
+        if run is None:
+            return
+        figures = [
+            f"{name} {value:.6g}"
+            for name, value in run.metrics.items()
+            if not name.startswith(_OWN_METRICS)
+        ]
+        if figures:
+            text = f"The metrics of the run {run.tags.get('mlflow.runName')} are"
+            yield self.in_run(f"{text}: {join_names(figures)}")
 
     def parity(self) -> Statements:
+        """Yield the state of the proof with its reasons, and the errors of outputs."""
         yield from self.in_tags(tags.FALLBACK_TAG)
-        if parity := self.record.section.get("parity"):
-            reasons = "".join(
-                f"; {key}: {parity[key]}"
-                for key in ("problem", "unproven", "repair")
-                if key in parity
-            )
-            yield self.in_registry(
-                f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} "
-                f"rows{reasons}",
-            )
-            for output in parity.get("outputs", ()):
-                text = f"The largest absolute error of the output {output['name']} in the proof is"
-                yield self.in_registry(
-                    f"{text} {float(output['max_absolute_error']):.3g} ({output['tolerance']})",
-                )
+        parity = self.record.section.get("parity")
+        if not parity:
+            return
+        text = f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows"
+        for key in ("problem", "unproven", "repair"):
+            if key in parity:
+                text += f"; {key}: {parity[key]}"
+        yield self.in_registry(text)
+        for output in parity.get("outputs", ()):
+            error = float(output["max_absolute_error"])
+            text = f"The largest absolute error of the output {output['name']} in the proof is"
+            yield self.in_registry(f"{text} {error:.3g} ({output['tolerance']})")
 
     def gate(self) -> Statements:
-        if gate := self.record.gate:
-            text = f"The verdict of the gate on {gate.judged} is {gate.status.state or 'not valid'}"
+        """Yield the verdicts on this and on the served version, and the checks."""
+        gate = self.record.gate
+        if gate is not None:
+            state = gate.status.state or "not valid"
+            text = f"The verdict of the gate on {gate.judged} is {state}"
             yield _statement(f"{text}: {gate.status.reason}", "tag", tags.GATE_TAG, self.record.url)
             yield from self.verdict_of_served()
         yield from self.in_gate()
-        if reason := self.record.missing.get("gate report"):
+        reason = self.record.missing.get("gate report")
+        if reason:
             yield self.in_registry(f"The report of the gate cannot be read: {reason}")
 
     def verdict_of_served(self) -> Statements:
@@ -482,64 +463,64 @@ class _Facts:
             return
         for place in policy.gated_places:
             served = version_at(name, place, exclude=version)
-            if served is not None:
-                status = served.gate_status
-                text = (
-                    f"The verdict of the gate on the served version {served.version} in {place} is"
-                )
-                page = mlflow_page(f"models/{quote(name, safe='')}/versions/{served.version}")
-                yield _statement(
-                    f"{text} {status.state or 'missing'}: {status.reason}",
-                    "registry",
-                    served.source,
-                    page,
-                )
-                return
+            if served is None:
+                continue
+            status = served.gate_status
+            state = status.state or "missing"
+            text = (
+                f"The verdict of the gate on the served version {served.version} in {place} is "
+                f"{state}: {status.reason}"
+            )
+            page = mlflow_page(f"models/{quote(name, safe='')}/versions/{served.version}")
+            yield _statement(text, "registry", served.source, page)
+            return
 
     def robustness(self) -> Statements:
+        """Yield the checks of the gate, and the worst outcome of each disturbance."""
         yield from self.in_gate("robustness", "disturbances")
-        if report := self.measured(file := "robustness/robustness.json"):
-            text = (
-                f"The {report['metric']} of {report['model']} without a disturbance is "
-                f"{report['clean']:.4f}"
-            )
-            yield self.in_run(
-                f"{text} on {report['rows']} rows of {report['dataset'] or 'a table'}",
-                file,
-            )
-            points = sorted(
-                report["points"],
-                key=lambda point: inf if point["loss"] is None else point["loss"],
-            )
-            for name, point in {point["disturbance"]: point for point in points}.items():
-                outcome = point["refusal"] or f"a loss of {point['loss']:.4f}"
-                text = f"The worst outcome under {name} is at the strength {point['strength']}"
-                yield self.in_run(f"{text}: {outcome}", file)
+        file = "robustness/robustness.json"
+        report = self.read_report(file)
+        if not report:
+            return
+        dataset = report["dataset"] or "a table"
+        text = (
+            f"The {report['metric']} of {report['model']} without a disturbance is "
+            f"{report['clean']:.4f}"
+        )
+        yield self.in_run(f"{text} on {report['rows']} rows of {dataset}", file)
+        points = sorted(report["points"], key=_loss_or_infinity)
+        worst_points = {point["disturbance"]: point for point in points}
+        for name, point in worst_points.items():
+            outcome = point["refusal"] or f"a loss of {point['loss']:.4f}"
+            text = f"The worst outcome under {name} is at the strength {point['strength']}"
+            yield self.in_run(f"{text}: {outcome}", file)
 
     def explanations(self) -> Statements:
-        if report := self.measured(file := "explain/explain.json"):
-            columns = join_names(
-                f"{entry['column']} {entry['mean_abs']:.4g}" for entry in report["importance"]
-            )
-            text = (
-                f"The mean absolute contributions to {report['rows']} predictions of "
-                f"{report['model']} are"
-            )
-            yield self.in_run(f"{text}: {columns}", file)
+        file = "explain/explain.json"
+        report = self.read_report(file)
+        if not report:
+            return
+        columns = join_names(
+            f"{entry['column']} {entry['mean_abs']:.4g}" for entry in report["importance"]
+        )
+        text = (
+            f"The mean absolute contributions to {report['rows']} predictions of "
+            f"{report['model']} are"
+        )
+        yield self.in_run(f"{text}: {columns}", file)
 
     def segments(self) -> Statements:
-        for monitor, newest, _ in self.windows():
+        """Yield the findings about segments in the newest window of each monitor."""
+        for windows in self.windows():
+            newest = windows.newest
             for finding in _read_json(newest.run_id, window_runs.DOCUMENT).get("findings", ()):
-                if finding["segment"]:
-                    text = (
-                        f"The state of {finding['subject']} for {finding['segment']} is "
-                        f"{finding['state']}"
-                    )
-                    yield self.in_run(
-                        f"{text}, judged by {monitor}: {finding['reason']}",
-                        window_runs.PAGE,
-                        newest,
-                    )
+                if not finding["segment"]:
+                    continue
+                text = (
+                    f"The state of {finding['subject']} for {finding['segment']} is "
+                    f"{finding['state']}, judged by {windows.monitor}: {finding['reason']}"
+                )
+                yield self.in_run(text, window_runs.PAGE, newest)
 
     def approvals(self) -> Statements:
         return self.in_trail("request", "approve", "decline", "refused")
@@ -556,21 +537,21 @@ class _Facts:
         yield from self.in_tags(ROLLED_BACK_TAG)
 
     def monitors(self) -> Statements:
-        for monitor, newest, windows in self.windows():
-            latest = windows[0]
-            counts = Counter(window[window_runs.VERDICT_TAG] for window in windows)
+        """Yield the counts of each monitor's verdicts, and its newest verdict."""
+        for monitor, newest, window_tags in self.windows():
+            counts = Counter(entry[window_runs.VERDICT_TAG] for entry in window_tags)
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
-            yield self.in_run(
-                f"The verdicts of {monitor} on its last windows are: {verdicts}",
-                "",
-                newest,
-            )
+            text = f"The verdicts of {monitor} on its last windows are: {verdicts}"
+            yield self.in_run(text, run=newest)
+            latest = window_tags[0]
+            start = format_time(latest[window_runs.START_TAG])
             text = (
-                f"The verdict of {monitor} on the window of "
-                f"{format_time(latest[window_runs.START_TAG])} is"
+                f"The verdict of {monitor} on the window of {start} is "
+                f"{latest[window_runs.VERDICT_TAG]}: {latest['onnxserve.reason']}"
             )
-            yield self.in_run(
-                f"{text} {latest[window_runs.VERDICT_TAG]}: {latest['onnxserve.reason']}",
-                window_runs.PAGE,
-                newest,
-            )
+            yield self.in_run(text, window_runs.PAGE, newest)
+
+
+def _loss_or_infinity(point: Mapping[str, Any]) -> float:
+    """Return the loss at a point; infinity if the model refuses the rows."""
+    return inf if point["loss"] is None else float(point["loss"])

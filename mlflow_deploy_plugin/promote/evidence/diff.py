@@ -94,8 +94,10 @@ class VersionDiff:
 
 
 def diff_versions(before: str, after: str) -> VersionDiff:
-    """Compare the versions that two URIs select, with MLflow's client. Raises like
-    `compare` and `read_record`.
+    """Compare the versions that two URIs select, with MLflow's client.
+
+    Raises InvalidConfig if a URI does not select a registered version or the models
+    differ, NotFound, and RegistryUnavailable.
     """
     diff = compare(read_record(before), read_record(after))
     return replace(diff, predictions=_compare_predictions(diff.before, diff.after))
@@ -122,15 +124,19 @@ def _diff_rows(
     """Yield a row per fact that one of the versions has."""
     for section in old:
         for name in dict.fromkeys([*old[section], *new[section]]):
-            had = _plain(old[section].get(name))
-            has = _plain(new[section].get(name))
-            if had is not None or has is not None:
-                is_changed = repr(had) != repr(has)  # The texts of two NaN are equal.
-                row = DiffRow(section, name, had, has, is_changed)
-                yield replace(row, trend=_trend(row))
+            before = _plain(old[section].get(name))
+            after = _plain(new[section].get(name))
+            if before is None and after is None:
+                continue
+            is_changed = repr(before) != repr(after)  # The texts of two NaN are equal.
+            row = DiffRow(section, name, before, after, is_changed)
+            yield replace(row, trend=_find_trend(row))
 
 
 def _notes(record: VersionRecord) -> Iterator[str]:
+    """Yield the origin of a copy, the version that the gate judged, and the reason for
+    each missing part.
+    """
     if record.original:
         yield f"{record.uri} is a copy of {record.original}"
     if record.gate and record.gate.judged != record.uri:
@@ -166,6 +172,7 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
 
 
 def _gate_facts(gate: GateEvidence | None) -> Iterator[tuple[str, Value]]:
+    """Yield the names and values of the verdict, of each check and of each figure."""
     if gate is None:
         return
     yield "state", gate.status.state
@@ -177,6 +184,9 @@ def _gate_facts(gate: GateEvidence | None) -> Iterator[tuple[str, Value]]:
 
 
 def _parity_facts(parity: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
+    """Yield the name and the value of each fact about the proof, and of each output's
+    facts.
+    """
     for name, value in parity.items():
         if name != "outputs":
             yield name, value
@@ -186,17 +196,12 @@ def _parity_facts(parity: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
                 yield f"{output['name']} {name}", value
 
 
-def _trend(row: DiffRow) -> Trend:
+def _find_trend(row: DiffRow) -> Trend:
     """Return whether the second version is better, from the direction of a metric or
     the state of a gate's check.
     """
-    if (
-        row.section == "gate"
-        and row.is_changed
-        and "failed" in (row.before, row.after)
-        and row.before
-        and row.after
-    ):
+    has_both_states = row.section == "gate" and bool(row.before) and bool(row.after)
+    if has_both_states and row.is_changed and "failed" in (row.before, row.after):
         return "worse" if row.after == "failed" else "better"
     difference = row.difference or 0.0
     if row.section != "metrics" or not abs(difference) > 0:
@@ -237,20 +242,20 @@ def _compare_predictions(before: str, after: str) -> tuple[OutputChange, ...] | 
             return Refused(
                 f"the predictions for the example rows cannot be compared: {error.message}",
             )
-    return tuple(_output_change(name, agreement) for name, agreement in agreements.items())
+    return tuple(_summarize_agreement(name, agreement) for name, agreement in agreements.items())
 
 
 def _compare_outputs(old: OnnxModel, new: OnnxModel, body: bytes) -> dict[str, Agreement]:
     """Return the agreement of each output of the old version for the same request."""
-    had = old.run(mlflow_protocol.decode(JSON, body, old.schema))
-    has = new.run(mlflow_protocol.decode(JSON, body, new.schema))
+    old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
+    new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))
     return {
-        name: compare_outputs(old.artifact, {name: array}, new.artifact, has)
-        for name, array in had.items()
+        name: compare_outputs(old.artifact, {name: array}, new.artifact, new_outputs)
+        for name, array in old_outputs.items()
     }
 
 
-def _output_change(name: str, agreement: Agreement) -> OutputChange:
+def _summarize_agreement(name: str, agreement: Agreement) -> OutputChange:
     changed_rows = int(np.count_nonzero(agreement.differences))
     largest = agreement.largest if agreement.are_numbers else None
     return OutputChange(name, len(agreement.differences), changed_rows, largest)

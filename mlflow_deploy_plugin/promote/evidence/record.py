@@ -197,7 +197,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
         )
         run_id = entry.run_id or str(mlmodel.get("run_id") or "")
         judged = entry if tags.GATE_TAG in entry.tags else original
-        gate = parts.read("gate", partial(_gate, judged), None)
+        gate = parts.read("gate", partial(_read_gate, judged), None)
         if gate is not None:
             with_checks = partial(_with_checks, gate, client, fetch_file, folder)
             gate = parts.read("gate report", with_checks, gate)
@@ -208,19 +208,21 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
             url=mlflow_page(f"models/{quote(name, safe='')}/versions/{quote(version)}"),
             description=entry.description or "",
             tags=entry.tags,
-            created_at=_time(entry.creation_timestamp),
+            created_at=_utc_time(entry.creation_timestamp),
             registered_by=entry.user_id or "",
-            original="" if original is entry else _uri(original),
-            run=parts.read("run", partial(_training_run, run_id, client), None),
+            original="" if original is entry else _version_uri(original),
+            run=parts.read("run", partial(_read_run, run_id, client), None),
             mlmodel=mlmodel,
-            signature=parts.read("signature", partial(_signature, mlmodel), {}),
+            signature=parts.read("signature", partial(_column_types, mlmodel), {}),
             requirements=parts.read(
                 "requirements",
-                lambda: _packages(file("requirements.txt")),
+                lambda: _read_packages(file("requirements.txt")),
                 {},
             ),
-            environment=parts.read("environment", lambda: _packages(file("requirements.lock")), {}),
-            graph=parts.read("graph", partial(_graph, mlmodel, file), {}),
+            environment=parts.read(
+                "environment", lambda: _read_packages(file("requirements.lock")), {}
+            ),
+            graph=parts.read("graph", partial(_count_graph, mlmodel, file), {}),
             gate=gate,
             missing=parts.missing,
         )
@@ -253,11 +255,11 @@ class _Parts:
         return otherwise
 
 
-def _uri(entry: "ModelVersion") -> str:
+def _version_uri(entry: "ModelVersion") -> str:
     return f"models:/{entry.name}/{entry.version}"
 
 
-def _time(milliseconds: int) -> datetime:
+def _utc_time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
@@ -271,7 +273,10 @@ def original_of(entry: "ModelVersion", client: Any) -> "ModelVersion":
     return entry
 
 
-def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
+def _column_types(mlmodel: Mapping[str, Any]) -> dict[str, str]:
+    """Return the JSON text of each column by its side and name, such as `inputs age`,
+    or its number if it has no name.
+    """
     types = {}
     for side, text in (mlmodel.get("signature") or {}).items():
         for number, entry in enumerate(json.loads(text or "[]")):
@@ -279,26 +284,33 @@ def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
     return types
 
 
-def _packages(file: Path) -> dict[str, str]:
+def _read_packages(file: Path) -> dict[str, str]:
     """Return the version of each package in a file for `pip install -r`. A line without
     == has an empty version.
     """
     versions = {}
     for line in file.read_text().splitlines():
-        if requirement := line.partition("#")[0].strip():
+        requirement = line.partition("#")[0].strip()
+        if requirement:
             name, _, version = requirement.partition("==")
             versions[name] = version
     return versions
 
 
-def _graph(
+def _count_graph(
     mlmodel: Mapping[str, Any],
     file: Callable[[str], Path],
 ) -> dict[str, int]:
+    """Return the number of bytes, with external weights, the opsets, and the number of
+    nodes per operator of the ONNX file.
+
+    Raises NotFound without an ONNX form, and InvalidArtifact if the file is damaged.
+    """
     import onnx  # The import takes 0.2 s, and most commands do not need it.
 
     flavors = mlmodel.get("flavors", {})
-    if (section := flavors.get(FLAVOR) or flavors.get("onnx")) is None:
+    section = flavors.get(FLAVOR) or flavors.get("onnx")
+    if section is None:
         raise NotFound("the version has no ONNX form")
     path = file(str(section["data"]))
     try:
@@ -307,23 +319,18 @@ def _graph(
         # `registry_errors` would attribute an error of google.protobuf to Google's
         # storage.
         raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
-    size = path.stat().st_size
+    total_bytes = path.stat().st_size
     for tensor in model.graph.initializer:
-        size += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
-    names = (
-        ".".join(
-            filter(
-                None,
-                (node.domain, node.op_type),
-            )
-        )
-        for node in _nodes(model.graph)
+        lengths = [entry.value for entry in tensor.external_data if entry.key == "length"]
+        total_bytes += sum(map(int, lengths))
+    counts = {"bytes": total_bytes}
+    for opset in model.opset_import:
+        domain = opset.domain or "ai.onnx"
+        counts[f"opset {domain}"] = opset.version
+    operators = Counter(
+        ".".join(filter(None, (node.domain, node.op_type))) for node in _nodes(model.graph)
     )
-    return {
-        "bytes": size,
-        **{f"opset {entry.domain or 'ai.onnx'}": entry.version for entry in model.opset_import},
-        **{f"operator {name}": count for name, count in Counter(names).items()},
-    }
+    return counts | {f"operator {name}": count for name, count in operators.items()}
 
 
 def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
@@ -334,7 +341,8 @@ def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
             yield from _nodes(attribute.g)
 
 
-def _training_run(run_id: str, client: Any) -> RecordedRun:
+def _read_run(run_id: str, client: Any) -> RecordedRun:
+    """Return the run that logged the version. Raises NotFound if `run_id` is empty."""
     if not run_id:
         raise NotFound("the version does not name a run")
     run = client.get_run(run_id)
@@ -342,7 +350,7 @@ def _training_run(run_id: str, client: Any) -> RecordedRun:
     counts = {dataset.name: _rows_of(dataset.profile) for dataset in datasets}
     return RecordedRun(
         run_id=run_id,
-        started_at=_time(run.info.start_time),
+        started_at=_utc_time(run.info.start_time),
         params=run.data.params,
         metrics=run.data.metrics,
         tags=run.data.tags,
@@ -361,17 +369,17 @@ def _rows_of(profile: str | None) -> int | None:
     return None
 
 
-def _gate(entry: "ModelVersion") -> GateEvidence:
+def _read_gate(entry: "ModelVersion") -> GateEvidence:
+    """Return the verdict from the tags, without its checks. Raises NotFound without a
+    verdict.
+    """
     if tags.GATE_TAG not in entry.tags:
-        raise NotFound(
-            f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`",
-        )
+        command = f"onnxserve gate {entry.name} {entry.version}"
+        raise NotFound(f"{_version_uri(entry)} has no gate report; run `{command}`")
     status = tags.gate_status_of(entry.tags)
-    return GateEvidence(
-        _uri(entry),
-        status,
-        next(iter(REPORT_RUN.findall(status.report)), ""),
-    )
+    match = REPORT_RUN.search(status.report)
+    run_id = match[1] if match else ""
+    return GateEvidence(_version_uri(entry), status, run_id)
 
 
 def _with_checks(

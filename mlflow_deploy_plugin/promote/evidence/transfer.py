@@ -112,8 +112,8 @@ class CopiedVersion:
         *,
         at_target: bool = False,
     ) -> None:
-        """Record the copy or its promotion once in the store of the current registry:
-        the source, or the target.
+        """Record the copy or its promotion in the store of the current registry, the
+        source or the target. A move is recorded always, anything else once.
         """
         action = "copy"
         place = self.registry
@@ -125,13 +125,11 @@ class CopiedVersion:
             is_new = promotion.is_moved
             detail |= {"to": promotion.to, "gate": promotion.gate, "report": promotion.report}
         after = f"{self.model} version {self.version} in {place}"
-        model, version = (
-            (self.model, self.version) if at_target else (self.source_model, self.source_version)
-        )
+        model = self.model if at_target else self.source_model
+        version = self.version if at_target else self.source_version
         with store_or_default(None) as trail:
-            recorded = {
-                (old.version, old.after) for old in trail.events(model=model, actions=(action,))
-            }
+            events = trail.events(model=model, actions=(action,))
+            recorded = {(event.version, event.after) for event in events}
             if is_new or (version, after) not in recorded:
                 trail.record(
                     action,
@@ -171,11 +169,7 @@ def copied_version(
     source = _read_source(model, version)
     name = to_model or model
     address = to_registry.rstrip("/")
-    here = (registry_address().rstrip("/"), active_workspace())
-    workspace = workspace_of(
-        {"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", here[1])},
-    )
-    is_same = not to_registry or (connection.redact_credentials(address), workspace) == here
+    is_same = not to_registry or _is_current_registry(address)
     if is_same and name == model:
         raise InvalidConfig(
             f"{source} is in {source.registry} already; --to-model NAME copies it to another model",
@@ -203,6 +197,19 @@ def copied_version(
         commands = _commands_for_target(copied)
     with _remedy(remedy), commands, target():
         yield copied
+
+
+def _is_current_registry(address: str) -> bool:
+    """Return True if the address and the workspace of the target are the current
+    ones.
+    """
+    workspace = active_workspace()
+    target_workspace = workspace_of(
+        {"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", workspace)},
+    )
+    current_address = registry_address().rstrip("/")
+    is_here = connection.redact_credentials(address) == current_address
+    return is_here and target_workspace == workspace
 
 
 @contextmanager
@@ -253,59 +260,51 @@ class _Source:
         return f"{self.entry.name} version {self.entry.version}"
 
     def copies(self, name: str, digest: str | None = None) -> list[str]:
-        """Return the copies of this version (with these files) in the model `name` of
-        the current registry.
+        """Return the copies of this version in the model `name` of the current
+        registry, or only the copies whose files have this digest.
         """
         with registry_errors(f"model {name}"):
             versions = resolution.all_versions(registry_client(), name)
         # In the registry of the source, MLflow's copy_model_version sets this address.
         uri = self.uri if _page_of(self.entry) == self.page else None
-        copies = [
-            item
-            for item in versions
-            if item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri
-        ]
-        return sorted(
-            (
-                str(v.version)
-                for v in copies
-                if digest
-                in (
-                    None,
-                    v.tags.get(_FILES_TAG, digest),
-                )
-            ),
-            key=int,
-        )
+        numbers = []
+        for item in versions:
+            is_copy = item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri
+            # MLflow's copies have no digest.
+            has_files = digest is None or item.tags.get(_FILES_TAG, digest) == digest
+            if is_copy and has_files:
+                numbers.append(str(item.version))
+        return sorted(numbers, key=int)
 
 
 def _read_source(model: str, version: str) -> _Source:
+    """Return a version of the current registry. Its original and its run may be
+    deleted.
+    """
     resolved = resolution.registered_version(model, version)
     client = registry_client()
     with registry_errors(resolved.source):
         entry = client.get_model_version(model, resolved.version)
         original = entry
-    # The original may be deleted.
     with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):
         original = original_of(entry, client)
     judged = entry if tags.GATE_REPORT_TAG in entry.tags else original
-    gate = tags.gate_status_of(judged.tags)
     run = None
     run_page = ""
     run_id = entry.run_id
-    with suppress(NotFound), registry_errors(f"run {run_id}"):  # The run may be deleted.
+    with suppress(NotFound), registry_errors(f"run {run_id}"):
         if run_id:
             page = logged_run(client, run_id).url
             run = client.get_run(run_id)
             run_page = connection.redact_credentials(page) or run_id
     return _Source(
-        entry,
-        resolved.source,
-        registry_address(),
-        _page_of(entry),
-        run,
-        run_page,
-        gate,
+        entry=entry,
+        uri=resolved.source,
+        registry=registry_address(),
+        page=_page_of(entry),
+        run=run,
+        run_page=run_page,
+        gate=tags.gate_status_of(judged.tags),
     )
 
 
@@ -368,14 +367,14 @@ def _copy(
     # MLflow's client may repeat a call, and register two versions.
     number = source.copies(name, digest)[0]
     return CopiedVersion(
-        name,
-        number,
-        registry_address(),
-        str(source.entry.name),
-        str(source.entry.version),
-        source.page,
-        source.run_page,
-        digest,
+        model=name,
+        version=number,
+        registry=registry_address(),
+        source_model=str(source.entry.name),
+        source_version=str(source.entry.version),
+        copied_from=source.page,
+        source_run=source.run_page,
+        files=digest,
     )
 
 
@@ -448,7 +447,8 @@ def _log_run(
     )
     run_id = copy.log(title, run_tags | origin, log_content).run_id
     with registry_errors(f"run {run_id}"):
-        return run_id, f"{registry_client().get_run(run_id).info.artifact_uri.rstrip('/')}/model"
+        artifact_uri = registry_client().get_run(run_id).info.artifact_uri
+    return run_id, f"{artifact_uri.rstrip('/')}/model"
 
 
 @contextmanager
@@ -463,19 +463,16 @@ def _registry_at(address: str) -> Iterator[None]:
     tracking_uri = mlflow.get_tracking_uri()
     environment = {**os.environ}
     find_file = credentials._get_credentials_path
-    home = (
-        load_settings().root_path
-        / "registries"
-        / quote(connection.redact_credentials(address), safe="")
-    )
+    folder = quote(connection.redact_credentials(address), safe="")
+    home = load_settings().root_path / "registries" / folder
     remaining = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
-    renamed = {
-        match[1]: value
-        for name, value in remaining.items()
-        if (match := _OF_TARGET.fullmatch(name))
-    }
+    target_variables = {"ONNXSERVE_HOME": str(home)}
+    for name, value in remaining.items():
+        match = _OF_TARGET.fullmatch(name)
+        if match:
+            target_variables[match[1]] = value
     try:
-        _set_environment(remaining | {"ONNXSERVE_HOME": str(home)} | renamed)
+        _set_environment(remaining | target_variables)
         # The file ~/.mlflow/credentials is for the source.
         credentials._get_credentials_path = lambda: os.devnull
         mlflow.set_tracking_uri(address)

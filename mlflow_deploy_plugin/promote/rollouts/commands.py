@@ -5,6 +5,7 @@ rollout for users.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
@@ -42,6 +43,7 @@ from mlflow_deploy_plugin.promote.rollouts.snapshot import (
 )
 from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     Progress,
+    RolloutState,
     aborted,
     paused,
     progress_of,
@@ -59,7 +61,7 @@ DEFAULT_EVERY = "5m"
 _ATTEMPTS = 50
 _CONTROLLER_SECONDS = 10.0
 _POLL_SECONDS = 0.2
-_DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
+_PARTICIPLES = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,12 @@ def _plan_rollout(
     request: RolloutRequest,
     actor: str,
 ) -> RolloutPlan:
+    """Return the plan of a valid request.
+
+    Raises InvalidConfig if the request does not fit the endpoint, NotReady if the
+    served version is not known, and GateRefused if the version may not answer so many
+    requests without approvals.
+    """
     spec = observed.endpoint.spec
     main = main_variant(spec)
     before = _served_version(take_snapshot(observed), spec.name, main)
@@ -132,6 +140,7 @@ def _plan_rollout(
     limit = require_rollout(to_uri, steps, request.seconds, registered_model_names(spec))
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
+    kind = reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned"
     return RolloutPlan(
         endpoint=spec.name,
         main=main,
@@ -142,7 +151,7 @@ def _plan_rollout(
         version=resolved.version,
         before_uri=spec.variants[main].model,
         before_version=before,
-        kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
+        kind=kind,
         selector=reference.selector,
         steps=steps,
         every=request.seconds,
@@ -170,9 +179,11 @@ def _served_version(snapshot: EndpointSnapshot, endpoint: str, main: str) -> str
 
 
 def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:
-    """Return the requested version. A number is a version of the served model.
+    """Return the requested version. A number is a version of the model `served`.
 
-    Raises InvalidConfig if the version cannot replace version `before`.
+    Raises InvalidConfig if the version cannot replace the version `before`: it is not
+    registered, is of a model that the endpoint does not follow, is served already, or
+    lacks the verdict that the endpoint requires.
     """
     if to.isdecimal() and served.kind in ("path", "remote", "run", "logged_model"):
         raise InvalidConfig(
@@ -233,11 +244,13 @@ def command_rollout(
     InvalidConfig.
     """
     actor = actor or deployments.store.user
-    reason = f"{_DONE[command]} by {actor}{why and f': {why}'}"
+    reason = f"{_PARTICIPLES[command]} by {actor}"
+    if why:
+        reason += f": {why}"
     if command == "abort":
         return rollout_summary(abort_rollout(deployments, endpoint, reason, actor))
-    change = {"pause": lambda progress: paused(progress, reason), "resume": resumed}[command]
-    return rollout_summary(_change(deployments.store, endpoint, command, change, actor))
+    change = resumed if command == "resume" else partial(paused, reason=reason)
+    return rollout_summary(_change_progress(deployments.store, endpoint, command, change, actor))
 
 
 def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
@@ -249,29 +262,39 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
         try:
             plan_of(live)
         except InvalidConfig as error:
-            now = utc_now()
             why = f"{reason}; the earlier version was not restored: {error.message}"
-            event = AuditEvent(
-                now,
-                actor,
-                "rollout.end",
-                endpoint,
-                why=why,
-                detail={"rollout": live.id},
-            )
-            abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
-            return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
-    rollout = _change(store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
+            return _abandon(store, live, why, actor)
+    change = partial(aborted, reason=reason)
+    rollout = _change_progress(store, endpoint, "abort", change, actor)
     plan = plan_of(rollout)
     stored = store.endpoint(endpoint)
     is_there = stored is not None and plan.main in stored.spec.variants
     if is_there:
         RolloutActions(deployments, actor, lambda line: None).roll_back(plan, reason)
-    progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
+    state: RolloutState = "rolled_back" if is_there else "abandoned"
+    progress = replace(progress_of(rollout), state=state)
     return write_progress(store, rollout, progress, actor) or store.rollout(rollout.id) or rollout
 
 
+def _abandon(store: Store, live: Rollout, why: str, actor: str) -> Rollout:
+    """End a rollout whose plan cannot be read. Return it as it is stored."""
+    now = utc_now()
+    event = AuditEvent(
+        now,
+        actor,
+        "rollout.end",
+        live.endpoint,
+        why=why,
+        detail={"rollout": live.id},
+    )
+    abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
+    return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
+
+
 def describe_rollout(rollout: Rollout) -> str:
+    """Return the summary of the rollout, and a line per criterion with its share of the
+    evidence.
+    """
     lines = [rollout_summary(rollout)]
     for text, judged in rollout.figures.get("criteria", {}).items():
         share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
@@ -286,7 +309,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
     the rollout would hang.
     """
     deadline = time.monotonic() + patience
-    while (view := store.lease(lease)) is None or not view.is_current:
+    while not _is_held(store, lease):
         if time.monotonic() > deadline:
             raise NotReady(
                 "no controller that can reach the server is running, so the rollout was not "
@@ -319,8 +342,7 @@ def stall_reason(deployments: Deployments, endpoint: str) -> str:
             "only a controller that can reach the server can continue the rollout; from here: "
             f"{error.message}"
         )
-    view = deployments.store.lease(rollouts_lease_name(location))
-    if view is not None and view.is_current:
+    if _is_held(deployments.store, rollouts_lease_name(location)):
         return ""
     return (
         "the rollout is stalled: no controller that can reach the server is running; start "
@@ -328,22 +350,33 @@ def stall_reason(deployments: Deployments, endpoint: str) -> str:
     )
 
 
-def _change(
+def _is_held(store: Store, lease: str) -> bool:
+    view = store.lease(lease)
+    return view is not None and view.is_current
+
+
+def _change_progress(
     store: Store,
     endpoint: str,
     command: str,
     change: Callable[[Progress], Progress | None],
     actor: str,
 ) -> Rollout:
+    """Change the progress of the live rollout, and return the rollout. If a controller
+    changes it at the same time, try again.
+
+    Raises NotFound without a live rollout, InvalidConfig if `change` returns None
+    because the state does not permit the command, and StoreUnavailable if all attempts
+    fail.
+    """
     for _ in range(_ATTEMPTS):
         live = store.rollouts(endpoint, live=True)
         if not live:
             raise NotFound(f"endpoint {endpoint!r} has no live rollout")
         changed = change(progress_of(live[0]))
         if changed is None:
-            raise InvalidConfig(
-                f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}",
-            )
+            refused = f"the rollout of {endpoint!r} cannot be {_PARTICIPLES[command]}"
+            raise InvalidConfig(f"{refused}: it is {live[0].state}")
         written = write_progress(store, live[0], changed, actor)
         # None means that a controller has changed the rollout in the meantime.
         if written is not None:

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
@@ -38,7 +39,7 @@ from mlflow_deploy_plugin.promote.rollouts import leadership, state_machine
 from mlflow_deploy_plugin.promote.rollouts.leadership import BackgroundTask
 from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.promote.rollouts.snapshot import EndpointSnapshot, take_snapshot
-from mlflow_deploy_plugin.promote.rollouts.state_machine import Progress, RolloutAction
+from mlflow_deploy_plugin.promote.rollouts.state_machine import Decision, Progress, RolloutAction
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _log = logging.getLogger(__name__)
@@ -83,37 +84,43 @@ class RolloutActions:
         """
         match action:
             case "prepare":
-                variants = self._variants(plan)
-                why = f"rollout to version {plan.version}"
-                for name in filter(None, (plan.candidate, plan.shadow)):
-                    if name not in variants:
-                        # The user consented by naming the version.
-                        config = {f"variants.{name}.allow_pyfunc": True}
-                        if name == plan.shadow:
-                            config[f"variants.{name}.shadow"] = True
-                        self.deployments.add(
-                            plan.endpoint,
-                            name,
-                            plan.to_uri,
-                            config,
-                            why,
-                            self.actor,
-                        )
+                self._add_deployments(plan)
             case "set_traffic":
                 why = f"step {plan.steps[progress.step]} % of a rollout"
                 self._set_weights(plan, state_machine.step_weights(plan, progress.step), why)
             case "promote":
-                why = f"rollout to version {plan.version} has passed its steps"
-                if plan.kind == "pinned":
-                    self._set_model(plan, plan.to_uri, why)
-                elif (before := current_version(parse_model_uri(plan.before_uri))) != plan.version:
-                    self._point(plan, before, plan.version, why)
+                self._promote(plan)
             case "finish":
                 self._clear(plan, f"rollout to version {plan.version} has promoted it")
                 with suppress(NotFound):  # The version may have been deleted.
                     untag_version(plan.model, plan.version, ROLLED_BACK_TAG)
             case "roll_back":
                 self.roll_back(plan, progress.reason)
+
+    def _add_deployments(self, plan: RolloutPlan) -> None:
+        """Add the candidate and the shadow, unless they exist."""
+        variants = self._variants(plan)
+        why = f"rollout to version {plan.version}"
+        for name in filter(None, (plan.candidate, plan.shadow)):
+            if name in variants:
+                continue
+            # The user consented by naming the version.
+            config = {f"variants.{name}.allow_pyfunc": True}
+            if name == plan.shadow:
+                config[f"variants.{name}.shadow"] = True
+            self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
+
+    def _promote(self, plan: RolloutPlan) -> None:
+        """Make the main deployment serve the new version: change its model, or move the
+        stage, alias or tag.
+        """
+        why = f"rollout to version {plan.version} has passed its steps"
+        if plan.kind == "pinned":
+            self._set_model(plan, plan.to_uri, why)
+            return
+        before = current_version(parse_model_uri(plan.before_uri))
+        if before != plan.version:
+            self._move_reference(plan, before, plan.version, why)
 
     def roll_back(self, plan: RolloutPlan, why: str) -> None:
         """Restore the earlier version: set the traffic first, then the registry."""
@@ -123,11 +130,11 @@ class RolloutActions:
             if self._variants(plan)[plan.main].model == plan.to_uri:
                 self._set_model(plan, plan.before_uri, why, restores=True)
         elif current_version(reference) == plan.version:
-            self._point(plan, plan.version, plan.before_version, why)
+            self._move_reference(plan, plan.version, plan.before_version, why)
         with suppress(NotFound):  # The version may have been deleted.
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
-    def _point(
+    def _move_reference(
         self,
         plan: RolloutPlan,
         before: str,
@@ -135,7 +142,7 @@ class RolloutActions:
         why: str,
     ) -> None:
         """Move the stage, alias or tag from the version `before` (empty if there is
-        none) to `version`.
+        none) to `version`, and record the move in the audit trail.
         """
         reference = parse_model_uri(plan.before_uri)
         move_version(reference, version)
@@ -170,6 +177,7 @@ class RolloutActions:
         why: str,
         restores: bool = False,
     ) -> None:
+        """Set the weights in percent, unless all deployments have theirs."""
         variants = self._variants(plan)
         if any(
             variants[name].weight != weight for name, weight in weights.items() if name in variants
@@ -195,6 +203,9 @@ class RolloutActions:
             self.deployments.update_endpoint(plan.endpoint, config, why, self.actor, restores)
 
     def _variants(self, plan: RolloutPlan) -> dict[str, VariantSpec]:
+        """Return the stored deployments of the endpoint. Raises InvalidConfig if the
+        main deployment was deleted.
+        """
         stored = self.deployments.store.endpoint(plan.endpoint)
         if stored is None or plan.main not in stored.spec.variants:
             raise InvalidConfig(
@@ -222,6 +233,9 @@ class RolloutController:
     _looked_at: dict[int, float] = field(default_factory=dict, init=False)
 
     def run(self, ended: threading.Event) -> None:
+        """Run the rollouts and the background tasks whenever this holder has the lease
+        of the location, until `ended` is set.
+        """
         name = leadership.rollouts_lease_name(self.place)
         role = f"runs the rollouts of {self.servers}"
         tasks = (self._work, *self.background)
@@ -239,6 +253,9 @@ class RolloutController:
         )
 
     def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
+        """Advance the live rollouts until the lease is lost or `over` is set. The pause
+        is a tenth of the shortest step.
+        """
         self._looked_at.clear()  # Do not count time without the lease.
         runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
         try:
@@ -253,43 +270,51 @@ class RolloutController:
             runner.stop(wait=True)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
+        """Decide the next action, store the progress, do the action, and store its
+        result. Nothing is done if the lease is lost or a user has changed the rollout.
+        """
         plan = plan_of(rollout)
         progress = state_machine.progress_of(rollout)
         snapshot = self.actions.take_snapshot(plan.endpoint)
         now = self.monotonic()
-        decision = state_machine.decide(
-            plan,
-            progress,
-            snapshot,
-            now - self._looked_at.get(rollout.id, now),
-        )
+        seconds = now - self._looked_at.get(rollout.id, now)
+        decision = state_machine.decide(plan, progress, snapshot, seconds)
         self._looked_at[rollout.id] = now
         written = self._write(rollout, decision.progress, keeper)
         if written is None or decision.action == "wait" or not keeper.is_held:
             return
+        after = self._do(decision, plan)
+        self._looked_at[rollout.id] = self.monotonic()
+        if after != decision.progress:
+            self._write(written, after, keeper)
+        if decision.action in ("prepare", "set_traffic", "promote"):
+            self._undo_if_ended(rollout)
+
+    def _do(self, decision: Decision, plan: RolloutPlan) -> Progress:
+        """Do the action, and return the progress after its success or failure."""
         try:
             self.actions.do(decision.action, plan, decision.progress)
         except OnnxserveError as error:
             is_transient = isinstance(error, TRANSIENT_ERRORS)
-            after = state_machine.after_failure(
+            return state_machine.after_failure(
                 plan,
                 decision.progress,
                 decision.action,
                 error.message,
                 is_transient,
             )
-        else:
-            after = state_machine.after_success(decision.then or decision.progress)
-        self._looked_at[rollout.id] = self.monotonic()
-        if after != decision.progress:
-            self._write(written, after, keeper)
-        if decision.action in ("prepare", "set_traffic", "promote"):
-            # Undo the action if a user has ended the rollout in the meantime.
-            current = self.store.rollout(rollout.id) or rollout
-            if not current.is_live and current.state != "promoted":
-                self.actions.roll_back(plan_of(current), current.reason)
+        return state_machine.after_success(decision.then or decision.progress)
+
+    def _undo_if_ended(self, rollout: Rollout) -> None:
+        """Roll back the last action if a user has ended the rollout in the meantime."""
+        current = self.store.rollout(rollout.id) or rollout
+        if not current.is_live and current.state != "promoted":
+            self.actions.roll_back(plan_of(current), current.reason)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
+        """Advance a rollout at this location, and return the seconds until the next
+        attempt.
+        """
         # This thread checks the place, because the check can be slow.
         if not self.actions.reaches(rollout.endpoint, self.place):
             return _PLACES_SECONDS
@@ -298,8 +323,7 @@ class RolloutController:
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
             if isinstance(error, InvalidConfig):
-                return _FAILURE_SECONDS
-            return 0.0  # An early retry would fail.
+                return _FAILURE_SECONDS  # An early retry would fail.
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
@@ -307,7 +331,7 @@ class RolloutController:
         the rollout in the meantime.
         """
         written = write_progress(self.store, rollout, progress, self.actions.actor, keeper.lease)
-        if written is not None and _news(written) != _news(rollout):
+        if written is not None and _reported_values(written) != _reported_values(rollout):
             self.actions.say(state_machine.rollout_summary(written))
         return written
 
@@ -319,8 +343,10 @@ def write_progress(
     actor: str,
     lease: Lease | None = None,
 ) -> Rollout | None:
-    """Write the progress and its audit event. `lease` and the return value are as in
-    `Store.update_rollout`.
+    """Write the progress and its audit event, and return the rollout.
+
+    Return None if the lease was lost (None: no lease is required), or if the rollout
+    has ended or was changed since it was read.
     """
     now = store.now()
     event = state_machine.progress_event(rollout, progress, actor, now)
@@ -338,46 +364,76 @@ def run_rollouts(
     If a location can no longer be reached, its controller is stopped, because the lease
     would block another controller that can reach the location.
     """
-    running: dict[str, tuple[Future[None], threading.Event]] = {}
-    reported: set[str] = set()
-
-    def stop_all(done: Future[None]) -> None:
-        if done.exception() is not None:
-            ended.set()
-
     with ThreadPoolExecutor(_MAX_PLACES, "rollouts") as pool:
+        controllers = _Controllers(deployments, controller_at, ended, pool)
         try:
             while not ended.is_set():
-                failures = set[str]()
-                reached = set[str]()
-                try:
-                    for location, servers in leadership.reached_places(deployments, failures.add):
-                        reached.add(location)
-                        last = running[location][0] if location in running else None
-                        if last is None or (last.done() and last.exception() is None):
-                            over = threading.Event()
-                            running[location] = (
-                                pool.submit(controller_at(location, servers).run, over),
-                                over,
-                            )
-                            running[location][0].add_done_callback(stop_all)
-                except (StoreUnavailable, OSError) as error:
-                    _log.warning("%s", error)
-                else:
-                    for line in failures - reported:
-                        deployments.progress(line)
-                    reported = failures
-                    for location in running.keys() - reached:
-                        running[location][1].set()
+                controllers.follow_places()
                 ended.wait(_PLACES_SECONDS)
         finally:
             ended.set()
-            for _, over in running.values():
-                over.set()
-    for future, _ in running.values():
-        future.result()
+            for controller in controllers.running.values():
+                controller.over.set()
+    for controller in controllers.running.values():
+        controller.future.result()
 
 
-def _news(rollout: Rollout) -> tuple[object, ...]:
+class _Running(NamedTuple):
+    """A controller in a thread. `over` ends it."""
+
+    future: Future[None]
+    over: threading.Event
+
+
+@dataclass(eq=False)
+class _Controllers:
+    """The controllers by location. The failure of one sets `ended`."""
+
+    deployments: Deployments
+    controller_at: Callable[[str, str], RolloutController]
+    ended: threading.Event
+    pool: ThreadPoolExecutor
+    running: dict[str, _Running] = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)
+
+    def follow_places(self) -> None:
+        """Start a controller at each location that can be reached, stop the others, and
+        report new failures of targets.
+        """
+        failures = set[str]()
+        reached = set[str]()
+        try:
+            for location, servers in leadership.reached_places(self.deployments, failures.add):
+                reached.add(location)
+                self._start(location, servers)
+        except (StoreUnavailable, OSError) as error:
+            _log.warning("%s", error)
+            return
+        for line in failures - self.reported:
+            self.deployments.progress(line)
+        self.reported = failures
+        for location in self.running.keys() - reached:
+            self.running[location].over.set()
+
+    def _start(self, location: str, servers: str) -> None:
+        """Start the controller of a location, unless it is running or has failed."""
+        if location in self.running:
+            last = self.running[location].future
+            if not last.done() or last.exception() is not None:
+                return
+        over = threading.Event()
+        future = self.pool.submit(self.controller_at(location, servers).run, over)
+        self.running[location] = _Running(future, over)
+        future.add_done_callback(self._end_after_failure)
+
+    def _end_after_failure(self, done: Future[None]) -> None:
+        if done.exception() is not None:
+            self.ended.set()
+
+
+def _reported_values(rollout: Rollout) -> tuple[object, ...]:
+    """Return the state, the step, the reason and the trouble, whose changes are
+    reported.
+    """
     reason = re.sub(r"\d+", "", rollout.reason)  # Do not report a reason again for new counts.
     return rollout.state, rollout.step, reason, rollout.figures.get("trouble", "")

@@ -22,6 +22,8 @@ _UNREAD = 100
 """The maximum number of unavailable servers whose last counters are kept in case such a
 server returns.
 """
+_MAX_EXPONENT = 700
+"""The exponential function of larger numbers is not a float."""
 _ROLES = ("current", "candidate", "shadow")
 _COUNTERS = TypeAdapter(Mapping[str, VersionCounters])
 
@@ -47,6 +49,9 @@ class StepEvidence:
     tests: Mapping[str, SequentialTest] = field(default_factory=dict)
 
     def to_json(self) -> Json:
+        """Return the document for the store, without the levels of the tests, which
+        follow from the plan.
+        """
         return {
             "last": {
                 server: _COUNTERS.dump_python(roles, mode="json")
@@ -65,6 +70,9 @@ class StepEvidence:
 
     @staticmethod
     def from_json(plan: RolloutPlan, step: int, document: Json) -> "StepEvidence":
+        """Return the evidence of the plan's step from a stored document, which is empty
+        before the first reading.
+        """
         if "current" not in document:  # No counters were read yet.
             return StepEvidence()
         last = {
@@ -80,10 +88,8 @@ class StepEvidence:
         )
         tests = _new_tests(plan, step, evidence)
         for text, (above_threshold, above_current) in document["tests"].items():
-            tests[text].above_threshold, tests[text].above_current = (
-                np.array(above_threshold),
-                np.array(above_current),
-            )
+            tests[text].above_threshold = np.array(above_threshold)
+            tests[text].above_current = np.array(above_current)
         return replace(evidence, tests=tests)
 
 
@@ -111,9 +117,9 @@ def add_counters(
     fall if a server ends. A server's first counters are not added to the step, because
     these counters may include requests from before the step.
     """
-    now = _by_role(plan, counters)
+    now = _counters_by_role(plan, counters)
     added = _added_counts(evidence, now)
-    unread = [item for item in evidence.last.items() if item[0] not in now]
+    unread = [(server, roles) for server, roles in evidence.last.items() if server not in now]
     step_counts = {}
     if evidence.step:
         step_counts = {role: evidence.step[role].plus(added.by_role[role]) for role in _ROLES}
@@ -140,7 +146,7 @@ class _AddedCounts:
     before_first_look: VersionCounters
 
 
-def _by_role(
+def _counters_by_role(
     plan: RolloutPlan,
     counters: Mapping[str, CountersByVersion],
 ) -> dict[str, dict[str, VersionCounters]]:
@@ -162,6 +168,9 @@ def _added_counts(
     evidence: StepEvidence,
     now: Mapping[str, Mapping[str, VersionCounters]],
 ) -> _AddedCounts:
+    """Return the counts since the last reading, from the counters `now`: server → role
+    → counters.
+    """
     by_role = dict.fromkeys(_ROLES, VersionCounters())
     before_first_look = VersionCounters()
     for server, roles in now.items():
@@ -180,7 +189,7 @@ def _continue_tests(
     evidence: StepEvidence,
     added: Mapping[str, VersionCounters],
 ) -> dict[str, SequentialTest]:
-    """Return the tests of the step after a look at the added counts."""
+    """Return the tests of the step after a look at the counts `added` by role."""
     tests = {text: replace(test) for text, test in evidence.tests.items()}
     if not tests:
         return tests
@@ -194,12 +203,12 @@ def _continue_tests(
         if criterion.is_of_shadow:
             # The current version answered all these rows: the candidate's requests are
             # not copied to the shadow.
-            test.look(*_events(criterion, added["shadow"]))
+            test.look(*_count_events(criterion, added["shadow"]))
             continue
         slow_from = _slow_from(criterion, history)
         test.look(
-            *_events(criterion, added["candidate"], slow_from),
-            *_events(criterion, current, slow_from),
+            *_count_events(criterion, added["candidate"], slow_from),
+            *_count_events(criterion, current, slow_from),
         )
     return tests
 
@@ -217,11 +226,9 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
         else:
             counted = evidence.step["candidate"].requests
         if counted >= plan.min_requests:
-            proof = (
-                f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, "
-                f"{1 / test.level:.0f} is needed"
-            )
-            return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {proof}"
+            strength = math.exp(min(float(test.log_evidence), _MAX_EXPONENT))
+            proof = f"evidence {strength:.3g}, {1 / test.level:.0f} is needed"
+            return f"{criterion.text}: {_describe_figures(plan, criterion, evidence)}; {proof}"
     return ""
 
 
@@ -235,10 +242,11 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
             f"the candidate has answered {answered:.0f} of the {plan.min_requests} required "
             "requests"
         )
-    is_compared = plan.steps[step] < 100 and any(
-        criterion.is_of_shadow for criterion in plan.criteria
-    )
-    if is_compared and (rows := evidence.step["shadow"].compared) < plan.min_requests:
+    has_shadow = any(criterion.is_of_shadow for criterion in plan.criteria)
+    if not has_shadow or plan.steps[step] >= 100:  # At 100 %, no requests are copied.
+        return ""
+    rows = evidence.step["shadow"].compared
+    if rows < plan.min_requests:
         return f"{rows:.0f} of the {plan.min_requests} required rows were compared"
     return ""
 
@@ -251,9 +259,10 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
         return {}
     judged = {}
     for criterion in plan.criteria:
-        if (test := evidence.tests.get(criterion.text)) is not None:
+        test = evidence.tests.get(criterion.text)
+        if test is not None:
             judged[criterion.text] = {
-                "figures": _figures(plan, criterion, evidence),
+                "figures": _describe_figures(plan, criterion, evidence),
                 "log_evidence": round(float(test.log_evidence), 3),
                 "log_evidence_needed": round(math.log(1 / test.level), 3),
             }
@@ -276,21 +285,22 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
     limit and the test each use half of the level.
     """
     tests = {}
+    is_alone = plan.steps[step] == 100
     for criterion in plan.criteria:
         level = plan.level_of_a_test
         threshold = criterion.share
-        is_alone = plan.steps[step] == 100
         if is_alone and not criterion.is_of_shadow:
             level /= 2
             history = evidence.before_step
-            events, trials = _events(criterion, history, _slow_from(criterion, history))
-            threshold = max(threshold, upper_limit(events, trials, level)) if trials else threshold
+            events, trials = _count_events(criterion, history, _slow_from(criterion, history))
+            if trials:
+                threshold = max(threshold, upper_limit(events, trials, level))
         against_current = not is_alone and not criterion.is_of_shadow
         tests[criterion.text] = SequentialTest(threshold, level, against_current)
     return tests
 
 
-def _events(
+def _count_events(
     criterion: Criterion,
     counted: VersionCounters,
     slow_from: float | None = None,
@@ -326,17 +336,18 @@ def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
         seconds = None if quantile is None else quantile * criterion.factor
     if seconds is None:
         return None
-    return next(
-        (bound for bound in sorted(history.timed) if seconds <= bound < math.inf),
-        None,
-    )
+    for bound in sorted(history.timed):
+        if seconds <= bound < math.inf:
+            return bound
+    return None
 
 
-def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:
+def _describe_figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:
+    """Return a clause about the shares of the step that the criterion limits."""
     slow_from = _slow_from(criterion, evidence.history)
     match criterion.kind:
         case "disagreement":
-            share = _share(*_events(criterion, evidence.step["shadow"]))
+            share = _format_share(*_count_events(criterion, evidence.step["shadow"]))
             return (
                 f"version {plan.version} answers {share} rows differently from the current version"
             )
@@ -346,16 +357,14 @@ def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) ->
             event = f"took longer than {slow_from * 1000:g} ms"
         case "error_rate":
             event = "failed"
-    new, old = (
-        _share(*_events(criterion, evidence.step[role], slow_from))
-        for role in ("candidate", "current")
-    )
+    new = _format_share(*_count_events(criterion, evidence.step["candidate"], slow_from))
+    old = _format_share(*_count_events(criterion, evidence.step["current"], slow_from))
     return (
         f"{new} requests to version {plan.version} {event}, {old} to version {plan.before_version}"
     )
 
 
-def _share(events: float, trials: float) -> str:
+def _format_share(events: float, trials: float) -> str:
     if trials:
         return f"{events / trials:.2%} of {trials:,.0f}"
     return "0 of 0"

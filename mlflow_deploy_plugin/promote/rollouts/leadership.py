@@ -68,17 +68,20 @@ def lead(
     """Wait for the lease and run the tasks while it is held. Repeat this until `ended`
     is set.
 
-    `say` is called with a line that contains the holder's name and `role` whenever the
-    holder changes.
+    Args:
+        role: what the holder does, for the line about a new holder.
+        holder: the name of this process.
+        lease_seconds: the time after which a lease that is not renewed expires.
+        say: receives a line with the holder's name and `role` whenever the holder
+            changes.
     """
     last_holder = ""
     while not ended.is_set():
         try:
             lease = store.acquire_lease(lease_name, holder, lease_seconds)
             view = store.lease(lease_name)
-            # This process has lost its lease.
-            is_own_from_before = lease is None and view is not None and view.holder == holder
-            if view is not None and view.holder != last_holder and not is_own_from_before:
+            has_lost_lease = lease is None and view is not None and view.holder == holder
+            if view is not None and view.holder != last_holder and not has_lost_lease:
                 last_holder = view.holder
                 waiting = "" if last_holder == holder else "waiting: "
                 say(f"{waiting}{last_holder} {role}")
@@ -104,6 +107,10 @@ def lead_store(
     say: Callable[[str], None],
     ended: threading.Event,
 ) -> None:
+    """Run the tasks while this process is the controller of the store, and set the
+    gauge `LEADS`. `say` receives a line whenever the holder of the lease changes.
+    """
+
     def show_lead(_: LeaseKeeper, over: threading.Event) -> None:
         LEADS.set(1)
         over.wait()
@@ -179,7 +186,8 @@ def reached_places(
     reached: set[str] = set()
     failures: dict[str, str] = {}
     for endpoint in sorted(deployments.store.endpoints(), key=_is_elsewhere):
-        if (target := endpoint.target) in reached:
+        target = endpoint.target
+        if target in reached:
             continue
         try:
             location = deployments.place(endpoint.name)
@@ -191,8 +199,8 @@ def reached_places(
             )
             continue
         reached.add(target)
-        where = target if _is_elsewhere(endpoint) else "the servers here"
-        yield location, where
+        servers = target if _is_elsewhere(endpoint) else "the servers here"
+        yield location, servers
     for target, line in failures.items():
         if target not in reached:
             fail(line)

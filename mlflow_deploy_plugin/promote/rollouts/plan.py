@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.durable_work import read_plan
-from mlflow_deploy_plugin.core.spec.monitors import parse_condition
+from mlflow_deploy_plugin.core.spec.monitors import Condition, parse_condition
 from mlflow_deploy_plugin.core.store.store import Rollout
 from mlflow_deploy_plugin.core.store.tables import Json
 
@@ -71,7 +71,7 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
     is unknown or repeated.
     """
     parts = re.sub(r"\s+", "", text).split(",")
-    criteria = tuple(map(_parse, filter(None, parts)))
+    criteria = tuple(map(_parse_criterion, filter(None, parts)))
     if not criteria:
         raise InvalidConfig(f"--abort-on contains no criterion; valid criteria: {_FORMS}")
     by_quantity: defaultdict[str, list[str]] = defaultdict(list)
@@ -153,7 +153,7 @@ _PLAN = TypeAdapter(RolloutPlan)
 
 
 def plan_of(rollout: Rollout) -> RolloutPlan:
-    """Return the rollout's plan. Raises as `read_plan`."""
+    """Return the rollout's plan. Raises InvalidConfig if its format is not valid."""
     return read_plan(_PLAN, rollout.spec, f"the plan of rollout {rollout.id}")
 
 
@@ -172,31 +172,46 @@ def parse_steps(text: str) -> tuple[int, ...]:
     return steps
 
 
-def _parse(text: str) -> Criterion:
-    unknown = InvalidConfig(f"--abort-on: {text!r} is not a criterion; valid criteria: {_FORMS}")
+def _parse_criterion(text: str) -> Criterion:
+    """Return the criterion of a text without blanks. Raises InvalidConfig if the text
+    is no criterion, or if its limit is out of range.
+    """
     condition = parse_condition(text)
-    if condition is None or condition.sign != ">" or condition.argument or condition.number < 0:
-        raise unknown
-    number = condition.number
-    if condition.name in _SHARES and condition.unit in ("", "%"):
-        share = number / 100 if condition.unit else number
-        if not 0 < share < 1:
-            raise InvalidConfig(
-                f"--abort-on: {text}: the share must be greater than 0% and less than 100%",
-            )
-        return Criterion(text, _SHARES[condition.name], share)
+    criterion = None
+    if condition and condition.sign == ">" and not condition.argument and condition.number >= 0:
+        criterion = _share_criterion(text, condition) or _latency_criterion(text, condition)
+    if criterion is None:
+        raise InvalidConfig(f"--abort-on: {text!r} is not a criterion; valid criteria: {_FORMS}")
+    return criterion
+
+
+def _share_criterion(text: str, condition: Condition) -> Criterion | None:
+    """Return a criterion about errors or disagreements; None for any other text."""
+    if condition.name not in _SHARES or condition.unit not in ("", "%"):
+        return None
+    share = condition.number / 100 if condition.unit else condition.number
+    if not 0 < share < 1:
+        raise InvalidConfig(
+            f"--abort-on: {text}: the share must be greater than 0% and less than 100%",
+        )
+    return Criterion(text, _SHARES[condition.name], share)
+
+
+def _latency_criterion(text: str, condition: Condition) -> Criterion | None:
+    """Return a criterion about a quantile of the latency; None for any other text."""
     if condition.name not in _LATENCIES:
-        raise unknown
-    quantile = _LATENCIES[condition.name]
+        return None
+    share = _LATENCIES[condition.name]
+    number = condition.number
     if condition.unit == "x":
         if number < 1:
             raise InvalidConfig(
                 f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x",
             )
-        return Criterion(text, "latency", quantile, factor=number)
-    if condition.unit in ("ms", "s"):
-        seconds = number / 1000 if condition.unit == "ms" else number
-        if seconds <= 0 or math.isinf(seconds):
-            raise InvalidConfig(f"--abort-on: {text}: the time must be greater than 0")
-        return Criterion(text, "latency", quantile, seconds=seconds)
-    raise unknown
+        return Criterion(text, "latency", share, factor=number)
+    if condition.unit not in ("ms", "s"):
+        return None
+    seconds = number / 1000 if condition.unit == "ms" else number
+    if seconds <= 0 or math.isinf(seconds):
+        raise InvalidConfig(f"--abort-on: {text}: the time must be greater than 0")
+    return Criterion(text, "latency", share, seconds=seconds)

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_u
 from mlflow_deploy_plugin.core.registry.tags import tag_version
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
-from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.rollouts.commands import abort_rollout, requested_uri
@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.ship.deployments.unapproved import has_answered
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_REQUESTED = "requested by the user"
 
 
 def rollback(
@@ -58,32 +59,31 @@ def rollback(
     begun = time.monotonic()
     store = deployments.store
     observed = deployments.get_endpoint(endpoint)
+    reason = f"rolled back by {by}: {why}" if why else f"rolled back by {by}"
     try:
-        reason = f"rolled back by {by}{why and f': {why}'}"
         plan = plan_of(abort_rollout(deployments, endpoint, reason, by))
-        done = _Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
+        move = _Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
         # There was no live rollout, or it has just ended.
-        done = _move_back(deployments, observed, why, by, to)
-    seconds = f"{time.monotonic() - begun:.1f}"
+        move = _move_back(deployments, observed, why, by, to)
     figures = {
-        "model": done.model,
-        "from": done.before,
-        "to": done.after,
-        "source": done.source,
-        "seconds": seconds,
+        "model": move.model,
+        "from": move.before,
+        "to": move.after,
+        "source": move.source,
+        "seconds": f"{time.monotonic() - begun:.1f}",
     }
     store.record(
         "rollback",
         endpoint=endpoint,
-        model=done.model,
-        version=done.after,
-        before=_version_or_uri(done.before),
-        after=_version_or_uri(done.after),
+        model=move.model,
+        version=move.after,
+        before=_version_or_uri(move.before),
+        after=_version_or_uri(move.after),
         why=why,
-        detail=figures | done.detail,
+        detail=figures | move.detail,
         actor=by,
     )
     return figures
@@ -103,31 +103,28 @@ def rollback_target(
     endpoint follows nothing.
 
     `registry` is MLflow's registry store inside MLflow's server, and None in a client.
-    Raises as `rollback`.
+    Raises InvalidConfig if several deployments answer, and NotFound without an earlier
+    version.
     """
     spec = observed.endpoint.spec
-    for rollout in store.rollouts(spec.name, live=True):
-        return PreviousVersion(
-            str(rollout.spec.get("before_version", "")),
-            "the live rollout is aborted",
-        )
+    live = store.rollouts(spec.name, live=True)
+    if live:
+        before = str(live[0].spec.get("before_version", ""))
+        return PreviousVersion(before, "the live rollout is aborted")
     main = main_variant(spec)
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.followed:
         return _earlier_model(store, spec.name, main, spec.variants[main].model)
-    return _Follower(
-        store,
-        observed,
-        main,
-        reference,
-        lambda: metrics,
-        registry,
-    ).current_and_earlier()[1]
+    follower = _Follower(store, observed, main, reference, lambda: metrics, registry)
+    _, earlier = follower.current_and_earlier()
+    return earlier
 
 
 @dataclass(frozen=True)
 class _Move:
-    """A completed rollback. `source` is the source that named the earlier version."""
+    """A completed rollback of a model, from one version or model URI to another.
+    `source` is the source that named the earlier version.
+    """
 
     model: str
     before: str
@@ -143,6 +140,9 @@ def _move_back(
     actor: str,
     to: str | None,
 ) -> _Move:
+    """Restore the earlier version or model of an endpoint without a rollout. `to` is
+    the version or model that the user names, or None.
+    """
     spec = observed.endpoint.spec
     main = main_variant(spec)
     current = spec.variants[main].model
@@ -150,80 +150,83 @@ def _move_back(
     if reference.followed:
         metrics = partial(deployments.server_metrics, observed)
         follower = _Follower(deployments.store, observed, main, reference, metrics)
-        return _repoint(deployments, follower, why, actor, to)
-    if not to:
-        earlier_model = _earlier_model(deployments.store, spec.name, main, current)
-        earlier = earlier_model.version
-        source = earlier_model.source
+        return _move_reference(deployments, follower, why, actor, to)
+    if to:
+        earlier = _requested_model(to, reference)
     else:
-        if to.isdecimal() and reference.kind not in ("version", "latest"):
-            raise InvalidConfig(
-                f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
-            )
-        earlier = requested_uri(to, reference.name)
-        source = "requested by the user"
-    if earlier == current:
+        earlier = _earlier_model(deployments.store, spec.name, main, current)
+    model = earlier.version
+    if model == current:
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
-    config = {f"variants.{main}.model": earlier}
+    config = {f"variants.{main}.model": model}
     # A model that answered before must not wait for people. A model that a user names,
     # or that had no traffic, may.
-    restores = not to and has_answered(deployments.store, spec.name, earlier)
+    restores = not to and has_answered(deployments.store, spec.name, model)
     deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=restores)
-    return _Move(parse_model_uri(earlier).name, current, earlier, source)
+    return _Move(parse_model_uri(model).name, current, model, earlier.source)
 
 
-def _repoint(
+def _requested_model(to: str, reference: ModelURI) -> PreviousVersion:
+    if to.isdecimal() and reference.kind not in ("version", "latest"):
+        raise InvalidConfig(
+            f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
+        )
+    return PreviousVersion(requested_uri(to, reference.name), _REQUESTED)
+
+
+def _move_reference(
     deployments: Deployments,
     follower: "_Follower",
     why: str,
     actor: str,
     to: str | None,
 ) -> _Move:
+    """Move the stage, alias or tag to the earlier version, and wait until it is served.
+
+    The newer version is marked as rolled back. If the earlier version cannot be served,
+    the newer version is restored in the registry. `to` is the version that the user
+    names, or None.
+    """
     begun_at = deployments.store.now()
-    observed = follower.observed
     reference = follower.reference
-    endpoint = observed.endpoint.name
-    if not to:
-        current, earlier = follower.current_and_earlier()
-    else:
-        requested = parse_model_uri(requested_uri(to, reference.name))
-        if (requested.kind, requested.name) != ("version", reference.name):
-            raise InvalidConfig(
-                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
-                "for example 6",
-            )
+    endpoint = follower.observed.endpoint.name
+    if to:
+        earlier = _requested_version(to, reference)
         current = follower.current()
-        earlier = PreviousVersion(requested.selector, "requested by the user")
+    else:
+        current, earlier = follower.current_and_earlier()
     if earlier.version == current:
-        raise InvalidConfig(
-            f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}",
-        )
+        model = follower.observed.endpoint.spec.variants[follower.main].model
+        raise InvalidConfig(f"{model} is already version {current}")
     transitions.move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
-    if observed.observation.state in ("running", "starting"):
+    if follower.observed.observation.state in ("running", "starting"):
         try:
             _wait_until_served(deployments, endpoint, follower.main, earlier.version)
         except DeploymentFailed as error:
             if not current:
                 raise
             # Let the registry name the served version.
-            transitions.move_version(
-                reference,
-                current,
-            )
+            transitions.move_version(reference, current)
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(
                 f"{error.message}; version {current} was restored in the registry",
             ) from None
     if current:
-        tag_version(
-            reference.name,
-            current,
-            ROLLED_BACK_TAG,
-            f"{endpoint}: {why or f'rolled back by {actor}'}",
-        )
+        reason = why or f"rolled back by {actor}"
+        tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {reason}")
     detail = {transitions.STARTED_AT: begun_at.isoformat()} | move_detail("", current)
     return _Move(reference.name, current, earlier.version, earlier.source, detail)
+
+
+def _requested_version(to: str, reference: ModelURI) -> PreviousVersion:
+    requested = parse_model_uri(requested_uri(to, reference.name))
+    if (requested.kind, requested.name) != ("version", reference.name):
+        raise InvalidConfig(
+            f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
+            "for example 6",
+        )
+    return PreviousVersion(requested.selector, _REQUESTED)
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ class _Follower:
         reference: the model of this variant.
         metrics: returns the counters of the endpoint's servers. It is called only if
             the audit trail does not name the version.
-        registry: as in `rollback_target`.
+        registry: MLflow's registry store inside MLflow's server; None in a client.
     """
 
     store: Store
@@ -255,20 +258,20 @@ class _Follower:
 
     def current_and_earlier(self) -> tuple[str, PreviousVersion]:
         """Return the current version, and the version that was served before it, by the
-        most reliable source.
+        most reliable source. Raises NotFound if no source names one.
         """
         name = self.observed.endpoint.name
         current = self.current()
-        for earlier in self._candidates(current):
+        for earlier in self._earlier_versions(current):
             try:
-                is_back = transitions.was_rolled_back(
+                was_rolled_back = transitions.was_rolled_back(
                     self.reference.name,
                     earlier.version,
                     self.registry,
                 )
             except NotFound:  # The version was deleted.
                 continue
-            if not is_back:
+            if not was_rolled_back:
                 return current, earlier
         raise NotFound(
             f"the audit trail, the server and MLflow at {registry_address()} have no record of "
@@ -276,7 +279,7 @@ class _Follower:
             f"use `onnxserve rollback {name} --to VERSION`",
         )
 
-    def _candidates(self, current: str) -> Iterator[PreviousVersion]:
+    def _earlier_versions(self, current: str) -> Iterator[PreviousVersion]:
         """Yield the versions except `current` that may have been served before, from
         the most reliable source on.
         """
@@ -289,14 +292,14 @@ class _Follower:
         endpoint = self.observed.endpoint.name
         answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)
         registered = transitions.previous_in_registry(self.reference, current, self.registry)
-        passed = ""
+        skipped = ""
         if registered is not None and registered.version not in answered:
-            passed = (
+            skipped = (
                 f"; skipped version {registered.version}: {registered.source}, but it answered no "
                 "request here"
             )
         source = (
-            f"the last version to answer before version {current}, by the server's metrics{passed}"
+            f"the last version to answer before version {current}, by the server's metrics{skipped}"
         )
         yield from (PreviousVersion(version, source) for version in answered if version != current)
         if registered is not None:
@@ -324,20 +327,21 @@ class _Follower:
         for event in self.store.events(model=self.reference.name, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
-            if (moved := event.detail.get("moved")) is None:
-                continue
-            if event.action in ("rollout.end", "rollback"):
-                is_here = event.endpoint == name
-            else:
-                is_earlier = converted is not None and event.at <= converted.at
-                if converted and is_earlier:
-                    place = converted.detail["stages"][self.main]
-                else:
-                    place = self.reference.place
-                is_here = moved["place"].lower() == place.lower()
-            if is_here:
+            moved = event.detail.get("moved")
+            if moved is not None and self._is_move(event, converted):
                 versions += [event.version, moved["before"]]
         return list(filter(None, versions))
+
+    def _is_move(self, event: AuditEvent, converted: AuditEvent | None) -> bool:
+        """Return True if the event with a move has moved the version of this endpoint.
+        `converted` is the event of the conversion to an alias; None without one.
+        """
+        if event.action in ("rollout.end", "rollback"):
+            return event.endpoint == self.observed.endpoint.name
+        place = self.reference.place
+        if converted is not None and event.at <= converted.at:
+            place = converted.detail["stages"][self.main]
+        return bool(event.detail["moved"]["place"].lower() == place.lower())
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
@@ -359,7 +363,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
         elif text := event.detail.get("spec"):
             (spec,) = load_stored_specs(text)
             served = [spec.variants[main].model] if main in spec.variants else []
-            if served != models[-1:]:
+            if served != models[-1:]:  # A model that is deployed again is not taken back.
                 taken_back.difference_update(served)
             models += served
     for model in reversed(models):
@@ -372,16 +376,21 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
 
 
 def _wait_until_served(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
+    """Wait until all workers serve the version. Raises DeploymentFailed if it is
+    refused or fails, or after `_SERVED_SECONDS`.
+    """
     deadline = time.monotonic() + _SERVED_SECONDS
     while True:
         snapshot = take_snapshot(deployments.get_endpoint(endpoint))
         if snapshot.versions.get(main) == version:
             return
-        if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
+        error = snapshot.refused.get((main, version)) or snapshot.errors.get(main)
+        if error:
             raise DeploymentFailed(f"{endpoint}: version {version} could not be restored: {error}")
         if time.monotonic() > deadline:
+            reason = snapshot.reason or "no reason is known"
             raise DeploymentFailed(
                 f"{endpoint}: the registry names version {version} again, but it is not served "
-                f"after {_SERVED_SECONDS:g} s: {snapshot.reason or 'no reason is known'}",
+                f"after {_SERVED_SECONDS:g} s: {reason}",
             )
         time.sleep(_POLL_SECONDS)

@@ -55,6 +55,9 @@ ODDS_RATIOS: Floats = np.array(
 to 30 times the odds.
 """
 
+_BISECTIONS = 50
+"""The number of halvings after which two limits are equal floats."""
+
 
 def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floats:
     """Return the logarithm of each alternative's likelihood ratio for `events` of
@@ -63,13 +66,12 @@ def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floa
     The arguments broadcast to one shape. The result has this shape and an additional
     last axis for ODDS_RATIOS.
     """
-    events, trials, probability = (
-        np.asarray(value, float)[..., None] for value in (events, trials, probability)
-    )
-    grown: Floats = events * np.log(ODDS_RATIOS) - trials * np.log1p(
-        probability * (ODDS_RATIOS - 1),
-    )
-    return grown
+    events = np.asarray(events, float)[..., None]
+    trials = np.asarray(trials, float)[..., None]
+    probability = np.asarray(probability, float)[..., None]
+    normalization = np.log1p(probability * (ODDS_RATIOS - 1))
+    log_ratios: Floats = events * np.log(ODDS_RATIOS) - trials * normalization
+    return log_ratios
 
 
 def log_evidence(wealth: Floats) -> Floats:
@@ -91,16 +93,22 @@ def upper_limit(events: float, trials: float, level: float) -> float:
     if trials <= 0:
         return 1.0
     share = events / trials
-    room = math.log(1 / level) / trials
+    max_divergence = math.log(1 / level) / trials
     low = share
     high = 1.0
-    for _ in range(50):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if _divergence(share, middle) < room else (low, middle)
+        if _divergence(share, middle) < max_divergence:
+            low = middle
+        else:
+            high = middle
     return high
 
 
 def _divergence(p: float, q: float) -> float:
+    """Return the Kullback-Leibler divergence KL(p, q) of two probabilities of an event;
+    0 log 0 is 0.
+    """
     if q >= 1:
         return math.inf if p < 1 else 0.0
     heads = p * math.log(p / q) if p > 0 else 0.0
@@ -136,6 +144,9 @@ class SequentialTest:
         current_events: ArrayLike = 0,
         current_trials: ArrayLike = 0,
     ) -> None:
+        """Add the candidate's and the current version's counts since the last
+        evaluation to the evidence.
+        """
         self.above_threshold = self.above_threshold + growth(events, trials, self.threshold)
         if self.against_current:
             all_trials = np.asarray(trials, float) + np.asarray(current_trials, float)

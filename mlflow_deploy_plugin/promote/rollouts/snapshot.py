@@ -53,8 +53,9 @@ def main_variant(spec: EndpointSpec) -> str:
         name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow
     ]
     if len(answering) != 1:
+        names = " and ".join(answering) or "no deployment"
         raise InvalidConfig(
-            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'no deployment'}, "
+            f"endpoint {spec.name!r} is answered by {names}, "
             "but exactly one deployment is expected: set it with `onnxserve endpoint traffic "
             f"{spec.name} NAME=100`",
         )
@@ -73,7 +74,8 @@ def take_snapshot(
     answering = {}
     for name in spec.variants:
         versions = {worker.loaded(spec.name, name).version for worker in observation.workers}
-        if len(versions) == 1 and (version := versions.pop()):
+        version = versions.pop() if len(versions) == 1 else ""
+        if version:
             answering[name] = version
     unread = [
         f"{server}: {entry.reason}"
@@ -108,7 +110,7 @@ class ServedModelChanged(InvalidConfig):
 
 def served_model(observed: ObservedEndpoint) -> str:
     """Return the endpoint's model name. Raises InvalidConfig if the model is not
-    registered, or as `main_variant`.
+    registered, or unless exactly one variant answers requests.
     """
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
@@ -121,7 +123,9 @@ def served_model(observed: ObservedEndpoint) -> str:
 
 def served_version(observed: ObservedEndpoint) -> str:
     """Return the version that answers or, without a server, that a server would serve.
-    Raises like `served_model`.
+
+    Raises InvalidConfig unless exactly one variant answers requests, and NotFound or
+    RegistryUnavailable if the version cannot be read.
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)

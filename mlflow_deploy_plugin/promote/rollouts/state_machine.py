@@ -14,11 +14,12 @@ count.
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
 from mlflow_deploy_plugin.core.store.store import Rollout
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.rollouts.evidence import (
     StepEvidence,
     add_counters,
@@ -101,11 +102,11 @@ def decide(
         what = "the endpoint" if snapshot is None else f"the deployment {plan.main}"
         return Decision(replace(progress, state="abandoned", reason=f"{what} was deleted"))
     if snapshot.state == "stopped":
-        reason = f"waiting for the server: {snapshot.reason or 'the server is stopped'}"
-        return Decision(replace(progress, reason=reason))
+        cause = snapshot.reason or "the server is stopped"
+        return Decision(replace(progress, reason=f"waiting for the server: {cause}"))
     if progress.state == "rolling_back":
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
-    if reason := _moved(plan, snapshot):
+    if reason := _moved_reason(plan, snapshot):
         return _roll_back(progress, reason)
     # A user may have promoted the version.
     if progress.state != "promoting" and _is_promoted(plan, snapshot):
@@ -126,20 +127,26 @@ def after_failure(
     reason: str,
     is_transient: bool,
 ) -> Progress:
-    """Return the progress after a failed action. If `is_transient` is True, the action
-    is retried.
+    """Return the progress after a failed action.
+
+    The action is retried after a transient failure. A change of the traffic is also
+    retried some times, and the end of a rollout always. After any other failure, the
+    rollout is rolled back.
     """
-    is_worth_another = action == "set_traffic" and progress.failures + 1 < MAX_FAILURES
-    if is_transient or is_worth_another or action in ("finish", "roll_back"):
-        return replace(progress, trouble=reason, failures=progress.failures + 1)
-    what = {
+    failures = progress.failures + 1
+    has_more_attempts = action == "set_traffic" and failures < MAX_FAILURES
+    if is_transient or has_more_attempts or action in ("finish", "roll_back"):
+        return replace(progress, trouble=reason, failures=failures)
+    causes = {
         "prepare": f"version {plan.version} cannot be served",
         "promote": "the promotion was refused",
     }
-    return _turned_back(progress, f"{what.get(action, 'the traffic cannot be changed')}: {reason}")
+    cause = causes.get(action, "the traffic cannot be changed")
+    return _turned_back(progress, f"{cause}: {reason}")
 
 
 def after_success(progress: Progress) -> Progress:
+    """Return the progress without the trouble of earlier attempts."""
     return replace(progress, trouble="", failures=0)
 
 
@@ -153,6 +160,7 @@ def paused(progress: Progress, reason: str) -> Progress | None:
 
 
 def resumed(progress: Progress) -> Progress | None:
+    """Return the progress of a resumed step; None if the rollout is not paused."""
     if progress.state == "paused":
         return replace(progress, state="stepping", reason="")
     return None
@@ -176,7 +184,7 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
     }
 
 
-def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
+def _moved_reason(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
     """Return the change if a user has moved the main deployment to another version or
     model; empty otherwise.
     """
@@ -190,6 +198,7 @@ def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
 
 
 def _is_promoted(plan: RolloutPlan, snapshot: EndpointSnapshot) -> bool:
+    """Return True if the main deployment has the new model, or serves the version."""
     if plan.kind == "pinned":
         return snapshot.variants[plan.main].model == plan.to_uri
     return snapshot.versions.get(plan.main) == plan.version
@@ -201,31 +210,30 @@ def _start(
     snapshot: EndpointSnapshot,
     seconds: float,
 ) -> Decision:
+    """Add the deployments, wait until they are loaded and all counters are read, and
+    then begin the first step.
+    """
     added = [name for name in (plan.candidate, plan.shadow) if name]
-    troubles = (
-        snapshot.errors.get(name) or snapshot.refused.get((name, plan.version)) for name in added
-    )
-    if error := next(filter(None, troubles), ""):
-        return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
+    for name in added:
+        error = snapshot.errors.get(name) or snapshot.refused.get((name, plan.version))
+        if error:
+            return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
     # Each server's first counters are needed.
     if not is_loaded or snapshot.unread or not snapshot.counters:
+        reason = f"loading version {plan.version}"
+        late = f"version {plan.version} was not loaded within {START_SECONDS:g} s"
         if is_loaded:
-            reason = f"waiting for the server: {_silence(snapshot)}"
-        else:
-            reason = f"loading version {plan.version}"
+            reason = f"waiting for the server: {_silence_reason(snapshot)}"
+            late += f": {_silence_reason(snapshot)}"
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
-            why = f": {_silence(snapshot)}" if is_loaded else ""
-            return _roll_back(
-                progress,
-                f"version {plan.version} was not loaded within {START_SECONDS:g} s{why}",
-            )
+            return _roll_back(progress, late)
         if all(name in snapshot.variants for name in added):
             return Decision(waiting, "wait")
         return Decision(waiting, "prepare")
     evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
-    return Decision(Progress("stepping", 0, 0.0, evidence), "set_traffic")
+    return Decision(Progress("stepping", evidence=evidence), "set_traffic")
 
 
 def _step(
@@ -234,22 +242,25 @@ def _step(
     snapshot: EndpointSnapshot,
     seconds: float,
 ) -> Decision:
-    if error := snapshot.errors.get(plan.candidate, ""):
+    """Judge the step, and begin the next one, or promote, when its time is over and
+    its evidence suffices.
+    """
+    error = snapshot.errors.get(plan.candidate)
+    if error:
         return _roll_back(progress, f"version {plan.version} can no longer be served: {error}")
     if not snapshot.counters:
-        return Decision(replace(progress, reason=f"waiting for the server: {_silence(snapshot)}"))
+        reason = f"waiting for the server: {_silence_reason(snapshot)}"
+        return Decision(replace(progress, reason=reason))
     evidence = add_counters(plan, progress.step, progress.evidence, snapshot.counters)
     progress = replace(progress, evidence=evidence)
-    if reason := rejection(plan, evidence):
+    reason = rejection(plan, evidence)
+    if reason:
         return _roll_back(progress, reason)
-    if plan.candidate not in snapshot.variants or (
-        plan.shadow and plan.shadow not in snapshot.variants
-    ):
+    added = {plan.candidate, plan.shadow or plan.candidate}
+    if not added <= snapshot.variants.keys():
         return _roll_back(progress, "the candidate was removed by a user")
-    if any(
-        snapshot.variants[name].weight != weight
-        for name, weight in step_weights(plan, progress.step).items()
-    ):
+    weights = step_weights(plan, progress.step)
+    if any(snapshot.variants[name].weight != weight for name, weight in weights.items()):
         return Decision(progress, "set_traffic")
     if progress.state == "paused":
         return Decision(progress)
@@ -259,13 +270,11 @@ def _step(
     progress = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
     if progress.elapsed < plan.every or progress.reason:
         return Decision(progress)
-    if progress.step + 1 == len(plan.steps):
-        return Decision(replace(progress, state="promoting", elapsed=0.0, reason=""), "promote")
     following = progress.step + 1
-    return Decision(
-        Progress("stepping", following, 0.0, begin_step(plan, following, evidence)),
-        "set_traffic",
-    )
+    if following == len(plan.steps):
+        return Decision(replace(progress, state="promoting", elapsed=0.0, reason=""), "promote")
+    begun = Progress("stepping", following, evidence=begin_step(plan, following, evidence))
+    return Decision(begun, "set_traffic")
 
 
 def _promote(
@@ -274,10 +283,14 @@ def _promote(
     snapshot: EndpointSnapshot,
     seconds: float,
 ) -> Decision:
+    """Repeat the promotion until the main deployment serves the version, and then end
+    the rollout. Roll back if the version is refused, or not served in time.
+    """
     if _is_promoted(plan, snapshot) and snapshot.versions.get(plan.main) == plan.version:
         reason = f"version {plan.version} is served instead of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
-    if refusal := snapshot.refused.get((plan.main, plan.version)):
+    refusal = snapshot.refused.get((plan.main, plan.version))
+    if refusal:
         return _roll_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}")
     waiting = replace(
         progress,
@@ -285,13 +298,15 @@ def _promote(
         reason=f"waiting until {plan.main} serves it",
     )
     if waiting.elapsed > PROMOTE_SECONDS:
-        why = snapshot.errors.get(plan.main) or snapshot.reason
         late = f"{plan.main} did not load version {plan.version} within {PROMOTE_SECONDS:g} s"
-        return _roll_back(progress, f"{late}{why and f': {why}'}")
+        cause = snapshot.errors.get(plan.main) or snapshot.reason
+        if cause:
+            late += f": {cause}"
+        return _roll_back(progress, late)
     return Decision(waiting, "promote")
 
 
-def _silence(snapshot: EndpointSnapshot) -> str:
+def _silence_reason(snapshot: EndpointSnapshot) -> str:
     return snapshot.reason or snapshot.unread or "the server's metrics are not available"
 
 
@@ -305,16 +320,15 @@ def _turned_back(progress: Progress, reason: str) -> Progress:
 
 
 def progress_of(rollout: Rollout) -> Progress:
+    """Return the progress that is stored in the rollout."""
     written = rollout.figures
+    ledger = written.get("ledger", {})
+    evidence = StepEvidence.from_json(plan_of(rollout), rollout.step, ledger)
     return Progress(
         state=cast(RolloutState, rollout.state),
         step=rollout.step,
         elapsed=float(written.get("elapsed", 0)),
-        evidence=StepEvidence.from_json(
-            plan_of(rollout),
-            rollout.step,
-            written.get("ledger", {}),
-        ),
+        evidence=evidence,
         reason=rollout.reason,
         trouble=str(written.get("trouble", "")),
         failures=int(written.get("failures", 0)),
@@ -329,24 +343,19 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
     per criterion the share of the required evidence.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
+    trouble: Json = {}
     if progress.failures:
         trouble = {"trouble": progress.trouble, "failures": progress.failures}
-    else:
-        trouble = {}
     judged = figures(plan_of(rollout), progress.evidence)
-    trace = list(rollout.figures.get("trace", []))
     seconds = round((now - rollout.created_at).total_seconds(), 1)
-    if criteria := judged.get("criteria", {}):
+    trace = list(rollout.figures.get("trace", []))
+    criteria = judged.get("criteria", {})
+    if criteria:
         shares = {
             text: round(test["log_evidence"] / test["log_evidence_needed"], 4)
             for text, test in criteria.items()
         }
         trace.append([seconds, progress.step, shares])
-    # Keep the last point in each of `_TRACED_POINTS` equal intervals.
-    if len(trace) >= 2 * _TRACED_POINTS:
-        trace = list(
-            {int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values(),
-        )
     return replace(
         rollout,
         state=progress.state,
@@ -356,7 +365,7 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
             "elapsed": round(progress.elapsed, 3),
             **trouble,
             **judged,
-            "trace": trace,
+            "trace": _thin_trace(trace, seconds),
             "ledger": progress.evidence.to_json(),
         },
         reason=progress.reason,
@@ -364,18 +373,25 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
     )
 
 
+def _thin_trace(trace: list[Any], seconds: float) -> list[Any]:
+    """Return the last point in each of `_TRACED_POINTS` equal intervals of the
+    rollout's `seconds`, or all points if there are few.
+    """
+    if len(trace) < 2 * _TRACED_POINTS:
+        return trace
+    last_points = {int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}
+    return list(last_points.values())
+
+
 def rollout_summary(rollout: Rollout) -> str:
+    """Return a line about the rollout, also if its plan cannot be read."""
+    state = rollout.state.replace("_", " ")
     try:
         plan = plan_of(rollout)
     except InvalidConfig as error:
-        state = rollout.state.replace("_", " ")
-        return (
-            f"{rollout.endpoint}: rollout {rollout.id}: {state}; {rollout.reason or error.message}"
-        )
-    line = (
-        f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: "
-        f"{rollout.state.replace('_', ' ')}"
-    )
+        reason = rollout.reason or error.message
+        return f"{rollout.endpoint}: rollout {rollout.id}: {state}; {reason}"
+    line = f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: {state}"
     if rollout.state in ("stepping", "paused"):
         line += f" {plan.steps[rollout.step]} % (step {rollout.step + 1} of {len(plan.steps)})"
     if rollout.reason:
@@ -391,7 +407,7 @@ def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
         "every": plan.every,
         "abort_on": plan.abort_on,
     }
-    event = _event("rollout.start", plan, plan.actor, now)
+    event = _new_event("rollout.start", plan, plan.actor, now)
     return replace(event, after=f"version {plan.version} by {steps}", why=plan.why, detail=detail)
 
 
@@ -405,19 +421,17 @@ def progress_event(
     change is not audited.
     """
     plan = plan_of(rollout)
+    is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     if progress.state in ENDED:
         after = plan.version if progress.state == "promoted" else plan.before_version
-        event = replace(_event("rollout.end", plan, actor, now), after=f"version {after}")
-    elif progress.state in ("stepping", "paused") and (rollout.state, rollout.step) != (
-        progress.state,
-        progress.step,
-    ):
+        event = replace(_new_event("rollout.end", plan, actor, now), after=f"version {after}")
+    elif progress.state in ("stepping", "paused") and is_new_step:
         before = "0 %" if rollout.state == "starting" else f"{plan.steps[rollout.step]} %"
         after = f"{plan.steps[progress.step]} %"
         if rollout.state == "paused" or progress.state == "paused":
             before = rollout.state
             after = progress.state
-        event = replace(_event("rollout.step", plan, actor, now), before=before, after=after)
+        event = replace(_new_event("rollout.step", plan, actor, now), before=before, after=after)
     else:
         return None  # Avoid computing the figures in this usual case.
     detail = {
@@ -430,6 +444,13 @@ def progress_event(
     return replace(event, why=progress.reason, detail=detail)
 
 
-def _event(action: str, plan: RolloutPlan, actor: str, now: datetime) -> AuditEvent:
-    before = f"version {plan.before_version}"
-    return AuditEvent(now, actor, action, plan.endpoint, plan.model, plan.version, before)
+def _new_event(action: str, plan: RolloutPlan, actor: str, now: datetime) -> AuditEvent:
+    return AuditEvent(
+        now,
+        actor,
+        action,
+        plan.endpoint,
+        plan.model,
+        plan.version,
+        before=f"version {plan.before_version}",
+    )

@@ -34,18 +34,21 @@ def end_unapproved(deployments: Deployments, location: str, actor: str) -> None:
 
 
 def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, actor: str) -> None:
+    """Take the traffic from an endpoint's overdue versions, if the endpoint is at this
+    location.
+    """
     store = deployments.store
     now = store.now()
     overdue = [
         answer
         for answer in current_answers(store, stored)
-        if answer.ends_at <= now and _lacks(answer)
+        if answer.ends_at <= now and _lacks_approval(answer)
     ]
     if overdue and reaches(deployments, stored.name, location):
-        _end(deployments, stored, overdue, actor)
+        _take_traffic(deployments, stored, overdue, actor)
 
 
-def _lacks(answer: UnapprovedAnswer) -> bool:
+def _lacks_approval(answer: UnapprovedAnswer) -> bool:
     try:
         return lacking_approval(answer.model_uri, [answer.model]) is not None
     except OnnxserveError:
@@ -53,18 +56,19 @@ def _lacks(answer: UnapprovedAnswer) -> bool:
         return True  # An approval cannot be assumed.
 
 
-def _end(
+def _take_traffic(
     deployments: Deployments,
     stored: Endpoint,
     overdue: Sequence[UnapprovedAnswer],
     actor: str,
 ) -> None:
+    """Abort the live rollout or, without a rollout, take the traffic from the models of
+    the overdue answers. If no other deployment could answer, only log a warning.
+    """
     name = stored.name
     models = {answer.model_uri for answer in overdue}
-    reason = (
-        f"the time is over for which the policy permits {' and '.join(sorted(models))} without an "
-        "approval"
-    )
+    names = " and ".join(sorted(models))
+    reason = f"the time is over for which the policy permits {names} without an approval"
     if deployments.store.rollouts(name, live=True):
         abort_rollout(deployments, name, reason, actor)
         return
