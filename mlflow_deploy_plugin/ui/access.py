@@ -16,7 +16,7 @@ from pathlib import Path
 from flask import Flask, current_app, g, request
 from flask.sessions import SecureCookieSessionInterface
 
-from mlflow_deploy_plugin.core.errors import CallerRefused
+from mlflow_deploy_plugin.core.errors import CallerRefused, NotFound
 from mlflow_deploy_plugin.core.registry.transitions import models_served_by
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
@@ -81,6 +81,12 @@ def caller() -> Caller:
 
 def may_read(model: str) -> bool:
     return is_administrator() or (may_list(model) and _permission(model).can_read)
+
+
+def require_readable(model: str) -> None:
+    """Raise NotFound if the caller may not read the model."""
+    if not may_read(model):
+        raise NotFound(f"there is no registered model {model!r}, or you may not read it")
 
 
 def may_list(model: str) -> bool:

@@ -85,8 +85,8 @@ def rollback_target_of(
     registry: "Registry",
     metrics: MetricsByServer = MappingProxyType({}),
 ) -> PreviousVersion:
-    """Return the rollback target of the endpoint. For `registry` and `metrics`, see
-    `rollback_target`.
+    """Return the rollback target of the endpoint, from the audit trail, the counters
+    `metrics` of its servers, and MLflow's registry store `registry`.
 
     Raises NotFound if no earlier version or model is known, InvalidConfig if the
     endpoint cannot be rolled back now, and RegistryUnavailable.
@@ -120,7 +120,7 @@ def require_shown_target(
     if version != offered:
         name = observed.endpoint.name
         raise InvalidConfig(
-            f"{name} has changed since the page showed a rollback to {offered}: now, {now}",
+            f"{name} has changed since the page showed a rollback to {offered}: now, {now}"
         )
 
 
@@ -157,43 +157,43 @@ def parse_form(form: Mapping[str, str], store: Store) -> ParsedForm:
         arguments, description, models = _parse_version_action(action, form)
     else:
         raise InvalidConfig(
-            f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}",
+            f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}"
         )
     why = one_line(form.get("why", ""))
     if len(why) > _MAX_WHY_CHARACTERS:
         raise InvalidConfig(
-            f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed",
+            f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed"
         )
     return {"action": action, "why": why, **arguments}, description, models
 
 
 def _parse_endpoint_action(action: str, form: Mapping[str, str], store: Store) -> ParsedForm:
+    """Return a change of the traffic or a rollback. Raises NotFound without the
+    endpoint.
+    """
     endpoint = store.endpoint(form.get("endpoint", ""))
     if endpoint is None:
         raise no_endpoint(form.get("endpoint", ""))
     arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
     description = f"roll {endpoint.name} back"
     if action == "traffic":
-        arguments["weights"] = _weights(form, endpoint)
+        arguments["weights"] = _parse_weights(form, endpoint)
         weights = _weights_text(arguments["weights"])
         description = f"change the traffic of {endpoint.name} to {weights}"
     return arguments, description, registered_model_names(endpoint.spec)
 
 
 def _parse_version_action(action: str, form: Mapping[str, str]) -> ParsedForm:
+    """Return an action on a version. Only the gate needs no stage or alias."""
     model = form.get("model", "")
     version = form.get("version", "")
     if not model or not version.isdecimal():
         raise InvalidConfig("a registered model and the number of its version are expected")
-    arguments = {
-        "model": model,
-        "version": version,
-        "to": "",
-        "report": form.get("report", ""),
-    }
+    arguments = {"model": model, "version": version, "to": "", "report": form.get("report", "")}
     if action == "gate":
         return arguments, f"run the gate for version {version} of {model}", [model]
-    to = arguments["to"] = str(transitions.parse_stage_or_alias(form.get("to", "")))
+    to = str(transitions.parse_stage_or_alias(form.get("to", "")))
+    arguments["to"] = to
     what = "promote" if action == "promote" else f"{action} the promotion of"
     return arguments, f"{what} version {version} of {model} to {to}", [model]
 
@@ -202,24 +202,25 @@ def _weights_text(weights: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {weight}" for name, weight in weights.items())
 
 
-def _weights(
-    form: Mapping[str, str],
-    endpoint: Endpoint,
-) -> dict[str, int]:
+def _parse_weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
+    """Return the weight of each variant in percent. Raises InvalidConfig for a weight
+    that is not a number from 0 to 100, and if all weights are 0.
+    """
     weights = {}
     for name, variant in endpoint.spec.variants.items():
         if variant.shadow:
             continue
         weight = form.get(f"{_WEIGHT}{name}", "").strip()
         if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
+            shown = repr(weight or "empty")
             raise InvalidConfig(
-                f"the weight of {name} is {weight or 'empty'!r}; a whole number from 0 to "
-                f"{_MAX_WEIGHT} is expected",
+                f"the weight of {name} is {shown}; a whole number from 0 to "
+                f"{_MAX_WEIGHT} is expected"
             )
         weights[name] = int(weight)
     if not any(weights.values()):
         raise InvalidConfig(
-            f"{endpoint.name} needs a variant with traffic: set at least one weight above 0",
+            f"{endpoint.name} needs a variant with traffic: set at least one weight above 0"
         )
     return weights
 
@@ -229,6 +230,11 @@ def no_endpoint(name: str) -> NotFound:
 
 
 def main(path: Path) -> int:
+    """Execute the job in a file, and write its outcome to the file.
+
+    Return the exit status: 0 if it is done, 1 if onnxserve or MLflow refused it, 2
+    without a readable job. Any other exception is raised.
+    """
     job = read_state(path, Job)
     if job is None:
         return 2
@@ -237,11 +243,7 @@ def main(path: Path) -> int:
     own_process()
     _send_cookies()
     try:
-        os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
-        settings = load_settings()
-        with closing(open_store(settings.store_url)) as store:
-            message = _ACTIONS[job.arguments["action"]](job, store, settings)
+        message = _execute(job)
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
@@ -253,6 +255,15 @@ def main(path: Path) -> int:
         return 1
     write_state(path, job.ended("done", message))
     return 0
+
+
+def _execute(job: Job) -> str:
+    """Execute the action of a job against its MLflow server, and return the result."""
+    os.environ["MLFLOW_TRACKING_URI"] = _find_reachable(job.servers)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
+    settings = load_settings()
+    with closing(open_store(settings.store_url)) as store:
+        return _ACTIONS[job.arguments["action"]](job, store, settings)
 
 
 def _send_cookies() -> None:
@@ -276,9 +287,9 @@ def _send_cookies() -> None:
     registry._request_header_provider_registry.register(Cookies)
 
 
-def _reachable(servers: tuple[str, ...]) -> str:
+def _find_reachable(servers: tuple[str, ...]) -> str:
     """Return the first URL at which this MLflow accepts our requests, because MLflow
-    may refuse unknown host names.
+    may refuse unknown host names. Raises RegistryUnavailable if there is none.
     """
     from mlflow.utils.credentials import get_default_host_creds
 
@@ -294,33 +305,41 @@ def _reachable(servers: tuple[str, ...]) -> str:
             remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH set to the CA file of its certificate"
         except requests.RequestException:
             continue
+    at = " at " if servers else ""
+    urls = " or at ".join(servers)
     raise RegistryUnavailable(
-        "this MLflow server cannot send requests to "
-        f"itself{' at ' * bool(servers)}{' or at '.join(servers)}: start it with {remedy}",
+        f"this MLflow server cannot send requests to itself{at}{urls}: start it with {remedy}"
     )
 
 
 def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
+    """Change the traffic of an endpoint, or roll it back. Raises InvalidConfig if its
+    server does not run.
+    """
     endpoint = job.arguments["endpoint"]
-    why = job.arguments["why"]
     deployments = Deployments(store, settings, print)
     observed = deployments.get_endpoint(endpoint)
     if blocker := server_blocker(observed):
         raise InvalidConfig(blocker)
     if job.arguments["action"] == "rollback":
-        from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
-
-        to = job.arguments["to"]
-        if to:
-            require_shown_target(store, observed, to, deployments.server_metrics(observed))
-        done = rollback(deployments, endpoint, why, job.actor, to or None)
-        return (
-            f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s "
-            f"({done['source']})."
-        )
+        return _roll_back(job, deployments, observed)
     weights = job.arguments["weights"]
-    deployments.set_traffic(endpoint, weights, why=why, actor=job.actor)
+    deployments.set_traffic(endpoint, weights, why=job.arguments["why"], actor=job.actor)
     return f"The traffic of {endpoint} is {_weights_text(weights)}."
+
+
+def _roll_back(job: Job, deployments: Deployments, observed: ObservedEndpoint) -> str:
+    """Roll an endpoint back, if its target is still the one that the page showed."""
+    from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
+
+    endpoint = job.arguments["endpoint"]
+    if to := job.arguments["to"]:
+        metrics = deployments.server_metrics(observed)
+        require_shown_target(deployments.store, observed, to, metrics)
+    done = rollback(deployments, endpoint, job.arguments["why"], job.actor, to or None)
+    return (
+        f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
+    )
 
 
 def _options(job: Job, store: Store) -> Json:
@@ -332,6 +351,7 @@ def _options(job: Job, store: Store) -> Json:
 
 
 def _gate_version(job: Job, store: Store, _: Settings) -> str:
+    """Run the gate, unless the version is served and has nothing to compare with."""
     from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
 
     model = job.arguments["model"]
@@ -344,26 +364,21 @@ def _gate_version(job: Job, store: Store, _: Settings) -> str:
 
 
 def _promote_version(job: Job, store: Store, settings: Settings) -> str:
-    """Promote a version, or request its promotion."""
+    """Promote a version, or run its gate and request its promotion."""
     from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
     from mlflow_deploy_plugin.promote.gate.promotion import promote
 
-    model, version, to, why = (job.arguments[name] for name in ("model", "version", "to", "why"))
+    model = job.arguments["model"]
+    version = job.arguments["version"]
+    to = job.arguments["to"]
+    why = job.arguments["why"]
     is_request = job.arguments["action"] == "request"
-    moved = promote(
-        model,
-        version,
-        to,
-        why=why,
-        is_request=is_request,
-        **_options(job, store),
-    )
+    moved = promote(model, version, to, why=why, is_request=is_request, **_options(job, store))
     if is_request:
         requested = send_decision("request", model, version, to, why)
-        return (
-            f"Gate {requested.verdict or 'without a report'}; "
-            f"{requested.reason or 'all approvals are there'}."
-        )
+        verdict = requested.verdict or "without a report"
+        reason = requested.reason or "all approvals are there"
+        return f"Gate {verdict}; {reason}."
     if not moved.is_moved:
         return f"Version {moved.version} {moved.location_text} already; no change."
     Deployments(store, settings, print).poll_registry(model)

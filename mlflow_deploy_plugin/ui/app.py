@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.core.spec.types import reachable_url
 from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.evidence.diff import compare
 from mlflow_deploy_plugin.promote.evidence.record import record_of
@@ -77,8 +78,8 @@ _HEADERS = {
 
 
 def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
-    """Add the gate, the audit trail and the console to MLflow's Flask app, once. For
-    `served`, see `Login.install`.
+    """Add the gate, the audit trail and the console to MLflow's Flask app, once.
+    `served` is the app of the WSGI or ASGI server, which contains `app`.
     """
     if _EXTENSION in app.extensions:
         return
@@ -124,26 +125,28 @@ def _enter_workspace() -> Response | None:
     from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
     from mlflow.utils.workspace_context import set_server_request_workspace
 
-    if (refused := _disable_if_artifacts_only(lambda: None)()) is not None:
+    refused = _disable_if_artifacts_only(lambda: None)()
+    if refused is not None:
         return make_response(refused)
-    if name := request.args.get("workspace"):
-        try:
-            workspace = resolve_workspace_for_request_if_enabled(request.path, name)
-        except MlflowException as error:
-            return make_response(error.message, error.get_http_status_code(), _TEXT)
-        selected = workspace.name if workspace else None
-        set_server_request_workspace(selected)
-        if selected:
-            access.login().enter_workspace(selected)
+    name = request.args.get("workspace")
+    if not name:
+        return None
+    try:
+        workspace = resolve_workspace_for_request_if_enabled(request.path, name)
+    except MlflowException as error:
+        return make_response(error.message, error.get_http_status_code(), _TEXT)
+    selected = workspace.name if workspace else None
+    set_server_request_workspace(selected)
+    if selected:
+        access.login().enter_workspace(selected)
     return None
 
 
 def _answer_error(error: OnnxserveError) -> Response:
+    """Return the error as JSON for clients, and as a text for browsers."""
     if request.path.endswith(_JSON_PATHS):
-        return make_response(
-            jsonify(error_code=error.error_code, message=error.message),
-            error.http_status,
-        )
+        document = jsonify(error_code=error.error_code, message=error.message)
+        return make_response(document, error.http_status)
     return make_response(error.message, error.http_status, _TEXT)
 
 
@@ -168,11 +171,8 @@ def _link_from_mlflow(app: Flask, script: str) -> None:
         if response.status_code != 200:
             return response
         response.direct_passthrough = False
-        page = response.get_data(as_text=True).replace(
-            "</head>",
-            f'<script src="{script}" defer></script></head>',
-            1,
-        )
+        element = f'<script src="{script}" defer></script>'
+        page = response.get_data(as_text=True).replace("</head>", f"{element}</head>", 1)
         return Response(
             page,
             headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"},
@@ -208,6 +208,8 @@ def _compare_versions_as_numbers() -> None:
 
 
 class _Console:
+    """The views of the console. `feed` is the change feed of this worker."""
+
     def __init__(self, trail: guard.AuditTrail, prefix: str) -> None:
         self._trail = trail
         self._prefix = prefix
@@ -251,13 +253,8 @@ class _Console:
         deployments = Deployments(store, settings.load_settings(), lambda line: None)
         observed = deployments.get_endpoint(name)
         pages = self._mlflow_pages()
-        drawings = endpoint_pictures(
-            observed,
-            deployments,
-            pages,
-            _span(),
-            only_traffic=only_traffic,
-        )
+        span = _span()
+        drawings = endpoint_pictures(observed, deployments, pages, span, only_traffic=only_traffic)
         return make_response(render_template("onnxserve_pictures.html", pictures=drawings), 200)
 
     def diff(self) -> Response:
@@ -267,21 +264,23 @@ class _Console:
         model = request.args.get("model", "")
         stores = guard.OwnStores()
         versions = [request.args.get(side, "") for side in ("before", "after")]
-        diff = compare(
-            *(record_of(model, version, stores, guard.fetch_file) for version in versions),
+        before, after = [
+            record_of(model, version, stores, guard.fetch_file) for version in versions
+        ]
+        html = render_template(
+            "onnxserve_diff.html",
+            diff=compare(before, after),
+            model=model,
+            versions=versions,
+            pages=self._mlflow_pages(),
+            base=self._base,
+            link=self._link,
         )
-        content = {
-            "diff": diff,
-            "model": model,
-            "versions": versions,
-            "pages": self._mlflow_pages(),
-        }
-        html = render_template("onnxserve_diff.html", **content, base=self._base, link=self._link)
         return make_response(html, 200)
 
     def act(self) -> Response:
-        """Start the job of a form's action, and redirect to the form's page, which
-        shows the progress of the job.
+        """Start the job of a form's action, or decide about a request. Redirect to the
+        form's page, which shows the result, or return the page with the error.
         """
         who = access.caller()
         try:
@@ -296,25 +295,35 @@ class _Console:
                 explanation = f" {reason}." if reason else ""
                 flash(f"Done: {description}.{explanation}")
                 return make_response(redirect(self._here(), 303))
-            if not access.may_act_on(models):
-                names = " and ".join(models) or "unregistered models"
-                raise ScopeMissing(
-                    f"you may not {description}: this needs the permission to edit {names}",
-                )
-            job = Job(
-                description=description,
-                actor=who.actor,
-                arguments=arguments,
-                servers=self._server_urls(),
-                has_account=bool(who.user),
-            )
-            job = self._jobs.start(
-                job,
-                access.login().credentials() | settings.workspace_environment(),
-            )
+            job = self._start_job(who, arguments, description, models)
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
+
+    def _start_job(
+        self,
+        who: access.Caller,
+        arguments: Json,
+        description: str,
+        models: list[str],
+    ) -> Job:
+        """Start the job of an action as the caller `who`. Raises ScopeMissing if the
+        caller may not edit the models, and TooManyRequests.
+        """
+        if not access.may_act_on(models):
+            names = " and ".join(models) or "unregistered models"
+            raise ScopeMissing(
+                f"you may not {description}: this needs the permission to edit {names}"
+            )
+        job = Job(
+            description=description,
+            actor=who.actor,
+            arguments=arguments,
+            servers=self._server_urls(),
+            has_account=bool(who.user),
+        )
+        secret = access.login().credentials() | settings.workspace_environment()
+        return self._jobs.start(job, secret)
 
     def requests(self) -> Response:
         """Return the requests for promotions (of ?model=) as JSON."""
@@ -356,12 +365,8 @@ class _Console:
         ?endpoint= or ?model=.
         """
         store = self._trail.store()
-        events = event_history(
-            store,
-            request.args.get("endpoint") or None,
-            request.args.get("model") or None,
-            None,
-        )
+        endpoint = request.args.get("endpoint") or None
+        events = event_history(store, endpoint, request.args.get("model") or None, None)
         pieces = _json_lines(store, events)
         first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
 
@@ -383,12 +388,7 @@ class _Console:
 
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
-    def _render(
-        self,
-        job: Job | None = None,
-        error: str = "",
-        status: int = 200,
-    ) -> Response:
+    def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
         """Return the console page of the request.
 
         Args:
@@ -456,10 +456,8 @@ class _Console:
 
     def _here(self, job: str = "") -> str:
         """Return the URL of the current page, which then shows the job."""
-        parameters = {
-            name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")
-        }
-        return self._link(job=job, **parameters)
+        names = ("endpoint", "model", "beginning", "span")
+        return self._link(job=job, **{name: request.args.get(name, "") for name in names})
 
     def _server_urls(self) -> tuple[str, ...]:
         """Return the URLs at which a job on this machine may reach this MLflow server,

@@ -39,10 +39,7 @@ class RequestRow(ListedRequest):
     no_decline: str = ""
 
 
-def request_rows(
-    store: Store,
-    models: Collection[str] | None = None,
-) -> list[RequestRow]:
+def request_rows(store: Store, models: Collection[str] | None = None) -> list[RequestRow]:
     """Return the open requests that the caller may read, newest first.
 
     `models` restricts the list. The files of the versions are not read here, because
@@ -54,10 +51,13 @@ def request_rows(
         if (models is None or name in models) and access.may_read(name):
             entries += approvals.promotion_requests(store, name)
     entries.sort(key=lambda entry: entry.at, reverse=True)
-    return [_row(store, entry) for entry in entries]
+    return [_request_row(store, entry) for entry in entries]
 
 
-def _row(store: Store, entry: PromotionRequest) -> RequestRow:
+def _request_row(store: Store, entry: PromotionRequest) -> RequestRow:
+    """Return the request with its approvals, and what the caller may do. If the model
+    or its policy cannot be read, the row has the reason.
+    """
     from mlflow.exceptions import MlflowException
 
     place = parse_stage_or_alias(entry.to)
@@ -68,7 +68,7 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
         required = policy.required_approvals(entry.model, place)
         who = _person(entry.model)
         fields["no_decline"] = refusal_of(
-            partial(approvals.require_may_decline, required, entry, who),
+            partial(approvals.require_may_decline, required, entry, who)
         )
         version = guard.registry().get_model_version(entry.model, entry.version)
         now = approvals.subject_of(version, place, entry.subject.files, policy)
@@ -76,7 +76,7 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
         fields |= {"approved_by": status.approved_by, "missing": status.missing}
         fields["reason"] = "" if status.is_complete else status.reason
         fields["no_approval"] = refusal_of(
-            partial(approvals.require_may_approve, required, entry, now, who),
+            partial(approvals.require_may_approve, required, entry, now, who)
         )
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
@@ -85,14 +85,12 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
 
 
 def _person(model: str) -> Person:
+    """Return the caller with the permission for a model."""
     # A page has several requests, and a login queries its database for the groups.
     if "onnxserve_groups" not in g:
         g.onnxserve_groups = access.login().groups()
-    return Person(
-        access.caller().user,
-        g.onnxserve_groups,
-        access.may_act_on([model]),
-    )
+    may_edit = access.may_act_on([model])
+    return Person(access.caller().user, g.onnxserve_groups, may_edit)
 
 
 def parse_decision(store: Store) -> Json:
@@ -105,11 +103,11 @@ def parse_decision(store: Store) -> Json:
     form = request.get_json(silent=True)
     if not isinstance(form, dict) or not all(isinstance(text, str) for text in form.values()):
         raise InvalidConfig(
-            "a JSON object with the texts action, model, version, to, why and report is expected",
+            "a JSON object with the texts action, model, version, to, why and report is expected"
         )
     if form.get("action") not in ("request", *DECISIONS):
         raise InvalidConfig(
-            f"there is no action {form.get('action')!r}; the actions are request, approve, decline",
+            f"there is no action {form.get('action')!r}; the actions are request, approve, decline"
         )
     arguments, _, _ = parse_form(form, store)
     return arguments
@@ -119,13 +117,15 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     """Request, approve or decline a promotion as the caller, and return the request.
     See `parse_form`.
 
-    Raises like the functions of `promote.gate.approvals`, NotFound if the caller may
-    not read the model, and GateRefused if MLflow shows another report than the gate has
-    logged.
+    Raises NotFound without an open request or if the caller may not read the model,
+    Unauthenticated or ScopeMissing if the caller may not decide, InvalidConfig if no
+    approvals are required, and GateRefused if the request has lapsed, or if MLflow
+    shows another report than the gate has logged.
     """
-    action, model, why = (arguments[name] for name in ("action", "model", "why"))
-    if not access.may_read(model):
-        raise NotFound(f"there is no registered model {model!r}, or you may not read it")
+    action = arguments["action"]
+    model = arguments["model"]
+    why = arguments["why"]
+    access.require_readable(model)
     policy, subject = _policy_and_subject(arguments)
     who = _person(model)
     if action == "decline":
@@ -134,16 +134,18 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     if action == "approve":
         _require_same_report(approvals.open_request(store, subject))
         entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)
-        return _row(store, entry)
+        return _request_row(store, entry)
     entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
     if is_new:
         place = parse_stage_or_alias(arguments["to"])
         _announce(store, entry, policy.required_approvals(model, place).count)
-    return _row(store, entry)
+    return _request_row(store, entry)
 
 
 def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
-    """Return the model's gate policy, and the promotion to decide about."""
+    """Return the model's gate policy, and the promotion to decide about. Raises
+    NotFound if MLflow does not have the version.
+    """
     from mlflow.exceptions import MlflowException
 
     model = arguments["model"]
@@ -169,6 +171,7 @@ def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
 
 
 def _require_same_report(pending: PromotionRequest | None) -> None:
+    """Raise GateRefused if the report in MLflow is not the report of the gate's run."""
     if (
         pending
         and pending.report_run
@@ -176,7 +179,7 @@ def _require_same_report(pending: PromotionRequest | None) -> None:
     ):
         raise GateRefused(
             f"the gate report {pending.report} was changed after the run of the gate; run the "
-            "gate again",
+            "gate again"
         )
 
 
@@ -189,18 +192,19 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
     request ends, or has `count` approvals, before it was sent.
     """
     settings = load_settings()
+    link = ""
     if settings.mlflow_url or access.is_host_allowed():
         link = guard.model_page(entry.model)
-    else:
-        link = ""
-    text = f"{entry.requested_by} requests {entry}{entry.why and f': {entry.why}'}"
+    text = f"{entry.requested_by} requests {entry}"
+    if entry.why:
+        text += f": {entry.why}"
     step = (
         f"next: onnxserve approve {entry.model} {entry.version} --to {entry.to}, or onnxserve "
         "decline with a reason"
     )
-    request = {**approvals.request_identity(entry), "count": count}
+    identity = {**approvals.request_identity(entry), "count": count}
     try:
-        announce_request(store, entry.model, text, link, step, request)
+        announce_request(store, entry.model, text, link, step, identity)
     except Exception:  # noqa: BLE001 - The alert channels must not prevent a request.
         _log.exception("not announced: the request for %s", entry)
         return
@@ -214,6 +218,7 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
 
 
 def _send(store: Store, settings: Settings, entry: PromotionRequest) -> None:
+    """Send the recorded message until a channel accepts it. A failure is logged."""
     try:
         send_until_accepted(store, settings, entry.model, partial(approvals.request_is_over, store))
     except ModuleNotFoundError as missing:

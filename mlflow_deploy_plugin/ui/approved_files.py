@@ -8,8 +8,8 @@ store may be unreachable for agents.
 import math
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.messages import one_line
@@ -36,8 +36,7 @@ def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Appro
     """
     from mlflow.exceptions import MlflowException
 
-    if not access.may_read(model):
-        raise NotFound(f"there is no registered model {model!r}, or you may not read it")
+    access.require_readable(model)
     try:
         registered = guard.registry().get_registered_model(model)
         entry = guard.registry().get_model_version(model, version)
@@ -54,6 +53,13 @@ def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Appro
     )
 
 
+class _Search(NamedTuple):
+    """The result of a search, and the monotonic time of its end."""
+
+    ended_at: float = -math.inf
+    changed: Sequence[ChangedFiles] = ()
+
+
 class ChangedFilesSearch:
     """The search for versions in gated places whose files are not the recorded files.
     One search runs at a time.
@@ -62,8 +68,8 @@ class ChangedFilesSearch:
     def __init__(self, trail: guard.AuditTrail) -> None:
         self._trail = trail
         self._lock = threading.Lock()
-        self._found: dict[tuple[str, str], tuple[float, list[ChangedFiles]]] = {}
-        """The time and the result of the last search, by workspace and model."""
+        self._last: dict[tuple[str, str], _Search] = {}
+        """The last search by workspace and model."""
 
     def find(self) -> list[ChangedFiles]:
         """Return the versions of the models that the caller may read. A result is used
@@ -81,17 +87,15 @@ class ChangedFilesSearch:
                 self._lock.release()
         changed: list[ChangedFiles] = []
         for model in readable:
-            changed += self._found.get(_key(model), (0.0, []))[1]
+            changed += self._last.get(_key(model), _Search()).changed
         return changed
 
     def _search(self, model: "RegisteredModel") -> None:
-        searched_at, _ = self._found.get(
-            _key(model),
-            (-math.inf, []),
-        )
-        if time.monotonic() - searched_at > _PAUSE_SECONDS:
-            files = [*_changed_files(self._trail, model)]
-            self._found[_key(model)] = time.monotonic(), files
+        """Search the versions of a model, unless a result is recent."""
+        last = self._last.get(_key(model), _Search())
+        if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
+            changed = [*_changed_files(self._trail, model)]
+            self._last[_key(model)] = _Search(time.monotonic(), changed)
 
 
 def _key(model: "RegisteredModel") -> tuple[str, str]:
@@ -99,15 +103,17 @@ def _key(model: "RegisteredModel") -> tuple[str, str]:
 
 
 def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:
+    """Yield the versions in gated places with recorded files, whose files are missing
+    or others now. A model with an invalid policy is skipped.
+    """
     try:
         policy = policy_from_tags(model.name, model.tags) or GatePolicy()
     except InvalidConfig:
         return
     for place, version in guard.holders(model):
-        if policy.gates(place):
-            recorded = guard.recorded_files(trail, model.name, version, place)
-        else:
-            recorded = ""
+        if not policy.gates(place):
+            continue
+        recorded = guard.recorded_files(trail, model.name, version, place)
         if not recorded:
             continue
         try:
@@ -125,6 +131,7 @@ def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterato
 
 
 def _models() -> Iterator["RegisteredModel"]:
+    """Yield the models with a gate policy."""
     token = None
     while True:
         page = guard.registry().search_registered_models(

@@ -145,6 +145,22 @@ class _Watched:
                 self.due_at[caller] = now + _RESOLVE_SECONDS
         return [*islice(_in_turn(self.waiting.values()), _DUE_AT_ONCE)]
 
+    def read_changes(self, store: Store, is_reported: bool) -> set[str]:
+        """Read the counters, and return the models whose counters have changed. An
+        error of the store is logged if `is_reported`.
+        """
+        before = dict(self.counts)
+        try:
+            self.counts |= store.recent_changes()
+        except OnnxserveError as error:
+            if is_reported:
+                _log.warning(
+                    "the change feed reads the registry every %g s: %s",
+                    _RESOLVE_SECONDS,
+                    error.message,
+                )
+        return {model for model, count in self.counts.items() if before.get(model) != count}
+
 
 _subscribed: ContextVar[list[_Subscription] | None] = ContextVar("subscribed", default=None)
 """The subscriptions that the view registers in the current request. A WSGI server does
@@ -175,24 +191,25 @@ class ChangeFeed:
         follow, ScopeMissing for a model that the caller may not read, and
         TooManyRequests.
         """
-        if (subscribed := _subscribed.get()) is None:
+        subscribed = _subscribed.get()
+        if subscribed is None:
             raise NotFound("the change feed needs uvicorn, the default server of MLflow")
         uris = {text: parse_model_uri(text) for text in request.args.getlist("uri")}
         if not 0 < len(uris) <= MAX_URIS or not all(uri.followed for uri in uris.values()):
             raise InvalidConfig(
-                f"the change feed needs 1 to {MAX_URIS:,} URIs of stages, aliases or tags",
+                f"the change feed needs 1 to {MAX_URIS:,} URIs of stages, aliases or tags"
             )
         models = {text: uri.name for text, uri in uris.items()}
-        if hidden := [model for model in models.values() if not access.may_read(model)]:
-            raise ScopeMissing(f"you may not read the model {hidden[0]}")
-        caller = access.caller().actor
+        for model in models.values():
+            if not access.may_read(model):
+                raise ScopeMissing(f"you may not read the model {model}")
         subscription = _Subscription(
-            models,
-            caller,
-            store,
-            active_workspace(),
-            copy_context(),
-            set(models),
+            models=models,
+            caller=access.caller().actor,
+            store=store,
+            workspace=active_workspace(),
+            context=copy_context(),
+            due=set(models),
         )
         with self._lock:
             self._check_limits(subscription)
@@ -208,6 +225,9 @@ class ChangeFeed:
         return jsonify()
 
     def _check_limits(self, added: _Subscription) -> None:
+        """Raise TooManyRequests if the worker or the caller has too many streams, or
+        the caller too many URIs.
+        """
         if len(self._open) >= _MAX_STREAMS:
             raise TooManyRequests(f"this worker has {_MAX_STREAMS:,} open streams")
         of_caller = [
@@ -215,16 +235,13 @@ class ChangeFeed:
         ]
         if len(of_caller) >= _MAX_STREAMS_OF_CALLER:
             raise TooManyRequests(
-                f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this "
-                "worker",
+                f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this worker"
             )
-        if (
-            len(set(added.models).union(*(subscription.models for subscription in of_caller)))
-            > _MAX_URIS_OF_CALLER
-        ):
+        uris = set(added.models).union(*(subscription.models for subscription in of_caller))
+        if len(uris) > _MAX_URIS_OF_CALLER:
             raise TooManyRequests(
                 f"{added.caller} already follows so many URIs that there would be more than "
-                f"{_MAX_URIS_OF_CALLER:,} of them in this worker: close other streams first",
+                f"{_MAX_URIS_OF_CALLER:,} of them in this worker: close other streams first"
             )
 
     def _enclose(self, app: "ASGIApp", path: str) -> "ASGIApp":
@@ -234,6 +251,9 @@ class ChangeFeed:
         from starlette.responses import StreamingResponse  # A WSGI server does not need Starlette.
 
         async def enclosing(scope: "Scope", receive: "Receive", send: "Send") -> None:
+            """Call the app. If its view has subscribed the client, send the stream
+            instead of the answer, and unsubscribe afterwards.
+            """
             if scope["type"] != "http" or scope["path"] != path:
                 await app(scope, receive, send)
                 return
@@ -284,6 +304,7 @@ class ChangeFeed:
                 await asyncio.wait_for(arrived.wait(), _WAKE_SECONDS)
 
     def _watch(self) -> None:
+        """Update the subscriptions of each workspace forever."""
         watched: defaultdict[str, _Watched] = defaultdict(_Watched)
         while True:
             time.sleep(_WATCH_SECONDS)
@@ -305,19 +326,8 @@ class ChangeFeed:
         new results to subscriptions.
         """
         begun_at = time.monotonic()
-        before = dict(watched.counts)
         waiting = watched.next_waiting(subscriptions, begun_at)
-        try:
-            watched.counts |= subscriptions[0].store.recent_changes()
-        except OnnxserveError as error:
-            if waiting:
-                _log.warning(
-                    "the change feed reads the registry every %g s: %s",
-                    _RESOLVE_SECONDS,
-                    error.message,
-                )
-        changed = {model for model, count in watched.counts.items() if before.get(model) != count}
-        if changed:
+        if changed := watched.read_changes(subscriptions[0].store, is_reported=bool(waiting)):
             for subscription in subscriptions:
                 subscription.due.update(
                     uri for uri, model in subscription.models.items() if model in changed
@@ -339,16 +349,16 @@ class ChangeFeed:
         results: "Mapping[str, _Answer | None]",
     ) -> None:
         """Add the results that a subscription does not know to its next event."""
-        news: dict[str, ResolvedModel | None] = {}
+        changes: dict[str, ResolvedModel | None] = {}
         selections = subscription.results
         for uri in subscription.models.keys() & results.keys():
             answer = results[uri]
             if answer is not None and (uri, answer.selected) not in selections.items():
-                news[uri] = answer.selected
-        if news:
-            selections |= news
+                changes[uri] = answer.selected
+        if changes:
+            selections |= changes
             with self._lock:
-                subscription.unsent |= news
+                subscription.unsent |= changes
             subscription.wake()
 
 

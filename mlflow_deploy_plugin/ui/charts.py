@@ -23,31 +23,12 @@ _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """The tops of value axes, to be multiplied by a power of ten. Each top and its half are
 short numbers.
 """
-_LENGTHS = (
-    60,
-    120,
-    240,
-    480,
-    1200,
-    2400,
-    4800,
-    7200,
-    14400,
-    28800,
-    86400,
-    172800,
-    345600,
-)
+_LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
 """Lengths of time axes in seconds. A quarter of a length, the distance of the labels,
 is a short number.
 """
 _PARTS = 4
-_UNITS = (
-    (86400, "d"),
-    (3600, "h"),
-    (60, "min"),
-    (1, "s"),
-)
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 Unit = Literal["/s", "/min", "ms", "s", "%"]
 Values = Sequence[float | None]
@@ -140,18 +121,13 @@ def line_chart(
         empty: the text of a chart without values.
     """
     plots = [_Plot(line, unit, is_growing) for line in series]
-    top = nice_top(
-        max(
-            [
-                _LEAST_TOP,
-                limit or 0.0,
-                *(plot.highest for plot in plots),
-            ]
-        )
-    )
+    top = nice_top(max(_LEAST_TOP, limit or 0.0, *(plot.highest for plot in plots)))
+    limit_height = None
+    if limit is not None:
+        limit_height = round(HEIGHT * (1 - min(limit / top, 1)), 1)
     summary = "; ".join(plot.summary for plot in plots if plot.numbers)
     span = f"{title}, from {axis.begin:%Y-%m-%d %H:%M} to {axis.end:%H:%M} UTC"
-    empty = empty or "no values"
+    content = summary or empty or "no values"
     return LineChart(
         id=id,
         title=title,
@@ -160,20 +136,15 @@ def line_chart(
         lines=tuple(plot.line(top) for plot in plots),
         ticks=(_number(top), _number(top / 2), _number(0)),
         top=top,
-        summary=f"{span}. {summary or empty}.",
-        limit=None
-        if limit is None
-        else round(
-            HEIGHT * (1 - min(limit / top, 1)),
-            1,
-        ),
-        empty="" if summary else empty,
+        summary=f"{span}. {content}.",
+        limit=limit_height,
+        empty="" if summary else content,
     )
 
 
 class _Plot:
-    """A series in a chart, with gaps instead of implausible values. For the parameters,
-    see `line_chart`.
+    """A series in a chart, with gaps instead of implausible values. With `is_growing`,
+    the last number is the last known one.
     """
 
     def __init__(self, series: Series, unit: Unit, is_growing: bool) -> None:
@@ -192,12 +163,12 @@ class _Plot:
     def line(self, top: float) -> Line:
         series = self.series
         return Line(
-            series.name,
-            series.label or series.name,
-            " ".join(_path(self.values, top)),
-            self.last,
-            series.colour % COLOURS,
-            series.is_thin,
+            name=series.name,
+            label=series.label or series.name,
+            path=" ".join(_path(self.values, top)),
+            last=self.last,
+            colour=series.colour % COLOURS,
+            is_thin=series.is_thin,
         )
 
 
@@ -209,20 +180,18 @@ def _plausible(value: float | None) -> float | None:
 
 def ago_axis(end: datetime, seconds: float) -> TimeAxis:
     ticks = [duration(seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
-    return TimeAxis(
-        end - timedelta(seconds=seconds),
-        end,
-        (f"{ticks[0]} ago", *ticks[1:], "now"),
-    )
+    begin = end - timedelta(seconds=seconds)
+    return TimeAxis(begin, end, (f"{ticks[0]} ago", *ticks[1:], "now"))
 
 
 def since_axis(begin: datetime, seconds: float) -> TimeAxis:
     """Return the axis of a process that has run for `seconds`, with space for its
     remaining time.
     """
+    longest = _LENGTHS[-1]
     length = next(
-        (size for size in _LENGTHS if size >= seconds),
-        math.ceil(seconds / _LENGTHS[-1]) * _LENGTHS[-1],
+        (length for length in _LENGTHS if length >= seconds),
+        math.ceil(seconds / longest) * longest,
     )
     ticks = (duration(length * part / _PARTS) for part in range(1, _PARTS + 1))
     return TimeAxis(begin, begin + timedelta(seconds=length), ("start", *ticks))
@@ -251,20 +220,19 @@ def shown(value: float | None, unit: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return a duration with its unit, such as `90 s`, `45 min`, `1.5 h` or `2 d`."""
-    size, unit = next(
-        (entry for entry in _UNITS if seconds >= 2 * entry[0]),
-        _UNITS[-1],
-    )
-    return f"{seconds / size:.3g} {unit}"
+    for unit_seconds, unit in _UNITS:
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _number(value: float) -> str:
     """Return the number with at most three digits (`0.05`, `12.3`), or with thousands
     separators (`1,234`).
     """
-    for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+    for least, divisor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
-            return f"{value / size:.3g} {letter}"
+            return f"{value / divisor:.3g} {letter}"
     if value >= 100:
         return f"{value:,.0f}"
     if value >= 0.001:
@@ -276,15 +244,15 @@ def _path(values: Values, top: float) -> Iterator[str]:
     """Yield the parts of an SVG path. A single value between gaps becomes a dot: a line
     of length 0 with round ends.
     """
-    is_down = False
+    has_line = False
     for index, value in enumerate(values):
         if value is None:
-            is_down = False
+            has_line = False
             continue
         x = WIDTH * index / max(len(values) - 1, 1)
-        command = "L" if is_down else "M"
+        command = "L" if has_line else "M"
         yield f"{command}{x:.1f} {HEIGHT * (1 - value / top):.1f}"
         follows = index + 1 < len(values) and values[index + 1] is not None
-        if not is_down and not follows:
+        if not has_line and not follows:
             yield "h0"
-        is_down = True
+        has_line = True

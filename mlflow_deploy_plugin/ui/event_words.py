@@ -81,10 +81,13 @@ class EventRow:
 
 
 def event_rows(events: Iterable[AuditEvent]) -> tuple[EventRow, ...]:
-    return tuple(EventRow(event, _words(event), _change(event)) for event in events)
+    return tuple(
+        EventRow(event, _describe_event(event), _describe_change(event)) for event in events
+    )
 
 
-def _words(event: AuditEvent) -> Markup:
+def _describe_event(event: AuditEvent) -> Markup:
+    """Return the phrase for the event. Its values are escaped."""
     action = event.action
     words = _WORDS.get(action, "{action}: {endpoint} <bdi>{model}</bdi> {version}")
     words = _OF_AN_OUTCOME.get((action, event.after), words)
@@ -104,11 +107,15 @@ def _words(event: AuditEvent) -> Markup:
     )
 
 
-def _change(event: AuditEvent) -> str:
+def _describe_change(event: AuditEvent) -> str:
+    """Return the values before and after that the phrase lacks; for a refused change,
+    the place that was requested.
+    """
     if event.action == "refused" and not event.after:  # Nothing has changed.
         return str(event.detail.get("to", ""))
     if event.action in _WITHOUT_CHANGE or not (event.before or event.after):
         return ""
-    if event.before:
-        return f"{event.before} → {event.after or 'nothing'}"
-    return event.after
+    if not event.before:
+        return event.after
+    after = event.after or "nothing"
+    return f"{event.before} → {after}"

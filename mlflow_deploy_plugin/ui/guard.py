@@ -365,7 +365,7 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
             if not recorded_files(trail, model.name, version, place):
                 with suppress(NotFound):
                     entries.append(
-                        served_entry(version, str(place), files_digest(model.name, version, gates)),
+                        served_entry(version, str(place), files_digest(model.name, version, gates))
                     )
     return entries
 
@@ -589,6 +589,9 @@ class _Move:
         return f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
 
     def _accept_judged(self, files: str, status: tags.GateStatus) -> RegistryChange:
+        """Accept a version that may be served. If it has the place already with other
+        recorded files, its files are recorded again.
+        """
         number = self.change.version
         detail = self._detail(files)
         has_new_files = (
@@ -774,7 +777,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     if policy is None:
         raise InvalidConfig(
             f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no "
-            "approvals",
+            "approvals"
         )
     return policy, subject_of(
         entry,
@@ -794,7 +797,7 @@ def report_digest(run_id: str) -> str:
 
     with _reading(f"the gate report of run {run_id}"):
         store, root = _artifact_store(
-            handlers._get_tracking_store().get_run(run_id).info.artifact_uri,
+            handlers._get_tracking_store().get_run(run_id).info.artifact_uri
         )
         return _sha256(store, f"{root}/{tags.GATE_REPORT_FILE}".lstrip("/"))
 
@@ -949,11 +952,11 @@ def install(app: Flask, trail: AuditTrail) -> None:
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
             raise OnnxserveError(
-                f"this MLflow has no view {view}: onnxserve does not support its version",
+                f"this MLflow has no view {view}: onnxserve does not support its version"
             )
     for view, (message, read) in _READERS.items():  # A request that cannot be read is refused.
         app.view_functions[view] = catch_mlflow_exception(
-            _guarded(app.view_functions[view], message, read, trail),
+            _guarded(app.view_functions[view], message, read, trail)
         )
     create = app.view_functions[_NEW_VERSION]
 
@@ -1036,6 +1039,9 @@ def _guarded(
     """
 
     def guarded(**arguments: Any) -> Response:
+        """Return the answer of MLflow's view, or refuse the change. A change that
+        MLflow has made is recorded, and the agents are notified.
+        """
         requested = _read(message)
         change = read(trail, requested)
         if change is not None and change.is_refused:

@@ -10,7 +10,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,23 +108,18 @@ class Jobs:
         Raises TooManyRequests if too many jobs run.
         """
         actors: list[str] = []
-        for path in self.folder.glob("*.json"):
-            previous = self.get(path.stem)
-            if previous is None or time.time() - previous.started_at >= _KEPT_SECONDS:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".log").unlink(missing_ok=True)
-            elif previous.state == "running":
-                if previous.arguments == job.arguments:
-                    return previous
-                actors.append(person_key(previous.actor))
-        if (running_count := actors.count(person_key(job.actor))) >= _MAX_RUNNING_OF_ONE or len(
-            actors,
-        ) >= _MAX_RUNNING:
-            if running_count >= _MAX_RUNNING_OF_ONE:
-                running = f"{running_count} of your actions"
-            else:
-                running = f"{len(actors)} actions"
-            raise TooManyRequests(f"{running} are running: wait until an action ends")
+        for running in self._running_jobs():
+            if running.arguments == job.arguments:
+                return running
+            actors.append(person_key(running.actor))
+        own_count = actors.count(person_key(job.actor))
+        running_text = ""
+        if own_count >= _MAX_RUNNING_OF_ONE:
+            running_text = f"{own_count} of your actions"
+        elif len(actors) >= _MAX_RUNNING:
+            running_text = f"{len(actors)} actions"
+        if running_text:
+            raise TooManyRequests(f"{running_text} are running: wait until an action ends")
         path = self.folder / f"{job.id}.json"
         write_state(path, job)
         environment = {
@@ -148,6 +143,18 @@ class Jobs:
         ).start()
         return job.model_copy(update={"pid": process.pid})
 
+    def _running_jobs(self) -> Iterator[Job]:
+        """Yield the running jobs, and delete the files of jobs that started more than a
+        day ago.
+        """
+        for path in self.folder.glob("*.json"):
+            job = self.get(path.stem)
+            if job is None or time.time() - job.started_at >= _KEPT_SECONDS:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".log").unlink(missing_ok=True)
+            elif job.state == "running":
+                yield job
+
     def judged_versions(self) -> set[tuple[str, str]]:
         """Return the model and the version of each running job that may run the
         gate.
@@ -161,6 +168,9 @@ class Jobs:
         }
 
     def get(self, id: str) -> Job | None:
+        """Return the job, which has failed if its process is gone or should be; None if
+        there is no readable job with this id.
+        """
         if len(id) != 16 or not id.isalnum():
             return None
         job = read_state(self.folder / f"{id}.json", Job)
@@ -177,20 +187,21 @@ class Jobs:
         return job
 
     def _wait_for_end(self, path: Path, process: Child) -> None:
+        """Kill the process after `longest` seconds. If it has stored no outcome, store
+        a failure with the last line of its log.
+        """
         status = process.wait(self.longest)
-        last = ""
+        reason = ""
         if status is None:
             process.kill()
             status = process.wait()
-            last = f"the action was stopped after a timeout of {self.longest:g} s"
+            reason = f"the action was stopped after a timeout of {self.longest:g} s"
         job = read_state(path, Job)
         log = path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
             lines = lines or [f"the process {exit_reason(status or 0)}"]
-            write_state(
-                path,
-                job.ended("failed", (last or lines[-1])[:500]),
-            )
+            reason = reason or lines[-1]
+            write_state(path, job.ended("failed", reason[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)

@@ -43,13 +43,18 @@ def create_basic_auth_app() -> object:
 
 
 def _create(name: str) -> "Flask | FastAPI":
+    """Return the app on top of the app `name` with a login, or on top of MLflow's own
+    app if `name` is empty.
+    """
     from mlflow.server import app
     from mlflow.server.fastapi_app import create_fastapi_app
     from starlette.routing import Mount
 
     own_process()
     other, login = _app_and_login(name)
-    served: Flask | FastAPI = other() if isinstance(other, FunctionType) else other or app
+    if isinstance(other, FunctionType):
+        other = other()
+    served: Flask | FastAPI = app if other is None else other
     inner = served if isinstance(served, Flask) else app
     # MLflow sets this variable to the name of its WSGI or ASGI server. uvicorn cannot
     # serve a Flask app.
@@ -67,7 +72,7 @@ def _create(name: str) -> "Flask | FastAPI":
 
 
 def _app_and_login(name: str) -> tuple[Any, Login]:
-    """Return the app that another distribution registers, or its factory, and the
+    """Return the app that the distribution of `name` registers, or its factory, and the
     adapter of its login.
 
     Without a name, return None and the adapter of the proxy, if there is one. Raises
@@ -81,7 +86,7 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
         return None, Login()
     if settings.user_header:
         raise InvalidConfig(
-            f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them",
+            f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them"
         )
     package = __name__.partition(".")[0]
     apps = {
@@ -93,7 +98,7 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
         installed = ", ".join(sorted(apps)) or "none"
         raise InvalidConfig(
             f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: "
-            f"{installed}",
+            f"{installed}"
         )
     try:
         return apps[name].load(), login_of(name)
@@ -101,10 +106,9 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
         raise
     except Exception as error:  # Other distributions may raise any exception.
         reason = f"{type(error).__name__}: {one_line(error)}"
-        message = (
+        raise InvalidConfig(
             f"ONNXSERVE_MLFLOW_APP: the app {name} or its login adapter cannot be loaded: {reason}"
-        )
-        raise InvalidConfig(message) from error
+        ) from error
 
 
 def _check_settings() -> None:

@@ -73,14 +73,14 @@ class MonitorVerdict:
 
     @property
     def words(self) -> str:
+        """Return a line with the monitor, the window, the state and the reason."""
+        text = f"{self.stored.monitor}, {self.window}: {self.state}"
+        if self.stored.by_hand:
+            text += ", judged by hand"
         share = self.stored.figures.get("labelled_share")
-        reason = self.stored.reason
-        labels = f", labels for {share:.0%} of its rows" if share is not None else ""
-        who = ", judged by hand" if self.stored.by_hand else ""
-        return (
-            f"{self.stored.monitor}, {self.window}: "
-            f"{self.state}{who}{labels}{reason and f'. {reason}'}"
-        )
+        if share is not None:
+            text += f", labels for {share:.0%} of its rows"
+        return f"{text}. {self.stored.reason}" if self.stored.reason else text
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class MlflowPages:
 
     def run(self, experiment_id: str, run_id: str, artifact: str = "") -> str:
         page = f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
-        return f"{page}{artifact and f'/artifacts/{quote(artifact)}'}{workspace_query()}"
+        if artifact:
+            page += f"/artifacts/{quote(artifact)}"
+        return f"{page}{workspace_query()}"
 
     def version(self, model: str, version: str) -> str:
         page = f"models/{quote(model, safe='')}/versions/{quote(version)}"
@@ -106,14 +108,12 @@ class MlflowPages:
             return tag
         run_id, _, path = tag.partition("/")
         with suppress(MlflowException):  # The run may be deleted.
-            return self.run(
-                str(self.tracking.get_run(run_id).info.experiment_id),
-                run_id,
-                path,
-            )
+            experiment_id = str(self.tracking.get_run(run_id).info.experiment_id)
+            return self.run(experiment_id, run_id, path)
         return ""
 
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
+        """Return the windows of an endpoint's monitors with their reports."""
         from mlflow.exceptions import MlflowException
 
         experiment = None
@@ -129,6 +129,7 @@ class MlflowPages:
 
 
 def _state(window: MonitorWindow) -> str:
+    """Return the outcome or, without an outcome, the processing state."""
     if window.outcome:
         return window.outcome
     if window.attempts and window.state != "failed":
@@ -137,6 +138,7 @@ def _state(window: MonitorWindow) -> str:
 
 
 def _mark(window: MonitorWindow) -> Mark:
+    """Return the mark of the verdict or, without a verdict, of the processing state."""
     if window.verdict:
         return mark_of(window.outcome)
     if window.attempts or window.state == "failed":

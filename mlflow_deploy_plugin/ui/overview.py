@@ -225,7 +225,7 @@ def build_overview(
     observed = deployments.list_endpoints(visible.on_page)
     cards = _draw_cards(deployments, observed, pages, span, is_single=bool(only))
     cards += [
-        EndpointCard(item.name, "unreadable", item.reason, False)
+        EndpointCard(item.name, health="unreadable", reason=item.reason, may_act=False)
         for item in visible.unreadable
         if item.name in visible.on_page
     ]
@@ -265,14 +265,8 @@ class _VisibleEndpoints:
 
     def pages(self) -> tuple[tuple[str, str], ...]:
         """Return the first and the last name of each page."""
-        starts = range(0, len(self.names), _SHOWN)
-        return tuple(
-            (
-                self.names[at],
-                self.names[at:][:_SHOWN][-1],
-            )
-            for at in starts
-        )
+        pages = [self.names[start : start + _SHOWN] for start in range(0, len(self.names), _SHOWN)]
+        return tuple((names[0], names[-1]) for names in pages)
 
 
 @dataclass(frozen=True)
@@ -290,6 +284,9 @@ def _visible_endpoints(
     model: str,
     beginning: str,
 ) -> _VisibleEndpoints:
+    """Return the endpoints that the caller may see: only the endpoint `only` or those
+    of `model` if set, on the page that contains the name `beginning`.
+    """
     stored = [
         item
         for item in store.endpoints()
@@ -316,6 +313,9 @@ def _visible_endpoints(
 
 
 def _visible_activity(store: Store, only: str) -> _VisibleActivity:
+    """Return the activity of all endpoints, or of the endpoint `only`. More rows are
+    read than shown, because the caller may not see all.
+    """
     events = [*transitions.event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
@@ -384,6 +384,9 @@ def _endpoint_card(
     pages: MlflowPages,
     store: Store,
 ) -> EndpointCard:
+    """Return the card of an endpoint. Its metrics are of each server, and `pictures` is
+    None if the page loads them later.
+    """
     spec = observed.endpoint.spec
     may_act = access.may_act_on(registered_model_names(spec))
     total = total_metrics(metrics)
@@ -422,7 +425,9 @@ class _Health:
 
 @dataclass(frozen=True)
 class _Rollback:
-    """The rollback that the page offers; the fields are as in `EndpointCard`."""
+    """The rollback that the page offers: whether an earlier version is known, the
+    version, and the reason why it is not possible now.
+    """
 
     is_possible: bool
     version: str = ""
@@ -439,6 +444,9 @@ def _silent_servers(metrics: MetricsByServer) -> list[str]:
 
 
 def _server_health(observation: Observation, metrics: MetricsByServer) -> _Health:
+    """Return the health without the monitors: `silent` if no server answers, and
+    `degraded` if a server has a problem.
+    """
     reason = (
         observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
     )
@@ -457,6 +465,9 @@ def _find_rollback(
     observed: ObservedEndpoint,
     metrics: MetricsByServer,
 ) -> _Rollback:
+    """Return the rollback of an endpoint. If the registry or a server does not answer,
+    the button stays enabled, because its target may be found later.
+    """
     has_silent_servers = bool(_silent_servers(metrics))
     try:
         target = actions.rollback_target_of(store, observed, guard.registry(), metrics)
@@ -494,6 +505,7 @@ def _variant_row(
     metrics: ServerMetrics,
     pages: MlflowPages,
 ) -> VariantRow:
+    """Return a variant with the versions that its workers have loaded, or `–`."""
     spec = observed.endpoint.spec.variants[name]
     observation = observed.observation
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
@@ -534,16 +546,18 @@ def _holders(
     versions: Iterable["ModelVersion"],
     place: StageOrAlias,
 ) -> frozenset[str]:
+    """Return the versions that have the stage or alias."""
     if place.alias:
-        return frozenset(
-            str(number) for alias, number in model.aliases.items() if alias == place.alias
-        )
-    return frozenset(
-        str(version.version) for version in versions if version.current_stage == place.stage
-    )
+        numbers = [number for alias, number in model.aliases.items() if alias == place.alias]
+    else:
+        numbers = [entry.version for entry in versions if entry.current_stage == place.stage]
+    return frozenset(map(str, numbers))
 
 
 def _model_card(name: str, followed: set[str]) -> ModelCard:
+    """Return the card of a model whose stages and @aliases `followed` have endpoints.
+    If the model or its policy cannot be read, the card has the error.
+    """
     from mlflow.exceptions import MlflowException
 
     may_act = access.may_act_on([name])
@@ -563,13 +577,14 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     places = [] if error else _places(followed, applied)
     holders = {place: _holders(model, entries, place) for place in places}
     gated = policy.gated_places if policy is not None else ()
+    has_account = bool(access.caller().user)
     return ModelCard(
         name,
         may_act,
-        tuple(_version_rows(model, entries, applied, holders)),
-        tuple(map(str, gated)),
-        error,
-        error or actions.gate_blocker(applied, bool(access.caller().user)),
+        versions=tuple(_version_rows(model, entries, applied, holders)),
+        gated=tuple(map(str, gated)),
+        error=error,
+        no_gate=error or actions.gate_blocker(applied, has_account),
     )
 
 
@@ -593,9 +608,9 @@ def _version_rows(
                 number,
                 stage,
                 aliases,
-                gate_status_of(entry.tags),
-                entry.tags.get(ROLLED_BACK_TAG, ""),
-                tuple(targets),
+                standing=gate_status_of(entry.tags),
+                rolled_back=entry.tags.get(ROLLED_BACK_TAG, ""),
+                targets=tuple(targets),
             )
 
 
@@ -624,8 +639,7 @@ def promotion_target(
     """Return the target of a version for a stage or alias that the versions `holders`
     have now.
     """
-    refusal = transitions.rolled_back_refusal(model, version, place, tags)
-    if refusal:
+    if refusal := transitions.rolled_back_refusal(model, version, place, tags):
         return PromotionTarget(str(place), refusal, "it was rolled back")
     if holders == {version} and (gate_status_of(tags).passed or not policy.gates(place)):
         return PromotionTarget(str(place), "already there", "already there")

@@ -125,12 +125,8 @@ def endpoint_pictures(
     store = deployments.store
     name = observed.endpoint.name
     now = store.now()
-    charts, notice = traffic_charts(
-        name,
-        deployments.server_history(observed, span, _HISTORY_SECONDS),
-        span,
-        now,
-    )
+    histories = deployments.server_history(observed, span, _HISTORY_SECONDS)
+    charts, notice = traffic_charts(name, histories, span, now)
     if only_traffic:
         return Pictures(name, charts[:3], notice)
     rollout = None
@@ -162,12 +158,8 @@ def traffic_charts(
     }
     end, notice = _newest_figures(histories, span, now)
     slots = _Slots(endpoint, readable, _time_axis(readable, span, end.timestamp()))
-    has_figures = any(readable.values())
-    draw = partial(
-        line_chart,
-        axis=ago_axis(end, slots.axis.seconds),
-        empty=f"no requests in the {SPANS[span]}" if has_figures else "no figures yet",
-    )
+    empty = f"no requests in the {SPANS[span]}" if any(readable.values()) else "no figures yet"
+    draw = partial(line_chart, axis=ago_axis(end, slots.axis.seconds), empty=empty)
     unit, latencies = _in_readable_unit(slots.lines(_LATENCIES))
     charts = (
         draw(f"{endpoint}-requests", "Requests", "/s", series=slots.requests()),
@@ -179,12 +171,15 @@ def traffic_charts(
 
 
 def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
+    """Return the unit and the latencies in it: seconds if one is at least a second,
+    else milliseconds.
+    """
     seconds = chain.from_iterable(line.values for line in latencies)
     if max(filter(None, seconds), default=0.0) >= 1:
         return "s", [*latencies]
     in_milliseconds = []
     for line in latencies:
-        values = [value and 1000 * value for value in line.values]
+        values = [None if value is None else 1000 * value for value in line.values]
         in_milliseconds.append(replace(line, values=values))
     return "ms", in_milliseconds
 
@@ -211,16 +206,14 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
     late = now.timestamp() - newest
     if late > _LATE_SECONDS[span]:
         last = datetime.fromtimestamp(newest, UTC)
-        return (
-            now,
-            f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run",
-        )
+        cause = "the server or its agent does not run"
+        return now, f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: {cause}"
     if late < -_CLOCK_SECONDS:
         notice = f"The server's clock is {duration(-late)} ahead of this machine's clock"
     # End the charts at the oldest of the servers' newest figures, because the servers'
     # clocks may differ.
-    counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
-    return datetime.fromtimestamp(counted, UTC), notice
+    oldest = min(end for end in ends if newest - end <= _LATE_SECONDS[span])
+    return datetime.fromtimestamp(oldest, UTC), notice
 
 
 def _percent(counters: VersionCounters, part: float) -> float | None:
@@ -275,15 +268,9 @@ def _time_axis(histories: _Histories, span: Span, end: float) -> _TimeAxis:
         default=-math.inf,
     )
     lengths = _LENGTHS[span]
-    seconds = next(
-        (length for length in lengths if length >= end - begin),
-        lengths[-1],
-    )
-    return _TimeAxis(
-        end,
-        seconds,
-        max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS),
-    )
+    seconds = next((length for length in lengths if length >= end - begin), lengths[-1])
+    slot_seconds = max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS)
+    return _TimeAxis(end, seconds, slot_seconds)
 
 
 class _Slots:
@@ -311,6 +298,7 @@ class _Slots:
         self._versions = [*enumerate(self._names_of_versions().items())]
 
     def _count(self, slot: int, interval: CountedInterval) -> None:
+        """Add the interval to the counts of the slot and to the requests."""
         counted = self._counted[slot]
         for (endpoint, _, model, version), counters in interval.counters.items():
             if endpoint == self._endpoint:
@@ -319,11 +307,8 @@ class _Slots:
 
     def _names_of_versions(self) -> dict[str, _Version]:
         """Return the versions with the most requests by name, oldest first."""
-        busiest = sorted(
-            self._requests,
-            key=lambda key: (-self._requests[key], key),
-        )[:COLOURS]
-        ordered = sorted(busiest, key=_place_in_legend)
+        by_requests = sorted(self._requests, key=lambda key: (-self._requests[key], key))
+        ordered = sorted(by_requests[:COLOURS], key=_legend_sort_key)
         if len({model for model, _ in ordered}) == 1:
             return {f"version {key[1]}": key for key in ordered}
         return {" ".join(key): key for key in ordered}
@@ -335,14 +320,19 @@ class _Slots:
         ]
 
     def lines(self, figures: Sequence[_Figure]) -> list[Series]:
+        """Return a line of each figure for each version."""
         series = []
         for colour, (name, version) in self._versions:
             counters = [counted.get(version, _NO_REQUESTS) for counted in self._counted]
             for figure in figures:
-                values = [*map(figure.value, counters)]
-                name_of_line = f"{name}{figure.suffix}"
                 series.append(
-                    Series(name_of_line, values, colour, bool(figure.label), figure.label)
+                    Series(
+                        f"{name}{figure.suffix}",
+                        [*map(figure.value, counters)],
+                        colour,
+                        is_thin=bool(figure.label),
+                        label=figure.label,
+                    )
                 )
         return series
 
@@ -351,17 +341,14 @@ class _Slots:
         labels = self._rates(lambda interval: 60 * interval.labels)
         return [Series("rows answered", rows), Series("labels received", labels, 1)]
 
-    def _requests_of(self, version: _Version, interval: CountedInterval) -> float:
+    def _requests_of(self, key: _Version, interval: CountedInterval) -> float:
         return sum(
             counters.requests
-            for (endpoint, _, *key), counters in interval.counters.items()
-            if (endpoint, *key) == (self._endpoint, *version)
+            for (endpoint, _, model, version), counters in interval.counters.items()
+            if endpoint == self._endpoint and (model, version) == key
         )
 
-    def _rates(
-        self,
-        number: Callable[[CountedInterval], float],
-    ) -> list[float | None]:
+    def _rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
         """Return a count per second for each slot, summed over all servers; None for a
         slot without an interval.
         """
@@ -379,40 +366,42 @@ def _rate(
     return sum(map(number, intervals)) / sum(interval.seconds for interval in intervals)
 
 
-def _place_in_legend(key: _Version) -> tuple[str, int, str]:
+def _legend_sort_key(key: _Version) -> tuple[str, int, str]:
+    """Return the model, the number of the version (0 for a text), and the version."""
     model, version = key
     number = int(version) if version.isdecimal() else 0
     return model, number, version
 
 
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
-    until = max(
-        ((rollout.ended_at or now) - rollout.created_at).total_seconds(),
-        0.0,
-    )
+    """Return the picture of a rollout, from its begin until its end or `now`."""
+    until = max(((rollout.ended_at or now) - rollout.created_at).total_seconds(), 0.0)
     axis = since_axis(rollout.created_at, until)
-    spec = rollout.spec
+    axis_seconds = (axis.end - axis.begin).total_seconds()
+    version = rollout.spec.get("version", "?")
+    before = rollout.spec.get("before_version", "?")
     chart = line_chart(
         f"{rollout.endpoint}-evidence",
-        f"Evidence against version {spec.get('version', '?')}",
+        f"Evidence against version {version}",
         "%",
         axis,
-        _evidence(rollout.figures, until, (axis.end - axis.begin).total_seconds()),
+        _evidence_series(rollout.figures, until, axis_seconds),
         limit=100.0,
         is_growing=True,
         empty="not judged yet",
     )
     return RolloutPicture(
-        f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}",
-        rollout.state,
-        rollout.reason,
-        tuple(_steps(rollout)),
-        chart,
-        tuple(_counts(rollout)),
+        title=f"Rollout from version {before} to {version}",
+        state=rollout.state,
+        reason=rollout.reason,
+        steps=tuple(_steps(rollout)),
+        chart=chart,
+        counts=tuple(_counts(rollout)),
     )
 
 
 def _steps(rollout: Rollout) -> Iterator[tuple[str, str]]:
+    """Yield the share of the traffic of each step, and done, now or to come."""
     done = math.inf if rollout.state == "promoted" else rollout.step
     for index, share in enumerate(rollout.spec.get("steps", ())):
         if index < done:
@@ -425,6 +414,7 @@ def _steps(rollout: Rollout) -> Iterator[tuple[str, str]]:
 
 
 def _counts(rollout: Rollout) -> Iterator[str]:
+    """Yield a line about the requests of the step, and a line per criterion."""
     if not rollout.reason:  # The reason contains the number of requests.
         answered = rollout.figures.get("candidate", {}).get("requests", 0)
         needed = rollout.spec.get("min_requests", 0)
@@ -436,7 +426,7 @@ def _counts(rollout: Rollout) -> Iterator[str]:
         yield f"{text}: {criterion.get('figures', '')}"
 
 
-def _evidence(figures: Json, until: float, seconds: float) -> list[Series]:
+def _evidence_series(figures: Json, until: float, seconds: float) -> list[Series]:
     """Return a line per abort criterion. Each point is the last measured share in
     percent before the time of the point.
 
@@ -469,6 +459,7 @@ def monitor_timelines(
     pages: MlflowPages,
     count: int,
 ) -> tuple[Timeline, ...]:
+    """Return the `count` newest windows of each monitor, in the order of the names."""
     monitors = Monitors(store)
     notes = {}
     for state in monitors.states(spec.name):

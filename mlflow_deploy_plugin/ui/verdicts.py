@@ -27,17 +27,7 @@ def record_verdict(trail: guard.AuditTrail) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
     from mlflow.exceptions import MlflowException
 
-    access.require_own_site()
-    try:
-        record = VerdictRecord.model_validate(request.get_json(silent=True))
-    except ValidationError as error:
-        raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
-    if not access.may_read(record.model):
-        raise NotFound(f"there is no registered model {record.model!r}, or you may not read it")
-    if not access.may_act_on([record.model]):
-        raise ScopeMissing(
-            f"you may not record a verdict on {record.model}: this needs the permission to edit it",
-        )
+    record = _read_record()
     try:
         registered = guard.registry().get_registered_model(record.model)
         entry = guard.registry().get_model_version(record.model, record.version)
@@ -63,6 +53,23 @@ def record_verdict(trail: guard.AuditTrail) -> None:
     trail.notify_agents(record.model)
 
 
+def _read_record() -> VerdictRecord:
+    """Return the verdict in the body, which the caller may record. Raises
+    CallerRefused, InvalidConfig, NotFound or ScopeMissing.
+    """
+    access.require_own_site()
+    try:
+        record = VerdictRecord.model_validate(request.get_json(silent=True))
+    except ValidationError as error:
+        raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
+    access.require_readable(record.model)
+    if not access.may_act_on([record.model]):
+        raise ScopeMissing(
+            f"you may not record a verdict on {record.model}: this needs the permission to edit it"
+        )
+    return record
+
+
 def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     """Raise GateRefused if the verdict is on other files or by another policy, or if
     its report was replaced.
@@ -78,22 +85,23 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
         # files.
         now = record.files
     if now != record.files:
-        compared = f"sha256 {now[:12]}, judged {record.files[:12] or 'unknown'}"
+        judged = record.files[:12] or "unknown"
+        compared = f"sha256 {now[:12]}, judged {judged}"
         raise GateRefused(
             f"the files of {subject} differ from the files that the gate judged ({compared}); "
-            f"{again}",
+            f"{again}"
         )
     if policy is None or record.state == "forced":
         return
     if record.policy_digest != policy.digest:
         raise GateRefused(
             f"the policy of {record.model} has changed since the gate judged version "
-            f"{record.version}; {again}",
+            f"{record.version}; {again}"
         )
     if policy.approvals is not None and guard.report_digest(record.run_id) != record.report_digest:
         raise GateRefused(
             f"the report of the gate on {subject} in MLflow is not the report of this verdict; "
-            f"{again}",
+            f"{again}"
         )
 
 
@@ -103,9 +111,8 @@ def _without_report(record: VerdictRecord) -> VerdictRecord:
     """
     if record.state != "forced":
         return record
-    return record.model_copy(
-        update=dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), ""),
-    )
+    names = ("report", "run_id", "report_digest", "policy_digest")
+    return record.model_copy(update=dict.fromkeys(names, ""))
 
 
 def _require_new(record: VerdictRecord, store: Store) -> None:
@@ -120,5 +127,5 @@ def _require_new(record: VerdictRecord, store: Store) -> None:
         if event.version == record.version and (is_same_run or is_same_report):
             raise GateRefused(
                 f"the verdict on {record.model} version {record.version} with this report is "
-                f"recorded already; run `onnxserve gate {record.model} {record.version}` again",
+                f"recorded already; run `onnxserve gate {record.model} {record.version}` again"
             )

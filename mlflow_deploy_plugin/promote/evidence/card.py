@@ -66,6 +66,8 @@ _LINEAGE = (
     tags.CAUSE_TAG,
 )
 
+_SourceKind = Literal["registry", "run", "tag", "event"]
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -74,7 +76,7 @@ class Statement:
     """
 
     text: str
-    kind: Literal["registry", "run", "tag", "event"]
+    kind: _SourceKind
     source: str
     url: str
 
@@ -107,7 +109,7 @@ class VersionCard:
             write_atomically(folder / "model_card.json", f"{document}\n".encode())
         except OSError as error:
             raise InvalidConfig(
-                f"the folder {folder} cannot be written: {error.strerror}",
+                f"the folder {folder} cannot be written: {error.strerror}"
             ) from None
 
 
@@ -151,12 +153,7 @@ def _events_of(record: VersionRecord, store: Store) -> list[AuditEvent]:
     return without_step_events(events)
 
 
-def _statement(
-    text: str,
-    kind: Literal["registry", "run", "tag", "event"],
-    source: str,
-    url: str,
-) -> Statement:
+def _statement(text: str, kind: _SourceKind, source: str, url: str) -> Statement:
     """Return a statement with one line of text that ends with a period, and without
     credentials.
     """
@@ -170,8 +167,7 @@ def _column_text(entry: Mapping[str, Any]) -> str:
     """Return an entry of MLflow's signature: `age (long, optional)`, or `float32 [-1,
     4]` for a tensor without name.
     """
-    tensor = entry.get("tensor-spec")
-    if tensor:
+    if tensor := entry.get("tensor-spec"):
         kind = f"{tensor.get('dtype')} {tensor.get('shape')}"
     else:
         kind = str(entry.get("type"))
@@ -220,19 +216,14 @@ class _Facts:
                 statements.extend(getattr(self, section)())
         except MALFORMED as error:  # A user may have written the tags and the files of a run.
             statements.append(
-                self.in_registry(f"A record about {section} cannot be understood: {error!r}"),
+                self.in_registry(f"A record about {section} cannot be understood: {error!r}")
             )
         return statements
 
     def in_registry(self, text: str) -> Statement:
         return _statement(text, "registry", self.record.uri, self.record.url)
 
-    def in_run(
-        self,
-        text: str,
-        file: str = "",
-        run: LoggedRun | None = None,
-    ) -> Statement:
+    def in_run(self, text: str, file: str = "", run: LoggedRun | None = None) -> Statement:
         """Return a statement from a file of a run, by default the run with the
         evaluations. Without a run, the source is the registry.
         """
@@ -244,8 +235,7 @@ class _Facts:
 
     def in_tags(self, *names: str) -> Statements:
         for name in names:
-            value = self.record.tags.get(name)
-            if value:
+            if value := self.record.tags.get(name):
                 text = f"The tag {name} of the version is: {value}"
                 yield _statement(text, "tag", name, self.record.url)
 
@@ -313,8 +303,7 @@ class _Facts:
                 if version_tags.items() <= run.data.tags.items() and run.info.start_time >= begin:
                     # The newest revision is first.
                     windows.setdefault(run.data.tags[window_runs.START_TAG], run)
-            runs = list(windows.values())
-            if runs:
+            if runs := list(windows.values()):
                 newest = logged_run(registry_client(), runs[0].info.run_id)
                 window_tags = [run.data.tags for run in runs]
                 yield _Windows(f"{monitor} of the endpoint {endpoint}", newest, window_tags)
@@ -336,16 +325,18 @@ class _Facts:
         yield from self.code()
 
     def registration(self) -> Statements:
+        """Yield who registered the version and when, and the original of a copy."""
         record = self.record
         copied = f", as a copy of {record.original}" if record.original else ""
         people = [event.actor for event in self.events if event.action == "register"]
         person = people[0] if people else record.registered_by
         by = f" by {person}" if person else ""
         yield self.in_registry(
-            f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}",
+            f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}"
         )
 
     def training_run(self) -> Statements:
+        """Yield the run that logged the model, with its user and its parameters."""
         run = self.record.run
         if run is None:
             return
@@ -409,6 +400,7 @@ class _Facts:
             yield self.in_registry(f"The {side} are: {join_names(texts)}")
 
     def metrics(self) -> Statements:
+        """Yield the metrics of the run, without those of onnxserve."""
         run = self.record.run
         if run is None:
             return
@@ -446,8 +438,7 @@ class _Facts:
             yield _statement(f"{text}: {gate.status.reason}", "tag", tags.GATE_TAG, self.record.url)
             yield from self.verdict_of_served()
         yield from self.in_gate()
-        reason = self.record.missing.get("gate report")
-        if reason:
+        if reason := self.record.missing.get("gate report"):
             yield self.in_registry(f"The report of the gate cannot be read: {reason}")
 
     def verdict_of_served(self) -> Statements:
@@ -496,6 +487,7 @@ class _Facts:
             yield self.in_run(f"{text}: {outcome}", file)
 
     def explanations(self) -> Statements:
+        """Yield the mean contribution of each column, if it was measured."""
         file = "explain/explain.json"
         report = self.read_report(file)
         if not report:

@@ -25,7 +25,7 @@ Trend = Literal["better", "worse", ""]
 
 _HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "recall", "score"))
 _LOWER_IS_BETTER = frozenset(
-    ("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"),
+    ("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse")
 )
 """The words in the name of a metric, such as `val_loss`, that have a known direction. A
 lower value is better if the name has words of both sets, such as `brier_score`.
@@ -110,7 +110,7 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
     if before.name != after.name:
         names = f"{before.name} and {after.name}"
         raise InvalidConfig(
-            f"{names} are different models; compare two versions of the same registered model",
+            f"{names} are different models; compare two versions of the same registered model"
         )
     rows = _diff_rows(_facts(before), _facts(after))
     notes = [*_notes(before), *_notes(after)]
@@ -240,7 +240,7 @@ def _compare_predictions(before: str, after: str) -> tuple[OutputChange, ...] | 
             agreements = _compare_outputs(OnnxModel.load(old), OnnxModel.load(new), body)
         except OnnxserveError as error:
             return Refused(
-                f"the predictions for the example rows cannot be compared: {error.message}",
+                f"the predictions for the example rows cannot be compared: {error.message}"
             )
     return tuple(_summarize_agreement(name, agreement) for name, agreement in agreements.items())
 

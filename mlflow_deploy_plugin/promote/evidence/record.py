@@ -140,8 +140,7 @@ class VersionRecord:
         run_tags = self.run.tags if self.run else {}
         all_tags = {**run_tags, **self.tags}
         return str(
-            self.section.get("provenance", {}).get("git_commit")
-            or all_tags.get(GIT_COMMIT_TAG, ""),
+            self.section.get("provenance", {}).get("git_commit") or all_tags.get(GIT_COMMIT_TAG, "")
         )
 
     @property
@@ -167,7 +166,7 @@ def read_record(model_uri: str) -> VersionRecord:
     if parse_model_uri(resolved.source).kind != "version":
         raise InvalidConfig(
             f"{model_uri} is not a registered version; use models:/NAME/VERSION or "
-            "models:/NAME@ALIAS",
+            "models:/NAME@ALIAS"
         )
     client = registry_client()
     return record_of(resolved.name, resolved.version, client, _fetch_file)
@@ -235,12 +234,7 @@ class _Parts:
     uri: str
     missing: dict[str, str] = field(default_factory=dict)
 
-    def read(
-        self,
-        part: str,
-        read: Callable[[], _T],
-        otherwise: _T,
-    ) -> _T:
+    def read(self, part: str, read: Callable[[], _T], otherwise: _T) -> _T:
         """Return the part, or `otherwise` if it does not exist, may not be read or is
         damaged.
         """
@@ -290,17 +284,13 @@ def _read_packages(file: Path) -> dict[str, str]:
     """
     versions = {}
     for line in file.read_text().splitlines():
-        requirement = line.partition("#")[0].strip()
-        if requirement:
+        if requirement := line.partition("#")[0].strip():
             name, _, version = requirement.partition("==")
             versions[name] = version
     return versions
 
 
-def _count_graph(
-    mlmodel: Mapping[str, Any],
-    file: Callable[[str], Path],
-) -> dict[str, int]:
+def _count_graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str, int]:
     """Return the number of bytes, with external weights, the opsets, and the number of
     nodes per operator of the ONNX file.
 
@@ -373,13 +363,15 @@ def _read_gate(entry: "ModelVersion") -> GateEvidence:
     """Return the verdict from the tags, without its checks. Raises NotFound without a
     verdict.
     """
+    uri = _version_uri(entry)
     if tags.GATE_TAG not in entry.tags:
-        command = f"onnxserve gate {entry.name} {entry.version}"
-        raise NotFound(f"{_version_uri(entry)} has no gate report; run `{command}`")
+        raise NotFound(
+            f"{uri} has no gate report; run `onnxserve gate {entry.name} {entry.version}`"
+        )
     status = tags.gate_status_of(entry.tags)
     match = REPORT_RUN.search(status.report)
     run_id = match[1] if match else ""
-    return GateEvidence(_version_uri(entry), status, run_id)
+    return GateEvidence(uri, status, run_id)
 
 
 def _with_checks(

@@ -55,14 +55,15 @@ from mlflow_deploy_plugin.promote.gate.promotion import Promotion
 from mlflow_deploy_plugin.promote.gate.run import GATE_JSON_FILE, store_or_default
 
 _KEPT_TAGS = (
-    *(
-        tags.WRAPPED_FROM_TAG,
-        tags.OPTIMIZED_FROM_TAG,
-        tags.OPTIMIZED_WITH_TAG,
-        PARITY_TAG,
-        GIT_COMMIT_TAG,
-    ),
-    *("mlflow.user", "mlflow.note.content", "mlflow.source.name", "mlflow.source.type"),
+    tags.WRAPPED_FROM_TAG,
+    tags.OPTIMIZED_FROM_TAG,
+    tags.OPTIMIZED_WITH_TAG,
+    PARITY_TAG,
+    GIT_COMMIT_TAG,
+    "mlflow.user",
+    "mlflow.note.content",
+    "mlflow.source.name",
+    "mlflow.source.type",
 )
 _FILES_TAG = "onnxserve.copied_files"
 _RUN_TAG = "onnxserve.copied_run"
@@ -72,7 +73,7 @@ report, in the source's registry.
 """
 _OF_TARGET = re.compile(r"TARGET_((?:MLFLOW|ONNXSERVE|AWS|AZURE|GOOGLE)_.+)")
 _OF_SOURCE = re.compile(
-    r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)",
+    r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)"
 )
 """The environment variables of the source, such as its credentials, which do not apply
 to the target.
@@ -106,12 +107,7 @@ class CopiedVersion:
             f"{self.registry}"
         )
 
-    def record(
-        self,
-        promotion: Promotion | None = None,
-        *,
-        at_target: bool = False,
-    ) -> None:
+    def record(self, promotion: Promotion | None = None, *, at_target: bool = False) -> None:
         """Record the copy or its promotion in the store of the current registry, the
         source or the target. A move is recorded always, anything else once.
         """
@@ -163,16 +159,22 @@ def copied_version(
     if to_registry and "://" not in to_registry:
         raise InvalidConfig(
             f"--to-registry {to_registry!r} is not the address of a registry, such as "
-            "https://mlflow",
+            "https://mlflow"
         )
     resolution.check_new_name(to_model)
     source = _read_source(model, version)
     name = to_model or model
     address = to_registry.rstrip("/")
-    is_same = not to_registry or _is_current_registry(address)
+    workspace = active_workspace()
+    target_workspace = workspace_of(
+        {"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", workspace)}
+    )
+    current_address = registry_address().rstrip("/")
+    is_current_address = connection.redact_credentials(address) == current_address
+    is_same = not to_registry or (is_current_address and target_workspace == workspace)
     if is_same and name == model:
         raise InvalidConfig(
-            f"{source} is in {source.registry} already; --to-model NAME copies it to another model",
+            f"{source} is in {source.registry} already; --to-model NAME copies it to another model"
         )
 
     target: Callable[[], AbstractContextManager[None]] = (
@@ -197,19 +199,6 @@ def copied_version(
         commands = _commands_for_target(copied)
     with _remedy(remedy), commands, target():
         yield copied
-
-
-def _is_current_registry(address: str) -> bool:
-    """Return True if the address and the workspace of the target are the current
-    ones.
-    """
-    workspace = active_workspace()
-    target_workspace = workspace_of(
-        {"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", workspace)},
-    )
-    current_address = registry_address().rstrip("/")
-    is_here = connection.redact_credentials(address) == current_address
-    return is_here and target_workspace == workspace
 
 
 @contextmanager
@@ -353,8 +342,7 @@ def _copy(
     }
     run_id = source.entry.run_id
     location = source.uri
-    copies = source.copies(name, digest)
-    if copies:
+    if copies := source.copies(name, digest):
         location = f"models:/{name}/{copies[0]}"
     elif not is_same:
         run_id, location = _log_run(source, name, folder, origin, progress)
@@ -416,18 +404,15 @@ def _log_run(
     run = source.run
 
     def log_content(client: MlflowClient, run_id: str, _: int) -> None:
+        """Log the parameters, metrics and datasets of the training run, if there is
+        one, and the files of the folder.
+        """
         if run is not None:
             client.log_batch(
                 run_id,
                 params=[Param(key, value) for key, value in run.data.params.items()],
             )
-            log_metrics(
-                client,
-                run_id,
-                "",
-                run.data.metrics.items(),
-                at_ms=run.info.start_time,
-            )
+            log_metrics(client, run_id, "", run.data.metrics.items(), at_ms=run.info.start_time)
             client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
         progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
@@ -468,8 +453,7 @@ def _registry_at(address: str) -> Iterator[None]:
     remaining = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
     target_variables = {"ONNXSERVE_HOME": str(home)}
     for name, value in remaining.items():
-        match = _OF_TARGET.fullmatch(name)
-        if match:
+        if match := _OF_TARGET.fullmatch(name):
             target_variables[match[1]] = value
     try:
         _set_environment(remaining | target_variables)

@@ -78,11 +78,7 @@ def send_decision(
     return ListedRequest.model_validate(_call("POST", {}, document))
 
 
-def _call(
-    method: str,
-    query: dict[str, str],
-    document: dict[str, str] | None = None,
-) -> Any:
+def _call(method: str, query: dict[str, str], document: dict[str, str] | None = None) -> Any:
     """Return the JSON answer of MLflow's server. Raises InvalidConfig if it does not
     run the app.
     """
@@ -91,6 +87,6 @@ def _call(
         raise InvalidConfig(
             f"MLflow at {registry_address()} does not run the app of onnxserve, which keeps "
             "requests for promotions: start it with `--app-name onnxserve` and a login, and set "
-            "MLFLOW_TRACKING_URI to its address",
+            "MLFLOW_TRACKING_URI to its address"
         )
     return answer

@@ -46,6 +46,8 @@ _CHANGES = {
     "policy": "the policy of the model changed",
 }
 
+_Key = tuple[str, str, str]
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -67,7 +69,8 @@ class Subject:
     policy: str
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> _Key:
+        """The model, the version, and the place in lower case."""
         return self.model, self.version, self.place.lower()
 
     def change_since(self, earlier: "Subject") -> str:
@@ -213,12 +216,7 @@ def request_identity(entry: PromotionRequest) -> Json:
     }
 
 
-def missing_approvals(
-    store: Store,
-    policy: GatePolicy,
-    subject: Subject,
-    page: str = "",
-) -> str:
+def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
     """Return why a promotion lacks approvals; empty if it needs none, or has all.
     `page` is the URL of its requests.
     """
@@ -247,8 +245,7 @@ def approval_status(
     approved = []
     discounted = []
     for approval in request.approvals:
-        reason = _discount_reason(policy, request, approval, now)
-        if reason:
+        if reason := _discount_reason(policy, request, approval, now):
             discounted.append(reason)
         else:
             approved.append(approval.actor)
@@ -297,8 +294,7 @@ def request_promotion(
     _require_login(person)
     if not person.may_edit:
         raise ScopeMissing(
-            f"{person.user} may not request {subject}, because {person.user} may not edit the "
-            "model",
+            f"{person.user} may not request {subject}, because {person.user} may not edit the model"
         )
     reports = _gate_reports(store.events(model=subject.model, actions=("gate",)))
     report = reports.get((subject.version, subject.files, subject.policy), {})
@@ -306,6 +302,7 @@ def request_promotion(
     authors = version_authors(store, subject.version, subject.created)
 
     def decide(pending: PromotionRequest | None) -> AuditEvent | None:
+        """Return the event of a new request; None if the pending request is kept."""
         if pending is not None and not subject.change_since(pending.subject):
             return None
         detail: Json = {"subject": asdict(subject), "authors": list(authors)}
@@ -339,12 +336,13 @@ def approve(
     required = policy.required_approvals(subject.model, subject.place)
 
     def decide(request: PromotionRequest | None) -> AuditEvent | None:
+        """Return the event of the approval; None if the person has approved already."""
         pending = _require_open(request, subject)
         require_may_approve(required, pending, subject, person)
         if report != pending.report_digest:
             raise GateRefused(
                 f"the gate report has changed since {person.user} opened it; read {pending.report} "
-                "again",
+                "again"
             )
         status = approval_status(required, pending, subject, store.now())
         if any(_is_same_person(person.user, name) for name in status.approved_by):
@@ -403,7 +401,7 @@ def require_may_approve(
     _require_approver(required, subject, person)
     if change := subject.change_since(request.subject):
         raise GateRefused(
-            f"the request for {subject} has lapsed: {change}; request the promotion again",
+            f"the request for {subject} has lapsed: {change}; request the promotion again"
         )
     user = person.user
     if required.not_author and request.is_by_author(user):
@@ -412,12 +410,12 @@ def require_may_approve(
         else:
             part = "registered this version"
         raise ScopeMissing(
-            f"{user} may not approve {subject}, because {user} {part}; another person must approve",
+            f"{user} may not approve {subject}, because {user} {part}; another person must approve"
         )
     if not request.report_digest:
         command = f"onnxserve gate {subject.model} {subject.version}"
         raise GateRefused(
-            f"{subject} cannot be approved without a report of the gate; run `{command}` first",
+            f"{subject} cannot be approved without a report of the gate; run `{command}` first"
         )
     _require_evaluation(required, subject, request.verdict)
 
@@ -448,7 +446,7 @@ def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]
 
 def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
     """Return the open requests after these events of a model, both oldest first."""
-    live: dict[tuple[str, str, str], PromotionRequest] = {}
+    live: dict[_Key, PromotionRequest] = {}
     events = list(events)
     for event in events:
         key = (event.model, event.version, event.after.lower())
@@ -492,11 +490,11 @@ def _with_approval(request: PromotionRequest, event: AuditEvent) -> PromotionReq
     return request.model_copy(update={"approvals": (*earlier, event)})
 
 
-def _gate_reports(events: Iterable[AuditEvent]) -> dict[tuple[str, str, str], Json]:
+def _gate_reports(events: Iterable[AuditEvent]) -> dict[_Key, Json]:
     """Return the fields of a request about its gate report, by the version, its files
     and the policy of the report.
     """
-    reports: dict[tuple[str, str, str], Json] = {}
+    reports: dict[_Key, Json] = {}
     for event in events:
         detail = event.detail
         digest = detail.get("report_digest")
@@ -521,7 +519,7 @@ def _require_open(request: PromotionRequest | None, subject: Subject) -> Promoti
     if request is None:
         raise NotFound(
             f"there is no open request for {subject}; {subject.request_command} requests the "
-            "promotion",
+            "promotion"
         )
     return request
 
@@ -553,6 +551,7 @@ def _new_event(
     why: str,
     detail: Json,
 ) -> AuditEvent:
+    """Return an event of now about the subject, by the person."""
     return AuditEvent(
         store.now(),
         person.user,
@@ -574,7 +573,7 @@ def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str
             f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no "
             "figure of its quality. Set evaluation.dataset and evaluation.target in the policy of "
             f"{subject.model}, and run `onnxserve gate {subject.model} {subject.version}`; or set "
-            "approvals.evaluation: optional in the policy",
+            "approvals.evaluation: optional in the policy"
         )
 
 
@@ -585,11 +584,11 @@ def _require_login(person: Person) -> None:
     if not person.user:
         raise Unauthenticated(
             "a login is required: an anonymous caller may not request, approve or decline "
-            "promotions",
+            "promotions"
         )
     if refusal := name_refusal(person.user):
         raise ScopeMissing(
-            f"{refusal}; a person with this name may not request, approve or decline promotions",
+            f"{refusal}; a person with this name may not request, approve or decline promotions"
         )
 
 

@@ -26,10 +26,7 @@ from mlflow_deploy_plugin.promote.gate.checks.artifact import (
     check_signature,
 )
 from mlflow_deploy_plugin.promote.gate.checks.backtest import check_backtest
-from mlflow_deploy_plugin.promote.gate.checks.budget import (
-    check_budget,
-    measure_costs,
-)
+from mlflow_deploy_plugin.promote.gate.checks.budget import check_budget, measure_costs
 from mlflow_deploy_plugin.promote.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.promote.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
@@ -113,7 +110,7 @@ class _Checks:
             raise
         except errors.OnnxserveError as error:
             self.notes.append(
-                f"{self.against} cannot be loaded for the comparison: {error.message}",
+                f"{self.against} cannot be loaded for the comparison: {error.message}"
             )
 
     def run(self) -> Iterator[CheckResult]:
@@ -200,6 +197,7 @@ class _Checks:
             return check_agreement(candidate, base, self.policy, labelled, rows)
 
     def load_evaluation_rows(self) -> LabelledRows:
+        """Return the labelled rows of the evaluation's dataset."""
         policy = self.policy.evaluation
         artifact = self.candidate.artifact
         return load_dataset(
@@ -305,7 +303,7 @@ class _Checks:
         """
         if not self.allows_code:
             return errors.Refused(
-                "the torch original runs its own code, which this server does not allow",
+                "the torch original runs its own code, which this server does not allow"
             )
         return torch_gradient(
             self.resolved,
@@ -410,11 +408,11 @@ def judge(
         try:
             loaded = load_version(folder, allowed.code)
             checks = _Checks(
-                policy=policy,
-                progress=progress,
-                resolved=candidate,
-                folder=folder,
-                candidate=loaded,
+                policy,
+                progress,
+                candidate,
+                folder,
+                loaded,
                 allows_code=allowed.code,
                 original=original,
                 store=store,

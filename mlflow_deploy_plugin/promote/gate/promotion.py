@@ -154,7 +154,7 @@ def _required_policy(model: str, policy_file: Path | None) -> PolicyChoice:
     choice = choose_policy(model, policy_file)
     if not choice.is_models_own:
         raise InvalidConfig(
-            f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file",
+            f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file"
         )
     return choice
 
@@ -164,12 +164,7 @@ def _entry_of(candidate: ResolvedModel) -> "ModelVersion":
         return registry_client().get_model_version(candidate.name, candidate.version)
 
 
-def _judge(
-    request: "_Request",
-    trail: Store,
-    force: bool,
-    progress: ProgressCallback,
-) -> Promotion:
+def _judge(request: "_Request", trail: Store, force: bool, progress: ProgressCallback) -> Promotion:
     """Run the gate without moving the version."""
     request.require_not_rolled_back(trail, force)
     status = request.require_gate(trail, force, progress)
@@ -186,8 +181,7 @@ def _judge_and_move(
     place and passed the gate remains there.
     """
     request.require_not_rolled_back(trail, force)
-    is_there = request.is_there()
-    if is_there:
+    if is_there := request.is_there():
         status = request.ungated() or request.verdict
         if status.passed:
             return request.stay(trail, status)
@@ -276,7 +270,7 @@ class _Request:
         self.record(trail, "refused", status)
         raise GateRefused(
             f"{self.candidate.name} version {self.candidate.version} cannot be promoted to "
-            f"{self.place}, because it has not passed its gate: {status.reason}{report}",
+            f"{self.place}, because it has not passed its gate: {status.reason}{report}"
         )
 
     def require_approvals(self, trail: Store, status: tags.GateStatus) -> None:
@@ -284,8 +278,7 @@ class _Request:
         files of the verdict `status`.
         """
         subject = subject_of(self.entry, self.place, status.digest, self.policy)
-        reason = missing_approvals(trail, self.policy, subject)
-        if reason:
+        if reason := missing_approvals(trail, self.policy, subject):
             missing = tags.GateStatus(False, status.state, reason, status.report)
             self.record(trail, "refused", missing)
             raise GateRefused(reason)
@@ -301,7 +294,7 @@ class _Request:
         if now is not None and (self.before is None or now.version != self.before.version):
             raise GateRefused(
                 f"version {now.version} moved to {self.place} while version {version} was "
-                f"judged; promote version {version} again to compare both versions",
+                f"judged; promote version {version} again to compare both versions"
             )
 
     def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
@@ -339,6 +332,7 @@ class _Request:
         return status
 
     def new_verdict(self) -> tags.GateStatus:
+        """Run the gate, and return its verdict."""
         gated = self.run_gate()
         verdict = gated.verdict
         return tags.GateStatus(

@@ -230,19 +230,12 @@ def gate_version(
             tags.GATE_AGAINST_TAG,
             tags.GATE_POLICY_DIGEST_TAG,
             tags.GATE_TAG,
+            tags.GATE_DIGEST_TAG,
         )
-        verdict_tags = {key: record.tags[key] for key in (*logged, tags.GATE_DIGEST_TAG)}
-        done = GateRun(
-            verdict,
-            _log_verdict(verdict, candidate, evaluation, verdict_tags),
-            is_official,
-        )
-        record = record.model_copy(
-            update={
-                "report": done.report,
-                "run_id": done.run.run_id,
-            }
-        )
+        verdict_tags = {key: record.tags[key] for key in logged}
+        logged_run = _log_verdict(verdict, candidate, evaluation, verdict_tags)
+        done = GateRun(verdict, logged_run, is_official)
+        record = record.model_copy(update={"report": done.report, "run_id": done.run.run_id})
         if is_official:
             write_verdict(record, trail)
         else:

@@ -72,6 +72,9 @@ class GateVerdict:
 
     @property
     def state(self) -> VerdictState:
+        """The state of the verdict. A verdict without a passed evaluation proves
+        less.
+        """
         if not self.passed:
             return "failed"
         is_evaluated = any(

@@ -197,12 +197,7 @@ class _Labelled:
     truth: Array
 
 
-def _replay(
-    candidate: LoadedModel,
-    table: pa.Table,
-    endpoint: str,
-    shown: str,
-) -> _Replayed:
+def _replay(candidate: LoadedModel, table: pa.Table, endpoint: str, shown: str) -> _Replayed:
     """Predict the rows in chunks. Raises InvalidConfig if no row of the first chunk is
     accepted, or if no output can be concatenated.
     """
@@ -213,7 +208,7 @@ def _replay(
         parts += _accepted_parts(candidate, table.slice(start, _CHUNK), refused)
         if not parts:
             raise InvalidConfig(
-                f"{shown} refuses the first rows of {endpoint}: {next(iter(refused))}",
+                f"{shown} refuses the first rows of {endpoint}: {next(iter(refused))}"
             )
     seconds = time.perf_counter() - begun
     accepted = pa.concat_tables([rows for rows, _ in parts])
@@ -221,7 +216,7 @@ def _replay(
     if not outputs:
         raise InvalidConfig(
             f"{shown} returns arrays of different shapes for different rows, which cannot be "
-            "compared",
+            "compared"
         )
     return _Replayed(accepted, outputs, list(refused.values()), seconds)
 
@@ -257,12 +252,11 @@ def _served_answers(traffic: Traffic, accepted: pa.Table, candidate: Artifact) -
     """
     table = traffic.without_masked(candidate, accepted)
     for artifact in (candidate, describe_answers(None, table, ())):
-        outputs = captured_outputs(artifact, table, ())
-        if outputs:
+        if outputs := captured_outputs(artifact, table, ()):
             return _Answers(artifact, outputs)
     raise InvalidConfig(
         f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop "
-        "and capture.mask",
+        "and capture.mask"
     )
 
 
@@ -275,12 +269,12 @@ def _compare(ours: _Answers, theirs: _Answers, shown: str) -> Agreement:
     try:
         if kind != served_kind:
             raise InferenceError(
-                f"it returns {kind}, and the served versions returned {served_kind}",
+                f"it returns {kind}, and the served versions returned {served_kind}"
             )
         return compare_outputs(theirs.artifact, theirs.outputs, ours.artifact, ours.outputs)
     except InferenceError as error:
         raise InvalidConfig(
-            f"{shown} has another signature than the served versions: {error.message}",
+            f"{shown} has another signature than the served versions: {error.message}"
         ) from None
 
 
@@ -385,7 +379,7 @@ def _read_sample(
         window = times.window or "the time range"
         raise NotFound(
             f"endpoint {traffic.endpoint!r} has no rows in {window}: "
-            f"choose a window in the range that `onnxserve log stats {traffic.endpoint}` shows",
+            f"choose a window in the range that `onnxserve log stats {traffic.endpoint}` shows"
         )
     return join_labels(sample.table(), labels), rows
 
@@ -429,12 +423,7 @@ def _accepted_parts(
         refused[reason] = replace(noted, rows=noted.rows + 1)
 
 
-def _note_row(
-    part: pa.Table,
-    index: int,
-    text: str,
-    rows: int = 1,
-) -> NotedRow:
+def _note_row(part: pa.Table, index: int, text: str, rows: int = 1) -> NotedRow:
     return NotedRow(
         part.column("_prediction_id")[index].as_py(),
         part.column("_row")[index].as_py(),

@@ -98,11 +98,7 @@ class Replay:
     left_out: int
 
 
-def find_request(
-    log: InferenceLog,
-    prediction_id: str,
-    endpoint: str = "",
-) -> tuple[str, pa.Table]:
+def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> tuple[str, pa.Table]:
     """Return the endpoint and the rows of a request, to any endpoint unless it is
     specified. The table has the columns of the log (docs/log.md) in the order of
     `_row`. Raises NotFound with possible reasons.
@@ -122,7 +118,7 @@ def find_request(
         f"the inference log {log.location.shown} has no prediction {prediction_id!r} of "
         f"{searched}: it arrives some seconds after the response, expires after "
         "capture.retention, and is not captured if it is not sampled (capture.fraction) or failed "
-        "(`onnxserve log query NAME --failed`)",
+        "(`onnxserve log query NAME --failed`)"
     )
 
 
@@ -158,7 +154,7 @@ def replay_prediction(
             computed = _compute_pyfunc(traffic, table, artifact, debug)
         elif debug:
             raise InvalidConfig(
-                f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes",
+                f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes"
             )
         else:
             computed = _compute_onnx(traffic, table, folder, resolved.source, row, nodes)
@@ -240,13 +236,7 @@ def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
     try:
         check_explainable(model.artifact)
         require_shap()
-        explained = contributions(
-            model,
-            feeds,
-            max_evals=None,
-            seed=0,
-            progress=lambda line: None,
-        )
+        explained = contributions(model, feeds, max_evals=None, seed=0, progress=lambda line: None)
         return explained.rows
     except OnnxserveError as error:
         return Refused(error.message)
@@ -267,7 +257,7 @@ def _compute_pyfunc(
     if artifact.undescribed:
         raise InvalidConfig(
             "the log lacks the inputs of a pyfunc whose signature has neither columns of numbers "
-            "and texts nor named tensors: log the model with such a signature",
+            "and texts nor named tensors: log the model with such a signature"
         )
     schema = pyfunc_schema(artifact)
     traffic.require("the version", artifact, schema.dtypes, table.column_names)
@@ -375,11 +365,7 @@ def _node_outputs(
     return described, max(0, len(nodes) - most)
 
 
-def _run_unoptimized(
-    graph: Path,
-    outputs: list[str],
-    feeds: Feeds,
-) -> list[Any]:
+def _run_unoptimized(graph: Path, outputs: list[str], feeds: Feeds) -> list[Any]:
     """Return the values of `outputs`. Optimization is off, because it removes nodes."""
     module = import_onnxruntime()
     options = session_options(module, intra_op_num_threads=1)

@@ -43,7 +43,7 @@ class Traffic:
             raise InvalidConfig(
                 f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} "
                 "lack or mask: change capture.drop, capture.mask or capture.keys by `onnxserve "
-                "endpoint update`, and replay later rows",
+                "endpoint update`, and replay later rows"
             )
 
     def without_masked(self, artifact: Artifact | None, table: pa.Table) -> pa.Table:

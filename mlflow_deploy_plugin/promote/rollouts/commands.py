@@ -119,11 +119,7 @@ def start_rollout(
     )
 
 
-def _plan_rollout(
-    observed: ObservedEndpoint,
-    request: RolloutRequest,
-    actor: str,
-) -> RolloutPlan:
+def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: str) -> RolloutPlan:
     """Return the plan of a valid request.
 
     Raises InvalidConfig if the request does not fit the endpoint, NotReady if the
@@ -187,26 +183,26 @@ def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) ->
     """
     if to.isdecimal() and served.kind in ("path", "remote", "run", "logged_model"):
         raise InvalidConfig(
-            f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
+            f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}"
         )
     resolved = resolve(requested_uri(to, served.name))
     if not resolved.version.isdigit():
         raise InvalidConfig(
             f"{resolved.model_uri} is not a version of a registered model; use a URI like "
-            "models:/NAME/7",
+            "models:/NAME/7"
         )
     what = f"{resolved.name} version {resolved.version}"
     if served.followed and served.name != resolved.name:
         raise InvalidConfig(
             f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out "
-            "to it",
+            "to it"
         )
     if (resolved.name, resolved.version) == (served.name, before):
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
     if spec.require and not resolved.gate_status.passed:
         raise InvalidConfig(
             f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: "
-            f"{resolved.gate_status.reason}",
+            f"{resolved.gate_status.reason}"
         )
     return resolved
 
@@ -299,7 +295,7 @@ def describe_rollout(rollout: Rollout) -> str:
     for text, judged in rollout.figures.get("criteria", {}).items():
         share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
         lines.append(
-            f"  {text}: {judged['figures']}; {share:.0%} of the evidence needed to end the rollout",
+            f"  {text}: {judged['figures']}; {share:.0%} of the evidence needed to end the rollout"
         )
     return "\n".join(lines)
 
@@ -314,7 +310,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
             raise NotReady(
                 "no controller that can reach the server is running, so the rollout was not "
                 "started: start `onnxserve controller` first, or use --wait to run the rollout in "
-                "this command",
+                "this command"
             )
         time.sleep(_POLL_SECONDS)
 
@@ -382,5 +378,5 @@ def _change_progress(
         if written is not None:
             return written
     raise StoreUnavailable(
-        f"the rollout of {endpoint!r} was changed at the same time by its controller; try again",
+        f"the rollout of {endpoint!r} was changed at the same time by its controller; try again"
     )

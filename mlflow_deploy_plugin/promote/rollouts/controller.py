@@ -134,13 +134,7 @@ class RolloutActions:
         with suppress(NotFound):  # The version may have been deleted.
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
-    def _move_reference(
-        self,
-        plan: RolloutPlan,
-        before: str,
-        version: str,
-        why: str,
-    ) -> None:
+    def _move_reference(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
         """Move the stage, alias or tag from the version `before` (empty if there is
         none) to `version`, and record the move in the audit trail.
         """
@@ -198,6 +192,7 @@ class RolloutActions:
         why: str,
         restores: bool = False,
     ) -> None:
+        """Set the model of the main deployment, unless it has this model."""
         if self._variants(plan)[plan.main].model != model_uri:
             config = {f"variants.{plan.main}.model": model_uri}
             self.deployments.update_endpoint(plan.endpoint, config, why, self.actor, restores)
@@ -209,7 +204,7 @@ class RolloutActions:
         stored = self.deployments.store.endpoint(plan.endpoint)
         if stored is None or plan.main not in stored.spec.variants:
             raise InvalidConfig(
-                f"the deployment {plan.main} of endpoint {plan.endpoint} was deleted",
+                f"the deployment {plan.main} of endpoint {plan.endpoint} was deleted"
             )
         return stored.spec.variants
 

@@ -81,7 +81,7 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
         if len(names) > 1:
             raise InvalidConfig(
                 f"--abort-on: {' and '.join(names)} limit the same quantity; specify only one of "
-                "them",
+                "them"
             )
     return criteria
 
@@ -165,7 +165,7 @@ def parse_steps(text: str) -> tuple[int, ...]:
         steps = tuple(int(part.strip().removesuffix("%")) for part in text.split(","))
     except ValueError:
         raise InvalidConfig(
-            f"--steps {text}: whole percentages are expected, like 1,10,50,100",
+            f"--steps {text}: whole percentages are expected, like 1,10,50,100"
         ) from None
     if steps[0] < 1 or steps[-1] > 100 or any(low >= high for low, high in pairwise(steps)):
         raise InvalidConfig(f"--steps {text}: steps must ascend and be between 1 and 100")
@@ -192,7 +192,7 @@ def _share_criterion(text: str, condition: Condition) -> Criterion | None:
     share = condition.number / 100 if condition.unit else condition.number
     if not 0 < share < 1:
         raise InvalidConfig(
-            f"--abort-on: {text}: the share must be greater than 0% and less than 100%",
+            f"--abort-on: {text}: the share must be greater than 0% and less than 100%"
         )
     return Criterion(text, _SHARES[condition.name], share)
 
@@ -206,7 +206,7 @@ def _latency_criterion(text: str, condition: Condition) -> Criterion | None:
     if condition.unit == "x":
         if number < 1:
             raise InvalidConfig(
-                f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x",
+                f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x"
             )
         return Criterion(text, "latency", share, factor=number)
     if condition.unit not in ("ms", "s"):

@@ -107,8 +107,7 @@ def rollback_target(
     version.
     """
     spec = observed.endpoint.spec
-    live = store.rollouts(spec.name, live=True)
-    if live:
+    if live := store.rollouts(spec.name, live=True):
         before = str(live[0].spec.get("before_version", ""))
         return PreviousVersion(before, "the live rollout is aborted")
     main = main_variant(spec)
@@ -152,7 +151,11 @@ def _move_back(
         follower = _Follower(deployments.store, observed, main, reference, metrics)
         return _move_reference(deployments, follower, why, actor, to)
     if to:
-        earlier = _requested_model(to, reference)
+        if to.isdecimal() and reference.kind not in ("version", "latest"):
+            raise InvalidConfig(
+                f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}"
+            )
+        earlier = PreviousVersion(requested_uri(to, reference.name), _REQUESTED)
     else:
         earlier = _earlier_model(deployments.store, spec.name, main, current)
     model = earlier.version
@@ -164,14 +167,6 @@ def _move_back(
     restores = not to and has_answered(deployments.store, spec.name, model)
     deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=restores)
     return _Move(parse_model_uri(model).name, current, model, earlier.source)
-
-
-def _requested_model(to: str, reference: ModelURI) -> PreviousVersion:
-    if to.isdecimal() and reference.kind not in ("version", "latest"):
-        raise InvalidConfig(
-            f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
-        )
-    return PreviousVersion(requested_uri(to, reference.name), _REQUESTED)
 
 
 def _move_reference(
@@ -210,7 +205,7 @@ def _move_reference(
             transitions.move_version(reference, current)
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(
-                f"{error.message}; version {current} was restored in the registry",
+                f"{error.message}; version {current} was restored in the registry"
             ) from None
     if current:
         reason = why or f"rolled back by {actor}"
@@ -220,11 +215,14 @@ def _move_reference(
 
 
 def _requested_version(to: str, reference: ModelURI) -> PreviousVersion:
+    """Return the version that the user names. Raises InvalidConfig unless it is a
+    version of the model that the endpoint follows.
+    """
     requested = parse_model_uri(requested_uri(to, reference.name))
     if (requested.kind, requested.name) != ("version", reference.name):
         raise InvalidConfig(
             f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
-            "for example 6",
+            "for example 6"
         )
     return PreviousVersion(requested.selector, _REQUESTED)
 
@@ -276,7 +274,7 @@ class _Follower:
         raise NotFound(
             f"the audit trail, the server and MLflow at {registry_address()} have no record of "
             f"what endpoint {name!r} served before version {current} of {self.reference.name}: "
-            f"use `onnxserve rollback {name} --to VERSION`",
+            f"use `onnxserve rollback {name} --to VERSION`"
         )
 
     def _earlier_versions(self, current: str) -> Iterator[PreviousVersion]:
@@ -371,7 +369,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
             return PreviousVersion(model, "the previous model in the audit trail")
     raise NotFound(
         f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
-        f"use `onnxserve rollback {endpoint} --to MODEL`",
+        f"use `onnxserve rollback {endpoint} --to MODEL`"
     )
 
 
@@ -384,13 +382,12 @@ def _wait_until_served(deployments: Deployments, endpoint: str, main: str, versi
         snapshot = take_snapshot(deployments.get_endpoint(endpoint))
         if snapshot.versions.get(main) == version:
             return
-        error = snapshot.refused.get((main, version)) or snapshot.errors.get(main)
-        if error:
+        if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
             raise DeploymentFailed(f"{endpoint}: version {version} could not be restored: {error}")
         if time.monotonic() > deadline:
             reason = snapshot.reason or "no reason is known"
             raise DeploymentFailed(
                 f"{endpoint}: the registry names version {version} again, but it is not served "
-                f"after {_SERVED_SECONDS:g} s: {reason}",
+                f"after {_SERVED_SECONDS:g} s: {reason}"
             )
         time.sleep(_POLL_SECONDS)

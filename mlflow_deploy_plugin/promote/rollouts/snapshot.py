@@ -57,7 +57,7 @@ def main_variant(spec: EndpointSpec) -> str:
         raise InvalidConfig(
             f"endpoint {spec.name!r} is answered by {names}, "
             "but exactly one deployment is expected: set it with `onnxserve endpoint traffic "
-            f"{spec.name} NAME=100`",
+            f"{spec.name} NAME=100`"
         )
     return answering[0]
 
@@ -116,7 +116,7 @@ def served_model(observed: ObservedEndpoint) -> str:
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} does not serve a registered model, so it cannot be retrained",
+            f"endpoint {spec.name!r} does not serve a registered model, so it cannot be retrained"
         )
     return reference.name
 

@@ -178,10 +178,7 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
 
 
 def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
-    return {
-        plan.main: 100 - plan.steps[step],
-        plan.candidate: plan.steps[step],
-    }
+    return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
 
 
 def _moved_reason(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
@@ -215,8 +212,7 @@ def _start(
     """
     added = [name for name in (plan.candidate, plan.shadow) if name]
     for name in added:
-        error = snapshot.errors.get(name) or snapshot.refused.get((name, plan.version))
-        if error:
+        if error := snapshot.errors.get(name) or snapshot.refused.get((name, plan.version)):
             return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
     # Each server's first counters are needed.
@@ -245,16 +241,14 @@ def _step(
     """Judge the step, and begin the next one, or promote, when its time is over and
     its evidence suffices.
     """
-    error = snapshot.errors.get(plan.candidate)
-    if error:
+    if error := snapshot.errors.get(plan.candidate):
         return _roll_back(progress, f"version {plan.version} can no longer be served: {error}")
     if not snapshot.counters:
         reason = f"waiting for the server: {_silence_reason(snapshot)}"
         return Decision(replace(progress, reason=reason))
     evidence = add_counters(plan, progress.step, progress.evidence, snapshot.counters)
     progress = replace(progress, evidence=evidence)
-    reason = rejection(plan, evidence)
-    if reason:
+    if reason := rejection(plan, evidence):
         return _roll_back(progress, reason)
     added = {plan.candidate, plan.shadow or plan.candidate}
     if not added <= snapshot.variants.keys():
@@ -289,8 +283,7 @@ def _promote(
     if _is_promoted(plan, snapshot) and snapshot.versions.get(plan.main) == plan.version:
         reason = f"version {plan.version} is served instead of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
-    refusal = snapshot.refused.get((plan.main, plan.version))
-    if refusal:
+    if refusal := snapshot.refused.get((plan.main, plan.version)):
         return _roll_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}")
     waiting = replace(
         progress,
@@ -349,8 +342,7 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
     judged = figures(plan_of(rollout), progress.evidence)
     seconds = round((now - rollout.created_at).total_seconds(), 1)
     trace = list(rollout.figures.get("trace", []))
-    criteria = judged.get("criteria", {})
-    if criteria:
+    if criteria := judged.get("criteria", {}):
         shares = {
             text: round(test["log_evidence"] / test["log_evidence_needed"], 4)
             for text, test in criteria.items()
@@ -401,12 +393,9 @@ def rollout_summary(rollout: Rollout) -> str:
 
 
 def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
+    """Return the audit event of a rollout that starts now."""
     steps = ", ".join(f"{step} %" for step in plan.steps)
-    detail = {
-        "steps": list(plan.steps),
-        "every": plan.every,
-        "abort_on": plan.abort_on,
-    }
+    detail = {"steps": list(plan.steps), "every": plan.every, "abort_on": plan.abort_on}
     event = _new_event("rollout.start", plan, plan.actor, now)
     return replace(event, after=f"version {plan.version} by {steps}", why=plan.why, detail=detail)
 

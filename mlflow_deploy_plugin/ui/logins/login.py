@@ -92,7 +92,8 @@ class Login:
         By default, MLflow's client sends the Authorization header of the request (basic
         or bearer).
         """
-        if (header := request.authorization) is None:
+        header = request.authorization
+        if header is None:
             return {}
         if header.type == "basic":
             password = header.password or ""
@@ -113,11 +114,13 @@ def login_of(app: str) -> Login:
     version of the app.
     """
     registered = {entry.name: entry.value for entry in entry_points(group=GROUP)}
-    if (address := registered.get(app) or _ADAPTERS.get(app)) is None:
+    address = registered.get(app) or _ADAPTERS.get(app)
+    if address is None:
+        names = ", ".join(sorted({*_ADAPTERS, *registered}))
         raise InvalidConfig(
             f"ONNXSERVE_MLFLOW_APP: {app} has no login adapter, which reads the caller's name and "
-            f"permissions. There are adapters for {', '.join(sorted({*_ADAPTERS, *registered}))}. "
-            f"A distribution registers an adapter in the entry point group {GROUP}",
+            f"permissions. There are adapters for {names}. "
+            f"A distribution registers an adapter in the entry point group {GROUP}"
         )
     adapter: Login = EntryPoint(app, address, GROUP).load()()
     return adapter

@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flask import Flask, Response, g, jsonify, make_response, request
 from itsdangerous import BadData, URLSafeTimedSerializer
@@ -31,13 +31,18 @@ _READING_POSTS = re.compile(
     r"/graphql|/(?:ajax-)?api/\d\.0/mlflow/(?:"
     r"(?:experiments|runs|traces|logged-models|issues|datasets|prompt-optimization/jobs)/search"
     r"|experiments/search-datasets|registered-models/get-latest-versions|artifacts/presigned-download-url"
-    r"|traces/(?:metrics|batchGetInfos|calculate-filter-correlation))",
+    r"|traces/(?:metrics|batchGetInfos|calculate-filter-correlation))"
 )
 """The paths of MLflow that only read, although their method is POST."""
 _OWN_PAGES = re.compile(r"/onnxserve(?:/requests)?")
 """The pages of onnxserve that accept forms and decisions. They check the permissions of
 the caller.
 """
+
+
+class _Identity(NamedTuple):
+    user: str
+    groups: frozenset[str]
 
 
 class ProxyHeader(Login):
@@ -48,23 +53,25 @@ class ProxyHeader(Login):
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header = settings.user_header
         self._groups_header = settings.groups_header
-        self._administrators = frozenset(_entries(settings.admin_groups))
-        self._editors = frozenset(_entries(settings.edit_groups))
+        self._administrators = frozenset(_split_entries(settings.admin_groups))
+        self._editors = frozenset(_split_entries(settings.edit_groups))
         self._prefix = prefix
         self._open = (f"{prefix}/health", f"{prefix}/version")
         try:
-            self._proxies = [ip_network(entry) for entry in _entries(settings.trusted_proxies)]
+            self._proxies = [
+                ip_network(entry) for entry in _split_entries(settings.trusted_proxies)
+            ]
         except ValueError as error:
             raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
         if self._editors and not self._groups_header:
             raise InvalidConfig(
                 "ONNXSERVE_EDIT_GROUPS needs ONNXSERVE_GROUPS_HEADER, the header in which the "
-                "proxy sends the groups",
+                "proxy sends the groups"
             )
         if not self._proxies:
             raise InvalidConfig(
                 "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the "
-                "proxies that set the header, such as 10.0.0.7 or 10.1.0.0/16",
+                "proxies that set the header, such as 10.0.0.7 or 10.1.0.0/16"
             )
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
@@ -74,29 +81,26 @@ class ProxyHeader(Login):
             self._protect_fastapi(served)  # type: ignore[arg-type]
 
     def user(self) -> str:
-        return str(g.onnxserve_identity[0])
+        return str(g.onnxserve_identity.user)
 
     def is_administrator(self) -> bool:
         return bool(self._administrators & self.groups())
 
     def groups(self) -> frozenset[str]:
-        groups: frozenset[str] = g.onnxserve_identity[1]
+        groups: frozenset[str] = g.onnxserve_identity.groups
         return groups
 
     def permission(self, model: str) -> ModelPermission:
         return ModelPermission(can_read=True, can_update=self._may_edit(self.groups()))
 
     def credentials(self) -> dict[str, str]:
-        return {
-            "MLFLOW_TRACKING_TOKEN": self._tokens.dumps(
-                [
-                    self.user(),
-                    sorted(self.groups()),
-                ]
-            )
-        }
+        token = self._tokens.dumps([self.user(), sorted(self.groups())])
+        return {"MLFLOW_TRACKING_TOKEN": token}
 
     def _authenticate(self) -> Response | None:
+        """Keep the identity of the caller for this request. Return a refusal, or None
+        if the request may pass.
+        """
         if request.path in self._open:
             return None
         identity = self._identify(request.headers.get, request.remote_addr or "")
@@ -126,12 +130,15 @@ class ProxyHeader(Login):
             request: "Request",
             call_next: "Callable[[Request], Awaitable[FastApiResponse]]",
         ) -> "FastApiResponse":
+            """Refuse a caller without an identity, except for health checks, and a
+            change by a caller who may only read.
+            """
             address = request.client.host if request.client else ""
             identity = self._identify(request.headers.get, address)
             sent = [name for name in request.headers if name.replace("_", "-") in names]
             if len(sent) != len(set(sent)) or not names.issuperset(sent):
                 identity = Refused(
-                    "the request has several headers with the caller's name or groups",
+                    "the request has several headers with the caller's name or groups"
                 )
             path = request.url.path
             if isinstance(identity, Refused):
@@ -147,32 +154,26 @@ class ProxyHeader(Login):
     def _may_edit(self, groups: frozenset[str]) -> bool:
         return not self._editors or bool((self._editors | self._administrators) & groups)
 
-    def _refusal_of_change(
-        self,
-        method: str,
-        path: str,
-        identity: tuple[str, frozenset[str]],
-    ) -> str:
+    def _refusal_of_change(self, method: str, path: str, identity: _Identity) -> str:
         """Return why the caller may not send this request to MLflow; empty if the
         caller may send it.
         """
-        user, groups = identity
         within = path.removeprefix(self._prefix)
         is_reading = method == "POST" and (
             _READING_POSTS.fullmatch(within) or _OWN_PAGES.fullmatch(within)
         )
-        if method in _READING_METHODS or is_reading or self._may_edit(groups):
+        if method in _READING_METHODS or is_reading or self._may_edit(identity.groups):
             return ""
         return (
-            f"{user} may only read: changes need a group in ONNXSERVE_EDIT_GROUPS of MLflow's "
-            "server"
+            f"{identity.user} may only read: changes need a group in ONNXSERVE_EDIT_GROUPS of "
+            "MLflow's server"
         )
 
     def _identify(
         self,
         header: "Callable[[str, str], str]",
         address: str,
-    ) -> tuple[str, frozenset[str]] | Refused:
+    ) -> _Identity | Refused:
         """Return the name and the groups of the caller, from the token of a job or from
         the headers of a proxy.
         """
@@ -180,24 +181,25 @@ class ProxyHeader(Login):
         if scheme.lower() == "bearer":
             with suppress(BadData):  # The proxy passes the token of its own login.
                 user, groups = self._tokens.loads(token, max_age=_JOB_SECONDS)
-                return user, frozenset(groups)
+                return _Identity(user, frozenset(groups))
         if not _is_listed(address, self._proxies):
+            shown = address or "the address"
             return Refused(
-                f"{address or 'the address'} is not in ONNXSERVE_TRUSTED_PROXIES: send requests "
-                "to the proxy",
+                f"{shown} is not in ONNXSERVE_TRUSTED_PROXIES: send requests to the proxy"
             )
-        user = _text(header(self._header, "")).strip()
+        user = _decode_header(header(self._header, "")).strip()
         if not user or "," in user:
             names = "several names" if user else "no name"
             return Refused(f"the proxy at {address} sent {names} in {self._header}")
         if refusal := name_refusal(user):
             return Refused(
-                f"the proxy at {address} sent an unusable name in {self._header}: {refusal}",
+                f"the proxy at {address} sent an unusable name in {self._header}: {refusal}"
             )
-        return user, frozenset(_entries(_text(header(self._groups_header, ""))))
+        groups = _decode_header(header(self._groups_header, ""))
+        return _Identity(user, frozenset(_split_entries(groups)))
 
 
-def _text(header: str) -> str:
+def _decode_header(header: str) -> str:
     """Return a header, which servers decode as Latin-1, as UTF-8, which proxies send;
     otherwise as Latin-1.
     """
@@ -207,8 +209,9 @@ def _text(header: str) -> str:
         return header
 
 
-def _entries(text: str) -> list[str]:
-    return [entry for part in text.split(",") if (entry := part.strip())]
+def _split_entries(text: str) -> list[str]:
+    entries = [part.strip() for part in text.split(",")]
+    return [entry for entry in entries if entry]
 
 
 def _is_listed(address: str, proxies: Iterable[IPv4Network | IPv6Network]) -> bool:

@@ -11,7 +11,6 @@ without a change.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
@@ -164,6 +163,7 @@ class _Change:
 
     @property
     def sentence(self) -> str:
+        """The change as a clause for a message or a note."""
         match self.what:
             case "added":
                 return f"{self.name} ({self.after}) added"
@@ -215,23 +215,22 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
     )
 
 
-class _Names(NamedTuple):
-    """The names of one version only, and the common names in the order of the new
-    version.
+def _compare_names(
+    old: Mapping[str, object],
+    new: Mapping[str, object],
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the removed names, the added names, and the common names in the order of
+    the new version.
     """
-
-    removed: list[str]
-    added: list[str]
-    common: list[str]
-
-
-def _compare_names(old: Mapping[str, object], new: Mapping[str, object]) -> _Names:
     removed = [name for name in old if name not in new]
     added = [name for name in new if name not in old]
-    return _Names(removed, added, [name for name in new if name in old])
+    return removed, added, [name for name in new if name in old]
 
 
 def _input_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    """Yield the changes of columns or tensors, or a single change of one to the
+    other.
+    """
     if bool(candidate.columns) == bool(current.columns):
         find_changes = _column_changes if candidate.columns else _tensor_changes
         yield from find_changes(candidate, current)
@@ -247,14 +246,14 @@ def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     """
     new = {column.name: column for column in candidate.columns}
     old = {column.name: column for column in current.columns}
-    names = _compare_names(old, new)
-    for name in names.removed:
+    removed, added, common = _compare_names(old, new)
+    for name in removed:
         yield _Change("removed", name, before=old[name].type)
-    for name in names.added:
+    for name in added:
         column = new[name]
         kind = column.type if column.required else f"{column.type}, optional"
         yield _Change("added", name, after=kind, breaks_callers=column.required)
-    for name in names.common:
+    for name in common:
         before = old[name]
         after = new[name]
         if before.type != after.type:
@@ -266,7 +265,7 @@ def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
             yield _Change("required", name, "optional", "required", breaks_callers=True)
         elif before.required and not after.required:
             yield _Change("optional", name, "required", "optional")
-    if names.common != [name for name in old if name in new]:
+    if common != [name for name in old if name in new]:
         yield _Change("reordered", "the columns", ", ".join(old), ", ".join(new))
 
 
@@ -280,13 +279,13 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     if len(new) == len(old) == 1 and new.keys() != old.keys() and has_unnamed:
         new = {"": next(iter(new.values()))}  # A single tensor needs no name.
         old = {"": next(iter(old.values()))}
-    names = _compare_names(old, new)
-    for name in names.removed:
+    removed, added, common = _compare_names(old, new)
+    for name in removed:
         # A request with the removed tensor fails.
         yield _Change("removed", name, before=old[name].dtype, breaks_callers=True)
-    for name in names.added:
+    for name in added:
         yield _Change("added", name, after=new[name].dtype, breaks_callers=True)
-    for name in names.common:
+    for name in common:
         label = name or "the tensor"
         before = old[name]
         after = new[name]
@@ -302,9 +301,9 @@ def _accepts_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
     """Return True if every array of the shape `other` has `shape`, where -1 is any
     size.
     """
-    if len(shape) != len(other):
-        return False
-    return all(size in (-1, other_size) for size, other_size in zip(shape, other, strict=True))
+    return len(shape) == len(other) and all(
+        size in (-1, other_size) for size, other_size in zip(shape, other, strict=True)
+    )
 
 
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
@@ -318,12 +317,12 @@ def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     if len(new) == len(old) == 1:  # A single output is returned without its name.
         new = {"the prediction": next(iter(new.values()))}
         old = {"the prediction": next(iter(old.values()))}
-    names = _compare_names(old, new)
-    for name in names.removed:
+    removed, added, common = _compare_names(old, new)
+    for name in removed:
         yield _Change("removed", name, before=old[name], breaks_callers=True)
-    for name in names.added:
+    for name in added:
         yield _Change("added", name, after=new[name])
-    for name in names.common:
+    for name in common:
         if new[name] != old[name]:
             yield _Change("retyped", name, old[name], new[name], breaks_callers=True)
     if candidate.classes and current.classes and set(candidate.classes) != set(current.classes):

@@ -8,11 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import NotFound, Refused
-from mlflow_deploy_plugin.core.registry.policy import (
-    BacktestPolicy,
-    EvaluationPolicy,
-    GatePolicy,
-)
+from mlflow_deploy_plugin.core.registry.policy import BacktestPolicy, EvaluationPolicy, GatePolicy
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, state_of
 from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport, backtest
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic
@@ -102,7 +98,7 @@ def _judge_labels(report: BacktestReport, limits: EvaluationPolicy) -> _Judgemen
     failures = []
     if compared.high < -limits.margin or not np.isfinite(compared.candidate):
         failures.append(
-            f"the labelled answers are worse by more than the margin of {limits.margin:g}",
+            f"the labelled answers are worse by more than the margin of {limits.margin:g}"
         )
     results = [compared.describe("the served answers", report.labelled_rows, limits.confidence)]
     figures = {"margin": limits.margin, "confidence": limits.confidence}

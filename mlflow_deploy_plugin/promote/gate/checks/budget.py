@@ -263,12 +263,7 @@ def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     return float(np.median(ratios))
 
 
-def _call(
-    worker: Worker,
-    seconds: float,
-    function: Callable[..., Any],
-    *arguments: Any,
-) -> Any:
+def _call(worker: Worker, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call the function in a worker. Raises InferenceError if it fails, or takes longer
     than `seconds`.
     """
@@ -276,7 +271,7 @@ def _call(
         return worker.call(function, *arguments, seconds=seconds)
     except DeadlineExceeded:
         raise InferenceError(
-            f"timeout of a measurement of the model after {seconds:.0f} s",
+            f"timeout of a measurement of the model after {seconds:.0f} s"
         ) from None
     except OnnxserveError as error:
         raise InferenceError(f"the model cannot be measured: {error.message[:300]}") from None

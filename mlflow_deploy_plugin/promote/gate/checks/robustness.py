@@ -96,12 +96,12 @@ class _Outcome:
         if self.flips > policy.max_flips:
             messages.append(
                 f"{self.flips:.1%} of the predictions change under noise of {policy.noise:.0%} of "
-                f"the std; the policy allows {policy.max_flips:.1%}",
+                f"the std; the policy allows {policy.max_flips:.1%}"
             )
         if self.loss is not None and not self.loss <= policy.max_loss:
             messages.append(
                 f"the metric loses {self.loss:.4f} under noise; the policy allows "
-                f"{policy.max_loss:g}",
+                f"{policy.max_loss:g}"
             )
         return messages + self._missing_answers("under noise")
 
@@ -135,7 +135,8 @@ def check_robustness(
     SchemaMismatch or InferenceError if the model refuses the undisturbed rows.
     """
     clean = _Undisturbed.of(model, rows, truth, metric)
-    outcomes = [clean.outcome(name, disturbed) for name, disturbed in _disturb(rows, policy, seed)]
+    disturbed_rows = _disturb(rows, policy, seed)
+    outcomes = [clean.outcome(name, disturbed) for name, disturbed in disturbed_rows.items()]
     noise = outcomes[0]
     notes = [
         f"{outcome.label} values are refused: {outcome.refusal}"
@@ -151,7 +152,7 @@ def check_robustness(
         if theirs is not None:
             bounds = _at_least_like(theirs, policy)
             notes.append(
-                f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change",
+                f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change"
             )
             figures["noise_flips_current"] = theirs.flips
     failures = noise.noise_failures(bounds)
@@ -168,26 +169,14 @@ def check_robustness(
     )
 
 
-def _disturb(
-    rows: NamedArrays,
-    policy: RobustnessPolicy,
-    seed: int,
-) -> list[tuple[str, NamedArrays]]:
+def _disturb(rows: NamedArrays, policy: RobustnessPolicy, seed: int) -> dict[str, NamedArrays]:
     """Return the rows under each disturbance. The first disturbance is the noise."""
-    return [
-        (
-            _NOISE,
-            with_noise(rows, policy.noise, np.random.default_rng([seed, 0])),
-        ),
-        (
-            "missing",
-            with_missing(rows, policy.missing, np.random.default_rng([seed, 1])),
-        ),
-        (
-            "out_of_range",
-            with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2])),
-        ),
-    ]
+    rngs = [np.random.default_rng([seed, number]) for number in range(3)]
+    return {
+        _NOISE: with_noise(rows, policy.noise, rngs[0]),
+        "missing": with_missing(rows, policy.missing, rngs[1]),
+        "out_of_range": with_out_of_range(rows, policy.out_of_range, rngs[2]),
+    }
 
 
 def _at_least_like(current: _Outcome, policy: RobustnessPolicy) -> RobustnessPolicy:
@@ -200,11 +189,14 @@ def _at_least_like(current: _Outcome, policy: RobustnessPolicy) -> RobustnessPol
         update={
             "max_flips": max(policy.max_flips, max_flips),
             "max_loss": max(policy.max_loss, max_loss),
-        },
+        }
     )
 
 
 def _noise_summary(noise: _Outcome, rows: int, policy: RobustnessPolicy, measure: str) -> str:
+    """Return the share of changed predictions, and the loss of the metric `measure` if
+    it was measured.
+    """
     summary = (
         f"{noise.flips:.1%} of {rows:,} predictions change under noise of {policy.noise:.0%} of "
         "the std"
@@ -264,11 +256,12 @@ class _Losses:
     refusals: list[str]
 
     def failures(self, allowed: float) -> Iterator[str]:
-        limit = _format_amount(self.metric, allowed)
         for where, loss in self.losses.items():
             if loss > allowed:
-                amount = _format_amount(self.metric, loss)
-                yield f"{self.clean} loses {amount} under {where}; the policy allows {limit}"
+                yield (
+                    f"{self.clean} loses {_format_amount(self.metric, loss)} under {where}; the "
+                    f"policy allows {_format_amount(self.metric, allowed)}"
+                )
 
     @property
     def summary(self) -> str:
