@@ -47,6 +47,7 @@ _CHANGES = {
 }
 
 _Key = tuple[str, str, str]
+"""A model, a version and a place; or a version, its files and a policy."""
 
 
 @dataclass(frozen=True)
