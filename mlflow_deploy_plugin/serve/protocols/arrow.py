@@ -98,7 +98,9 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
 
 
 def table_feeds(table: "pa.Table", schema: Schema, limit: int) -> Feeds:
-    """Return the feeds in a valid `pyarrow.Table`. Raises the errors of `decode`."""
+    """Return the feeds in a valid `pyarrow.Table`. Raises BodyTooLarge if it has more
+    than `limit` values, and SchemaMismatch if it does not fit the signature.
+    """
     return _feeds(table, select_columns(table.schema, schema), schema, limit)
 
 
@@ -108,30 +110,25 @@ def _feeds(
     schema: Schema,
     limit: int,
 ) -> Feeds:
-    import pyarrow as pa
-
+    """Return the feeds in the columns `names_read` of a table. Raises BodyTooLarge
+    above `limit` values, and SchemaMismatch if the values do not fit the signature.
+    """
     _check_value_count(table.num_rows, len(names_read), limit)
-    budget = StringBudget(limit)
     batches = table.to_batches()
     if len(batches) == 1:
         (batch,) = batches
         names = batch.schema.names  # Reading `table.column_names` would take 10 µs more.
         if schema.matrix_kinds and batch.num_rows and names == [*schema.names]:
-            numbers = arrow_columns.matrix(batch)
+            numbers = arrow_columns.to_matrix(batch)
             if numbers is not None and numbers.dtype.kind in schema.matrix_kinds:
                 return schema.from_array(numbers)
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
-    else:  # Join the batches: a stream may have thousands with a few rows each.
-        pieces = {}
-        for name in names_read:
-            column = table.column(name)
-            if pa.types.is_primitive(column.type):
-                pieces[name] = [column.combine_chunks()]
-            else:
-                pieces[name] = column.chunks
+    else:
+        pieces = _join_batches(table, names_read)
+    budget = StringBudget(limit)
     arrays = {}
     for name in names_read:
-        read = _key_column if name in schema.keys else _column
+        read = _read_key_column if name in schema.keys else _read_column
         arrays[name] = read(name, pieces[name], limit, budget)
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
@@ -140,6 +137,22 @@ def _feeds(
     if schema.columns:
         return _column_feeds(arrays, schema)
     return schema.from_frame(arrays)
+
+
+def _join_batches(table: "pa.Table", names: Sequence[str]) -> "dict[str, list[pa.Array]]":
+    """Return the pieces of these columns. Columns of numbers are joined to one piece:
+    a stream may have thousands of batches with a few rows each.
+    """
+    import pyarrow as pa
+
+    pieces = {}
+    for name in names:
+        column = table.column(name)
+        if pa.types.is_primitive(column.type):
+            pieces[name] = [column.combine_chunks()]
+        else:
+            pieces[name] = column.chunks
+    return pieces
 
 
 def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
@@ -154,8 +167,8 @@ def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
-    """Return the prediction as a table of N rows in the format of `media`. Raises the
-    errors of `prediction_table`.
+    """Return the prediction as a table of N rows in the format of `media`. Raises
+    SchemaMismatch if an output does not have one value, or list of values, per row.
     """
     import pyarrow as pa
 
@@ -230,26 +243,40 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
 
 def _check_types(arrow_schema: "pa.Schema", schema: Schema) -> None:
     """Raise SchemaMismatch if the model does not accept the type of a column."""
-    only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
+    # The columns of a tensor that is the only one may have any names.
+    default = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
     checked = set()
     for name, kind in zip(arrow_schema.names, arrow_schema.types, strict=True):
-        dtype = None if name in schema.keys else schema.dtypes.get(name, only)
+        dtype = None if name in schema.keys else schema.dtypes.get(name, default)
         if dtype is not None and (pair := (str(kind), dtype)) not in checked:
-            _check_column(name, kind, dtype, not schema.columns)
+            _check_column(name, kind, dtype, takes_lists=not schema.columns)
             checked.add(pair)
 
 
 def _check_column(name: str, kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
+    """Raise SchemaMismatch if a column of an Arrow type cannot become numpy's
+    `dtype`.
+    """
     try:
         arrow_columns.check_type(kind, dtype, takes_lists)
     except UnsupportedColumn as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
 
 
-def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
-    cast: dict[tuple[int, ...], pa.Array] = {}
+def _read_column(
+    name: str,
+    pieces: "Sequence[pa.Array]",
+    limit: int,
+    budget: StringBudget,
+) -> Array:
+    """Return the values of a column that consists of Arrow arrays. Raises
+    SchemaMismatch if they have a type, a null or lists that no model accepts.
+    """
+    converted: dict[tuple[int, ...], pa.Array] = {}
     try:
-        parts = [to_numpy(_without_views(piece, budget, cast), limit, budget) for piece in pieces]
+        parts = [
+            to_numpy(_without_views(piece, budget, converted), limit, budget) for piece in pieces
+        ]
     except UnsupportedColumn as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
     if len(parts) == 1:
@@ -259,26 +286,31 @@ def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringB
     return np.empty(0, dtype=object)
 
 
-def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
+def _read_key_column(
+    name: str,
+    pieces: "Sequence[pa.Array]",
+    limit: int,
+    budget: StringBudget,
+) -> Array:
     """Return a column of keys. A null among integers or booleans remains None, so that
     ids keep all digits.
     """
     has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
-    # `_column` raises the error if there are too many values.
+    # `_read_column` raises the error if there are too many values.
     if not has_gaps or sum(map(len, pieces)) > limit:
-        return _column(name, pieces, limit, budget)
+        return _read_column(name, pieces, limit, budget)
     return object_array(list(chain.from_iterable(piece.to_pylist() for piece in pieces)))
 
 
 def _without_views(
     array: "pa.Array",
     budget: StringBudget,
-    cast: "dict[tuple[int, ...], pa.Array]",
+    converted: "dict[tuple[int, ...], pa.Array]",
 ) -> "pa.Array":
     """Return an array with strings instead of string views, which polars writes.
 
-    Overlapping views could take terabytes, so the budget is checked first. `cast`:
-    converted dictionaries by address.
+    Overlapping views could take terabytes, so the budget is checked first. `converted`
+    maps the addresses of dictionaries to their strings, and receives new ones.
     """
     if "string_view" not in str(array.type):
         return array
@@ -286,11 +318,12 @@ def _without_views(
 
     if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
         key = arrow_columns.address(array.dictionary)
-        if key not in cast:
-            cast[key] = _without_views(array.dictionary, budget, cast)
-        return pa.DictionaryArray.from_arrays(array.indices, cast[key])
+        if key not in converted:
+            converted[key] = _without_views(array.dictionary, budget, converted)
+        return pa.DictionaryArray.from_arrays(array.indices, converted[key])
     if array.type != pa.string_view():
         return array
+    # A view has 16 bytes, and begins with the length of its text.
     views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)[array.offset :][: len(array)]
     budget.take(int(views[:, 0].clip(0).sum(dtype=np.int64)))
     array.validate(full=True)  # This reads a text once per view, so the budget comes first.
@@ -298,25 +331,34 @@ def _without_views(
 
 
 def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
+    """Return the feeds of the signature's columns. A null in a column of integers,
+    which has become NaN, is reported as a null.
+    """
     try:
         return schema.from_columns(arrays)
     except SchemaMismatch:
-        for column in schema.columns:
-            array = arrays.get(column.name)
-            if (
-                array is None
-                or array.dtype.kind != "f"
-                or COLUMN_TYPES[column.type] not in ("int32", "int64")
-            ):
-                continue
-            if np.isnan(array).any():
-                row = int(np.argmax(np.isnan(array)))
-                label = f"column {column.name!r} ({column.type}), row {row}"
-                raise SchemaMismatch(
-                    f"{label}: null; an integer is expected",
-                    column=column.name,
-                ) from None
+        if null_error := _null_integer(arrays, schema):
+            raise null_error from None
         raise
+
+
+def _null_integer(arrays: Mapping[str, Array], schema: Schema) -> SchemaMismatch | None:
+    """Return the error for the first NaN in a column of integers; None if there is
+    none.
+    """
+    for column in schema.columns:
+        array = arrays.get(column.name)
+        if (
+            array is None
+            or array.dtype.kind != "f"
+            or COLUMN_TYPES[column.type] not in ("int32", "int64")
+        ):
+            continue
+        is_null = np.isnan(array)
+        if is_null.any():
+            label = f"column {column.name!r} ({column.type}), row {int(np.argmax(is_null))}"
+            return SchemaMismatch(f"{label}: null; an integer is expected", column=column.name)
+    return None
 
 
 def _to_arrow(array: Array) -> "pa.Array":
@@ -363,7 +405,7 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
     `messages` is a `pyarrow.ipc.MessageReader`. Raises InvalidRequest if a message is
     truncated.
     """
-    left = limit
+    left_bytes = limit
     for number, message in enumerate(messages):
         if number > _MOST_MESSAGES:
             raise BodyTooLarge(
@@ -374,52 +416,59 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
         else:
             body = memoryview(b"")
         try:
-            left -= _message_bytes(memoryview(message.metadata), body)
+            left_bytes -= _message_bytes(memoryview(message.metadata), body)
         except (struct.error, IndexError):
             raise InvalidRequest(
                 "the body is not a valid Arrow stream: a message is truncated",
             ) from None
-        if left < 0:
+        if left_bytes < 0:
             raise BodyTooLarge(
                 f"the table is larger than this server's limit of {limit} bytes when decompressed",
             )
 
 
 def _message_bytes(metadata: memoryview, body: memoryview) -> int:
-    """Return the size of a message's buffers. A compressed buffer declares its
-    decompressed length.
+    """Return the size of a message's buffers. A compressed buffer begins with its
+    decompressed length in 8 bytes; -1 means that it is not compressed.
+    """
+    buffers = _find_compressed_buffers(metadata)
+    if not buffers:
+        return len(body)
+    total_bytes = 0
+    # A vector begins with its length in 4 bytes; an entry has an offset and a length.
+    for entry in range(_U32.unpack_from(metadata, buffers)[0]):
+        offset, length = struct.unpack_from("<qq", metadata, buffers + 4 + 16 * entry)
+        if length > 0:
+            declared = _I64.unpack_from(body, max(0, offset))[0]
+            if declared < 0:
+                declared = length
+            total_bytes += declared
+    return total_bytes
+
+
+def _find_compressed_buffers(metadata: memoryview) -> int:
+    """Return the position of the buffers of a compressed batch or dictionary in a
+    message, or 0 if the message does not contain one.
 
     The field numbers are positions in Message.fbs. Message: header type (1), header
     (2). DictionaryBatch: data (1), is delta (2). RecordBatch: buffers (2), compression
-    (3). Delta dictionaries are rejected: Arrow joins all pieces for every batch. A
-    compressed buffer begins with its length in 8 bytes; -1 means that it is not
-    compressed.
+    (3). Raises InvalidRequest for a delta dictionary: Arrow joins all pieces for every
+    batch.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _flatbuffers_field(metadata, message, 1)
     header = _flatbuffers_table(metadata, message, 2)
     if not kind or not header or metadata[kind] not in (_RECORD_BATCH, _DICTIONARY_BATCH):
-        return len(body)
+        return 0
     batch = header
     if metadata[kind] == _DICTIONARY_BATCH:
         delta = _flatbuffers_field(metadata, header, 2)
         if delta and metadata[delta]:
             raise InvalidRequest("this server does not support dictionaries in pieces (deltas)")
         batch = _flatbuffers_table(metadata, header, 1)
-    vector = 0
     if batch and _flatbuffers_field(metadata, batch, 3):
-        vector = _flatbuffers_table(metadata, batch, 2)
-    if not vector:
-        return len(body)
-    total = 0
-    for entry in range(_U32.unpack_from(metadata, vector)[0]):
-        offset, length = struct.unpack_from("<qq", metadata, vector + 4 + 16 * entry)
-        if length > 0:
-            declared = _I64.unpack_from(body, max(0, offset))[0]
-            if declared < 0:
-                declared = length
-            total += declared
-    return total
+        return _flatbuffers_table(metadata, batch, 2)
+    return 0
 
 
 def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:

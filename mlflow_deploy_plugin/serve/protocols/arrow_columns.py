@@ -10,7 +10,7 @@ object arrays for arrays with nulls. The caller has validated the table
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -125,33 +125,28 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     if len(array) > limit:
         raise InvalidRequest(f"a column has {len(array)} values; this server's limit is {limit}")
     if (dtype := _NUMBERS.get(name)) is not None:
-        return _numbers(array, dtype)
+        return _read_numbers(array, dtype)
     if name == "null":
         return np.full(len(array), None, dtype=object)
     if name == "bool":
-        if (valid := _valid(array)) is not None:
+        if (valid := _valid_mask(array)) is not None:
             raise _null_boolean(valid)
-        return _bits(array.buffers()[1], array.offset, len(array))
+        return _read_bits(array.buffers()[1], array.offset, len(array))
     if name.startswith("decimal"):
-        if array.type.scale == 0:
-            with suppress(ValueError):  # The cast fails if a value needs more than 64 bits.
-                return _numbers(array.cast("int64"), _NUMBERS["int64"])
-        # Convert by the digits, because Arrow's own cast is off by one bit in a third
-        # of the values.
-        return _numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
+        return _read_decimals(array)
     if name in ("string", "large_string"):
-        return _strings(array)
+        return _read_strings(array)
     if _without_zone(name) in _DATES:
-        return _dates(array)
+        return _read_dates(array)
     kind = name.partition("<")[0]
     if kind == "dictionary":
-        return _dictionary(array, limit, budget)
+        return _read_dictionary(array, limit, budget)
     if kind in _LISTS:
-        return _lists(array, limit, budget)
+        return _read_lists(array, limit, budget)
     raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
 
 
-def matrix(batch: "pa.RecordBatch") -> Array | None:
+def to_matrix(batch: "pa.RecordBatch") -> Array | None:
     """Return a record batch as a matrix [N, columns] if all columns have the same
     numeric type; None otherwise.
     """
@@ -169,18 +164,21 @@ def address(array: "pa.Array") -> tuple[int, ...]:
     return (*addresses, array.offset, len(array))
 
 
-def _valid(array: "pa.Array") -> Array | None:
+def _valid_mask(array: "pa.Array") -> Array | None:
     """Return an array with True for each value that is not null; None if no value is
     null.
     """
     bitmap = array.buffers()[0]
     if bitmap is None or array.null_count == 0:
         return None
-    valid = _bits(bitmap, array.offset, len(array))
-    return None if valid.all() else valid  # `null_count` may be wrong, because the sender sets it.
+    valid = _read_bits(bitmap, array.offset, len(array))
+    if valid.all():  # `null_count` may be wrong, because the sender sets it.
+        return None
+    return valid
 
 
-def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
+def _read_bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
+    """Return `count` booleans of a buffer of bits, starting at the bit `offset`."""
     packed = _view(
         buffer,
         np.dtype(np.uint8),
@@ -210,22 +208,41 @@ def _without_zone(name: str) -> str:
     return name
 
 
-def _numbers(array: "pa.Array", dtype: Dtype) -> Array:
+def _read_numbers(array: "pa.Array", dtype: Dtype) -> Array:
+    """Return numbers of this dtype. If a value is null, it becomes NaN, and integers
+    become float64.
+    """
     bitmap, data = array.buffers()
     values = _view(data, dtype, array.offset, len(array))
-    if bitmap is not None and (valid := _valid(array)) is not None:
+    if bitmap is not None and (valid := _valid_mask(array)) is not None:
         values = values.astype(_with_nan(dtype))
         values[~valid] = np.nan
     return values
+
+
+def _read_decimals(array: "pa.Array") -> Array:
+    """Return int64 numbers if the type has no decimal places and all values fit;
+    otherwise the nearest float64 numbers.
+    """
+    if array.type.scale == 0:
+        with suppress(ValueError):  # The cast fails if a value needs more than 64 bits.
+            return _read_numbers(array.cast("int64"), _NUMBERS["int64"])
+    # Convert by the digits, because Arrow's own cast is off by one bit in a third of
+    # the values.
+    return _read_numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
 
 
 def _with_nan(dtype: Dtype) -> Dtype:
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 
-def _dates(array: "pa.Array") -> Array:
+def _read_dates(array: "pa.Array") -> Array:
+    """Return dates or times as texts in ISO 8601, and None for a null. Times with a
+    zone are in UTC.
+    """
     name = str(array.type)
     kind = _without_zone(name)
+    timezone: Literal["UTC", "naive"] = "UTC" if ", tz=" in name else "naive"
     unit = kind.partition("[")[2].rstrip("]").replace("day", "D")
     dates = _view(
         array.buffers()[1],
@@ -233,16 +250,17 @@ def _dates(array: "pa.Array") -> Array:
         array.offset,
         len(array),
     ).astype(f"M8[{unit}]")
-    texts = np.datetime_as_string(dates, timezone="UTC" if ", tz=" in name else "naive").astype(
-        object,
-    )
+    texts = np.datetime_as_string(dates, timezone=timezone).astype(object)
     texts[np.isnat(dates)] = None
-    if (valid := _valid(array)) is not None:
+    if (valid := _valid_mask(array)) is not None:
         texts[~valid] = None
     return texts
 
 
-def _strings(array: "pa.Array") -> Array:
+def _read_strings(array: "pa.Array") -> Array:
+    """Return strings, and None for a null. Raises InvalidRequest if a string is not
+    UTF-8, or the offsets decrease.
+    """
     try:
         array.validate(full=True)
     except ValueError:
@@ -259,29 +277,46 @@ def _strings(array: "pa.Array") -> Array:
     data = b"" if buffer is None else buffer.to_pybytes()
     texts = np.empty(len(array), dtype=object)
     texts[:] = [data[start:end].decode() for start, end in pairwise(offsets.tolist())]
-    valid = _valid(array)
+    valid = _valid_mask(array)
     if valid is not None:
         texts[~valid] = None
     return texts
 
 
-def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
-    key = address(array.dictionary)
+def _words_and_lengths(
+    dictionary: "pa.Array",
+    limit: int,
+    budget: StringBudget,
+) -> tuple[Array, Array]:
+    """Return the values of a dictionary, and the number of characters of each; they are
+    read once and kept in the budget.
+    """
+    key = address(dictionary)
     dictionaries = budget.dictionaries
     if key not in dictionaries:
-        words = to_numpy(array.dictionary, limit, budget)
+        words = to_numpy(dictionary, limit, budget)
         lengths = np.zeros(len(words), np.int64)
         if words.dtype.kind == "O":
             lengths[:] = [len(word or "") for word in words]
         dictionaries[key] = words, lengths
-    words, lengths = dictionaries[key]
+    return dictionaries[key]
+
+
+def _read_dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
+    """Return the values of a dictionary-encoded array. A null becomes NaN in numbers,
+    and None in strings.
+
+    Raises InvalidRequest if an index is out of range, UnsupportedColumn for a null
+    boolean, and BodyTooLarge if the strings exceed the budget.
+    """
+    words, lengths = _words_and_lengths(array.dictionary, limit, budget)
     indices = _view(
         array.indices.buffers()[1],
         _NUMBERS[str(array.indices.type)],
         array.offset,
         len(array),
     )
-    valid = _valid(array)
+    valid = _valid_mask(array)
     if valid is not None:
         indices = indices[valid]
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
@@ -296,29 +331,26 @@ def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     if words.dtype.kind == "O":
         values = np.full(len(array), None, dtype=object)
     else:
-        values = np.full(
-            len(array),
-            np.nan,
-            dtype=_with_nan(words.dtype),
-        )
+        values = np.full(len(array), np.nan, dtype=_with_nan(words.dtype))
     values[valid] = words[indices]
     return values
 
 
-def _lists(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
-    """Return lists of equal length as the rows of a tensor."""
+def _read_lists(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
+    """Return lists of equal length as the rows of a tensor. Raises UnsupportedColumn if
+    a list is null, or the lengths differ.
+    """
     if array.null_count:
         raise UnsupportedColumn("contains a null where a list is expected")
     kind = str(array.type).partition("<")[0]
     if kind in _OFFSETS:
-        lengths = np.diff(
-            _view(
-                array.buffers()[1],
-                _OFFSETS[kind],
-                array.offset,
-                len(array) + 1,
-            )
+        offsets = _view(
+            array.buffers()[1],
+            _OFFSETS[kind],
+            array.offset,
+            len(array) + 1,
         )
+        lengths = np.diff(offsets)
         if len(lengths) and (lengths.min() != lengths.max() or lengths[0] < 0):
             raise UnsupportedColumn("contains lists of different lengths")
         size = int(lengths[0]) if len(lengths) else 0

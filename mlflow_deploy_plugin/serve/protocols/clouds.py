@@ -75,6 +75,7 @@ def _through_mlflow(
         return EncodedResponse(encode(variant.loaded.predictor.prediction(response.outputs)))
 
     def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        """Encode the pyfunc's answer, which MLflow has encoded as JSON."""
         answer = load_json(response.body)
         # A chat's answer has no `predictions`.
         if not isinstance(answer, dict) or "predictions" not in answer:
@@ -115,6 +116,9 @@ def decode_vertex(
 
 
 def _as_record(row: object, names: Sequence[str]) -> dict[str, object]:
+    """Return a row, which is a record, a list of values or the only value, as a
+    record.
+    """
     if isinstance(row, dict):
         return row
     values = row if isinstance(row, list) else [row]

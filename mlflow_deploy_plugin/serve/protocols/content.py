@@ -49,13 +49,15 @@ def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
     Raises UnsupportedMediaType if the header is missing, has another type, or has a
     charset other than UTF-8.
     """
-    takes = " or ".join(accepted)
+    expected = " or ".join(accepted)
     if not content_type:
-        raise UnsupportedMediaType(f"the request has no Content-Type; this route accepts {takes}")
+        raise UnsupportedMediaType(
+            f"the request has no Content-Type; this route accepts {expected}",
+        )
     name, *parameters = (part.strip() for part in content_type.split(";"))
     if name.lower() not in accepted:
         raise UnsupportedMediaType(
-            f"this route does not accept the Content-Type {name[:100]!r}; it accepts {takes}",
+            f"this route does not accept the Content-Type {name[:100]!r}; it accepts {expected}",
         )
     for parameter in parameters:
         key, _, value = parameter.partition("=")
@@ -93,8 +95,16 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError from None
         refusal = InvalidRequest(f"{subject}not valid JSON: {error}")
-    if b"NaN" not in body and b"Infinity" not in body:
-        raise refusal
+    if b"NaN" in body or b"Infinity" in body:
+        return _load_json_with_nan(body, refusal)
+    raise refusal
+
+
+def _load_json_with_nan(body: bytes, refusal: InvalidRequest) -> Any:
+    """Return the document in `body` with Python's `json`, which accepts NaN and
+    Infinity. Raises `refusal` if the body is not JSON either, and InvalidRequest if it
+    is nested too deeply.
+    """
     try:
         document = json.loads(body, parse_int=_parse_int)
         check_depth(document)
@@ -168,7 +178,9 @@ def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in `body`, whose content type is known to be JSON."""
+    """Return the JSON object in `body`, whose content type is known to be JSON. Raises
+    InvalidRequest if it is not a JSON object.
+    """
     document = load_json(body)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
@@ -199,6 +211,7 @@ def base64_text(value: Any, label: str) -> str:
 
 
 def json_type(value: object) -> str:
+    """Return JSON's name for the type of a value that was read from JSON."""
     if value is None:
         return "null"
     names: dict[type, str] = {
@@ -236,8 +249,8 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:
-    """Return one mapping per row, from output names to values. Raises the errors of
-    `check_row_aligned`.
+    """Return one mapping per row, from output names to values. Raises SchemaMismatch
+    unless each output has one value, or array of values, per row.
     """
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

@@ -52,22 +52,26 @@ class Example:
 
 
 def example_of(loaded: LoadedVersion) -> Example:
-    return _read(loaded) or _zeros(loaded.predictor.schema)
+    return _read_example(loaded) or _make_zeros(loaded.predictor.schema)
 
 
 def invocations_example(schema: Schema, example: Example) -> Document:
+    """Return a body of `/invocations`; empty if there is no example."""
     if not example.values:
         return example.document
     if schema.columns:
         rows = [list(record.values()) for record in example.records()]
         return {"dataframe_split": {"columns": list(example.values), "data": rows}}
-    only = list(example.values.values())
-    if len(only) == 1 and isinstance(only[0], list):
-        return {"inputs": only[0]}
+    tensors = list(example.values.values())
+    if len(tensors) == 1 and isinstance(tensors[0], list):
+        return {"inputs": tensors[0]}
     return {"inputs": example.values}
 
 
 def rows_example(schema: Schema, example: Example) -> Document:
+    """Return a body with `instances`, or a body of `/invocations` if the model has no
+    rows; empty if there is no example.
+    """
     if not example.values:
         return {}
     if not schema.has_rows:
@@ -77,7 +81,10 @@ def rows_example(schema: Schema, example: Example) -> Document:
     return {"instances": next(iter(example.values.values()))}
 
 
-def _read(loaded: LoadedVersion) -> Example | None:
+def _read_example(loaded: LoadedVersion) -> Example | None:
+    """Return the first rows of the model's own input example; None if it is missing,
+    too large, or cannot be displayed.
+    """
     path = loaded.folder / INPUT_EXAMPLE
     schema = loaded.predictor.schema
     try:
@@ -105,16 +112,11 @@ def _first_rows(split: Document, schema: Schema) -> Example | None:
     the signature.
     """
     data = split["data"][:MAX_ROWS]
-    columns = dict(
-        zip(
-            map(str, split["columns"]),
-            map(list, zip(*data, strict=True)),
-            strict=True,
-        ),
-    )
-    values = {name: columns[name] for name in schema.names if name in columns}
+    names = map(str, split["columns"])
+    columns = dict(zip(names, zip(*data, strict=True), strict=True))
+    values = {name: list(columns[name]) for name in schema.names if name in columns}
     if values and data:
-        return Example(values, len(data), True)
+        return Example(values, len(data), is_own=True)
     return None
 
 
@@ -131,11 +133,8 @@ def _first_values(arrays: Mapping[str, Array], schema: Schema) -> Example | None
         arrays = {name: array[:rows] for name, array in arrays.items()}
     if not arrays or not rows or sum(array.size for array in arrays.values()) > MAX_VALUES:
         return None
-    return Example(
-        {name: _plain_lists(array.tolist()) for name, array in arrays.items()},
-        rows,
-        True,
-    )
+    values = {name: _plain_lists(array.tolist()) for name, array in arrays.items()}
+    return Example(values, rows, is_own=True)
 
 
 def _plain_lists(value: Any) -> Any:
@@ -147,16 +146,13 @@ def _plain_lists(value: Any) -> Any:
     return value
 
 
-def _zeros(schema: Schema) -> Example:
+def _make_zeros(schema: Schema) -> Example:
     """Return a row of zeros and placeholder strings, or an empty example if the row
     would be too large.
     """
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
-        return Example(
-            {name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()},
-            1,
-        )
+        return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, rows=1)
     shapes = [tuple(map(abs, tensor.shape)) for tensor in schema.tensors]  # A free size is -1.
     if not shapes or any(0 in shape for shape in shapes) or sum(map(prod, shapes)) > MAX_VALUES:
         return Example()

@@ -39,7 +39,7 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
     """
     document = load_json_object(content_type, body)
     if _BATCH not in document:
-        return [_entry(document, "")]
+        return [_decode_entry(document, "")]
     if unknown := [name for name in document if name != _BATCH]:
         raise InvalidRequest(
             f"the document has {unknown[0][:60]!r} next to 'feedback'; put it into each entry",
@@ -51,7 +51,7 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
         raise InvalidRequest(
             f"feedback has {len(entries)} entries; 1 to {MOST_ENTRIES} are expected",
         )
-    decoded = [_entry(entry, f"feedback[{index}]") for index, entry in enumerate(entries)]
+    decoded = [_decode_entry(entry, f"feedback[{index}]") for index, entry in enumerate(entries)]
     if len({frozenset(entry.key) for entry in decoded if entry.key}) > _MOST_KEYS:
         raise InvalidRequest(f"feedback has more than {_MOST_KEYS} different sets of key columns")
     return decoded
@@ -80,62 +80,75 @@ def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
     are omitted.
     """
     data_columns = [column for column in columns if not column.startswith("_")]
-    hint = (
-        f"{did_you_mean(name, data_columns)}; rows have "
-        f"{join_names(data_columns, name) or 'no columns'}"
-    )
+    existing = join_names(data_columns, name) or "no columns"
+    hint = f"{did_you_mean(name, data_columns)}; rows have {existing}"
     remedy = "capture.keys in the spec adds a business id that is not an input of the model"
     return f"{name[:60]!r}, but no logged row of {endpoint} has this column{hint}; {remedy}"
 
 
-def _entry(entry: object, where: str) -> Feedback:
+def _decode_entry(entry: object, where: str) -> Feedback:
+    """Return the label in an entry. `where` is the entry's place for messages, or "" if
+    the entry is the whole document.
+
+    Raises InvalidRequest if the entry has no label, unknown fields or invalid values,
+    or does not have exactly one of `prediction_id` and `key`.
+    """
     if not isinstance(entry, dict):
         raise InvalidRequest(
             f"{where} is {short_repr(entry)}; a label with a prediction_id or key is expected",
         )
-    dot = where + "." if where else ""
+    subject = where or "the feedback"
+    prefix = f"{where}." if where else ""
     if unknown := [name for name in entry if name not in _FIELDS]:
         raise InvalidRequest(
-            f"{dot}{unknown[0][:60]} is not known; feedback has {', '.join(_FIELDS)}",
+            f"{prefix}{unknown[0][:60]} is not known; feedback has {', '.join(_FIELDS)}",
         )
     if "label" not in entry:
-        raise InvalidRequest(
-            f"{where or 'the feedback'} has no label; null withdraws an earlier label",
-        )
+        raise InvalidRequest(f"{subject} has no label; null withdraws an earlier label")
     prediction_id = entry.get("prediction_id")
     row = entry.get("row")
     key = entry.get("key")
     if (prediction_id is None) == (key is None):
-        raise InvalidRequest(f"{where or 'the feedback'} needs either a prediction_id or a key")
-    label = _checked_value(entry["label"], f"{dot}label")
+        raise InvalidRequest(f"{subject} needs either a prediction_id or a key")
+    label = _checked_value(entry["label"], f"{prefix}label")
     if label != label:
-        raise InvalidRequest(f"{dot}label is nan; null withdraws an earlier label")
+        raise InvalidRequest(f"{prefix}label is nan; null withdraws an earlier label")
     if key is not None:
         if row is not None:
             raise InvalidRequest(
-                f"{dot}row requires a prediction_id; a key already selects its row",
+                f"{prefix}row requires a prediction_id; a key already selects its row",
             )
-        if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
-            raise InvalidRequest(
-                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is "
-                "expected",
-            )
-        values: dict[str, Value] = {}
-        for name, value in key.items():
-            checked = _checked_value(value, f"{dot}key.{name[:60]}")
-            values[name] = None if checked != checked else checked  # NaN means a missing value.
-        return Feedback(None, None, values, label)
+        return Feedback(None, None, _decode_key(key, prefix), label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(
-            f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer "
-            "is expected",
+            f"{prefix}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an "
+            "answer is expected",
         )
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
-        raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")
+        raise InvalidRequest(f"{prefix}row is {short_repr(row)}; a whole number from 0 is expected")
     return Feedback(prediction_id, row, None, label)
 
 
+def _decode_key(key: object, prefix: str) -> dict[str, Value]:
+    """Return the values of the key columns. NaN becomes None, a missing value. Raises
+    InvalidRequest if the key has no or too many columns, or an invalid value.
+    """
+    if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
+        raise InvalidRequest(
+            f"{prefix}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is "
+            "expected",
+        )
+    values: dict[str, Value] = {}
+    for name, value in key.items():
+        checked = _checked_value(value, f"{prefix}key.{name[:60]}")
+        values[name] = None if checked != checked else checked
+    return values
+
+
 def _checked_value(value: object, where: str) -> Value:
+    """Return a label or a value of a key. Raises InvalidRequest if it is a list or an
+    object, infinite, or too long.
+    """
     if not isinstance(value, str | int | float | bool | None):
         raise InvalidRequest(
             f"{where} is {short_repr(value)}; a text, a number, true, false or null is expected",

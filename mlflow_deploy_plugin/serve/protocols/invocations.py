@@ -58,8 +58,9 @@ def decode_rows(
     """Return the rows of a body in any format of `/invocations`; a decompressed table
     may have `limit` bytes.
 
-    Raises UnsupportedMediaType, InvalidRequest or SchemaMismatch, as the format's
-    module does.
+    Raises UnsupportedMediaType for another format, BodyTooLarge above `limit`,
+    InvalidRequest if the body is not in its format, and SchemaMismatch if it does not
+    fit the signature.
     """
     media = media_type(content_type, _MEDIA_TYPES)
     if media in arrow.MEDIA_TYPES:
@@ -96,6 +97,12 @@ def decode_invocations(
     variant: ServedVariant,
     limit: int,
 ) -> DecodedRequest:
+    """Decode a body of `/invocations`. The version itself decodes a pyfunc's JSON and
+    CSV.
+
+    Raises UnsupportedMediaType, BodyTooLarge, InvalidRequest or SchemaMismatch if a
+    body that is decoded here is invalid.
+    """
     predictor = variant.loaded.predictor
     content_type = headers.get("content-type")
     media = media_type(content_type, _MEDIA_TYPES)
@@ -110,18 +117,18 @@ def decode_invocations(
             body=opaque,
         )
     feeds = decode_rows(content_type, body, variant.schema, limit)
-    of_table = False
+    is_table = False
     if not predictor.artifact.has_signature:
-        of_table = media in TABLE_FORMATS or mlflow.is_table(content_type, body)
-    answered = _negotiate_format(media, headers.get("accept"))
+        is_table = media in TABLE_FORMATS or mlflow.is_table(content_type, body)
+    response_media = _negotiate_format(media, headers.get("accept"))
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
-        if answered == JSON:
+        prediction = variant.loaded.predictor.prediction(response.outputs, is_table)
+        if response_media == JSON:
             return EncodedResponse(mlflow.encode(prediction))
-        if answered in arrow.MEDIA_TYPES:
-            return EncodedResponse(arrow.encode(answered, prediction), answered)
-        return EncodedResponse(jsonlines.encode(prediction), answered)
+        if response_media in arrow.MEDIA_TYPES:
+            return EncodedResponse(arrow.encode(response_media, prediction), response_media)
+        return EncodedResponse(jsonlines.encode(prediction), response_media)
 
     return DecodedRequest(feeds, encode)
 
@@ -136,6 +143,9 @@ def invocations_answer(artifact: Artifact) -> JsonSchema:
 
 
 def csv_example(schema: Schema, example: Example) -> str:
+    """Return a header and rows in CSV; empty if there is no example, or the model has
+    no columns.
+    """
     if not example.values or not schema.columns:
         return ""
     text = io.StringIO()

@@ -46,44 +46,51 @@ class LineReader:
         self._schema = schema
         self._most_bytes = most_bytes
         self._unfinished = bytearray()
-        self._number = 0
-        self._blank = 0
-        self._kind: str | None = None
+        self._line_number = 0
+        self._blank_lines = 0
+        self._json_type: str | None = None
 
     def feed(self, piece: bytes) -> Iterator[Feeds]:
         """Yield the feeds of the lines that this piece completes."""
-        whole, end, rest = piece.rpartition(b"\n")
+        completed, end, begun = piece.rpartition(b"\n")
         if end:
-            yield from self.read(b"".join((self._unfinished, whole, end)))
+            yield from self.read(b"".join((self._unfinished, completed, end)))
             self._unfinished.clear()
-        self._unfinished += rest
-        self._check_size(self._number + 1, len(self._unfinished))
+        self._unfinished += begun
+        self._check_size(self._line_number + 1, len(self._unfinished))
 
     def end(self) -> Iterator[Feeds]:
         """Yield the feeds of the last line, which may lack a line break."""
         yield from self.read(bytes(self._unfinished))
 
-    def read(self, whole: bytes) -> Iterator[Feeds]:
-        lines = self._lines(whole)
+    def read(self, text: bytes) -> Iterator[Feeds]:
+        """Yield the feeds of the lines in a text that consists of complete lines."""
+        lines = self._parse_lines(text)
         while chunk := list(islice(lines, _CHUNK)):
-            self._kind = self._kind or json_type(chunk[0][1])
-            yield _feeds(chunk, self._kind, self._schema)
+            _, first_document = chunk[0]
+            self._json_type = self._json_type or json_type(first_document)
+            yield _feeds(chunk, self._json_type, self._schema)
 
-    def _lines(self, whole: bytes) -> Iterator[_Line]:
-        for line in io.BytesIO(whole):
-            self._number += 1
-            self._check_size(self._number, len(line))
+    def _parse_lines(self, text: bytes) -> Iterator[_Line]:
+        """Yield the number and the document of each line that is not blank."""
+        for line in io.BytesIO(text):
+            self._line_number += 1
+            self._check_size(self._line_number, len(line))
             if line.isspace():
-                self._blank += 1
-                if self._blank > _MOST_BLANK:
-                    raise InvalidRequest(
-                        f"line {self._number} is the {self._blank}th blank line; send only rows",
-                    )
-            else:
-                try:
-                    yield self._number, load_json(line, "it is ")
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"line {self._number}: {error.message}") from None
+                self._count_blank_line()
+                continue
+            try:
+                yield self._line_number, load_json(line, "it is ")
+            except InvalidRequest as error:
+                raise InvalidRequest(f"line {self._line_number}: {error.message}") from None
+
+    def _count_blank_line(self) -> None:
+        """Raise InvalidRequest if the body has too many blank lines."""
+        self._blank_lines += 1
+        if self._blank_lines > _MOST_BLANK:
+            raise InvalidRequest(
+                f"line {self._line_number} is the {self._blank_lines}th blank line; send only rows",
+            )
 
     def _check_size(self, number: int, size: int) -> None:
         if size > self._most_bytes:
@@ -96,7 +103,8 @@ def decode(body: bytes, schema: Schema) -> Feeds:
     """Return the feeds in a body. All lines are objects, all are arrays, or (for one
     column) all are bare values.
 
-    Raises the errors of `LineReader`, and SchemaMismatch if there are no lines.
+    Raises InvalidRequest if a line is not JSON or of another JSON type than the first,
+    and SchemaMismatch if a line does not fit the signature, or there are no lines.
     """
     parts = list(LineReader(schema).read(body))
     if not parts:
@@ -125,18 +133,14 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     # break.
     end = (prediction.ndim - 1) * b"]"
     begin = (prediction.ndim - 1) * b"["
-    return (
-        dump_json(prediction)[1:-1].replace(
-            end + b"," + begin,
-            end + b"\n" + begin,
-        )
-        + b"\n"
-    )
+    rows = dump_json(prediction)[1:-1]
+    return rows.replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
 
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
-    """Return the feeds of some lines. If the lines do not fit the signature, the error
-    names the first wrong line.
+    """Return the feeds of lines whose documents have the JSON type `kind`. Raises
+    InvalidRequest for another JSON type, and SchemaMismatch if a line does not fit the
+    signature; the error names the first wrong line.
     """
     if kind == "object":
         required = {column.name for column in schema.columns if column.required}
@@ -156,16 +160,27 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
     try:
         return _read([document for _, document in chunk], kind, schema)
     except SchemaMismatch as error:
-        for number, document in chunk:
-            try:
-                _read([document], kind, schema)
-            except SchemaMismatch as line_error:
-                why = f"line {number}: {line_error.message.replace(', row 0', '', 1)}"
-                raise SchemaMismatch(why, column=line_error.column) from None
-        raise SchemaMismatch(
-            f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}",
-            column=error.column,
-        ) from None
+        raise _line_error(chunk, kind, schema, error) from None
+
+
+def _line_error(
+    chunk: list[_Line],
+    kind: str,
+    schema: Schema,
+    error: SchemaMismatch,
+) -> SchemaMismatch:
+    """Return the error for the first line that does not fit the signature by itself, or
+    `error` for all lines if each of them fits.
+    """
+    for number, document in chunk:
+        try:
+            _read([document], kind, schema)
+        except SchemaMismatch as line_error:
+            fault = line_error.message.replace(", row 0", "", 1)
+            return SchemaMismatch(f"line {number}: {fault}", column=line_error.column)
+    first, _ = chunk[0]
+    last, _ = chunk[-1]
+    return SchemaMismatch(f"lines {first} to {last}: {error.message}", column=error.column)
 
 
 def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:

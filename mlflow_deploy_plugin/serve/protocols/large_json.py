@@ -88,6 +88,14 @@ def _feeds_of_json(
     kind: str,
     nulls: int = 0,
 ) -> Feeds | None:
+    """Return the feeds in a JSON document with a single field; None if it contains
+    anything except numbers in a form of `/invocations`.
+
+    Args:
+        opened: the number of arrays that the text opens.
+        kind: the numpy kind of all numbers, `f` or `i`.
+        nulls: the number of nulls that were replaced by a number in the text.
+    """
     try:
         ((field, value),) = object_entries(simdjson.Parser().parse(body)).items()
         names = [*schema.names]
@@ -97,22 +105,23 @@ def _feeds_of_json(
             rows = table.pop("data")
             if table:
                 return None
-            array, seen = numbers_of(rows, opened, kind)
-            seen += 1
+            array, array_count = numbers_of(rows, opened, kind)
+            array_count += 1  # `columns`
         elif field not in ("inputs", "instances"):
             return None
         elif isinstance(value, simdjson.Object):
             columns = object_entries(value, min(_MOST_ENTRIES, len(body) // _COLUMN_BYTES))
             names = [*columns]
-            arrays, counts = zip(
-                *(numbers_of(column, opened, kind) for column in columns.values()),
-                strict=True,
-            )
+            arrays = []
+            array_count = 0
+            for column in columns.values():
+                array, count = numbers_of(column, opened, kind)
+                arrays.append(array)
+                array_count += count
             array = np.stack(arrays, axis=1) if schema.columns else arrays[0]
-            seen = sum(counts)
         else:
-            array, seen = numbers_of(value, opened, kind)
-        if seen == opened:
+            array, array_count = numbers_of(value, opened, kind)
+        if array_count == opened:
             return _feeds_of_numbers(schema, names, array, nulls)
         return None
     except _NOT_PLAIN:
@@ -149,8 +158,9 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
             text = _fill_empty_fields(text)
             nulls = text.count(b"null")
             document = simdjson.Parser().parse(text.replace(b"null", _NULL))
-        array, seen = numbers_of(document, opened)
-        if seen != opened or (not array.all() and _NEGATIVE_ZERO.search(rows)):
+        array, array_count = numbers_of(document, opened)
+        has_negative_zero = not array.all() and _NEGATIVE_ZERO.search(rows)
+        if array_count != opened or has_negative_zero:
             return None
         names = header.decode("utf-8-sig").split(",") if has_header else [*schema.names]
         return _feeds_of_numbers(schema, names, array, nulls)
@@ -188,29 +198,24 @@ def _feeds_of_numbers(
     array: Array,
     nulls: int,
 ) -> Feeds | None:
-    """Return the feeds of a matrix of columns, or of the only tensor; None if
-    converting them may be inexact.
+    """Return the feeds of a matrix with these columns, or of the only tensor; None if
+    converting it may be inexact, or it does not fit the signature.
+
+    `nulls` is the number of nulls that were replaced by a number in the text.
     """
     if array.dtype.kind == "f":
         if nulls:
-            missing = array == float(_NULL)
-            if np.count_nonzero(missing) != nulls:
+            is_null = array == float(_NULL)
+            if np.count_nonzero(is_null) != nulls:
                 return None
-            array = np.where(missing, np.nan, array)
-        if (
-            max(
-                np.fmax.reduce(array, None),
-                -np.fmin.reduce(array, None),
-            )
-            >= _EXACT
-        ):
+            array = np.where(is_null, np.nan, array)
+        largest = max(np.fmax.reduce(array, None), -np.fmin.reduce(array, None))
+        if largest >= _EXACT:
             return None
     if schema.tensors:
-        is_fit = names == [*schema.names] and fits_shape(
-            schema.tensors[0].shape,
-            array.shape,
-        )
-        return schema.from_array(array) if is_fit else None
+        if names == [*schema.names] and fits_shape(schema.tensors[0].shape, array.shape):
+            return schema.from_array(array)
+        return None
     if schema.matrix_kinds and names == [*schema.names] and array.shape[1:] == (len(names),):
         return schema.from_array(array)
     columns = dict(zip(names, array.T, strict=True))
@@ -219,14 +224,13 @@ def _feeds_of_numbers(
     # A name contains the replacement, so nulls cannot be counted.
     if _NULL.decode() in "\n".join(names):
         return None
+    integer_names = {column.name for column in schema.columns if column.type in _WHOLE}
     with np.errstate(invalid="ignore"):
-        for name in columns.keys() & {
-            column.name for column in schema.columns if column.type in _WHOLE
-        }:
-            whole = columns[name].astype(np.int64)
-            if not np.array_equal(whole, columns[name]):
+        for name in columns.keys() & integer_names:
+            integers = columns[name].astype(np.int64)
+            if not np.array_equal(integers, columns[name]):
                 return None
-            columns[name] = whole
+            columns[name] = integers
     return schema.from_columns(columns)
 
 
@@ -246,39 +250,39 @@ def load_infer_request(text: bytes) -> dict[str, object] | None:
         if len(tensors) > len(text) // _COLUMN_BYTES:
             return None
         inputs = []
-        seen = 1
+        array_count = 1  # `inputs`
         for tensor in tensors:
-            entries, arrays = _read_tensor(tensor, opened)
+            entries, count = _read_tensor(tensor, opened)
             inputs.append(entries)
-            seen += arrays
-        rest = {name: _plain(value) for name, value in document.items()}
-        if seen + _count_arrays(rest) == opened:
-            return {**rest, "inputs": inputs}
+            array_count += count
+        others = {name: _to_plain(value) for name, value in document.items()}
+        if array_count + _count_arrays(others) == opened:
+            return {**others, "inputs": inputs}
         return None
     except _NOT_PLAIN:
         return None
 
 
 def _read_tensor(value: object, opened: int) -> tuple[dict[str, object], int]:
-    """Return a tensor's entries, and the number of JSON arrays in them; `data` may be
-    missing.
+    """Return a tensor's entries, and the number of JSON arrays in them. Numbers in
+    `data`, which may be missing, become an array.
     """
     entries = object_entries(value)
     has_data = "data" in entries
     data = entries.pop("data", None)
-    plain = {name: _plain(entry) for name, entry in entries.items()}
-    arrays = _count_arrays(plain)
+    tensor = {name: _to_plain(entry) for name, entry in entries.items()}
+    array_count = _count_arrays(tensor)
     if not has_data:
-        return plain, arrays
-    kind = kind_of(plain["datatype"])
+        return tensor, array_count
+    kind = kind_of(tensor["datatype"])
     if kind not in ("f", "i", "u"):
         texts = data.as_list()
-        return {**plain, "data": texts}, arrays + _count_arrays([texts])
-    array, seen = numbers_of(data, opened, kind)
-    return {**plain, "data": array}, arrays + seen
+        return {**tensor, "data": texts}, array_count + _count_arrays([texts])
+    numbers, count = numbers_of(data, opened, kind)
+    return {**tensor, "data": numbers}, array_count + count
 
 
-def _plain(value: object) -> object:
+def _to_plain(value: object) -> object:
     if isinstance(value, simdjson.Array):
         return value.as_list()
     if isinstance(value, simdjson.Object):
@@ -287,14 +291,17 @@ def _plain(value: object) -> object:
 
 
 def _count_arrays(value: Any) -> int:
-    within = value.values() if isinstance(value, dict) else value
-    if {list, dict}.isdisjoint(map(type, within)):
+    """Return the number of lists within a list or mapping, at any depth."""
+    entries = value.values() if isinstance(value, dict) else value
+    if {list, dict}.isdisjoint(map(type, entries)):
         return 0
-    return sum(
-        isinstance(entry, list) + _count_arrays(entry)
-        for entry in within
-        if isinstance(entry, list | dict)
-    )
+    count = 0
+    for entry in entries:
+        if isinstance(entry, list):
+            count += 1
+        if isinstance(entry, list | dict):
+            count += _count_arrays(entry)
+    return count
 
 
 def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
@@ -329,14 +336,14 @@ def numbers_of(
     """
     level = [value]
     shape = [len(value)]
-    seen = 1
+    array_count = 1
     while shape[-1] and isinstance(level[0][0], simdjson.Array):
-        if seen + len(level) * shape[-1] > at_most:
+        if array_count + len(level) * shape[-1] > at_most:
             raise ValueError
         level = list(chain.from_iterable(level))
         if set(map(type, level)) != {simdjson.Array} or len(set(map(len, level))) != 1:
             raise ValueError
         shape.append(len(level[0]))
-        seen += len(level)
+        array_count += len(level)
     numbers = value.as_buffer(of_type="d" if kind == "f" else kind)
-    return np.frombuffer(numbers, dtype=f"{kind}8").reshape(shape), seen
+    return np.frombuffer(numbers, dtype=f"{kind}8").reshape(shape), array_count

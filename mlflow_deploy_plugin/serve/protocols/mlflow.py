@@ -44,6 +44,7 @@ MOST_LINES = 1_000_000
 """The maximum number of lines in a CSV text. Larger tables are sent as Arrow, or in
 several requests.
 """
+_AROUND_PARAMETER = ' \t"'
 _FLOATS = frozenset({"float32", "float64"})
 _BOOLEANS = {
     "true": True,
@@ -74,7 +75,7 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     four fields, and SchemaMismatch if it does not fit the signature.
     """
     media = media_type(content_type, _ACCEPTED)
-    parameters = _parameters(content_type or "", media) if content_type != media else {}
+    parameters = _read_parameters(content_type or "", media) if content_type != media else {}
     if media == CSV:
         return read_csv(body, schema, parameters.get("header") != "absent")
     if (feeds := read_large_feeds(body, schema)) is not None:
@@ -89,16 +90,20 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
 
 
 def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
-    if len(document) == 1:
+    """Return the feeds in a JSON document of `/invocations`. Raises InvalidRequest
+    unless it has exactly one of the four fields, and SchemaMismatch if the field's
+    value does not fit the signature.
+    """
+    if len(document) == 1:  # The shortest way for most documents.
         ((field, value),) = document.items()
         if read := _FIELD_DECODERS.get(field):
             return read(value, schema)
     present = [field for field in _FIELD_DECODERS if field in document]
     if len(present) != 1:
-        holds = ", ".join(repr(name[:30]) for name in islice(document, 10)) or "nothing"
+        fields = ", ".join(repr(name[:30]) for name in islice(document, 10)) or "nothing"
         raise InvalidRequest(
             f"the JSON object must have exactly one of the fields {', '.join(_FIELD_DECODERS)}; "
-            f"this object has {holds}",
+            f"this object has {fields}",
         )
     params = document.get("params")
     if params is not None and not isinstance(params, dict):
@@ -112,8 +117,8 @@ def is_table(content_type: str | None, body: bytes) -> bool:
     """
     if media_type(content_type, _ACCEPTED) == CSV:
         return True
-    may_be = b"dataframe_" in body or b"\\u" in body  # The field's letters may be escaped.
-    return may_be and not _TABLE_FIELDS.isdisjoint(json_object(body))
+    may_be_table = b"dataframe_" in body or b"\\u" in body  # The field's letters may be escaped.
+    return may_be_table and not _TABLE_FIELDS.isdisjoint(json_object(body))
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
@@ -123,18 +128,18 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     return dump_json({"predictions": prediction})
 
 
-def _parameters(content_type: str, media: str) -> dict[str, str]:
+def _read_parameters(content_type: str, media: str) -> dict[str, str]:
     """Return the content type's parameters: `charset`, and for CSV
     `header=present|absent` (RFC 4180).
 
-    Other parameters, such as MLflow 1's `format=pandas-split`, would change the meaning
-    and are rejected.
+    Raises UnsupportedMediaType for other parameters, such as MLflow 1's
+    `format=pandas-split`, which would change the meaning.
     """
     parameters: dict[str, str] = {}
     for parameter in content_type.split(";")[1:]:
-        name, _, value = (part.strip(' \t"') for part in parameter.partition("="))
-        name = name.lower()
-        value = value.lower()
+        name, _, value = parameter.lower().partition("=")
+        name = name.strip(_AROUND_PARAMETER)
+        value = value.strip(_AROUND_PARAMETER)
         if name == "header" and media == CSV:
             if value not in ("present", "absent"):
                 raise UnsupportedMediaType(
@@ -151,7 +156,10 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
 
 def _decode_split(value: object, schema: Schema) -> Feeds:
     """Decode pandas' `to_dict(orient="split")`. Its `index` is ignored, as in MLflow's
-    response.
+    response. Without `columns`, the rows are in the signature's order.
+
+    Raises InvalidRequest if a field is unknown or of a wrong type, and SchemaMismatch
+    if the rows do not fit the signature.
     """
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         raise InvalidRequest(
@@ -173,12 +181,19 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
     # This check covers most requests and is faster than checking every type.
     if columns == [*schema.names]:
         return schema.from_rows(schema.names, value["data"])
+    return schema.from_rows(_column_names(columns), value["data"])
+
+
+def _column_names(columns: object) -> list[str]:
+    """Return the names of columns, with numbers as texts. Raises InvalidRequest if they
+    are not strings or whole numbers.
+    """
     types = set(map(type, columns)) if isinstance(columns, list) else {object}
-    if not types <= _COLUMN_NAME_TYPES:
+    if not isinstance(columns, list) or not types <= _COLUMN_NAME_TYPES:
         raise InvalidRequest("dataframe_split: columns must be an array of names")
-    if types != {str}:
-        columns = list(map(str, columns))
-    return schema.from_rows(columns, value["data"])
+    if types == {str}:
+        return columns
+    return list(map(str, columns))
 
 
 def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
@@ -226,26 +241,38 @@ def take_column(
     form = next((form for form in BODY_FORMS if form in document), None)
     content = document[form] if form else document  # The document of a chat is itself the row.
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
-        has_key = any(name in row for row in content)
-        if has_key:
-            return [row.pop(name, None) for row in content]
-        return None
+        if all(name not in row for row in content):
+            return None
+        values = []
+        for row in content:
+            values.append(row.pop(name, None))
+        return values
     if not isinstance(content, dict):
         return None
-    columns = content.get("columns")
-    rows = content.get("data")
-    if form != "dataframe_split":
-        values = content.pop(name, None)
-        if isinstance(values, list | None):
-            return values
-        return [values]
+    if form == "dataframe_split":
+        return _take_split_column(content, name)
+    value = content.pop(name, None)
+    if isinstance(value, list | None):
+        return value
+    return [value]
+
+
+def _take_split_column(table: dict[str, Any], name: str) -> list[object] | None:
+    """Remove a column from a `dataframe_split`, and return its values; None if the
+    column is missing, or the table is invalid, which MLflow rejects.
+    """
+    columns = table.get("columns")
+    rows = table.get("data")
     if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
         return None
-    position = columns.index(name)
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        return None  # MLflow rejects such a document.
+        return None
+    position = columns.index(name)
     columns.pop(position)
-    return [row.pop(position) for row in rows]
+    values = []
+    for row in rows:
+        values.append(row.pop(position))
+    return values
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
@@ -261,14 +288,8 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         SchemaMismatch: a field does not have its column's type, a row and the header
             differ in length, or there are no rows.
     """
-    if len(body) > MOST_COLUMNS:  # Reject too many lines or columns before parsing.
-        returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
-        if (count := body.count(b"\n") + returns) > MOST_LINES:
-            raise InvalidRequest(
-                f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, "
-                "or send Arrow",
-            )
-        _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
+    if len(body) > MOST_COLUMNS:
+        _check_size(body)
     if has_header and schema.columns:
         check_separator(body, schema.names)
     if (feeds := read_large_csv(body, schema, has_header)) is not None:
@@ -282,12 +303,27 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 
+def _check_size(body: bytes) -> None:
+    """Raise InvalidRequest for a CSV with too many lines or columns, before it is
+    parsed.
+    """
+    returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
+    if (count := body.count(b"\n") + returns) > MOST_LINES:
+        raise InvalidRequest(
+            f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, "
+            "or send Arrow",
+        )
+    _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
+
+
 def _parse_csv_table(
     body: bytes,
     schema: Schema,
     has_header: bool,
 ) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the columns, and the fields of each row."""
+    """Return the names of the columns, and the fields of each row. Raises
+    SchemaMismatch if a row has more or fewer fields than there are columns.
+    """
     rows = _parse_csv(body)
     if has_header:
         header = rows.pop(0)
@@ -323,6 +359,9 @@ def _read_columns(
     rows: Sequence[Sequence[str]],
     schema: Schema,
 ) -> list[list[object]]:
+    """Return the values of each column, which have the types of the signature. Raises
+    SchemaMismatch if a field does not have its column's type.
+    """
     if schema.columns:
         types: dict[str, str] = {column.name: column.type for column in schema.columns}
     else:  # All fields have the type of the tensor.
@@ -376,8 +415,7 @@ def _parse_csv(body: bytes) -> list[list[str]]:
     try:
         texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
         reader = csv.reader(texts, strict=True)
-        # Test the raw line, as `core.tabular.csv_file.csv_records` does, because a
-        # quoted blank is a value.
+        # Test the raw line, because a quoted blank is a value.
         lines = [
             fields
             for fields in reader
@@ -405,16 +443,18 @@ def read_column(
     types: dict[str, str],
     fields: Sequence[str],
 ) -> list[object]:
-    """Return the values of one column. Parse the fields in one call, unless a field is
-    missing, wrong or has `_`.
+    """Return the values of the column `name`, with None for missing fields. Raises
+    SchemaMismatch if a field does not have the column's type.
+
+    The fields are parsed in one call, unless a field is missing, wrong or has `_`.
     """
-    read = _FIELD_READERS.get(types.get(name, "string"), str)
-    if read is str:
+    parse = _FIELD_PARSERS.get(types.get(name, "string"), str)
+    if parse is str:
         return [text or None for text in fields]
     try:
         if "_" not in "".join(fields):
-            parse = int if read is _integer else read
-            return list(map(parse, fields))
+            parse_all = int if parse is _parse_integer else parse
+            return list(map(parse_all, fields))
     except (KeyError, ValueError):
         pass  # Missing and wrong values are read one by one below.
     values: list[object] = []
@@ -425,14 +465,17 @@ def read_column(
         try:
             if "_" in text:  # Python would parse "1_000", but it is not a number in CSV.
                 raise ValueError
-            values.append(read(text))
+            values.append(parse(text))
         except (KeyError, ValueError):
-            why = f"column {name!r} ({types[name]}), row {row}: {text[:60]!r} is not {types[name]}"
-            raise SchemaMismatch(why, column=name) from None
+            label = f"column {name!r} ({types[name]}), row {row}"
+            raise SchemaMismatch(
+                f"{label}: {text[:60]!r} is not {types[name]}",
+                column=name,
+            ) from None
     return values
 
 
-def _integer(text: str) -> int | float:
+def _parse_integer(text: str) -> int | float:
     """Return an int, or a float for a number with a point or an exponent; the schema
     checks that it is whole.
     """
@@ -442,9 +485,9 @@ def _integer(text: str) -> int | float:
         return float(text)
 
 
-_FIELD_READERS: dict[str, Callable[[str], object]] = {
+_FIELD_PARSERS: dict[str, Callable[[str], object]] = {
     **dict.fromkeys(("double", "float", "float16", "float32", "float64"), float),
-    **dict.fromkeys(("integer", "long", *INTEGERS), _integer),
+    **dict.fromkeys(("integer", "long", *INTEGERS), _parse_integer),
     **dict.fromkeys(
         ("boolean", "bool"),
         lambda text: _BOOLEANS[text.strip().lower()],

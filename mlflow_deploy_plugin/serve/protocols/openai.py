@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.serve.protocols.protocol import (
     Protocol,
 )
 from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema, array_schema, object_schema
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 OPENAI_ROUTES = {
@@ -40,16 +41,11 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
         variant: ServedVariant,
         limit: int,
     ) -> DecodedRequest:
-        artifact = variant.loaded.predictor.artifact
+        """Decode a body of OpenAI's clients as a body of `/invocations`. Raises
+        InvalidRequest if the model has another task, or cannot stream.
+        """
         document = load_json_object(headers.get("content-type"), body)
-        if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
-            task = repr(artifact.task[:60]) if artifact.task else "missing"
-            raise InvalidRequest(
-                f"the model's responses do not have the form of {route} (the task in its MLmodel "
-                f"is {task}); send it to {own_route}",
-            )
-        if document.get("stream") is True and not artifact.is_streamable:
-            raise InvalidRequest("the model has no predict_stream: send the request without stream")
+        _check_model(variant.loaded.predictor.artifact, route, document)
         input_ = document.get("input")
         # MLflow embeds the strings in the first field, regardless of its name.
         if route == "/embeddings":
@@ -82,6 +78,20 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
         may_name_endpoint=True,
         applies_to=lambda artifact: OPENAI_ROUTES.get(artifact.task) == route,
     )
+
+
+def _check_model(artifact: Artifact, route: str, document: Mapping[str, object]) -> None:
+    """Raise InvalidRequest if the model's task belongs to another route, or if the
+    request asks for a stream that the model does not have.
+    """
+    if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
+        task = repr(artifact.task[:60]) if artifact.task else "missing"
+        raise InvalidRequest(
+            f"the model's responses do not have the form of {route} (the task in its MLmodel "
+            f"is {task}); send it to {own_route}",
+        )
+    if document.get("stream") is True and not artifact.is_streamable:
+        raise InvalidRequest("the model has no predict_stream: send the request without stream")
 
 
 RESPONSES = _openai_protocol("/responses", "input", _TEXT_OR_LIST)

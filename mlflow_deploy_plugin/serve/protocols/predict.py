@@ -64,25 +64,31 @@ def _bounded(
         variant: ServedVariant,
         limit: int,
     ) -> DecodedRequest:
-        predictor = variant.loaded.predictor
-        artifact = predictor.artifact
+        artifact = variant.loaded.predictor.artifact
         schema = variant.schema
         feeds = decode(headers.get("content-type"), body, schema)
-        classes = len(artifact.classes)
         # Count the rows before computing them; a row takes at least one byte of the
         # body.
-        if (
-            len(body) * classes > _MOST_PROBABILITIES
-            and any(output.role == "probabilities" for output in artifact.outputs)
-            and (rows := schema.count_rows(feeds)) > (most := _MOST_PROBABILITIES // classes)
-        ):
-            raise BodyTooLarge(
-                f"the request has {rows} rows, and the response would name the probabilities of "
-                f"{classes} classes per row: send at most {most} rows, or use the protocol V2",
-            )
+        classes = len(artifact.classes)
+        if len(body) * classes > _MOST_PROBABILITIES and _has_probabilities(artifact):
+            _check_row_count(schema.count_rows(feeds), classes)
         return DecodedRequest(feeds, encode)
 
     return decode_request
+
+
+def _has_probabilities(artifact: Artifact) -> bool:
+    return any(output.role == "probabilities" for output in artifact.outputs)
+
+
+def _check_row_count(rows: int, classes: int) -> None:
+    """Raise BodyTooLarge if the response would name too many probabilities."""
+    most_rows = _MOST_PROBABILITIES // classes
+    if rows > most_rows:
+        raise BodyTooLarge(
+            f"the request has {rows} rows, and the response would name the probabilities of "
+            f"{classes} classes per row: send at most {most_rows} rows, or use the protocol V2",
+        )
 
 
 def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
@@ -113,8 +119,10 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
 
 
 def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a list of records, or in a body of `/invocations`. Raises the
-    errors of `decode_record`.
+    """Return the feeds in a list of records, or in a body of `/invocations`.
+
+    Raises UnsupportedMediaType if the body is not JSON or CSV, InvalidRequest if it is
+    neither a list nor such a body, and SchemaMismatch if it does not fit the signature.
     """
     if media_type(content_type, (JSON, CSV)) == CSV:
         return mlflow.read_csv(body, schema)
@@ -135,18 +143,17 @@ def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedRes
     row, or of all outputs.
     """
     loaded = variant.loaded
-    outputs = response.outputs
-    predictor = loaded.predictor
-    has_rows = predictor.schema.has_rows
-    prediction: Any = _predictions(predictor.artifact, outputs)
-    if has_rows:
-        is_one = not isinstance(prediction, dict)
-        if is_one:
-            prediction = prediction[0]
-        else:
+    artifact = loaded.predictor.artifact
+    prediction: Any = _select_predictions(artifact, response.outputs)
+    probabilities = None
+    if loaded.predictor.schema.has_rows:
+        probabilities = _name_probabilities(artifact, response.outputs)
+        if isinstance(prediction, dict):
             prediction = {name: array[0] for name, array in prediction.items()}
+        else:
+            prediction = prediction[0]
     answer: dict[str, Any] = {"prediction": prediction}
-    if has_rows and (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
+    if probabilities is not None:
         answer["probabilities"] = probabilities[0]
     return EncodedResponse(
         dump_json({**answer, "model": loaded.model, "model_version": loaded.version}),
@@ -154,22 +161,23 @@ def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedRes
 
 
 def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    """Return `{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
+    """Return `{"predictions", "probabilities"?, "count", "model", "model_version"}`;
+    `count` is the number of rows.
+    """
     loaded = variant.loaded
     outputs = response.outputs
-    predictor = loaded.predictor
-    answer: dict[str, Any] = {"predictions": _predictions(predictor.artifact, outputs)}
-    if (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
+    artifact = loaded.predictor.artifact
+    answer: dict[str, Any] = {"predictions": _select_predictions(artifact, outputs)}
+    if (probabilities := _name_probabilities(artifact, outputs)) is not None:
         answer["probabilities"] = probabilities
-    answer["count"] = (
-        len(outputs[predictor.artifact.prediction[0]]) if predictor.schema.has_rows else 1
-    )
+    has_rows = loaded.predictor.schema.has_rows
+    answer["count"] = len(outputs[artifact.prediction[0]]) if has_rows else 1
     return EncodedResponse(
         dump_json({**answer, "model": loaded.model, "model_version": loaded.version}),
     )
 
 
-def _predictions(
+def _select_predictions(
     artifact: Artifact,
     outputs: dict[str, Array],
 ) -> Array | dict[str, Array]:
@@ -185,7 +193,7 @@ def _predictions(
     return {name: outputs[name] for name in names}
 
 
-def _probabilities(
+def _name_probabilities(
     artifact: Artifact,
     outputs: dict[str, Array],
 ) -> list[dict[Any, float]] | None:
@@ -237,9 +245,7 @@ def _probabilities_schema(artifact: Artifact) -> dict[str, JsonSchema]:
     """Return the property with a probability per class; empty if the model does not
     name the class of each column.
     """
-    if not artifact.classes or not any(
-        output.role == "probabilities" for output in artifact.outputs
-    ):
+    if not artifact.classes or not _has_probabilities(artifact):
         return {}
     return {"probabilities": {"type": "object", "additionalProperties": dtype_schema("float64")}}
 

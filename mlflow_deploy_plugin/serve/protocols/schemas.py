@@ -31,6 +31,9 @@ def object_schema(
     optional: Mapping[str, JsonSchema] | None = None,
     **more: object,
 ) -> JsonSchema:
+    """Return the schema of an object with these properties; `more` are other keywords
+    of JSON Schema.
+    """
     names = {"required": list(required)} if required else {}
     return {
         "type": "object",
@@ -85,9 +88,9 @@ def nested(item: JsonSchema, rank: int) -> JsonSchema:
     """
     for _ in range(rank - 1):
         item = array_schema(item)
-    if rank:
-        return array_schema(item, **({"minItems": 1} if rank > 1 else {}))
-    return item
+    if rank > 1:
+        return array_schema(item, minItems=1)
+    return array_schema(item) if rank else item
 
 
 def tensor_schema(tensor: Tensor) -> JsonSchema:
@@ -109,10 +112,13 @@ def record_schema(schema: Schema) -> JsonSchema:
             "description": "one row: tensor names → values",
         }
     properties = column_schemas(schema)
-    needed = [
-        c.name for c in schema.columns if c.required and "null" not in properties[c.name]["type"]
+    required = [
+        column.name
+        for column in schema.columns
+        if column.required and "null" not in properties[column.name]["type"]
     ]
-    return {**object_schema({}, properties, minProperties=1), "required": needed, "title": "record"}
+    record = object_schema({}, properties, minProperties=1)
+    return {**record, "required": required, "title": "record"}
 
 
 def invocations_schema(schema: Schema) -> JsonSchema:
@@ -157,6 +163,9 @@ def predictions_schema(artifact: Artifact) -> JsonSchema:
 
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
+    """Return the schema of an output as nested lists; a label is one of the classes if
+    these are strings or integers.
+    """
     if output.dtype != "map":
         item = dtype_schema(output.dtype, is_nullable=True)
     else:
@@ -176,6 +185,7 @@ def split_schema(schema: Schema) -> JsonSchema:
     """Return the schema of pandas' `to_dict(orient="split")`; without `columns`, rows
     are in the signature's order.
     """
+    columns = ", ".join(schema.names[:50]) or "any"
     return object_schema(
         {"data": array_schema(minItems=1)},
         {
@@ -191,7 +201,7 @@ def split_schema(schema: Schema) -> JsonSchema:
         },
         additionalProperties=False,
         title="split",
-        description=f"columns: {', '.join(schema.names[:50]) or 'any'}",
+        description=f"columns: {columns}",
     )
 
 
@@ -200,6 +210,9 @@ def named_or_rows(schema: Schema) -> JsonSchema:
 
 
 def named_schema(schema: Schema) -> JsonSchema:
+    """Return the schema of an object with the columns, or the tensors, by name. The
+    name of a single tensor is free.
+    """
     document = object_schema(
         {},
         {column.name: {} for column in schema.columns},
@@ -215,6 +228,9 @@ def named_schema(schema: Schema) -> JsonSchema:
 
 
 def rows_schema(schema: Schema) -> JsonSchema:
+    """Return the schema of a list of rows: records, lists of values, or the only
+    tensor.
+    """
     if not schema.names:
         return array_schema(minItems=1)
     records = array_schema(record_schema(schema), minItems=1, title="records")

@@ -70,24 +70,20 @@ def send_message(
         )
         blobs += contents
     blobs.append(message.body)
-    head = json.dumps(
-        {
-            "kind": message.kind,
-            "fields": message.fields,
-            "arrays": layout,
-        }
-    ).encode()
+    document = {"kind": message.kind, "fields": message.fields, "arrays": layout}
+    head = json.dumps(document).encode()
     following = sum(memoryview(blob).nbytes for blob in blobs)
-    for size, most in ((len(head), MAX_JSON_BYTES), (following, MAX_BYTES)):
-        if size > most:
-            raise ValueError(f"{size:,} bytes; at most {most:,} are allowed")
+    for byte_count, most_bytes in ((len(head), MAX_JSON_BYTES), (following, MAX_BYTES)):
+        if byte_count > most_bytes:
+            raise ValueError(f"{byte_count:,} bytes; at most {most_bytes:,} are allowed")
     _set_timeout(connection, deadline)
     # The timeout applies to the complete call.
     connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)
     # Skip empty blobs: the receiver may have closed.
-    for blob in (blob for blob in blobs if memoryview(blob).nbytes):
-        _set_timeout(connection, deadline)
-        connection.sendall(blob)
+    for blob in blobs:
+        if memoryview(blob).nbytes:
+            _set_timeout(connection, deadline)
+            connection.sendall(blob)
 
 
 def receive_message(connection: socket.socket, deadline: float = math.inf) -> SideMessage | None:
@@ -102,22 +98,27 @@ def receive_message(connection: socket.socket, deadline: float = math.inf) -> Si
         return None
     if len(prefix) < _FRAME.size:
         raise MalformedMessage("a truncated message")
-    magic, length, following = _FRAME.unpack(prefix)
-    if magic != _MAGIC or length > MAX_JSON_BYTES or following > MAX_BYTES:
+    magic, json_bytes, following_bytes = _FRAME.unpack(prefix)
+    if magic != _MAGIC or json_bytes > MAX_JSON_BYTES or following_bytes > MAX_BYTES:
         raise MalformedMessage("not a message")
-    head = _read(connection, length, deadline)
-    rest = _read(connection, following, deadline)
-    if len(head) < length or len(rest) < following:
+    head = _read(connection, json_bytes, deadline)
+    following = _read(connection, following_bytes, deadline)
+    if len(head) < json_bytes or len(following) < following_bytes:
         raise MalformedMessage("a truncated message")
     try:
-        document = json.loads(head)
-        arrays = {}
-        left = memoryview(rest)
-        for group, layout in document["arrays"].items():
-            arrays[group], left = unpack_arrays(layout, left, json.loads)
-        return SideMessage(document["kind"], document["fields"], arrays, bytes(left))
+        return _parse_message(head, following)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedMessage(f"not a message: {error}") from None
+
+
+def _parse_message(head: bytes, following: bytes) -> SideMessage:
+    """Return the message of a JSON text, and of the arrays and the body after it."""
+    document = json.loads(head)
+    arrays = {}
+    left = memoryview(following)
+    for group, layout in document["arrays"].items():
+        arrays[group], left = unpack_arrays(layout, left, json.loads)
+    return SideMessage(document["kind"], document["fields"], arrays, bytes(left))
 
 
 def receive_connection(control: socket.socket) -> socket.socket | None:
@@ -131,10 +132,10 @@ def receive_connection(control: socket.socket) -> socket.socket | None:
 
 
 def _set_timeout(connection: socket.socket, deadline: float) -> None:
-    left = deadline - time.monotonic()
-    if left <= 0:
+    left_seconds = deadline - time.monotonic()
+    if left_seconds <= 0:
         raise TimeoutError
-    timeout = None if left == math.inf else left
+    timeout = None if left_seconds == math.inf else left_seconds
     connection.settimeout(timeout)
 
 

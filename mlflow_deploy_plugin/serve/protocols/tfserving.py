@@ -72,25 +72,34 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
         raise InvalidRequest(
             f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}",
         )
-    if ("instances" in document) == ("inputs" in document):
+    has_instances = "instances" in document
+    if has_instances == ("inputs" in document):
         raise InvalidRequest(
             "the JSON object must have either instances (row format) or inputs (column format)",
         )
-    if "instances" in document:
-        rows = document["instances"]
-        if not isinstance(rows, list):
-            raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
-        if rows and isinstance(rows[0], dict):
-            return schema.from_records(rows), True
-        return schema.from_array(rows), True
-    inputs = document["inputs"]
+    if has_instances:
+        return _decode_instances(document["instances"], schema), True
+    return _decode_inputs(document["inputs"], schema), False
+
+
+def _decode_instances(rows: object, schema: Schema) -> Feeds:
+    """Return the feeds of records, or of rows without names."""
+    if not isinstance(rows, list):
+        raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
+    if rows and isinstance(rows[0], dict):
+        return schema.from_records(rows)
+    return schema.from_array(rows)
+
+
+def _decode_inputs(inputs: object, schema: Schema) -> Feeds:
+    """Return the feeds of columns or tensors by name, or of the only one."""
     if isinstance(inputs, dict):
-        return schema.from_columns(inputs), False
+        return schema.from_columns(inputs)
     if not isinstance(inputs, list):
         raise InvalidRequest(
             f"inputs is a JSON {json_type(inputs)}; an object or an array is expected",
         )
-    return schema.from_array(inputs), False
+    return schema.from_array(inputs)
 
 
 def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
@@ -100,15 +109,17 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     Raises SchemaMismatch if the response must be by row and an output does not have one
     value per row.
     """
-    encodable = {
+    arrays = {
         output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES
-    } or outputs
+    }
+    arrays = arrays or dict(outputs)
     field = "predictions" if is_by_row else "outputs"
-    if len(encodable) == 1:
-        return dump_json({field: next(iter(encodable.values()))})
+    if len(arrays) == 1:
+        (array,) = arrays.values()
+        return dump_json({field: array})
     if is_by_row:
-        return dump_json({field: rows_of(encodable)})
-    return dump_json({field: encodable})
+        return dump_json({field: rows_of(arrays)})
+    return dump_json({field: arrays})
 
 
 def decode_base64(document: object, schema: Schema) -> Any:
@@ -120,16 +131,19 @@ def decode_base64(document: object, schema: Schema) -> Any:
     """
     binary = schema.binary_columns
 
-    def decoded(value: object, depth: int, is_binary: bool) -> object:
+    def decode_value(value: object, depth: int, is_binary: bool) -> object:
+        """Return a value at this depth of the document; `is_binary` is True within a
+        column of bytes.
+        """
         if depth > _DEEPEST:
             raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
         if isinstance(value, list):
-            return [decoded(entry, depth + 1, is_binary) for entry in value]
+            return [decode_value(entry, depth + 1, is_binary) for entry in value]
         if not isinstance(value, dict):
             return value
         if value.keys() != {"b64"}:
             return {
-                name: decoded(entry, depth + 1, is_binary or name in binary)
+                name: decode_value(entry, depth + 1, is_binary or name in binary)
                 for name, entry in value.items()
             }
         if is_binary:
@@ -137,7 +151,9 @@ def decode_base64(document: object, schema: Schema) -> Any:
         return base64_text(value["b64"], "b64")
 
     texts = {column.name for column in schema.columns if column.type == "string"}
-    return decoded(document, 0, bool(binary) and texts == binary)
+    # All texts may be a list without the names of the columns.
+    are_all_binary = bool(binary) and texts == binary
+    return decode_value(document, 0, are_all_binary)
 
 
 def status(endpoint: str, versions: Sequence[str]) -> bytes:

@@ -75,6 +75,8 @@ _CURL = "application/x-www-form-urlencoded"
 """The default content type of `curl -d`, as in the protocol's examples."""
 
 _UNSUPPORTED = ("shared_memory_region", "classification")
+_MOST_LENGTH_DIGITS = 12
+"""The maximum number of digits of the header with the JSON's length."""
 
 
 class RequestedOutput(NamedTuple):
@@ -115,21 +117,28 @@ def decode(
         media_type(content_type, (JSON, OCTETS, _CURL))
     text = body
     binary = memoryview(b"")
-    if (header := headers.get(HEADER_LENGTH.lower())) is not None:
-        if not (header.isascii() and header.isdigit()) or len(header) > 12:
-            raise InvalidRequest(
-                f"{HEADER_LENGTH} is {header[:40]!r}; the number of bytes of the JSON is expected",
-            )
-        length = int(header)
-        if length > len(body):
-            raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
-        text = body[:length]
-        binary = memoryview(body)[length:]
+    if (json_length := headers.get(HEADER_LENGTH.lower())) is not None:
+        text, binary = _split_body(body, json_length)
     if (large := load_infer_request(text)) is not None:
         # The second attempt reports the error with the elements as they were sent.
         with suppress(OnnxserveError):
             return _decode_document(large, binary, artifact, schema)
     return _decode_document(json_object(text), binary, artifact, schema)
+
+
+def _split_body(body: bytes, json_length: str) -> tuple[bytes, memoryview]:
+    """Return the JSON of a body, and the bytes after it. Raises InvalidRequest if the
+    header with the JSON's length is not a number of bytes of the body.
+    """
+    is_number = json_length.isascii() and json_length.isdigit()
+    if not is_number or len(json_length) > _MOST_LENGTH_DIGITS:
+        raise InvalidRequest(
+            f"{HEADER_LENGTH} is {json_length[:40]!r}; the number of bytes of the JSON is expected",
+        )
+    length = int(json_length)
+    if length > len(body):
+        raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
+    return body[:length], memoryview(body)[length:]
 
 
 def _decode_document(
@@ -168,8 +177,9 @@ def encode(
             "datatype": array_datatype(array),
         }
         if output.is_binary:
-            blobs.append(v2_tensors.to_binary(array))
-            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+            blob = v2_tensors.to_binary(array)
+            blobs.append(blob)
+            entry["parameters"] = {"binary_data_size": len(blob)}
         else:
             entry["data"] = array.ravel()
         entries.append(entry)
@@ -234,8 +244,11 @@ def _read_inputs(
     binary: memoryview,
     schema: Schema,
 ) -> dict[str, tuple[TensorHeader, Array]]:
-    """Return the tensors by name. The bytes of tensors without `data` are read from
-    `binary`, in order.
+    """Return the header and the array of each tensor by name. The bytes of tensors
+    without `data` are read from `binary`, in order.
+
+    Raises InvalidRequest if `inputs` is not an array or too many bytes follow the JSON,
+    and SchemaMismatch if a tensor is unknown, repeated or invalid.
     """
     if not isinstance(entries, list):
         raise InvalidRequest(
@@ -245,25 +258,32 @@ def _read_inputs(
     start = 0
     for position, entry in enumerate(entries):
         head = v2_tensors.read_tensor_header(position, entry)
-        size = parameters_of(head, entry).get("binary_data_size")
-        name = head.name
+        byte_count = parameters_of(head, entry).get("binary_data_size")
         check_name(head, arrays, schema, is_only=len(entries) == 1)
-        if (size is None) == ("data" not in entry):
+        is_binary = byte_count is not None
+        if is_binary == ("data" in entry):
             raise head.mismatch(" needs either data or the parameter binary_data_size")
-        if size is None:
-            arrays[name] = head, v2_tensors.from_json(head, entry["data"])
-            continue
-        if type(size) is not int or not 0 <= size <= len(binary) - start:
-            left = len(binary) - start
-            raise head.mismatch(
-                f": binary_data_size is {short_repr(size)}, but {left} bytes are left",
-            )
-        content = binary[start : start + size]
-        arrays[name] = head, from_binary(head, content, holds_bytes(head, schema))
-        start += size
+        if is_binary:
+            end = start + _checked_byte_count(head, byte_count, len(binary) - start)
+            array = from_binary(head, binary[start:end], holds_bytes(head, schema))
+            start = end
+        else:
+            array = v2_tensors.from_json(head, entry["data"])
+        arrays[head.name] = head, array
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
     return arrays
+
+
+def _checked_byte_count(head: TensorHeader, byte_count: object, left: int) -> int:
+    """Return the `binary_data_size` of a tensor. Raises SchemaMismatch unless it is a
+    number up to `left`, the bytes that earlier tensors have left.
+    """
+    if type(byte_count) is not int or not 0 <= byte_count <= left:
+        raise head.mismatch(
+            f": binary_data_size is {short_repr(byte_count)}, but {left} bytes are left",
+        )
+    return byte_count
 
 
 def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
@@ -321,12 +341,13 @@ def check_name(
     decoded: 100,000 unknown tensors took 3 s. The only tensor may have any name.
     """
     name = head.name
-    if name in before or not (
+    is_known = (
         is_only
         or name in schema.dtypes
         or name in schema.tensor_schema.dtypes
         or name in schema.keys
-    ):
+    )
+    if name in before or not is_known:
         raise refused_name(head, before, schema)
 
 
@@ -362,33 +383,40 @@ def bind_tensors(
     if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(
         schema.tensor_schema.dtypes,
     ):
-        arrays = dict.fromkeys(schema.dtypes, *arrays.values())
-    by_column = _are_columns(arrays.keys(), schema)
-    fed = schema if by_column else schema.tensor_schema
-    if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(fed.dtypes):
+        (tensor,) = arrays.values()
+        arrays = dict.fromkeys(schema.dtypes, tensor)
+    are_columns = _are_columns(arrays.keys(), schema)
+    target = schema if are_columns else schema.tensor_schema
+    if len(arrays) == len(target.tensors) == 1 and arrays.keys().isdisjoint(target.dtypes):
         (tensor,) = arrays.values()
         _check_only_tensor(tensor, schema)
-        arrays = dict.fromkeys(fed.dtypes, tensor)
+        arrays = dict.fromkeys(target.dtypes, tensor)
     data = {}
     for name, (head, array) in arrays.items():
-        if name not in fed.dtypes:
+        if name not in target.dtypes:
             raise refused_name(head, (), schema)
-        v2_tensors.check_datatype(head, fed.dtypes[name])
-        if by_column and array.ndim != 1:
-            if array.shape[1:] != (1,):
-                raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
-            array = array.reshape(-1)
-        if (
-            head.content_type == "base64"
-            and array.dtype.kind == "O"
-            and name not in fed.binary_columns
-        ):
+        v2_tensors.check_datatype(head, target.dtypes[name])
+        if are_columns and array.ndim != 1:
+            array = _flatten_column(head, array)
+        if head.content_type == "base64" and name not in target.binary_columns:
             array = _decode_base64(head, array)
         data[name] = array
-    return fed.from_columns(data)
+    return target.from_columns(data)
+
+
+def _flatten_column(head: TensorHeader, array: Array) -> Array:
+    """Return an array [N, 1] as [N]. Raises SchemaMismatch for another shape."""
+    if array.shape[1:] != (1,):
+        raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
+    return array.reshape(-1)
 
 
 def _decode_base64(head: TensorHeader, array: Array) -> Array:
+    """Return the texts that the elements contain in base64; an array of numbers is
+    returned unchanged. A null or empty element remains as it is.
+    """
+    if array.dtype.kind != "O":
+        return array
     texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
     return np.array(texts, dtype=object).reshape(array.shape)
 
@@ -429,7 +457,7 @@ def requested_outputs(
     accepted. Raises InvalidRequest or SchemaMismatch if `outputs` is invalid, or a name
     is unknown or repeated.
     """
-    is_binary = _flag("the request", document, "binary_data_output", False)
+    is_binary = _read_flag("the request", document, "binary_data_output", False)
     names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
     entries = document.get("outputs")
     entries = [] if entries is None else entries
@@ -439,24 +467,35 @@ def requested_outputs(
         )
     requested: dict[str, RequestedOutput] = {}
     for position, entry in enumerate(entries):
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            raise InvalidRequest(
-                f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
-            )
+        name = _read_output_name(position, entry)
         if names and name not in names:
-            raise SchemaMismatch(
-                f"output {name[:100]!r} is unknown; the model's outputs are "
-                f"{join_names(names, name)}",
-            )
+            raise _unknown_output(name, names)
         if name in requested:
             raise SchemaMismatch(f"output {name!r} is repeated")
         requested[name] = RequestedOutput(
             name,
-            _flag(f"output {name!r}", entry, "binary_data", is_binary),
+            _read_flag(f"output {name!r}", entry, "binary_data", is_binary),
         )
-    return tuple(requested.values()) or tuple(
-        RequestedOutput(name, is_binary) for name in names or [""]
+    if requested:
+        return tuple(requested.values())
+    return tuple(RequestedOutput(name, is_binary) for name in names or [""])
+
+
+def _read_output_name(position: int, entry: object) -> str:
+    """Return the name in an entry of `outputs`. Raises InvalidRequest if it has no
+    name.
+    """
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str):
+        raise InvalidRequest(
+            f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
+        )
+    return name
+
+
+def _unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
+    return SchemaMismatch(
+        f"output {name[:100]!r} is unknown; the model's outputs are {join_names(names, name)}",
     )
 
 
@@ -471,19 +510,19 @@ def resolve_outputs(
         return [RequestedOutput(name, requested[0].is_binary) for name in outputs]
     for output in requested:
         if output.name not in outputs:
-            gives = join_names(outputs, output.name)
-            raise SchemaMismatch(
-                f"output {output.name[:100]!r} is unknown; the model's outputs are {gives}",
-            )
+            raise _unknown_output(output.name, outputs)
     return requested
 
 
-def _flag(
+def _read_flag(
     label: str,
     entry: Mapping[str, object],
     name: str,
     default: bool,
 ) -> bool:
+    """Return a parameter of a request or an output, or `default` if it is missing.
+    Raises InvalidRequest if it is not true or false.
+    """
     value = parameters_of(label, entry).get(name, default)
     if not isinstance(value, bool):
         raise InvalidRequest(
@@ -513,12 +552,13 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
         },
         title="v2 input",
     )
+    limits = {"minItems": 1} if types else {}
     requested = {
         "type": ["array", "null"],
         "items": object_schema({"name": STRING}, title="v2 requested output"),
     }
     return object_schema(
-        {"inputs": array_schema(tensor, **({"minItems": 1} if types else {}))},
+        {"inputs": array_schema(tensor, **limits)},
         {
             "id": {"type": ["string", "null"]},
             "outputs": {**requested, "description": "the requested outputs; by default all"},
@@ -535,6 +575,9 @@ def _name_schema(names: Collection[str]) -> JsonSchema:
 
 
 def v2_response_schema(artifact: Artifact) -> JsonSchema:
+    """Return the schema of a V2 response, whose outputs have the names of the model's
+    outputs if these are known.
+    """
     names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
     tensor = object_schema(
         {
@@ -552,7 +595,9 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 
 
 def v2_example(schema: Schema, example: Example) -> Document:
-    """Return a V2 infer request with the columns as [N], or with the graph's inputs."""
+    """Return a V2 infer request with the columns as [N], or with the graph's inputs;
+    empty if there is no example.
+    """
     if not example.values:
         return {}
     inputs = []
@@ -562,7 +607,7 @@ def v2_example(schema: Schema, example: Example) -> Document:
             shape = [len(values)]
         else:
             shape = list(np.asarray(values, dtype=object).shape)
-            if len(example.values) == 1:
+            if len(example.values) == 1:  # A signature with one tensor may omit its name.
                 name = schema.tensor_schema.names[0]
         data = values if isinstance(values, list) else [values]
         datatype = datatype_of(dtypes[name])
@@ -576,6 +621,9 @@ def _decode_v2(
     variant: ServedVariant,
     limit: int,
 ) -> DecodedRequest:
+    """Decode an infer request; `limit` does not apply, because V2 has no compressed
+    tables.
+    """
     request = decode(headers, body, variant.loaded.predictor.artifact, variant.schema)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:

@@ -82,11 +82,11 @@ class TensorHeader(NamedTuple):
     def __str__(self) -> str:
         return f"tensor {self.name[:100]!r} ({self.datatype}, shape {list(self.shape)})"
 
-    def mismatch(self, why: str) -> SchemaMismatch:
+    def mismatch(self, fault: str) -> SchemaMismatch:
         """Return an error about this tensor; the message begins with the tensor's
         description.
         """
-        return SchemaMismatch(f"{self}{why}", column=self.name)
+        return SchemaMismatch(f"{self}{fault}", column=self.name)
 
 
 def datatype_of(dtype: str) -> str:
@@ -128,8 +128,8 @@ def check_datatype(head: TensorHeader, dtype: str) -> None:
 
 
 def read_tensor_header(position: int, entry: object) -> TensorHeader:
-    """Return the tensor's header. Raises SchemaMismatch if the name, shape or datatype
-    is missing or invalid.
+    """Return the header of the tensor at this position of `inputs`. Raises
+    SchemaMismatch if the name, shape or datatype is missing or invalid.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise SchemaMismatch(
@@ -160,8 +160,8 @@ def read_tensor_header(position: int, entry: object) -> TensorHeader:
     return head
 
 
-def _header_error(name: str, why: str) -> SchemaMismatch:
-    return SchemaMismatch(f"tensor {name[:100]!r} has {why}", column=name)
+def _header_error(name: str, fault: str) -> SchemaMismatch:
+    return SchemaMismatch(f"tensor {name[:100]!r} has {fault}", column=name)
 
 
 def from_json(head: TensorHeader, data: object) -> Array:
@@ -176,26 +176,17 @@ def from_json(head: TensorHeader, data: object) -> Array:
     dtype = _DTYPES[head.datatype]
     values: Array | Sequence[object]
     if isinstance(data, np.ndarray):
-        if data.shape not in (head.shape, (prod(head.shape),)):
-            raise head.mismatch(f" has elements of the shape {list(data.shape)}")
-        limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
-        if limits and (data.min() < limits.min or data.max() > limits.max):
-            raise head.mismatch(f" contains a number that does not fit {head.datatype}")
+        _check_numbers(head, data)
         values = data
     elif isinstance(data, list):
         values = data
         types = set(map(type, data))
         if list in types:
-            values = _flattened(head, data)
+            values = _flatten(head, data)
             types = set(map(type, values))
         _check_count(head, len(values))
         if not types <= _JSON_TYPES[dtype.kind]:
-            index = next(
-                i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind]
-            )
-            raise head.mismatch(
-                f": element {index} is {short_repr(values[index])}, which is not {head.datatype}",
-            )
+            raise _wrong_element(head, values)
     else:
         raise head.mismatch(f" has the data {short_repr(data)}; an array is expected")
     try:
@@ -207,6 +198,29 @@ def from_json(head: TensorHeader, data: object) -> Array:
     return array.reshape(head.shape)
 
 
+def _check_numbers(head: TensorHeader, data: Array) -> None:
+    """Raise SchemaMismatch if an array has another shape than the tensor, or an integer
+    that does not fit the tensor's datatype.
+    """
+    if data.shape not in (head.shape, (prod(head.shape),)):
+        raise head.mismatch(f" has elements of the shape {list(data.shape)}")
+    dtype = _DTYPES[head.datatype]
+    limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
+    if limits and (data.min() < limits.min or data.max() > limits.max):
+        raise head.mismatch(f" contains a number that does not fit {head.datatype}")
+
+
+def _wrong_element(head: TensorHeader, values: Sequence[object]) -> SchemaMismatch:
+    """Return the error for the first value that the tensor's datatype does not
+    accept.
+    """
+    types = _JSON_TYPES[_DTYPES[head.datatype].kind]
+    index = next(index for index, value in enumerate(values) if type(value) not in types)
+    return head.mismatch(
+        f": element {index} is {short_repr(values[index])}, which is not {head.datatype}",
+    )
+
+
 def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -> Array:
     """Return the array of a tensor from little-endian bytes. A string is preceded by
     its length in 4 bytes.
@@ -216,23 +230,7 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
     """
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":
-        strings: list[str] = []
-        start = 0
-        end = len(data)
-        while start < end:
-            text = start + _LENGTH.size
-            length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
-            start = text + length
-            if start > end:
-                raise head.mismatch(f": the data ends within element {len(strings)}")
-            element = data[text:start]
-            if is_binary:
-                strings.append(base64.b64encode(element).decode())
-                continue
-            try:
-                strings.append(str(element, "utf-8"))
-            except UnicodeDecodeError:
-                raise head.mismatch(f": element {len(strings)} is not valid UTF-8") from None
+        strings = _read_strings(head, data, is_binary)
         _check_count(head, len(strings))
         return np.array(strings, dtype=object).reshape(head.shape)
     expected_bytes = prod(head.shape) * dtype.itemsize
@@ -247,8 +245,34 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
     return array if array.flags.aligned else array.copy()
 
 
+def _read_strings(head: TensorHeader, data: memoryview, is_binary: bool) -> list[str]:
+    """Return strings that are each preceded by their length in 4 bytes, as base64 if
+    `is_binary`. Raises SchemaMismatch if a string is truncated or not UTF-8.
+    """
+    strings: list[str] = []
+    start = 0
+    end = len(data)
+    while start < end:
+        text = start + _LENGTH.size
+        length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
+        start = text + length
+        if start > end:
+            raise head.mismatch(f": the data ends within element {len(strings)}")
+        element = data[text:start]
+        if is_binary:
+            strings.append(base64.b64encode(element).decode())
+            continue
+        try:
+            strings.append(str(element, "utf-8"))
+        except UnicodeDecodeError:
+            raise head.mismatch(f": element {len(strings)} is not valid UTF-8") from None
+    return strings
+
+
 def to_binary(array: Array) -> bytes:
-    """Return the elements of an array in the byte format that `from_binary` reads."""
+    """Return the elements of an array as little-endian bytes; each string is preceded
+    by its length in 4 bytes.
+    """
     if array.dtype.kind != "O":
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     parts = []
@@ -263,7 +287,10 @@ def _check_count(head: TensorHeader, count: int) -> None:
         raise head.mismatch(f" has {count} elements; its shape requires {prod(head.shape)}")
 
 
-def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[object]:
+def _flatten(head: TensorHeader, data: list[Any]) -> Sequence[object]:
+    """Return the elements of lists that are nested as the tensor's shape. Raises
+    SchemaMismatch for any other nesting.
+    """
     level = [data]
     for size in head.shape:
         if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
