@@ -49,8 +49,8 @@ _KEPT_BYTES = 16 * 1024 * 1024
 
 
 def open_worker(state_dir: str) -> Server:
-    """Open the server of a gunicorn worker after the fork. Raises the errors of
-    `open_server`.
+    """Open the server of a gunicorn worker after the fork. Raises InvalidConfig if
+    spec.yaml is invalid.
 
     The garbage collector ignores the imported modules, because a body of 10,000 rows
     otherwise causes full collections of 50 ms. glibc keeps freed memory, because 100
@@ -148,6 +148,7 @@ class _Loader:
             predictor.max_text_characters = self.spec.max_text_characters
 
     def _batch_policy(self, rows: int) -> BatchPolicy | None:
+        """Return the policy for batches of up to `rows`; None without batches."""
         if rows <= 1:
             return None  # Batching does not help tiny models on a CPU.
         return BatchPolicy(
@@ -172,6 +173,7 @@ def _open_loader(state_dir: Path, spec: ServerSpec) -> _Loader:
 
 
 def _request_limits(spec: ServerSpec, redis_url: str, metrics: Metrics) -> RequestLimits:
+    """Return the limits of requests. With Redis, all servers count rates together."""
     redis = None
     # Any API key may have its own limit.
     if redis_url and (spec.rate_limit is not None or spec.takes_keys):

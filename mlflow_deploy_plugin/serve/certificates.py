@@ -58,38 +58,41 @@ def follow_files(
     def identify() -> list[object]:
         return [file_identity(Path(file)) for file in files if file is not None]
 
-    seen, made = identify(), make(*files)
+    last_identity = identify()
+    result = make(*files)
 
-    def look() -> _Made:
-        nonlocal seen, made
-        if (current := identify()) != seen:
-            seen = current
+    def make_if_changed() -> _Made:
+        """Return the result for the current files, or the last usable result."""
+        nonlocal last_identity, result
+        if (identity := identify()) != last_identity:
+            last_identity = identity
             try:
-                made = make(*files)
+                result = make(*files)
                 _log.info("the TLS files were replaced: new connections use %s", files[0])
             except InvalidConfig as error:
                 _log.error(
                     "the new TLS files cannot be used, and the previous files remain in use: %s",
                     error.message,
                 )
-        return made
+        return result
 
-    return look
+    return make_if_changed
 
 
 def open_following_tls(config: "Config") -> ssl.SSLContext:
     """Return a TLS context for the listeners of gunicorn's configuration; a new
     connection uses the current files.
     """
-    look = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
+    current_context = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
 
     def switch(
         connection: ssl.SSLSocket | ssl.SSLObject,
         name: str | None,
         context: ssl.SSLContext,
     ) -> None:
-        connection.context = look()
+        """Give a new connection the context of the current files."""
+        connection.context = current_context()
 
-    listening = look()
+    listening = current_context()
     listening.sni_callback = switch  # OpenSSL also calls `switch` if a client sends no server name.
     return listening

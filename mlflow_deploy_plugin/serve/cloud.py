@@ -75,37 +75,40 @@ def read_cloud(
         local_model = str(kserve)
     if "AIP_HTTP_PORT" in environment or "AIP_PREDICT_ROUTE" in environment:
         return Cloud(
-            _port(environment, "AIP_HTTP_PORT"),
-            environment.get("AIP_STORAGE_URI") or local_model,
-            _route(environment, "AIP_HEALTH_ROUTE"),
-            _route(environment, "AIP_PREDICT_ROUTE"),
+            port=_read_port(environment, "AIP_HTTP_PORT"),
+            model_uri=environment.get("AIP_STORAGE_URI") or local_model,
+            health_route=_read_route(environment, "AIP_HEALTH_ROUTE"),
+            predict_route=_read_route(environment, "AIP_PREDICT_ROUTE"),
         )
     if "AZUREML_MODEL_DIR" in environment:
         folder = Path(environment["AZUREML_MODEL_DIR"])
         # Azure copies the registered folder into the specified folder.
         if not (folder / _MLMODEL).exists():
-            inner = list(folder.glob(f"*/{_MLMODEL}"))
-            folder = inner[0].parent if len(inner) == 1 else Path(local_model or folder)
+            models = list(folder.glob(f"*/{_MLMODEL}"))
+            folder = models[0].parent if len(models) == 1 else Path(local_model or folder)
         return Cloud(_AZURE_PORT, str(folder))
     if "K_SERVICE" in environment:
-        return Cloud(_port(environment, "PORT"), local_model)
+        return Cloud(_read_port(environment, "PORT"), local_model)
     if local_model or "SAGEMAKER_BIND_TO_PORT" in environment:
         if "SAGEMAKER_BIND_TO_PORT" in environment:
             variable = "SAGEMAKER_BIND_TO_PORT"
         else:
             variable = "ONNXSERVE_PORT"
-        return Cloud(_port(environment, variable), local_model or str(sagemaker))
+        return Cloud(_read_port(environment, variable), local_model or str(sagemaker))
     return Cloud()
 
 
-def _port(environment: Mapping[str, str], name: str) -> int:
+def _read_port(environment: Mapping[str, str], name: str) -> int:
+    """Return the port in a variable, by default 8080. Raises InvalidConfig if it is not
+    a port.
+    """
     text = environment.get(name) or str(_DEFAULT_PORT)
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
         raise InvalidConfig(f"{name} is {text[:40]!r}; a port from 1 to 65535 is expected")
     return int(text)
 
 
-def _route(environment: Mapping[str, str], name: str) -> str:
+def _read_route(environment: Mapping[str, str], name: str) -> str:
     text = environment.get(name, "")
     if text and not _ROUTE.fullmatch(text):
         raise InvalidConfig(f"{name} is {text[:100]!r}; a path that begins with / is expected")

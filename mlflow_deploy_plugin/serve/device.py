@@ -24,6 +24,10 @@ from mlflow_deploy_plugin.serve.runtime.session import (
 _ADDITION = bytes.fromhex(
     "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d",
 )
+_REASON = re.compile(
+    rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+",
+)
+"""The reason in ONNX Runtime's log why a provider cannot be loaded."""
 _TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one addition.
 
 
@@ -46,15 +50,9 @@ def require_device(server: ServerSpec) -> None:
             raise DeviceUnavailable(f"{placement} cannot be tested: {error.message}") from None
         except OnnxserveError as error:
             output.seek(0)
-            log = output.read()
-            reason = re.search(
-                rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+",
-                log,
-            )
-            message = error.message
-            if reason:
-                message += f" ({reason[0].decode()})"
-            raise DeviceUnavailable(message) from None
+            reason = _REASON.search(output.read())
+            details = f" ({reason[0].decode()})" if reason else ""
+            raise DeviceUnavailable(f"{error.message}{details}") from None
         finally:
             worker.end()
 
@@ -85,6 +83,9 @@ def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
 
 
 def _compute_on(server: ServerSpec) -> None:
+    """Compute an addition on each provider, or on each GPU if no providers are listed.
+    Raises DeviceUnavailable.
+    """
     # Imported here, because this function runs in its own process; the supervisor needs
     # no numpy.
     import numpy as np
@@ -93,24 +94,23 @@ def _compute_on(server: ServerSpec) -> None:
     check_device_libraries(import_onnxruntime(), base)
     # Each listed provider is tested separately, because the first one would compute the
     # only node.
-    tests = [replace(base, listed=(entry,)) for entry in server.providers]
+    placements = [replace(base, listed=(entry,)) for entry in server.providers]
+    if not placements:
+        device_ids = server.device_ids or (0,)
+        placements = [replace(base, device_id=device_id) for device_id in device_ids]
+    feeds = {"x": np.ones(1, np.float32)}
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(_ADDITION)
         file.flush()
-        for placement in tests or [
-            replace(base, device_id=device_id) for device_id in server.device_ids or (0,)
-        ]:
+        for placement in placements:
             try:
-                open_session(Path(file.name), placement).run(
-                    None,
-                    {"x": np.ones(1, np.float32)},
-                )
+                open_session(Path(file.name), placement).run(None, feeds)
             except DeviceUnavailable:
                 if server.providers or not server.is_on_nvidia:
                     raise
-                which = f"GPU {placement.device_id}" if server.device_ids else "it"
+                gpu = f"GPU {placement.device_id}" if server.device_ids else "it"
                 raise DeviceUnavailable(
-                    f"{placement} was requested, but ONNX Runtime cannot compute on {which}: the "
+                    f"{placement} was requested, but ONNX Runtime cannot compute on {gpu}: the "
                     "GPU is missing or not usable, its driver is too old, or a CUDA library is "
                     "missing",
                 ) from None

@@ -170,10 +170,11 @@ def _embedded_model(
     state_dir: Path | str | None,
     wait_seconds: float,
 ) -> EmbeddedModel:
-    spec = apply_config(
-        new_endpoint(name or default_endpoint_name(model_uri), model_uri),
-        dict(config or {}),
-    )
+    """Return the running model of an application. None: `name` is the model's name,
+    `config` has no fields, and `state_dir` is the endpoint's folder in ONNXSERVE_HOME.
+    """
+    endpoint = new_endpoint(name or default_endpoint_name(model_uri), model_uri)
+    spec = apply_config(endpoint, dict(config or {}))
     if state_dir is None:
         folder = load_settings().home_path / "embedded" / spec.name
     else:

@@ -68,7 +68,7 @@ def gunicorn_command(
             of file (None: at once).
     """
     worker, application = _WORKERS[server.worker_class]
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     options = {
         "--config": f"python:{__name__}",
         "--workers": server.workers,
@@ -76,7 +76,7 @@ def gunicorn_command(
         "--threads": server.threads,
         # At this limit, new clients replace idle clients. The spool and the models need
         # the remaining descriptors.
-        "--worker-connections": min(limits.MAX_CONNECTIONS, files * 3 // 4),
+        "--worker-connections": min(limits.MAX_CONNECTIONS, most_files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
         "--keep-alive": limits.KEEP_ALIVE_SECONDS,
@@ -127,10 +127,8 @@ def on_starting(arbiter: "Arbiter") -> None:
             held.read()
     # Raise the soft limit, often 1024 for select(2).
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE,
-        (max(soft, min(hard, _MAX_FILES)), hard),
-    )
+    raised = max(soft, min(hard, _MAX_FILES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)
@@ -164,7 +162,10 @@ def post_worker_init(worker: "Worker") -> None:
         is_applied = repository.wait_until_applied(_NOTIFY_SECONDS)
         is_late = time.monotonic() >= deadline
         can_answer = repository.is_complete or (is_late and not repository.not_ready_reason())
-        is_ready = is_applied and can_answer if is_shared else is_applied or is_late
+        if is_shared:
+            is_ready = is_applied and can_answer
+        else:
+            is_ready = is_applied or is_late
         if is_ready:
             break
         if is_applied:
@@ -186,6 +187,7 @@ def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:
 
 
 def child_exit(arbiter: "Arbiter", worker: "Worker") -> None:
+    """Remove the state and the gauges of a worker that has ended."""
     state_dir = Path(os.environ[STATE_DIR])
     for file in (
         worker_file(state_dir, worker.pid),

@@ -69,6 +69,7 @@ def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
 
 
 def _ended(connections: list[socket.socket]) -> list[socket.socket]:
+    """Return the connections whose other side has closed them, or has sent bytes."""
     poll = select.poll()  # select(2) does not support descriptors above 1,023.
     for connection in connections:
         poll.register(connection, select.POLLIN)

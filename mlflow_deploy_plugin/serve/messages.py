@@ -90,13 +90,12 @@ def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) ->
     """Return the reply for an error, with Retry-After and WWW-Authenticate (RFC 9110
     §11.6.1) if needed.
     """
-    if error.retry_after is None:
-        more = {}
-    else:
-        more = {"Retry-After": str(error.retry_after)}
+    error_headers = {}
+    if error.retry_after is not None:
+        error_headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unauthenticated):
-        more["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
-    return Reply({**(headers or {}), **more}, error=error)
+        error_headers["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
+    return Reply({**(headers or {}), **error_headers}, error=error)
 
 
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

@@ -42,7 +42,13 @@ from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
 from mlflow_deploy_plugin.core.statedir import files
-from mlflow_deploy_plugin.core.statedir.models import AgentState, Phase, ServerState, Wanted
+from mlflow_deploy_plugin.core.statedir.models import (
+    AgentState,
+    Phase,
+    ServerState,
+    Wanted,
+    WantedVariant,
+)
 from mlflow_deploy_plugin.serve.certificates import open_tls
 from mlflow_deploy_plugin.serve.cloud import is_healthy
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
@@ -90,17 +96,7 @@ def supervise(
     if server.certfile is not None and server.keyfile is not None:
         open_tls(server.certfile, server.keyfile, server.ca_certs)
     files.make_local_key(state_dir)
-    if (
-        server.api_keys
-        and load_settings().keys_file is None
-        and importlib.util.find_spec("sqlalchemy") is None
-    ):
-        raise NotInstalled(
-            "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of "
-            "`onnxserve keys export` and set ONNXSERVE_KEYS_FILE to its path",
-        )
-    if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
-        raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
+    _check_packages(server)
     with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
         # Open the metrics port before a server without `port` takes the first free
         # port.
@@ -128,10 +124,28 @@ def supervise(
                 )
                 supervisor.run(refresh or (lambda: None))
         finally:
-            for opened in filter(None, (listener, metrics)):
-                opened.close()
+            listener.close()
+            if metrics is not None:
+                metrics.close()
             with suppress(OSError):  # The disk may be read-only.
                 (state_dir / files.SERVER).unlink(missing_ok=True)
+
+
+def _check_packages(server: ServerSpec) -> None:
+    """Raise NotInstalled if the spec needs API keys or tokens, and a package for them
+    is missing.
+    """
+    if (
+        server.api_keys
+        and load_settings().keys_file is None
+        and importlib.util.find_spec("sqlalchemy") is None
+    ):
+        raise NotInstalled(
+            "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of "
+            "`onnxserve keys export` and set ONNXSERVE_KEYS_FILE to its path",
+        )
+    if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
+        raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
 
 
 class _Stop(Exception):
@@ -140,6 +154,15 @@ class _Stop(Exception):
 
 @dataclass(eq=False)
 class _Supervisor:
+    """The agent, gunicorn and the process of the metrics port, and the server's state.
+
+    Attributes:
+        listener: the server's own socket; None for `shared` or `metrics`: the server
+            has no shared socket, or no metrics port.
+        announce: prints a line for the user.
+        wait_for_signal: waits for seconds, and returns the signal, or None.
+    """
+
     state_dir: Path
     server: ServerSpec
     listener: socket.socket
@@ -178,6 +201,9 @@ class _Supervisor:
         self._phase: Phase = "starting"
 
     def run(self, refresh: Callable[[], None]) -> None:
+        """Start the agent and gunicorn, serve until a signal, and end all children.
+        Raises DeploymentFailed if the server cannot become ready, or gunicorn exits.
+        """
         self._write("starting")
         # Process ids repeat in a container, so an earlier agent's state file could be
         # mistaken for this agent's.
@@ -268,6 +294,9 @@ class _Supervisor:
         return signal_group(dead.pid, number)
 
     def _check_agent(self) -> None:
+        """Start the agent again after a crash and a pause. Raises DeploymentFailed for
+        a fatal error, or repeated crashes, before the server was ready.
+        """
         if self._agent is None:
             if time.monotonic() >= self._restart_agent_at:
                 try:
@@ -297,40 +326,35 @@ class _Supervisor:
         Scrapes wait meanwhile.
         """
         process = self._metrics_process
-        if (
-            process
-            and process.exit_status is not None
+        if self.metrics is None:
+            return
+        if process is None:
+            self._start_metrics_process(self.metrics.fileno())
+        elif (
+            process.exit_status is not None
             and time.monotonic() - process.started_at > _METRICS_SECONDS
         ):
             _log.error(
                 "the process of the metrics port %s and is restarted",
                 exit_reason(process.exit_status),
             )
-            process = None
             self._metrics_process = None
-        if self.metrics is not None and process is None:
-            port = self.metrics.fileno()
-            gpu = ["--gpu"] if self.server.is_on_nvidia else []
-            command = [
-                sys.executable,
-                "-m",
-                _METRICS_MODULE,
-                str(self.state_dir),
-                str(port),
-                *gpu,
-            ]
-            with suppress(OSError):  # The limit of processes or files is reached.
-                self._metrics_process = self._children.start(command, [port])
+            self._start_metrics_process(self.metrics.fileno())
+
+    def _start_metrics_process(self, port: int) -> None:
+        """Start the process with the descriptor of the metrics port. If the limit of
+        processes or files is reached, the next check tries again.
+        """
+        command = [sys.executable, "-m", _METRICS_MODULE, str(self.state_dir), str(port)]
+        if self.server.is_on_nvidia:
+            command.append("--gpu")
+        with suppress(OSError):
+            self._metrics_process = self._children.start(command, [port])
 
     def _start_gunicorn(self) -> None:
-        descriptors = [
-            each.fileno()
-            for each in (
-                self.listener,
-                self.shared and self.shared.listener,
-            )
-            if each
-        ]
+        descriptors = [self.listener.fileno()]
+        if self.shared is not None:
+            descriptors.append(self.shared.listener.fileno())
         may_fork = self._may_fork.fileno()
         command = gunicorn_command(self.state_dir, self.server, *descriptors, may_fork=may_fork)
         self._gunicorn = self._children.start(command, [*descriptors, may_fork])
@@ -362,6 +386,9 @@ class _Supervisor:
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
+        """End gunicorn, then the agent and the metrics process, and ship the rows that
+        a killed agent has left.
+        """
         # Connections are refused once gunicorn also closes its copy of the socket.
         self.listener.close()
         if self.shared is not None:
@@ -392,11 +419,13 @@ class _Supervisor:
             )
 
     def _end_child(self, child: SupervisedChild, seconds: float) -> None:
+        """End a child with SIGTERM, and with SIGKILL after a time limit."""
         self._children.reap()
         child.signal(signal.SIGTERM)
         self._wait_or_kill(child, seconds)
 
     def _wait_or_kill(self, child: SupervisedChild, seconds: float) -> None:
+        """Wait until a child has exited; kill its process group after a time limit."""
         kill_at = time.monotonic() + seconds
         while child.exit_status is None:
             if time.monotonic() >= kill_at:
@@ -411,24 +440,22 @@ class _Supervisor:
             self._children.reap()
 
     def _describe(self) -> str:
+        """Return the announcement: a line per endpoint with its versions and the
+        server's address.
+        """
         wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
         if not wanted.endpoints:
             return f"onnxserve: every endpoint is unloaded at {self._url}"
         lines = []
         for name, endpoint in wanted.endpoints.items():
-            versions = []
-            for variant in endpoint.variants.values():
-                aspects = variant.aspects
-                alias = f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", "")
-                followed = aspects.get("stage") or alias
-                text = f"{variant.model} version {variant.version}"
-                if followed:
-                    text += f" ({followed})"
-                versions.append(text)
-            lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
+            versions = ", ".join(map(_describe_variant, endpoint.variants.values()))
+            lines.append(f"onnxserve: {name} = {versions} at {self._url}")
         return "\n".join(lines)
 
     def _write(self, phase: Phase) -> None:
+        """Set the phase, and write the server's state file. An OSError is raised only
+        before the server is ready.
+        """
         state = ServerState(
             pid=os.getpid(),
             host=self.server.host,
@@ -457,6 +484,15 @@ class _Supervisor:
                 if address.startswith("@"):  # an abstract socket
                     address = f"\0{address[1:]}"
                 notified.sendto(state.encode(), address)
+
+
+def _describe_variant(variant: WantedVariant) -> str:
+    """Return the version of a variant, with the stage, alias or tag that it follows."""
+    aspects = variant.aspects
+    alias = f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", "")
+    followed = aspects.get("stage") or alias
+    version = f"{variant.model} version {variant.version}"
+    return f"{version} ({followed})" if followed else version
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
@@ -500,26 +536,25 @@ def open_listener(
             takes_ipv4 = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
             return socket.create_server(address, family=family, dualstack_ipv6=takes_ipv4)
         except OSError as error:
-            if port is None and error.errno == errno.EADDRINUSE:
-                continue
-            if error.errno == errno.EADDRINUSE:
-                raise InvalidConfig(
-                    f"port {candidate} on {host} is in use; set another port with {option}",
-                ) from None
-            if error.errno == errno.EACCES:
-                raise InvalidConfig(
-                    f"this user may not open port {candidate}, but may open ports from 1024",
-                ) from None
-            # Name resolution has its own error numbers.
-            is_of_a_name = isinstance(error, socket.gaierror)
-            if is_of_a_name or not error.errno:
-                why = error.strerror
-            else:
-                why = os.strerror(error.errno)
-            raise InvalidConfig(f"cannot listen on {host}:{candidate}: {why}") from None
+            if port is not None or error.errno != errno.EADDRINUSE:
+                raise _listen_error(host, candidate, option, error) from None
     raise InvalidConfig(
         f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port",
     )
+
+
+def _listen_error(host: str, port: int, option: str, error: OSError) -> InvalidConfig:
+    """Return the error for a port that cannot be opened; `option` sets another port."""
+    if error.errno == errno.EADDRINUSE:
+        return InvalidConfig(f"port {port} on {host} is in use; set another port with {option}")
+    if error.errno == errno.EACCES:
+        return InvalidConfig(f"this user may not open port {port}, but may open ports from 1024")
+    # Name resolution has its own error numbers.
+    if isinstance(error, socket.gaierror) or not error.errno:
+        reason = error.strerror
+    else:
+        reason = os.strerror(error.errno)
+    return InvalidConfig(f"cannot listen on {host}:{port}: {reason}")
 
 
 @contextmanager

@@ -110,18 +110,19 @@ def make_served_endpoint(
     sticky: StickySpec | None = None,
 ) -> ServedEndpoint:
     """Return the endpoint of these variants. Each variant receives a reference to the
-    shadows.
+    shadows with another version. `sticky` has no effect on a single answering variant.
     """
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(variants.values())) < 2:
         sticky = None
-    linked = dict(variants)
+    linked_variants = dict(variants)
     if len(variants) > 1:
         key = sticky.key if sticky else None
         for name, variant in variants.items():
             others = tuple(shadow for shadow in shadows if shadow.loaded is not variant.loaded)
-            linked[name] = replace(variant, shadows=others, key=key, has_others=True)
-    return ServedEndpoint(linked, answering_variants(linked.values()), sticky)
+            linked_variants[name] = replace(variant, shadows=others, key=key, has_others=True)
+    answering = answering_variants(linked_variants.values())
+    return ServedEndpoint(linked_variants, answering, sticky)
 
 
 ServedTable = Mapping[str, ServedEndpoint]
@@ -171,6 +172,7 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
 
 
 def has_sticky_column(schema: Schema, column: str) -> bool:
+    """Return True if the column, or a tensor of this name, is an input of the model."""
     return any(column in (entry.columns or (entry.name,)) for entry in schema.inputs)
 
 

@@ -223,13 +223,14 @@ class Client:
             OnnxserveError: any other error. The errors of a server have its
                 `request_id` and `status`.
         """
-        values = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
-        headers = {name: value for name, value in values.items() if value}
+        headers = {"X-Request-Id": request_id} if request_id else {}
+        if event_time:
+            headers["X-Event-Time"] = event_time.isoformat()
         if not params and not self.only_json:
             body, content_type, accept = encode_rows(rows)
+            fields = {**headers, "Content-Type": content_type, "Accept": accept}
             try:
-                sent = {**headers, "Content-Type": content_type, "Accept": accept}
-                return _prediction(self._send("POST", f"{self._route}/invocations", body, sent))
+                return _prediction(self._send("POST", f"{self._route}/invocations", body, fields))
             except errors.UnsupportedMediaType:
                 if content_type == JSON:
                     raise
@@ -246,16 +247,21 @@ class Client:
         such as `probabilities`.
 
         `inputs` are the graph's tensors, or the signature's columns as [N] or [N, 1].
-        By default the response contains all outputs. Raises the errors of `predict`,
-        and InvalidRequest if V2 has no datatype for an array.
+        By default the response contains all outputs.
+
+        Raises:
+            InvalidRequest: V2 has no datatype for an array, or the server rejects the
+                inputs.
+            TooManyRequests, NotReady, DeadlineExceeded, OnnxserveError: as in
+                `predict`.
         """
         head, tensors = encode_tensors(inputs, outputs)
-        sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
+        headers = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
         response = self._send(
             "POST",
             f"{self._base}/v2/models/{self._name()}/infer",
             head + tensors,
-            sent,
+            headers,
         )
         with _answer_errors(response):
             start = int(response.headers.get(_HEADER_LENGTH, len(response.data)))
@@ -312,10 +318,8 @@ class Client:
             entries = [{"row": row, "label": label} for row, label in enumerate(labels)]
         entries = [{"prediction_id": prediction_id, **entry} for entry in entries]
         for start in range(0, len(entries), _MOST_LABELS):
-            self._post_json(
-                f"{self._route}/feedback",
-                dump_json({"feedback": entries[start : start + _MOST_LABELS]}),
-            )
+            body = dump_json({"feedback": entries[start : start + _MOST_LABELS]})
+            self._post_json(f"{self._route}/feedback", body)
         return len(entries)
 
     def metadata(self) -> dict[str, Any]:
@@ -342,7 +346,8 @@ class Client:
 
     def _name(self) -> str:
         """Return the endpoint's name for request paths. The default endpoint is the
-        first in the server's index.
+        first in the server's index. Raises NotReady if the index is empty, and
+        ScopeMissing if the key does not permit to read it.
         """
         if self.endpoint is not None:
             return quote(self.endpoint, safe="")
@@ -379,13 +384,21 @@ class Client:
         headers: Mapping[str, str] | None = None,
         retries: RetryPolicy | None = None,
     ) -> urllib3.BaseHTTPResponse:
+        """Send a request, and send it again while the server refuses it and a try and
+        time are left; return the successful response.
+
+        Raises NotReady if the connection fails or breaks off, DeadlineExceeded after
+        the time limit, InvalidRequest if a header field cannot be sent, and otherwise
+        the error that the server reports.
+        """
         retries = retries or self.retries
         deadline = time.monotonic() + self.timeout_seconds
         fields = {"User-Agent": f"onnxserve/{__version__}", **self.headers, **(headers or {})}
         attempt = 0
         while True:
-            left = max(deadline - time.monotonic(), 0.001)
-            timeout = urllib3.Timeout(connect=min(left, _CONNECT_SECONDS), read=left)
+            left_seconds = max(deadline - time.monotonic(), 0.001)
+            connect_seconds = min(left_seconds, _CONNECT_SECONDS)
+            timeout = urllib3.Timeout(connect=connect_seconds, read=left_seconds)
             try:
                 response = self._pool.request(
                     method,
@@ -405,9 +418,8 @@ class Client:
                 reason = one_line(broken, 200)
                 raise NotReady(f"the connection to {url} broke off: {reason}") from None
             except ValueError as unsent:  # HTTP cannot represent a header field.
-                raise InvalidRequest(
-                    f"the request cannot be sent: {one_line(unsent, 200)}",
-                ) from None
+                reason = one_line(unsent, 200)
+                raise InvalidRequest(f"the request cannot be sent: {reason}") from None
             else:
                 if 200 <= response.status < 300:
                     return response
@@ -424,6 +436,8 @@ class Client:
 def _in_thread(
     method: Callable[Concatenate[Client, _Given], _Result],
 ) -> Callable[Concatenate["AsyncClient", _Given], Coroutine[Any, Any, _Result]]:
+    """Return a method of `Client` as a coroutine that runs in a thread."""
+
     @wraps(method)
     async def call(
         self: "AsyncClient",
@@ -475,17 +489,19 @@ class AsyncClient:
 
 
 def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> OnnxserveError:
-    """Return the error that a response reports, with the server's message."""
+    """Return the error that a response reports, with the server's message, the
+    request's id, and the seconds of Retry-After (None if it is missing or invalid).
+    """
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError:
         document = None
     if isinstance(document, dict):
-        texts = (document.get(name) for name in ("message", "error", "detail"))
-        message = next(
-            (str(text) for text in texts if text),
-            f"the server answered with status {status}",
-        )
+        message = f"the server answered with status {status}"
+        for name in ("message", "error", "detail"):
+            if text := document.get(name):
+                message = str(text)
+                break
     else:
         message = f"the server answered with status {status} and no JSON object"
     try:
@@ -526,6 +542,9 @@ def _prediction(
     response: urllib3.BaseHTTPResponse,
     values: Array | dict[str, Array] | None = None,
 ) -> Prediction:
+    """Return the prediction in a response; None as `values` decodes the body of
+    `/invocations`. Raises OnnxserveError if the body cannot be decoded.
+    """
     if values is None:
         with _answer_errors(response):
             values = decode_predictions(response.headers.get("Content-Type", ""), response.data)

@@ -182,10 +182,15 @@ def encode_tensors(
         array = as_array(values)
         if not (datatype := v2_tensors.array_datatype(array)):
             raise InvalidRequest(f"{name!r} has the dtype {array.dtype}; V2 has no datatype for it")
-        parts.append(v2_tensors.to_binary(array))
-        size = {"binary_data_size": len(parts[-1])}
+        content = v2_tensors.to_binary(array)
+        parts.append(content)
         tensors.append(
-            {"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size},
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": datatype,
+                "parameters": {"binary_data_size": len(content)},
+            },
         )
     document: dict[str, object] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
     if outputs is not None:
@@ -197,9 +202,10 @@ def encode_tensors(
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
     """Return the outputs of a V2 response. Each output is binary, or is in the JSON
-    header.
+    header. Raises SchemaMismatch if a tensor is invalid, and LookupError or TypeError
+    if the response is not from V2.
     """
-    # Imported here, as in `encode_tensors`.
+    # Imported here, because only V2 responses need it.
     from mlflow_deploy_plugin.serve.protocols import v2_tensors
 
     content = memoryview(body)
@@ -218,19 +224,17 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
 
 
 def as_array(values: object) -> Array:
-    """Return values as an array; texts and ragged rows give an object array. None among
-    numbers becomes NaN.
+    """Return values as an array; texts and ragged rows become an object array. None
+    among numbers becomes NaN.
     """
     try:
         array = np.asarray(values)
     except ValueError:
         array = np.asarray(values, dtype=object)
-    if array.dtype.kind == "O" and {type(None)} < set(map(type, array.flat)) <= {
-        int,
-        float,
-        type(None),
-    }:
-        return array.astype(np.float64)
+    if array.dtype.kind == "O":
+        types = set(map(type, array.flat))
+        if len(types) > 1 and type(None) in types and types <= {int, float, type(None)}:
+            return array.astype(np.float64)
     if array.dtype.kind in "US":
         return array.astype(object)
     return array
@@ -273,11 +277,11 @@ def _cells(values: Any) -> Array:
 
 
 def _rows_document(rows: Any) -> Mapping[str, object]:
+    """Return the JSON document of `/invocations` for rows of any accepted type. A
+    mapping is a document, columns or a single record. Raises InvalidRequest for another
+    type.
+    """
     rows = _without_series(rows)
-    refusal = InvalidRequest(
-        f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, "
-        "or a list of rows",
-    )
     if isinstance(rows, np.ndarray):
         return {"inputs": rows.tolist()}
     if isinstance(rows, Mapping):
@@ -291,8 +295,8 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
             return {"inputs": dict(rows)}
         return {"dataframe_records": [rows]}
     if isinstance(rows, list | tuple):
-        is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
-        form = "dataframe_records" if is_records else "inputs"
+        has_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
+        form = "dataframe_records" if has_records else "inputs"
         return {form: list(rows)}
     if is_pandas_frame(rows):
         cells = _cells(rows).tolist()
@@ -301,21 +305,28 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
         return {
             "dataframe_split": {"columns": [str(column) for column in rows.columns], "data": cells},
         }
-    if hasattr(rows, "__arrow_c_stream__"):
-        import pyarrow as pa
+    return _arrow_document(rows)
 
-        try:
-            table = pa.table(rows)
-        except (pa.ArrowException, TypeError, ValueError):  # A single Arrow column is not a table.
-            raise refusal from None
-        data = list(
-            zip(
-                *(column.to_pylist() for column in table.columns),
-                strict=True,
-            )
-        )
-        return {"dataframe_split": {"columns": table.column_names, "data": data}}
-    raise refusal
+
+def _arrow_document(rows: Any) -> Mapping[str, object]:
+    """Return the JSON document of a frame with `__arrow_c_stream__`. Raises
+    InvalidRequest if the rows are not such a frame.
+    """
+    refusal = InvalidRequest(
+        f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, "
+        "or a list of rows",
+    )
+    if not hasattr(rows, "__arrow_c_stream__"):
+        raise refusal
+    import pyarrow as pa
+
+    try:
+        table = pa.table(rows)
+    except (pa.ArrowException, TypeError, ValueError):  # A single Arrow column is not a table.
+        raise refusal from None
+    columns = [column.to_pylist() for column in table.columns]
+    data = list(zip(*columns, strict=True))
+    return {"dataframe_split": {"columns": table.column_names, "data": data}}
 
 
 def dump_json(document: Mapping[str, object]) -> bytes:

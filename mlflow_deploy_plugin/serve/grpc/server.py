@@ -23,7 +23,7 @@ _MAX_WAITING = 128
 RESOURCE_EXHAUSTED.
 """
 
-_LOOK_SECONDS = 0.1
+_CHECK_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
 """The seconds without a call after which a drained server stops; by then every accepted
 call has a thread.
@@ -59,27 +59,28 @@ class GrpcServer:
         )
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
         threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_STRANGERS
-        most = threads + _MAX_WAITING
+        most_calls = threads + _MAX_WAITING
         options = {
             **_OPTIONS,
             "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES,
             # Otherwise a client that resets many calls cancels other calls.
-            "grpc.max_concurrent_streams": most,
+            "grpc.max_concurrent_streams": most_calls,
         }
         self._grpc = grpc.server(
             RequestThreads(threads),
             handlers=handlers(server, self._calls),
             options=list(options.items()),
-            maximum_concurrent_rpcs=most,
+            maximum_concurrent_rpcs=most_calls,
         )
         host = f"[{spec.host}]" if ":" in spec.host else spec.host
-        address = f"{host or '[::]'}:{spec.grpc_port}"
+        host = host or "[::]"
+        address = f"{host}:{spec.grpc_port}"
         try:
             if spec.certfile is not None and spec.keyfile is not None:
-                look = follow_files(_read_certificates, spec.certfile, spec.keyfile, spec.ca_certs)
+                read = follow_files(_read_certificates, spec.certfile, spec.keyfile, spec.ca_certs)
                 credentials = grpc.dynamic_ssl_server_credentials(
-                    look(),
-                    look,
+                    read(),
+                    read,
                     spec.ca_certs is not None,
                 )
                 self._grpc.add_secure_port(address, credentials)
@@ -106,10 +107,10 @@ class GrpcServer:
         """
         if self._ended is None:
             self.drain()
-        quiet = 0.0
-        while self._ended is not None and not self._ended.wait(_LOOK_SECONDS):
-            quiet = 0.0 if self._calls.open else quiet + _LOOK_SECONDS
-            if quiet >= _QUIET_SECONDS:
+        quiet_seconds = 0.0
+        while self._ended is not None and not self._ended.wait(_CHECK_SECONDS):
+            quiet_seconds = 0.0 if self._calls.open else quiet_seconds + _CHECK_SECONDS
+            if quiet_seconds >= _QUIET_SECONDS:
                 self._grpc.stop(None)
                 self._ended.wait()
 

@@ -132,7 +132,7 @@ class OpenCalls:
         self._open_call(context)
         with self._lock:
             self._arriving[context] = self._clock() + self._message_seconds, is_stranger
-            strangers = [stranger for stranger, (_, is_other) in self._arriving.items() if is_other]
+            strangers = [caller for caller, (_, has_no_key) in self._arriving.items() if has_no_key]
         if is_stranger:
             for oldest in strangers[:-MAX_STRANGERS]:
                 oldest.cancel()
@@ -197,6 +197,7 @@ class OpenCalls:
             context.cancel()
 
     def _open_call(self, context: grpc.ServicerContext) -> None:
+        """Count the call as open until it ends."""
         with self._lock:
             self.open += 1
         if not context.add_callback(self._close_call):  # The client has already closed the call.
@@ -207,6 +208,7 @@ class OpenCalls:
             self.open -= 1
 
     def _cancel_late(self) -> None:
+        """Cancel unary calls whose message does not arrive in time, until `drain`."""
         while not self.draining.wait(_CHECK_SECONDS):
             with self._lock:
                 now = self._clock()
@@ -277,6 +279,9 @@ def _management_call(
     name: str,
     method: ManagementMethod,
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    """Return the function that answers a management method: it authenticates the
+    caller, and converts the message and the response's fields.
+    """
     request_type = getattr(messages, f"{name}Request")
     response_type = getattr(messages, f"{name}Response")
     need = _NEEDS.get(name, "read")
@@ -286,8 +291,12 @@ def _management_call(
         if need is not None:
             endpoint = getattr(message, "name", "") or getattr(message, "model_name", "")
             server.auth.identify(request, need, endpoint or None)
-        caller = (request.caller,) if need == "admin" else ()
-        document = orjson.loads(dump_json(method(server, message, *caller)))
+        if need == "admin":
+            fields = method(server, message, request.caller)
+        else:
+            fields = method(server, message)
+        # The dump converts numpy's values, which protobuf does not accept.
+        document = orjson.loads(dump_json(fields))
         response = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)
         return Reply({}, response.SerializeToString())
 
@@ -310,37 +319,43 @@ def _model_stream_infer(
     `triton_final_response` is for Triton's clients.
     """
     if _is_stranger(server, context):
-        _finish(
-            context,
-            _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None),
-        )
+        request = _raw_request(server, "ModelStreamInfer", b"", context)
+        _finish(context, _infer(server, request, None))
     with calls.stream(context):
         for body in calls.receive_each(context, bodies):
-            reply = _infer(
-                server,
-                _raw_request(server, "ModelStreamInfer", body, context),
-                context.time_remaining(),
-            )
-            if reply.error is None:
-                message = messages.ModelInferResponse.FromString(reply.body)
-            else:
-                message = messages.ModelInferResponse()
-                # If the id can be parsed, it identifies the rejected request.
-                with suppress(InvalidRequest):
-                    message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
-            for name, value in reply.headers.items():
-                message.parameters[name.lower()].string_param = value
-            message.parameters["triton_final_response"].bool_param = True
-            streamed = messages.ModelStreamInferResponse(infer_response=message)
-            if reply.error is not None:
-                streamed.error_message = reply.error.message
-            yield streamed.SerializeToString()
+            request = _raw_request(server, "ModelStreamInfer", body, context)
+            yield _stream_response(body, _infer(server, request, context.time_remaining()))
+
+
+def _stream_response(body: bytes, reply: Reply) -> bytes:
+    """Return the message with the reply to the request `body` of a stream."""
+    if reply.error is None:
+        message = messages.ModelInferResponse.FromString(reply.body)
+    else:
+        message = messages.ModelInferResponse()
+        # If the id can be parsed, it identifies the rejected request.
+        with suppress(InvalidRequest):
+            message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
+    for name, value in reply.headers.items():
+        message.parameters[name.lower()].string_param = value
+    message.parameters["triton_final_response"].bool_param = True
+    streamed = messages.ModelStreamInferResponse(infer_response=message)
+    if reply.error is not None:
+        streamed.error_message = reply.error.message
+    encoded: bytes = streamed.SerializeToString()
+    return encoded
 
 
 def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> Reply:
+    """Answer an infer request within `seconds_left`; None: without a deadline of the
+    call.
+    """
+
     def respond(request: RawRequest) -> Reply:
+        """Parse the message, and answer it with the pipeline of all protocols."""
         message = tensors.read_message(messages.ModelInferRequest, request.body)
 
+        # `infer` decodes a request after it has selected the version.
         def decode(
             headers: Mapping[str, str],
             body: bytes,
@@ -350,8 +365,14 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             decoded = tensors.decode(message, variant.loaded.predictor.artifact, variant.schema)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-                answer = variant.endpoint, response.id, variant.loaded.version, response.outputs
-                encoded = tensors.encode(decoded, bool(message.raw_input_contents), *answer)
+                encoded = tensors.encode(
+                    decoded,
+                    bool(message.raw_input_contents),
+                    variant.endpoint,
+                    response.id,
+                    variant.loaded.version,
+                    response.outputs,
+                )
                 return EncodedResponse(encoded.SerializeToString())
 
             parameters = with_deadline(decoded.parameters, seconds_left)
@@ -378,13 +399,13 @@ def with_deadline(
     """
     if seconds_left is None:
         return parameters
-    left = max(1, int(seconds_left * _MICROSECONDS))
+    left_microseconds = max(1, int(seconds_left * _MICROSECONDS))
     timeout = parameters.get("timeout")
-    # The data plane rejects a timeout that is not an int.
-    is_shorter = type(timeout) is not int or 0 != timeout < left
+    # The data plane rejects a timeout that is not an int; 0 means no timeout.
+    is_shorter = type(timeout) is not int or 0 != timeout < left_microseconds
     if timeout is not None and is_shorter:
         return parameters
-    return {**parameters, "timeout": left}
+    return {**parameters, "timeout": left_microseconds}
 
 
 def _reply(
@@ -422,35 +443,30 @@ def _raw_request(
     body: bytes,
     context: grpc.ServicerContext,
 ) -> RawRequest:
+    """Return a call as a request, whose headers are the metadata in text. `caller` is
+    the name in the client certificate, or empty if the server asks for none.
+    """
     headers: dict[str, str] = {}
     for name, value in context.invocation_metadata():
-        if isinstance(
-            value,
-            str,
-        ):  # Join the values of a repeated name, so that checks see all of them.
+        # Join the values of a repeated name, so that checks see all of them.
+        if isinstance(value, str):
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
     if server.spec.ca_certs is not None:  # TLS has verified the client certificate.
-        (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
-        caller = name.decode("utf-8", "replace")[:100]
+        common_names = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
+        caller = common_names[0].decode("utf-8", "replace")[:100]
     path = f"/{HEALTH}/Check" if method == "HealthCheck" else f"/{INFERENCE}/{method}"
-    return RawRequest(
-        "POST",
-        path,
-        headers,
-        body,
-        address_of(context.peer()),
-        "",
-        caller,
-    )
+    return RawRequest("POST", path, headers, body, address_of(context.peer()), caller=caller)
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
     """Return True if the caller needs a key and has none: waiting for this caller's
     message would occupy a thread.
     """
-    request = _raw_request(server, "", b"", context) if server.auth.is_required else None
-    return request is not None and server.auth.is_stranger(request.headers, request.caller)
+    if not server.auth.is_required:
+        return False
+    request = _raw_request(server, "", b"", context)
+    return server.auth.is_stranger(request.headers, request.caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
@@ -476,6 +492,9 @@ def address_of(peer: str) -> str:
 
 
 def check_health(server: Server, message: messages.HealthCheckRequest) -> dict[str, object]:
+    """Return the fields of the current status. Raises NotFound for an unknown
+    service.
+    """
     status = _health_status(server, message.service)
     if status == _STATUS.SERVICE_UNKNOWN:
         raise NotFound(f"there is no service {message.service[:100]!r}")
@@ -534,17 +553,8 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
         return {"ready": False}
 
 
-def _control(
-    change: Callable[
-        [
-            Server,
-            str,
-            Mapping[str, object],
-            str,
-        ],
-        None,
-    ],
-) -> ManagementMethod:
+def _control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> ManagementMethod:
+    """Return the method that loads or unloads an endpoint with `change`."""
 
     def method(
         server: Server,

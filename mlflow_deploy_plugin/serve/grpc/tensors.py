@@ -60,39 +60,40 @@ def read_message(kind: type[Message], body: bytes) -> Any:
 
 
 def _check_fields(view: memoryview) -> None:
-    """Count the fields (https://protobuf.dev/programming-guides/encoding). Protobuf
-    reports malformed bytes later.
+    """Raise InvalidRequest if a message has too many fields
+    (https://protobuf.dev/programming-guides/encoding). Protobuf reports malformed bytes
+    later.
     """
-    at = 0
-    fields = 0
+    position = 0
+    field_count = 0
     with suppress(ValueError, IndexError):
-        while at < len(view):
-            fields += 1
-            if fields > MAX_FIELDS:
+        while position < len(view):
+            field_count += 1
+            if field_count > MAX_FIELDS:
                 raise InvalidRequest(
                     f"the message has more than {MAX_FIELDS} inputs, outputs and parameters",
                 )
-            key, at = _read_varint(view, at)
-            match key & 7:
+            key, position = _read_varint(view, position)
+            match key & 7:  # the wire type
                 case 0:
-                    _, at = _read_varint(view, at)
+                    _, position = _read_varint(view, position)
                 case 2:
-                    length, at = _read_varint(view, at)
-                    at += length
+                    length, position = _read_varint(view, position)
+                    position += length
                 case kind:  # The start and end tags of a group have no data.
-                    at += _FIXED_SIZES.get(kind, 0)
+                    position += _FIXED_SIZES.get(kind, 0)
 
 
-def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    """Return the LEB128 number at `at`, and its end. Raises ValueError above ten bytes,
-    IndexError if truncated.
+def _read_varint(view: memoryview, start: int) -> tuple[int, int]:
+    """Return the LEB128 number at `start`, and its end. Raises ValueError above ten
+    bytes, IndexError if truncated.
     """
     value = 0
-    for position in range(_VARINT_BYTES):
-        byte = view[at + position]
-        value |= (byte & 127) << (7 * position)
+    for index in range(_VARINT_BYTES):
+        byte = view[start + index]
+        value |= (byte & 127) << (7 * index)
         if byte < 128:
-            return value, at + position + 1
+            return value, start + index + 1
     raise ValueError
 
 
@@ -143,8 +144,7 @@ def encode(
         if is_raw:
             response.raw_output_contents.append(v2_tensors.to_binary(array))
         else:
-            is_text = array.dtype.kind == "O"
-            if is_text:
+            if array.dtype.kind == "O":
                 values = [str(value).encode() for value in array.flat]
             else:
                 values = array.ravel().tolist()
@@ -171,6 +171,12 @@ def _read_inputs(
     request: messages.ModelInferRequest,
     schema: Schema,
 ) -> dict[str, tuple[TensorHeader, Array]]:
+    """Return the header and the array of each tensor by name. All headers are checked
+    before any values are decoded.
+
+    Raises InvalidRequest if the tensors are neither all bytes nor all typed, and
+    SchemaMismatch if a tensor is unknown, repeated or invalid.
+    """
     raw = request.raw_input_contents
     count = len(request.inputs)
     heads: dict[str, TensorHeader] = {}
@@ -186,20 +192,16 @@ def _read_inputs(
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
     for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
+        is_binary = v2.holds_bytes(head, schema)
         if not raw:
-            arrays[head.name] = (
-                head,
-                _from_contents(head, entry.contents, v2.holds_bytes(head, schema)),
-            )
+            array = _from_contents(head, entry.contents, is_binary)
         elif entry.contents.ByteSize():
             raise InvalidRequest(
                 f"{head} has both contents and raw_input_contents; only one is allowed",
             )
         else:
-            arrays[head.name] = (
-                head,
-                from_binary(head, memoryview(raw[position]), v2.holds_bytes(head, schema)),
-            )
+            array = from_binary(head, memoryview(raw[position]), is_binary)
+        arrays[head.name] = head, array
     return arrays
 
 
@@ -211,7 +213,8 @@ def _from_contents(
     """Return the array of a tensor from its typed values, which must be in the field of
     its datatype.
 
-    8-bit and 16-bit integers are sent as 32-bit integers.
+    8-bit and 16-bit integers are sent as 32-bit integers. With `is_binary`, the texts
+    are returned as base64. Raises SchemaMismatch if the values do not fit the header.
     """
     expected_field = _FIELDS.get(head.datatype)
     if expected_field is None:
@@ -234,13 +237,15 @@ def _from_contents(
         # values take 4 instead of 1,600 µs.
         contents.DiscardUnknownFields()
         packed = memoryview(contents.SerializeToString())
-        return from_binary(head, packed[_read_varint(packed, 1)[1] :])
+        _, start = _read_varint(packed, 1)
+        return from_binary(head, packed[start:])
     if dtype.itemsize >= 4 or not len(values):
         return np.fromiter(values, dtype, len(values)).reshape(head.shape)
     return _narrow_integers(head, np.fromiter(values, np.int64, len(values)), dtype)
 
 
 def _decode_texts(head: TensorHeader, values: Iterable[bytes]) -> list[str]:
+    """Return the values as texts. Raises SchemaMismatch if a value is not UTF-8."""
     texts: list[str] = []
     for value in values:
         try:

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 GROUP = "onnxserve.blueprints"
 BLUEPRINT = "onnxserve"
 _RAW_REQUEST = "onnxserve.raw_request"
-"""The key of the `RawRequest` in the WSGI environment that `call_flask` creates."""
+"""The key of the `RawRequest` in the WSGI environment of Flask's views."""
 _PIECE_BYTES = 64 * 1024
 
 
@@ -89,20 +89,10 @@ class ServerApp(Flask):
         )
         # not from the pipeline
         if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:
-            origin = (
-                response.status,
-                "",
-                "",
-                "",
-                f"{raw.method[:20]} {without_keys(raw.path)[:100]}",
-            )
-            server.recent.add(
-                origin,
-                time.perf_counter() - raw.arrived,
-                0,
-                "",
-                None,
-            )
+            protocol = f"{raw.method[:20]} {without_keys(raw.path)[:100]}"
+            origin = response.status, "", "", "", protocol
+            seconds = time.perf_counter() - raw.arrived
+            server.recent.add(origin, seconds, rows=0, prediction_id="", error=None)
         return response
 
     def wsgi_app(
@@ -116,6 +106,7 @@ class ServerApp(Flask):
         return self._answer_wsgi(Request(environ))(environ, start_response)
 
     def _answer_wsgi(self, request: Request) -> Response:
+        """Read the request and answer it; a long body is answered while it arrives."""
         path = ""
         method = request.method
         client = request.remote_addr or ""
@@ -127,7 +118,7 @@ class ServerApp(Flask):
             # A stranger must not occupy a thread.
             if not self.server.auth.is_stranger(headers, caller):
                 if self._is_long(request) and may_stream(method, path, headers):
-                    raw = RawRequest(method, path, headers, b"", client, "", caller)
+                    raw = RawRequest(method, path, headers, b"", client, caller=caller)
                     return flask_response(self._stream(request, raw))
                 body = _read_body(request, self.server.max_body_bytes)
         except OnnxserveError as error:
@@ -148,7 +139,8 @@ class ServerApp(Flask):
         return is_long and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
 
     def _stream(self, request: Request, raw: RawRequest) -> RawResponse:
-        pieces = _pieces(request.environ["wsgi.input"], request.content_length)
+        """Answer a request while its body arrives."""
+        pieces = _read_pieces(request.environ["wsgi.input"], request.content_length)
         response = stream_predictions(self.server, raw, pieces)
         if response.pieces is not None:
             response.pieces = _hold_back(response.pieces, self.server.max_body_bytes)
@@ -165,6 +157,9 @@ class ServerApp(Flask):
             self.server.auth.identify(raw, need)
 
     def _answer_error(self, error: Exception) -> HTTPException | Response:
+        """Return the response for an error of Flask's routing or of a view. An
+        HTTPException that a view raises is its own response.
+        """
         if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
             return flask_response(
                 routes.method_not_allowed(g.raw_request, error.valid_methods or ()),
@@ -238,8 +233,8 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
 
 
 def _read_body(request: Request, limit: int) -> bytes:
-    """Return the complete body. Raises BodyTooLarge above `limit`, and the errors of
-    `_pieces`.
+    """Return the complete body. Raises BodyTooLarge above `limit`, and InvalidRequest
+    if the body ends too early.
 
     werkzeug 3.1's own limit silently truncates a chunked body, and accepts a body that
     ends too early.
@@ -250,31 +245,31 @@ def _read_body(request: Request, limit: int) -> bytes:
     if content_length is not None and content_length > limit:
         raise body_too_large(limit)
     body = bytearray()
-    for piece in _pieces(request.environ["wsgi.input"], content_length):
+    for piece in _read_pieces(request.environ["wsgi.input"], content_length):
         body += piece
         if len(body) > limit:
             raise body_too_large(limit)
     return bytes(body)
 
 
-def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
+def _read_pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
     """Yield the body as it arrives. Do not read beyond the body, because some servers
     would wait for more bytes.
 
     Raises InvalidRequest if the body ends before its declared length, or the server
     could not read it.
     """
-    left = sys.maxsize if content_length is None else content_length
+    left_bytes = sys.maxsize if content_length is None else content_length
     try:
-        while left and (piece := stream.read(min(_PIECE_BYTES, left))):
-            left -= len(piece)
+        while left_bytes and (piece := stream.read(min(_PIECE_BYTES, left_bytes))):
+            left_bytes -= len(piece)
             yield piece
     except OSError:
         raise InvalidRequest(TORN_BODY) from None
-    if content_length is not None and left:
+    if content_length is not None and left_bytes:
         raise InvalidRequest(
-            f"only {content_length - left} of the {content_length} bytes of the body arrived in "
-            "time",
+            f"only {content_length - left_bytes} of the {content_length} bytes of the body arrived "
+            "in time",
         )
 
 
@@ -313,13 +308,23 @@ def register_blueprints(app: ServerApp) -> None:
     """
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
+    app.register_blueprint(_make_blueprint(app.server))
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            app.register_blueprint(entry.load())
+        except Exception:
+            logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
+
+
+def _make_blueprint(server: Server) -> Blueprint:
+    """Return the blueprint of onnxserve's routes that Flask answers."""
     blueprint = Blueprint(BLUEPRINT, __name__)
     for number, route in enumerate(routes.ROUTES):
         if not route.is_direct:
             placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
             rules = routes.expand_path(route.path, placeholder)
             names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
-            view = partial(_view, app.server, route, names)
+            view = partial(_view, server, route, names)
             is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
             for rule in rules:
                 blueprint.add_url_rule(
@@ -330,38 +335,30 @@ def register_blueprints(app: ServerApp) -> None:
                     methods=[route.method],
                     strict_slashes=is_exact,
                 )
-    app.register_blueprint(blueprint)
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            app.register_blueprint(entry.load())
-        except Exception:
-            logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
+    return blueprint
 
 
 def _view(
     server: Server,
     route: routes.Route,
     keywords: dict[str, None],
-    **named: str,
+    **names: str,
 ) -> Response:
-    """Call the view of a route. A keyword that is missing in the path is None."""
+    """Authenticate the caller, and call the view of a route. `names` are the names in
+    the path; a keyword that is missing in the path is None.
+    """
     if route.need is not None:
-        endpoint = (
-            None
-            if route.is_server_wide
-            else named.get("endpoint") or server.repository.default_endpoint
-        )
+        endpoint = None
+        if not route.is_server_wide:
+            endpoint = names.get("endpoint") or server.repository.default_endpoint
         server.auth.identify(g.raw_request, route.need, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)
-    return flask_response(
-        encode_body(
-            request,
-            route.view(server, request, **(keywords | named)),
-        )
-    )
+    response = route.view(server, request, **(keywords | names))
+    return flask_response(encode_body(request, response))
 
 
 def flask_response(response: RawResponse) -> Response:
+    """Return the response for Flask. A 204 has no content type."""
     body = response.body if response.pieces is None else response.pieces
     flask = Response(
         body,

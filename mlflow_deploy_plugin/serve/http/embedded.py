@@ -97,20 +97,18 @@ class EmbeddedModel:
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
             deadline = time.monotonic() + wait_seconds
+            limit = f"within {wait_seconds:g} s"
             if follow is not None:
                 agent = _AgentKeeper(self.state_dir, follow)
                 self._held.callback(agent.stop)
                 while not agent.is_ready():
-                    _wait(
-                        deadline,
-                        f"the model was not resolved in the registry within {wait_seconds:g} s",
-                    )
+                    _wait(deadline, f"the model was not resolved in the registry {limit}")
             self._held.callback(os.close, make_metrics_folder(self.state_dir))
             self._held.callback(remove_metrics, self.state_dir)
             server = open_server(self.state_dir)
             self._held.callback(server.close)
             while not server.repository.wait_until_applied(_TICK_SECONDS):
-                _wait(deadline, f"the model was not loaded within {wait_seconds:g} s")
+                _wait(deadline, f"the model was not loaded {limit}")
             if reason := server.repository.not_ready_reason():
                 raise DeploymentFailed(reason)
             self.app = ServerApp(server)
@@ -137,6 +135,8 @@ class EmbeddedModel:
 
 
 class _AgentKeeper:
+    """A thread that runs the agent, and starts it again after a crash."""
+
     def __init__(self, state_dir: Path, follow: bool) -> None:
         self._state_dir = state_dir
         self._command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(state_dir)]
@@ -168,21 +168,22 @@ class _AgentKeeper:
         self._thread.join()
 
     def _keep(self) -> None:
+        """Run the agent until `stop`; pause before each new start."""
         crashes = Crashes()
         while not self._stopping.is_set():
             started_at = None
             try:
                 self._child = Child(self._command)
             except OSError as error:
-                how = f"cannot be started: {error.strerror}"
+                reason = f"cannot be started: {error.strerror}"
             else:
                 started_at = self._child.started_at
                 if self._stopping.is_set():  # `stop` may have run before this child started.
                     signal_process(self._child.pid, signal.SIGTERM)
-                how = exit_reason(self._child.wait() or 0)
+                reason = exit_reason(self._child.wait() or 0)
             pause = crashes.add(started_at)
             if not self._stopping.wait(0):
-                logger.error("the agent %s; it is restarted in %.0f s", how, pause)
+                logger.error("the agent %s; it is restarted in %.0f s", reason, pause)
                 self._stopping.wait(pause)
 
 
@@ -224,12 +225,11 @@ class AsgiApp:
         self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        # Only an application that is not mounted in another application receives this.
+        """Answer a request, or follow the server's lifespan; a web socket is closed. No
+        response is sent to a client that has gone before its complete request.
+        """
         if scope["type"] == "lifespan":
-            while (await receive())["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            await asyncio.to_thread(self.close)
-            await send({"type": "lifespan.shutdown.complete"})
+            await self._follow_lifespan(receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
@@ -243,7 +243,7 @@ class AsgiApp:
             response = exception_response(path, body_too_large(limit))
         else:
             loop = asyncio.get_running_loop()
-            raw = _raw_request(scope, path, body)
+            raw = _make_request(scope, path, body)
             response = await loop.run_in_executor(self._threads, self._model.handle, raw)
         headers = _encode_headers(response)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -251,12 +251,22 @@ class AsgiApp:
             await self._stream(response.pieces, receive, send)
         await send({"type": "http.response.body", "body": response.body})
 
+    async def _follow_lifespan(self, receive: _Receive, send: _Send) -> None:
+        """Close when the server ends. Only an application that is not mounted in
+        another application is told.
+        """
+        while (await receive())["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        await asyncio.to_thread(self.close)
+        await send({"type": "lifespan.shutdown.complete"})
+
     async def _stream(
         self,
         pieces: Generator[bytes, None, None],
         receive: _Receive,
         send: _Send,
     ) -> None:
+        """Send the pieces of a body from a thread."""
         # The future is done when the client has closed the connection, which uvicorn's
         # `send` does not report.
         gone = asyncio.ensure_future(receive())
@@ -277,39 +287,39 @@ async def _receive_body(receive: _Receive, limit: int) -> bytes | None:
     closed the connection.
     """
     pieces: list[bytes] = []
-    size = 0
-    while size <= limit:
+    received_bytes = 0
+    while received_bytes <= limit:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
+        piece = message.get("body", b"")
+        pieces.append(piece)
+        received_bytes += len(piece)
         if not message.get("more_body", False):
             break
     return b"".join(pieces)
 
 
-def _raw_request(scope: Message, path: str, body: bytes) -> RawRequest:
+def _make_request(scope: Message, path: str, body: bytes) -> RawRequest:
     headers = {
         name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
     }
-    client = (scope.get("client") or ("",))[0]
+    host, *_ = scope.get("client") or ("",)
     query = scope.get("query_string", b"").decode("latin-1")
-    return RawRequest(scope["method"], path, headers, body, client, query)
+    return RawRequest(scope["method"], path, headers, body, host, query)
 
 
 def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
+    """Return the header fields for ASGI. A streamed body has no length, and a 204
+    neither a length nor a type.
+    """
     fields = dict(safe_headers(response.headers))
     if response.status != 204:
         fields["Content-Type"] = response.content_type
         if response.pieces is None:
             fields["Content-Length"] = str(len(response.body))
     return [
-        (
-            name.lower().encode("latin-1"),
-            value.encode("latin-1"),
-        )
-        for name, value in fields.items()
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
     ]
 
 
@@ -331,6 +341,7 @@ def _send_pieces(
 
 
 def _no_page(path: str) -> RawResponse | None:
+    """Return the response for the path of a page; None for other paths."""
     message = "an embedded model has no pages; use `onnxserve serve` for pages"
     if _PAGES.fullmatch(path):
         return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)

@@ -58,11 +58,11 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
     decompress = _DECODERS.get(name)
     if decompress is None:
         if "," in name:
-            what = "only one encoding is allowed"
+            fault = "only one encoding is allowed"
         else:
-            what = "this encoding is not supported"
+            fault = "this encoding is not supported"
         raise UnsupportedMediaType(
-            f"the Content-Encoding is {encoding[:60]!r}; {what}: send gzip, deflate, zstd or "
+            f"the Content-Encoding is {encoding[:60]!r}; {fault}: send gzip, deflate, zstd or "
             "identity",
         )
     return replace(request, body=decompress(request.body, limit))
@@ -82,7 +82,8 @@ def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
     headers = {**response.headers, "Vary": "Accept-Encoding"}
     accepted = parse_accept(request.headers.get("accept-encoding", ""))
     name = max(_ENCODERS, key=accepted.quality)
-    if not 0 < accepted.quality(name) >= accepted.quality("identity"):
+    quality = accepted.quality(name)
+    if quality <= 0 or quality < accepted.quality("identity"):
         return replace(response, headers=headers)
     return replace(
         response,
@@ -93,12 +94,13 @@ def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
 
 def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
     """Decompress the members of a gzip body (RFC 1952), or the stream of a deflate
-    body, up to the limit.
+    body. Raises BodyTooLarge above `limit` bytes, and InvalidRequest for too many
+    members, or invalid or truncated data.
     """
     most_members = _MOST_MEMBERS if wbits == _GZIP else 1
     view = memoryview(body)
     position = 0
-    left = limit
+    left_bytes = limit
     pieces: list[bytes] = []
     members = 0
     while position < len(view):
@@ -107,19 +109,19 @@ def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
             raise InvalidRequest(f"the {name} body has more than {most_members} members")
         stream = zlib.decompressobj(wbits)
         while not stream.eof:
-            rest: bytes | memoryview = stream.unconsumed_tail
-            if not rest:
-                rest = view[position : position + _PIECE_BYTES]
-                position += len(rest)
-            if not rest:
+            compressed: bytes | memoryview = stream.unconsumed_tail
+            if not compressed:
+                compressed = view[position : position + _PIECE_BYTES]
+                position += len(compressed)
+            if not compressed:
                 raise InvalidRequest(f"the {name} body ends too early")
             try:
-                piece = stream.decompress(rest, left + 1)
+                piece = stream.decompress(compressed, left_bytes + 1)
             except zlib.error as error:
                 raise InvalidRequest(f"the body is not valid {name}: {error}") from None
-            if len(piece) > left:
+            if len(piece) > left_bytes:
                 raise BodyTooLarge(_too_large(limit))
-            left -= len(piece)
+            left_bytes -= len(piece)
             pieces.append(piece)
         position -= len(stream.unused_data)
     return b"".join(pieces)
@@ -127,7 +129,8 @@ def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
 
 def _unzstd(body: bytes, limit: int) -> bytes:
     """Decompress a zstd frame (RFC 8878). The size that the frame declares is trusted
-    only up to the limit.
+    only up to the limit. Raises BodyTooLarge above `limit` bytes, and InvalidRequest if
+    the body is not one valid frame.
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
@@ -137,11 +140,13 @@ def _unzstd(body: bytes, limit: int) -> bytes:
         return decompressor.decompress(body, max_output_size=limit, allow_extra_data=False)
     except zstandard.ZstdError as error:
         reason = str(error)
-    read = 0
+    # The frame may declare no size: read it again, to distinguish a large frame from an
+    # invalid one.
+    read_bytes = 0
     with suppress(zstandard.ZstdError), decompressor.stream_reader(body) as stream:
-        while read <= limit and (piece := stream.read(1024 * 1024)):
-            read += len(piece)
-        if read > limit:  # The frame is valid, but larger than the limit.
+        while read_bytes <= limit and (piece := stream.read(1024 * 1024)):
+            read_bytes += len(piece)
+        if read_bytes > limit:  # The frame is valid, but larger than the limit.
             raise BodyTooLarge(_too_large(limit))
     raise InvalidRequest(f"the body is not one valid zstd frame ({reason})")
 

@@ -36,6 +36,7 @@ body (RFC 9112, 2.2).
 """
 MISSING_HOST = "the request has no Host header; HTTP/1.1 requires it"
 TORN_BODY = "the body was interrupted, did not arrive in time, or is not in valid chunks"
+_MOST_LENGTH_DIGITS = 18
 _REMEMBERED_HEADS = 512
 _REMEMBERED_BYTES = 2048
 _LINE = re.compile(rb"([A-Z0-9!$&'*+.^_`|~-]{3,20}) ([^ ]+) HTTP/1\.([01])")
@@ -78,11 +79,12 @@ class RequestHead:
 
 
 def parse_head(data: bytes) -> tuple[RequestHead | None, bytes]:
-    """Return the head and the rest of the data; None and all data if the head is
+    """Return the head and the data after it; None and all data if the head is
     incomplete.
 
-    Raises the errors of `read_head` as early as possible; the result does not depend on
-    how the data is split.
+    Raises TargetTooLong or HeadersTooLarge above a limit, and InvalidRequest,
+    UnknownTransferCoding or ExpectationFailed for an invalid head, as early as
+    possible; the result does not depend on how the data is split.
     """
     begin = 2 if data.startswith(EMPTY_LINE) else 0
     end = data.find(b"\r\n\r\n", begin)
@@ -107,6 +109,9 @@ def read_head(head: bytes) -> RequestHead:
 
 
 def _read(head: bytes) -> RequestHead:
+    """Parse a head that is not in the cache. The limits and the line ends are checked
+    before the fields, and the fields before the path.
+    """
     _check_beginning(head + b"\r\n\r")
     line, *lines = head.split(b"\r\n")
     match = _LINE.fullmatch(line)
@@ -154,7 +159,9 @@ _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)
 
 
 def _check_beginning(head: bytes) -> None:
-    """Check the limits and the line ends of a head that may be incomplete."""
+    """Check the limits and the line ends of a head that may be incomplete. Raises
+    TargetTooLong, HeadersTooLarge or InvalidRequest.
+    """
     if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
         if b"\n" not in head[:REQUEST_LINE_BYTES]:
             raise TargetTooLong(
@@ -173,6 +180,10 @@ def _check_beginning(head: bytes) -> None:
 
 
 def _fields(lines: list[bytes]) -> dict[str, str]:
+    """Return the header fields by name in lower case; repeated values are joined by
+    commas. Raises HeadersTooLarge above a limit, and InvalidRequest for a malformed
+    field, or a repeated field that must be single.
+    """
     if len(lines) > FIELDS:
         raise HeadersTooLarge(
             f"the request has more header fields than this server's limit of {FIELDS}",
@@ -201,6 +212,10 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
 
 
 def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
+    """Return the number of bytes of the body, `CHUNKED`, or 0 without a body. Raises
+    UnknownTransferCoding for another coding than chunked, and InvalidRequest if the
+    length is ambiguous or not a number.
+    """
     coding = headers.get("transfer-encoding")
     length = headers.get("content-length")
     if coding is not None:
@@ -217,7 +232,7 @@ def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
         return CHUNKED
     if length is None:
         return 0
-    if not (length.isascii() and length.isdigit() and len(length) <= 18):
+    if not (length.isascii() and length.isdigit() and len(length) <= _MOST_LENGTH_DIGITS):
         raise InvalidRequest(f"the Content-Length {length[:100]!r} is not a number of bytes")
     return int(length)
 
@@ -291,8 +306,8 @@ class BodyParser:
         return self._length - self._left
 
     def feed(self, data: bytes) -> bytes:
-        """Read bytes of the body and return the unused bytes. Raises InvalidRequest or
-        BodyTooLarge.
+        """Read bytes of the body and return the unused bytes: the next request, or the
+        beginning of a line. Raises InvalidRequest or BodyTooLarge.
         """
         position = 0
         for _ in range(_STEPS):
@@ -334,18 +349,21 @@ class BodyParser:
 
     def _line_end(self, data: bytes, position: int) -> int:
         """Return the end of the line that begins at `position`, or -1 if it has not
-        arrived yet.
+        arrived yet. Raises InvalidRequest if the line is too long, or ends without CR.
         """
-        most = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
-        end = data.find(b"\r\n", position, position + most + 2)
+        most_bytes = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
+        end = data.find(b"\r\n", position, position + most_bytes + 2)
         line = data[position:end] if end >= 0 else data[position:]
-        if (end < 0 and len(line) > most + 1) or b"\n" in line:
+        if (end < 0 and len(line) > most_bytes + 1) or b"\n" in line:
             raise InvalidRequest(
                 "the body is not in valid chunks: a line is too long, or ends without CR",
             )
         return end
 
     def _read_line(self, line: bytes) -> None:
+        """Read the size of the next chunk, or a field after the last chunk; an empty
+        line ends the body. Raises InvalidRequest, and BodyTooLarge above the limit.
+        """
         if self._trailers >= 0:
             self._trailers += 1
             self.is_whole = not line

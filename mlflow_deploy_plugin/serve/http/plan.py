@@ -80,6 +80,9 @@ class PlanTable:
             server.repository.add_listener(self._compose)
 
     def answer(self, request: RawRequest) -> RawResponse | None:
+        """Answer a request with the plan of its path; None if the general path must
+        answer.
+        """
         plan = self._plans.get(request.path)
         if plan is not None and request.method == "POST":
             return plan(request)
@@ -92,18 +95,13 @@ class PlanTable:
         return path in self._plans
 
     def _compose(self, table: ServedTable) -> None:
+        """Replace the plans by those of the endpoints that are served now."""
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items():
             if served.sticky is not None or not served.answering:
                 continue  # The caller's key selects the variant, or no variant can answer.
-            if any(
-                not isinstance(variant.loaded.predictor, OnnxModel)
-                or variant.loaded.batcher is not None
-                for variant in served.answering
-            ):
-                continue  # Another process or thread computes the predictions.
-            if any(variant.shadows for variant in served.answering):
-                continue  # Each shadow needs a copy of the request.
+            if not all(map(_answers_alone, served.answering)):
+                continue
             is_default = endpoint == next(iter(table))
             for path, protocol in _PATHS.items():
                 if "NAME" not in path and not is_default:
@@ -132,6 +130,15 @@ class PlanTable:
         return answer
 
 
+def _answers_alone(variant: ServedVariant) -> bool:
+    """Return True if the thread of a request computes its predictions, and no shadow
+    needs a copy of the request.
+    """
+    loaded = variant.loaded
+    is_computed_here = isinstance(loaded.predictor, OnnxModel) and loaded.batcher is None
+    return is_computed_here and not variant.shadows
+
+
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
     """Return the plan of a variant for a protocol, with the steps of `pipeline.infer`
     and `DataPlane.infer`.
@@ -145,6 +152,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     respond = _compose_response(variant)
 
     def answer(request: RawRequest) -> RawResponse | None:
+        """Answer the request; None if the plan does not cover it, or if it fails."""
         headers = request.headers
         if (
             "content-encoding" in headers
@@ -190,6 +198,7 @@ def _compose_admission(server: Server, endpoint: str) -> _Admit | None:
         return None
 
     def admit(request: RawRequest) -> KeyEntry | None:
+        """Return the request's key; None if the server needs no keys."""
         key = None
         if require is not None:
             key = require(request.headers, "infer", endpoint, request.caller)
@@ -223,6 +232,13 @@ def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) 
         feeds: Feeds,
         outputs: dict[str, Array],
     ) -> None:
+        """Capture and count a prediction.
+
+        Args:
+            received: the time of the request in microseconds since 1970 (UTC).
+            began / ended: `time.perf_counter()` before and after the model's run.
+            id_: the caller's id, or a new id.
+        """
         captured_rows: CapturedRows
         if fraction == 1.0 or fraction > random.random():
             latency = int((ended - request.arrived) * 1e6)
@@ -238,6 +254,9 @@ def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) 
 
 
 def _compose_response(variant: ServedVariant) -> _Respond:
+    """Return a function that creates the response, with the headers of the variant that
+    are serialized here once.
+    """
     version_headers = {
         "X-Model-Name": variant.loaded.model,
         "X-Model-Version": variant.loaded.version,
@@ -252,6 +271,7 @@ def _compose_response(variant: ServedVariant) -> _Respond:
         id_: str,
         prediction_id: str,
     ) -> RawResponse:
+        """Return the response with its headers; a small response has them as text."""
         content, content_type, format_headers = encoded
         headers = {"X-Request-Id": id_, **version_headers, "X-Prediction-Id": prediction_id}
         if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
@@ -270,6 +290,9 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
     """
 
     def answer(request: RawRequest) -> RawResponse | None:
+        """Answer the request; None if there is no place, or the plan does not cover
+        it.
+        """
         if not limits.take_place():
             return None
         try:
@@ -288,6 +311,9 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
     takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 
     def decode(headers: Mapping[str, str], body: bytes) -> _Decoded:
+        """Decode a body. A request with its own timeout has no feeds, because the
+        general path answers it.
+        """
         content_type = headers.get("content-type")
         accept = headers.get("accept")
         if (

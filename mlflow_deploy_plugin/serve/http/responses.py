@@ -50,8 +50,8 @@ def exception_response(path: str, error: OnnxserveError) -> RawResponse:
 
 
 def failure_response(request: RawRequest | None, error: BaseException) -> RawResponse:
-    """Return the response to a request that failed with any exception; see
-    `pipeline.failure`.
+    """Return the response to a request that failed with any exception; an unexpected
+    exception is logged, and its message is not sent.
     """
     path = request.path if request else ""
     return http_response(path, failure(request, error))
@@ -76,15 +76,11 @@ def error_response(
 
 
 def header_fields(headers: Mapping[str, str]) -> str:
-    """Return the headers as they are sent, each with its line end; see
-    `safe_headers`.
+    """Return the headers as they are sent, each with its line end. Characters that a
+    header may not contain are percent-encoded.
     """
-    return "\r\n".join(
-        [
-            *map(": ".join, safe_headers(headers).items()),
-            "",
-        ]
-    )
+    lines = map(": ".join, safe_headers(headers).items())
+    return "\r\n".join([*lines, ""])
 
 
 def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:

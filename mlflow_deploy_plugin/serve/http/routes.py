@@ -86,6 +86,9 @@ def _server_wide(
 
 
 def _predict(path: str, protocol: Protocol) -> Route:
+    """Return the route of a prediction. It names its protocol only if the body cannot
+    name the endpoint, so that the event loop may start it.
+    """
     view = views.predict_by_model if protocol.may_name_endpoint else views.predict
     return Route(
         path,
@@ -105,6 +108,7 @@ def _direct(
     operation: Operation,
     need: Need | None = None,
 ) -> Route:
+    """Return a route that the fast worker answers without Flask."""
     return Route(path, method, view, operation, is_direct=True, need=need)
 
 
@@ -225,8 +229,8 @@ def expand_path(path: str, written: str) -> list[str]:
     """Return the paths of a template: without the part in brackets, and with each of
     its alternatives.
     """
-    head, _, rest = path.partition("[")
-    options, bracket, tail = rest.partition("]")
+    head, _, optional = path.partition("[")
+    options, bracket, tail = optional.partition("]")
     parts = [""]
     if bracket:
         parts += options.split("|")
@@ -286,6 +290,7 @@ def handle_request_async(
         return False
 
     def finish(reply: Reply) -> None:
+        """Call `done` with the response; any failure becomes a response."""
         try:
             response = encode_body(request, http_response(request.path, reply))
         except BaseException as error:  # noqa: BLE001 - the boundary; the same thread delivers other requests' responses
@@ -320,16 +325,19 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
 
 
 def not_found(path: str) -> RawResponse:
+    """Return the response for a path without a route; the message names similar paths,
+    with the endpoint of this path.
+    """
     match = _ENDPOINT.match(path[:200])
     endpoint = match[1] if match else "NAME"
     templates = [re.sub(r"\[.*\]", "", route.path) for route in ROUTES]
     paths = dict.fromkeys(template.replace("NAME", endpoint) for template in templates)
     matches = close_matches(path, [*paths], _SUGGESTED_PATHS)
-    nearest = ""
+    hint = ""
     if matches:
         verb = "is" if len(matches) == 1 else "are"
-        nearest = f"the nearest {verb} {', '.join(matches)}; "
-    message = f"the path {path[:200]} does not exist; {nearest}/docs lists all routes"
+        hint = f"the nearest {verb} {', '.join(matches)}; "
+    message = f"the path {path[:200]} does not exist; {hint}/docs lists all routes"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
 
 
@@ -337,10 +345,10 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
     """Return the response for a method that a path does not accept; for OPTIONS, the
     methods that it accepts.
     """
-    listed = sorted({*methods} - {"HEAD", "OPTIONS"})
-    if "GET" in listed:
-        listed.append("HEAD")
-    allowed = ", ".join([*listed, "OPTIONS"])
+    names = sorted({*methods} - {"HEAD", "OPTIONS"})
+    if "GET" in names:
+        names.append("HEAD")
+    allowed = ", ".join([*names, "OPTIONS"])
     if request.method == "OPTIONS":
         return RawResponse(204, b"", "", {"Allow": allowed})
     message = f"{request.path[:200]} accepts {allowed}, not {request.method[:20]}"

@@ -33,16 +33,20 @@ _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 
 
 def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
+    """Return True for JSON Lines at `/invocations` whose response is also JSON
+    Lines.
+    """
     if method != "POST" or not _PATH.fullmatch(path) or "content-encoding" in headers:
         return False
     media = media_name(headers.get("content-type"))
-    return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in (
-        "*/*",
-        media,
-    )
+    accept = headers.get("accept", "*/*").strip().lower()
+    return media in jsonlines.MEDIA_TYPES and accept in ("*/*", media)
 
 
 def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
+    """Answer JSON Lines whose body arrives in `pieces`, with a trace and a log
+    entry.
+    """
 
     def answer() -> RawResponse:
         match = _PATH.fullmatch(request.path)
@@ -159,6 +163,9 @@ class StreamedExchange:
                 self.loop.call_soon_threadsafe(self.end, is_whole)
 
     def _send(self, piece: bytes) -> None:
+        """Write a piece on the loop. The thread continues at once, unless too many
+        bytes wait for the client.
+        """
         if self.transport.is_closing():
             self.resume_sending(is_gone=True)
             return

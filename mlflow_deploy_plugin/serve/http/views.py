@@ -72,8 +72,6 @@ def predict_by_model(
                 server.auth.require(request.headers, "infer", model, request.caller)
             if isinstance(model, str) and model in server.repository.table:
                 endpoint = model
-            else:
-                endpoint = None
     return predict(server, request, protocol, endpoint=endpoint)
 
 
@@ -116,15 +114,12 @@ def metrics_page(server: Server, request: RawRequest) -> RawResponse:
 
 def metrics_history(server: Server, request: RawRequest) -> RawResponse:
     """Return the metrics of the last hour, or with `?span=day` of the last day, as the
-    agent has written them.
+    agent has written them. Raises InvalidRequest for another span.
     """
     requested = parse_qs(request.query).get("span", ["hour"])[-1]
     if span := next((span for span in SPANS if span == requested), None):
-        return RawResponse(
-            200,
-            read_history(server.repository.state_dir, span),
-            "application/x-ndjson",
-        )
+        history = read_history(server.repository.state_dir, span)
+        return RawResponse(200, history, "application/x-ndjson")
     raise InvalidRequest(f"the span {requested[:20]!r} does not exist; use {' or '.join(SPANS)}")
 
 
@@ -219,6 +214,9 @@ def tf_metadata(
     version: str | None,
     label: str | None,
 ) -> RawResponse:
+    """Return the inputs and outputs of the version that the path specifies by number or
+    label, or of the version that answers.
+    """
     loaded = server.repository.select_variant(endpoint, version, label=label).loaded
     predictor = loaded.predictor
     return RawResponse(
@@ -230,8 +228,8 @@ def tf_metadata(
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
     """Return 202 after the labels were written to the spool.
 
-    Raises NotReady, NotFound or TooManyRequests, and the errors of
-    `serve/protocols/feedback.py` for an invalid body.
+    Raises NotReady, NotFound or TooManyRequests, and for an invalid body
+    UnsupportedMediaType, InvalidRequest or SchemaMismatch.
     """
     try:
         with server.limits.admitted(request):
@@ -245,8 +243,8 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
             try:
                 server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
             except OSError as error:
-                why = error.strerror or error  # The file name is omitted.
-                raise NotReady(f"feedback cannot be stored now: {why}", _RETRY_SECONDS) from None
+                reason = error.strerror or error  # The file name is omitted.
+                raise NotReady(f"feedback cannot be stored now: {reason}", _RETRY_SECONDS) from None
     except OnnxserveError:
         server.metrics.count_feedback("refused", 1)
         raise
@@ -265,8 +263,11 @@ def _captured_columns(served: ServedEndpoint) -> set[str]:
     """
     names: set[str] = set()
     for variant in served.variants.values():
-        captured, schema = variant.captured, variant.loaded.captured.schema
+        captured = variant.captured
+        schema = variant.loaded.captured.schema
         if not schema.columns:
             return set()
         names |= {*captured.schema.names} | ({*captured.mask} & {*schema.names, *captured.keys})
-    return names | {_REQUEST_ID_COLUMN} if names else names
+    if names:
+        names.add(_REQUEST_ID_COLUMN)
+    return names

@@ -133,7 +133,12 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
             raise _null_boolean(valid)
         return _read_bits(array.buffers()[1], array.offset, len(array))
     if name.startswith("decimal"):
-        return _read_decimals(array)
+        if array.type.scale == 0:
+            with suppress(ValueError):  # The cast fails if a value needs more than 64 bits.
+                return _read_numbers(array.cast("int64"), _NUMBERS["int64"])
+        # Convert by the digits, because Arrow's own cast is off by one bit in a third
+        # of the values.
+        return _read_numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
     if name in ("string", "large_string"):
         return _read_strings(array)
     if _without_zone(name) in _DATES:
@@ -218,18 +223,6 @@ def _read_numbers(array: "pa.Array", dtype: Dtype) -> Array:
         values = values.astype(_with_nan(dtype))
         values[~valid] = np.nan
     return values
-
-
-def _read_decimals(array: "pa.Array") -> Array:
-    """Return int64 numbers if the type has no decimal places and all values fit;
-    otherwise the nearest float64 numbers.
-    """
-    if array.type.scale == 0:
-        with suppress(ValueError):  # The cast fails if a value needs more than 64 bits.
-            return _read_numbers(array.cast("int64"), _NUMBERS["int64"])
-    # Convert by the digits, because Arrow's own cast is off by one bit in a third of
-    # the values.
-    return _read_numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
 
 
 def _with_nan(dtype: Dtype) -> Dtype:

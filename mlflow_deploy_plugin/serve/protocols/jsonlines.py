@@ -77,20 +77,17 @@ class LineReader:
             self._line_number += 1
             self._check_size(self._line_number, len(line))
             if line.isspace():
-                self._count_blank_line()
+                self._blank_lines += 1
+                if self._blank_lines > _MOST_BLANK:
+                    raise InvalidRequest(
+                        f"line {self._line_number} is the {self._blank_lines}th blank line; send "
+                        "only rows",
+                    )
                 continue
             try:
                 yield self._line_number, load_json(line, "it is ")
             except InvalidRequest as error:
                 raise InvalidRequest(f"line {self._line_number}: {error.message}") from None
-
-    def _count_blank_line(self) -> None:
-        """Raise InvalidRequest if the body has too many blank lines."""
-        self._blank_lines += 1
-        if self._blank_lines > _MOST_BLANK:
-            raise InvalidRequest(
-                f"line {self._line_number} is the {self._blank_lines}th blank line; send only rows",
-            )
 
     def _check_size(self, number: int, size: int) -> None:
         if size > self._most_bytes:
@@ -178,9 +175,8 @@ def _line_error(
         except SchemaMismatch as line_error:
             fault = line_error.message.replace(", row 0", "", 1)
             return SchemaMismatch(f"line {number}: {fault}", column=line_error.column)
-    first, _ = chunk[0]
-    last, _ = chunk[-1]
-    return SchemaMismatch(f"lines {first} to {last}: {error.message}", column=error.column)
+    numbers = f"lines {chunk[0][0]} to {chunk[-1][0]}"
+    return SchemaMismatch(f"{numbers}: {error.message}", column=error.column)
 
 
 def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:

@@ -181,19 +181,12 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
     # This check covers most requests and is faster than checking every type.
     if columns == [*schema.names]:
         return schema.from_rows(schema.names, value["data"])
-    return schema.from_rows(_column_names(columns), value["data"])
-
-
-def _column_names(columns: object) -> list[str]:
-    """Return the names of columns, with numbers as texts. Raises InvalidRequest if they
-    are not strings or whole numbers.
-    """
     types = set(map(type, columns)) if isinstance(columns, list) else {object}
-    if not isinstance(columns, list) or not types <= _COLUMN_NAME_TYPES:
+    if not types <= _COLUMN_NAME_TYPES:
         raise InvalidRequest("dataframe_split: columns must be an array of names")
-    if types == {str}:
-        return columns
-    return list(map(str, columns))
+    if types != {str}:
+        columns = list(map(str, columns))
+    return schema.from_rows(columns, value["data"])
 
 
 def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:

@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.serve.protocols.protocol import (
     Protocol,
 )
 from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema, array_schema, object_schema
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 OPENAI_ROUTES = {
@@ -45,7 +44,7 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
         InvalidRequest if the model has another task, or cannot stream.
         """
         document = load_json_object(headers.get("content-type"), body)
-        _check_model(variant.loaded.predictor.artifact, route, document)
+        _check_model(variant, route, document)
         input_ = document.get("input")
         # MLflow embeds the strings in the first field, regardless of its name.
         if route == "/embeddings":
@@ -80,10 +79,11 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
     )
 
 
-def _check_model(artifact: Artifact, route: str, document: Mapping[str, object]) -> None:
+def _check_model(variant: ServedVariant, route: str, document: Mapping[str, object]) -> None:
     """Raise InvalidRequest if the model's task belongs to another route, or if the
     request asks for a stream that the model does not have.
     """
+    artifact = variant.loaded.predictor.artifact
     if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
         task = repr(artifact.task[:60]) if artifact.task else "missing"
         raise InvalidRequest(

@@ -106,19 +106,14 @@ def receive_message(connection: socket.socket, deadline: float = math.inf) -> Si
     if len(head) < json_bytes or len(following) < following_bytes:
         raise MalformedMessage("a truncated message")
     try:
-        return _parse_message(head, following)
+        document = json.loads(head)
+        arrays = {}
+        left = memoryview(following)
+        for group, layout in document["arrays"].items():
+            arrays[group], left = unpack_arrays(layout, left, json.loads)
+        return SideMessage(document["kind"], document["fields"], arrays, bytes(left))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedMessage(f"not a message: {error}") from None
-
-
-def _parse_message(head: bytes, following: bytes) -> SideMessage:
-    """Return the message of a JSON text, and of the arrays and the body after it."""
-    document = json.loads(head)
-    arrays = {}
-    left = memoryview(following)
-    for group, layout in document["arrays"].items():
-        arrays[group], left = unpack_arrays(layout, left, json.loads)
-    return SideMessage(document["kind"], document["fields"], arrays, bytes(left))
 
 
 def receive_connection(control: socket.socket) -> socket.socket | None:

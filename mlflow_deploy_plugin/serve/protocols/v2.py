@@ -147,6 +147,9 @@ def _decode_document(
     artifact: Artifact,
     schema: Schema,
 ) -> V2Request:
+    """Return the request of a JSON document; `binary` are the bytes after the JSON.
+    Raises InvalidRequest or SchemaMismatch.
+    """
     with np.errstate(over="raise"):
         arrays = _read_inputs(document.get("inputs"), binary, schema)
     return V2Request(
@@ -467,7 +470,11 @@ def requested_outputs(
         )
     requested: dict[str, RequestedOutput] = {}
     for position, entry in enumerate(entries):
-        name = _read_output_name(position, entry)
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequest(
+                f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
+            )
         if names and name not in names:
             raise _unknown_output(name, names)
         if name in requested:
@@ -479,18 +486,6 @@ def requested_outputs(
     if requested:
         return tuple(requested.values())
     return tuple(RequestedOutput(name, is_binary) for name in names or [""])
-
-
-def _read_output_name(position: int, entry: object) -> str:
-    """Return the name in an entry of `outputs`. Raises InvalidRequest if it has no
-    name.
-    """
-    name = entry.get("name") if isinstance(entry, dict) else None
-    if not isinstance(name, str):
-        raise InvalidRequest(
-            f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
-        )
-    return name
 
 
 def _unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:

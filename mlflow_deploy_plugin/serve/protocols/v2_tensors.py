@@ -186,7 +186,12 @@ def from_json(head: TensorHeader, data: object) -> Array:
             types = set(map(type, values))
         _check_count(head, len(values))
         if not types <= _JSON_TYPES[dtype.kind]:
-            raise _wrong_element(head, values)
+            index = next(
+                i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind]
+            )
+            raise head.mismatch(
+                f": element {index} is {short_repr(values[index])}, which is not {head.datatype}",
+            )
     else:
         raise head.mismatch(f" has the data {short_repr(data)}; an array is expected")
     try:
@@ -208,17 +213,6 @@ def _check_numbers(head: TensorHeader, data: Array) -> None:
     limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
     if limits and (data.min() < limits.min or data.max() > limits.max):
         raise head.mismatch(f" contains a number that does not fit {head.datatype}")
-
-
-def _wrong_element(head: TensorHeader, values: Sequence[object]) -> SchemaMismatch:
-    """Return the error for the first value that the tensor's datatype does not
-    accept.
-    """
-    types = _JSON_TYPES[_DTYPES[head.datatype].kind]
-    index = next(index for index, value in enumerate(values) if type(value) not in types)
-    return head.mismatch(
-        f": element {index} is {short_repr(values[index])}, which is not {head.datatype}",
-    )
 
 
 def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -> Array:

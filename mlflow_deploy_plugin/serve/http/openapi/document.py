@@ -130,30 +130,18 @@ def document(
     for the default endpoint. `root` is the path of the server for its callers.
     """
     answering = [
-        DescribedEndpoint(name, each)
-        for name, each in server.repository.table.items()
-        if each.answering
+        DescribedEndpoint(name, served)
+        for name, served in server.repository.table.items()
+        if served.answering
     ]
     default = next(
-        (each for each in answering if each.endpoint == server.repository.default_endpoint),
+        (entry for entry in answering if entry.endpoint == server.repository.default_endpoint),
         None,
     )
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
     schemes = _security_schemes(server.spec)
-    summary = [
-        f"{described.endpoint}: {described.variant.loaded.model} version "
-        f"{described.variant.loaded.version}"
-        for described in endpoints
-    ]
-    if len(endpoints) < len(answering):
-        summary.append(
-            f"{len(answering)} endpoints are served, each described by "
-            "/endpoints/NAME/openapi.json",
-        )
-    if not summary:
-        summary.append("no model is loaded yet")
     components: JsonSchema = {}
     for name, path in _ERROR_FORMS.items():
         components[name] = _with_references(_error_schema(path), "", components)
@@ -161,11 +149,30 @@ def document(
     security = {"securitySchemes": schemes} if schemes else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
+        "info": {
+            "title": "onnxserve",
+            "version": __version__,
+            "description": _describe_endpoints(endpoints, len(answering)),
+        },
         "servers": [{"url": root}],
         "paths": _paths(endpoints, default, schemes, components),
         "components": {"schemas": components, **security},
     }
+
+
+def _describe_endpoints(endpoints: list[DescribedEndpoint], served_count: int) -> str:
+    """Return the models of the described endpoints, and the number of served endpoints
+    if some are not described.
+    """
+    texts = []
+    for described in endpoints:
+        loaded = described.variant.loaded
+        texts.append(f"{described.endpoint}: {loaded.model} version {loaded.version}")
+    if len(endpoints) < served_count:
+        texts.append(
+            f"{served_count} endpoints are served, each described by /endpoints/NAME/openapi.json",
+        )
+    return "; ".join(texts) or "no model is loaded yet"
 
 
 def _paths(
@@ -270,16 +277,13 @@ def _operation_object(
     errors: set[int],
     components: JsonSchema,
 ) -> JsonSchema:
-    parameters: list[JsonSchema] = []
+    """Return the operation of a path. `described` is the endpoint in the path, or None.
+
+    `errors` are the statuses of errors in addition to those of the operation. The
+    schemas to which the operation refers are added to `components`.
+    """
+    parameters = _path_parameters(path, described)
     errors = {*operation.errors, *errors}
-    if described is not None:
-        for name, values in (
-            ("version", described.served.versions),
-            ("label", described.served.variants),
-        ):
-            if f"{{{name}}}" in path:
-                schema = {"type": "string", "enum": list(values)}
-                parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     if "{" in path:
         errors.add(400)
     response: JsonSchema = {"description": operation.summary}
@@ -302,14 +306,7 @@ def _operation_object(
         }
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
     document: JsonSchema = {
-        # A client generator names the method of the operation by this id. A dot of a
-        # name is doubled: /a.b is not /a/b.
-        "operationId": re.sub(
-            r"[/{}:]+",
-            ".",
-            path.replace(".", ".."),
-        ).strip(".")
-        or "index",
+        "operationId": _operation_id(path),
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {str(operation.status): response, **responses},
@@ -322,13 +319,36 @@ def _operation_object(
     return document
 
 
+def _path_parameters(path: str, described: DescribedEndpoint | None) -> list[JsonSchema]:
+    """Return the parameters for the version and the label in a path, with the values
+    that the endpoint has now.
+    """
+    if described is None:
+        return []
+    served = described.served
+    parameters = []
+    for name, values in (("version", served.versions), ("label", served.variants)):
+        if f"{{{name}}}" in path:
+            schema = {"type": "string", "enum": list(values)}
+            parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
+    return parameters
+
+
+def _operation_id(path: str) -> str:
+    """Return the id by which client generators name the method of an operation. A dot
+    of a name is doubled: /a.b is not /a/b.
+    """
+    words = re.sub(r"[/{}:]+", ".", path.replace(".", ".."))
+    return words.strip(".") or "index"
+
+
 def _content(
     bodies: Bodies,
     described: DescribedEndpoint | None,
     components: JsonSchema,
 ) -> JsonSchema:
-    """Return the `content` of a request or a response. If no endpoint can answer, any
-    body is accepted.
+    """Return the `content` of a request or a response, and add its schemas to
+    `components`. If no endpoint can answer, any body is accepted.
     """
     content: JsonSchema = {}
     for media_type, body in bodies.items():
@@ -347,14 +367,17 @@ def _content(
                 else:
                     schema = body.schema(described.artifact)
                 components[name] = _with_references(schema, f"{described.endpoint}.", components)
-            if isinstance(body, RequestBody) and (
-                example := body.example(described.schema, described.example)
-            ):
-                content[media_type]["example"] = example
+            if isinstance(body, RequestBody):
+                example = body.example(described.schema, described.example)
+                if example:
+                    content[media_type]["example"] = example
     return content
 
 
 def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
+    """Return the response of an error: a page if the operation is a page, otherwise
+    JSON in the form of the path's protocol.
+    """
     if operation.response == HTML and status in (404, 503):
         return {
             "description": _ERRORS[status],
@@ -366,10 +389,9 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
     )
     if status == 400 and "{" in path:
         form = _PATH_ERROR
-    schema = _reference(form)
     error: JsonSchema = {
         "description": _ERRORS[status],
-        "content": {JSON: {"schema": schema}},
+        "content": {JSON: {"schema": _reference(form)}},
     }
     if status == 429:
         error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
@@ -377,6 +399,7 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
 
 
 def _error_schema(path: str) -> JsonSchema:
+    """Return the schema of an error of this path; all its fields are strings."""
     document = json.loads(error_response(path, 400, "", "").body)
     inner = document.get("error")
     fields = dict.fromkeys(document, schemas.STRING)

@@ -64,7 +64,7 @@ def prediction(protocol: Protocol) -> Operation:
         protocol.tag,
         protocol.response,
         protocol.request,
-        _PREDICTION_ERRORS,
+        errors=_PREDICTION_ERRORS,
         is_prediction=True,
         applies_to=protocol.applies_to,
     )

@@ -102,8 +102,8 @@ def asset(file: Path, *_asked: object) -> RawResponse:
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the OpenAPI document of one or all endpoints. Raises the errors of
-    `select_variant`.
+    """Return the OpenAPI document of one or all endpoints. Raises NotFound or NotReady
+    if the endpoint does not exist or cannot answer.
     """
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     content = document.document(server, only, _root(request) or "/")
@@ -128,30 +128,28 @@ def _is_trusted(address: str, trusted: str) -> bool:
     """Return True if the address is in a list of addresses and networks, as in
     gunicorn's `forwarded_allow_ips`.
     """
-    listed = [entry.strip() for entry in trusted.split(",")]
-    if "*" in listed:
+    networks = [entry.strip() for entry in trusted.split(",")]
+    if "*" in networks:
         return True
     with suppress(ValueError):  # A Unix socket has no address.
         peer = ip_address(address.partition("%")[0])
         peer = getattr(peer, "ipv4_mapped", None) or peer
-        for entry in listed:
+        for network in networks:
             with suppress(ValueError):
-                if peer in ip_network(entry, strict=False):
+                if peer in ip_network(network, strict=False):
                     return True
     return False
 
 
 def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+    """Return the form's fields, the data for the page's script, an example and a body
+    for the text field.
+    """
     schema = subject.schema
     example = subject.example
     artifact = subject.artifact
-    keys = subject.variant.capture.keys
-    fields = form_fields(
-        schema,
-        example,
-        {**artifact.categories, **artifact.refusals.categories},
-        keys,
-    )
+    categories = {**artifact.categories, **artifact.refusals.categories}
+    fields = form_fields(schema, example, categories, subject.variant.capture.keys)
     has_probabilities = artifact.classes and any(
         output.role == "probabilities" for output in artifact.outputs
     )
@@ -186,7 +184,7 @@ def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint
         "why_no_fields": subject.artifact.undescribed,
         "outputs": subject.artifact.outputs,
         "snippets": snippets(base, path, subject.endpoint, schema, example, takes_keys),
-        "groups": _groups(document.document(server, only=subject.endpoint)),
+        "groups": _group_operations(document.document(server, only=subject.endpoint)),
     }
 
 
@@ -214,15 +212,14 @@ def _page(
         template_values = {"message": error.message, "is_starting": status != 404}
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
+    endpoints = [name for name in server.repository.table if not allowed or name in allowed]
     html = _TEMPLATES.get_template(template).render(
         onnxserve_version=__version__,
         root=_root(request),
         subject=subject,
         artifact=subject.artifact if subject else None,
         variants=subject.served.answering if subject else (),
-        endpoints=[name for name in server.repository.table if not allowed or name in allowed][
-            :_MOST_ENDPOINTS
-        ],
+        endpoints=endpoints[:_MOST_ENDPOINTS],
         **template_values,
     )
     return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
@@ -235,11 +232,13 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     Values, predictions and messages of failed predictions are read from the spool,
     which has only data that `capture` permits. Strangers see neither these data nor
     paths nor ids. `?status` is a status, or a class such as 4xx. `?find` is a business
-    id, a prediction id or the beginning of an event time. Raises the errors of
-    `Repository.find`.
+    id, a prediction id or the beginning of an event time. Raises NotFound if the
+    endpoint does not exist.
     """
     if endpoint is not None:
         server.repository.find(endpoint)
+    # The values are for callers with a key, or for this site's pages on a server that
+    # other machines cannot use.
     shows_values = server.auth.is_required
     with suppress(OnnxserveError):
         check_same_site(request, server.spec)
@@ -247,6 +246,7 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     query = parse_qs(request.query)
     status = query.get("status", [""])[-1]
     find = query.get("find", [""])[-1].strip() if shows_values else ""
+    # The origin of a request, `row[0]`, begins with its status and its endpoint.
     recent = [row for row in server.recent.read() if endpoint in (None, row[0][1])]
     recent = [row for row in recent if str(row[0][0]).startswith(status.rstrip("x"))]
     if not find:
@@ -301,16 +301,19 @@ def _request_rows(
     find: str,
     shows_values: bool,
 ) -> list[dict[str, Any]]:
-    """Return the requests as JSON, or only those that `find` finds."""
+    """Return the requests as JSON, or only those that `find` finds: a prediction id, a
+    business id or the beginning of an event time; "" finds all.
+    """
     if shows_values:
-        captured = _captured_requests(server, {row[4].encode() for row in recent})
+        captured_by_id = _read_captured(server, {row[4].encode() for row in recent})
     else:
-        captured = {}
+        captured_by_id = {}
     rows = []
     for row in recent:
-        capture = captured.get(row[4].encode())
-        if not find or find == row[4] or (capture is not None and capture.is_found(find)):
-            rows.append(_request_row(row, capture, shows_values))
+        prediction_id = row[4]
+        captured = captured_by_id.get(prediction_id.encode())
+        if find in ("", prediction_id) or (captured is not None and captured.is_found(find)):
+            rows.append(_request_row(row, captured, shows_values))
     return rows[:_MOST_REQUESTS]
 
 
@@ -323,12 +326,14 @@ def _request_row(
     captured: _Captured | None,
     shows_values: bool,
 ) -> dict[str, Any]:
-    """Return a request as JSON, with the first row of a captured request."""
+    """Return a request as JSON, with the first row of a captured request. Strangers see
+    no path, id or message.
+    """
     (status, *names), arrived, seconds, rows, prediction_id, code, message = recent
-    named = dict(zip(("endpoint", "variant", "version", "protocol"), names, strict=True))
-    captured = captured or _Captured(None, {}, {})
+    origin = dict(zip(("endpoint", "variant", "version", "protocol"), names, strict=True))
+    captured = captured or _Captured(event_time=None, values={}, keys={})
     if not shows_values:
-        named["protocol"] = named["protocol"].partition(" ")[0]
+        origin["protocol"] = origin["protocol"].partition(" ")[0]
         prediction_id = ""
         message = ""
     elif code and not captured.values:
@@ -338,7 +343,7 @@ def _request_row(
         "event_time": captured.event_text,
         "status": status,
         "milliseconds": round(seconds * 1000, 3),
-        **named,
+        **origin,
         "rows": rows or None,
         "prediction_id": prediction_id,
         "error_code": code,
@@ -366,44 +371,46 @@ def _values_and_predictions(
     return {"values": values, "predictions": predictions}
 
 
-def _captured_requests(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
+def _read_captured(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
     """Return the captured requests with these prediction ids."""
     captured: dict[bytes, _Captured] = {}
     # A worker writes two segments at a time: the second is for its shadows.
-    for segment in segments(server.repository.state_dir / SPOOL)[
-        -min(2 * server.spec.workers, _MOST_SEGMENTS) :
-    ]:
+    segment_count = min(2 * server.spec.workers, _MOST_SEGMENTS)
+    for segment in segments(server.repository.state_dir / SPOOL)[-segment_count:]:
         with suppress(OSError):  # The agent may have removed the segment.
             for batch in read_last_batches(segment, _TAIL_BYTES):
                 if not batch.is_shadow and batch.rows:
-                    captured |= _requests_of(batch, ids)
+                    captured |= _select_requests(batch, ids)
     return captured
 
 
-def _requests_of(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
-    """Return the requests of a batch with these prediction ids."""
-    columns = batch.outputs
-    if not batch.is_failed:
-        columns = to_log_columns(
-            batch.model.schema,
-            batch.model.prediction,
-            batch.feeds,
-            batch.outputs,
-        )
-        columns |= batch.masked
+def _log_columns(batch: CapturedBatch) -> dict[str, Array]:
+    """Return the columns of a batch by their names in the log. A failed batch has only
+    its messages.
+    """
+    if batch.is_failed:
+        return batch.outputs
+    model = batch.model
+    columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs)
+    return columns | batch.masked
+
+
+def _select_requests(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
+    """Return the requests of a batch with these prediction ids, by id."""
+    columns = _log_columns(batch)
+    shown_columns = dict(islice(columns.items(), _MOST_COLUMNS))
     keys = {name: columns[name] for name in batch.model.keys if name in columns}
     content = batch.prediction_ids.content.tobytes()
-    is_dated = (batch.event_times != batch.received_times).tolist()
     captured = {}
     for index, (begin, end) in enumerate(pairwise(batch.prediction_ids.bounds.tolist())):
         if content[begin:end] not in ids:
             continue
         first = index * batch.rows
+        # Without a time from the caller, the log has the time of the request.
+        is_dated = batch.event_times[index] != batch.received_times[index]
         captured[content[begin:end]] = _Captured(
-            event_time=int(batch.event_times[index]) if is_dated[index] else None,
-            values={
-                name: _short(array[first]) for name, array in islice(columns.items(), _MOST_COLUMNS)
-            },
+            event_time=int(batch.event_times[index]) if is_dated else None,
+            values={name: _short(array[first]) for name, array in shown_columns.items()},
             keys={name: array[first : first + batch.rows] for name, array in keys.items()},
         )
     return captured
@@ -437,18 +444,19 @@ def _json_text(body: dict[str, Any]) -> str:
     return dump_json(body).decode() if body else ""
 
 
-def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def _group_operations(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the texts of the operations by tag, in the order of the page."""
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
     for path, operations in openapi["paths"].items():
         if path.startswith("/pages/"):
             continue
         for method, operation in operations.items():
-            row = {"method": method.upper(), "path": path, **_described(operation)}
+            row = {"method": method.upper(), "path": path, **_describe_operation(operation)}
             groups.setdefault(operation["tags"][0], []).append(row)
     return {tag: rows for tag, rows in groups.items() if rows}
 
 
-def _described(operation: dict[str, Any]) -> dict[str, Any]:
+def _describe_operation(operation: dict[str, Any]) -> dict[str, Any]:
     """Return the texts of an operation of OpenAPI's document."""
     parameters = []
     for parameter in operation.get("parameters", []):
@@ -551,23 +559,24 @@ def form_fields(
     kinds: dict[str, Kind] = {"str": "string", "bool": "boolean"}
     fields = []
     for position, column in enumerate(schema.columns):
+        name = column.name
         dtype = COLUMN_TYPES.get(column.type, "str")
-        value = row.get(column.name)
+        is_nullable_text = dtype == "str" and schema.missing_texts.get(name) is not None
+        value = row.get(name)
         if value is None or value != value:  # NaN is a missing number.
             value = ""
         fields.append(
             FormField(
                 id=f"field-{position}",
-                name=column.name,
-                quoted_name=repr(column.name),
+                name=name,
+                quoted_name=repr(name),
                 kind=kinds.get(dtype, "number"),
                 type=column.type,
                 words=_words(dtype)[0],
-                is_nullable=dtype.startswith("float")
-                or (dtype == "str" and schema.missing_texts.get(column.name) is not None),
+                is_nullable=is_nullable_text or dtype.startswith("float"),
                 is_required=column.required,
                 value=_field_text(value),
-                choices=tuple(map(_field_text, categories.get(column.name, ()))),
+                choices=tuple(map(_field_text, categories.get(name, ()))),
             ),
         )
     return fields + key_fields
@@ -580,6 +589,7 @@ def _words(dtype: str) -> tuple[str, str]:
 
 
 def _key_field(position: int, name: str) -> FormField:
+    """Return the field of a business id, which may be empty."""
     return FormField(
         id=f"key-{position}",
         name=name,
@@ -616,6 +626,9 @@ def image_input(tensor: Tensor) -> ImageInput | None:
 
 
 def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
+    """Return the field of a tensor, with the example's first row as JSON if the tensor
+    has rows; without an example, the field is empty.
+    """
     name = tensor.name or schema.inputs[0].name
     sizes = " × ".join(map(str, tensor.shape)).replace("-1", "any")
     # The only tensor may have no name in the signature; then the graph's name is used.
@@ -665,10 +678,11 @@ def snippets(
         return {}
     url = base + path
     data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    sent = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
+    key_option = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
     headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
     curl = (
-        f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
+        f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n"
+        f"{key_option}  -d {data}"
     )
     python = (
         "import requests\n"
@@ -709,10 +723,10 @@ def _triton(
             "inputs.append(tensor)",
         ]
     host = base.partition("://")[2]
-    is_secure = ", ssl=True" if base.startswith("https:") else ""
+    tls_argument = ", ssl=True" if base.startswith("https:") else ""
     lines += [
         "",
-        f"client = InferenceServerClient({host!r}{is_secure})",
+        f"client = InferenceServerClient({host!r}{tls_argument})",
         f"answer = client.infer({endpoint!r}, inputs{headers})",
         'for output in answer.get_response()["outputs"]:',
         '    print(output["name"], answer.as_numpy(output["name"]))',

@@ -111,6 +111,9 @@ class HttpConnection(asyncio.Protocol):
     # The methods that asyncio and uvicorn call.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register the connection. Above the limit of connections, close an idle
+        connection, or refuse this one.
+        """
         self._transport = transport  # type: ignore[assignment]  # uvloop's own class
         # Report all unsent bytes; high=0 would block TLS.
         self._transport.set_write_buffer_limits(
@@ -133,6 +136,9 @@ class HttpConnection(asyncio.Protocol):
             )
 
     def data_received(self, data: bytes) -> None:
+        """Answer a complete request at once; otherwise buffer the bytes, and continue
+        as far as the phase permits. Above the buffer's limit, reading is paused.
+        """
         phase = self._phase
         if phase is _LINGERING:
             self._discarded_bytes += len(data)
@@ -168,6 +174,9 @@ class HttpConnection(asyncio.Protocol):
         return self._is_blocked or self._phase in (_ANSWERING, _LINGERING)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Release everything that the connection holds; a stream ends with an
+        error.
+        """
         self._connections.discard(self)
         self._app.blocked_connections.pop(self, None)
         if self._exchange is not None:
@@ -179,6 +188,9 @@ class HttpConnection(asyncio.Protocol):
         self._body = None
 
     def pause_writing(self) -> None:
+        """Wait until the client reads. Above the worker's limit of unsent bytes, the
+        connections that have waited longest are closed.
+        """
         self._is_blocked = True
         self._unsent_bytes = self._transport.get_write_buffer_size()
         self._deadline = self._app.now + self._limits.request_seconds
@@ -194,6 +206,9 @@ class HttpConnection(asyncio.Protocol):
             longest.evict()
 
     def resume_writing(self) -> None:
+        """Continue with the response, or with the next request: the client has read
+        everything.
+        """
         self._is_blocked = False
         self._app.blocked_connections.pop(self, None)
         if self._exchange is not None:
@@ -216,14 +231,17 @@ class HttpConnection(asyncio.Protocol):
         if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
             if self._phase is _NEW:
-                used = now
+                used_at = now
             else:
-                used = self._deadline - self._limits.keep_alive_seconds
-            self._deadline = max(now, min(used, now) + _UNDERWAY_SECONDS)
+                used_at = self._deadline - self._limits.keep_alive_seconds
+            self._deadline = max(now, min(used_at, now) + _UNDERWAY_SECONDS)
 
     # The deadlines, and the actions after them.
 
     def check_deadline(self, now: float) -> None:
+        """Close or refuse the connection after its deadline; a client that reads, or
+        waits for the model, receives a new deadline.
+        """
         if now < self._deadline:
             return
         if unsent := self._transport.get_write_buffer_size():
@@ -277,17 +295,19 @@ class HttpConnection(asyncio.Protocol):
             if other.idle_since == since:
                 other.evict()
                 return True
-        times = (
-            (other.idle_since, number, other) for number, other in enumerate(self._connections)
-        )
-        longest = heapq.nsmallest(
-            _IDLE_CANDIDATES,
-            (row for row in times if row[0] < math.inf and row[2] is not self),
-        )
-        if not longest:
+        rows = [
+            (other.idle_since, number, other)
+            for number, other in enumerate(self._connections)
+            if other is not self
+        ]
+        idle_rows = (row for row in rows if row[0] < math.inf)
+        candidates = heapq.nsmallest(_IDLE_CANDIDATES, idle_rows)
+        if not candidates:
             return False
-        idle.extend((since, other) for since, _, other in reversed(longest[1:]))
-        longest[0][2].evict()
+        # The last element is the next to close.
+        idle.extend((since, other) for since, _, other in reversed(candidates))
+        _, longest_idle = idle.pop()
+        longest_idle.evict()
         return True
 
     def evict(self) -> None:
@@ -343,6 +363,9 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _advance(self) -> None:
+        """Parse the head that has arrived, then read its body; refuse a request that is
+        invalid or exceeds a limit.
+        """
         try:
             if self._head is None:
                 self._head, self._buffer = parser.parse_head(self._buffer)
@@ -354,10 +377,16 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(error)
 
     def _advance_later(self) -> None:
+        """Continue with the next request in the loop's next step, so that other
+        connections get a turn.
+        """
         phase = self._phase
         self._phase = _ANSWERING
 
         def advance() -> None:
+            """Read the next request, unless this one is not over; after it, close if
+            the client sends nothing more.
+            """
             if self._phase is not _ANSWERING:  # The request was refused in the meantime.
                 return
             self._phase = phase
@@ -372,38 +401,47 @@ class HttpConnection(asyncio.Protocol):
         self._loop.call_soon(advance)
 
     def _read_body(self, head: RequestHead) -> None:
-        if self._body is None:
-            limit = self._app.server.max_body_bytes
-            if 0 <= head.length <= min(len(self._buffer), limit):
-                piece = self._buffer[: head.length]
-                self._buffer = self._buffer[head.length :]
-                self._answer(head, piece)
-                return
-            if self._app.server.auth.is_stranger(
-                head.headers,
-                self._caller,
-            ):  # Do not read or buffer the body.
-                self._is_ending = True
-                self._reads_on = True
-                self._answer(head, b"")
-                return
-            is_long = head.length == parser.CHUNKED or head.length > limit
-            if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
-                self._begin_stream(head)
-                return
-            self._body = BodyParser(head.length, limit)
-            self._begin()
-            if head.expects_continue and not self._buffer:
-                self._transport.write(responses.CONTINUE)
-        before = len(self._buffer)
-        self._buffer = self._body.feed(self._buffer)
-        self._count_buffered(self._body.received)
-        if self._body.is_whole:
-            self._answer(head, self._body.content)
-        elif 0 < len(self._buffer) < before:
+        """Read the body that has arrived, and answer the request once it is complete.
+        Raises InvalidRequest, BodyTooLarge, NotReady or TooManyRequests.
+        """
+        body = self._body or self._begin_body(head)
+        if body is None:
+            return
+        bytes_before = len(self._buffer)
+        self._buffer = body.feed(self._buffer)
+        self._count_buffered(body.received)
+        if body.is_whole:
+            self._answer(head, body.content)
+        elif 0 < len(self._buffer) < bytes_before:
             self._advance_later()
         elif self._has_eof:
-            raise InvalidRequest(self._body.missing())
+            raise InvalidRequest(body.missing())
+
+    def _begin_body(self, head: RequestHead) -> BodyParser | None:
+        """Return the parser of a body that arrives in pieces; None if the request is
+        answered now, because its body is complete, not read or streamed.
+        """
+        limit = self._app.server.max_body_bytes
+        if 0 <= head.length <= min(len(self._buffer), limit):
+            body = self._buffer[: head.length]
+            self._buffer = self._buffer[head.length :]
+            self._answer(head, body)
+            return None
+        # Do not read or buffer a stranger's body.
+        if self._app.server.auth.is_stranger(head.headers, self._caller):
+            self._is_ending = True
+            self._reads_on = True
+            self._answer(head, b"")
+            return None
+        is_long = head.length == parser.CHUNKED or head.length > limit
+        if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
+            self._begin_stream(head)
+            return None
+        self._body = BodyParser(head.length, limit)
+        self._begin()
+        if head.expects_continue and not self._buffer:
+            self._transport.write(responses.CONTINUE)
+        return self._body
 
     def _begin(self) -> None:
         """Start the time limit for receiving a request when its first part arrives."""
@@ -411,14 +449,14 @@ class HttpConnection(asyncio.Protocol):
             self._phase = _RECEIVING
             self._deadline = self._app.now + self._limits.request_seconds
 
-    def _count_buffered(self, size: int) -> None:
+    def _count_buffered(self, byte_count: int) -> None:
         """Count the buffered bytes of a body. Raises NotReady if all connections
         together exceed the limit.
         """
         app = self._app
-        app.buffered_bytes += size - self._buffered_bytes
-        self._buffered_bytes = size
-        if size and app.buffered_bytes > self._limits.body_bytes:
+        app.buffered_bytes += byte_count - self._buffered_bytes
+        self._buffered_bytes = byte_count
+        if byte_count and app.buffered_bytes > self._limits.body_bytes:
             raise NotReady(
                 "this worker has reached its limit of buffered bodies; retry in a moment",
                 1,
@@ -427,6 +465,9 @@ class HttpConnection(asyncio.Protocol):
     # Answering requests.
 
     def _answer(self, head: RequestHead, body: bytes | bytearray) -> None:
+        """Answer a complete request: on the loop if it is quick, in a batch if its
+        version is batched, otherwise in a thread, which also copies a large body.
+        """
         is_small = len(body) <= _LARGE_BYTES
         small_body = bytes(body) if is_small else b""
         request = self._request(head, small_body)
@@ -442,6 +483,9 @@ class HttpConnection(asyncio.Protocol):
                 self._loop.call_soon_threadsafe(self._send, head, response)
 
         def answer_in_thread() -> None:
+            """Answer the request, and send the response from the loop; a response in
+            pieces is sent while it is computed.
+            """
             try:
                 if not is_small:
                     request.body = bytes(body)
@@ -457,6 +501,7 @@ class HttpConnection(asyncio.Protocol):
                 exchange.send(response, response.pieces)
 
         def adopt(exchange: StreamedExchange) -> None:
+            """Let the connection report to the exchange."""
             if not self._transport.is_closing():
                 self._exchange = exchange
 
@@ -479,8 +524,8 @@ class HttpConnection(asyncio.Protocol):
         self._send_last(serialize_response(response, keep_alive, head.method != "HEAD"), keep_alive)
 
     def _send_last(self, last: bytes, keep_alive: bool) -> None:
-        """Send the end of a response, then continue with the next request or close; see
-        `_end`.
+        """Send the end of a response, then continue with the next request, or close
+        without `keep_alive`.
         """
         self._phase = _IDLE
         if self._buffered_bytes:
@@ -512,6 +557,10 @@ class HttpConnection(asyncio.Protocol):
             self._deadline = math.inf
 
     def _wait_for_next(self) -> None:
+        """Continue with the next request if its bytes have arrived; otherwise wait for
+        it, or close a connection that is ending. A client that does not read comes
+        first.
+        """
         if self._is_blocked:
             return
         self._deadline = self._app.now + self._limits.keep_alive_seconds
@@ -603,10 +652,13 @@ class HttpConnection(asyncio.Protocol):
         )
 
     def _feed_stream(self) -> None:
+        """Pass the bytes that have arrived to the stream, and set the deadline for the
+        next bytes; an invalid body is refused.
+        """
         exchange = self._exchange
         if exchange is None or self._body is None:
             return
-        before = len(self._buffer)
+        bytes_before = len(self._buffer)
         try:
             self._buffer = exchange.receive(self._buffer)
         except OnnxserveError as error:
@@ -617,7 +669,7 @@ class HttpConnection(asyncio.Protocol):
             self._wait_for_response()
             return
         self._deadline = self._app.now + self._limits.request_seconds
-        if 0 < len(self._buffer) < before:
+        if 0 < len(self._buffer) < bytes_before:
             self._loop.call_soon(self._feed_stream)
         elif self._has_eof:
             self._refuse(InvalidRequest(self._body.missing()))

@@ -60,22 +60,21 @@ class InlinePolicy:
         self._seconds: dict[_RequestClass, float] = {}
 
     def is_quick(self, request: RawRequest) -> bool:
+        """Return True if the request is expected to take less than a millisecond, and
+        waits for nothing.
+        """
         path = request.path
         headers = request.headers
         size = len(request.body)
-        seconds = self._seconds.get(
-            (
-                path,
-                headers.get("content-type"),
-                size.bit_length(),
-            )
-        )
+        key = path, headers.get("content-type"), size.bit_length()
+        seconds = self._seconds.get(key)
         if seconds is None:
             return path in _ALWAYS_INLINE and "content-encoding" not in headers
         is_small = size <= _INLINE_BYTES and "content-encoding" not in headers
         return seconds < INLINE_SECONDS and is_small and self.may_be_inline(request)
 
     def learn(self, request: RawRequest, response: RawResponse, seconds: float) -> None:
+        """Update the average time of the request's class. Errors only raise it."""
         key = request.path, request.headers.get("content-type"), len(request.body).bit_length()
         average = self._seconds.get(key)
         is_prediction = response.status == 200 and "X-Prediction-Id" in response.headers
