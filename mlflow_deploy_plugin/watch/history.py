@@ -25,7 +25,7 @@ def with_history(request: WindowRequest, findings: Iterable[Finding]) -> list[Fi
 
 def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool | None:
     """Return True if the finding was an alarm in the past window (a column: in any
-    check); None if it is unknown.
+    check), False if it was not, and None if it is unknown.
     """
     outcomes = window.evidence.outcomes
     if finding.key in window.evidence.alarms:
@@ -33,6 +33,7 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if finding.check != "criterion":
+        # Earlier releases have stored only the alarms.
         is_of_earlier_release = not outcomes and len(window.evidence.alarms) > 0
         if is_of_earlier_release or ("" in outcomes and window.state != "not judged"):
             return False
@@ -49,6 +50,9 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
 
 
 def _with_start(request: WindowRequest, finding: Finding) -> Finding:
+    """Return an alarm with its first window and its number of windows in a row.
+    Windows in which it is unknown whether it was an alarm are skipped.
+    """
     # A shift has its own start, before the first window with its alarm.
     if not finding.is_alarm or finding.since:
         return finding
@@ -81,10 +85,12 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     then = f"{usual:.4g}"
     now = f"{finding.value:.4g}"
     if then == now:
-        where = "unchanged"
+        direction = "unchanged"
+    elif finding.value > usual:
+        direction = "higher"
     else:
-        where = "higher" if finding.value > usual else "lower"
-    return replace(finding, change=f"{then} ({source}) → {now}, {where}")
+        direction = "lower"
+    return replace(finding, change=f"{then} ({source}) → {now}, {direction}")
 
 
 def _values_before_alarm(request: WindowRequest, finding: Finding) -> dict[int, float]:
@@ -105,13 +111,16 @@ def _usual_value(
     window: Window,
     values: Mapping[int, float],
 ) -> tuple[float, str]:
-    """Return the median of the last windows, by preference of the same phase, and its
-    name.
+    """Return the median of the last windows, by preference of the same phase, and the
+    median's name. `values` has the values by start in microseconds.
     """
+    before = [*values.values()]
     indices, phase = same_phase(window.start_us, window.end_us - window.start_us, [*values])
-    all_values = [*values.values()]
-    before = ([all_values[index] for index in indices] or all_values)[-_WINDOWS_BEFORE:]
+    if indices:
+        before = [before[index] for index in indices]
+    before = before[-_WINDOWS_BEFORE:]
     usual = float(np.median(before))
     if len(before) == 1:
         return usual, "the window before"
-    return usual, f"the median of the {len(before)} {phase or 'windows'} before"
+    windows = phase or "windows"
+    return usual, f"the median of the {len(before)} {windows} before"

@@ -77,6 +77,7 @@ alarms are counted.
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
+    """Return the group of the state, which reports show by colour."""
     if state in ALARMS:
         return "alarm"
     if state in UNDECIDED:
@@ -151,6 +152,9 @@ class Finding:
         return self._with_unit(self.threshold)
 
     def _with_unit(self, number: float | None) -> str:
+        """Return the number with its unit; empty without a number, and for exact
+        checks.
+        """
         if number is None or math.isnan(number) or self.check in EXACT:
             return ""
         text = f"{number:+.4g}" if self.check == "shift" else format_number(number)
@@ -192,9 +196,9 @@ class Finding:
         """Return the alarm's first window with its interval: `8 June 2013 (95 %
         interval: 5 to 10 June 2013)`.
         """
-        if interval := self.since_interval:
-            return f"{self.first_window} ({interval})"
-        return self.first_window
+        if self.since_range is None:
+            return self.first_window
+        return f"{self.first_window} ({self.since_interval})"
 
     @property
     def first_window(self) -> str:
@@ -203,7 +207,8 @@ class Finding:
         """
         if not self.since:
             return ""
-        return describe_span(*map(datetime.fromisoformat, (self.since, self.since_end)))
+        start = datetime.fromisoformat(self.since)
+        return describe_span(start, datetime.fromisoformat(self.since_end))
 
     @property
     def since_interval(self) -> str:
@@ -212,7 +217,8 @@ class Finding:
         """
         if self.since_range is None:
             return ""
-        return f"95 % interval: {describe_span(*map(datetime.fromisoformat, self.since_range))}"
+        earliest, latest = map(datetime.fromisoformat, self.since_range)
+        return f"95 % interval: {describe_span(earliest, latest)}"
 
 
 def format_number(number: float) -> str:
@@ -346,6 +352,7 @@ def to_document(result: MonitorResult) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
+    """Return the value as JSON has it, with None in place of NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -474,8 +481,8 @@ def with_outcomes(evidence: Evidence, findings: Iterable[Finding]) -> Evidence:
     for finding in findings:
         if finding.is_alarm:
             alarms[finding.key] = None
-        is_known = finding.state != "not judged" or finding.value is not None
-        if is_known and finding.check != "shift":
+        has_outcome = finding.state != "not judged" or finding.value is not None
+        if has_outcome and finding.check != "shift":
             outcome = Outcome(finding.check, finding.state, finding.value, finding.threshold)
             outcomes.setdefault(finding.key, outcome)
     return replace(

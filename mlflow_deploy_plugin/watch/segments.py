@@ -64,7 +64,8 @@ def largest_values(
             f"segments: only the {MAX_SEGMENTS} largest of {len(large):,} values of {column} are "
             "judged",
         )
-    if small := order[len(large) :]:
+    small = order[len(large) :]
+    if small:
         rows = sum(counts[value] for value in small)
         notes.append(
             f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each, "
@@ -80,6 +81,7 @@ def count_texts(texts: pa.Array) -> dict[str, int]:
 
 
 def segment_name(column: str, value: str) -> str:
+    """Return the segment's name, such as `carrier=AA`. A long value is cut."""
     if len(value) > _LONGEST_VALUE:
         value = f"{value[: _LONGEST_VALUE - 1]}…"
     return f"{column}={value}"

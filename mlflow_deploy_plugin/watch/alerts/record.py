@@ -48,12 +48,13 @@ def record_result(
     elif result.state not in UNDECIDED:
         alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
     recovered = AlertContent(
-        _failing(endpoint, monitor),
+        _failing_fingerprint(endpoint, monitor),
         endpoint,
         monitor,
         lines=("the monitor works again",),
         link=content.link,
     )
+    # The judged window also ends the alert about a failing monitor.
     alerts.change(recovered.fingerprint, lambda before: resolve(before, recovered, now))
 
 
@@ -70,17 +71,17 @@ def record_failure(
     _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
     now = store.now()
     content = AlertContent(
-        _failing(endpoint, monitor),
+        _failing_fingerprint(endpoint, monitor),
         endpoint,
         monitor,
         lines=(f"{endpoint}: the monitor fails: {_short(reason)}",),
-        next=_next(endpoint, f"onnxserve monitor list {endpoint}"),
-        tags=_tags(store, endpoint, monitor),
+        next=_next_line(endpoint, f"onnxserve monitor list {endpoint}"),
+        tags=_channel_tags(store, endpoint, monitor),
     )
     repeat = timedelta(seconds=settings.alert_repeat_seconds)
     Alerts(store).change(
         content.fingerprint,
-        lambda before: fire(before, content, now, repeat, "failing"),
+        lambda before: fire(before, content, now, repeat, event="failing"),
     )
 
 
@@ -131,7 +132,7 @@ def announce(
         monitor,
         lines=(text,),
         link=link,
-        tags=_tags(store, endpoint, monitor),
+        tags=_channel_tags(store, endpoint, monitor),
     )
     Alerts(store).add_once(content.new_alert("said", now))
 
@@ -154,7 +155,7 @@ def announce_request(
     content = AlertContent(
         f"request/{model}/{now.isoformat()}",
         model,
-        "",
+        monitor="",
         lines=(_short(text),),
         link=link,
         next=step,
@@ -191,18 +192,21 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
     content = AlertContent(
         fingerprint,
         model,
-        "",
+        monitor="",
         lines=(_short(text),),
         next=step,
     )
     Alerts(store).add_once(content.new_alert("said", store.now()))
 
 
-def _failing(endpoint: str, monitor: str) -> str:
+def _failing_fingerprint(endpoint: str, monitor: str) -> str:
     return f"{endpoint}/{monitor}/failing"
 
 
-def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
+def _channel_tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
+    """Return the tags of the channels that receive the monitor's alerts; empty for all
+    channels, also if the monitor is unknown or its spec cannot be read.
+    """
     try:
         stored = store.endpoint(endpoint)
     except InvalidConfig:
@@ -240,6 +244,9 @@ class AlertContent:
         now: datetime,
         before: Alert | None,
     ) -> dict[str, object]:
+        """Return the detail of an alert with a new event, which must be sent. Fields
+        that this module does not write are kept.
+        """
         detail = {} if before is None else before.detail
         return {
             **detail,
@@ -252,6 +259,7 @@ class AlertContent:
         }
 
     def detail(self) -> dict[str, object]:
+        """Return the content as fields of an alert's detail."""
         texts = {
             "lines": list(self.lines),
             "link": self.link,
@@ -281,6 +289,10 @@ def fire(
 ) -> Alert | None:
     """Return the alert after an alarm; None if the alarm is older than the alert's last
     window.
+
+    A new alert has the `event`. A firing alert has an event if it is 1.5 times as bad
+    as in its last message ("worse"), or if its last message is older than `repeat`
+    ("still").
     """
     if before is None:
         return content.new_alert(event, now)
@@ -295,6 +307,7 @@ def fire(
     )
     if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
         return replace(updated, detail=content.event_detail("worse", now, before))
+    # A message from the future was sent under a wrong clock.
     if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
         return replace(updated, detail=content.event_detail("still", now, before))
     return replace(updated, detail={**before.detail, **content.detail()})
@@ -366,7 +379,7 @@ def _next_step(result: MonitorResult, spec: MonitorSpec) -> str:
         command = f"onnxserve retrain {monitor}"
     else:
         command = f"onnxserve monitor list {result.endpoint}"
-    return _next(result.endpoint, f"{command}, or onnxserve silence {monitor} --for 2h")
+    return _next_line(result.endpoint, f"{command}, or onnxserve silence {monitor} --for 2h")
 
 
 def _finding_line(finding: Finding) -> str:
@@ -379,13 +392,16 @@ def _finding_line(finding: Finding) -> str:
         line += f", {finding.measure}"
     if finding.value_text and finding.threshold_text:
         line += f" {finding.value_text} (threshold {finding.threshold_text})"
-    texts = [text for text in (finding.history, finding.reason) if text]
-    if not texts:
+    explanation = "; ".join(filter(None, [finding.history, finding.reason]))
+    if not explanation:
         return line
-    return f"{line}: {_short('; '.join(texts))}"
+    return f"{line}: {_short(explanation)}"
 
 
-def _next(endpoint: str, commands: str) -> str:
+def _next_line(endpoint: str, commands: str) -> str:
+    """Return the line about the next step, with the endpoint's page if the console has
+    an address.
+    """
     page = console_page(endpoint=endpoint)
     if page:
         return f"next ({page}): {commands}"

@@ -111,6 +111,21 @@ def read_channels(path: Path) -> list[Channel]:
     """Return the channels in a file in Apprise's YAML or text format; raise
     InvalidConfig without quoting the file.
     """
+    channels: dict[str, Channel] = {}
+    for service in _read_services(path):
+        identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
+        tags = frozenset(str(tag) for tag in service.tags)
+        tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
+        service_name = service.service_name or "channel"
+        name = f"{service_name}{tag_text} #{identity[:6]}"
+        channels[identity] = Channel(identity, name, tags, service)
+    return list(channels.values())
+
+
+def _read_services(path: Path) -> "list[NotifyBase]":
+    """Return Apprise's services of the channels in the file. Raises InvalidConfig if
+    the file does not exist, cannot be read or has no service.
+    """
     import apprise
 
     _shut_log()
@@ -128,15 +143,7 @@ def read_channels(path: Path) -> list[Channel]:
         ) from None
     if not is_read or not services:
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} has no channel that Apprise supports")
-    channels: dict[str, Channel] = {}
-    for service in services:
-        identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
-        tags = frozenset(str(tag) for tag in service.tags)
-        tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
-        service_name = service.service_name or "channel"
-        name = f"{service_name}{tag_text} #{identity[:6]}"
-        channels[identity] = Channel(identity, name, tags, service)
-    return list(channels.values())
+    return services
 
 
 def _asset() -> "AppriseAsset":
@@ -151,6 +158,7 @@ def _asset() -> "AppriseAsset":
 
 
 def _shut_log() -> None:
+    """Disable the logs that would show secrets."""
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
     # At DEBUG, urllib3 logs paths, which contain secrets.
     connections = logging.getLogger("urllib3.connectionpool")
@@ -167,11 +175,12 @@ def send_until_accepted(
     """Send the due alerts of an endpoint now, and repeat failed attempts for a few
     minutes.
 
-    Later attempts are left to the controller. `is_over` is explained at `send_due`.
+    Later attempts are left to the controller. An alert for which `is_over` is true is
+    dropped.
     """
     for tries in range(1, _TRIES_AT_ONCE + 1):
         send_due(store, settings, is_over=is_over, endpoint=endpoint)
-        if tries == _TRIES_AT_ONCE or not _due(store, timedelta(0), endpoint):
+        if tries == _TRIES_AT_ONCE or not _due_alerts(store, timedelta(0), endpoint):
             return
         time.sleep(_pause_seconds(tries) + 1)
 
@@ -190,7 +199,7 @@ def send_due(
     An alert for which `is_over` is true is dropped, because its message no longer
     matters. `endpoint` selects the alerts of one endpoint.
     """
-    due = _drop_outdated(store, _due(store, wait, endpoint), is_over)
+    due = _drop_outdated(store, _due_alerts(store, wait, endpoint), is_over)
     if not due or settings.alert_config is None:
         return 0
     try:
@@ -202,15 +211,15 @@ def send_due(
     claimed = _claim(store, due, now)
     deliveries = _plan_deliveries(claimed, channels, now)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
-        taken = list(pool.map(_Delivery.send, deliveries))
+        acceptances = list(pool.map(_Delivery.send, deliveries))
     for alert in claimed:
         outcomes = [
-            (delivery.channel, is_taken)
-            for delivery, is_taken in zip(deliveries, taken, strict=True)
+            (delivery.channel, is_accepted)
+            for delivery, is_accepted in zip(deliveries, acceptances, strict=True)
             if alert in delivery.alerts
         ]
-        _settle(store, alert, channels, outcomes)
-    return sum(taken)
+        _store_outcomes(store, alert, channels, outcomes)
+    return sum(acceptances)
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,7 @@ class _Delivery:
     alerts: list[Alert] = field(default_factory=list)
 
     def send(self) -> bool:
+        """Send the message, and return True if the channel accepted it."""
         message = _build_message(self.alerts)
         return self.channel.send(message.title, message.body, message.kind)
 
@@ -248,7 +258,9 @@ def _claim(
     alerts: Sequence[Alert],
     now: datetime,
 ) -> list[Alert]:
-    """Claim the alerts, and return those that no other process is sending."""
+    """Claim the alerts, and return those that no other process has sent or is
+    sending.
+    """
 
     def claim(alert: Alert) -> Alert | None:
         """Return the claimed alert; None if it was sent or another process sends it."""
@@ -289,9 +301,9 @@ def _log_hourly(text: str, _hour: int) -> None:
     _log.error("%s", text)
 
 
-def _due(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
+def _due_alerts(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
     """Return the alerts (of one endpoint) that at least one channel has not received
-    yet, except silenced alerts.
+    yet, except silenced alerts and endpoints whose newest alert is younger than `wait`.
     """
     now = store.now()
     recent = (alert for alert in Alerts(store).recent() if endpoint in (None, alert.endpoint))
@@ -348,7 +360,7 @@ def _pause_seconds(tries: int) -> float:
     return backoff_seconds(tries, _LONGEST_PAUSE.total_seconds(), first=10.0)
 
 
-def _settle(
+def _store_outcomes(
     store: Store,
     alert: Alert,
     channels: Sequence[Channel],
@@ -359,27 +371,33 @@ def _settle(
     """
     now = store.now()
 
-    def settle(stored: Alert) -> Alert:
+    def update(stored: Alert) -> Alert:
+        """Return the alert with the channels' states and without the claim. It is done
+        if no channel must still receive it.
+        """
         states = dict(stored.detail.get("channels", {}))
-        for channel, is_taken in outcomes:
-            if is_taken:
+        for channel, is_accepted in outcomes:
+            if is_accepted:
                 states[channel.id] = {"number": alert.detail["number"]}
             else:
                 states[channel.id] = _after_failure(states.get(channel.id, {}), now)
         detail = {**stored.detail, "channels": states, "claimed_until": ""}
         after = replace(stored, detail=detail)
-        if any(is_taken for _, is_taken in outcomes):
+        if any(is_accepted for _, is_accepted in outcomes):
             after = replace(after, told_at=now)
         is_told = not any(_is_owed(after, channel) for channel in channels)
         return replace(after, detail={**detail, "is_told": is_told})
 
-    after = Alerts(store).change_by_id(alert.id, settle)
+    after = Alerts(store).change_by_id(alert.id, update)
     if after is not None:
-        failed = [channel for channel, is_taken in outcomes if not is_taken]
+        failed = [channel for channel, is_accepted in outcomes if not is_accepted]
         _log_failures(after, failed, channels)
 
 
 def _after_failure(state: _ChannelState, now: datetime) -> _ChannelState:
+    """Return the state of a channel after another failed attempt, with the time of the
+    next one.
+    """
     tries = state.get("tries", 0) + 1
     not_before = now + timedelta(seconds=_pause_seconds(tries))
     return {**state, "tries": tries, "not_before": not_before.isoformat()}
@@ -421,20 +439,24 @@ def _build_message(alerts: Sequence[Alert]) -> _Message:
     ordered = sorted(
         alerts,
         key=lambda alert: (
-            _GRAVITY.index(_kind(alert)),
+            _GRAVITY.index(_message_kind(alert)),
             alert.monitor,
             alert.id,
         ),
     )
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    title = f"onnxserve: {_without_markup(first.endpoint)}: {_head(first)}{more}"
-    return _Message(title, "\n\n".join(map(_paragraph, ordered)), _kind(first))
+    title = f"onnxserve: {_without_markup(first.endpoint)}: {_headline(first)}{more}"
+    body = "\n\n".join(map(_paragraph, ordered))
+    return _Message(title, body, _message_kind(first))
 
 
 def _paragraph(alert: Alert) -> str:
+    """Return the part of the body about one alert: its headline, lines, link and next
+    step.
+    """
     detail = alert.detail
-    lines = [_head(alert), *map(_without_markup, detail["lines"])]
+    lines = [_headline(alert), *map(_without_markup, detail["lines"])]
     lines += [detail.get("link") or "", detail.get("next") or ""]
     return "\n".join(filter(None, lines))
 
@@ -446,12 +468,12 @@ def _without_markup(text: str) -> str:
     return _MARKUP.sub("\u200b", text)
 
 
-def _head(alert: Alert) -> str:
+def _headline(alert: Alert) -> str:
     event, _ = _EVENTS[alert.detail["news"]]
     if alert.monitor:
         return f"{event}: monitor {alert.monitor}"
     return event
 
 
-def _kind(alert: Alert) -> MessageKind:
+def _message_kind(alert: Alert) -> MessageKind:
     return _EVENTS[alert.detail["news"]][1]

@@ -85,18 +85,30 @@ def start_metrics_server(
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    # Close idle connections after a timeout, because each connection uses a thread.
-    opened: Any = server
-    opened.RequestHandlerClass = type(
-        "Handler",
-        (opened.RequestHandlerClass,),
-        {"timeout": request_seconds},
-    )
-    opened.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
+    _limit_connections(server, request_seconds)
     return server
 
 
+def _limit_connections(server: Any, request_seconds: float) -> None:
+    """Close idle connections after a timeout, and refuse connections above
+    `_MOST_THREADS`, because each connection uses a thread.
+    """
+    server.RequestHandlerClass = type(
+        "Handler",
+        (server.RequestHandlerClass,),
+        {"timeout": request_seconds},
+    )
+    server.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
+
+
 class _Reading:
+    """A read of all metrics in a thread of its own.
+
+    Attributes:
+        answered: set when the store has answered the first query.
+        ended: set when the read has succeeded or failed.
+    """
+
     def __init__(self) -> None:
         self.answered = threading.Event()
         self.ended = threading.Event()
@@ -126,13 +138,20 @@ class StoreMetrics(Collector):
         self._patience_seconds = patience_seconds
         self._lock = threading.Lock()
         self._reading: _Reading | None = None
-        self._known: Sequence[Metric] = ()
+        self._metrics: Sequence[Metric] = ()
         self._logged = ""
 
     def describe(self) -> Iterable[Metric]:
         return []  # The store is not read at registration, but by the first scrape.
 
     def collect(self) -> Iterator[Metric]:
+        reading = self._current_reading()
+        reading.ended.wait(self._patience_seconds)
+        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
+        yield from self._metrics
+
+    def _current_reading(self) -> _Reading:
+        """Return the read that has not ended. If there is none, start one."""
         with self._lock:
             if self._reading is None or self._reading.ended.is_set():
                 self._reading = _Reading()
@@ -142,16 +161,16 @@ class StoreMetrics(Collector):
                     name="gauges",
                     daemon=True,
                 ).start()
-            reading = self._reading
-        reading.ended.wait(self._patience_seconds)
-        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
-        yield from self._known
+            return self._reading
 
     def _read(self, reading: _Reading) -> None:
+        """Read the metrics and keep them for the scrapes. If the store is down, log the
+        reason once and keep the previous values.
+        """
         try:
             endpoints = self._store.endpoints()
             reading.answered.set()
-            self._known = _read_all(self._store, endpoints)
+            self._metrics = _read_metrics(self._store, endpoints)
             self._logged = ""
         except StoreUnavailable as error:
             reading.has_failed = True
@@ -168,7 +187,8 @@ class StoreMetrics(Collector):
             reading.ended.set()
 
 
-def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
+def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
+    """Return all metrics of the endpoints' monitors."""
     keys: list[MonitorKey] = []
     for endpoint in endpoints:
         keys += [(endpoint.name, monitor) for monitor in endpoint.spec.monitors]
@@ -197,6 +217,9 @@ def _add_monitor(
     state: str,
     judged: MonitorWindow | None,
 ) -> None:
+    """Add the monitor's state, and the time and the figures of the last judged window
+    if any.
+    """
     for possible in STATES:
         families["onnxserve_monitor_state"].add_metric((*key, possible), float(possible == state))
     if judged is None:
@@ -211,10 +234,13 @@ def _add_monitor(
 
 
 def _add_counts(families: _Families, counts: StoreCounts) -> None:
+    """Add the figures that the store has counted for all monitors at once."""
     # Omit a removed monitor's last success, which would soon raise the alert for a
     # stopped monitor.
     last_success = {
-        key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged
+        key: judged_at.timestamp()
+        for key, judged_at in counts.last_judged.items()
+        if key in counts.judged
     }
     for name, values in (
         ("onnxserve_monitor_windows", counts.judged_windows),

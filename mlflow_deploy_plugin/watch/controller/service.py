@@ -75,6 +75,9 @@ def run_controller(
     )
 
     def rollouts_at(location: str, servers: str) -> RolloutController:
+        """Return the controller of the rollouts at a location, which also starts
+        rollouts of retrained versions and ends those of unapproved versions.
+        """
         actions = RolloutActions(deployments, controller_name(), say)
         tasks = (
             repeat(partial(start_rollouts_at, context, location), _REPEAT_SECONDS),

@@ -88,6 +88,12 @@ class _Receiver:
     waiting: set[str] = field(default_factory=set)
 
     async def receive(self, request: Request) -> Response:
+        """Answer a webhook, and then poll the registry for its model, unless a poll for
+        this model is waiting.
+
+        The webhook is refused if it is too long, not signed or not an event. Other
+        events than those of models have no effect.
+        """
         body = b""
         async for chunk in request.stream():
             body += chunk
@@ -101,8 +107,7 @@ class _Receiver:
             self._log_unsigned()
             return _refuse(_UNSIGNED, 401)
         try:
-            event = json.loads(body)
-            model = str(event["data"]["name"]) if event["entity"] in _ENTITIES else ""
+            model = _model_of_event(body)
         except (ValueError, LookupError, TypeError, RecursionError):
             return _refuse("the body is not an event of MLflow", 400)
         if not model or model in self.waiting:
@@ -119,6 +124,16 @@ class _Receiver:
         if now >= self.log_at:
             self.log_at = now + _LOG_SECONDS
             logging.getLogger(__name__).warning("%s (logged at most once per minute)", _UNSIGNED)
+
+
+def _model_of_event(body: bytes) -> str:
+    """Return the name of the event's model; empty for an event of another entity.
+    Raises ValueError, LookupError, TypeError or RecursionError if it is not an event.
+    """
+    event = json.loads(body)
+    if event["entity"] not in _ENTITIES:
+        return ""
+    return str(event["data"]["name"])
 
 
 def _refuse(reason: str, status: int) -> Response:
@@ -139,7 +154,8 @@ def start_webhook_receiver(
         clock: the clock of the log, which has at most one line about unsigned webhooks
             per minute.
     """
-    if not (secret := deployments.settings.webhook_secret):
+    secret = deployments.settings.webhook_secret
+    if not secret:
         raise InvalidConfig(
             "--webhook-port: set ONNXSERVE_WEBHOOK_SECRET to the secret of the webhook in MLflow",
         )
@@ -172,8 +188,9 @@ def _is_signed(request: Request, body: bytes, secret: str) -> bool:
 
     Raises ValueError if the body is signed, and its timestamp is not a number.
     """
-    names = ("Delivery-Id", "Timestamp", "Signature")
-    delivery, timestamp, signature = (request.headers.get(f"X-MLflow-{name}", "") for name in names)
+    delivery = request.headers.get("X-MLflow-Delivery-Id", "")
+    timestamp = request.headers.get("X-MLflow-Timestamp", "")
+    signature = request.headers.get("X-MLflow-Signature", "")
     digest = hmac.digest(secret.encode(), f"{delivery}.{timestamp}.".encode() + body, "sha256")
     is_ours = hmac.compare_digest(signature.encode(), b"v1," + base64.b64encode(digest))
     return is_ours and abs(int(time.time()) - int(timestamp)) <= _MAX_AGE_SECONDS

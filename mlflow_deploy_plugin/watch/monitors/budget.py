@@ -16,7 +16,12 @@ from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
-from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window, window_at
+from mlflow_deploy_plugin.serve.inference_log.windows import (
+    Window,
+    microseconds,
+    parse_window,
+    window_at,
+)
 from mlflow_deploy_plugin.ship.deployments.config import configure, traffic_weights
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import end_alert
@@ -27,6 +32,8 @@ from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
 from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
 from mlflow_deploy_plugin.watch.sequential.budget import check_budget
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+
+_CHECKED_LATER = "the first judgement checks the budget of alarms"
 
 
 def check_change(
@@ -60,31 +67,45 @@ def _check_monitor(
     selected: SelectedMonitor,
 ) -> list[str]:
     """Return how a monitor of the changed `spec` cannot keep its share of the budget.
-    Raises as `check_change`.
+    If this cannot be known yet, return the reason.
+
+    Raises InvalidConfig if the reference is too short or overlaps the next window.
     """
     if spec.budget_share is None:
         return []
     monitor = selected.spec
     window = window_at(microseconds(deployments.store.now()), monitor.every)
-    is_pinned = monitor.reference_kind == "window"
-    if is_pinned and (span := parse_window(monitor.reference_value)).end > window.start:
-        raise InvalidConfig(
-            f"monitors.{selected.name}.reference: {span} overlaps the monitor's next window, which "
-            f"a budget of alarms does not permit: END may be at most {window.start:%FT%R}",
-        )
+    _require_earlier_reference(selected, window)
     request = window_request(selected, window, deployments.settings, stored)
-    reference = None
     try:
         reference = load_reference(request, *_served_version(spec))
+    except OnnxserveError as error:
+        return [f"{_CHECKED_LATER}: {error.message}"]
+    try:
         return check_budget(reference, monitor, spec.budget_share)
     except OnnxserveError as error:
-        # A rolling reference grows with the log.
-        if reference is not None and not monitor.is_rolling:
-            raise InvalidConfig(f"monitors.{selected.name}: {error.message}") from None
-        return [f"the first judgement checks the budget of alarms: {error.message}"]
+        if monitor.is_rolling:  # The reference grows with the log.
+            return [f"{_CHECKED_LATER}: {error.message}"]
+        raise InvalidConfig(f"monitors.{selected.name}: {error.message}") from None
+
+
+def _require_earlier_reference(selected: SelectedMonitor, next_window: Window) -> None:
+    """Raise InvalidConfig if a pinned reference overlaps the monitor's next window."""
+    monitor = selected.spec
+    if monitor.reference_kind != "window":
+        return
+    span = parse_window(monitor.reference_value)
+    if span.end > next_window.start:
+        raise InvalidConfig(
+            f"monitors.{selected.name}.reference: {span} overlaps the monitor's next window, which "
+            f"a budget of alarms does not permit: END may be at most {next_window.start:%FT%R}",
+        )
 
 
 def _served_version(spec: EndpointSpec) -> ModelVersion:
+    """Return the version of the deployment with the most traffic. Raises NotFound if
+    the endpoint has no deployment.
+    """
     weights = traffic_weights(spec)
     if not weights:
         raise NotFound(f"endpoint {spec.name!r} has no deployment")
@@ -190,8 +211,8 @@ def _accepted_columns(
     columns: Collection[str],
     key: MonitorKey,
 ) -> dict[str, str]:
-    """Return the start of the new baseline of each accepted column. Raises NotFound if
-    a column has no open alarm.
+    """Return the start of the new baseline of each accepted column, by default of all
+    columns. Raises NotFound if a column has no open alarm.
     """
     name, monitor = key
     baseline = _new_baseline(evidence, start)
@@ -200,31 +221,29 @@ def _accepted_columns(
         remedy = f"`onnxserve monitor list {name}` shows its last verdict"
         raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
     if columns:
-        baseline = _chosen(baseline, columns, where)
-    return baseline | _relations(baseline, evidence)
+        baseline = _select_columns(baseline, columns, where)
+    return baseline | _relation_starts(baseline, evidence)
 
 
 def _end_alerts(store: Store, name: str, monitor: str, line: str) -> None:
+    """End the monitor's alert, if it is firing, with this line as the message."""
     for alert in Alerts(store).firing(name):
         if alert.fingerprint == f"{name}/{monitor}":
             end_alert(store, alert, line)
-
-
-def _columns(evidence: Evidence) -> set[str]:
-    return {series.column for series in evidence.levels}
 
 
 def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
     """Return each column with an open alarm in the window that begins at `start`, and
     the start of its shift: the last shift if several figures of a column have shifted.
     """
-    alarms = {key: start.isoformat() for key in evidence.alarms if key in _columns(evidence)}
+    columns = {series.column for series in evidence.levels}
+    alarms = {key: start.isoformat() for key in evidence.alarms if key in columns}
     shifts = sorted((since, series.column) for series, since in evidence.shifts.items())
     baseline = alarms | {key: since for since, key in shifts}
     return {key: since for key, since in baseline.items() if key not in evidence.accepted}
 
 
-def _relations(
+def _relation_starts(
     baseline: Mapping[str, str],
     evidence: Evidence,
 ) -> dict[str, str]:
@@ -232,9 +251,8 @@ def _relations(
     changes them, perhaps later.
     """
     starts: dict[str, str] = {}
-    for relations in sorted(
-        {series.column for series in evidence.levels if series.figure in PROJECTIONS},
-    ):
+    projected = {series.column for series in evidence.levels if series.figure in PROJECTIONS}
+    for relations in sorted(projected):
         # A stored key has no field for its segment. All rows include those of the
         # segments.
         segment = relations.removesuffix(RELATIONS)
@@ -244,16 +262,18 @@ def _relations(
     return starts
 
 
-def _chosen(
+def _select_columns(
     baseline: Mapping[str, str],
     columns: Collection[str],
     where: str,
 ) -> dict[str, str]:
-    """Return the entries of the columns. Raises NotFound if a column has none."""
+    """Return the entries of the columns, and of each column in its segments. Raises
+    NotFound if a column has none; its message begins with `where`, the monitor.
+    """
     selected: dict[str, str] = {}
     for column in columns:
-        segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
-        matching = {key: since for key, since in baseline.items() if segment.fullmatch(key)}
+        with_segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
+        matching = {key: since for key, since in baseline.items() if with_segment.fullmatch(key)}
         if not matching:
             hint = f"the columns with an open alarm are {join_names(sorted(baseline))}"
             raise NotFound(

@@ -92,16 +92,13 @@ class SelectedMonitor:
         Raises InvalidConfig if columns are specified and the monitor's kind does not
         judge columns.
         """
-        options = {
-            name: ",".join(names)
-            for name, names in (("columns", columns), ("exclude", exclude))
-            if names
-        }
+        names_by_option = {"columns": columns, "exclude": exclude}
+        options = {name: ",".join(names) for name, names in names_by_option.items() if names}
         if options and self.spec.kind not in KINDS_WITH_REFERENCE:
+            option = next(iter(options))
             kinds = ", ".join(KINDS_WITH_REFERENCE)
             raise InvalidConfig(
-                f"--{next(iter(options))}: monitors of {kinds} judge columns; {self.spec.kind} "
-                "does not",
+                f"--{option}: monitors of {kinds} judge columns; {self.spec.kind} does not",
             )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | options).items())
@@ -188,6 +185,9 @@ def _with_budget(
 ) -> WindowRequest:
     """Return the request with the monitor's share of the endpoint's budget of alarms,
     and with the accepted baseline and the accuracy of a window of the schedule.
+
+    A window outside the schedule does not follow the levels of the past windows. With a
+    budget, the notes say so; they also say that requirements share the budget.
     """
     window = request.window
     spec = request.spec
@@ -195,12 +195,14 @@ def _with_budget(
     request = replace(request, false_per_year=endpoint.spec.budget_share)
     scheduled = window_at(window.start_us, spec.every)
     if window != scheduled:
+        request = replace(request, follows_levels=False)
+        if budget is None:
+            return request
         note = (
             f"the window overlaps {scheduled}, and only such windows of the schedule count for "
             "alarms over time"
         )
-        notes = request.notes if budget is None else (*request.notes, note)
-        return replace(request, follows_levels=False, notes=notes)
+        return replace(request, notes=(*request.notes, note))
     starts = monitors.state(request.endpoint, request.monitor).baseline
     request = replace(
         request,
@@ -241,18 +243,22 @@ def _metric_series(
     metric: str,
     windows: Mapping[datetime, Mapping[str, Any]],
 ) -> LevelSeries | None:
-    """Return the metric of windows by start. Return None if no window has it."""
+    """Return the metric over the windows, whose figures are given by start: from labels
+    if measured, otherwise estimated. Return None if no window has it.
+    """
     measured = [figures.get(metric) for figures in windows.values()]
     estimated = [figures.get(f"estimated/{metric}") for figures in windows.values()]
     sources = {"from labels": measured, "estimated": estimated}
     texts = [text for text, values in sources.items() if {*values} - {None}]
     if not texts:
         return None
-    values = list(map(_first_known, measured, estimated))
-    return LevelSeries(f"{metric}, {' or '.join(texts)}", [*windows], values)
+    title = f"{metric}, {' or '.join(texts)}"
+    values = list(map(_first_number, measured, estimated))
+    return LevelSeries(title, [*windows], values)
 
 
-def _first_known(*values: float | None) -> float:
+def _first_number(*values: float | None) -> float:
+    """Return the first value that is not None; NaN if all are None."""
     return next((value for value in values if value is not None), math.nan)
 
 
@@ -302,8 +308,8 @@ def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind
 
 
 def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:
-    """Return the latest complete window with rows for the monitor. Raises as
-    `InferenceLog.latest_window`.
+    """Return the latest complete window with rows for the monitor. Raises NotFound if
+    no complete window has rows.
     """
     windows: list[Window] = []
     for part in _judged_logs(log, spec.kind):
@@ -332,6 +338,9 @@ def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
 
 
 def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> str:
+    """Return a digest of the paths and sizes of the window's files; empty if there is
+    no file.
+    """
     files: list[tuple[str, int]] = []
     for part in _judged_logs(log, kind):
         for hour in part.hours(endpoint, window):
@@ -339,9 +348,9 @@ def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: Monitor
     return digest(sorted(files)) if files else ""
 
 
-def digest(of: object) -> str:
+def digest(value: object) -> str:
     """Return a 128-bit hash of the value's `repr` in hexadecimal."""
-    return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
 
 
 def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
@@ -386,12 +395,14 @@ def judging_worker() -> Worker:
     """Return a worker whose process has a low priority. The caller receives transient
     errors with their own class.
     """
-    return Worker(_prepare, _MAX_CALLS, TRANSIENT_ERRORS)
+    return Worker(_prepare_process, _MAX_CALLS, TRANSIENT_ERRORS)
 
 
 def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
     """Return an evaluator whose functions run in these workers for at most `seconds`.
-    Raises as `Worker.call`.
+
+    The functions raise OnnxserveError if a function fails, takes too long or crashes
+    its process, and ProcessEnded if the process was ended.
     """
     call = partial(workers.call, seconds=seconds)
     return Evaluator(
@@ -401,7 +412,10 @@ def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
     )
 
 
-def _prepare() -> None:
+def _prepare_process() -> None:
+    """Give the judging process a low priority, its log and its time limits for
+    MLflow.
+    """
     os.nice(_NICE)  # Let servers on this machine have priority.
     with contextlib.suppress(OSError):  # Only Linux has this file.
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.spec.types import bin_period, length_of
 from mlflow_deploy_plugin.core.store.expiry import expire
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
 from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, maintain
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
@@ -73,6 +73,9 @@ _TIMEOUT_SECONDS = 1800.0
 
 
 def revision_period(spec: MonitorSpec) -> timedelta:
+    """Return the time after a window's end in which late rows or labels lead to a new
+    revision.
+    """
     if spec.kind != "performance":
         return _ROWS_LOOKED_FOR
     return length_of(spec.labels_within or "0s") + _LABELS_LOOKED_FOR
@@ -83,8 +86,9 @@ def files_digests(
     windows: Sequence[MonitorWindow],
     spec: MonitorSpec,
 ) -> list[str]:
-    """Return for each window a digest of the files that its judgement reads; empty for
-    a window without rows.
+    """Return for each window a digest of the files that its judgement reads: those of
+    its rows, and for a monitor of kind performance also of labels. A window without
+    rows has an empty digest.
     """
     rows = [
         evaluation.files_digest(
@@ -97,30 +101,32 @@ def files_digests(
     ]
     if spec.kind != "performance" or not any(rows):
         return rows
-    # Read one more day, because clocks may differ.
-    since = min(window.start for window in windows) - DAY
-    labels: list[_LabelFile] = []
-    for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint)):
-        if day + DAY > since:
-            labels += [(day, file.path, file.size) for file in list_files(log.location, folder)]
+    labels = _label_files(log, windows[0].endpoint, min(window.start for window in windows))
     return [
-        _digest_with_labels(of_rows, labels, window.start)
-        for of_rows, window in zip(rows, windows, strict=True)
+        _digest_with_labels(rows_digest, labels, window.start)
+        for rows_digest, window in zip(rows, windows, strict=True)
     ]
 
 
-def _digest_with_labels(of_rows: str, labels: Sequence[_LabelFile], start: datetime) -> str:
+def _label_files(log: InferenceLog, endpoint: str, start: datetime) -> list[_LabelFile]:
+    """Return the endpoint's label files from one day before the start, because clocks
+    may differ.
+    """
+    files: list[_LabelFile] = []
+    for day, folder in list_days(log.location, labels_folder(log.location, endpoint)):
+        if day + DAY > start - DAY:
+            files += [(day, file.path, file.size) for file in list_files(log.location, folder)]
+    return files
+
+
+def _digest_with_labels(rows_digest: str, labels: Sequence[_LabelFile], start: datetime) -> str:
     """Return a digest of the rows' digest and of the label files from one day before
     the window's start; empty for a window without rows.
     """
-    if not of_rows:
+    if not rows_digest:
         return ""
-    return evaluation.digest(
-        (
-            of_rows,
-            [file for file in labels if file[0] + DAY > start - DAY],
-        )
-    )
+    recent = [file for file in labels if file[0] + DAY > start - DAY]
+    return evaluation.digest((rows_digest, recent))
 
 
 def add_revisions(
@@ -130,7 +136,8 @@ def add_revisions(
     monitor: str,
 ) -> list[tuple[MonitorWindow, LateData]]:
     """Add revisions of windows with late rows or enough late labels. Return each
-    revision with its kind of data.
+    revision with its kind of data. Of other windows with changed files, store the new
+    digest, so that they are not searched again.
     """
     monitors = Monitors(deployments.store)
     now = deployments.store.now()
@@ -149,14 +156,12 @@ def add_revisions(
     for item in changed:
         if item.stored.id not in late:
             monitors.set_log_digest(item.stored, item.log_digest)
-    return [
-        (
-            monitors.add(name, monitor, row.start, row.end),
-            late[row.id],
-        )
-        for row in candidates
-        if row.id in late
-    ]
+    added = []
+    for row in candidates:
+        if row.id in late:
+            revision = monitors.add(name, monitor, row.start, row.end)
+            added.append((revision, late[row.id]))
+    return added
 
 
 def _revisable_windows(
@@ -205,7 +210,9 @@ def _find_late_data(
     changed: Sequence[_ChangedWindow],
     now: datetime,
 ) -> dict[int, LateData]:
-    """Return the kind of late data of windows by id."""
+    """Return the kind of late data of windows by id. Labels are counted only for
+    windows without late rows that were judged by labels.
+    """
     late: dict[int, LateData] = {}
     labelled = []
     for window in changed:
@@ -229,13 +236,13 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     rows have new labels. Enough are `min_rows` labels, or a single reported label,
     because it bounds the metrics.
     """
-    before = int(window.figures["labelled_rows"])
-    least = 1 if spec.labels == "reported" else spec.min_rows
-    if before < least:
-        return labels >= least
+    labels_before = int(window.figures["labelled_rows"])
+    enough = 1 if spec.labels == "reported" else spec.min_rows
+    if labels_before < enough:
+        return labels >= enough
     # With many columns, a sample is judged.
-    rows_judged = before / float(window.figures["labelled_share"])
-    return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
+    judged_rows = labels_before / float(window.figures["labelled_share"])
+    return labels - labels_before >= max(1, _MATERIAL_SHARE * judged_rows)
 
 
 @dataclass(frozen=True)
@@ -295,6 +302,11 @@ def _maintain_all(
     process: Worker,
     goes_on: Callable[[], bool],
 ) -> None:
+    """Maintain the logs of all endpoints, then the watermarks of agents, then the
+    store. An error in one of them is logged and does not prevent the others.
+
+    Rows of the store are deleted while `goes_on` returns True.
+    """
     store = deployments.store
     settings = deployments.settings
     call = partial(process.call, seconds=_TIMEOUT_SECONDS)
@@ -305,28 +317,35 @@ def _maintain_all(
             needed = RetainedWindows()
             if retention:
                 needed = retained_windows(Monitors(store), endpoint, now)
-            _log_expired(
-                endpoint,
-                call(maintain_log, settings, endpoint.name, now, retention, needed),
-            )
+            result = call(maintain_log, settings, endpoint.name, now, retention, needed)
+            _log_expired_files(endpoint, result)
     with _logged_errors("old watermarks of agents cannot be deleted"):
-        if gone := call(forget_agents, settings, now):
+        agents = call(forget_agents, settings, now)
+        if agents:
             line = "the watermarks of agents that were silent for %d days were deleted: %s"
-            _log.info(line, GONE_AFTER.days, ", ".join(gone))
-    if (days := settings.monitor_retention_days) is not None:
+            _log.info(line, GONE_AFTER.days, ", ".join(agents))
+    days = settings.monitor_retention_days
+    if days is not None:
         with _logged_errors("old windows and alerts cannot be deleted from the store"):
-            expired = expire(store, timedelta(days=days), goes_on=goes_on)
-            if expired.windows or expired.alerts:
-                what = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
-                _log.info("%s older than %d days were deleted from the store", what, days)
+            _expire_store(store, days, goes_on)
 
 
-def _log_expired(endpoint: Endpoint, done: MaintenanceResult) -> None:
-    if done.expired_files:
+def _expire_store(store: Store, days: int, goes_on: Callable[[], bool]) -> None:
+    """Delete windows and alerts that are older than this number of days, and log their
+    numbers.
+    """
+    expired = expire(store, timedelta(days=days), goes_on=goes_on)
+    if expired.windows or expired.alerts:
+        counts = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
+        _log.info("%s older than %d days were deleted from the store", counts, days)
+
+
+def _log_expired_files(endpoint: Endpoint, result: MaintenanceResult) -> None:
+    if result.expired_files:
         _log.info(
             "%s: %s older than capture.retention %s were deleted",
             endpoint.name,
-            f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)",
+            f"{result.expired_files:,} files ({result.expired_bytes:,} bytes)",
             endpoint.spec.capture.retention,
         )
 
@@ -348,6 +367,9 @@ def maintain_log(
     retention: str | None,
     needed: RetainedWindows,
 ) -> MaintenanceResult:
+    """Compact the endpoint's log, and delete the files that are older than `retention`,
+    except those of the `needed` windows. Without a retention, no file is deleted.
+    """
     keep = length_of(retention) if retention is not None else None
     log = open_log(settings.inference_log)
     return maintain(log, endpoint, now, keep, needed.of(log, endpoint))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveE
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import empty_endpoint
 from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.statedir.files import AGENT, SPOOL, is_alive, read_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
@@ -58,7 +58,7 @@ seconds and creates a run.
 _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
-_OWN = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
+_CONSTANT_COLUMNS = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
 _UNITS = (
     timedelta(days=1),
     timedelta(hours=1),
@@ -79,26 +79,36 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         spec = stored.spec
-    elif left := left_specs(endpoint, deployments.settings):
-        # Use the spec of a server on this machine.
-        spec = left[0][1]
-    else:  # Only the log may know a deleted endpoint.
-        captured = open_log(deployments.settings.inference_log).endpoints()
-        if endpoint not in captured:
-            raise unknown_endpoint(
-                endpoint,
-                {*captured, *(other.name for other in deployments.store.endpoints())},
-            )
-        spec = empty_endpoint(endpoint)
+    else:
+        spec = _spec_outside_store(deployments, endpoint)
     if name is None and len(spec.monitors) > 1:
         raise InvalidConfig(
             f"endpoint {endpoint!r} has several monitors: select one with --monitor "
             f"{' | '.join(sorted(spec.monitors))}",
         )
-    if spec.monitors or (stored and name):
+    if spec.monitors:
         name = name or next(iter(spec.monitors))
-        return SelectedMonitor(endpoint, name, spec.monitor(name), spec.capture)
-    return SelectedMonitor(endpoint, name or DEFAULT_MONITOR, MonitorSpec(), spec.capture)
+    elif stored is None or not name:
+        return SelectedMonitor(endpoint, name or DEFAULT_MONITOR, MonitorSpec(), spec.capture)
+    return SelectedMonitor(endpoint, name, spec.monitor(name), spec.capture)
+
+
+def _spec_outside_store(deployments: Deployments, endpoint: str) -> EndpointSpec:
+    """Return the spec of an endpoint that is not in the store: the spec of a server on
+    this machine, or an empty spec if only the log knows the endpoint.
+
+    Raises NotFound if no server and no rows of the endpoint exist.
+    """
+    left = left_specs(endpoint, deployments.settings)
+    if left:
+        return left[0][1]
+    captured = open_log(deployments.settings.inference_log).endpoints()
+    if endpoint not in captured:
+        raise unknown_endpoint(
+            endpoint,
+            {*captured, *(other.name for other in deployments.store.endpoints())},
+        )
+    return empty_endpoint(endpoint)
 
 
 def run_window(
@@ -127,15 +137,11 @@ def run_window(
     is_shipped = _wait_for_spools(deployments, monitor.endpoint)
     now = deployments.store.now()
     window = _window_with_rows(log, monitor, window, now)
-    notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
+    notes = [] if is_shipped else [_NOT_SHIPPED]
     monitor = replace(monitor, engine=engine)
     if monitor.tried:
-        notes = (
-            *notes,
-            (
-                f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the "
-                "monitor"
-            ),
+        notes.append(
+            f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor"
         )
         request = evaluation.request_from_store(
             deployments.store,
@@ -179,19 +185,54 @@ def _window_with_rows(
     return window
 
 
+class BackfilledWindow(NamedTuple):
+    """A window of a backfill.
+
+    Attributes:
+        number: the number of the window, from 1.
+        total: the number of windows of the backfill.
+        is_judged_now: False if the window was already judged before the backfill.
+    """
+
+    number: int
+    total: int
+    window: MonitorWindow
+    is_judged_now: bool
+
+
 def backfill(
     deployments: Deployments,
     monitor: SelectedMonitor,
     begin: datetime,
     end: datetime,
     judge: Judge,
-) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
+) -> Iterator[BackfilledWindow]:
     """Judge the monitor's windows in [begin, end), oldest first, and skip judged
-    windows.
+    windows. Yield every window.
 
-    Yield for each window its number (from 1), the number of windows, the window, and
-    True if it was judged now. Raises InvalidConfig if the period contains no complete
-    window, or more than `MAX_BACKFILLED` windows.
+    Raises InvalidConfig if the period contains no complete window, or more than
+    `MAX_BACKFILLED` windows.
+    """
+    starts = _backfill_starts(monitor, begin, end)
+    for number, start in enumerate(starts, 1):
+        window = window_at(start, monitor.spec.every)
+        revisions = Monitors(deployments.store).revisions(
+            monitor.endpoint,
+            monitor.name,
+            window.start,
+            window.end,
+        )
+        judged = [revision for revision in revisions if revision.state == "judged"]
+        if judged:
+            newest = judged[-1]
+        else:
+            newest = _judge_by_hand(deployments, monitor, window, judge).window
+        yield BackfilledWindow(number, len(starts), newest, is_judged_now=not judged)
+
+
+def _backfill_starts(monitor: SelectedMonitor, begin: datetime, end: datetime) -> range:
+    """Return the starts of the monitor's windows in [begin, end), in microseconds since
+    1970. Raises InvalidConfig if there is none or more than `MAX_BACKFILLED`.
     """
     starts = windows_between(monitor.spec, begin, end)
     if not starts:
@@ -205,25 +246,7 @@ def backfill(
             f"{end:%F %R} UTC, and one backfill judges at most {MAX_BACKFILLED:,}: use --to "
             f"{last.isoformat()[:19]} or a monitor with longer windows",
         )
-
-    for number, start in enumerate(starts, 1):
-        window = window_at(start, monitor.spec.every)
-        revisions = Monitors(deployments.store).revisions(
-            monitor.endpoint,
-            monitor.name,
-            window.start,
-            window.end,
-        )
-        judged = [revision for revision in revisions if revision.state == "judged"]
-        if judged:
-            yield number, len(starts), judged[-1], False
-        else:
-            yield (
-                number,
-                len(starts),
-                _judge_by_hand(deployments, monitor, window, judge).window,
-                True,
-            )
+    return starts
 
 
 def run_due(
@@ -250,35 +273,30 @@ def run_due(
         )
     stored.spec.monitor(monitor.name)
     runner = window_runner.WindowRunner(deployments, Evaluator(judge_and_log), say)
+    key = monitor.endpoint, monitor.name
     while True:
-        with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
-            taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
-            if taken is window_runner.Idle.NOTHING_DUE and runner.add_late_revisions(
-                monitor.endpoint,
-                monitor.name,
-            ):
+        with hold_lease(deployments.store, *key) as keeper:
+            outcome = runner.run_next(*key, keeper)
+            is_idle = outcome is window_runner.Idle.NOTHING_DUE
+            if is_idle and runner.add_late_revisions(*key):
                 continue
-        if (
-            taken is window_runner.Idle.NOTHING_DUE
-            and not runner.monitors.state(monitor.endpoint, monitor.name).paused
-        ):
-            pending = runner.monitors.windows(
-                monitor.endpoint,
-                monitor.name,
-                states=("pending",),
-                by_hand=False,
-            )
+        if isinstance(outcome, MonitorWindow):
+            yield outcome
+            if outcome.state == "pending":  # The attempt failed.
+                return
+            continue
+        if is_idle and not runner.monitors.state(*key).paused:
+            pending = runner.monitors.windows(*key, states=("pending",), by_hand=False)
             for waiting in pending[:1]:
                 say(window_runner.window_summary(waiting))
                 yield waiting
-        if taken is None or isinstance(taken, window_runner.Idle):
-            return
-        yield taken
-        if taken.state == "pending":
-            return
+        return
 
 
 def hold_lease(store: Store, endpoint: str, monitor: str) -> AbstractContextManager[LeaseKeeper]:
+    """Hold the monitor's lease in a `with` block. Raises OnnxserveError if another
+    process still holds it after `PATIENCE_SECONDS`.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
 
     def wait_for(holder: str) -> None:
@@ -299,6 +317,8 @@ def _judge_by_hand(
 ) -> window_runner.Attempt:
     """Judge the unjudged revision of the window that a user requested. If it does not
     exist, add a revision.
+
+    Raises OnnxserveError if another process holds the lease, or the lease is lost.
     """
     runner = window_runner.WindowRunner(
         deployments,
@@ -394,13 +414,13 @@ def _write_rows(
     gigabyte, and the judgement reads the rows in parts.
     """
     data, against = load_datasets([rows, reference], exclude=exclude)
-    without = [dataset.shown for dataset in (data, against) if dataset.times is None]
+    without_times = [dataset.shown for dataset in (data, against) if dataset.times is None]
     del against
     notes = [*data.notes]
-    if len(without) == 2:
+    if len(without_times) == 2:
         notes.append(_INDEPENDENT.format("neither file"))
-    elif without:
-        notes.append(_INDEPENDENT.format(f"only one file (not {without[0]})"))
+    elif without_times:
+        notes.append(_INDEPENDENT.format(f"only one file (not {without_times[0]})"))
     if data.times is None:
         times = np.full(
             len(data.table),
@@ -411,7 +431,7 @@ def _write_rows(
         times = data.times
         window = _window_of(times)
     _write_hours(_with_log_columns(data.table, times), times, folder)
-    return _FileRows(window, not without, tuple(notes))
+    return _FileRows(window, has_times=not without_times, notes=tuple(notes))
 
 
 def _window_of(times: Array) -> Window:
@@ -437,7 +457,7 @@ def _with_log_columns(rows: pa.Table, times: Array) -> pa.Table:
         EVENT_TIME,
         pa.array(times, pa.timestamp("us", tz="UTC")),
     )
-    for name, value in _OWN.items():
+    for name, value in _CONSTANT_COLUMNS.items():
         table = table.append_column(name, pa.repeat(value, len(rows)))
     return table.append_column(
         "_row",
@@ -446,6 +466,9 @@ def _with_log_columns(rows: pa.Table, times: Array) -> pa.Table:
 
 
 def _write_hours(table: pa.Table, times: Array, folder: Path) -> None:
+    """Write a file of rows for each hour of the event times, [N], to the endpoint's
+    folder in a log. The rows of an hour keep their order.
+    """
     hours = times // HOUR_US
     order = np.argsort(hours, kind="stable")
     is_sorted = bool((hours[1:] >= hours[:-1]).all())
@@ -476,15 +499,16 @@ def wait_until_shipped(
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Wait at most `limit` seconds for a running agent to ship the folder's spool;
-    return True if it is shipped.
+    return True if it is shipped, and False if the time is over or no agent runs.
     """
     deadline = clock() + limit
-    sizes: dict[Path, int] = {}
+    segment_bytes: dict[Path, int] = {}
     for segment in segments(folder / SPOOL):
         with suppress(FileNotFoundError):  # A segment is deleted when all its rows are in the log.
-            sizes[segment] = segment.stat().st_size
+            segment_bytes[segment] = segment.stat().st_size
     while any(
-        segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()
+        segment.exists() and shipped_bytes(segment) < written_bytes
+        for segment, written_bytes in segment_bytes.items()
     ):
         agent = read_state(folder / AGENT, AgentState)
         if clock() >= deadline or agent is None or not is_alive(agent.pid):

@@ -62,15 +62,15 @@ def next_due_window(
     if the schedule cannot be read.
     """
     spec = endpoint.spec.monitors[state.monitor]
-    starts = windows_between(spec, _begin(endpoint, state, now), now)
+    starts = windows_between(spec, _first_unstored_start(endpoint, state, now), now)
     due = _count_due(endpoint, state, starts, now)
     if due == 0:
         return None
     left_out = max(0, due - max_catch_up)
     return DueWindow(
-        window_at(starts[left_out], spec.every),
-        left_out,
-        window_at(starts[0], spec.every).start,
+        window=window_at(starts[left_out], spec.every),
+        left_out=left_out,
+        oldest=window_at(starts[0], spec.every).start,
     )
 
 
@@ -83,43 +83,31 @@ def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
 
 def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
     """Return the time at which the next window may be judged, which may be past. Raises
-    as `next_due_window`.
+    InvalidConfig if the schedule cannot be read.
     """
     spec = endpoint.spec.monitors[state.monitor]
-    begin = _begin(endpoint, state, now)
-    first = windows_between(
+    begin = _first_unstored_start(endpoint, state, now)
+    starts = windows_between(
         spec,
         begin,
         begin + 2 * length_of(spec.every),
     )
-    return due_at(
-        endpoint.name,
-        state.monitor,
-        spec,
-        window_at(first[0], spec.every).end,
-    )
+    return _due_time(endpoint, state.monitor, starts[0])
 
 
 def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return the start of the oldest window that is not yet stored. Raises as
-    `next_due_window`.
+    """Return the start of the oldest window that is not yet stored and will not be
+    skipped. Raises InvalidConfig if the schedule cannot be read.
     """
     spec = endpoint.spec.monitors[state.monitor]
-    begin = _begin(endpoint, state, now)
-    over = windows_between(spec, begin, now)
-    if not over:
+    begin = _first_unstored_start(endpoint, state, now)
+    starts = windows_between(spec, begin, now)
+    if not starts:
         return begin
-    first_due = due_at(
-        endpoint.name,
-        state.monitor,
-        spec,
-        window_at(over[0], spec.every).end,
-    )
-    left_out = max(
-        0,
-        _count_due(endpoint, state, over, max(now, first_due)) - MAX_CATCH_UP,
-    )
-    return window_at(over[left_out], spec.every).start
+    # At least the first window will be due.
+    until = max(now, _due_time(endpoint, state.monitor, starts[0]))
+    left_out = max(0, _count_due(endpoint, state, starts, until) - MAX_CATCH_UP)
+    return window_at(starts[left_out], spec.every).start
 
 
 def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
@@ -212,25 +200,27 @@ def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Rea
     return Readiness(min(waited_for, default=None), tuple(notes))
 
 
-def _begin(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
+def _first_unstored_start(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
+    """Return the start of the first window that is not stored, at most the current
+    window's start: a wrong clock may have stored a later time.
+    """
     every = endpoint.spec.monitors[state.monitor].every
     begin = state.made_up_to or window_at(microseconds(endpoint.created_at), every).start
     return min(begin, window_at(microseconds(now), every).start)
 
 
 def _count_due(endpoint: Endpoint, state: MonitorState, starts: range, now: datetime) -> int:
-    monitor = state.monitor
-    spec = endpoint.spec.monitors[monitor]
     return bisect_right(
         starts,
         now,
-        key=lambda start: due_at(
-            endpoint.name,
-            monitor,
-            spec,
-            window_at(start, spec.every).end,
-        ),
+        key=lambda start: _due_time(endpoint, state.monitor, start),
     )
+
+
+def _due_time(endpoint: Endpoint, monitor: str, start_us: int) -> datetime:
+    """Return the time at which the window that begins at `start_us` may be judged."""
+    spec = endpoint.spec.monitors[monitor]
+    return due_at(endpoint.name, monitor, spec, window_at(start_us, spec.every).end)
 
 
 MonitorStatus = Literal["waiting", "judging", "failing", "paused", "broken"]
@@ -272,19 +262,19 @@ def overviews(
     marks: "Sequence[Watermark]" = (),
 ) -> list[MonitorOverview]:
     """Return the monitors (of one endpoint, if set) by name. `marks` are the log's
-    watermarks. Raises NotFound.
+    watermarks. Raises NotFound if the endpoint does not exist.
     """
     if endpoint is None:
         endpoints = store.endpoints()
     else:
         endpoints = [store.require_endpoint(endpoint)]
     stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
-    found = []
+    result = []
     for monitored in endpoints:
         for name in sorted(monitored.spec.monitors):
             state = stored.get((monitored.name, name)) or MonitorState(monitored.name, name)
-            found.append(_overview(store, monitored, state, marks))
-    return found
+            result.append(_overview(store, monitored, state, marks))
+    return result
 
 
 def _overview(
@@ -293,20 +283,23 @@ def _overview(
     state: MonitorState,
     marks: "Sequence[Watermark]",
 ) -> MonitorOverview:
+    """Return the state of one monitor. Only the last judged and the open window are
+    read completely from the store.
+    """
     monitors = Monitors(store)
     newest = monitors.newest(endpoint.name, state.monitor, _LOOKED_AT)
     scheduled = [window for window in newest if not window.by_hand]
-    last = next(
+    last_id = next(
         (window.id for window in reversed(newest) if window.state == "judged"),
         0,
     )
     unjudged = (window.id for window in scheduled if window.state in ("pending", "running"))
-    next_id = next(unjudged, 0)
-    windows = monitors.windows_by_id([last, next_id])
+    open_id = next(unjudged, 0)
+    windows = monitors.windows_by_id([last_id, open_id])
     status, due, why = _status(
         endpoint,
         state,
-        windows.get(next_id),
+        windows.get(open_id),
         marks,
         store.now(),
     )
@@ -316,8 +309,8 @@ def _overview(
         spec=endpoint.spec.monitors[state.monitor],
         status=status,
         state=state,
-        last=windows.get(last),
-        open=windows.get(next_id),
+        last=windows.get(last_id),
+        open=windows.get(open_id),
         given_up=sum(window.state == "failed" for window in scheduled),
         next_due=due,
         why=why,
@@ -332,8 +325,9 @@ def _status(
     marks: "Sequence[Watermark]",
     now: datetime,
 ) -> tuple[MonitorStatus, datetime | None, str]:
-    """Return the status, the time at which the next window is due, and the
-    explanation.
+    """Return the status, the time at which the next window is due (None if unknown or
+    paused), and the explanation (may be empty). `open` is the window that is being
+    judged or retried.
     """
     if state.paused:
         return "paused", None, f"by {state.paused_by}"
@@ -346,10 +340,11 @@ def _status(
     try:
         due = next_due_time(endpoint, state, now)
         due_window = next_due_window(endpoint, state, now)
-        if due_window is not None and not (ready := readiness(marks, endpoint.name, now)).covers(
-            due_window.window.end,
-        ):
-            why = f"waiting for rows: the log is complete until {ready.complete_until:%F %T} UTC"
+        if due_window is not None:
+            ready = readiness(marks, endpoint.name, now)
+            if not ready.covers(due_window.window.end):
+                until = f"{ready.complete_until:%F %T}"
+                why = f"waiting for rows: the log is complete until {until} UTC"
     except InvalidConfig as error:
         why = error.message
         if not is_running:

@@ -8,8 +8,9 @@ which `onnxserve monitor run` also takes.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
 from functools import partial
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
@@ -22,6 +23,7 @@ from mlflow_deploy_plugin.core.store.monitors import (
     MonitorState,
     MonitorWindow,
 )
+from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import announce, record_failure, resolve_orphaned
@@ -94,6 +96,9 @@ class MonitorScheduler:
         self._said_unreadable: set[str] = set()
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
+        """Judge due windows until the controller's lease is lost or `over` is set. Then
+        end the judging processes.
+        """
         workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
         evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
         windows = WindowRunner(
@@ -107,23 +112,31 @@ class MonitorScheduler:
         try:
             while keeper.is_held and not over.is_set():
                 work.finished.clear()
-                log_errors(lambda: self._look(work, keeper, windows))
+                log_errors(lambda: self._start_due_attempts(work, keeper, windows))
                 workers.end_idle(IDLE_SECONDS)
-                deadline = time.monotonic() + self.look_seconds
-                # End the wait when an attempt has finished, because the monitor's next
-                # window may be due.
-                while (
-                    not over.is_set()
-                    and not work.finished.wait(0.1)
-                    and time.monotonic() < deadline
-                ):
-                    pass
+                self._wait_for_attempt(work, over)
         finally:
             work.stop(wait=False)
             workers.end()
             work.stop(wait=True)
 
-    def _look(self, work: WorkRunner, keeper: LeaseKeeper, windows: WindowRunner) -> None:
+    def _wait_for_attempt(self, work: WorkRunner, over: threading.Event) -> None:
+        """Wait for `look_seconds`, unless an attempt finishes first, because the
+        monitor's next window may then be due, or `over` is set.
+        """
+        deadline = time.monotonic() + self.look_seconds
+        while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
+            pass
+
+    def _start_due_attempts(
+        self,
+        work: WorkRunner,
+        keeper: LeaseKeeper,
+        windows: WindowRunner,
+    ) -> None:
+        """Start an attempt of each free monitor that has one due, and close the windows
+        and alerts of deleted monitors.
+        """
         now = self._store.now()
         states = {(state.endpoint, state.monitor): state for state in self._monitors.states()}
         pending: dict[MonitorKey, list[MonitorWindow]] = {}
@@ -139,27 +152,42 @@ class MonitorScheduler:
                 if state.paused or not work.is_free(key):
                     continue
                 try:
-                    if waiting := pending.get(key):
-                        is_due = oldest_pending(waiting, now) is not None
-                    else:
-                        is_due = (
-                            self._watched[key].is_late_data_due(self.monotonic())
-                            or is_ahead(endpoint, state, now)
-                            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
-                        )
+                    is_due = self._is_attempt_due(endpoint, state, pending.get(key, []), now)
+                except OnnxserveError as error:
+                    reason = error.message
+                # The schedule exceeds the range of `datetime`.
+                except (ValueError, OverflowError) as error:
+                    reason = f"the schedule cannot be computed: {error}"
+                else:
                     if is_due:
                         work.start(key, partial(self._attempt, key, keeper, windows))
                     continue
-                except OnnxserveError as error:
-                    self._report_trouble(key, error.message)
-                except (
-                    ValueError,
-                    OverflowError,
-                ) as error:  # The schedule exceeds the range of `datetime`.
-                    self._report_trouble(key, f"the schedule cannot be computed: {error}")
+                self._report_trouble(key, reason)
                 work.pause(key, _FAILURE_SECONDS)
-        self._close_windows_of_gone(pending, keys)
+        self._close_windows_of_deleted(pending, keys, self._report_unreadable())
         resolve_orphaned(self._store)
+
+    def _is_attempt_due(
+        self,
+        endpoint: Endpoint,
+        state: MonitorState,
+        pending: Sequence[MonitorWindow],
+        now: datetime,
+    ) -> bool:
+        """Return True if the oldest of the `pending` windows may be judged. If there is
+        none, return True if a new window or a search for late data is due.
+
+        Raises InvalidConfig if the schedule cannot be read, and ValueError or
+        OverflowError if it exceeds the range of `datetime`.
+        """
+        if pending:
+            return oldest_pending(pending, now) is not None
+        watched = self._watched[(state.endpoint, state.monitor)]
+        return (
+            watched.is_late_data_due(self.monotonic())
+            or is_ahead(endpoint, state, now)
+            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
+        )
 
     def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
         """Judge the monitor's oldest due window under its lease. Return the seconds
@@ -174,10 +202,10 @@ class MonitorScheduler:
             if lease is None:
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self.monotonic) as held_lease:
-                taken = windows.run_next(*key, held_lease)
+                outcome = windows.run_next(*key, held_lease)
                 watched.troubles = 0  # If the reason recurs, report it again.
                 watched.last_reason = ""
-                if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
+                if isinstance(outcome, Idle) and watched.is_late_data_due(self.monotonic()):
                     # Even a failed search is not repeated soon.
                     watched.looked_for_late = self.monotonic()
                     self._look_for_late_data(key, watched, windows)
@@ -187,7 +215,7 @@ class MonitorScheduler:
         except OnnxserveError as error:
             self._report_trouble(key, error.message)
             return _FAILURE_SECONDS
-        if taken is Idle.WAITS_FOR_ROWS:
+        if outcome is Idle.WAITS_FOR_ROWS:
             return self.look_seconds
         return 0.0
 
@@ -218,31 +246,38 @@ class MonitorScheduler:
             if self._monitors.state(*key).note_kind == "late_data_failed":
                 self._monitors.update_state(*key, note="")
 
-    def _close_windows_of_gone(
-        self,
-        pending: dict[MonitorKey, list[MonitorWindow]],
-        known: set[MonitorKey],
-    ) -> None:
-        """Close the windows of deleted monitors. Report once for each unreadable
-        endpoint why it is skipped.
+    def _report_unreadable(self) -> set[str]:
+        """Report once for each unreadable endpoint why it is skipped. Return the names
+        of these endpoints.
         """
         unreadable = {endpoint.name: endpoint.reason for endpoint in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
             self.deployments.progress(unreadable[name])
         self._said_unreadable = set(unreadable)
-        for key in pending.keys() - known:
+        return self._said_unreadable
+
+    def _close_windows_of_deleted(
+        self,
+        pending: dict[MonitorKey, list[MonitorWindow]],
+        keys: set[MonitorKey],
+        unreadable: set[str],
+    ) -> None:
+        """Close the pending windows of monitors that are not among the stored `keys`,
+        except those of unreadable endpoints and those that a user is judging.
+        """
+        for key in pending.keys() - keys:
             # The spec, which cannot be read, may still contain the monitor.
             if key[0] in unreadable:
                 continue
-            held = self._store.lease(lease_name(*key))
-            if held is not None and held.is_current:  # A user is judging the window.
+            lease = self._store.lease(lease_name(*key))
+            if lease is not None and lease.is_current:  # A user is judging the window.
                 continue
             for window in pending[key]:
                 self._monitors.close(window, "the monitor was deleted before the window was judged")
 
     def _report_trouble(self, key: MonitorKey, reason: str) -> None:
         """Report once why the monitor cannot run, and store the reason for `onnxserve
-        monitor list`.
+        monitor list`. After the `MAX_ATTEMPTS`-th consecutive failure, record an alert.
         """
         watched = self._watched[key]
         if watched.last_reason != reason:

@@ -94,7 +94,7 @@ class WindowRunner:
         keeper: LeaseKeeper,
     ) -> MonitorWindow | Idle | None:
         """Judge a window of the monitor and return it. If no window is judged, return
-        why, or None as `judge_window`.
+        why, or None if the attempt was stopped or lost its lease.
 
         Raises InvalidConfig if the monitor's schedule cannot be read, and
         OnnxserveError if the log cannot be read.
@@ -115,26 +115,34 @@ class WindowRunner:
                 window_at(microseconds(now), spec.every).start,
             )
             state = self.monitors.state(name, monitor)
-        pending = self.monitors.windows(
-            name,
-            monitor,
-            states=("pending", "running"),
-            by_hand=False,
-        )
         ready = self._readiness(name, now)
-        window: MonitorWindow | Idle | None
-        if pending:
-            window = schedule.oldest_pending(pending, now)
-        else:
-            window = self._add_next(endpoint, state, ready, now)
+        window = self._next_window(endpoint, state, ready, now)
         self._remove_cannot_run_note(state)
-        if window is None:
-            return Idle.NOTHING_DUE
         if isinstance(window, Idle):
             return window
         selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
         attempt = self.judge_window(window, selected, keeper, ready.notes)
         return attempt.window if attempt is not None else None
+
+    def _next_window(
+        self,
+        endpoint: Endpoint,
+        state: MonitorState,
+        ready: Readiness,
+        now: datetime,
+    ) -> MonitorWindow | Idle:
+        """Return the oldest stored window that is not judged. If there is none, store
+        and return the next due window.
+        """
+        pending = self.monitors.windows(
+            endpoint.name,
+            state.monitor,
+            states=("pending", "running"),
+            by_hand=False,
+        )
+        if not pending:
+            return self._add_next(endpoint, state, ready, now)
+        return schedule.oldest_pending(pending, now) or Idle.NOTHING_DUE
 
     def _remove_cannot_run_note(self, state: MonitorState) -> None:
         """Remove the note that the monitor cannot run, unless the note has changed
@@ -195,6 +203,7 @@ class WindowRunner:
         return None
 
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
+        """Store and return new revisions of judged windows with late rows or labels."""
         added = add_revisions(self.deployments, self.evaluator, name, monitor)
         for window, late_data in added:
             self.say(
@@ -228,15 +237,7 @@ class WindowRunner:
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
             elif state.note_kind == "cannot_run":
                 note = ""
-            span = due.window.start, due.window.end
-            written = [
-                row
-                for row in self.monitors.revisions(endpoint.name, monitor, *span)
-                if not row.by_hand
-            ]
-            # After a change of `every`, a stored window with the same start may have a
-            # different end.
-            window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
+            window = self._find_or_add(endpoint.name, monitor, due.window)
             self.monitors.update_state(
                 endpoint.name,
                 monitor,
@@ -248,14 +249,27 @@ class WindowRunner:
                 return window
             state = self.monitors.state(endpoint.name, monitor)
 
+    def _find_or_add(self, endpoint: str, monitor: str, span: Window) -> MonitorWindow:
+        """Return the newest scheduled revision of the window. If there is none, store
+        the window.
+        """
+        # After a change of `every`, a stored window with the same start may have a
+        # different end.
+        key = endpoint, monitor, span.start, span.end
+        scheduled = [row for row in self.monitors.revisions(*key) if not row.by_hand]
+        if scheduled:
+            return scheduled[-1]
+        return self.monitors.add(*key)
+
     def _judge(
         self,
         window: MonitorWindow,
         monitor: SelectedMonitor,
         notes: Sequence[str],
     ) -> Attempt:
-        """Judge the window and return the attempt. A window without rows is not judged
-        by the evaluator, and is not reported.
+        """Judge the window, send its alerts and start its retrainings, and return the
+        attempt. A window without rows is not judged by the evaluator, and is not
+        reported.
         """
         store = self.deployments.store
         settings = self.deployments.settings
@@ -284,7 +298,9 @@ class WindowRunner:
         return Attempt(as_judged(window, result, notes), result)
 
     def _report(self, window: MonitorWindow, spec: MonitorSpec, result: MonitorResult) -> None:
-        """Send alerts and start retrainings if this is the monitor's newest window."""
+        """Send alerts and start retrainings if this is the monitor's newest window and
+        enough consecutive windows are alarms.
+        """
         store = self.deployments.store
         settings = self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
@@ -298,14 +314,14 @@ class WindowRunner:
             by_hand=False,
             limit=_LOOKED_BACK,
         )
-        earlier = [
+        of_same_schedule = [
             row
             for row in judged
             if row.end - row.start == length and not (row.start - window.start) % length
         ]
-        if any(row.start > window.start for row in earlier):
+        if any(row.start > window.start for row in of_same_schedule):
             return
-        consecutive = consecutive_alarms([*earlier, as_judged(window, result, ())])
+        consecutive = consecutive_alarms([*of_same_schedule, as_judged(window, result, ())])
         self.monitors.update_state(*key, consecutive=consecutive)
         if result.is_alarm and consecutive < spec.consecutive:
             self.say(
@@ -333,15 +349,11 @@ class WindowRunner:
         now = self.deployments.store.now()
         reason = error.message
         attempts = window.attempts + 1
-        may_pass = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
-        is_given_up = self.by_hand or (attempts >= MAX_ATTEMPTS and not may_pass)
-        failed = replace(
-            window,
-            state="failed" if is_given_up else "pending",
-            attempts=attempts,
-            reason=reason,
-            not_before=None if is_given_up else now + backoff(attempts),
-        )
+        is_outage = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
+        is_given_up = self.by_hand or (attempts >= MAX_ATTEMPTS and not is_outage)
+        failed = replace(window, state="failed", attempts=attempts, reason=reason, not_before=None)
+        if not is_given_up:
+            failed = replace(failed, state="pending", not_before=now + backoff(attempts))
         if not keeper.is_held:
             return None
         if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
@@ -392,9 +404,12 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
     lasting = {*chain.from_iterable(alarms)}
     count = 0
-    for count, keys in enumerate(alarms, 1):
-        if keys and not (lasting := lasting & {*keys}):
-            return count - 1
+    for keys in alarms:
+        if keys:
+            lasting &= {*keys}
+            if not lasting:
+                break
+        count += 1
     return count
 
 
@@ -415,22 +430,25 @@ def unsaved_window(
     notes: Sequence[str] = (),
 ) -> MonitorWindow:
     """Return a judged window that is not stored: its result is only in MLflow."""
-    span = result.window.start, result.window.end
     unsaved = MonitorWindow(
-        0,
-        result.endpoint,
-        result.monitor,
-        *span,
-        0,
-        True,
-        "pending",
-        now,
-        now,
+        id=0,
+        endpoint=result.endpoint,
+        monitor=result.monitor,
+        start=result.window.start,
+        end=result.window.end,
+        revision=0,
+        by_hand=True,
+        state="pending",
+        created_at=now,
+        updated_at=now,
     )
     return as_judged(unsaved, result, notes)
 
 
 def as_judged(window: MonitorWindow, result: MonitorResult, notes: Sequence[str]) -> MonitorWindow:
+    """Return the window in the state "judged" with the verdict and figures of its
+    result. The notes are added to the reason.
+    """
     return replace(
         window,
         state="judged",

@@ -54,23 +54,25 @@ class EvidentlyReport:
 
 
 def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) -> EvidentlyReport:
-    """Draw the first `most` judged columns of the findings."""
+    """Draw the first `most` judged columns of the findings. If nothing is drawn, a note
+    has the reason.
+    """
     judged = _judged_columns(result, pairs)
     columns = judged[:most]
     if not columns:
         return EvidentlyReport(notes=("no column has a score and rows to draw",))
-    sizes = [len(side.values) for side in columns[0]]
-    if min(sizes) < _MIN_ROWS:
+    row_counts = [len(side.values) for side in columns[0]]
+    if min(row_counts) < _MIN_ROWS:
         return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
     if len(columns) < len(judged):
         notes.append(f"charts show only the first {len(columns)} of {len(judged)} columns")
-    if max(sizes) > MAX_ROWS:
+    if max(row_counts) > MAX_ROWS:
         notes.append(
             f"charts show at most {MAX_ROWS:,} rows of each side; the verdict uses all rows",
         )
     try:
-        page, figures = _drawn(columns)
+        page, figures = _run_evidently(columns)
     except Exception as error:  # noqa: BLE001 - A failure of Evidently must not prevent the report.
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
         reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
@@ -94,7 +96,8 @@ def _judged_columns(result: MonitorResult, pairs: Sequence[ColumnPair]) -> list[
     return list(judged.values())
 
 
-def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
+def _run_evidently(columns: Sequence[ColumnPair]) -> tuple[str, str]:
+    """Return Evidently's page, in HTML, and its figures, in JSON."""
     from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
     from evidently.presets import ValueStats
 
@@ -121,32 +124,30 @@ def _frames(
     columns: Sequence[ColumnPair],
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Return reference and window as DataFrames for Evidently, and the names of the
-    text columns.
+    """Return a sample of the reference and of the window as DataFrames for Evidently,
+    and the names of the text columns. Numbers that have no histogram become text.
     """
-    rows = [sample_positions(len(side.values), MAX_ROWS, rng) for side in columns[0]]
-    sides: list[dict[str, Array]] = [{}, {}]
+    first_reference, first_window = columns[0]
+    reference_rows = sample_positions(len(first_reference.values), MAX_ROWS, rng)
+    window_rows = sample_positions(len(first_window.values), MAX_ROWS, rng)
+    references: dict[str, Array] = {}
+    windows: dict[str, Array] = {}
     text = set()
-    for pair in columns:
-        name, (left, right) = (
-            pair[0].name,
-            (side.values[positions] for side, positions in zip(pair, rows, strict=True)),
-        )
-        if all(side.kind == "number" for side in pair):
-            left, right = (
-                np.where(
-                    np.isfinite(values),
-                    values,
-                    np.nan,
-                )
-                for values in (left, right)
-            )
-            if _has_histogram(left) and _has_histogram(right):
-                sides[0][name], sides[1][name] = left, right
-                continue
-        text.add(name)
-        sides[0][name], sides[1][name] = _categories(left, right)
-    return pd.DataFrame(sides[0]), pd.DataFrame(sides[1]), text
+    for reference, window in columns:
+        name = reference.name
+        left = reference.values[reference_rows]
+        right = window.values[window_rows]
+        has_histograms = False
+        if reference.kind == window.kind == "number":
+            left = np.where(np.isfinite(left), left, np.nan)
+            right = np.where(np.isfinite(right), right, np.nan)
+            has_histograms = _has_histogram(left) and _has_histogram(right)
+        if not has_histograms:
+            text.add(name)
+            left, right = _categories(left, right)
+        references[name] = left
+        windows[name] = right
+    return pd.DataFrame(references), pd.DataFrame(windows), text
 
 
 def _has_histogram(values: Array) -> bool:

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -97,29 +97,41 @@ def build_report(
     """Return the files of the run by name, as text or bytes. If Evidently fails, the
     page contains the reason.
     """
-    columns = _MOST_COLUMNS
-    drawn = EvidentlyReport()
-    while result.report.pairs and result.state != "not judged":
-        drawn = draw_columns(result, result.report.pairs, columns)
-        if len(drawn.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
-            break
-        columns //= 2
+    charts = _draw_charts(result)
     this = JudgedWindow(result.window.start, result.state, result.evidence)
     windows = [*past, this][-trend.MOST_WINDOWS :]
     levels = trend.level_lines(result, windows)
     lines = trend.trend_lines(result, windows, levels)
     picture, words = trend.draw_trend([*levels, *lines], result.window.length)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
-    files[PAGE] = _render_page(result, drawn, picture, words)
+    files[PAGE] = _render_page(result, charts, picture, words)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
-    if drawn.figures:
-        files[EVIDENTLY] = drawn.figures
+    if charts.figures:
+        files[EVIDENTLY] = charts.figures
     if picture:
         files[PICTURE] = picture
     return files
 
 
-def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, words: str) -> str:
+def _draw_charts(result: MonitorResult) -> EvidentlyReport:
+    """Draw the first judged columns, as many as fit on a page. The report is empty if
+    the window is not judged or has no columns.
+    """
+    if not result.report.pairs or result.state == "not judged":
+        return EvidentlyReport()
+    columns = _MOST_COLUMNS
+    while True:
+        charts = draw_columns(result, result.report.pairs, columns)
+        # Findings and the picture need a tenth of the page.
+        if len(charts.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
+            return charts
+        columns //= 2
+
+
+def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes, words: str) -> str:
+    """Return the page of the report: the findings and the trend's picture, which
+    `words` describe, above Evidently's charts.
+    """
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -131,20 +143,20 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
     main = pages.get_template("report.html").render(
         title=title,
         result=result,
-        notes=[*result.notes, *drawn.notes],
+        notes=[*result.notes, *charts.notes],
         picture=base64.b64encode(picture).decode(),
         words=words,
         most_findings=_MOST_FINDINGS,
         sd_legend=SD_LEGEND,
         figures=list(islice(result.figures.items(), _MOST_FIGURES)),
     )
-    page = (drawn.page or _EMPTY).replace(
+    page = (charts.page or _EMPTY).replace(
         "</head>",
         f"<title>{html.escape(title)}</title></head>",
         1,
     )
-    end = page.find(">", page.find("<body")) + 1
-    return page[:end] + main + page[end:]
+    body = page.find(">", page.find("<body")) + 1
+    return page[:body] + main + page[body:]
 
 
 def _number(value: float) -> str:
@@ -162,28 +174,18 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
-        log_metrics(
-            client,
-            run_id,
-            result.model_id,
-            figures.items(),
-            result.window.end_us // 1000,
-            times,
-        )
-        with TemporaryDirectory() as folder:
-            for name, content in files.items():
-                target = Path(folder) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                data = content.encode() if isinstance(content, str) else content
-                target.write_bytes(data)
-            client.log_artifacts(run_id, folder)
+        end_ms = result.window.end_us // 1000
+        log_metrics(client, run_id, result.model_id, figures.items(), end_ms, times)
+        _log_files(client, run_id, files)
 
     monitor = {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor}
     if result.endpoint_created:
         monitor[CREATED_TAG] = result.endpoint_created
     end = result.window.end.isoformat()
     identity = {**monitor, START_TAG: result.window.start.isoformat()}
+    run_name = f"{result.monitor} {result.window}"
     if result.tried:
+        run_name += f" {result.tried}"
         identity |= {END_TAG: end, TRIED_TAG: result.tried}
         verdict_tag = TRIED_VERDICT_TAG
     else:
@@ -196,13 +198,23 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
         END_TAG: end,
         "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
     }
-    name = result.monitor, str(result.window), result.tried
-    attempt = _run_of(result, identity, (verdict_tag, result.state))
-    run = attempt.log(" ".join(filter(None, name)), tags, log_content)
+    attempt = _find_run(result, identity, (verdict_tag, result.state))
+    run = attempt.log(run_name, tags, log_content)
     if not result.tried:
         _log_series(result, figures, monitor)
         _link_report_to_version(result, run.page_of(PAGE))
     return run
+
+
+def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | bytes]) -> None:
+    """Log the files by name as artifacts of the run, all at once."""
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            target = Path(folder) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            data = content.encode() if isinstance(content, str) else content
+            target.write_bytes(data)
+        client.log_artifacts(run_id, folder)
 
 
 def to_metrics(result: MonitorResult) -> dict[str, float]:
@@ -217,28 +229,31 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
     ]
     pairs += result.figures.items()
     for finding in result.findings:
-        subject = _metric_subject(finding)
-        if finding.check == "criterion":
-            pairs.append((f"criterion/{subject}", finding.value))
-            pairs.append((f"criterion_threshold/{subject}", finding.threshold))
-            pairs.append((f"criterion_state/{subject}", _STATES.get(finding.state)))
-        else:
-            pairs.append((f"{finding.check}_score/{subject}", finding.value))
-        # The detector restarts, so its score does not show a lasting alarm.
-        if finding.check == "shift":
-            pairs.append((f"shift_state/{subject}", float(finding.is_alarm)))
+        pairs += _finding_metrics(finding)
     values: dict[str, float] = {}
     for name, value in pairs:
         if value is not None and math.isfinite(value):
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
     return {
-        _unique_name(
-            name,
-            counts[metric_name(name)] > 1,
-        ): value
-        for name, value in values.items()
+        _unique_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()
     }
+
+
+def _finding_metrics(finding: Finding) -> Iterator[tuple[str, float | None]]:
+    """Yield the names of the finding's metrics, each with its value; None if it is
+    unknown.
+    """
+    subject = _metric_subject(finding)
+    if finding.check == "criterion":
+        yield f"criterion/{subject}", finding.value
+        yield f"criterion_threshold/{subject}", finding.threshold
+        yield f"criterion_state/{subject}", _STATES.get(finding.state)
+    else:
+        yield f"{finding.check}_score/{subject}", finding.value
+    # The detector restarts, so its score does not show a lasting alarm.
+    if finding.check == "shift":
+        yield f"shift_state/{subject}", float(finding.is_alarm)
 
 
 def _unique_name(name: str, is_shared: bool) -> str:
@@ -265,18 +280,23 @@ def _valid_part(part: str) -> str:
 
 
 def _metric_subject(finding: Finding) -> str:
+    """Return `SUBJECT` or `SUBJECT/SEGMENT`. A slash in a name is replaced, so that it
+    does not separate parts.
+    """
+    parts = [finding.subject]
     if finding.segment:
-        parts = [finding.subject, finding.segment]
-    else:
-        parts = [finding.subject]
+        parts.append(finding.segment)
     return "/".join(part.replace("/", _NO_PATH) for part in parts)
 
 
-def _time(text: str) -> datetime | None:
+def _parse_time(text: str) -> datetime | None:
+    """Return the time in a tag; None if it is no time with a time zone, because a user
+    may have set the tag by hand.
+    """
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        return None  # A user may have set the tag by hand.
+        return None
     return time if time.tzinfo else None
 
 
@@ -298,13 +318,13 @@ def _log_series(
         log_metrics(
             client,
             run_id,
-            "",
-            islice(figures.items(), _MOST_METRICS),
-            end // 1000,
-            end // length,
+            model_id="",
+            figures=islice(figures.items(), _MOST_METRICS),
+            at_ms=end // 1000,
+            step=end // length,
         )
 
-    run = _run_of(
+    run = _find_run(
         result,
         {**monitor, SERIES_TAG: "windows"},
         (SERIES_UNTIL_TAG, result.window.end.isoformat()),
@@ -312,11 +332,14 @@ def _log_series(
     run.log(f"{result.monitor}: all windows", {KIND_TAG: result.kind}, log_content)
 
 
-def _run_of(
+def _find_run(
     result: MonitorResult,
     identity: Mapping[str, str],
     done: tuple[str, str],
 ) -> IdempotentRun:
+    """Return the run with the `identity` tags in the endpoint's experiment, which may
+    not exist yet. The tag `done`, a name and a value, is set when the run is complete.
+    """
     endpoint = result.endpoint
     return IdempotentRun(
         f"the experiment of endpoint {endpoint}",
@@ -338,7 +361,7 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
     try:
         with registry_errors(f"model {model} version {version}"):
             tags = dict(registry_client().get_model_version(model, version).tags)
-        newest = _time(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
+        newest = _parse_time(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
         if newest and newest > result.window.start:
             return  # A window that was judged late is not the newest window.
         tags_to_write = {
@@ -347,21 +370,25 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
             # This tag is written last, because its readers need the tags before it.
             tag: result.state,
         }
-        for attempt in (1, 2):
-            try:
-                for name, value in tags_to_write.items():
-                    tag_version(model, version, name, value)
-                break
-            except RegistryUnavailable:
-                # MLflow fails if two clients create a tag at the same time.
-                if attempt == 2:
-                    raise
+        try:
+            _write_tags(model, version, tags_to_write)
+        except RegistryUnavailable:
+            # MLflow fails if two clients create a tag at the same time.
+            _write_tags(model, version, tags_to_write)
         write_description_section(model, version, _report_table({**tags, **tags_to_write}))
     except NotFound:
         return  # The version was deleted; the run is kept.
 
 
+def _write_tags(model: str, version: str, tags: Mapping[str, str]) -> None:
+    for name, value in tags.items():
+        tag_version(model, version, name, value)
+
+
 def _report_table(tags: dict[str, str]) -> list[str]:
+    """Return the lines of a Markdown table of the monitors' reports in the version's
+    tags, the newest window first.
+    """
     monitors = [
         name.removesuffix(_WINDOW)
         for name in tags

@@ -15,7 +15,14 @@ import numpy as np
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.history import was_alarm
-from mlflow_deploy_plugin.watch.result import EXACT, Check, MonitorResult, describe_span, mark_of
+from mlflow_deploy_plugin.watch.result import (
+    EXACT,
+    Check,
+    Finding,
+    MonitorResult,
+    describe_span,
+    mark_of,
+)
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSeries, Outcome
 
 MOST_WINDOWS = 60
@@ -133,7 +140,8 @@ class LevelLine:
         if onset is None:
             return self.series.title
         since = f", since the window of {describe_span(onset.start, onset.end)}"
-        return f"{_cut(self.series.title, max(_TITLE_LENGTH - len(since), _SHORTEST_NAME))}{since}"
+        name_length = max(_TITLE_LENGTH - len(since), _SHORTEST_NAME)
+        return _cut(self.series.title, name_length) + since
 
     @property
     def starts(self) -> Sequence[datetime]:
@@ -153,7 +161,8 @@ class LevelLine:
     def describe(self) -> str:
         """Return a text about the newest known value until the judged window."""
         finite = [index for index, value in enumerate(self.values) if math.isfinite(value)]
-        newest = max([index for index in finite if self.starts[index] <= self.judged] or finite)
+        until_judged = [index for index in finite if self.starts[index] <= self.judged]
+        newest = max(until_judged or finite)
         text = self.title
         if onset := self.series.onset:
             text += f" (95 % interval: {describe_span(onset.earliest, onset.latest)})"
@@ -233,7 +242,7 @@ def trend_lines(
     """
     drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
-        drawn[""] = _line("largest score of a column, in SD", windows, "", "distribution")
+        drawn[""] = _make_line("largest score of a column, in SD", windows, "", "distribution")
     with_level = [line.key for line in levels if line.key]
     alarms = [
         finding for finding in result.findings if finding.is_alarm and finding.key not in with_level
@@ -244,20 +253,27 @@ def trend_lines(
         if finding.check == "criterion" and not finding.segment
     ]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
-        name = finding.title
-        if finding.check == "criterion":
-            title = f"{name}, in {finding.unit}" if finding.unit else name
-        elif finding.check in EXACT:
-            title = f"{name}: {finding.change or finding.check}"
-        else:
-            title = f"{_cut(name, _TITLE_LENGTH - len(_SCORE))}{_SCORE}"
         # A shift has no score of its own.
         if finding.value is not None and finding.key in result.evidence.outcomes:
-            drawn.setdefault(name, _line(title, windows, finding.key, finding.check))
+            line = _make_line(_line_title(finding), windows, finding.key, finding.check)
+            drawn.setdefault(finding.title, line)
     return list(drawn.values())[: _MOST_PANELS - len(with_level)]
 
 
-def _line(
+def _line_title(finding: Finding) -> str:
+    """Return the title of a finding's line: the name, with the unit of a requirement,
+    the change of an exact check, or the unit of a score.
+    """
+    name = finding.title
+    if finding.check == "criterion":
+        return f"{name}, in {finding.unit}" if finding.unit else name
+    if finding.check in EXACT:
+        change = finding.change or finding.check
+        return f"{name}: {change}"
+    return _cut(name, _TITLE_LENGTH - len(_SCORE)) + _SCORE
+
+
+def _make_line(
     title: str,
     windows: Sequence[JudgedWindow],
     key: str,
@@ -308,7 +324,8 @@ def draw_trend(
     drawn = [line for line in lines if sum(map(math.isfinite, line.values)) > 1]
     if not drawn:
         return b"", ""
-    times = list(chain.from_iterable(line.starts for line in drawn))
+    starts = list(chain.from_iterable(line.starts for line in drawn))
+    limits = _to_days([min(starts) - length, max(starts) + length])
     figure = _new_figure(len(drawn))
     panels = figure.subplots(
         len(drawn),
@@ -319,25 +336,21 @@ def draw_trend(
         line.draw_background(panel)
         _draw_values(panel, line)
         _format_axes(panel, line.title)
-        panel.set_xlim(
-            *_to_days(
-                [
-                    min(times) - length,
-                    max(times) + length,
-                ]
-            )
-        )
-    return _to_png(figure), "; ".join(line.describe() for line in drawn)
+        panel.set_xlim(*limits)
+    description = "; ".join(line.describe() for line in drawn)
+    return _to_png(figure), description
 
 
 def _new_figure(panels: int) -> "Figure":
+    """Return a figure for this number of panels, one above the other. Sizes are in
+    inches.
+    """
     from matplotlib.figure import Figure  # The import takes half a second.
 
     width = 5.2
     height = 1.55 * panels + 0.1
     figure = Figure(figsize=(width, height), dpi=160)
-    # Margins are in inches. An automatic layout, which measures all labels, would take
-    # a third of the time.
+    # An automatic layout, which measures all labels, would take a third of the time.
     figure.subplots_adjust(
         0.62 / width,
         0.4 / height,
