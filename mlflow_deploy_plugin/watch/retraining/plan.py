@@ -104,6 +104,11 @@ def plan_for(
     window: Window | None,
     actor: str,
 ) -> RetrainPlan:
+    """Return the plan of a retraining that starts from this version.
+
+    `every` is the length of the monitor's windows. The training rows are those of
+    `window`, or of the latest complete window if it is None.
+    """
     folder = absolute_path(spec.project)
     copied = {*_COPIED, "sample"} if spec.mode == "incremental" else _COPIED
     return RetrainPlan(
@@ -122,11 +127,16 @@ def plan_for(
 
 
 def plan_of(retraining: Retraining) -> RetrainPlan:
-    """Return the retraining's plan. Raises as `read_plan`."""
+    """Return the retraining's plan. Raises InvalidConfig if the format of the stored
+    plan is not valid.
+    """
     return read_plan(_PLAN, retraining.spec, "its plan")
 
 
 def retraining_summary(retraining: Retraining) -> str:
+    """Return a line about the state of the retraining, with the version and the reason
+    if any.
+    """
     try:
         mode = f", {plan_of(retraining).mode}"
     except InvalidConfig:  # List the retraining even if its plan cannot be read.
@@ -175,20 +185,22 @@ class RetrainingContext:
         before: str,
         after: str,
         why: str,
-        detail: Json,
+        detail: Json | None = None,
     ) -> AuditEvent:
-        details = {"retraining": row.id, **detail}
+        """Return an event of the audit trail about the retraining `row`, whose number
+        is added to the detail.
+        """
         return AuditEvent(
-            self.now(),
-            self.actor,
-            action,
-            row.endpoint,
-            row.model,
-            row.version,
-            before,
-            after,
-            why,
-            details,
+            at=self.now(),
+            actor=self.actor,
+            action=action,
+            endpoint=row.endpoint,
+            model=row.model,
+            version=row.version,
+            before=before,
+            after=after,
+            why=why,
+            detail={"retraining": row.id} | (detail or {}),
         )
 
     def wait(self, retraining: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
@@ -197,6 +209,7 @@ class RetrainingContext:
             self.write(replace(retraining, reason=reason), waits_for=waits_for)
 
     def fail(self, retraining: Retraining, reason: str) -> None:
+        """Announce the failure, and end the retraining."""
         self._announce(
             retraining,
             f"retraining {retraining.id} of {retraining.model} failed: {reason}",
@@ -224,10 +237,10 @@ class RetrainingContext:
         event = self.event(
             "retrain.end",
             retraining,
-            "",
-            state.replace("_", " "),
-            reason,
-            filled,
+            before="",
+            after=state.replace("_", " "),
+            why=reason,
+            detail=filled,
         )
         written = self.write(
             replace(retraining, state=state, reason=reason, ended_at=event.at),
@@ -238,17 +251,20 @@ class RetrainingContext:
             last = retraining.id - 1 if state == "failed" else retraining.id
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
-                    for name in TRAINING_FILES:  # Keep the log. MLflow has the held-out rows.
-                        # Each attempt has a folder.
-                        for file in self.folder(retraining).parent.glob(f"{ended.id}-*/{name}"):
-                            file.unlink(missing_ok=True)
+                    self._delete_training_rows(ended)
+
+    def _delete_training_rows(self, ended: Retraining) -> None:
+        """Delete the rows of all attempts. Keep their logs; MLflow has the held-out
+        rows.
+        """
+        for name in TRAINING_FILES:
+            for file in self.folder(ended).parent.glob(f"{ended.id}-*/{name}"):
+                file.unlink(missing_ok=True)
 
     def folder(self, row: Retraining) -> Path:
-        return (
-            self.deployments.settings.home_path
-            / "retrainings"
-            / f"{row.id}-{row.figures.attempt or 1}"
-        )
+        """Return the folder of the retraining's current attempt."""
+        attempt = row.figures.attempt or 1
+        return self.deployments.settings.home_path / "retrainings" / f"{row.id}-{attempt}"
 
     def _announce(self, row: Retraining, text: str) -> None:
         """Announce the text. Callers store the new state afterwards, so the

@@ -73,6 +73,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _MAX_LINE = 300
+_MAX_PARAMETER = 5000
 _started: dict[str, Child] = {}
 
 
@@ -93,7 +94,8 @@ class TrainingRun:
 def column_types(model_uri: str) -> dict[str, str]:
     """Return the column types of the signature, such as `long`; empty if none.
 
-    Raises the errors of `fetch_mlmodel`.
+    Raises NotFound if the model does not exist, and RegistryUnavailable if MLflow does
+    not answer.
     """
     signature = fetch_mlmodel(model_uri).signature
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
@@ -121,40 +123,48 @@ def ensure_run(
         runs = client.search_runs([experiment], f"tags.`{RETRAINING_TAG}` = '{key}'", max_results=1)
         if runs:
             return str(runs[0].info.run_id)
-        tags = {
-            RETRAINING_TAG: key,
-            CAUSE_TAG: str(retraining.cause["why"])[:MAX_TAG_LENGTH],
-            "onnxserve.endpoint": plan.endpoint,
-            "mlflow.source.type": "PROJECT",
-            "mlflow.source.name": redact_credentials(plan.project),
-            "mlflow.project.entryPoint": plan.entry_point,
-            "mlflow.user": plan.actor,
-        }
-        if retraining.cause.get("run_id"):
-            tags["onnxserve.cause.run_id"] = retraining.cause["run_id"]
-        run_id = str(
-            client.create_run(
-                experiment,
-                run_name=f"retraining {retraining.id}",
-                tags=tags,
-            ).info.run_id,
+        run = client.create_run(
+            experiment,
+            run_name=f"retraining {retraining.id}",
+            tags=_run_tags(retraining, plan, key),
         )
+        run_id = str(run.info.run_id)
         client.log_batch(
             run_id,
-            params=[Param(name, value[:5000]) for name, value in parameters.items()],
+            params=[Param(name, value[:_MAX_PARAMETER]) for name, value in parameters.items()],
         )
     return run_id
 
 
+def _run_tags(retraining: Retraining, plan: "RetrainPlan", key: str) -> dict[str, str]:
+    """Return the tags of the MLflow run; `key` identifies the attempt."""
+    tags = {
+        RETRAINING_TAG: key,
+        CAUSE_TAG: str(retraining.cause["why"])[:MAX_TAG_LENGTH],
+        "onnxserve.endpoint": plan.endpoint,
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": redact_credentials(plan.project),
+        "mlflow.project.entryPoint": plan.entry_point,
+        "mlflow.user": plan.actor,
+    }
+    if retraining.cause.get("run_id"):
+        tags["onnxserve.cause.run_id"] = retraining.cause["run_id"]
+    return tags
+
+
 def log_file(run_id: str, file: Path) -> str:
-    """Log the file to the run and return the file's URI. Raises RegistryUnavailable."""
+    """Log the file to the run and return the file's URI. Raises RegistryUnavailable if
+    MLflow does not answer.
+    """
     with registry_errors(f"run {run_id}"), no_request_timeout:
         registry_client().log_artifact(run_id, str(file), _FOLDER)
     return f"runs:/{run_id}/{_FOLDER}/{file.name}"
 
 
 def get_run(run_id: str) -> TrainingRun:
-    """Return the current state of the run. Raises NotFound, RegistryUnavailable."""
+    """Return the current state of the run. Raises NotFound if it does not exist, and
+    RegistryUnavailable if MLflow does not answer.
+    """
     with registry_errors(f"run {run_id}"):
         run = registry_client().get_run(run_id)
     heartbeat = run.data.tags.get(HEARTBEAT_TAG)
@@ -169,7 +179,9 @@ def write_heartbeat(run_id: str, now: datetime) -> None:
 
 
 def end_run(run_id: str, state: str) -> None:
-    """End the run if it has not ended. Raises as `get_run`."""
+    """End the run with this status if it has not ended. Raises NotFound if it does not
+    exist, and RegistryUnavailable if MLflow does not answer.
+    """
     if get_run(run_id).status in ("RUNNING", "SCHEDULED"):
         with registry_errors(f"run {run_id}"):
             registry_client().set_terminated(run_id, state)
@@ -177,7 +189,8 @@ def end_run(run_id: str, state: str) -> None:
 
 def registered_version(model: str, run_id: str) -> str:
     """Return the newest version that the run or a nested run registered; empty if none.
-    Raises as `get_run`.
+    Raises NotFound if the run does not exist, and RegistryUnavailable if MLflow does
+    not answer.
     """
     with registry_errors(f"model {model}"):
         client = registry_client()
@@ -186,12 +199,10 @@ def registered_version(model: str, run_id: str) -> str:
         ]
         if not versions:
             experiment = client.get_run(run_id).info.experiment_id
-            nested = {
-                run.info.run_id
-                for run in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")
-            }
-            if nested:
-                versions = [row for row in all_versions(client, model) if row.run_id in nested]
+            nested_runs = client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")
+            nested_ids = {run.info.run_id for run in nested_runs}
+            if nested_ids:
+                versions = [row for row in all_versions(client, model) if row.run_id in nested_ids]
     return max(
         (str(row.version) for row in versions),
         key=int,
@@ -201,7 +212,8 @@ def registered_version(model: str, run_id: str) -> str:
 
 def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) -> None:
     """Tag the version with its provenance, but keep tags that the project has set.
-    Raises as `tag_version`.
+    Raises NotFound if the version does not exist, and RegistryUnavailable if MLflow
+    does not answer.
     """
     with registry_errors(f"model {plan.model} version {version}"):
         existing = registry_client().get_model_version(plan.model, version).tags
@@ -275,6 +287,9 @@ def is_alive(run_id: str) -> bool:
 
 
 def end(run_id: str) -> None:
+    """Ask the training's processes on this machine to end, and kill those that still
+    run after `_GRACE_SECONDS`.
+    """
     deadline = time.monotonic() + _GRACE_SECONDS
     for pid in _processes(run_id):
         signal_process(pid, signal.SIGTERM)
@@ -282,18 +297,22 @@ def end(run_id: str) -> None:
         time.sleep(_POLL_SECONDS)
     for pid in _processes(run_id):
         signal_process(pid, signal.SIGKILL)
-    if (child := _started.pop(run_id, None)) is not None:
+    child = _started.pop(run_id, None)
+    if child is not None:
         child.wait()
 
 
 def last_line(folder: Path) -> str:
     """Return the last line of the training's log that starts with "Error"; without such
-    a line, the last line.
+    a line, the last line; empty if the log has none. Lines of MLflow itself are used
+    only if there are no others.
     """
     lines = [line for line in read_log_tail(folder / LOG)[-50:] if " mlflow.cli: === " not in line]
-    lines = [line for line in lines if "mlflow.projects" not in line] or lines
+    of_project = [line for line in lines if "mlflow.projects" not in line]
+    lines = of_project or lines
     errors = [line for line in lines if line.startswith(("Error", "error"))]
-    return redact_credentials((errors or lines or [""])[-1])[:_MAX_LINE]
+    candidates = errors or lines or [""]
+    return redact_credentials(candidates[-1])[:_MAX_LINE]
 
 
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
@@ -331,6 +350,7 @@ def beat_until_ended(
 
 
 def main(run_id: str, *arguments: str) -> None:
+    """Run `mlflow run` with these arguments, and end with its exit status or signal."""
     training = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id],
     )

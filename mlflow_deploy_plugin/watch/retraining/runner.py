@@ -56,6 +56,10 @@ MAX_DEFECTS = 6
 """The number of consecutive unexpected errors (about one minute) after which a
 retraining ends to free its model.
 """
+_NOT_COMPARED = (
+    "not compared with the served version, because the labelled rows are too few, have only one "
+    "label, or lack a column of the model"
+)
 _AT_ONCE = 32
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
@@ -95,7 +99,9 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
 
 
 def _with_dataset(choice: PolicyChoice, figures: RetrainingFigures) -> PolicyChoice:
-    """Return the choice; if the policy has no dataset, with the held-out rows."""
+    """Return the choice; if the policy has no dataset, with the held-out rows if
+    any.
+    """
     evaluation = choice.policy.evaluation
     if not figures.dataset or evaluation.dataset:
         return choice
@@ -110,6 +116,9 @@ def _with_dataset(choice: PolicyChoice, figures: RetrainingFigures) -> PolicyCho
 
 
 def _with_verdict(figures: RetrainingFigures, gated: GateRun) -> RetrainingFigures:
+    """Return the figures with the gate's verdict and evaluation. The versions count as
+    compared if the evaluation was done, or if the policy itself skips it.
+    """
     verdict = gated.verdict
     evaluation = {**figures.evaluation}
     is_skipped = False
@@ -128,6 +137,12 @@ def _with_verdict(figures: RetrainingFigures, gated: GateRun) -> RetrainingFigur
 
 
 def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
+    """Follow the rollout that an earlier attempt has started. Otherwise, roll out,
+    propose or leave the version by its gate's verdict and the plan's `then`.
+
+    If the served version is no longer the one that the gate has compared, the version
+    returns to the gate.
+    """
     plan = plan_of(retraining)
     if retraining.figures.gate not in PASSED_STATES:
         context.finish(
@@ -139,15 +154,9 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = retraining.figures.against or plan.base_version
     passed = _passed_text(retraining)
-    started = [  # rollouts of earlier attempts at this step
-        rollout
-        for rollout in context.deployments.store.rollouts(plan.endpoint)
-        if (rollout.spec.get("model"), rollout.spec.get("version"))
-        == (plan.model, retraining.version)
-        and rollout.created_at >= retraining.created_at
-    ]
-    if started:
-        _follow(context, retraining, started[0])
+    earlier_rollout = _find_rollout(context, retraining, plan)
+    if earlier_rollout is not None:
+        _follow(context, retraining, earlier_rollout)
     elif served == retraining.version:
         context.finish(retraining, "promoted", "the version is already served")
     elif served not in ("", against):
@@ -156,19 +165,34 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     elif plan.then == "rollout" and retraining.figures.compared is not False:
         _roll_out(context, retraining, plan)
     elif plan.then in ("rollout", "propose"):
-        how = f"`onnxserve rollout start {plan.endpoint} --to {retraining.version}` rolls it out"
+        remedy = f"`onnxserve rollout start {plan.endpoint} --to {retraining.version}` rolls it out"
         if plan.then == "rollout":
-            lacks = (
-                "not compared with the served version, because the labelled rows are too few, have "
-                "only one label"
-            )
-            how = f"{lacks}, or lack a column of the model: {how}"
-        context.finish(retraining, "proposed", f"{passed}; {how}")
+            remedy = f"{_NOT_COMPARED}: {remedy}"
+        context.finish(retraining, "proposed", f"{passed}; {remedy}")
     else:
         context.finish(retraining, "left", f"{passed} and is not deployed")
 
 
+def _find_rollout(
+    context: RetrainingContext,
+    retraining: Retraining,
+    plan: RetrainPlan,
+) -> Rollout | None:
+    """Return the rollout of the new version since the retraining began; None if there
+    is none.
+    """
+    for rollout in context.deployments.store.rollouts(plan.endpoint):
+        spec = rollout.spec
+        is_of_version = (
+            spec.get("model") == plan.model and spec.get("version") == retraining.version
+        )
+        if is_of_version and rollout.created_at >= retraining.created_at:
+            return rollout
+    return None
+
+
 def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:
+    """End the retraining with its rollout."""
     rollout = context.deployments.store.rollout(retraining.rollout_id or 0)
     if rollout is None:
         context.fail(retraining, f"rollout {retraining.rollout_id} was deleted")
@@ -178,14 +202,18 @@ def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:
 
 
 def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainPlan) -> None:
-    if live := context.deployments.store.rollouts(plan.endpoint, live=True):
+    """Start a rollout of the version, or store why the retraining must wait for it. If
+    people must approve the version first, it is proposed.
+    """
+    live = context.deployments.store.rollouts(plan.endpoint, live=True)
+    if live:
         context.wait(retraining, f"waiting for the end of rollout {live[0].id} of the endpoint")
     elif not reaches(context.deployments, plan.endpoint):
-        why = (
+        obstacle = (
             "this controller cannot reach its server, and no controller that can reach it has "
             "started the rollout"
         )
-        _wait_for_server(context, retraining, why, "local_controller")
+        _wait_for_server(context, retraining, obstacle, "local_controller")
     else:
         request = RolloutRequest(
             to=f"models:/{plan.model}/{retraining.version}",
@@ -207,12 +235,14 @@ def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainP
 
 
 def _follow(context: RetrainingContext, retraining: Retraining, rollout: Rollout) -> None:
+    """Tag the version with its rollout, and store the state "rolling_out"."""
     text = f"rollout {rollout.id} of endpoint {retraining.endpoint}"
     tag_version(retraining.model, retraining.version, CANDIDATE_TAG, text)
     context.write(replace(retraining, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
 def _passed_text(retraining: Retraining) -> str:
+    """Return the verdict of the gate that the version has passed, with its reason."""
     gate = (retraining.figures.gate or "").replace("passed", "passed its gate")
     return f"the version {gate} ({retraining.figures.gate_reason})"
 
@@ -220,18 +250,21 @@ def _passed_text(retraining: Retraining) -> str:
 def _wait_for_server(
     context: RetrainingContext,
     retraining: Retraining,
-    why: str,
+    obstacle: str,
     waits_for: WaitsFor = "",
 ) -> None:
+    """Store the obstacle for which the rollout waits. After `MAX_SERVER_WAIT`, propose
+    the version instead.
+    """
     since = retraining.figures.gated_at or retraining.created_at
     if context.now() - since < MAX_SERVER_WAIT:
-        context.wait(retraining, f"waiting for the endpoint: {why}", waits_for)
+        context.wait(retraining, f"waiting for the endpoint: {obstacle}", waits_for)
         return
     context.finish(
         retraining,
         "proposed",
         f"{_passed_text(retraining)}, but the endpoint was not ready for a rollout "
-        f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): "
+        f"for {MAX_SERVER_WAIT.total_seconds():g} s ({obstacle}): "
         f"`onnxserve rollout start {retraining.endpoint} --to {retraining.version}` rolls it out",
     )
 
@@ -246,6 +279,8 @@ _STEPS = {
 
 
 class RetrainingRunner:
+    """Takes the steps of live retrainings, several retrainings at a time."""
+
     def __init__(self, context: RetrainingContext, retry_seconds: float = _RETRY_SECONDS) -> None:
         self._context = context
         self._retry_seconds = retry_seconds
@@ -283,6 +318,9 @@ class RetrainingRunner:
         return self._retry_seconds
 
     def _end_if_defective(self, number: Hashable, error: Exception, defects: int) -> None:
+        """Fail the retraining of this number after `MAX_DEFECTS` consecutive unexpected
+        errors.
+        """
         if defects < MAX_DEFECTS:
             return
         assert isinstance(number, int)
@@ -308,11 +346,13 @@ def start_rollouts_at(context: RetrainingContext, location: str) -> None:
 
 
 def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
-    """Take one step of the retraining. Return False to retry the step later. Other
-    failures end the retraining.
+    """Take one step of the retraining. Return True if the step is done or its failure
+    has ended the retraining, and False if it must be retried later.
     """
     try:
-        if retraining.state != "rolling_out" and (reason := _end_reason(context, retraining)):
+        is_rolling_out = retraining.state == "rolling_out"
+        reason = "" if is_rolling_out else _end_reason(context, retraining)
+        if reason:
             training.end_training(retraining)
             context.fail(retraining, reason)
             return True
@@ -323,8 +363,13 @@ def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
     except (*TRANSIENT_ERRORS, NotReady) as error:
         reason = one_line(error.message)
         if retraining.reason != reason:
-            details = retraining.id, retraining.state, _RETRY_SECONDS, error.message
-            _log.warning("retraining %d, %s: retried every %g s: %s", *details)
+            _log.warning(
+                "retraining %d, %s: retried every %g s: %s",
+                retraining.id,
+                retraining.state,
+                _RETRY_SECONDS,
+                error.message,
+            )
         if not isinstance(error, StoreUnavailable):
             context.wait(retraining, reason)
         return False

@@ -58,6 +58,11 @@ model predicts the future.
 
 
 def start_training(context: RetrainingContext, retraining: Retraining) -> None:
+    """Collect the rows, create the MLflow run and log the held-out rows and the sample
+    to it. Then store the state "running" and start the training process.
+
+    The process is not started if another controller has advanced the retraining.
+    """
     plan = plan_of(retraining)
     check_project(plan.project, plan.entry_point, plan.parameters)
     folder = context.folder(retraining)
@@ -87,17 +92,17 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
     }
     if plan.sample is not None:
         detail |= {"sample": plan.sample, "data_digest": data.digest}
-        file = folder / "sample.json"
-        file.write_text(json.dumps(detail | data.sample, indent=2))
-        process.log_file(run_id, file)
+        sample_file = folder / "sample.json"
+        sample_file.write_text(json.dumps(detail | data.sample, indent=2))
+        process.log_file(run_id, sample_file)
     running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
     event = context.event(
         "retrain.run",
         running,
-        f"version {plan.base_version}",
-        f"run {run_id}",
-        f"retraining {retraining.id} trains on {_describe(plan, data)}",
-        detail,
+        before=f"version {plan.base_version}",
+        after=f"run {run_id}",
+        why=f"retraining {retraining.id} trains on {_describe_rows(plan, data)}",
+        detail=detail,
     )
     if context.write(running, event) is not None:
         process.start(plan, run_id, parameters, folder)
@@ -114,20 +119,21 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
             _end_late(context, retraining, plan)
         return
     run = process.get_run(retraining.run_id)
-    if run.status == "FAILED" or (
-        run.status == "RUNNING" and process.has_failed(retraining.run_id)
-    ):
+    has_exited = run.status == "RUNNING" and process.has_failed(retraining.run_id)
+    if run.status == "FAILED" or has_exited:
         process.end_run(retraining.run_id, "FAILED")
         context.fail(retraining, f"the run failed: {_last_line(context, retraining)}")
     elif version := process.registered_version(plan.model, retraining.run_id):
         process.tag_provenance(retraining, plan, version)
         registered = replace(retraining, state="registered", version=version, reason="")
-        why = f"run {retraining.run_id} of retraining {retraining.id} registered the version"
-        before = f"version {plan.base_version}"
-        context.write(
+        event = context.event(
+            "retrain.version",
             registered,
-            context.event("retrain.version", registered, before, f"version {version}", why, {}),
+            before=f"version {plan.base_version}",
+            after=f"version {version}",
+            why=f"run {retraining.run_id} of retraining {retraining.id} registered the version",
         )
+        context.write(registered, event)
     elif run.status == "FINISHED":
         logged = " and logged no model within `mlflow.start_run()`"
         if run.has_logged_a_model:
@@ -139,19 +145,26 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
     elif is_late:
         _end_late(context, retraining, plan)
     elif run.status == "KILLED" or _is_here(retraining) or _is_silent(context, retraining, run):
-        attempt = retraining.figures.attempt or 1  # The run was killed, or the machine has stopped.
-        end_training(retraining)
-        if attempt >= MAX_TRAININGS:
-            context.fail(
-                retraining,
-                f"the run was killed {attempt} times: {_last_line(context, retraining)}",
-            )
-            return
-        reason = f"run {retraining.run_id} was killed; the training is restarted"
-        figures = RetrainingFigures(attempt=attempt + 1)
-        context.write(
-            replace(retraining, state="waiting", run_id="", figures=figures, reason=reason),
+        _restart(context, retraining)
+
+
+def _restart(context: RetrainingContext, retraining: Retraining) -> None:
+    """Let a killed training begin again; fail the retraining after `MAX_TRAININGS`
+    runs.
+    """
+    attempt = retraining.figures.attempt or 1
+    end_training(retraining)
+    if attempt >= MAX_TRAININGS:
+        context.fail(
+            retraining,
+            f"the run was killed {attempt} times: {_last_line(context, retraining)}",
         )
+        return
+    reason = f"run {retraining.run_id} was killed; the training is restarted"
+    figures = RetrainingFigures(attempt=attempt + 1)
+    context.write(
+        replace(retraining, state="waiting", run_id="", figures=figures, reason=reason),
+    )
 
 
 def end_training(retraining: Retraining) -> None:
@@ -173,7 +186,7 @@ def _is_silent(
     run: process.TrainingRun,
 ) -> bool:
     """Return True if a training on another machine, or on this machine before a reboot,
-    sends no more heartbeats.
+    sends no more heartbeats. Otherwise, store for what the retraining waits.
     """
     now = context.now()
     alive_at = run.alive_at or _started_at(retraining)
@@ -195,6 +208,7 @@ def _started_at(retraining: Retraining) -> datetime:
 
 
 def _last_line(context: RetrainingContext, retraining: Retraining) -> str:
+    """Return the last line of the training's log, or why there is none."""
     if not context.folder(retraining).is_dir() and not _is_here(retraining):
         return f"the log is on {retraining.figures.host}"
     return process.last_line(context.folder(retraining)) or "the log is empty"
@@ -264,7 +278,8 @@ def _project_parameters(plan: RetrainPlan, data: TrainingData) -> dict[str, str]
     return parameters
 
 
-def _describe(plan: RetrainPlan, data: TrainingData) -> str:
+def _describe_rows(plan: RetrainPlan, data: TrainingData) -> str:
+    """Return the number of training rows, with the withheld columns and the sample."""
     text = f"{data.rows:,} labelled rows up to {data.window.end_text}"
     if data.hidden:
         text += (
@@ -287,7 +302,8 @@ def collect_training_data(
     withheld: Collection[str] = (),
 ) -> TrainingData:
     """Write the window's labelled rows to the folder, and labelled rows before the
-    window: all rows for a full training, or the rows that `plan.sample` selects.
+    window: all rows for a full training, or the rows that `plan.sample` selects. The
+    newest rows are held out and written to a file of their own.
 
     Args:
         types: the types to cast to, from the model's signature: the log may contain
@@ -295,14 +311,14 @@ def collect_training_data(
         withheld: columns to omit, also from older rows, because capture drops or masks
             these columns or they are keys.
 
-    Raises NotFound if no rows were captured, InvalidConfig for too few rows or equal
-    labels, or as `select_rows`.
+    Raises NotFound if no rows were captured, and InvalidConfig for too few rows, equal
+    labels, or a column `stratify` that cannot define strata.
     """
     if plan.window:
         window = parse_window(plan.window)
     else:
         window = log.latest_window(plan.endpoint, plan.every, utc_now())
-    rows = _labelled(log, plan, window, withheld)
+    rows = _labelled_rows(log, plan, window, withheld)
     if rows is None or len(rows) < MIN_ROWS:
         have = len(rows) if rows is not None else 0
         raise InvalidConfig(
@@ -310,7 +326,11 @@ def collect_training_data(
             "true labels with POST /feedback or `onnxserve feedback`",
         )
     hidden = sorted(types.keys() & withheld)
-    learned, held_out = (_model_columns(rows), None) if hidden else _hold_out(rows)
+    if hidden:
+        learned = _model_columns(rows)
+        held_out = None
+    else:
+        learned, held_out = _hold_out(rows)
     earlier, sample = _select_earlier(log, plan, window, withheld)
     if earlier is not None:
         learned = _join(_model_columns(earlier), learned, window.start)
@@ -321,15 +341,15 @@ def collect_training_data(
             "cannot be trained",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    data, judged_by = (folder / name for name in TRAINING_FILES)
+    data, held_out_file = (folder / name for name in TRAINING_FILES)
     pq.write_table(_cast_to_signature(learned, types), data)
     if held_out is not None:
         # The gate casts these rows to the types of each version.
-        pq.write_table(held_out, judged_by)
+        pq.write_table(held_out, held_out_file)
     return TrainingData(
         data=data,
-        held_out=judged_by if held_out is not None else None,
-        target=_target(rows),
+        held_out=held_out_file if held_out is not None else None,
+        target=_target_column(rows),
         digest=_sha256(data),
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
@@ -345,8 +365,9 @@ def _select_earlier(
     window: Window,
     withheld: Collection[str],
 ) -> tuple[pa.Table | None, Json]:
-    """Return the labelled rows before the window that the training also uses, and the
-    numbers of rows of the sample. Raises as `select_rows`.
+    """Return the labelled rows before the window that the training also uses (None if
+    it uses none), and the numbers of rows of the sample. Raises InvalidConfig if the
+    column `stratify` cannot define strata.
     """
     since = window.start
     numbers = {"rows": 0, "selected": 0}
@@ -356,7 +377,7 @@ def _select_earlier(
         since = window.end - length_of(plan.sample["recent"])
     if since >= window.start:
         return None, numbers
-    earlier = _labelled(log, plan, Window(since, window.start), withheld)
+    earlier = _labelled_rows(log, plan, Window(since, window.start), withheld)
     if earlier is None or plan.sample is None:
         return earlier, numbers
     selected = select_rows(earlier, SampleSpec(**plan.sample), window.start)
@@ -368,6 +389,9 @@ def _join(
     later: pa.Table,
     boundary: datetime,
 ) -> pa.Table:
+    """Return the rows of both tables. Raises InvalidConfig if a column's type differs
+    before and after the boundary.
+    """
     try:
         return pa.concat_tables([earlier, later], promote_options="permissive")
     except pa.ArrowTypeError as error:
@@ -382,9 +406,9 @@ def _join(
         ) from None
 
 
-def _target(rows: pa.Table) -> str:
-    """Return the text label if the model predicts texts or any label is not a number,
-    otherwise the number.
+def _target_column(rows: pa.Table) -> str:
+    """Return the column of the text labels if the model predicts texts or any label is
+    not a number, otherwise the column of the numbers.
     """
     answers_texts = PREDICTION in rows.column_names and pa.types.is_string(
         rows.schema.field(PREDICTION).type,
@@ -420,29 +444,28 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table
         probabilities *= np.exp2(-ages / duration_seconds(sample.weight))
     is_selected = numbers < probabilities
     if sample.stratify is not None:
-        codes = (
-            pc.rank(
-                _strata(rows, sample.stratify),
-                tiebreaker="dense",
-            )
-            .to_numpy()
-            .astype(int)
-            - 1
-        )
+        # A dense rank is the number of the value, from 1.
+        dense_ranks = pc.rank(_strata_values(rows, sample.stratify), tiebreaker="dense")
+        codes = dense_ranks.to_numpy().astype(int) - 1
         counts = np.bincount(codes)
         ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
         is_selected = (ranks == 0) | (ranks / counts[codes] < probabilities)
     return rows.filter(pa.array(is_selected))
 
 
-def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:
-    """Return the values of a column as texts. Raises as `select_rows`."""
+def _strata_values(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return the values of a column as texts. Raises InvalidConfig if the column is
+    missing, has lists or bytes, or more than `MAX_STRATA` values.
+    """
     kind = rows.schema.field(name).type if name in rows.column_names else None
-    if kind is None or pa.types.is_nested(kind) or pa.types.is_binary(kind):
-        problem = "is missing" if kind is None else f"contains values of type {kind}"
+    if kind is None:
+        problem = "is missing"
+    elif pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        problem = f"contains values of type {kind}"
     else:
         values = rows.column(name).cast(pa.string())
-        if (count := pc.count_distinct(values, mode="all").as_py()) <= MAX_STRATA:
+        count = pc.count_distinct(values, mode="all").as_py()
+        if count <= MAX_STRATA:
             return values
         problem = f"has {count:,} values"
     remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
@@ -452,7 +475,7 @@ def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:
     )
 
 
-def _labelled(
+def _labelled_rows(
     log: InferenceLog,
     plan: RetrainPlan,
     window: Window,
@@ -479,19 +502,15 @@ def _labelled(
 
 
 def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-    """Split the rows into older rows and the newest rows. Rows with the same event time
-    remain together.
+    """Split the rows into older rows and the newest rows, and return the model's
+    columns of both. Rows with the same event time remain together.
 
-    No rows are held out if either part has too few rows, or if the newest rows have
-    only one label.
+    No rows are held out (None) if either part has too few rows, or if the newest rows
+    have only one label.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
-    boundary = int(
-        np.searchsorted(
-            times,
-            times[int(len(times) * (1 - HELD_OUT))],
-        )
-    )
+    first_held_out = times[int(len(times) * (1 - HELD_OUT))]
+    boundary = int(np.searchsorted(times, first_held_out))
     learned = _model_columns(rows.slice(0, boundary))
     held_out = _model_columns(rows.slice(boundary))
     if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _distinct_labels(held_out) < 2:
@@ -504,6 +523,9 @@ def _distinct_labels(labelled: pa.Table) -> int:
 
 
 def _model_columns(table: pa.Table) -> pa.Table:
+    """Return the rows with the columns for a training: the model's inputs, the labels
+    and the event time.
+    """
     columns = (EVENT_TIME, LABEL, LABEL_NUMBER)
     names = [
         name

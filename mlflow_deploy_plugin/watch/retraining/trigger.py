@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.processes.durable_work import next_fire
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 _BUDGET = timedelta(days=30)
 _SCHEDULED = "schedule"
+_ALARM_IDENTITY = ("kind", "monitor", "window", "revision")
 
 
 class _NeedsAPerson(InvalidConfig):
@@ -76,25 +78,11 @@ def retrain_on_alarm(
         result.window,
         actor,
     )
-    cause = {
-        "kind": "alarm",
-        "monitor": result.monitor,
-        "monitor_kind": result.kind,
-        "window": str(result.window),
-        "revision": result.revision,
-        "verdict": result.state,
-        "version": result.version,
-        "run_id": result.run.run_id,
-        "report": result.run.url or f"run {result.run.run_id}",
-        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
-    }
+    cause = _alarm_cause(result)
     for earlier in retrainings.find(plan.endpoint, plan.model):
         # An alarm is processed twice if a controller is killed before it has stored the
         # window's verdict.
-        if all(
-            earlier.cause.get(name) == cause[name]
-            for name in ("kind", "monitor", "window", "revision")
-        ):
+        if all(earlier.cause.get(name) == cause[name] for name in _ALARM_IDENTITY):
             return earlier
     try:
         _check_no_rollout(store, plan.endpoint)
@@ -127,6 +115,22 @@ def retrain_on_alarm(
         return None
 
 
+def _alarm_cause(result: MonitorResult) -> Json:
+    """Return the cause of a retraining that this alarm starts."""
+    return {
+        "kind": "alarm",
+        "monitor": result.monitor,
+        "monitor_kind": result.kind,
+        "window": str(result.window),
+        "revision": result.revision,
+        "verdict": result.state,
+        "version": result.version,
+        "run_id": result.run.run_id,
+        "report": result.run.url or f"run {result.run.run_id}",
+        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
+    }
+
+
 def request_retraining(
     deployments: Deployments,
     endpoint: str,
@@ -149,20 +153,7 @@ def request_retraining(
     actor = actor or deployments.store.user
     observed = deployments.get_endpoint(endpoint)
     spec = observed.endpoint.spec
-    able = sorted(
-        name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None
-    )
-    if monitor is None and not able:
-        raise InvalidConfig(
-            f"no monitor of endpoint {spec.name!r} specifies how to train the model: "
-            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT",
-        )
-    if monitor is None and len(able) > 1:
-        raise InvalidConfig(
-            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of "
-            f"{', '.join(able)}",
-        )
-    name = able[0] if monitor is None else monitor
+    name = _only_monitor(spec) if monitor is None else monitor
     selected = spec.monitor(name)
     if selected.retrain is None:
         raise InvalidConfig(
@@ -181,6 +172,26 @@ def request_retraining(
     if kind == "asked":
         reason = f"requested by {actor}: {why}" if why else f"requested by {actor}"
     return _add(deployments.store, plan, {"kind": kind, "monitor": name, "why": reason})
+
+
+def _only_monitor(spec: EndpointSpec) -> str:
+    """Return the name of the only monitor with `retrain`. Raises InvalidConfig if there
+    is none, or several.
+    """
+    able = sorted(
+        name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None
+    )
+    if not able:
+        raise InvalidConfig(
+            f"no monitor of endpoint {spec.name!r} specifies how to train the model: "
+            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT",
+        )
+    if len(able) > 1:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of "
+            f"{', '.join(able)}",
+        )
+    return able[0]
 
 
 class RetrainingSchedule:
@@ -208,12 +219,11 @@ class RetrainingSchedule:
                 schedule = spec.retrain.schedule
                 try:
                     if self._is_due(endpoint, monitor, spec, schedule, now):
-                        why = f"schedule {schedule} of monitor {monitor}"
                         request_retraining(
                             self._deployments,
                             endpoint.name,
                             monitor,
-                            why=why,
+                            why=f"schedule {schedule} of monitor {monitor}",
                             actor=self._actor,
                             kind=_SCHEDULED,
                         )
@@ -221,27 +231,36 @@ class RetrainingSchedule:
                 except AlreadyExists:
                     continue
                 except OnnxserveError as error:
-                    if self._logged.get(key) == error.message:
-                        continue
-                    self._logged[key], name, why = error.message, endpoint.name, error.message
-                    _log.warning("%s, monitor %s: no retraining: %s", name, monitor, why)
-                    if isinstance(error, InvalidConfig):  # A user must change the spec.
-                        announce(
-                            self._deployments.store,
-                            name,
-                            monitor,
-                            f"{name}: no retraining: {why}",
-                        )
-                        detail = {"monitor": monitor, "schedule": schedule}
-                        event = AuditEvent(
-                            now,
-                            self._actor,
-                            "retrain.refused",
-                            name,
-                            why=why,
-                            detail=detail,
-                        )
-                        _record_refusal(self._deployments.store, event)
+                    if self._logged.get(key) != error.message:
+                        self._logged[key] = error.message
+                        self._report(error, endpoint.name, monitor, schedule, now)
+
+    def _report(
+        self,
+        error: OnnxserveError,
+        endpoint: str,
+        monitor: str,
+        schedule: str,
+        now: datetime,
+    ) -> None:
+        """Log why no retraining was started. If a user must change the spec, also
+        announce and record the reason.
+        """
+        refusal = error.message
+        _log.warning("%s, monitor %s: no retraining: %s", endpoint, monitor, refusal)
+        if not isinstance(error, InvalidConfig):
+            return
+        text = f"{endpoint}: no retraining: {refusal}"
+        announce(self._deployments.store, endpoint, monitor, text)
+        event = AuditEvent(
+            now,
+            self._actor,
+            "retrain.refused",
+            endpoint,
+            why=refusal,
+            detail={"monitor": monitor, "schedule": schedule},
+        )
+        _record_refusal(self._deployments.store, event)
 
     def _is_due(
         self,
@@ -251,6 +270,9 @@ class RetrainingSchedule:
         schedule: str,
         now: datetime,
     ) -> bool:
+        """Return True if the schedule has a time since the last scheduled retraining,
+        or since the endpoint's creation if there is none.
+        """
         times = [endpoint.created_at]
         times += [
             retraining.created_at
@@ -329,6 +351,9 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
 
 
 def _add(store: Store, plan: RetrainPlan, cause: Json) -> Retraining:
+    """Store a new retraining with an event of the audit trail. Raises AlreadyExists if
+    a retraining of the model is live.
+    """
     event = AuditEvent(
         store.now(),
         plan.actor,
