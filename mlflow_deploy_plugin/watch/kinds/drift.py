@@ -289,9 +289,11 @@ class WindowComparison:
         reasons: Mapping[str, str],
         columns: tuple[str, ...],
     ) -> tuple[Finding, ...]:
-        return tuple(
-            not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}),
-        )
+        """Return a finding with the reason for each of the `columns`, by default for
+        all columns with a reason.
+        """
+        selected = select_columns(reasons, columns)
+        return tuple(not_judged_findings({name: reasons[name] for name in selected}))
 
     def result(
         self,
@@ -326,6 +328,9 @@ class WindowComparison:
         )
 
     def _notes_of(self, verdict: DriftVerdict, shifts: ShiftVerdict) -> Collection[str]:
+        """Return all notes, each once: those of the window, of the reference, of the
+        verdicts and on files that cannot be read.
+        """
         notes = [*self.notes]
         if self.reference is not None:
             notes += self.reference.notes
@@ -339,11 +344,14 @@ class WindowComparison:
         sample: tuple[pa.Table, pa.Table] | None,
     ) -> ReportData:
         """Return the data for the report: the columns of the `sample` of the reference
-        and the window, the sketches and the charts of the shifts.
+        and the window (no column without a sample), the sketches and the charts of the
+        shifts.
         """
-        subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
-        reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
-        pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
+        pairs = []
+        if sample is not None:
+            subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
+            reference, window = (read_columns(table)[0] for table in sample)
+            pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
         inputs = {
             name: self.profile.columns[name] for name in without_projections(self.profile.columns)
         }
@@ -457,11 +465,11 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         version,
         reference,
         missing_reason,
-        _without_columns(profile, excluded),
-        segments.sketches,
-        (*_version_notes(versions), *segments.notes),
-        excluded | _with_parts(dict.fromkeys(request.exclude, _LEFT_OUT), columns),
-        segments.values,
+        profile=_without_columns(profile, excluded),
+        segments=segments.sketches,
+        notes=(*_version_notes(versions), *segments.notes),
+        excluded=excluded | _with_parts(dict.fromkeys(request.exclude, _LEFT_OUT), columns),
+        segment_values=segments.values,
     )
 
 
@@ -506,8 +514,10 @@ def _sketch_window(
     """Return the sketches of the version's rows in the window, with the bins of the
     reference.
     """
-    bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
-    store = SketchStore(log, request.endpoint, bins, key)
+    if reference is None:
+        store = SketchStore(log, request.endpoint, {}, "none")
+    else:
+        store = SketchStore(log, request.endpoint, reference.bins, reference.bins_key)
     if request.engine == "spark":
         return spark_window_profile(spark_session(), store, *version, request.window)
     return window_profile(store, *version, request.window)
@@ -658,6 +668,9 @@ def _version_rows(
     version: ModelVersion,
     columns: Sequence[str] | None,
 ) -> Iterator[pa.Table]:
+    """Yield the window's rows that the version has answered, with these columns; with
+    all columns if None.
+    """
     for batch in request.log.batches(request.endpoint, request.window, columns):
         yield batch.filter(pa.array(is_answered_by(batch, *version)))
 
@@ -709,8 +722,9 @@ def _requirement_findings(
     columns = _required_columns(compared, argument)
     refusal = _why_not_judged(compared, requirement, columns)
     if refusal:
+        subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(
-            subject=f"{requirement.name}({argument})" if argument else requirement.name,
+            subject,
             check="criterion",
             state="not judged",
             reason=refusal,
@@ -731,22 +745,25 @@ def _requirement_findings(
             text = f"at most {item.text} ({item.column})"
         yield Finding(
             f"{requirement.name}({item.column})",
-            "criterion",
-            item.state,
-            f"{text}, required is {requirement.text}{more}",
-            item.share,
-            requirement.value,
-            change=_share_change(compared, requirement.name, item.column, item.share),
+            check="criterion",
+            state=item.state,
+            reason=f"{text}, required is {requirement.text}{more}",
+            value=item.share,
+            threshold=requirement.value,
+            change=_describe_share_change(compared, requirement.name, item.column, item.share),
             measure="share of rows",
         )
         more = ""  # Only the first finding has this text.
 
 
 def _required_columns(compared: WindowComparison, argument: str) -> list[str]:
+    """Return the column in a requirement's argument; without an argument, all judged
+    columns.
+    """
     if argument:
         return [argument]
-    held = [name for name in compared.names if name not in compared.excluded]
-    return select_columns(held, compared.request.spec.columns)
+    judged = [name for name in compared.names if name not in compared.excluded]
+    return select_columns(judged, compared.request.spec.columns)
 
 
 @dataclass(frozen=True)
@@ -818,24 +835,27 @@ def _why_not_judged(
     return ""
 
 
-def _share_change(compared: WindowComparison, figure: str, column: str, share: float) -> str:
-    """Return the change of a column's share from the reference to the window, in the
-    format of `Finding.change`.
+def _describe_share_change(
+    compared: WindowComparison, figure: str, column: str, share: float
+) -> str:
+    """Return how a column's share has changed from the reference to the window, such as
+    `1.0% (the reference) → 2.0%, more`; empty if the reference has no rows of it.
     """
-    if compared.reference is not None:
-        rest = compared.reference.pieces.others
-    else:
-        rest = None
-    if rest is None or not rest.rows or column not in rest.columns:
+    if compared.reference is None:
         return ""
-    before = _share(figure, rest, rest.columns[column])
+    profile = compared.reference.pieces.others
+    if not profile.rows or column not in profile.columns:
+        return ""
+    before = _share(figure, profile, profile.columns[column])
     first = f"{before:.1%}"
     last = f"{share:.1%}"
     if first == last:
-        where = "unchanged"
+        direction = "unchanged"
+    elif share > before:
+        direction = "more"
     else:
-        where = "more" if share > before else "fewer"
-    return f"{first} (the reference) → {last}, {where}"
+        direction = "fewer"
+    return f"{first} (the reference) → {last}, {direction}"
 
 
 def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:

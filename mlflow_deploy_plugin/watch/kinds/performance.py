@@ -180,6 +180,9 @@ def affordable_rows(request: WindowRequest) -> int:
 
 
 def _judge_by_labels(window: _Window) -> MonitorResult:
+    """Judge the requirements on all rows and on each segment by the metrics of the
+    labelled rows.
+    """
     table = window.rows.table
     segments, segment_notes = find_segments(table, window.request.spec, window.labelled.rows)
     confidence = window.confidence(1 + len(segments))
@@ -199,6 +202,9 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
 
 
 def _label_figures(measured: Metrics, labelled: LabelWeights) -> dict[str, float]:
+    """Return the figures of the metrics that could be measured, and with weights, the
+    number of rows of equal weight that the labels are worth.
+    """
     figures: dict[str, float] = {}
     for metric in measured.values():
         if isinstance(metric, intervals.MetricInterval):
@@ -231,10 +237,9 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     bounds = (
         f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
     )
-    unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
-    unlike += (
-        f" (chi-square tests of {', '.join(labelled.compared)}, together at "
-        f"{spec.false_alarm_rate:g})"
+    unlike = (
+        f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)} (chi-square "
+        f"tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
     )
     if spec.labels == "reported":
         notes = [f"the monitor sets `labels: reported`, {bounds}"] if unlabelled else []
@@ -260,6 +265,17 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
         notes = [_describe_trust(trust), *notes]
     if not labelled.differing:
         return labelled, notes
+    note = unlike + _describe_weights(labelled)
+    if is_tested and labelled.is_selected and trust is None:
+        note += (
+            "; without probabilities, it cannot be tested whether labels are missing because of "
+            "their values"
+        )
+    return labelled, [note, *notes]
+
+
+def _describe_weights(labelled: LabelWeights) -> str:
+    """Return how labelled rows that differ from the unlabelled rows represent them."""
     text = ""
     if labelled.weights is not None:
         worth = f"{labelled.effective_n:,.0f}"
@@ -267,20 +283,19 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
             f"; they are weighted by the share of similar rows with a label, and worth {worth} "
             "rows of equal weight"
         )
-    if unknown := int(labelled.unknown.sum()):
+    unknown = int(labelled.unknown.sum())
+    if unknown:
         text += (
             f"; unlabelled rows with hardly any similar labelled row ({unknown:,}) may have any "
             "label"
         )
-    if is_tested and labelled.is_selected and trust is None:
-        text += (
-            "; without probabilities, it cannot be tested whether labels are missing because of "
-            "their values"
-        )
-    return labelled, [f"{unlike}{text}", *notes]
+    return text
 
 
 def _describe_trust(trust: LabelTrust) -> str:
+    """Return the note on labels that do not fit the model's probabilities. The trust
+    must have another outcome than "fits".
+    """
     if trust.windows == 1:
         row = "in this window"
     else:
@@ -304,6 +319,7 @@ def _describe_trust(trust: LabelTrust) -> str:
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
+    """Return the result with this reason for every requirement."""
     findings = [
         intervals.criterion_finding(rule, Refused(reason), 1.0)
         for rule in window.request.spec.requirements
@@ -313,7 +329,7 @@ def _not_judged(window: _Window, reason: str) -> MonitorResult:
 
 def _judge_by_estimate(window: _Window) -> MonitorResult:
     """Judge the requirements on metrics that are estimated from the model's
-    probabilities.
+    probabilities. If they cannot be estimated, no requirement is judged.
     """
     spec = window.request.spec
     if window.rows.rows < spec.min_rows:
@@ -333,7 +349,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     expectations, notes = expected
     confidence = window.confidence(len(expectations))
     findings = list(_estimate_findings(window, expectations, confidence))
-    *_, of_all = expectations[0]
+    _, _, of_all = expectations[0]
     notes = [f"{missing}; {_estimate_note(of_all)}", *notes]
     return _result(window, findings, _estimate_figures(of_all, confidence), notes)
 
@@ -343,6 +359,10 @@ def _estimate_findings(
     expectations: _Expectations,
     confidence: float,
 ) -> Iterator[Finding]:
+    """Yield a finding for each requirement on all rows and each segment. With
+    `estimate: informs`, the findings are not judged, and their reasons have the
+    estimates.
+    """
     for segment, rows, estimated in expectations:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
@@ -364,6 +384,9 @@ def _estimate_note(estimated: CbpeEstimate) -> str:
 
 
 def _estimate_figures(estimated: CbpeEstimate, confidence: float) -> dict[str, float]:
+    """Return the estimated metrics with the bounds that are known, and how the estimate
+    was validated.
+    """
     figures = {
         f"estimated/{name}": value
         for name, value in estimated.values.items()
@@ -387,6 +410,9 @@ def _findings(
     segment: str = "",
     prefix: str = "",
 ) -> Iterator[Finding]:
+    """Yield a finding for each requirement, which is not judged if the `measured`
+    metrics lack its metric. `prefix` precedes the metric in the reason.
+    """
     if window.predictions.classified is not None:
         mismatch = "needs numbers, and this model returns labels"
     else:
@@ -403,6 +429,9 @@ def _result(
     figures: Mapping[str, float] = MappingProxyType({}),
     notes: Sequence[str] = (),
 ) -> MonitorResult:
+    """Return the result with the findings and their history. The window's notes precede
+    the `notes`.
+    """
     rows = window.rows
     share = window.labels / max(len(rows.table), 1)
     findings = with_history(window.request, findings)
@@ -421,7 +450,8 @@ def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refus
     """Return the estimates for all rows (segment "") and for each segment, validated on
     the same segment of earlier windows of the version, and notes on skipped values.
     """
-    if refused := _why_not_estimated(window):
+    refused = _why_not_estimated(window)
+    if refused is not None:
         return refused
     spec = window.request.spec
     least_share = COMPLETE if spec.labels == "reported" else 0.0
@@ -489,19 +519,23 @@ def _join_earlier_windows(
 ) -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows
     that have enough labels. Windows in which labels may depend on their value are
-    skipped and counted in the notes, unless labels are declared a sample. `wait` is the
-    time until labels are available.
+    skipped and counted in the notes, unless labels are declared a sample. Return None
+    if the rows of all windows together cannot be classified.
+
+    Args:
+        least_share: the smallest share of labelled rows in an earlier window.
+        wait: the time until labels are available.
     """
     tables = [window.rows.table]
     shares = [float(window.labelled.rows.mean())]
-    selected = 0
+    skipped = 0
     for past in islice(_earlier_windows(window.request, wait), _LOOKED_AT):
         earlier = _read_earlier(window, past, least_share)
         if earlier is None:
             continue
         table, labelled = earlier
         if labelled.is_selected and window.request.spec.labels != "sampled":
-            selected += 1
+            skipped += 1
             continue
         shares.append(float(labelled.rows.mean()))
         tables.append(table.filter(pa.array(labelled.rows)))
@@ -512,15 +546,12 @@ def _join_earlier_windows(
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
     notes = []
-    if selected:
+    if skipped:
         notes.append(
             "earlier windows that are skipped, because their labelled and unlabelled rows differ: "
-            f"{selected}",
+            f"{skipped}",
         )
-    number = np.repeat(
-        np.arange(len(tables)),
-        [*map(len, tables)],
-    )
+    number = np.repeat(np.arange(len(tables)), [*map(len, tables)])
     return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
 
 
@@ -535,10 +566,9 @@ def _read_earlier(
     request = window.request
     spec = request.spec
     rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
-    if rows is None or (rows.model, rows.version) != (
-        window.rows.model,
-        window.rows.version,
-    ):
+    if rows is None:
+        return None
+    if rows.model != window.rows.model or rows.version != window.rows.version:
         return None
     predictions = read_predictions(rows.table, window.artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.label_mismatch:
@@ -546,12 +576,8 @@ def _read_earlier(
     is_labelled = predictions.is_labelled
     if is_labelled.sum() < spec.min_rows or is_labelled.mean() < least_share:
         return None
-    return rows.table, weigh_labels(
-        rows.table,
-        predictions,
-        spec.segment_by,
-        spec.false_alarm_rate,
-    )
+    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
+    return rows.table, labelled
 
 
 def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:

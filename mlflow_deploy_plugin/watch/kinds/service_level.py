@@ -88,12 +88,8 @@ class _RequestCounts:
         """Return the quantile in seconds, accurate to 0.25 %. At least one request must
         have a latency.
         """
-        bucket = int(
-            np.searchsorted(
-                np.cumsum(self.buckets),
-                math.ceil(share * self.timed),
-            )
-        )
+        rank = math.ceil(share * self.timed)
+        bucket = int(np.searchsorted(np.cumsum(self.buckets), rank))
         return math.exp(bucket * _GROWTH) / 1e6
 
     def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
@@ -163,6 +159,7 @@ class _CountedRequests:
     is_full: bool = False
 
     def add_answers(self, requests: pa.Table, columns: Sequence[str]) -> None:
+        """Count answered requests, also in the segments of the `columns`."""
         for version, count in count_versions(requests).items():
             self.versions[version] = self.versions.get(version, 0) + count
         latencies = as_numbers(requests, "_latency_us")
@@ -170,6 +167,9 @@ class _CountedRequests:
             counts.add_answers(latencies[rows])
 
     def add_failures(self, requests: pa.Table, columns: Sequence[str]) -> None:
+        """Count failed requests, also in the segments of the `columns`. They are not
+        answers of a version.
+        """
         for version in count_versions(requests):
             self.versions.setdefault(version, 0)
         statuses = as_numbers(requests, "_status")
@@ -201,6 +201,9 @@ class _CountedRequests:
                 yield by_value.setdefault(value, new_counts), rows
 
     def notes(self, segment_by: Collection[str]) -> Iterator[str]:
+        """Yield notes on missing columns, on values that were not counted, and on
+        several versions.
+        """
         for column in sorted({*segment_by} - {*self.by_column}):
             yield f"segments: the rows have no column {column!r}"
         if self.is_full:
@@ -227,19 +230,16 @@ def _rows_by_value(texts: pa.Array) -> Iterator[tuple[str, Array]]:
     encoded = texts.dictionary_encode()
     codes = np.asarray(pc.fill_null(encoded.indices, -1))
     order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(
-        codes[order],
-        np.arange(len(encoded.dictionary) + 1),
-    )
-    rows_of_missing_and_values = np.split(order, bounds)
-    return zip(
-        encoded.dictionary.to_pylist(),
-        rows_of_missing_and_values[1:],
-        strict=False,
-    )
+    bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+    # The first part has the missing values.
+    parts = np.split(order, bounds)
+    return zip(encoded.dictionary.to_pylist(), parts[1:], strict=False)
 
 
 def _count_requests(request: WindowRequest) -> _CountedRequests:
+    """Count the answered and the failed requests in the window, in total and per
+    segment.
+    """
     limits = [_limit_us(requirement) for requirement in request.spec.requirements]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))
     columns = request.spec.segment_by
@@ -301,12 +301,12 @@ def _judge_latency(
     )
     return Finding(
         requirement.name,
-        "criterion",
-        criterion_state(share.low <= permitted, share.high <= permitted),
-        reason,
-        counts.quantile(quantile),
-        requirement.value,
-        segment,
+        check="criterion",
+        state=criterion_state(share.low <= permitted, share.high <= permitted),
+        reason=reason,
+        value=counts.quantile(quantile),
+        threshold=requirement.value,
+        segment=segment,
         unit="s",
     )
 

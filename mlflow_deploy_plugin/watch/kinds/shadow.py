@@ -82,6 +82,9 @@ class _ShadowRows:
         return share_interval("disagreement", self.same[rows] == _OTHER, sampling.of(rows))
 
     def figures(self, answered: int, sampling: Sampling) -> dict[str, float]:
+        """Return the number of compared rows, the copied share of the `answered` rows,
+        and the disagreement if any rows were compared.
+        """
         count = int(self.comparable.sum())
         figures = {
             f"compared_rows/{self.variant}": float(count),
@@ -191,6 +194,9 @@ class _SampledRows:
     total: int = 0
 
     def add(self, rows: pa.Table) -> None:
+        """Add the sampled ones of these rows. While there are too many, halve the
+        sample.
+        """
         part = self._select(rows, hash_texts(rows.column("_prediction_id")))
         self.parts.append(part)
         self.count += len(part[0])
@@ -206,6 +212,7 @@ class _SampledRows:
         rows: pa.Table,
         hashes: Array,
     ) -> tuple[pa.Table, Array]:
+        """Return the rows with a hash of at most `limit`, and their hashes."""
         is_sampled = hashes <= np.uint64(self.limit)
         return rows.filter(pa.array(is_sampled)), hashes[is_sampled]
 
@@ -318,11 +325,7 @@ def _pair_rows(
     """Return the rows with the same keys of both tables, in the order of the
     answers.
     """
-    _, ours, theirs = np.intersect1d(
-        _keys(answered),
-        _keys(computed),
-        return_indices=True,
-    )
+    _, ours, theirs = np.intersect1d(_keys(answered), _keys(computed), return_indices=True)
     order = np.argsort(ours)
     return answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
 

@@ -51,15 +51,12 @@ class RunningBaseline:
         self._season = season
         self._floors = floors
         shape = reference.shape[:-2] + reference.shape[-1:]
-        self._count = np.full(
-            shape,
-            float(reference.shape[-2]),
-            reference.dtype,
-        )
+        self._count = np.full(shape, float(reference.shape[-2]), reference.dtype)
         self._sum = reference.sum(axis=-2)
         self._squares = np.square(reference).sum(axis=-2)
         self._lagged = (reference[..., 1:, :] * reference[..., :-1, :]).sum(axis=-2)
-        self._level_count, self._level_sum = self._count.copy(), self._sum.copy()
+        self._level_count = self._count.copy()
+        self._level_sum = self._sum.copy()
 
     @property
     def mean(self) -> Array:
@@ -90,8 +87,8 @@ class RunningBaseline:
         )
         over_cycle = raw ** (season - 1)
         of_means = season * over_cycle * (1 - np.square(raw)) / (1 - over_cycle * raw)
-        correlation: Array = (raw + (2 * raw + of_means) / count).clip(0, LARGEST_CORRELATION)
-        return correlation
+        corrected: Array = (raw + (2 * raw + of_means) / count).clip(0, LARGEST_CORRELATION)
+        return corrected
 
     def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:
         """Return the part of the value that the window `gap` windows earlier does not
@@ -122,6 +119,7 @@ class RunningBaseline:
         self.add_level(value, chosen)
 
     def add_level(self, value: Array, chosen: Array | bool) -> None:
+        """Add a window only to the mean of the `chosen` figures, [m] bool."""
         weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)
         self._level_count += weight
         self._level_sum += weight * value

@@ -104,8 +104,8 @@ def detector_windows(
 
 
 def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
-    """Raise InvalidConfig if the reference has too few windows for any budget, or if
-    only some of them are kept.
+    """Raise InvalidConfig if the reference has no windows, because it has no event
+    times, or too few windows for any budget, or if only some of them are kept.
     """
     if reference.pieces.total.rows and not reference.pieces.grid.windows:
         remedy = (
@@ -170,12 +170,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     count = len(levels.values)
     if not levels.series:
         return
-    windows = detector_windows(
-        levels,
-        spec,
-        levels.starts_us[:0],
-        levels.values[:0],
-    )
+    windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
     if spec.is_rolling:
         rolling = ""
     else:
@@ -187,7 +182,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
             f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are "
             f"needed; {smallest} {2 * false_per_year:.2g}"
         )
-    correlation = _correlation(windows)
+    correlation = _reference_correlation(windows)
     slow = int(correlation.argmax())
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
     if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
@@ -200,17 +195,17 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     alarms = _later_alarms(windows, rate)
     later = count - count // 2
     if alarms and pdtrc(alarms - 1, rate * later) < _UNLIKELY:
+        alarms_per_year = alarms / later * spec.windows_per_year
         yield (
             f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} "
-            f"in {later} windows; {smallest} "
-            f"{alarms / later * spec.windows_per_year:.2g}{rolling}"
+            f"in {later} windows; {smallest} {alarms_per_year:.2g}{rolling}"
         )
 
 
-def _correlation(windows: Windows) -> Array:
+def _reference_correlation(windows: Windows) -> Array:
     """Return the correlation of consecutive windows of the reference, [m]."""
-    fixed = remove_cycle(windows.values, windows.reference, windows.phases, windows.season)
-    return RunningBaseline(fixed, windows.season, windows.floors).correlation
+    levels = remove_cycle(windows.values, windows.reference, windows.phases, windows.season)
+    return RunningBaseline(levels, windows.season, windows.floors).correlation
 
 
 def _later_alarms(windows: Windows, rate: float) -> int:

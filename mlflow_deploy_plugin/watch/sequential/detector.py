@@ -87,14 +87,12 @@ class Shift:
     size: float
     over: float = field(default=0.0, repr=False)
 
-    def ends(self, innovation: float) -> bool:
+    def add_window(self, innovation: float) -> bool:
         """Add a window, and return True if the windows since the alarm show that the
         figure is usual again.
         """
-        self.over = max(
-            0.0,
-            self.over + self.size**2 / 2 - self.size * self.sign * innovation,
-        )
+        over = self.over + self.size**2 / 2 - self.size * self.sign * innovation
+        self.over = max(0.0, over)
         return self.over > _OVER
 
 
@@ -127,12 +125,7 @@ class Tracking:
         self._limit = limit
         self._first = first
         """The first window after the last alarm."""
-        self._mass = np.zeros(
-            (
-                len(_THETA),
-                self.levels.shape[1],
-            )
-        )
+        self._mass = np.zeros((len(_THETA), self.levels.shape[1]))
         """The evidence by sign, size and series."""
         self._innovations = np.zeros_like(self.levels)
         self._is_shifted = np.zeros(self.levels.shape, bool)
@@ -141,26 +134,21 @@ class Tracking:
         self.statistic = -math.inf
 
     def add(self, now: int) -> None:
+        """Add the window with this index: restart accepted baselines, end shifts that
+        are over, raise an alarm if the statistic exceeds the limit, and learn the usual
+        levels.
+        """
         self._restart(self._windows.restarts == now)
         gap = int(self._windows.gaps[now])
-        innovation = self.baseline.innovation(
-            self.levels[now],
-            self.levels[now - 1],
-            gap,
-        )
+        innovation = self.baseline.innovation(self.levels[now], self.levels[now - 1], gap)
         innovation = innovation.clip(-_LARGEST, _LARGEST)
         self._innovations[now] = innovation
         self.shifts = [
-            shift for shift in self.shifts if not shift.ends(float(innovation[shift.series]))
+            shift for shift in self.shifts if not shift.add_window(float(innovation[shift.series]))
         ]
         self._mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
         self._mass[:, self._shifted_series()] = 0
-        self.statistic = math.log(
-            max(
-                float(self._mass.mean()),
-                1e-300,
-            )
-        )
+        self.statistic = math.log(max(float(self._mass.mean()), 1e-300))
         if self.statistic > self._limit:
             self._raise_alarm(now)
         self._is_shifted[now, self._shifted_series()] = True
@@ -177,8 +165,11 @@ class Tracking:
             self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
 
     def _raise_alarm(self, now: int) -> None:
+        """Open the shifts that the evidence shows, and begin to collect evidence
+        anew.
+        """
         innovations = self._innovations[self._first : now + 1]
-        for shift in _find(self._mass, innovations, self._first, self._limit):
+        for shift in _find_shifts(self._mass, innovations, self._first, self._limit):
             self.shifts.append(shift)
             self._is_shifted[shift.onset : now, shift.series] = True
         self.alarms.append(now)
@@ -200,22 +191,23 @@ class Tracking:
             )
 
 
-def _find(
+def _find_shifts(
     mass: Array,
     innovations: Array,
     first: int,
     limit: float,
 ) -> Iterator[Shift]:
-    """Yield the series with the most evidence, and each other series that would be an
-    alarm by itself.
+    """Yield the shift of the series with the most evidence, and of each other series
+    that would be an alarm by itself.
+
+    Args:
+        mass: the evidence by sign and size, [2 · sizes, m].
+        innovations: the innovations since the last alarm, [N, m].
+        first: the index of the first of these windows.
+        limit: the logarithm of the evidence above which a series is an alarm.
     """
     half = len(_SIZES)
-    by_sign = np.stack(
-        [
-            mass[:half].mean(axis=0),
-            mass[half:].mean(axis=0),
-        ]
-    )
+    by_sign = np.stack([mass[:half].mean(axis=0), mass[half:].mean(axis=0)])
     strongest = by_sign.max(axis=0)
     for series in np.argsort(-strongest, kind="stable").tolist():
         if strongest[series] < strongest.max() and np.log(strongest[series]) <= limit:
@@ -226,15 +218,12 @@ def _find(
         likely = np.flatnonzero(likelihood >= likelihood.max() - _ONSET_DROP)
         length = int(likelihood.argmax()) + 1
         end = first + len(sums)
-        onsets = (
-            end - length,
-            end - int(likely[-1]) - 1,
-            end - int(likely[0]) - 1,
-        )
         yield Shift(
             series,
             sign,
-            *onsets,
+            onset=end - length,
+            earliest=end - int(likely[-1]) - 1,
+            latest=end - int(likely[0]) - 1,
             size=float(sums[length - 1] / length),
         )
 
@@ -251,24 +240,15 @@ def limit_for(windows: Windows, rate: float) -> float:
             (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season,
         ],
     )
-    levels = remove_cycle(
-        windows.values[:first],
-        first,
-        windows.phases[:first],
-        season,
-    )
+    levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
     correlation = RunningBaseline(levels, season, windows.floors).correlation
-    drawn = _draw(levels, correlation, len(phases))
-    alarms = _count_alarms(
-        remove_cycle(drawn, first, phases, season),
-        first,
-        season,
-        windows.floors,
-    )
+    drawn = _draw_levels(levels, correlation, len(phases))
+    without_cycle = remove_cycle(drawn, first, phases, season)
+    alarms = _count_alarms(without_cycle, first, season, windows.floors)
     return _limit_at(rate, alarms)
 
 
-def _draw(levels: Array, correlation: Array, count: int) -> Array:
+def _draw_levels(levels: Array, correlation: Array, count: int) -> Array:
     """Return simulated levels, [simulations, count, m] float32, with innovations that
     are drawn from the `levels`, [R, m].
     """
@@ -311,18 +291,14 @@ def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Arra
     alarms = np.zeros(len(_LIMITS))
     bounds = np.exp(_LIMITS)[:, None]
     for now in range(first, levels.shape[1]):
-        innovation = baseline.innovation(
-            levels[:, now],
-            levels[:, now - 1],
-        ).clip(
-            -_LARGEST,
-            _LARGEST,
-        )
+        innovation = baseline.innovation(levels[:, now], levels[:, now - 1])
+        innovation = innovation.clip(-_LARGEST, _LARGEST)
         mass += 1
         mass *= np.exp(theta * innovation[:, None] - np.square(theta) / 2).astype(np.float32)
         is_alarm = mass.mean(axis=(2, 3)) > bounds
         alarms += is_alarm.sum(axis=1)
         mass[is_alarm] = 0
-        if (joining := now - JOINS_AFTER) >= first:
+        joining = now - JOINS_AFTER
+        if joining >= first:
             baseline.add(levels[:, joining], levels[:, joining - 1])
     return alarms

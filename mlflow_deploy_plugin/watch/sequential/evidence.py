@@ -88,7 +88,7 @@ class Evidence:
         }
         alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
         outcomes = {
-            key: [*map(_finite, astuple(outcome))] for key, outcome in self.outcomes.items()
+            key: [*map(_finite_or_none, astuple(outcome))] for key, outcome in self.outcomes.items()
         }
         return {
             "basis": self.basis,
@@ -137,7 +137,8 @@ def _stored_number(number: Any) -> float | None:
     return None if number is None else float(number)
 
 
-def _finite(part: str | float | None) -> str | float | None:
+def _finite_or_none(part: str | float | None) -> str | float | None:
+    """Return the part of an outcome, with None in place of NaN and infinity."""
     if isinstance(part, float) and not math.isfinite(part):
         return None
     return part

@@ -108,26 +108,25 @@ def reference_levels(
     figures: Collection[str] = FLOORS,
 ) -> ReferenceLevels:
     """Return the figures of the reference's windows with at least half of the usual
-    number of rows.
+    number of rows: those of `figures` that are known in most windows, in all rows and
+    in each segment.
     """
     times, profiles = _windows(reference.pieces)
     used = _UsedWindows.of(reference.pieces, row_counts(profiles))
     values: dict[FigureSeries, Array] = {}
     for segment, part in {"": reference, **segments}.items():
         part_profiles = profiles_at(times, *_windows(part.pieces))
-        for series, by_window in _figures(part, part_profiles, columns, segment):
-            if series.figure in figures and used.know(by_window):
+        for series, by_window in _figure_series(part, part_profiles, columns, segment):
+            if series.figure in figures and used.is_mostly_known(by_window):
                 values[series] = used.select(by_window)
     starts = np.array(times, np.int64)[used.later]
+    table = np.empty((len(starts), 0))
+    if values:
+        table = np.stack([*values.values()], axis=1)
     return ReferenceLevels(
         starts_us=starts,
         series=tuple(values),
-        values=np.stack(
-            [*values.values()],
-            axis=1,
-        )
-        if values
-        else np.empty((len(starts), 0)),
+        values=table,
         floors=np.array([_floor(series, reference.bins[series.column]) for series in values]),
         is_complete=len(profiles) >= reference.pieces.grid.windows,
     )
@@ -151,18 +150,24 @@ class _UsedWindows:
         return cls(later[is_full], earlier[is_full])
 
     def select(self, by_window: Array) -> Array:
+        """Return the figure in the used windows; for `rolling:`, its changes since one
+        lag earlier.
+        """
         if self.earlier is None:
             return by_window[self.later]
         changes: Array = by_window[self.later] - by_window[self.earlier]
         return changes
 
-    def know(self, by_window: Array) -> bool:
+    def is_mostly_known(self, by_window: Array) -> bool:
         """Return True if a figure is known in most windows."""
         is_known = np.isfinite(self.select(by_window))
         return bool(is_known.sum() >= _MOSTLY * max(len(is_known), 1))
 
 
 def _is_full(rows: Array) -> Array:
+    """Return which windows, [N] bool, have at least half of the median number of
+    rows.
+    """
     is_full: Array = rows > 0
     if is_full.any():
         is_full &= 2 * rows >= np.median(rows[is_full])
@@ -170,6 +175,7 @@ def _is_full(rows: Array) -> Array:
 
 
 def _floor(series: FigureSeries, bins: Bins) -> float:
+    """Return the smallest standard deviation of the series, in its own unit."""
     if series.figure == "level" and isinstance(bins, OrderedBins):
         return FLOORS["level"] * bins.scale
     return FLOORS[series.figure]
@@ -190,11 +196,13 @@ def window_levels(
     columns: Sequence[str],
     segment: str,
 ) -> dict[SeriesKey, float]:
-    """Return the known figures of a judged window."""
+    """Return the known figures of a judged window; for `rolling:`, their changes since
+    one lag earlier.
+    """
     is_rolling = bool(reference.pieces.grid.lag_windows)
     profiles = [window, reference.pieces.others] if is_rolling else [window]
     levels: dict[SeriesKey, float] = {}
-    for series, values in _figures(reference, profiles, columns, segment):
+    for series, values in _figure_series(reference, profiles, columns, segment):
         level = float(values[0])
         if is_rolling:
             level -= float(values[1])
@@ -203,12 +211,15 @@ def window_levels(
     return levels
 
 
-def _figures(
+def _figure_series(
     reference: DriftReference,
     profiles: Sequence[Profile],
     columns: Sequence[str],
     segment: str,
 ) -> Iterator[tuple[FigureSeries, Array]]:
+    """Yield each figure of each column with its value per profile, [P] float64. Of a
+    projection, only the spread is a figure.
+    """
     for name in columns:
         if name in reference.bins:
             bins = reference.bins[name]
@@ -239,14 +250,7 @@ def _column_figures(
             level = present @ bins.positions / rows
             yield "level", level
             variance = (present * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
-            yield (
-                "spread",
-                np.where(
-                    variance > 0,
-                    np.log(variance) / 2,
-                    np.nan,
-                ),
-            )
+            yield "spread", np.where(variance > 0, np.log(variance) / 2, np.nan)
         frequent = int(usual.argmax())
         if not isinstance(bins, OrderedBins) or usual[frequent] >= _LEAST_FREQUENT * usual.sum():
             yield "frequent", present[:, frequent] / rows

@@ -122,21 +122,24 @@ def judge_shifts(
         return ShiftVerdict(evidence, notes=(error.message,) if request.false_per_year else ())
     if course is None:
         return ShiftVerdict(evidence)
-    return _verdict(course, evidence, levels, drifted)
+    return _make_verdict(course, evidence, levels, drifted)
 
 
-def _verdict(
+def _make_verdict(
     course: Course,
     evidence: Evidence,
     levels: ReferenceLevels,
     drifted: Collection[str],
 ) -> ShiftVerdict:
+    """Return the shifts of the course with charts, notes and figures; without a budget,
+    only the evidence and the charts.
+    """
     charts = tuple(_charts(course, drifted))
     per_year = course.request.false_per_year
     if per_year is None:
         return ShiftVerdict(evidence, charts=charts)
     evidence = replace(evidence, shifts=course.starts_of_shifts)
-    findings = tuple(_finding(course, shift) for shift in course.shown_shifts)
+    findings = tuple(_make_finding(course, shift) for shift in course.shown_shifts)
     notes = (
         f"budget of this monitor: false alarms per year {per_year:.2g}, of which "
         f"{budget.LASTING_SHARE:.0%} for lasting shifts and the rest for single windows",
@@ -211,22 +214,24 @@ def _restart_baselines(
     series: Sequence[FigureSeries],
     baseline: Mapping[str, datetime],
 ) -> None:
-    """Set the window at which the accepted baseline of each column begins."""
+    """Set the window at which the accepted baseline of each column begins, after the
+    last window if it begins later.
+    """
     for key, since in baseline.items():
         judged = range(windows.reference, len(starts))
-        begin = next(
-            (place for place in judged if starts[place] >= since),
-            len(starts),
-        )
+        begin = next((index for index in judged if starts[index] >= since), len(starts))
         windows.restarts[[figure.key == key for figure in series]] = begin
 
 
-def _finding(course: Course, shift: Shift) -> Finding:
+def _make_finding(course: Course, shift: Shift) -> Finding:
+    """Return the finding about a shift: its mean size since it began, in standard
+    deviations of the reference's windows, and the interval in which it began.
+    """
     series = course.series[shift.series]
-    tracking = course.tracking
-    levels = tracking.levels[shift.onset :, shift.series]
-    size = float(levels.mean() - tracking.baseline.mean[shift.series])
-    deviations = size / float(tracking.baseline.deviation[shift.series])
+    baseline = course.tracking.baseline
+    levels = course.tracking.levels[shift.onset :, shift.series]
+    size = float(levels.mean() - baseline.mean[shift.series])
+    deviations = size / float(baseline.deviation[shift.series])
     now = float(np.nanmean(course.windows.values[shift.onset :, shift.series]))
     onset = _onset(course, shift)
     return Finding(
@@ -239,7 +244,7 @@ def _finding(course: Course, shift: Shift) -> Finding:
         ),
         value=deviations,
         segment=series.segment,
-        change=_change(course, series, now - size, now),
+        change=_describe_change(course, series, now - size, now),
         since=onset.start.isoformat(),
         since_end=onset.end.isoformat(),
         in_a_row=len(levels),
@@ -265,9 +270,12 @@ def _onset(course: Course, shift: Shift) -> Onset:
     return Onset(start, start + length, earliest, starts[shift.latest] + length)
 
 
-def _change(course: Course, series: FigureSeries, before: float, now: float) -> str:
+def _describe_change(course: Course, series: FigureSeries, before: float, now: float) -> str:
+    """Return the change of a figure in words, such as `mean 3.2 → 8.9, higher`. For a
+    rolling reference, the figure is itself a change.
+    """
     is_up = now > before
-    name = _name(course, series)
+    name = _figure_name(course, series)
     if course.request.spec.is_rolling:
         lag = course.request.spec.reference_value
         return f"change of the {name} from {lag} before: {before:+.3g} → {now:+.3g}"
@@ -285,20 +293,23 @@ def _change(course: Course, series: FigureSeries, before: float, now: float) -> 
 
 
 def _measure(course: Course, series: FigureSeries) -> str:
+    """Return the measured figure for `Finding.measure`, such as `share of 'AA'`."""
     if series.figure == MISSING:
         return "share of missing values"
-    if series.figure == "frequent" and (value := _frequent_value(course, series)):
+    value = _frequent_value(course, series) if series.figure == "frequent" else ""
+    if value:
         return f"share of {value}"
-    return _name(course, series)
+    return _figure_name(course, series)
 
 
-def _name(course: Course, series: FigureSeries) -> str:
-    if series.figure != "frequent":
-        return {"level": "mean", "spread": "logarithm of the deviation"}.get(
-            series.figure,
-            series.figure,
-        )
-    return _frequent_value(course, series) or "share of the most frequent value"
+def _figure_name(course: Course, series: FigureSeries) -> str:
+    """Return the name of the figure for changes and charts; the name of a frequent
+    value's share is the value.
+    """
+    if series.figure == "frequent":
+        return _frequent_value(course, series) or "share of the most frequent value"
+    names = {"level": "mean", "spread": "logarithm of the deviation"}
+    return names.get(series.figure, series.figure)
 
 
 def _frequent_value(course: Course, series: FigureSeries) -> str:
@@ -320,16 +331,16 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     """
     windows = _charted_windows(course.starts)
     baseline = course.tracking.baseline
-    for place, shift in islice(_charted_series(course, drifted).items(), _MOST_CHARTS):
-        series = course.series[place]
-        values = course.windows.values[:, place]
-        usual = values - course.tracking.levels[:, place] + baseline.mean[place]
+    for column, shift in islice(_charted_series(course, drifted).items(), _MOST_CHARTS):
+        series = course.series[column]
+        values = course.windows.values[:, column]
+        usual = values - course.tracking.levels[:, column] + baseline.mean[column]
         yield LevelSeries(
-            title=f"{series.key}, {_name(course, series)}",
+            title=f"{series.key}, {_figure_name(course, series)}",
             starts=[course.starts[index] for index in windows],
             values=values[windows].tolist(),
             usual=usual[windows].tolist(),
-            deviation=float(baseline.deviation[place]),
+            deviation=float(baseline.deviation[column]),
             onset=_onset(course, shift) if shift is not None else None,
             key=series.key,
         )
@@ -346,13 +357,16 @@ def _charted_windows(starts: Sequence[datetime]) -> list[int]:
 
 
 def _charted_series(course: Course, drifted: Collection[str]) -> dict[int, Shift | None]:
+    """Return the indices of the series to draw, each with its shift: those with a
+    shift, then the first figure of each drifted column without a shift (None).
+    """
     charted: dict[int, Shift | None] = {shift.series: shift for shift in course.shown_shifts}
     first_figures: dict[str, int] = {}
-    for place, series in enumerate(course.series):
+    for index, series in enumerate(course.series):
         if series.figure != MISSING:
-            first_figures.setdefault(series.key, place)
-    shown = {course.series[place].key for place in charted}
+            first_figures.setdefault(series.key, index)
+    shifted = {course.series[index].key for index in charted}
     for key in drifted:
-        if key in first_figures and key not in shown:
+        if key in first_figures and key not in shifted:
             charted[first_figures[key]] = None
     return charted

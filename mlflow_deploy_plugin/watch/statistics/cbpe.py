@@ -100,10 +100,11 @@ class EstimateError:
     windows: int
 
     def half_width(self, confidence: float) -> float:
-        return max(
-            float(stdtrit(self.windows, (1 + confidence) / 2)) * self.standard,
-            self.largest,
-        )
+        """Return half of the width of the interval: the quantile of Student's t, at
+        least the largest error.
+        """
+        quantile = float(stdtrit(self.windows, (1 + confidence) / 2))
+        return max(quantile * self.standard, self.largest)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ class CbpeEstimate:
     is_corrected: bool
 
     def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | Refused:
+        """Return the estimate of a figure with its interval; Refused if the figure is
+        missing or its error is unknown.
+        """
         value = self.values[name]
         if isinstance(value, Refused):
             return value
@@ -140,11 +144,11 @@ class CbpeEstimate:
         return MetricInterval(
             name,
             value,
-            max(value - half, 0.0),
-            high,
-            rows,
-            "prediction interval",
-            rows,
+            low=max(value - half, 0.0),
+            high=high,
+            rows=rows,
+            method="prediction interval",
+            effective_n=rows,
         )
 
 
@@ -159,20 +163,13 @@ def estimate(
     """
     if answers.probabilities is None:
         return Refused("the model returns no class probabilities, which an estimate needs")
-    fitted = _calibrated(earlier)
+    fitted = _calibrate(earlier)
     chances = fitted.curve(answers.probabilities)
     windows = len(fitted.windows)
     errors: dict[str, EstimateError] = {}
     if windows >= MIN_LABELLED_WINDOWS:
-        errors = dict(
-            _errors(
-                answers,
-                chances,
-                fitted,
-                names,
-                np.random.default_rng(seed),
-            )
-        )
+        rng = np.random.default_rng(seed)
+        errors = dict(_estimate_errors(answers, chances, fitted, names, rng))
     values = expected_metrics(answers, chances)
     error = fitted.calibration_error if windows else None
     return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
@@ -196,16 +193,9 @@ def trust_labels(
             calibrate the probabilities.
     """
     windows = [judged, *earlier]
-    excess, margin = _excesses(
-        windows,
-        [window for window in earlier if window.share >= COMPLETE],
-        confidence,
-    )
-    direction = np.where(
-        np.abs(excess) > margin,
-        np.sign(excess),
-        0,
-    )
+    complete = [window for window in earlier if window.share >= COMPLETE]
+    excess, margin = _excesses(windows, complete, confidence)
+    direction = np.where(np.abs(excess) > margin, np.sign(excess), 0)
     if not direction[0].any():
         return LabelTrust("fits", 0)
     is_same = (direction == direction[0]) & (direction[0] != 0)
@@ -231,7 +221,7 @@ def _excesses(
     expected share, and the margin of this excess: [windows, k] each. `complete` windows
     calibrate the probabilities.
     """
-    fitted = _calibrated(complete)
+    fitted = _calibrate(complete)
     classes = windows[0].answers.judged_classes
     chances = [fitted.curve(_probabilities(window)) for window in windows]
     excess, variance = _mean_excesses(windows, chances, classes)
@@ -257,12 +247,8 @@ def _mean_excesses(
     for window, likely in zip(windows, chances, strict=True):
         labels = window.truth
         called = window.answers.predicted
-        expected = np.column_stack(
-            [
-                likely[:, classes],
-                likely[np.arange(len(labels)), called],
-            ]
-        )
+        of_called = likely[np.arange(len(labels)), called]
+        expected = np.column_stack([likely[:, classes], of_called])
         actual = np.column_stack([labels[:, None] == classes, labels == called])
         excesses.append((actual - expected).mean(axis=0))
         variances.append((expected * (1 - expected)).mean(axis=0) / len(labels))
@@ -281,6 +267,9 @@ def expected_metrics(
 
 
 def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "float | Refused":
+    """Return the expected value of one metric; Refused if it is undefined. Metrics of
+    scores need answers with probabilities.
+    """
     scores = answers.probabilities
     predicted_chances = chances[np.arange(len(chances)), answers.predicted]
     if name == "accuracy":
@@ -291,10 +280,19 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "log_loss":
         return float((chances * log_losses(scores)).sum(axis=1).mean())
     if name == "brier":
-        return float(
-            (chances * np.square(1 - scores) + (1 - chances) * np.square(scores)).sum(axis=1).mean()
-            / 2,
-        )
+        losses = chances * np.square(1 - scores) + (1 - chances) * np.square(scores)
+        return float(losses.sum(axis=1).mean() / 2)
+    return _expected_area(answers, chances, scores)
+
+
+def _expected_area(
+    answers: ClassPredictions,
+    chances: Array,
+    scores: Array,
+) -> "float | Refused":
+    """Return the expected area under the curve, the mean over the classes; Refused if
+    no class has both positive and negative rows.
+    """
     areas = []
     for label in answers.judged_classes:
         above = chances[:, label]  # Each row is partly positive and partly negative.
@@ -313,7 +311,9 @@ def _expected_hits(
     chances: Array,
     predicted_chances: Array,
 ) -> "float | Refused":
-    """Return the expected precision, recall or f1."""
+    """Return the expected precision, recall or f1; Refused if it is undefined.
+    `predicted_chances`, [N], are the chances of the predicted classes.
+    """
     classes = len(answers.classes)
     called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
     hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
@@ -349,7 +349,10 @@ class _Calibrated:
         """
         pairs = list(zip(self.windows, self.chances, strict=True))
         confidences = np.concatenate(
-            [used[np.arange(len(used)), window.answers.predicted] for window, used in pairs],
+            [
+                chances[np.arange(len(chances)), window.answers.predicted]
+                for window, chances in pairs
+            ],
         )
         hit = np.concatenate([window.truth == window.answers.predicted for window, _ in pairs])
         bins = np.empty(len(confidences), np.int64)
@@ -363,7 +366,11 @@ class _Calibrated:
         return float((apart / np.maximum(counts, 1) * counts).sum() / len(confidences))
 
 
-def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
+def _calibrate(earlier: Sequence[LabelledWindow]) -> _Calibrated:
+    """Return the windows with probabilities and labels. They are corrected by isotonic
+    regression if this brings the probabilities of windows that were held out closer to
+    the truth.
+    """
     usable = [
         window
         for window in earlier
@@ -374,8 +381,8 @@ def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
         fits = [_fit(usable[:index] + usable[index + 1 :]) for index in range(len(usable))]
         held_out = [fit(probabilities) for probabilities, fit in zip(raw, fits, strict=True)]
         if _distance(usable, held_out) < _distance(usable, raw):
-            return _Calibrated(usable, held_out, _fit(usable), True)
-    return _Calibrated(usable, raw, lambda probabilities: probabilities, False)
+            return _Calibrated(usable, held_out, _fit(usable), is_corrected=True)
+    return _Calibrated(usable, raw, lambda probabilities: probabilities, is_corrected=False)
 
 
 def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
@@ -405,11 +412,7 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
             return np.stack([1 - parts[0], parts[0]], axis=1)
         stacked = np.stack(parts, axis=1)
         total = stacked.sum(axis=1, keepdims=True)
-        return np.where(
-            total > 0,
-            stacked / np.where(total > 0, total, 1),
-            1 / classes,
-        )
+        return np.where(total > 0, stacked / np.where(total > 0, total, 1), 1 / classes)
 
     return corrected
 
@@ -423,45 +426,35 @@ def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> fl
     return total / sum(len(window.truth) for window in windows)
 
 
-def _errors(
+def _estimate_errors(
     answers: ClassPredictions,
     chances: Array,
     fitted: _Calibrated,
     names: Sequence[str],
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, EstimateError]]:
+    """Yield the error of the estimate of each figure that is known for at least
+    `MIN_LABELLED_WINDOWS` of the `fitted` windows: how far their labels were from their
+    estimates. `chances` are the calibrated probabilities of the `answers`.
+    """
     now = _sampling_variances(answers, chances, names, rng)
-    off: dict[str, list[float]] = {name: [] for name in names}
+    errors: dict[str, list[float]] = {name: [] for name in names}
     before: dict[str, list[float]] = {name: [] for name in names}
-    for window, guess in zip(fitted.windows, fitted.chances, strict=True):
-        real = expected_metrics(
-            window.answers,
-            np.eye(guess.shape[1])[window.truth],
-            names,
-        )
-        guessed = expected_metrics(window.answers, guess, names)
-        variances = _sampling_variances(window.answers, guess, names, rng)
-        for name, difference in _differences(real, guessed):
+    for window, likely in zip(fitted.windows, fitted.chances, strict=True):
+        truth = np.eye(likely.shape[1])[window.truth]
+        actual = expected_metrics(window.answers, truth, names)
+        estimated = expected_metrics(window.answers, likely, names)
+        variances = _sampling_variances(window.answers, likely, names, rng)
+        for name, difference in _differences(actual, estimated):
             if name in variances:
-                off[name].append(difference)
+                errors[name].append(difference)
                 before[name].append(variances[name])
     for name in names:
-        if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
-            variance = float(
-                _prediction_variance(
-                    np.array(off[name]),
-                    np.array(before[name]),
-                    now[name],
-                ),
-            )
-            yield (
-                name,
-                EstimateError(
-                    math.sqrt(variance),
-                    float(np.abs(off[name]).max()),
-                    len(off[name]),
-                ),
-            )
+        sizes = np.array(errors[name])
+        if len(sizes) >= MIN_LABELLED_WINDOWS and name in now:
+            variance = float(_prediction_variance(sizes, np.array(before[name]), now[name]))
+            largest = float(np.abs(sizes).max())
+            yield name, EstimateError(math.sqrt(variance), largest, len(sizes))
 
 
 def _differences(
@@ -481,13 +474,8 @@ def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -
     sampling variance, because a few errors may be small by chance.
     """
     usual = sampling.mean(axis=0)
-    variance: Array = np.maximum(
-        np.square(errors).mean(axis=0),
-        usual,
-    ) + np.maximum(
-        now - usual,
-        0.0,
-    )
+    earlier_variance = np.maximum(np.square(errors).mean(axis=0), usual)
+    variance: Array = earlier_variance + np.maximum(now - usual, 0.0)
     return variance
 
 

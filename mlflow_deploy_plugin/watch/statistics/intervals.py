@@ -107,11 +107,8 @@ class Sampling:
     def of(self, rows: Array) -> "Sampling":
         """Return the sampling of the chosen `rows`, a mask [N]."""
         times = None if self.times is None else self.times[rows]
-        return replace(
-            self,
-            times=times,
-            weights=None if self.weights is None else self.weights[rows],
-        )
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, times=times, weights=weights)
 
     def shares(self, count: int) -> Array:
         """Return the weights of `count` rows, [N], normalised to mean 1."""
@@ -127,8 +124,8 @@ class Sampling:
         """
         count = len(influence)
         pieces = min(_PIECES, count // _PIECE_ROWS)
-        alone = float(np.square(influence).sum())
-        if self.times is None or pieces < _FEWEST_STRETCHES or not alone > 0:
+        independent = float(np.square(influence).sum())
+        if self.times is None or pieces < _FEWEST_STRETCHES or not independent > 0:
             return float(count)
         ordered = influence[np.argsort(self.times, kind="stable")]
         decay = dependence(_sums(ordered, pieces))
@@ -136,10 +133,11 @@ class Sampling:
         if decay.correlation_time > 1:
             length = max(decay.block_length, _TIMES_A_STRETCH * decay.correlation_time)
         stretches = max(pieces // math.ceil(length), _FEWEST_STRETCHES)
-        together = stretches * float(_sums(ordered, stretches).var(ddof=1))
+        dependent = stretches * float(_sums(ordered, stretches).var(ddof=1))
         level = (1 + self.confidence) / 2
-        few = float(ndtri(level) / stdtrit(stretches - 1, level)) ** 2
-        return max(count / max(together / alone, 1.0) * few, 1.0)
+        # The variance of a few stretches is itself uncertain.
+        correction = float(ndtri(level) / stdtrit(stretches - 1, level)) ** 2
+        return max(count / max(dependent / independent, 1.0) * correction, 1.0)
 
 
 def _sums(values: Array, parts: int) -> Array:
@@ -217,21 +215,13 @@ def bootstrap_interval(
     mean = (weights * rows).mean(axis=0)
     slopes = np.ones(1)  # the derivatives of the figure with respect to the means
     if len(mean) > 1:
-        steps = np.diag(
-            np.maximum(
-                1e-4 * rows.std(axis=0),
-                1e-12,
-            )
-        )
+        steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
-    means = _resampled_means(
-        np.hstack([weights * rows, weights]),
-        max(round(effective_n), 1),
-    )
-    means = means[:, :-1] / means[:, -1:]
+    sums = _resampled_means(np.hstack([weights * rows, weights]), max(round(effective_n), 1))
+    means = sums[:, :-1] / sums[:, -1:]
     worth = effective_n * kish_effective_n(weights) / count
-    return _percentiles(name, mean, means, figure, count, worth, sampling.confidence)
+    return _percentile_interval(name, mean, means, figure, count, worth, sampling.confidence)
 
 
 def _resampled_means(rows: Array, size: int) -> Array:
@@ -254,18 +244,12 @@ def bootstrap_counts_interval(
     K], to [..]; `counts` is [K].
     """
     total = round(float(counts.sum()))
+    shares = counts / counts.sum()
     size = max(round(effective_n), 1)
-    drawn = (
-        np.random.default_rng(_SEED).multinomial(
-            size,
-            counts / counts.sum(),
-            RESAMPLES,
-        )
-        / size
-    )
-    return _percentiles(
+    drawn = np.random.default_rng(_SEED).multinomial(size, shares, RESAMPLES) / size
+    return _percentile_interval(
         name,
-        counts / counts.sum(),
+        shares,
         drawn,
         figure,
         total,
@@ -274,7 +258,7 @@ def bootstrap_counts_interval(
     )
 
 
-def _percentiles(
+def _percentile_interval(
     name: str,
     mean: Array,
     means: Array,
@@ -283,6 +267,12 @@ def _percentiles(
     effective_n: float,
     confidence: float,
 ) -> MetricInterval:
+    """Return the figure of the `mean`, [k], with the percentiles of the figure of
+    resampled `means`, [RESAMPLES, k], as its interval.
+
+    Percentiles with fewer than `_TAIL` resamples beyond them are extrapolated by the
+    normal distribution. Resamples in which the figure is undefined are skipped.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(figure(mean))
         drawn = figure(means)
@@ -324,12 +314,7 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     effective_n = sampling.effective_n(influence)
     variance = float(np.square(influence).mean()) / effective_n
     effective_n *= kish_effective_n(weights) / count
-    rarest = int(
-        np.minimum(
-            is_positive.sum(axis=0),
-            (~is_positive).sum(axis=0),
-        ).min()
-    )
+    rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
     bounds = _area_bounds(value, variance, rarest, sampling.confidence)
     return MetricInterval("roc_auc", value, *bounds, count, "DeLong", effective_n)
 
@@ -398,12 +383,11 @@ def criterion_finding(
     if isinstance(measured, Refused):
         return Finding(
             subject,
-            "criterion",
-            "not judged",
-            measured.reason,
-            None,
-            requirement.value,
-            segment,
+            check="criterion",
+            state="not judged",
+            reason=measured.reason,
+            threshold=requirement.value,
+            segment=segment,
         )
     state = criterion_state(requirement.holds(measured.low), requirement.holds(measured.high))
     interval = (
@@ -421,6 +405,9 @@ def criterion_finding(
 
 
 def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
+    """Return the state of a requirement that holds at both ends of an interval, at one
+    or at none.
+    """
     if holds_at_low and holds_at_high:
         return "kept"
     if holds_at_low or holds_at_high:

@@ -69,10 +69,10 @@ class Predictions:
         """
         if self.unusable:
             yield f"{self.unusable:,} labels are not numbers and are skipped"
-        if self.numbers is not None and (
-            unanswered := int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
-        ):
-            yield f"{unanswered:,} labelled rows have a non-numeric answer and are skipped"
+        if self.numbers is not None:
+            unanswered = int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
+            if unanswered:
+                yield f"{unanswered:,} labelled rows have a non-numeric answer and are skipped"
         if self.classified is not None and self.classified.unknown and not self.label_mismatch:
             class_count = len(self.classified.classes) - self.classified.unknown
             text = f"the model does not have ({quote_names(self.classified.classes[class_count:])})"
@@ -135,7 +135,8 @@ class _Columns:
 
     def labels(self) -> pa.Array | None:
         """Return the predicted labels, [N]: the label output, or a prediction of a type
-        without fractions.
+        without fractions. Return None if the model returns no labels, or if several
+        columns may be labels.
         """
         for output in self._outputs:
             if output.role != "label":
@@ -153,16 +154,16 @@ class _Columns:
             names = [PREDICTION]
         else:  # If outputs are not described, the output without fractions is the label.
             names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
-        columns = [
-            column
-            for name in names
-            if (column := self._named(name)) is not None and _may_be_label(column.type)
-        ]
+        columns = []
+        for name in names:
+            column = self._named(name)
+            if column is not None and _may_be_label(column.type):
+                columns.append(column)
         return columns[0] if len(columns) == 1 else None
 
     def probabilities(self) -> Array | None:
-        """Return the class probabilities, [N, C] float64, in the order of the
-        classes.
+        """Return the class probabilities, [N, C] float64, in the order of the classes;
+        None if the log does not have them.
         """
         for output in self._outputs:
             if output.role != "probabilities":
@@ -176,7 +177,7 @@ class _Columns:
 
     def numbers(self) -> Array | None:
         """Return the predicted numbers, [N] float64: the prediction, or the only output
-        with one number per row.
+        with one number per row; None if there is none, or several.
         """
         if self._named(PREDICTION) is not None:
             return as_numbers(self._table, PREDICTION)
@@ -185,6 +186,9 @@ class _Columns:
         return columns[0] if len(columns) == 1 else None
 
     def _base(self, output: Output) -> str:
+        """Return the name of the output's column, or of its columns without their
+        positions.
+        """
         is_prediction = (
             self._prediction == (output.name,) and PREDICTION in self._table.column_names
         )
@@ -193,6 +197,7 @@ class _Columns:
         return OUTPUT_PREFIX + output.name
 
     def _named(self, name: str) -> pa.Array | None:
+        """Return the decoded column; None if the table does not have it."""
         if name in self._table.column_names:
             return decoded(self._table.column(name)).combine_chunks()
         return None
@@ -204,9 +209,8 @@ class _Columns:
         if base in self._table.column_names:
             return [as_numbers(self._table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
-        positions = sorted(
-            int(match[1]) for name in self._table.column_names if (match := pattern.match(name))
-        )
+        matches = filter(None, map(pattern.match, self._table.column_names))
+        positions = sorted(int(match[1]) for match in matches)
         return [as_numbers(self._table, f"{base}.{position}") for position in positions]
 
 
@@ -227,20 +231,17 @@ def _classified(
     name_of = as_text if is_text else as_key
     predicted = _names(labels, name_of)
     truth = _true_names(table, name_of, has_numbers=not is_text)
-    in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
+    in_files = [name for name in map(name_of, classes_in_files) if name is not None]
     classes = _Classes.of(in_files, predicted, truth)
-    called = _places(predicted, classes.indices)
-    true = np.minimum(
-        _places(truth, classes.indices),
-        len(classes.names) - 1,
-    )
+    called = _class_indices(predicted, classes.indices)
+    true = np.minimum(_class_indices(truth, classes.indices), len(classes.names) - 1)
     ordered = None
     if probabilities is not None and in_files:
         ordered = _ordered(probabilities, classes.places(in_files), len(classes.names))
     mismatch = ""
     if _is_other_alphabet(called, true, classes.places(classes.of_model), bool(in_files)):
         mismatch = (
-            f"the labels are {quote_names(_seen(truth))}, the model's classes are "
+            f"the labels are {quote_names(_distinct_names(truth))}, the model's classes are "
             f"{quote_names(classes.of_model)}; they must be the same"
         )
     return Predictions(
@@ -303,8 +304,11 @@ class _Classes:
         predicted: pa.Array,
         truth: pa.Array,
     ) -> "_Classes":
-        of_model = _ascending({*in_files, *_seen(predicted)})
-        only_labels = _ascending({*_seen(truth)} - {*of_model})
+        """Return the classes in the model's files, in its answers and in the labels.
+        Without classes in the files, all are classes of the model.
+        """
+        of_model = _ascending({*in_files, *_distinct_names(predicted)})
+        only_labels = _ascending({*_distinct_names(truth)} - {*of_model})
         names = [*of_model, *only_labels]
         unknown = min(len(only_labels), MOST_CLASSES + 1)
         if not in_files:
@@ -318,34 +322,37 @@ class _Classes:
         return cls(of_model, tuple(names), unknown, indices)
 
     def places(self, names: Sequence[str]) -> Array:
+        """Return the indices of the classes, [C] int64."""
         return np.array([self.indices[name] for name in names], np.int64)
 
 
-def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
+def _is_other_alphabet(called: Array, true: Array, of_model: Array, has_classes: bool) -> bool:
     """Return True if the labels use other class names than the model: no label is a
     class of the model, or some labels are unknown classes and a predicted class never
-    occurs as a label. `called` and `true` are [N] int64 indices; `own` are the indices
-    of the model's classes. Without `has_classes`, only predicted classes are known.
+    occurs as a label.
+
+    Args:
+        called, true: the predicted classes and the labels, [N] int64 indices.
+        of_model: the indices of the model's classes, [C].
+        has_classes: False if only predicted classes are known.
     """
     labelled = true >= 0
-    is_foreign = labelled & ~np.isin(true, own)
+    is_foreign = labelled & ~np.isin(true, of_model)
     if not is_foreign.any():
         return False
     if is_foreign.sum() == labelled.sum() and (has_classes or labelled.sum() >= _FEW_ROWS):
         return True
     if not has_classes:
         return False
-    never = own[~np.isin(own, true)]
+    without_labels = of_model[~np.isin(of_model, true)]
     # With many classes, rare classes lack labels in most windows, so the minimum is
     # also a share of the rows.
-    least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
-    return bool(
-        min(
-            is_foreign.sum(),
-            (labelled & np.isin(called, never)).sum(),
-        )
-        >= least
-    )
+    least = _FEW_ROWS
+    if len(of_model) > 2:
+        least = max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
+    foreign = is_foreign.sum()
+    never_confirmed = (labelled & np.isin(called, without_labels)).sum()
+    return bool(min(foreign, never_confirmed) >= least)
 
 
 def quote_names(names: Sequence[str]) -> str:
@@ -359,6 +366,7 @@ def quote_names(names: Sequence[str]) -> str:
 
 
 def _may_be_label(kind: pa.DataType) -> bool:
+    """Return True if the type has no fractions."""
     types = pa.types
     is_text = types.is_string(kind) or types.is_large_string(kind)
     return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
@@ -370,18 +378,16 @@ def _names(
 ) -> pa.Array:
     """Return the values as text, [N]. `name_of` is called once per distinct value."""
     coded = values.dictionary_encode()
-    names = pa.array(
-        list(map(name_of, coded.dictionary.to_pylist())),
-        pa.string(),
-    )
+    names = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
     return names.take(coded.indices)
 
 
-def _seen(names: pa.Array) -> list[str]:
+def _distinct_names(names: pa.Array) -> list[str]:
     return [name for name in pc.unique(names).to_pylist() if name is not None]
 
 
 def _ascending(names: Iterable[str]) -> list[str]:
+    """Return the names in the order of their numbers; as texts, if one is no number."""
     values = list(names)
     try:
         return sorted(values, key=lambda name: (float(name), name))
@@ -389,11 +395,9 @@ def _ascending(names: Iterable[str]) -> list[str]:
         return sorted(values)
 
 
-def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
-    codes = pc.index_in(
-        names,
-        value_set=pa.array(list(index_of), pa.string()),
-    )
+def _class_indices(names: pa.Array, index_of: dict[str, int]) -> Array:
+    """Return the index of the class in each row, [N] int64; -1 for a missing name."""
+    codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
     return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 
@@ -424,6 +428,9 @@ def version_artifact(request: WindowRequest, model: str, version: str) -> Artifa
 
 
 def row_notes(rows: WindowRows, log: InferenceLog) -> Iterator[str]:
+    """Yield notes on rows of other versions, on a sample of the rows, and on files that
+    cannot be read.
+    """
     for other, count in rows.other_versions.items():
         yield f"{count:,} rows in the window were answered by {other} and are skipped"
     if rows.is_sampled:
@@ -437,5 +444,6 @@ def unreadable_notes(log: InferenceLog) -> Iterator[str]:
     """
     for path in sorted(log.unreadable)[:_SHOWN_FILES]:
         yield f"{path} cannot be read and was skipped: {log.unreadable[path]}"
-    if (more := len(log.unreadable) - _SHOWN_FILES) > 0:
+    more = len(log.unreadable) - _SHOWN_FILES
+    if more > 0:
         yield f"{more:,} more files cannot be read and were skipped"
