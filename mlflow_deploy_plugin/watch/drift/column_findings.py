@@ -84,43 +84,56 @@ def _column_names(
     window: Profile,
     columns: Sequence[str],
 ) -> list[str]:
-    names = sorted(
-        {
-            *reference.bins,
-            *reference.pieces.total.columns,
-            *window.columns,
-        }
-    )
+    """Return the names of the `columns`, by default of all columns, in the reference
+    or the window, without projections.
+    """
+    names = sorted({*reference.bins, *reference.pieces.total.columns, *window.columns})
     return [name for name in names if name not in PROJECTIONS and (not columns or name in columns)]
 
 
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
+    """Return the finding about a column that is missing in the window or in the
+    reference, has another type, or is constant; None for any other column.
+    """
     expected = reference.pieces.total.columns.get(name)
     current = window.columns.get(name)
-
-    def drift(
-        check: Check,
-        reason: str,
-        change: str,
-        value: float = 1.0,
-    ) -> Finding:
-        return Finding(name, check, "drift", reason, value, 0.0, change=change)
-
     if current is None or current.rows == 0:
-        some = sum(name not in piece.columns for piece in reference.pieces.windows)
-        if some:
+        lacking = sum(name not in piece.columns for piece in reference.pieces.windows)
+        if lacking:
             reason = (
-                f"the column is missing, as in {some} of the reference's "
+                f"the column is missing, as in {lacking} of the reference's "
                 f"{len(reference.pieces.windows)} windows"
             )
             return Finding(name, "presence", "no drift", reason)
-        return drift("presence", "the column is in the reference, but not in the window", "gone")
+        reason = "the column is in the reference, but not in the window"
+        return _schema_alarm(name, "presence", reason, "gone")
     if expected is None:
-        return drift(
-            "presence",
-            f"the column is in the window ({current.arrow_type}), but not in the reference",
-            "new",
-        )
+        reason = f"the column is in the window ({current.arrow_type}), but not in the reference"
+        return _schema_alarm(name, "presence", reason, "new")
+    alarm = _type_alarm(name, name in reference.bins, expected, current)
+    return alarm or _constant_finding(name, reference, expected, current)
+
+
+def _schema_alarm(
+    name: str,
+    check: Check,
+    reason: str,
+    change: str,
+    value: float = 1.0,
+) -> Finding:
+    """Return the alarm of an exact check, for which any value above 0 is an alarm."""
+    return Finding(name, check, "drift", reason, value, threshold=0.0, change=change)
+
+
+def _type_alarm(
+    name: str,
+    has_bins: bool,
+    expected: ColumnSketch,
+    current: ColumnSketch,
+) -> Finding | None:
+    """Return the alarm if values in the window have another type than in the
+    reference; None if the types fit.
+    """
     if current.mistyped and not expected.mistyped:
         present_rows = current.rows - current.missing
         usual = expected.arrow_type or current.expected_type
@@ -128,23 +141,21 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
             f"{current.mistyped:,} of {present_rows:,} values have type {current.arrow_type}; the "
             f"reference has {usual}"
         )
-        return drift(
-            "type",
-            reason,
-            f"{usual} → {current.arrow_type}",
-            current.mistyped / max(present_rows, 1),
-        )
+        change = f"{usual} → {current.arrow_type}"
+        share = current.mistyped / max(present_rows, 1)
+        return _schema_alarm(name, "type", reason, change, share)
     # Check columns without a judged distribution (times, binary values) for a change of
     # type.
-    is_judged = name in reference.bins or _families(expected) & _DISTANCES
+    is_judged = has_bins or _families(expected) & _DISTANCES
     if (
         not is_judged
         and current.missing < current.rows
         and _families(expected).isdisjoint(_families(current))
     ):
         reason = f"the type is {current.arrow_type}; the reference has {expected.arrow_type}"
-        return drift("type", reason, f"{expected.arrow_type} → {current.arrow_type}")
-    return _constant_finding(name, reference, expected, current)
+        change = f"{expected.arrow_type} → {current.arrow_type}"
+        return _schema_alarm(name, "type", reason, change)
+    return None
 
 
 def _constant_finding(
@@ -153,24 +164,27 @@ def _constant_finding(
     expected: ColumnSketch,
     current: ColumnSketch,
 ) -> Finding | None:
+    """Return the alarm if the column has a single value, which is unlikely by the
+    reference and occurs in none of its windows; otherwise None.
+    """
     bins = reference.bins.get(name)
     present_rows = current.rows - current.missing
-    only = _only_value(bins, current)
-    if bins is None or not only or present_rows < MIN_COMPARED_ROWS:
+    only_value = _only_value(bins, current)
+    if bins is None or not only_value or present_rows < MIN_COMPARED_ROWS:
         return None
     # the number of bins, except rare values
-    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
-    share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
+    bin_count = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
+    share = expected.counts[:bin_count].max(initial=1) / max(expected.rows - expected.missing, 1)
     if share**present_rows >= _UNLIKELY:
         return None
     columns = list(_own_columns(name, reference.pieces, min(present_rows / 2, MIN_COMPARED_ROWS)))
     if not columns or any(_only_value(bins, column) for column in columns):
         return None
     reason = (
-        f"all {present_rows:,} values are {only}; none of the reference's "
+        f"all {present_rows:,} values are {only_value}; none of the reference's "
         f"{len(reference.pieces.windows)} windows has only one value"
     )
-    return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
+    return _schema_alarm(name, "constant", reason, f"constant {only_value}")
 
 
 def _own_columns(name: str, pieces: ReferencePieces, fewest: float) -> Iterator[ColumnSketch]:
@@ -390,6 +404,9 @@ class _ScoredColumn:
         )
 
     def metrics(self, comparison: "_Comparison") -> dict[str, float]:
+        """Return the score and the distance, and for a column of all rows the shares of
+        missing values.
+        """
         title = alarm_key(shown_name(self.name), self.group.segment)
         metrics = {
             f"drift_score/{title}": self.largest,
@@ -439,7 +456,7 @@ def _in_phase(
     season_us: int,
 ) -> tuple[ColumnSketch | None, str]:
     """Return the column in the reference's windows of the same phase, and their name;
-    None without such windows.
+    None and an empty name without such windows, or for a reference with a lag.
     """
     indices, phase = same_phase(start_us, pieces.grid.length_us, pieces.window_starts_us, season_us)
     if pieces.lagged is None:
@@ -452,8 +469,8 @@ def _in_phase(
         if name in window.columns
     ]
     if parts:
-        return (merge(parts).columns[name], phase)
-    return (None, "")
+        return merge(parts).columns[name], phase
+    return None, ""
 
 
 @dataclass(frozen=True)
@@ -548,8 +565,8 @@ class _Comparison:
         return f"{share} of rows are outside of {ranges} ({self.side}), {usual_text}"
 
     def change(self, check: Check, value: float, usual: float) -> str:
-        """Return the change of the column; empty if unknown. `value` and `usual` are as
-        in `reason`.
+        """Return the change of the column; empty if unknown. `value` is the figure of
+        the check, and `usual` its mean in the reference's own windows.
         """
         current = self.current
         if check == "distribution":
@@ -565,7 +582,9 @@ class _Comparison:
         return f"out of range {usual:.1%} → {share}, more {self.side}"
 
     def _distribution_change(self, distance: float) -> _Change | None:
-        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`."""
+        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`; None
+        if the reference lacks the column or has other bins.
+        """
         before = self.before
         if before is None or len(before.counts) != len(self.current.counts):
             return None
@@ -579,7 +598,10 @@ class _Comparison:
         before: ColumnSketch,
         distance: float,
     ) -> _Change | None:
-        """Return the first change that explains at least half of the distance."""
+        """Return the first change that explains at least half of the distance: of the
+        infinite values, the mean, or the mean and the deviation. Return None if a side
+        has no finite values.
+        """
         current = self.current
         infinite = [before.infinite_share, current.infinite_share]
         # Infinite values are in an outer bin, at most this far away.
@@ -590,30 +612,23 @@ class _Comparison:
             return None
         first = f"mean {before.mean:.4g}"
         if abs(current.mean - before.mean) >= distance * bins.scale / 2:
-            where = "higher" if current.mean > before.mean else "lower"
-            return _Change(first, f"{current.mean:.4g}, {where}")
-        wide = "wider" if current.deviation > before.deviation else "narrower"
-        deviations = f"deviation {before.deviation:.3g} → {current.deviation:.3g}, {wide}"
+            direction = "higher" if current.mean > before.mean else "lower"
+            return _Change(first, f"{current.mean:.4g}, {direction}")
+        direction = "wider" if current.deviation > before.deviation else "narrower"
+        deviations = f"deviation {before.deviation:.3g} → {current.deviation:.3g}, {direction}"
         return _Change(first, f"{current.mean:.4g}, {deviations}")
 
     def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> _Change:
+        """Return the change of the share of the frequent value, or of the rare values,
+        that changed most.
+        """
         shares = [
-            column.counts[:-1]
-            / max(
-                int(column.counts[:-1].sum()),
-                1,
-            )
+            column.counts[:-1] / max(int(column.counts[:-1].sum()), 1)
             for column in (before, self.current)
         ]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
-        by_value = [
-            np.append(
-                share[:frequent],
-                share[frequent:].sum(),
-            )
-            for share in shares
-        ]
+        by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
         # Report an increase of rare or new values, not the decrease of a frequent value
         # that this increase causes.
@@ -630,6 +645,10 @@ class _Comparison:
         before: Array,
         now: Array,
     ) -> _Change:
+        """Return the change of the rare values: of a new value, of the texts of a
+        length, of all new values, or of all rare values, the first that explains
+        enough. `before` and `now` are the shares of the bins of rare values.
+        """
         current = self.current
         value, rows = next(iter(current.unseen_values.items()), ("", 0))
         present_rows = max(current.rows - current.missing, 1)
@@ -637,14 +656,9 @@ class _Comparison:
             return _share_change(f"new value {value!r}", 0.0, rows / present_rows)
         cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
         lengths = cells.sum(axis=2)
-        parts = cells / np.maximum(
-            cells.sum(axis=(1, 2), keepdims=True),
-            1e-9,
-        )
-        if (
-            len(bins.lengths)
-            and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum()
-        ):
+        parts = cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9)
+        of_lengths = bins.divergence(*parts.sum(axis=2)).sum()
+        if len(bins.lengths) and 2 * of_lengths > bins.divergence(*parts).sum():
             index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
             size = _length_text(bins, index)
             return _share_change(f"texts of {size} characters", *lengths[:, index])
@@ -680,8 +694,9 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
 
 
 def _share_change(name: str, first: float, now: float) -> _Change:
-    where = "more often" if now > first else "less often"
-    return _Change(f"{name} {first:.1%}", f"{now:.1%}, {where}")
+    """Return the change of the share of rows that have the named values."""
+    direction = "more often" if now > first else "less often"
+    return _Change(f"{name} {first:.1%}", f"{now:.1%}, {direction}")
 
 
 def _share(rows: int, column: ColumnSketch) -> str:
@@ -705,7 +720,8 @@ def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def describe_worst(subjects: Sequence[str], reason: str) -> str:
-    worst, *rest = dict.fromkeys(subjects)
-    more = f" and {len(rest) - _SHOWN + 1} more" if len(rest) > _SHOWN - 1 else ""
-    also = f"; also {', '.join(rest[: _SHOWN - 1])}{more}" if rest else ""
+    """Return the first subject with its reason, and the names of the next subjects."""
+    worst, *others = dict.fromkeys(subjects)
+    more = f" and {len(others) - _SHOWN + 1} more" if len(others) > _SHOWN - 1 else ""
+    also = f"; also {', '.join(others[: _SHOWN - 1])}{more}" if others else ""
     return f"{worst}: {reason}{also}"

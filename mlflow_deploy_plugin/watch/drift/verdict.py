@@ -184,14 +184,15 @@ def judge_profile(
         "rows": float(window.rows),
         "reference_rows": float(reference.pieces.total.rows),
     }
-    whole = _prepare("", reference, window, spec, accepted)
+    all_rows = ""
+    whole = _prepare_group(all_rows, reference, window, spec, accepted)
     if whole.reason:
         if window.rows < spec.min_rows:
             schema = []
         return _unjudged(rows, whole, schema)
     prepared = [whole]
     for segment, part in (segments or {}).items():
-        prepared.append(_prepare(segment, *part, spec, accepted))
+        prepared.append(_prepare_group(segment, *part, spec, accepted))
     groups = [each.group for each in prepared if not each.reason]
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
@@ -224,13 +225,16 @@ class _Prepared:
         return replace(self, unjudged=[*self.unjudged, *added], reason=reason)
 
 
-def _prepare(
+def _prepare_group(
     segment: str,
     reference: DriftReference,
     window: Profile,
     spec: MonitorSpec,
     accepted: Collection[str],
 ) -> _Prepared:
+    """Return the columns of a segment (empty: of all rows) that can be judged. Accepted
+    columns are left out, and then also the projections, which include them.
+    """
     names, unjudged = column_findings.judgeable_columns(reference, window, spec.columns, segment)
     compared = compared_rows(reference, window.rows, spec)
     group = ColumnGroup(segment, reference, window, names, compared)
@@ -275,6 +279,13 @@ def _conclude(
     season_us: int,
     others: Sequence[Finding],
 ) -> DriftVerdict:
+    """Test the window with the null distribution, and return the verdict.
+
+    Args:
+        rows: the numbers of rows, which precede the figures.
+        rate: the false-alarm rate of the test.
+        others: the findings about columns whose distributions are not judged.
+    """
     window = np.stack(
         [
             judged_figures(group, name, abs(start_us))
@@ -317,6 +328,7 @@ def _conclude(
 
 
 def _evidence(null: distribution.NullDistribution, rate: float, p_value: float) -> str:
+    """Return the p-value and the windows that it is compared with, as a text."""
     evidence = f"p = {p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}"
     if null.independent_n < distribution.needed_windows(rate):
         evidence += _worth(null)
@@ -391,6 +403,7 @@ def _notes(
 
 
 def _few(windows: float) -> str:
+    """Return a number of windows, with two digits if it is small."""
     if windows >= 10:
         return f"{windows:.0f}"
     return f"{windows:.2g}"
@@ -409,13 +422,13 @@ def null_distribution(
         return _compute_null(groups, rate, independent_rows)
     files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES)
     path = files.path(_key_of(groups, rate, independent_rows))
-    cached = _read(path)
+    cached = _read_null(path)
     if cached is not None:
         return cached
     fresh = _compute_null(groups, rate, independent_rows)
     if not isinstance(fresh, Refused):
         with files.writing(path) as temporary:
-            _write(fresh, temporary)
+            _write_null(fresh, temporary)
     return fresh
 
 
@@ -424,6 +437,9 @@ def _compute_null(
     rate: float,
     independent_rows: bool,
 ) -> distribution.NullDistribution | Refused:
+    """Return the null distribution with the measured false alarms of its windows;
+    Refused if the reference supports none with this rate.
+    """
     # The levels of projections depend on the levels of the columns, and would hide
     # alarms of the columns.
     column_groups = [replace(group, columns=group.own_columns) for group in groups]
@@ -444,7 +460,9 @@ def _compute_null(
 
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
-    """Return the first null of `_candidates` that supports the rate."""
+    """Return the preferred null that supports the rate; Refused with the remedies if
+    none does.
+    """
     needed = distribution.needed_windows(rate)
     supported = []
     for null in _candidates(group, needed):
@@ -462,10 +480,10 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
         )
     windows = int(Contiguous.cut(row_counts(pieces.windows), group.compared).effective_n)
     worth = f", worth {most} with overlapping and resampled windows" if most > windows else ""
+    remedy = _supported_rate(most) or "no rate is supported: "
     return Refused(
         f"{needs} windows of {length} in the reference, and it has {windows}{worth}; "
-        f"{_supported_rate(most) or 'no rate is supported: '}judge shorter windows, or use a "
-        "longer reference",
+        f"{remedy}judge shorter windows, or use a longer reference",
     )
 
 
@@ -542,14 +560,17 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
     return digest.hexdigest()[:40]
 
 
-def _write(null: distribution.NullDistribution, path: Path) -> None:
+def _write_null(null: distribution.NullDistribution, path: Path) -> None:
     about = {name: getattr(null, name) for name in _PLAIN}
     about["held_out"] = asdict(null.held_out)
     arrays = {name: getattr(null, name) for name in _ARRAYS}
     np.savez(path, about=np.array(json.dumps(about)), **arrays)
 
 
-def _read(path: Path) -> distribution.NullDistribution | None:
+def _read_null(path: Path) -> distribution.NullDistribution | None:
+    """Return the stored null, and mark its file as used; None if the file does not
+    exist or cannot be read.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))

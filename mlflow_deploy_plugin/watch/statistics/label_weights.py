@@ -126,13 +126,16 @@ def weigh_labels(
     no_row = np.zeros(len(table), bool)
     missing = int((~labelled).sum())
     if missing < _FEWEST_UNLABELLED or not labelled.any():
-        return LabelWeights(labelled, (), (), False, None, no_row)
-    traits = _traits(
-        table,
-        predictions,
-        columns,
-        min(missing, int(labelled.sum())),
-    )
+        return LabelWeights(
+            labelled,
+            compared=(),
+            differing=(),
+            is_selected=False,
+            weights=None,
+            unknown=no_row,
+        )
+    rarer = min(missing, int(labelled.sum()))
+    traits = _find_traits(table, predictions, columns, rarer)
     differing = []
     is_selected = False
     for name, codes in traits.items():
@@ -140,13 +143,14 @@ def weigh_labels(
         if p_value < rate / len(traits):
             differing.append(name)
             is_selected |= name != _EVENT_TIME and strength >= _MATERIAL
-    weights, unknown = (
-        _weights([traits[name] for name in differing], labelled) if differing else (None, no_row)
-    )
+    weights = None
+    unknown = no_row
+    if differing:
+        weights, unknown = _balance_rows([traits[name] for name in differing], labelled)
     return LabelWeights(labelled, tuple(traits), tuple(differing), is_selected, weights, unknown)
 
 
-def _traits(
+def _find_traits(
     table: pa.Table,
     predictions: Predictions,
     columns: Sequence[str],
@@ -184,17 +188,8 @@ def _cut(values: Array, bins: int) -> Array:
     is_known = np.isfinite(values)
     if not is_known.any():
         return np.zeros(len(values), np.int64)
-    edges = np.unique(
-        np.quantile(
-            values[is_known],
-            np.arange(1, bins) / bins,
-        )
-    )
-    return np.where(
-        is_known,
-        np.searchsorted(edges, values, side="right"),
-        len(edges) + 1,
-    )
+    edges = np.unique(np.quantile(values[is_known], np.arange(1, bins) / bins))
+    return np.where(is_known, np.searchsorted(edges, values, side="right"), len(edges) + 1)
 
 
 def _largest(codes: Array) -> Array:
@@ -211,26 +206,12 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
     """
     from scipy.stats import chi2_contingency  # The import takes 0.8 s and 48 MB.
 
-    counts = np.stack(
-        [
-            np.bincount(
-                codes[labelled == side],
-                minlength=codes.max() + 1,
-            )
-            for side in (True, False)
-        ],
-    )
-    expected = counts.sum(axis=0) * min(
-        labelled.mean(),
-        1 - labelled.mean(),
-    )
-    rare = expected < _FEWEST_LIKE
-    parts = np.column_stack(
-        [
-            counts[:, ~rare],
-            counts[:, rare].sum(axis=1),
-        ]
-    )
+    groups = codes.max() + 1
+    sides = (labelled, ~labelled)
+    counts = np.stack([np.bincount(codes[side], minlength=groups) for side in sides])
+    expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
+    is_rare = expected < _FEWEST_LIKE
+    parts = np.column_stack([counts[:, ~is_rare], counts[:, is_rare].sum(axis=1)])
     parts = parts[:, parts.sum(axis=0) > 0]
     if parts.shape[1] < 2:
         return 1.0, 0.0
@@ -238,25 +219,25 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
     return float(tested.pvalue), float(np.sqrt(tested.statistic / len(codes)))
 
 
-def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
-    """Return the number of rows that each labelled row represents, and a mask of rows
-    without a representative.
+def _balance_rows(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
+    """Return the number of rows that each labelled row represents, [N], and a mask of
+    rows without a representative, [N] bool. If the weights would be worth too few rows,
+    return None and the mask of all unlabelled rows.
     """
     is_rare = np.zeros(len(labelled), bool)
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
         is_rare |= with_label[codes] < _FEWEST_LIKE
     weights = np.ones(len(labelled))
-    spoken_for = np.flatnonzero(~is_rare)
-    if not len(spoken_for):
+    represented = np.flatnonzero(~is_rare)
+    if not len(represented):
         return None, ~labelled
-    strata = _strata(
-        _propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]),
-        labelled[spoken_for],
-    )
+    is_labelled = labelled[represented]
+    propensities = _propensities([codes[represented] for codes in traits], is_labelled)
+    strata = _strata(propensities, is_labelled)
     rows = np.bincount(strata)
-    with_label = np.bincount(strata, labelled[spoken_for])
-    weights[spoken_for] = (rows / np.maximum(with_label, 1))[strata]
+    with_label = np.bincount(strata, is_labelled)
+    weights[represented] = (rows / np.maximum(with_label, 1))[strata]
     if kish_effective_n(weights[labelled]) < _LEAST_WORTH:
         return None, ~labelled
     return weights, is_rare & ~labelled
@@ -270,11 +251,7 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
     from sklearn.linear_model import LogisticRegression  # The import takes a second.
     from sklearn.preprocessing import OneHotEncoder
 
-    cells, inverse = np.unique(
-        np.stack(traits, axis=1),
-        axis=0,
-        return_inverse=True,
-    )
+    cells, inverse = np.unique(np.stack(traits, axis=1), axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
     rows = np.bincount(inverse).astype(np.float64)
     hits = np.bincount(inverse, labelled)

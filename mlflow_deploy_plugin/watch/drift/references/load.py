@@ -96,8 +96,8 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows to freeze bins on; the rows change only with
-        the log. Raises NotFound.
+        """Return at most `MAX_ROWS` rows to freeze bins on, which are stored beside the
+        log and change only with it. Raises NotFound if there are no rows.
         """
         versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
         if self.version:
@@ -187,7 +187,7 @@ def pinned_window(
     this part has no rows.
     """
     span = parse_window(request.spec.reference_value)
-    past, notes = _past(request, model, version, span, span)
+    past, notes = _find_past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
         notes.append(
             f"the window overlaps the reference {span}, so a change in the window is also in the "
@@ -232,37 +232,48 @@ def rolling_windows(
     sampled = Window(*bin_period(oldest.start, start, span))
     if next(request.log.walk_hours(request.endpoint, sampled), None) is None:
         sampled = Window(first, start)
-    past, notes = _past(request, model, version, Window(first, start), sampled)
+    past, notes = _find_past(request, model, version, Window(first, start), sampled)
     same = Window(start - lag, start - lag + length)
     return replace(past, lag=lag), [f"compared with the window {text} before, {same}", *notes]
 
 
-def _past(
+def _find_past(
     request: WindowRequest,
     model: str,
     version: str,
     span: Window,
     sampled: Window,
 ) -> tuple[LogReference, list[str]]:
+    """Return the version's rows in the span, whose bins are frozen on the rows in
+    `sampled`. If the version has no rows, use those of all versions, and return a note.
+
+    Raises NotFound if the span has no rows.
+    """
     versions = hourly.window_versions(request.log, request.endpoint, span)
     if not versions:
         raise NotFound(
             f"the reference is empty: no rows of {request.endpoint!r} were captured in {span}",
         )
+    sampled_versions = versions
     if span != sampled:
-        same = hourly.window_versions(request.log, request.endpoint, sampled)
-    else:
-        same = versions
-    if (model, version) in versions and (model, version) in same:
+        sampled_versions = hourly.window_versions(request.log, request.endpoint, sampled)
+    if (model, version) in versions and (model, version) in sampled_versions:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
     sources = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
     note = (
         f"{model} version {version} has no rows in the reference {span}; rows of {sources} are "
         "used instead"
     )
-    if not same:
+    if not sampled_versions:
         sampled = span
-    return LogReference(request.log, request.endpoint, "", "", span, sampled), [note]
+    return LogReference(
+        request.log,
+        request.endpoint,
+        model="",
+        version="",
+        span=span,
+        sampled=sampled,
+    ), [note]
 
 
 _LOG_REFERENCES: Mapping[
@@ -294,7 +305,13 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     if kind in _LOG_REFERENCES:
         log_reference, log_notes = _LOG_REFERENCES[kind](request, model, version)
         shown = f"the captured rows of {log_reference.span}"
-        rows = ReferenceRows(log_reference.sample(), None, "", shown, tuple(log_notes))
+        rows = ReferenceRows(
+            log_reference.sample(),
+            times=None,
+            model_id="",
+            shown=shown,
+            notes=tuple(log_notes),
+        )
     else:
         rows = _load_rows(request, model, version)
     capture = request.capture

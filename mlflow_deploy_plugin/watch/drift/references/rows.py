@@ -99,7 +99,7 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -
     InvalidArtifact (no readable reference) and RegistryUnavailable.
     """
     shown = f"model {model} version {version}"
-    served = _served(state_dir, model, version)
+    served = _served_folder(state_dir, model, version)
     if served:
         return _read_sample(*_reference_of(served, shown), shown)
     resolved = resolve(served_version_uri(model, version))
@@ -124,7 +124,7 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
     temporary copy from the registry. Raises NotFound if the version does not exist, and
     RegistryUnavailable if MLflow does not answer.
     """
-    served = _served(state_dir, model, version)
+    served = _served_folder(state_dir, model, version)
     if served:
         yield served
         return
@@ -142,7 +142,8 @@ def signature_types(
     """
     try:
         source = (
-            _served(state_dir, model, version) or resolve(served_version_uri(model, version)).source
+            _served_folder(state_dir, model, version)
+            or resolve(served_version_uri(model, version)).source
         )
         dtypes = logged_columns(str(source)).dtypes
     except (InvalidConfig, NotFound):
@@ -150,7 +151,10 @@ def signature_types(
     return {name: pa.type_for_alias(dtype) for name, dtype in dtypes.items()}
 
 
-def _served(state_dir: Path, model: str, version: str) -> Path | None:
+def _served_folder(state_dir: Path, model: str, version: str) -> Path | None:
+    """Return the folder of the version if a server on this machine serves it; otherwise
+    None.
+    """
     served_state = read_state(state_dir / WANTED, Wanted) or Wanted()
     for endpoint in served_state.endpoints.values():
         for variant in endpoint.variants.values():
@@ -228,6 +232,11 @@ class _Dataset:
     is_text: bool
 
     def reference_rows(self, exclude: Collection[str]) -> ReferenceRows:
+        """Return the rows, with the column of times renamed to the log's event time. A
+        note reports that only some rows are read.
+
+        Raises InvalidConfig if the dataset has no rows, or its times cannot be read.
+        """
         name_in_messages = self.shown
         table = self.table
         if not len(table):
@@ -245,7 +254,7 @@ class _Dataset:
             notes = (
                 f"{name_in_messages} has {self.rows:,} rows, of which {len(table):,} are read",
             )
-        return ReferenceRows(table, times, "", name_in_messages, notes)
+        return ReferenceRows(table, times, model_id="", shown=name_in_messages, notes=notes)
 
 
 def _read_dataset(uri: str) -> _Dataset:

@@ -227,7 +227,14 @@ def cut_pieces(
     """
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
-        grid = WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False)
+        grid = WindowGrid(
+            start_us=0,
+            length_us=length_us,
+            windows=0,
+            window_steps=_steps_of(length_us),
+            max_windows=0,
+            keeps_steps=False,
+        )
         return ReferencePieces((), (), (), grid, total)
     grid = window_grid(
         bins,

@@ -56,12 +56,12 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
 
 def feature_columns(
     table: pa.Table,
-    known: Collection[str] = (),
+    names_in_reference: Collection[str] = (),
 ) -> Iterator[tuple[str, pa.ChunkedArray]]:
     """Yield the name and values of each column, with lists summarised, without the
     log's own columns.
     """
-    summarised = summarise_lists(table, known)
+    summarised = summarise_lists(table, names_in_reference)
     for name in summarised.column_names:
         if not name.startswith(OWN_PREFIX):
             yield name, summarised.column(name)

@@ -147,6 +147,7 @@ class SketchStore:
             return {}
 
     def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
+        """Write the profiles of the day's hours to a file beside the log."""
         identities: list[tuple[str, ...]] = []
         profiles: list[sketch.Profile] = []
         for start, hour in hours.items():
@@ -409,6 +410,9 @@ def spark_window_profile(
         return sketch.merge([])
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the profile of each numbered day, or the reason why its rows cannot be
+        read. Spark calls this function on its workers.
+        """
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 try:
@@ -427,16 +431,8 @@ def spark_window_profile(
                     },
                 )
 
-    parts = (
-        session.range(
-            0,
-            len(days),
-            1,
-            len(days),
-        )
-        .mapInArrow(task, _RESULT)
-        .collect()
-    )
+    numbers = session.range(0, len(days), step=1, numPartitions=len(days))
+    parts = numbers.mapInArrow(task, _RESULT).collect()
     for part in parts:
         if part["failure"]:
             raise OnnxserveError(f"{days[part['number']]}: {part['failure']}")
@@ -445,17 +441,25 @@ def spark_window_profile(
 
 
 def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
+    """Return a table with a row per column of each profile. Before the columns, each
+    profile has a row without a name, for its number of rows.
+    """
     numbers: list[int] = []
     columns: list[sketch.ColumnSketch] = []
     for number, profile in enumerate(profiles):
-        columns.append(sketch.ColumnSketch("", "other", "", _NO_COUNTS, profile.rows))
+        columns.append(
+            sketch.ColumnSketch(
+                name="",
+                kind="other",
+                arrow_type="",
+                counts=_NO_COUNTS,
+                rows=profile.rows,
+            ),
+        )
         columns += profile.columns.values()
         numbers += [number] * (1 + len(profile.columns))
     counts = [column.counts for column in columns]
-    offsets = pa.array(
-        np.cumsum([0, *map(len, counts)]),
-        pa.int32(),
-    )
+    offsets = pa.array(np.cumsum([0, *map(len, counts)]), pa.int32())
     arrays = {
         "profile": numbers,
         "name": [column.name or None for column in columns],

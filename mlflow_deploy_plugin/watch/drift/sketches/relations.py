@@ -151,6 +151,9 @@ def _variables(
     before: Mapping[str, Array],
     now: Mapping[str, Array],
 ) -> Iterator[_Variable]:
+    """Yield the variables of the columns in both samples: a column of numbers is one
+    variable, and each frequent category is one.
+    """
     for name in relation_tables(bins):
         if name in before and name in now:
             frozen = bins[name]

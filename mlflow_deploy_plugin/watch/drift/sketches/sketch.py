@@ -147,20 +147,14 @@ def sketch_batches(
     bins: Mapping[str, Bins],
     batches: Iterable[pa.Table | pa.RecordBatch],
 ) -> Profile:
-    """Return the profile of all rows in the batches. The columns of batches may differ
-    (`feature_columns`).
+    """Return the profile of all rows in the batches. The columns of batches may
+    differ.
     """
-    return merge(
-        [
-            sketch_groups(
-                bins,
-                table,
-                np.zeros(len(table), np.int64),
-                1,
-            )[0]
-            for table in coalesce_batches(batches)
-        ],
-    )
+    profiles: list[Profile] = []
+    for table in coalesce_batches(batches):
+        one_group = np.zeros(len(table), np.int64)
+        profiles += sketch_groups(bins, table, one_group, 1)
+    return merge(profiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +257,7 @@ def merge(profiles: Iterable[Profile]) -> Profile:
 
 
 def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
+    """Return the sketch of a column in all rows together."""
     if len(parts) == 1:
         return parts[0]
     # Ignore the type of a file in which all values are null, because this type is
@@ -302,6 +297,9 @@ def _merge_moments(parts: Sequence[ColumnSketch]) -> tuple[int, float, float]:
 
 
 def _merge_fresh(parts: Sequence[ColumnSketch]) -> dict[str, int]:
+    """Return the unseen categories with their row counts, of over `KEPT_VALUES` those
+    with the smallest ratio of hash to rows.
+    """
     fresh = Counter[str]()
     for part in parts:
         if part.fresh:
@@ -364,7 +362,9 @@ def _count_column(
     bins: Bins | None,
     groups: _Groups,
 ) -> ColumnCounts:
-    """Return the fields of a `ColumnSketch` by name, each with a value per group."""
+    """Return the fields of a `ColumnSketch` by name, each with a value per group. If
+    the values do not fit the bins, they are only counted.
+    """
     raw_column = decoded(column)
     column = _booleans_alike(raw_column, bins)
     family = type_family(column.type)
@@ -373,7 +373,7 @@ def _count_column(
     # A reference without values accepts numbers and categories.
     takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
     if family in takes:
-        count_values = _numbers if family == "number" else _texts
+        count_values = _count_numbers if family == "number" else _count_texts
         counted = count_values(column, bins, groups)
         return {**counted, "arrow_type": repeat(_type_name(raw_column.type))}
     counted = _count_missing(column, bins.size + 1, groups)
@@ -434,14 +434,17 @@ def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArr
     return column
 
 
-def _numbers(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts:
+def _count_numbers(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts:
+    """Return the fields of a column of numbers. Numbers may also be categories, whose
+    new values are counted.
+    """
     values = as_floats(column)
     is_known = ~np.isnan(values)
     is_missing = ~is_known
     fields: ColumnCounts = {
         "kind": repeat("number"),
         "missing": groups.sizes(is_missing).tolist(),
-        **_moments(values, is_known, groups),
+        **_measure_moments(values, is_known, groups),
     }
     values = round_to_reference(values, bins.arrow_type)
     if isinstance(bins, OrderedBins):
@@ -450,18 +453,10 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCoun
         fields["above"] = groups.sizes(values > bins.maximum).tolist()
     else:
         distinct, inverse = np.unique(values[is_known], return_inverse=True)
-        table = np.array(
-            [
-                bins.codes.get(
-                    float(value),
-                    len(bins.codes),
-                )
-                for value in distinct
-            ],
-            dtype=np.int64,
-        )
+        rare = len(bins.codes)
+        code_list = [bins.codes.get(float(value), rare) for value in distinct]
         codes = np.zeros(len(values), np.int64)
-        codes[is_known] = table[inverse]
+        codes[is_known] = np.array(code_list, dtype=np.int64)[inverse]
         names = np.array([f"{value:g}" for value in distinct], dtype=object)
         occurring = _DistinctValues(names, hash_numbers(distinct), inverse)
         fields |= _fresh(bins, occurring, groups[is_known])
@@ -471,7 +466,8 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCoun
     return fields
 
 
-def _texts(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts:
+def _count_texts(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts:
+    """Return the fields of a column of categories, booleans or only missing values."""
     encoded = pc.cast(column, pa.large_string()).combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     inverse = encoded.indices.drop_null().to_numpy().astype(np.int64)
@@ -484,12 +480,16 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts
         values = _DistinctValues(texts, hash_texts(texts), inverse)
         codes[is_known] = bins.codes_of_texts(distinct, values.hashes)[inverse]
         fields |= _fresh(bins, values, groups[is_known])
-    fields["counts"] = counts = groups.histograms(codes, bins.size + 1)
+    counts = groups.histograms(codes, bins.size + 1)
+    fields["counts"] = counts
     fields["missing"] = counts[:, -1].tolist()
     return fields
 
 
-def _moments(numbers: Array, is_known: Array, groups: _Groups) -> ColumnCounts:
+def _measure_moments(numbers: Array, is_known: Array, groups: _Groups) -> ColumnCounts:
+    """Return the range, and the number, mean and squared deviations of the finite
+    numbers in each group. `is_known`, [N] bool, is False for NaN.
+    """
     count = groups.count
     owners = groups.of_rows
     minimum = np.full(count, np.inf)
@@ -499,7 +499,7 @@ def _moments(numbers: Array, is_known: Array, groups: _Groups) -> ColumnCounts:
         owners = owners[is_known]
     np.minimum.at(minimum, owners, numbers)
     np.maximum.at(maximum, owners, numbers)
-    some = np.bincount(owners, minlength=count) > 0
+    has_numbers = np.bincount(owners, minlength=count) > 0
     is_finite = np.isfinite(numbers)
     if not is_finite.all():
         numbers = numbers[is_finite]
@@ -519,8 +519,8 @@ def _moments(numbers: Array, is_known: Array, groups: _Groups) -> ColumnCounts:
         )
         m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
     return {
-        "minimum": np.where(some, minimum, np.nan).tolist(),
-        "maximum": np.where(some, maximum, np.nan).tolist(),
+        "minimum": np.where(has_numbers, minimum, np.nan).tolist(),
+        "maximum": np.where(has_numbers, maximum, np.nan).tolist(),
         "finite": finite.tolist(),
         "mean": mean.tolist(),
         "m2": m2.tolist(),
@@ -538,6 +538,9 @@ class _DistinctValues:
     of_rows: Array
 
     def label(self, value: int) -> str:
+        """Return the name of the value with this index; a long name is cut, and ends
+        with its hash.
+        """
         name: str = self.names[value]
         if len(name) > _LONGEST:
             return f"{name[:60]}…{int(self.hashes[value]):016x}"
@@ -545,7 +548,9 @@ class _DistinctValues:
 
 
 def _fresh(bins: CategoryBins, values: _DistinctValues, groups: _Groups) -> ColumnCounts:
-    """Return row counts and names of values that the reference lacks."""
+    """Return row counts and names of values that the reference lacks, per group; empty
+    if there are none.
+    """
     first = np.searchsorted(bins.known, values.hashes)
     is_fresh = first == np.searchsorted(bins.known, values.hashes, side="right")
     if not is_fresh.any():
