@@ -91,19 +91,16 @@ def regression_metrics(
     names: Sequence[str],
     sampling: intervals.Sampling,
 ) -> Metrics:
-    """Return the metrics of N > 0 rows; both arrays are [N] float64 and finite."""
-    if (
-        max(
-            np.abs(truth).max(),
-            np.abs(predicted).max(),
-        )
-        > _LARGEST
-    ):
+    """Return the metrics of N > 0 rows, or the reason why a metric is undefined; both
+    arrays are [N] float64 and finite.
+    """
+    largest = max(np.abs(truth).max(), np.abs(predicted).max())
+    if largest > _LARGEST:
         return dict.fromkeys(
             names,
             Refused(f"labels or answers above {_LARGEST:g} are too large to square"),
         )
-    off = truth - predicted
+    errors = truth - predicted
     centred = truth - truth.mean()
 
     def root(means: Array) -> Array:
@@ -116,15 +113,16 @@ def regression_metrics(
         share: Array = 1 - squares / (spread - np.square(offset))
         return share
 
-    made_of: dict[str, tuple[Array, Callable[[Array], Array]]] = {
-        "mae": (np.abs(off)[:, None], _first),
-        "rmse": (np.square(off)[:, None], root),
+    # the rows whose means give each metric, and the metric of these means
+    rows_and_figure: dict[str, tuple[Array, Callable[[Array], Array]]] = {
+        "mae": (np.abs(errors)[:, None], _first),
+        "rmse": (np.square(errors)[:, None], root),
         "mape": (
-            (np.abs(off) / np.maximum(np.abs(truth), EPSILON))[:, None],
+            (np.abs(errors) / np.maximum(np.abs(truth), EPSILON))[:, None],
             _first,
         ),
         "r2": (
-            np.stack([np.square(off), centred, np.square(centred)], axis=1),
+            np.stack([np.square(errors), centred, np.square(centred)], axis=1),
             explained,
         ),
     }
@@ -133,7 +131,7 @@ def regression_metrics(
         if name == "r2" and (len(truth) < 2 or not np.ptp(truth)):
             results[name] = Refused("all labels are equal; r2 needs two different labels")
         else:
-            results[name] = intervals.bootstrap_interval(name, *made_of[name], sampling)
+            results[name] = intervals.bootstrap_interval(name, *rows_and_figure[name], sampling)
     return results
 
 
@@ -146,16 +144,17 @@ def _roc_auc(
     """Return the area under the ROC curve: of the second class of two, otherwise the
     mean over the classes that have labels.
     """
-    seen = np.unique(truth)
-    if len(seen) < 2:
+    labels = np.unique(truth)
+    if len(labels) < 2:
+        only_label = answers.classes[int(labels[0])]
         return Refused(
-            f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different labels",
+            f"all labels are {only_label!r}; roc_auc needs two different labels",
         )
     if answers.is_binary:
         classes = np.array([1])
     else:
-        classes = seen[seen < len(answers.classes) - answers.unknown]
-    if not np.isin(classes, seen).all():
+        classes = labels[labels < len(answers.classes) - answers.unknown]
+    if not np.isin(classes, labels).all():
         return Refused(f"no label is {answers.classes[1]!r}")
     return intervals.auc_interval(
         truth[:, None] == classes,
@@ -203,7 +202,7 @@ def _confusion_metric(
         true = truth == 1
         called = answers.predicted == 1
         positive = repr(answers.classes[1])
-        rows, none = {
+        rows, refusal = {
             "precision": (called, f"no row was predicted as {positive}"),
             "recall": (true, f"no label is {positive}"),
             "f1": (
@@ -212,7 +211,7 @@ def _confusion_metric(
             ),
         }[name]
         if not rows.any():
-            return Refused(none)
+            return Refused(refusal)
         if name != "f1":
             return intervals.share_interval(name, (true & called)[rows], sampling.of(rows))
     if len(answers.classes) > MOST_CLASSES:
@@ -256,11 +255,11 @@ def _hits_of_cells(name: str, cells: Array, answers: ClassPredictions) -> tuple[
     """
     true, called = np.divmod(cells, len(answers.classes))
     if answers.is_binary:
-        seen = np.array([1])
+        labels = np.array([1])
     else:
-        seen = np.union1d(true, called)
-    is_true = (true[:, None] == seen).astype(np.float64)
-    is_called = (called[:, None] == seen).astype(np.float64)
+        labels = np.union1d(true, called)
+    is_true = (true[:, None] == labels).astype(np.float64)
+    is_called = (called[:, None] == labels).astype(np.float64)
     return is_true * is_called, HITS_DIVISORS[name](is_true, is_called)
 
 
