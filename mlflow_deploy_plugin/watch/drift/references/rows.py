@@ -175,6 +175,9 @@ def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
 
 
 def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
+    """Return the rows of a saved model's reference. Raises InvalidArtifact if the file
+    cannot be read.
+    """
     try:
         table = read_parquet(path)
         times = event_times(table)
@@ -203,8 +206,8 @@ def load_datasets(
             that is inferred from the texts of all datasets.
         exclude: columns that are not the event times.
 
-    Raises NotFound, InvalidConfig if a dataset cannot be read or has several time
-    columns, and RegistryUnavailable.
+    Raises NotFound if a dataset does not exist, InvalidConfig if it cannot be read or
+    has several time columns, and RegistryUnavailable if its storage does not answer.
     """
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
@@ -264,7 +267,7 @@ def _read_dataset(uri: str) -> _Dataset:
             table, count = _read_csv(files)
         else:
             table, count = _read_rows(path)
-        return _Dataset(dataset_name(uri), table, count, bool(files))
+        return _Dataset(dataset_name(uri), table, count, is_text=bool(files))
 
 
 def _read_csv(files: Sequence[Path]) -> tuple[pa.Table, int]:

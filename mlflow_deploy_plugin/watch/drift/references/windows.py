@@ -80,18 +80,16 @@ class WindowGrid(NamedTuple):
         spaced.
         """
         if self.lag_windows and count > self.max_windows:
-            later = np.linspace(
-                self.lag_windows,
-                count - 1,
-                self.max_pairs,
-            ).astype(np.int64)
-            return np.union1d(
-                np.append(later, count - self.lag_windows),
-                later - self.lag_windows,
-            )
+            later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
+            # The judged window, which follows the grid, also needs its earlier window.
+            of_judged = count - self.lag_windows
+            return np.union1d(np.append(later, of_judged), later - self.lag_windows)
         return evenly(np.arange(count), self.max_windows)
 
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
+        """Return the starts of the windows with these numbers, in microseconds since
+        1970.
+        """
         starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
         return tuple(starts)
 
@@ -121,6 +119,9 @@ class ReferencePieces:
 
     @property
     def others(self) -> Profile:
+        """What the judged window is compared with: the window one lag before, otherwise
+        the total.
+        """
         return self.total if self.lagged is None else self.lagged
 
     @property
@@ -155,6 +156,9 @@ def profiles_at(
     known_us: Iterable[int],
     profiles: Iterable[Profile],
 ) -> tuple[Profile, ...]:
+    """Return the profiles that begin at `starts_us`, of those that begin at `known_us`;
+    an empty profile for each missing one.
+    """
     by_start = dict(zip(known_us, profiles, strict=True))
     return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
 
@@ -174,6 +178,7 @@ class DriftReference:
 
 
 def evenly(indices: Array, most: int) -> Array:
+    """Return at most `most` of the indices, evenly spaced."""
     if len(indices) <= most:
         return indices
     return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
@@ -188,7 +193,8 @@ def window_grid(
     lag_windows: int = 0,
 ) -> WindowGrid:
     """Return the grid for the times from `first_us` to `last_us` (inclusive), with the
-    phase of `start_us`.
+    phase of `start_us`. The numbers of windows and steps are limited by the memory for
+    their bins.
     """
     first = (first_us - start_us) // length_us
     last = (last_us - start_us) // length_us
@@ -204,13 +210,13 @@ def window_grid(
     max_windows = min(max(fitting, _FEW_WINDOWS), max_windows)
     keeps_steps = windows * steps <= fitting and not lag_windows
     return WindowGrid(
-        start_us + first * length_us,
-        length_us,
-        windows,
-        steps,
-        max_windows,
-        keeps_steps,
-        lag_windows,
+        start_us=start_us + first * length_us,
+        length_us=length_us,
+        windows=windows,
+        window_steps=steps,
+        max_windows=max_windows,
+        keeps_steps=keeps_steps,
+        lag_windows=lag_windows,
     )
 
 
@@ -260,7 +266,9 @@ def _cut_windows(
     groups: Array,
     selected: Array,
 ) -> tuple[Profile, ...]:
-    """Return the `selected` windows. `groups`, [N] int64, is the window of each row."""
+    """Return the windows with the indices `selected`, whose values are compared with
+    all other windows. `groups`, [N] int64, is the window of each row.
+    """
     count = int(groups.max()) + 1
     rest = count_out_of_rest(bins, table, groups, count)
     group_of = np.full(count, -1)
@@ -282,6 +290,7 @@ def _cut_steps(
     times: Array,
     grid: WindowGrid,
 ) -> tuple[Profile, ...]:
+    """Return all steps of the grid; empty profiles if the grid does not keep steps."""
     steps = [Profile(0, {})] * grid.steps
     if grid.keeps_steps:
         for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
@@ -301,11 +310,11 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
         if not profile.rows:
             continue
         number = (begin_us - grid.start_us) // grid.step_us
-        _add(total, 0, profile)
+        _add_part(total, 0, profile)
         if grid.keeps_steps:
-            _add(steps, number, profile)
+            _add_part(steps, number, profile)
         if number // grid.window_steps in is_kept:
-            _add(windows, number // grid.window_steps, profile)
+            _add_part(windows, number // grid.window_steps, profile)
     numbers = np.array(sorted(windows), np.int64)
     lagged = None
     if grid.lag_windows:
@@ -320,7 +329,7 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
     )
 
 
-def _add(
+def _add_part(
     parts_by_number: dict[int, list[Profile]],
     number: int,
     profile: Profile,
@@ -379,9 +388,9 @@ def count_out_of_rest(
         column = decoded(raw_column)
         column_bins = bins.get(name)
         if isinstance(column_bins, OrderedBins):
-            counts[name] = _range(as_floats(column), groups, counted)
+            counts[name] = _count_out_of_range(as_floats(column), groups, counted)
         elif column_bins is not None:
-            counts[name] = _unseen(column, groups, counted)
+            counts[name] = _count_unseen(column, groups, counted)
     return counts
 
 
@@ -446,7 +455,7 @@ def _extrapolate(window: Profile, counts: _ColumnCounts, rows: int) -> Profile:
     return _with_counts(window, larger)
 
 
-def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
+def _count_unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
     """Return, for each group, the number of rows whose value occurs in no other
     group.
     """
@@ -467,7 +476,7 @@ def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCount
     return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
 
 
-def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
+def _count_out_of_range(values: Array, groups: Array, counted: Array) -> RestCounts:
     """Return, for each group, the number of values below the minimum and above the
     maximum of all other groups.
     """
@@ -479,12 +488,10 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
     most = np.full(count, -np.inf)
     np.minimum.at(least, owners, numbers)
     np.maximum.at(most, owners, numbers)
-    least[~counted], most[~counted] = np.inf, -np.inf
+    least[~counted] = np.inf
+    most[~counted] = -np.inf
     below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
-    above = np.bincount(
-        owners[numbers > -_of_others(-most)[owners]],
-        minlength=count,
-    )
+    above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
     return [
         {"below": low, "above": high}
         for low, high in zip(below.tolist(), above.tolist(), strict=True)

@@ -131,11 +131,8 @@ class SketchStore:
             for start, made_of in meta["files"].items():
                 files = [(file, size) for file, size in made_of]
                 hours[datetime.fromisoformat(start)] = StoredHour(files)
-            for (start, model, version), profile in zip(
-                meta["hours"],
-                table_to_profiles(table),
-                strict=True,
-            ):
+            profiles = table_to_profiles(table)
+            for (start, model, version), profile in zip(meta["hours"], profiles, strict=True):
                 hours[datetime.fromisoformat(start)].profiles[model, version] = profile
             return hours
         except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -166,6 +163,9 @@ class SketchStore:
         )
 
     def _name(self, day: datetime) -> str:
+        """Return the name of the day's file beside the log, which depends on the bins,
+        the segment and the start of the endpoint's rows.
+        """
         key = self.bins_key
         since = self.log.since
         if self.segment or since:  # The same files have other profiles then, so the key differs.
@@ -185,7 +185,7 @@ def window_profile(
     days: list[sketch.Profile] = []
     for day in _by_day(_list(sketches.log, sketches.endpoint, window)):
         pieces = _pieces(sketches, day, window)
-        days.append(sketch.merge(_chosen(profiles, model, version) for profiles in pieces))
+        days.append(sketch.merge(_profile_of(profiles, model, version) for profiles in pieces))
     return sketch.merge(days)
 
 
@@ -201,7 +201,7 @@ def hour_profiles(
     listed = _list(sketches.log, sketches.endpoint, window)
     for hours in _by_day(_whole_hours(listed, window)):
         for start, profiles in _hours_of_day(sketches, hours).items():
-            yield start, _chosen(profiles, model, version)
+            yield start, _profile_of(profiles, model, version)
 
 
 def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Identity, int]:
@@ -214,15 +214,11 @@ def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Id
         for profiles in _pieces(sketches, day, window):
             for identity, profile in profiles.items():
                 rows[identity] = rows.get(identity, 0) + profile.rows
-    return dict(
-        sorted(
-            rows.items(),
-            key=lambda entry: (-entry[1], entry[0]),
-        )
-    )
+    return dict(sorted(rows.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _chosen(profiles: Profiles, model: str, version: str) -> sketch.Profile:
+def _profile_of(profiles: Profiles, model: str, version: str) -> sketch.Profile:
+    """Return the profile of one version; without a version, of all together."""
     if not version:
         return sketch.merge(profiles[identity] for identity in sorted(profiles))
     return profiles.get((model, version), sketch.Profile(0, {}))
@@ -265,13 +261,15 @@ def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[P
 
 
 def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
+    """Yield the hours of each day with their files."""
     for _, hours in groupby(listed, key=lambda hour: hour.start.date()):
         yield {hour: listed[hour] for hour in hours}
 
 
 def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
-    """Return the profiles of the `listed` hours of a day, in order. Stale hours are
-    profiled again and stored.
+    """Return the profiles of the `listed` hours of a day, in order. Stale hours, whose
+    files have changed, are profiled again and stored. An hour with an unreadable file
+    stays stale.
     """
     day = min(hour.start for hour in listed)
     stored = sketches.load(day)
@@ -329,7 +327,7 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
             parts.setdefault(start, {}).setdefault(identity, []).append(profile)
     merged: dict[datetime, Profiles] = {}
     for start, versions in parts.items():
-        merged[start] = {identity: sketch.merge(some) for identity, some in versions.items()}
+        merged[start] = {identity: sketch.merge(part) for identity, part in versions.items()}
     return merged
 
 
@@ -389,8 +387,9 @@ def spark_window_profile(
     version: str,
     window: Window,
 ) -> sketch.Profile:
-    """Return the `window_profile` that Spark computes per day (UTC). Raises
-    OnnxserveError that names a failed part.
+    """Return the profile of all rows in the window that one version (empty: any
+    version) answered. Spark computes a part per day (UTC). Raises OnnxserveError that
+    names a failed part.
     """
     log = sketches.log
     # The log's file system cannot be serialised for Spark's workers.
@@ -492,18 +491,14 @@ def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
                 raise ValueError("a profile is missing in the table")
             profiles.append((plain["rows"][line], {}))
             continue
-        profiles[-1][1][name] = sketch.ColumnSketch(
+        fresh_counts: dict[str, int] = {}
+        if fresh[line]:
+            fresh_counts = dict(zip(fresh[line], fresh_rows[line], strict=True))
+        _, columns = profiles[-1]
+        columns[name] = sketch.ColumnSketch(
             name=name,
             counts=counts[offsets[line] : offsets[line + 1]],
-            fresh=dict(
-                zip(
-                    fresh[line],
-                    fresh_rows[line],
-                    strict=True,
-                )
-            )
-            if fresh[line]
-            else {},
+            fresh=fresh_counts,
             **{key: plain[key][line] for key in _PLAIN},
         )
     return [sketch.Profile(rows, columns) for rows, columns in profiles]
@@ -517,8 +512,8 @@ def profile_to_parquet(profile: sketch.Profile) -> bytes:
 
 
 def profile_from_parquet(content: bytes) -> sketch.Profile:
-    """Return the profile from the bytes of `profile_to_parquet`; raise the errors of
-    `table_to_profiles`.
+    """Return the profile from the bytes of `profile_to_parquet`; raise
+    pa.ArrowException, KeyError or ValueError if they are malformed.
     """
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile

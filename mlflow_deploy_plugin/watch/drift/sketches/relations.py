@@ -74,12 +74,7 @@ def freeze_relations(
         scores = _scores(frozen, codes[name])
         if scores.any():
             directions = np.random.default_rng(zlib.crc32(name.encode()))
-            tables[name] = scores @ directions.normal(
-                size=(
-                    scores.shape[1],
-                    len(PROJECTIONS),
-                )
-            )
+            tables[name] = scores @ directions.normal(size=(scores.shape[1], len(PROJECTIONS)))
     if len(tables) < 2:
         return {}
     scale = _GRAIN / math.sqrt(len(tables))
@@ -107,14 +102,8 @@ def _scores(bins: Bins, codes: Array) -> Array:
     counts = np.bincount(codes, minlength=bins.size + 1)[:-1]
     shares = counts / max(counts.sum(), 1)
     if isinstance(bins, OrderedBins):
-        values = np.clip(
-            (bins.positions - shares @ bins.positions) / bins.scale,
-            -_REACH,
-            _REACH,
-        )[
-            :,
-            None,
-        ]
+        standardised = (bins.positions - shares @ bins.positions) / bins.scale
+        values = np.clip(standardised, -_REACH, _REACH)[:, None]
     else:
         values = np.eye(bins.size)[:, : min(len(bins.codes), _FREQUENT)]
     centred = values - shares @ values
@@ -124,15 +113,9 @@ def _scores(bins: Bins, codes: Array) -> Array:
         -_REACH,
         _REACH,
     )
-    padded: Array = np.vstack(
-        [
-            scores,
-            np.zeros((1, scores.shape[1])),
-        ]
-    ) / math.sqrt(
-        max(scores.shape[1], 1),
-    )
-    return padded
+    dimensions = scores.shape[1]
+    padded: Array = np.vstack([scores, np.zeros((1, dimensions))])
+    return padded / math.sqrt(max(dimensions, 1))
 
 
 class _Variable(NamedTuple):
@@ -178,23 +161,14 @@ def correlation_change(
     """
     variables = [*_variables(bins, before, now)]
     columns = np.array([variable.column for variable in variables])
-    if (
-        len({*columns}) < 2
-        or min(
-            len(variables[0].before),
-            len(variables[0].now),
-        )
-        < _FEWEST
-    ):
+    if len({*columns}) < 2:
+        return ""
+    if min(len(variables[0].before), len(variables[0].now)) < _FEWEST:
         return ""
     with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
         old = np.nan_to_num(np.corrcoef([variable.before for variable in variables]))
         new = np.nan_to_num(np.corrcoef([variable.now for variable in variables]))
-    change = np.where(
-        columns[:, None] != columns,
-        np.abs(new - old),
-        -1,
-    )
+    change = np.where(columns[:, None] != columns, np.abs(new - old), -1)
     pair = np.unravel_index(change.argmax(), change.shape)
     first, second = (variables[index].title for index in pair)
     return f"correlation of {first} and {second} {old[pair]:+.2f} → {new[pair]:+.2f}"
