@@ -85,37 +85,47 @@ def read_label_file(
     """
     if kind == "csv":
         rows = _csv_rows(file, name, columns)
+    elif kind == "jsonl":
+        rows = _json_rows(file)
     else:
-        rows = _json_rows(file) if kind == "jsonl" else _parquet_rows(file, name, columns)
-    while some := list(islice(rows, _ROWS)):
-        yield from _check([_entry(row, columns, kind) for row in some])
+        rows = _parquet_rows(file, name, columns)
+    while chunk := list(islice(rows, _ROWS)):
+        yield from _check([_entry(row, columns, kind) for row in chunk])
 
 
 def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
     """Apply the rules of `POST /feedback` to all rows at once; if a row breaks a rule,
     again to each row separately.
     """
-    good = [row.values for row in rows if isinstance(row, _Row)]
-    decoded: Iterator[Feedback] | None = iter(())
-    if good:
-        try:
-            decoded = iter(_decode(good))
-        except InvalidRequest:
-            decoded = None
+    documents = [row.values for row in rows if isinstance(row, _Row)]
+    try:
+        labels = iter(_decode(documents)) if documents else iter(())
+    except InvalidRequest:
+        yield from map(_check_row, rows)
+        return
     for row in rows:
         if isinstance(row, BadRow):
             yield row
-        elif decoded is not None:
-            yield LabelEntry(row.number, row.place, next(decoded))
         else:
-            try:
-                yield LabelEntry(row.number, row.place, *_decode([row.values]))
-            except InvalidRequest as error:
-                why = error.message.replace("feedback[0].", "").replace("feedback[0]", "the row")
-                yield BadRow(row.place, why, row.content)
+            yield LabelEntry(row.number, row.place, next(labels))
+
+
+def _check_row(row: _Row | BadRow) -> LabelEntry | BadRow:
+    """Apply the rules of `POST /feedback` to one row."""
+    if isinstance(row, BadRow):
+        return row
+    try:
+        (label,) = _decode([row.values])
+    except InvalidRequest as error:
+        why = error.message.replace("feedback[0].", "").replace("feedback[0]", "the row")
+        return BadRow(row.place, why, row.content)
+    return LabelEntry(row.number, row.place, label)
 
 
 def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
+    """Return the labels of entries of `POST /feedback`; raise InvalidRequest if an
+    entry is invalid.
+    """
     try:
         body = orjson.dumps({"feedback": list(documents)}, default=as_text)
     except TypeError as error:  # JSON cannot contain a number beyond 64 bits or invalid Unicode.
@@ -124,6 +134,9 @@ def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
 
 
 def _entry(row: _Row | BadRow, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
+    """Return the row with an entry of `POST /feedback` as its values, or a BadRow if it
+    has no label or does not identify its prediction.
+    """
     if isinstance(row, BadRow):
         return row
     values = row.values
@@ -137,22 +150,36 @@ def _entry(row: _Row | BadRow, columns: LabelColumns, kind: FileFormat) -> _Row 
     if label is None and kind != "jsonl":
         return BadRow(row.place, f"its {columns.label!r} is empty", row.content)
     if columns.key:
-        if missing := [name for name in columns.key if name not in values]:
+        missing = [name for name in columns.key if name not in values]
+        if missing:
             return BadRow(row.place, f"it has no key column {missing[0]!r}", row.content)
-        key = {name: values[name] for name in columns.key}
-        for name in columns.numbers & key.keys():
-            if isinstance(value := key[name], str) and _FRACTION.fullmatch(value):
-                key[name] = float(value)
-        return replace(row, values={"label": label, "key": key})
+        return replace(row, values={"label": label, "key": _read_key(values, columns)})
     if values.get(columns.prediction_id) is None:
         return BadRow(row.place, f"it has no {columns.prediction_id!r}", row.content)
-    entry = {"label": label, "prediction_id": values[columns.prediction_id]}
+    return replace(row, values={"label": label, **_read_prediction(values, columns)})
+
+
+def _read_key(values: dict[str, object], columns: LabelColumns) -> dict[str, object]:
+    """Return the values of the key columns by name. Texts of numeric columns become
+    numbers if they have a fraction.
+    """
+    key = {name: values[name] for name in columns.key}
+    for name in columns.numbers & key.keys():
+        value = key[name]
+        if isinstance(value, str) and _FRACTION.fullmatch(value):
+            key[name] = float(value)
+    return key
+
+
+def _read_prediction(values: dict[str, object], columns: LabelColumns) -> dict[str, object]:
+    """Return the prediction id, and the row of the request if there is one."""
+    prediction = {"prediction_id": values[columns.prediction_id]}
     number = values.get(columns.row)
+    if isinstance(number, str) and _NUMBER.fullmatch(number):
+        number = int(number)
     if number is not None:
-        entry["row"] = (
-            int(number) if isinstance(number, str) and _NUMBER.fullmatch(number) else number
-        )
-    return replace(row, values=entry)
+        prediction["row"] = number
+    return prediction
 
 
 def _csv_rows(
@@ -160,6 +187,9 @@ def _csv_rows(
     name: str,
     columns: LabelColumns,
 ) -> Iterator[_Row | BadRow]:
+    """Yield the rows of a CSV file. The first readable line is the header. Raises
+    InvalidConfig if there is no header or a column is missing or repeated.
+    """
     header: list[str] = []
     for record in csv_records(file):
         place = f"line {record.line}"
@@ -171,12 +201,8 @@ def _csv_rows(
             content = None if record.error else text
             yield BadRow(place, fault, content)
         else:
-            yield _Row(
-                record.line,
-                place,
-                dict(zip(header, record.fields, strict=True)),
-                text,
-            )
+            values: dict[str, object] = dict(zip(header, record.fields, strict=True))
+            yield _Row(record.line, place, values, text)
     if not header:
         raise InvalidConfig(f"{name} is empty; a header and rows are expected")
 
@@ -201,6 +227,10 @@ def _parquet_rows(
     name: str,
     columns: LabelColumns,
 ) -> Iterator[_Row | BadRow]:
+    """Yield the rows of a Parquet file, with the needed columns and JSON-compatible
+    values. Raises InvalidConfig if the file is not readable, or a column is missing or
+    repeated.
+    """
     try:
         parquet = open_parquet(file)
         _require_columns(parquet.schema_arrow.names, name, columns)
@@ -212,11 +242,8 @@ def _parquet_rows(
                 plain = {column: _plain(value) for column, value in values.items()}
                 yield _Row(number, f"row {number} (from 0)", plain, plain)
                 number += 1
-    except (
-        pa.ArrowException,
-        OSError,
-        OverflowError,
-    ) as error:  # OverflowError: a time outside of Python's range
+    # OverflowError: a time outside of Python's range
+    except (pa.ArrowException, OSError, OverflowError) as error:
         raise InvalidConfig(f"{name} cannot be read as Parquet: {one_line(error, 200)}") from None
 
 
@@ -234,18 +261,16 @@ def _plain(value: object) -> object:
 
 
 def _require_columns(header: Sequence[str], name: str, columns: LabelColumns) -> None:
+    """Raise InvalidConfig if the label column, or a column that identifies the
+    prediction, is missing or repeated.
+    """
     if columns.key:
-        needed = [*columns.key, columns.label]
+        options = dict.fromkeys(columns.key, "--key")
     else:
-        needed = [columns.prediction_id, columns.label]
-    for column in needed:
+        options = {columns.prediction_id: "--id-column or --key"}
+    options[columns.label] = "--label-column"
+    for column, option in options.items():
         if column not in header:
-            if column == columns.label:
-                option = "--label-column"
-            elif columns.key:
-                option = "--key"
-            else:
-                option = "--id-column or --key"
             raise InvalidConfig(
                 f"{name} has no column {column!r}; it has {', '.join(header[:20])}; see {option}",
             )

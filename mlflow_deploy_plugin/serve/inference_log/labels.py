@@ -131,6 +131,9 @@ class Label:
 
 
 def labels_table(entries: Sequence[Label]) -> pa.Table:
+    """Return the labels as a table of `SCHEMA`. Keys are in the format of
+    `canonical_key`, whether the label has a mapping or a JSON object.
+    """
     rows = []
     for entry in entries:
         key = json.loads(entry.key) if isinstance(entry.key, str) else entry.key
@@ -227,7 +230,9 @@ class EndpointLabels:
         endpoint: str,
         unreadable: dict[str, str],
     ) -> None:
-        self._source = location, endpoint, unreadable
+        self._location = location
+        self._endpoint = endpoint
+        self._unreadable = unreadable
         self._was_joined = False
         self._index: LabelIndex | None = None
 
@@ -266,16 +271,9 @@ class EndpointLabels:
         """
         counts = Counter[Kind]()
         for table in _grouped(self.batches(columns=["_key"])):
-            kinds, which = _key_kinds(table.column("_key").drop_null())
-            counts.update(
-                dict(
-                    zip(
-                        kinds,
-                        np.bincount(which, minlength=len(kinds)).tolist(),
-                        strict=True,
-                    )
-                ),
-            )
+            kinds, kind_of_key = _key_kinds(table.column("_key").drop_null())
+            key_counts = np.bincount(kind_of_key, minlength=len(kinds)).tolist()
+            counts.update(dict(zip(kinds, key_counts, strict=True)))
             if len(counts) > _MOST_COUNTED_SETS:
                 counts = Counter(dict(counts.most_common(_MOST_COUNTED_SETS // 2)))
         return {kind for kind, _ in counts.most_common(MOST_KEY_SETS)}
@@ -289,25 +287,26 @@ class EndpointLabels:
         since: datetime | None = None,
         columns: Sequence[str] = SCHEMA.names,
     ) -> Iterator[pa.Table]:
-        """Yield the labels like `read_labels`. Labels that are kept in memory have all
-        columns.
+        """Yield the labels as tables of `SCHEMA`. Labels kept in memory are complete.
+        Otherwise, columns that are not in `columns` are null, and labels before `since`
+        may be skipped if they identify a prediction by id.
         """
-        if self._few is None:
-            yield from read_labels(*self._source, since, columns)
+        if self._kept_tables is None:
+            yield from read_labels(self._location, self._endpoint, self._unreadable, since, columns)
         else:
-            yield from self._few
+            yield from self._kept_tables
 
     @cached_property
-    def _few(self) -> list[pa.Table] | None:
+    def _kept_tables(self) -> list[pa.Table] | None:
         """All labels, or None if the labels are too many to keep in memory."""
-        recent = []
-        size = 0
-        for labels in read_labels(*self._source):
-            recent.append(labels)
-            size += labels.nbytes
-            if size > MOST_KEPT_BYTES:
+        tables = []
+        total_bytes = 0
+        for labels in read_labels(self._location, self._endpoint, self._unreadable):
+            tables.append(labels)
+            total_bytes += labels.nbytes
+            if total_bytes > MOST_KEPT_BYTES:
                 return None
-        return recent
+        return tables
 
 
 def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
@@ -317,14 +316,14 @@ def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
     """
     rows = RowKeys(table)
     candidates = labels.latest(rows)
-    label_rows = rows.choose_labels(candidates) if len(candidates) else None
-    for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
-        if label_rows is None:
-            column = pa.nulls(len(table), kind)
-        else:
-            column = label_rows.column(name)
-        table = table.append_column(name, column)
-    return table
+    if len(candidates):
+        label_rows = rows.choose_labels(candidates)
+        texts = label_rows.column(LABEL)
+        numbers = label_rows.column(LABEL_NUMBER)
+    else:
+        texts = pa.nulls(len(table), pa.string())
+        numbers = pa.nulls(len(table), pa.float64())
+    return table.append_column(LABEL, texts).append_column(LABEL_NUMBER, numbers)
 
 
 class _TooManyKeySets(Exception):
@@ -361,32 +360,44 @@ class LabelIndex:
         )
 
     def latest(self, rows: "RowKeys") -> pa.Table:
+        """Return the last label of each key in `rows`, with the hash of the key in
+        `_name`.
+        """
         names = [_names(part) for part in self._parts]
         tables = [_INDEXED.empty_table()]
         for kind in self.kinds:
-            indices = zip(self._parts, rows.find(kind, names), strict=True)
-            tables += [part.take(pa.array(some)) for part, some in indices if len(some)]
+            for part, indices in zip(self._parts, rows.find(kind, names), strict=True):
+                if len(indices):
+                    tables.append(part.take(pa.array(indices)))
         return pa.concat_tables(tables)
 
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
         """Yield labels with the hash of their key in `_name`. With `rows`, yield only
         labels that match a row.
         """
-        for kind, which, hashes in label_keys(labels):
-            if kind not in (_BY_ID, _BY_ROW):
-                self._seen.add(kind)
-                if self._key_sets is None and len(self._seen) > MOST_KEY_SETS:
-                    raise _TooManyKeySets
-                if self._key_sets is not None and kind not in self._key_sets:
-                    continue
+        for kind, indices, hashes in label_keys(labels):
+            if kind not in (_BY_ID, _BY_ROW) and not self._selects(kind):
+                continue
             if rows is not None:
-                is_known = rows.contain(kind, hashes)
-                which = which[is_known]
-                hashes = hashes[is_known]
-            if len(which):
+                is_row_key = rows.contain(kind, hashes)
+                indices = indices[is_row_key]
+                hashes = hashes[is_row_key]
+            if len(indices):
                 self.kinds.add(kind)
-                part = labels.select([*_ORDER, LABEL, LABEL_NUMBER]).take(pa.array(which))
+                part = labels.select([*_ORDER, LABEL, LABEL_NUMBER]).take(pa.array(indices))
                 yield part.append_column("_name", pa.array(hashes))
+
+    def _selects(self, kind: Kind) -> bool:
+        """Return True if labels with this set of key columns belong to the index.
+        Without selected sets, count the sets, and raise _TooManyKeySets above
+        `MOST_KEY_SETS`.
+        """
+        if self._key_sets is not None:
+            return kind in self._key_sets
+        self._seen.add(kind)
+        if len(self._seen) > MOST_KEY_SETS:
+            raise _TooManyKeySets
+        return True
 
 
 def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
@@ -402,21 +413,18 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
         runs.append(run)
     if len(runs) < 2:
         return runs
-    edges = np.arange(
-        1,
-        len(runs),
-        dtype=np.uint64,
-    ) * np.uint64(2**64 // len(runs))
-    parts = []
-    for run in runs:
-        cuts = [
-            0,
-            *np.searchsorted(_names(run), edges).tolist(),
-            len(run),
-        ]
-        parts.append([run.slice(low, high - low) for low, high in pairwise(cuts)])
-    ranges = map(pa.concat_tables, zip(*parts, strict=True))
+    bounds = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
+    parts_by_run = [_split_by_name(run, bounds) for run in runs]
+    ranges = map(pa.concat_tables, zip(*parts_by_run, strict=True))
     return [_spill(_latest_labels(labels)) for labels in ranges if len(labels)]
+
+
+def _split_by_name(run: pa.Table, bounds: Array) -> list[pa.Table]:
+    """Split a table that is ascending by `_name` into one part more than there are
+    `bounds`.
+    """
+    cuts = [0, *np.searchsorted(_names(run), bounds).tolist(), len(run)]
+    return [run.slice(low, high - low) for low, high in pairwise(cuts)]
 
 
 def _spill(table: pa.Table) -> pa.Table:
@@ -430,9 +438,9 @@ def _spill(table: pa.Table) -> pa.Table:
                 writer.write_table(table.combine_chunks())
             return pa.ipc.open_file(pa.memory_map(path)).read_all()
     except OSError as error:
-        why = one_line(error)
+        reason = one_line(error)
         raise OnnxserveError(
-            f"the index of the labels cannot be written to the temporary folder: {why}",
+            f"the index of the labels cannot be written to the temporary folder: {reason}",
         ) from None
 
 
@@ -459,7 +467,7 @@ class RowKeys:
     @property
     def earliest_label(self) -> datetime | None:
         """The earliest time of a label that can identify one of these rows by
-        prediction id.
+        prediction id; None if there are no rows or no times of receipt.
         """
         if not len(self._table) or "_received_time" not in self._table.column_names:
             return None
@@ -474,52 +482,48 @@ class RowKeys:
         labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
         names = labels.column("_name").to_numpy()
         by_name = np.argsort(names)
-        best = np.full(len(self._table), -1, dtype=np.int64)
-        for order, hashes in map(self._hashes, self._matched):
-            positions = np.minimum(
-                np.searchsorted(names[by_name], hashes),
-                len(names) - 1,
+        label_of_row = np.full(len(self._table), -1, dtype=np.int64)  # -1: no label
+        for kind in self._matched:
+            order, hashes = self._hashes(kind)
+            positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
+            nearest = by_name[positions]
+            label_of_row[order] = np.maximum(
+                label_of_row[order],
+                np.where(names[nearest] == hashes, nearest, -1),
             )
-            labels_of_rows = by_name[positions]
-            best[order] = np.maximum(
-                best[order],
-                np.where(names[labels_of_rows] == hashes, labels_of_rows, -1),
-            )
-        return labels.take(pa.array(best, mask=best < 0))
+        return labels.take(pa.array(label_of_row, mask=label_of_row < 0))
 
     def contain(self, kind: Kind, hashes: Array) -> Array:
         """Return, for each hash of a key, True if a row has this key: [M] bool for [M]
-        uint64.
+        uint64. `choose_labels` considers only kinds with such a key.
         """
         order = np.argsort(hashes)  # Ascending values are found in a third of the time.
-        is_known = np.empty(len(hashes), bool)
-        is_known[order] = contains(self._hashes(kind)[1], hashes[order])
-        self._keep(kind, bool(is_known.any()))
-        return is_known
+        is_row_key = np.empty(len(hashes), bool)
+        is_row_key[order] = contains(self._hashes(kind)[1], hashes[order])
+        self._keep(kind, bool(is_row_key.any()))
+        return is_row_key
 
     def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
         """Return, for each part of the names, the indices of the names that are the key
         of a row. The parts are not empty, ascending and disjoint. The work grows with
-        the number of rows, not with the number of names.
+        the number of rows, not with the number of names. `choose_labels` considers only
+        kinds with such a name.
         """
-        hashes = self._hashes(kind)[1]
+        _, hashes = self._hashes(kind)
         indices = []
         for names in parts:
-            within = hashes[
-                np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")
-            ]
-            indices.append(
-                distinct(
-                    np.searchsorted(
-                        names,
-                        within[contains(names, within)],
-                    )
-                )
-            )
+            start = np.searchsorted(hashes, names[0])
+            end = np.searchsorted(hashes, names[-1], "right")
+            within = hashes[start:end]
+            matches = within[contains(names, within)]
+            indices.append(distinct(np.searchsorted(names, matches)))
         self._keep(kind, any(map(len, indices)))
         return indices
 
     def _keep(self, kind: Kind, is_matched: bool) -> None:
+        """Record that a label matches a row by this kind of key, or forget the hashes
+        if there are many kinds.
+        """
         if is_matched:
             self._matched.add(kind)
         elif kind not in self._matched and len(self._kinds) > _HELD_KINDS:
@@ -530,21 +534,26 @@ class RowKeys:
         [N] uint64. Both arrays are empty if a key column is missing or nested.
         """
         if kind not in self._kinds:
-            hashes = np.empty(0, np.uint64)
-            if len(self._table) and set(kind) <= set(self._table.column_names):
-                if kind in (_BY_ID, _BY_ROW):
-                    hashes = hash_ids(self._table.column("_prediction_id"))
-                    if kind == _BY_ROW:
-                        hashes = combine_hashes(hashes, _unsigned(self._table.column("_row")))
-                elif not any(
-                    pa.types.is_nested(self._table.schema.field(name).type) for name in kind
-                ):
-                    hashes = _hash_keys(
-                        _row_keys({name: self._texts(name) for name in sorted(kind)}),
-                    )
+            hashes = self._compute_hashes(kind)
             order = np.argsort(hashes)
             self._kinds[kind] = order, hashes[order]
         return self._kinds[kind]
+
+    def _compute_hashes(self, kind: Kind) -> Array:
+        """Return the hash of each row's key, [N] uint64; an empty array if a key column
+        is missing or nested.
+        """
+        table = self._table
+        if not len(table) or not set(kind) <= set(table.column_names):
+            return np.empty(0, np.uint64)
+        if kind == _BY_ID:
+            return hash_ids(table.column("_prediction_id"))
+        if kind == _BY_ROW:
+            ids = hash_ids(table.column("_prediction_id"))
+            return combine_hashes(ids, _unsigned(table.column("_row")))
+        if any(pa.types.is_nested(table.schema.field(name).type) for name in kind):
+            return np.empty(0, np.uint64)
+        return _hash_keys(_row_keys({name: self._texts(name) for name in sorted(kind)}))
 
 
 class LabelMatches:
@@ -569,7 +578,8 @@ class LabelMatches:
         """Mark the keys that a row of the table has."""
         rows = RowKeys(table)
         for kind in self._kinds:
-            self._found[rows.find(kind, [self._names])[0]] = True
+            (indices,) = rows.find(kind, [self._names])
+            self._is_found[indices] = True
 
     @property
     def columns(self) -> set[str]:
@@ -581,23 +591,15 @@ class LabelMatches:
 
     @property
     def matched(self) -> int:
-        return int(self._found.sum())
+        return int(self._is_found.sum())
 
     @cached_property
     def _names(self) -> Array:
-        return distinct(
-            np.sort(
-                np.concatenate(
-                    [
-                        np.empty(0, np.uint64),
-                        *self._parts,
-                    ]
-                )
-            )
-        )
+        hashes = np.concatenate([np.empty(0, np.uint64), *self._parts])
+        return distinct(np.sort(hashes))
 
     @cached_property
-    def _found(self) -> Array:
+    def _is_found(self) -> Array:
         return np.zeros(len(self._names), dtype=bool)
 
 
@@ -608,26 +610,27 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
     has_id = np.asarray(pc.is_valid(labels.column("_prediction_id")))
     has_row = np.asarray(pc.is_valid(labels.column("_row")))
     has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
-    if (by_id := np.flatnonzero(has_id & ~has_row)).size:
+    by_id = np.flatnonzero(has_id & ~has_row)
+    if by_id.size:
         yield _BY_ID, by_id, hash_ids(labels.column("_prediction_id").take(pa.array(by_id)))
-    if (by_row := np.flatnonzero(has_id & has_row)).size:
+    by_row = np.flatnonzero(has_id & has_row)
+    if by_row.size:
         part = labels.select(_BY_ROW).take(pa.array(by_row))
-        yield (
-            _BY_ROW,
-            by_row,
-            combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row"))),
-        )
+        ids = hash_ids(part.column("_prediction_id"))
+        yield _BY_ROW, by_row, combine_hashes(ids, _unsigned(part.column("_row")))
     if has_key.any():
         yield from _text_keys(labels.column("_key"), np.flatnonzero(has_key))
 
 
 def _text_keys(keys: pa.ChunkedArray, indices: Array) -> Iterator[tuple[Kind, Array, Array]]:
-    """Yield the same as `label_keys` for the labels with keys of columns."""
+    """Yield each kind of key among the labels at `indices`, which have key columns,
+    with the indices of its labels, [M], and the key hashes, [M].
+    """
     texts = keys.take(pa.array(indices))
     hashes = _hash_keys(texts)
-    kinds, which = _key_kinds(texts)
+    kinds, kind_of_key = _key_kinds(texts)
     for number, kind in enumerate(kinds):
-        of_kind = np.flatnonzero(which == number)
+        of_kind = np.flatnonzero(kind_of_key == number)
         yield kind, indices[of_kind], hashes[of_kind]
 
 
@@ -638,10 +641,11 @@ def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
     shapes = (
         pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
     )
-    which = np.asarray(shapes.indices)
+    kind_of_key = np.asarray(shapes.indices)
+    _, first_keys = np.unique(kind_of_key, return_index=True)
     kinds: list[Kind] = []
-    for first in np.unique(which, return_index=True)[1]:
-        key = texts[int(first)].as_py()
+    for position in first_keys.tolist():
+        key = texts[position].as_py()
         try:
             values = json.loads(key)
         except ValueError:
@@ -649,7 +653,7 @@ def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
         # An invalid key gets a separate kind, which matches no row.
         kind = tuple(values) if isinstance(values, dict) else (key,)
         kinds.append(kind)
-    return kinds, which
+    return kinds, kind_of_key
 
 
 def _hash_keys(texts: pa.ChunkedArray) -> Array:
@@ -671,15 +675,8 @@ def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
             pa.scalar(start),
             pc.fill_null(texts.dictionary.take(texts.indices), "null"),
         ]
-    return pa.chunked_array(
-        [
-            pc.binary_join_element_wise(
-                *pieces,
-                pa.scalar("}"),
-                "",
-            )
-        ]
-    )
+    keys = pc.binary_join_element_wise(*pieces, pa.scalar("}"), "")
+    return pa.chunked_array([keys])
 
 
 def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
@@ -702,12 +699,7 @@ def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 def _latest_labels(labels: pa.Table) -> pa.Table:
     """Return the last label of each key (`_name`)."""
-    labels = labels.sort_by(
-        [
-            ("_name", "ascending"),
-            *((name, "ascending") for name in _ORDER),
-        ]
-    )
+    labels = labels.sort_by([(name, "ascending") for name in ("_name", *_ORDER)])
     names = labels.column("_name").to_numpy()
     if len(names):
         is_last = np.append(names[1:] != names[:-1], True)

@@ -163,9 +163,10 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     for folder, files in list(_finished_folders(log, endpoint, now)):
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
         for group in _groups(log.location, small):
-            replaced = _compact_group(log, folder, group)
-            compacted += replaced
-            written += replaced > 0
+            deleted = _compact_group(log, folder, group)
+            compacted += deleted
+            if deleted:
+                written += 1
     return MaintenanceResult(compacted_files=compacted, written_files=written)
 
 
@@ -174,6 +175,9 @@ def _finished_folders(
     endpoint: str,
     now: datetime,
 ) -> Iterator[tuple[str, Sequence[LogFile]]]:
+    """Yield the folders of finished hours of rows and finished days of labels, each
+    with its files.
+    """
     for hour, files in _all_hours(log, endpoint):
         if hour.end + QUIET <= now:
             yield hour.folder, files
@@ -199,29 +203,38 @@ def _groups(
     """
     if len(files) < 2:
         return
-    by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
-    for file in files:
-        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
-            schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            # Compare only the model's columns, because a later version of this package
-            # may add log columns.
-            model = sorted(
-                f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
-            )
-            by_columns.setdefault(tuple(model), {})[file] = schema
-    for alike in by_columns.values():
+    for schemas in _schemas_by_columns(location, files).values():
         group: dict[LogFile, pa.Schema] = {}
-        size = 0
-        for file, schema in alike.items():
-            if size + file.size > GROUP_BYTES:
+        group_bytes = 0
+        for file, schema in schemas.items():
+            if group_bytes + file.size > GROUP_BYTES:
                 if len(group) > 1:
                     yield group
                 group = {}
-                size = 0
+                group_bytes = 0
             group[file] = schema
-            size += file.size
+            group_bytes += file.size
         if len(group) > 1:
             yield group
+
+
+def _schemas_by_columns(
+    location: LogLocation,
+    files: Sequence[LogFile],
+) -> dict[tuple[str, ...], dict[LogFile, pa.Schema]]:
+    """Return the schemas of the files, grouped by the names and types of the model's
+    columns. Log columns are not compared, because a later version of this package may
+    add some.
+    """
+    schemas: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
+    for file in files:
+        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
+            schema = pq.read_schema(file.path, filesystem=location.filesystem)
+            columns = sorted(
+                f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
+            )
+            schemas.setdefault(tuple(columns), {})[file] = schema
+    return schemas
 
 
 def _compact_group(
@@ -229,55 +242,52 @@ def _compact_group(
     folder: str,
     group: Mapping[LogFile, pa.Schema],
 ) -> int:
-    """Write one file that replaces the group, and return the number of deleted
-    files.
+    """Write one file that replaces the group, and return the number of deleted files: 0
+    if the files have no row identities or fewer than two can be read.
     """
     location = log.location
-    whole: list[LogFile] = []
+    complete: list[LogFile] = []
     content = pa.BufferOutputStream()
     schema = unify_schemas(group.values())
     if not set(IDENTITY) <= set(schema.names):
         return 0
+    rows = _distinct_rows(log, schema, group, complete)
     with pq.ParquetWriter(content, schema, **storage.parquet_options(schema)) as writer:
-        for tables in group_tables(
-            _distinct_rows(log, schema, group, whole),
-            _GROUP_ROWS,
-            GROUP_BYTES,
-        ):
+        for tables in group_tables(rows, _GROUP_ROWS, GROUP_BYTES):
             writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
-    if len(whole) < 2:
+    if len(complete) < 2:
         return 0
     name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
     with storage.wrap_log_errors(location):
         write_file(location, name, content.getvalue())
-        return sum(_delete(location, file) for file in whole)
+        return sum(_delete(location, file) for file in complete)
 
 
 def _distinct_rows(
     log: InferenceLog,
     schema: pa.Schema,
     group: Iterable[LogFile],
-    whole: list[LogFile],
+    complete: list[LogFile],
 ) -> Iterator[pa.Table]:
     """Yield the distinct rows of the files, and append each completely read file to
-    `whole`.
+    `complete`. Malformed files are added to `log.unreadable`.
     """
-    seen = Deduplicator()
+    deduplicator = Deduplicator()
     for file in group:
         unreadable: dict[str, str] = {}
         with suppress(FileVanished, pa.ArrowException, TypeError, ValueError):
-            for table in read_file(
+            for part in read_file(
                 log.location,
                 file.path,
                 lambda names: None,
                 unreadable,
                 IDENTITY,
             ):
-                table = conform(table, schema)
+                table = conform(part, schema)
                 hashes = _hash_labels(table) if LABEL in table.column_names else hash_rows(table)
-                yield table.filter(pa.array(seen.first_seen(hashes)))
+                yield table.filter(pa.array(deduplicator.add(hashes)))
             if not unreadable:
-                whole.append(file)
+                complete.append(file)
         log.unreadable.update(unreadable)
 
 

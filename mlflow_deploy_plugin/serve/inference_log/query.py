@@ -116,6 +116,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
         run = _Run(schema, connection.interrupt, thread)
 
         def start() -> pa.RecordBatchReader:
+            """Register the rows as the table `log`, and start the statement."""
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET lock_configuration = true")
             columns, scans = _plan(connection, query, schema)
@@ -123,28 +124,21 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             rows = run.read(
                 chain.from_iterable(conform(table, schema).to_batches() for table in tables),
             )
-            passing = pa.RecordBatchReader.from_batches(schema, rows)
+            stream = pa.RecordBatchReader.from_batches(schema, rows)
             # A stream can be read only once, so a statement with several scans reads a
             # copy.
             if scans > 1:
-                connection.register("_passing", passing)
+                connection.register("_passing", stream)
                 connection.execute("CREATE TEMP TABLE log AS FROM _passing")
             else:
-                connection.register("log", passing)
+                connection.register("log", stream)
             return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
 
         reader = run.call(start)
         types = map(_in_utc, reader.schema.types)
-        form = pa.schema(
-            list(
-                zip(
-                    reader.schema.names,
-                    types,
-                    strict=True,
-                )
-            )
-        )
-        yield QueryResult(form, (batch.cast(form) for batch in run.results(reader)))
+        result_schema = pa.schema(list(zip(reader.schema.names, types, strict=True)))
+        batches = (batch.cast(result_schema) for batch in run.results(reader))
+        yield QueryResult(result_schema, batches)
 
 
 @contextmanager
@@ -218,7 +212,8 @@ class _Run:
                 raise self._failures[0] from None
             if is_over:
                 raise InvalidConfig(_TIMED_OUT.format(TIMEOUT_SECONDS)) from None
-            raise InvalidConfig(_message(str(error) or "Out of Memory", self._schema)) from None
+            text = str(error) or "Out of Memory"
+            raise InvalidConfig(_explain_error(text, self._schema)) from None
 
 
 def _configuration(folder: str) -> dict[str, str]:
@@ -239,29 +234,20 @@ def _plan(
     query: Query,
     schema: pa.Schema,
 ) -> tuple[set[str], int]:
-    """Return the needed columns and the number of scans; raise InvalidConfig unless the
-    query is a single SELECT.
+    """Return the columns of the log that the query needs, and the number of scans of
+    the log. Raises InvalidConfig unless the query is a single SELECT.
     """
     for sql in filter(None, (query.statement, query.sql())):
-        try:
-            sql.encode()
-        except UnicodeEncodeError as error:  # DuckDB raises a TypeError.
-            invalid = ascii(sql[error.start])
-            raise InvalidConfig(
-                f"the SQL has {invalid}, which is not valid Unicode: write it in UTF-8",
-            ) from None
-        statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise InvalidConfig("a single SELECT is expected, because the log is read-only")
+        _check_select(connection, sql)
     connection.register("log", schema.empty_table())
     ((_, plan),) = connection.execute("EXPLAIN (FORMAT json) " + query.sql()).fetchall()
     connection.unregister("log")
     columns: set[str] = set()
     scans = 0
-    waiting = json.loads(plan)
-    while waiting:
-        node = waiting.pop()
-        waiting += node.get("children", ())
+    nodes = json.loads(plan)
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("children", ())
         if "ARROW_SCAN" in node["name"]:
             scans += 1
             projected = node["extra_info"].get("Projections", schema.names)
@@ -275,6 +261,20 @@ def _plan(
     return columns, scans
 
 
+def _check_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise InvalidConfig unless the SQL is a single SELECT in valid Unicode."""
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:  # DuckDB raises a TypeError.
+        invalid = ascii(sql[error.start])
+        raise InvalidConfig(
+            f"the SQL has {invalid}, which is not valid Unicode: write it in UTF-8",
+        ) from None
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise InvalidConfig("a single SELECT is expected, because the log is read-only")
+
+
 def _in_utc(kind: pa.DataType) -> pa.DataType:
     """Return the type with the time zone UTC, as in the log, instead of DuckDB's
     Etc/UTC.
@@ -284,8 +284,12 @@ def _in_utc(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _message(text: str, schema: pa.Schema) -> str:
-    if missing := _NO_COLUMN.search(text) or _NO_TABLE.search(text):
+def _explain_error(text: str, schema: pa.Schema) -> str:
+    """Return a one-line message for DuckDB's error: for a wrong column or table with
+    the names that exist, for a limit with its name.
+    """
+    missing = _NO_COLUMN.search(text) or _NO_TABLE.search(text)
+    if missing:
         name = missing[1]
         dotted = [column for column in schema.names if column.startswith(f"{name}.")]
         if dotted:
@@ -296,16 +300,15 @@ def _message(text: str, schema: pa.Schema) -> str:
         hint = f"put a text in single quotes; the columns are {', '.join(schema.names[:40])}"
         return f"the log has no column {name!r}{did_you_mean(name, schema.names, hint)}"
     if wrong := _OTHER_TABLE.search(text):
+        hint = ""
         if wrong[1] == "failed":
-            failed = "; use the option --failed to query requests without an answer"
-        else:
-            failed = ""
-        return f"there is no table {wrong[1]!r}; the SQL can query only the table log{failed}"
-    first = text.split("\n", 1)[0]
-    if _NO_MEMORY.search(first):
-        return f"the SQL exceeds the limit of memory or of temporary disk space: {first}"
-    kind, _, rest = first.partition(": ")
-    reason = rest if kind.endswith("Error") else first
+            hint = "; use the option --failed to query requests without an answer"
+        return f"there is no table {wrong[1]!r}; the SQL can query only the table log{hint}"
+    first_line = text.split("\n", 1)[0]
+    if _NO_MEMORY.search(first_line):
+        return f"the SQL exceeds the limit of memory or of temporary disk space: {first_line}"
+    kind, _, detail = first_line.partition(": ")
+    reason = detail if kind.endswith("Error") else first_line
     return f"the SQL cannot be run: {reason}"
 
 
@@ -352,14 +355,15 @@ def limit_memory(size: int) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     lines = Path("/proc/self/status").read_text().splitlines()
-    # RLIMIT_DATA limits VmData (getrlimit(2), proc_pid_status(5)).
-    limit = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")) + size
-    if before[0] != resource.RLIM_INFINITY:
-        limit = min(limit, before[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    # RLIMIT_DATA limits VmData (getrlimit(2), proc_pid_status(5)), which is in kB.
+    data_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+    limit = data_bytes + size
+    if soft != resource.RLIM_INFINITY:
+        limit = min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -3,7 +3,7 @@ exactly once, with bounded memory. `InferenceLog` reads the rows of a window as 
 A `View` is a table with labels and the columns of all files.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -107,10 +107,8 @@ class InferenceLog:
         """The log of requests without an answer. This log contains the reasons, and no
         columns of the model.
         """
-        root, title = (
-            f"{name.rstrip('/')}/{storage.FAILURES}"
-            for name in (self.location.root, self.location.shown)
-        )
+        root = f"{self.location.root.rstrip('/')}/{storage.FAILURES}"
+        title = f"{self.location.shown.rstrip('/')}/{storage.FAILURES}"
         return replace(self, location=replace(self.location, root=root, shown=title))
 
     def labels(self, endpoint: str) -> EndpointLabels:
@@ -160,9 +158,11 @@ class InferenceLog:
         that overlap the window.
         """
         if window is None:
-            return _with_rows(storage.list_files_by_hour(self.location, endpoint), self._received)
-        hours = storage.iter_hours(self.location, endpoint, window)
-        return {hour: files for hour in hours if (files := self.files(hour))}
+            files = storage.list_files_by_hour(self.location, endpoint)
+        else:
+            hours = storage.iter_hours(self.location, endpoint, window)
+            files = {hour: storage.list_files(self.location, hour.folder) for hour in hours}
+        return _with_rows(files, self._received)
 
     def batches(
         self,
@@ -185,7 +185,9 @@ class InferenceLog:
         columns: Sequence[str] | None,
         shadows: bool = False,
     ) -> Iterator[pa.Table]:
-        """Yield the rows of an hour that are in the time range, like `batches`."""
+        """Yield the distinct rows of an hour that are in the time range, in tables of
+        some thousand rows. Only `columns` are read (None: all columns).
+        """
         if self.since is not None:
             times = replace(times, received_from=max(times.received_from, self.since))
         yield from scan_hour(
@@ -201,6 +203,7 @@ class InferenceLog:
         """
 
         def read_schema(file: LogFile) -> pa.Schema | None:
+            """Return the schema, or None if the file is malformed."""
             try:
                 return pq.read_schema(file.path, filesystem=self.location.filesystem)
             except FileNotFoundError:
@@ -265,19 +268,18 @@ class InferenceLog:
         if not samples:
             return None
         counts = {identity: sample.rows() for identity, sample in samples.items()}
-        model, version = version_key = max(
-            counts, key=lambda identity: (counts[identity], identity)
-        )
+        main = max(counts, key=lambda identity: (counts[identity], identity))
+        model, version = main
         return WindowRows(
             model=model,
             version=version,
-            table=samples[version_key].table(),
-            rows=counts[version_key],
-            is_sampled=samples[version_key].is_full,
+            table=samples[main].table(),
+            rows=counts[main],
+            is_sampled=samples[main].is_full,
             other_versions={
-                f"{key[0]} version {key[1]}": rows
-                for key, rows in counts.items()
-                if key != version_key
+                f"{identity[0]} version {identity[1]}": rows
+                for identity, rows in counts.items()
+                if identity != main
             },
         )
 
@@ -288,8 +290,9 @@ class InferenceLog:
         max_rows: int = MAX_ROWS,
         labels: EndpointLabels | None = None,
     ) -> WindowRows | None:
-        """Return the rows of `read` with `_label` (text) and `_label_number` (float64),
-        null without a label.
+        """Return the window's rows of the version that has the most rows, or None
+        without rows. The table has `_label` (text) and `_label_number` (float64), which
+        are null without a label.
         """
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
@@ -367,24 +370,29 @@ def view_tables(
         return
     labels = labels or log.labels(view.endpoint)
     keys = labels.key_columns
-    for tables in group_tables(
-        _tables(log, view, {*columns, *_LABEL_NEEDS, *keys}),
-        _LABELLED_ROWS,
-        _LABELLED_BYTES,
-    ):
-        # Concatenate only tables whose keys have the same types, because a conversion
-        # may change a large integer.
-        alike: dict[tuple[str, ...], list[pa.Table]] = {}
-        for table in tables:
-            types = tuple(str(field.type) for field in table.schema if field.name in keys)
-            alike.setdefault(types, []).append(table)
-        for some in alike.values():
-            yield join_labels(concat_tables(some), labels)
+    tables = _tables(log, view, {*columns, *_LABEL_NEEDS, *keys})
+    for group in group_tables(tables, _LABELLED_ROWS, _LABELLED_BYTES):
+        for joinable in _group_by_types(group, keys):
+            yield join_labels(concat_tables(joinable), labels)
+
+
+def _group_by_types(
+    tables: Iterable[pa.Table],
+    names: Collection[str],
+) -> Iterable[list[pa.Table]]:
+    """Group tables in which the columns `names` have the same types. Only these tables
+    can be concatenated, because a conversion may change a large integer.
+    """
+    groups: dict[tuple[str, ...], list[pa.Table]] = {}
+    for table in tables:
+        types = tuple(str(field.type) for field in table.schema if field.name in names)
+        groups.setdefault(types, []).append(table)
+    return groups.values()
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match labels with rows, newest hour first, until all labels match; raise the
-    errors of `view_tables`.
+    """Match labels with rows, newest hour first, until all labels match. Raises
+    OnnxserveError if the log is unreachable.
     """
     if not matches.count:
         return
@@ -422,6 +430,7 @@ def _tables(
     view: View,
     columns: Collection[str],
 ) -> Iterator[pa.Table]:
+    """Yield the rows of the view without labels."""
     for hour in _due_files(log, view):
         yield from log.scan(hour, view.times, sorted(columns), view.shadows)
 
@@ -436,12 +445,12 @@ def _with_rows(
     times: TimeRange,
 ) -> dict[Hour, list[LogFile]]:
     """Return the hours and files that may have rows in the range of receipt times."""
-    due = {}
-    for hour, members in files.items():
-        some = [file for file in members if times.may_have_rows(file.changed)]
-        if some:
-            due[hour] = some
-    return due
+    files_with_rows = {}
+    for hour, files_of_hour in files.items():
+        selected = [file for file in files_of_hour if times.may_have_rows(file.changed)]
+        if selected:
+            files_with_rows[hour] = selected
+    return files_with_rows
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:

@@ -72,9 +72,13 @@ class RowFilter:
         return [name for name in present if name in needed]
 
     def filter(self, table: pa.Table) -> pa.Table:
+        """Return the selected rows. A table without the time of receipt or the shadow
+        column is not filtered by that column.
+        """
         times = microseconds_of(table.column(EVENT_TIME))
         passes = (times >= microseconds(self.times.start)) & (times < microseconds(self.times.end))
-        if (bounds := self.times.received_us) is not None and RECEIVED_TIME in table.column_names:
+        bounds = self.times.received_us
+        if bounds is not None and RECEIVED_TIME in table.column_names:
             received = microseconds_of(table.column(RECEIVED_TIME))
             passes &= (received >= bounds[0]) & (received < bounds[1])
         if not self.shadows and SHADOW in table.column_names:
@@ -84,6 +88,9 @@ class RowFilter:
         return table.filter(pa.array(passes))
 
     def select(self, table: pa.Table) -> pa.Table:
+        """Return the selected columns that the table has, in order. A missing shadow
+        column is added, with False.
+        """
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
             # Older files lack SHADOW.
             table = table.append_column(SHADOW, pa.repeat(False, len(table)))
@@ -107,9 +114,10 @@ def scan_hour(
     def may_have_rows(file: LogFile) -> bool:
         return rows.times.may_have_rows(file.changed)
 
-    passes = 1 + sum(file.size for file in list_files(location, folder)) // PASS_BYTES
-    for number in range(passes):
-        convert = partial(_first_rows, rows, Deduplicator(), number, passes)
+    total_bytes = sum(file.size for file in list_files(location, folder))
+    pass_count = 1 + total_bytes // PASS_BYTES
+    for pass_number in range(pass_count):
+        convert = partial(_first_rows, rows, Deduplicator(), pass_number, pass_count)
         tables = read_folder(
             location,
             folder,
@@ -123,18 +131,21 @@ def scan_hour(
 
 def _first_rows(
     rows: RowFilter,
-    seen: Deduplicator,
-    number: int,
-    passes: int,
+    deduplicator: Deduplicator,
+    pass_number: int,
+    pass_count: int,
     table: pa.Table,
 ) -> pa.Table:
+    """Return the selected rows of a table that belong to this pass and were not in an
+    earlier table; add them to the deduplicator. The hash of a row decides the pass.
+    """
     table = rows.filter(table)
     hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
-    if passes > 1:
-        of_pass = np.flatnonzero(hashes % np.uint64(passes) == number)
+    if pass_count > 1:
+        of_pass = np.flatnonzero(hashes % np.uint64(pass_count) == pass_number)
     else:
         of_pass = np.arange(len(hashes))
-    positions = of_pass[seen.first_seen(hashes[of_pass])]
+    positions = of_pass[deduplicator.add(hashes[of_pass])]
     if len(positions) < len(table):
         table = table.take(pa.array(positions))
     return rows.select(table)
@@ -173,11 +184,8 @@ def read_folder(
                     yield convert(table)
             except FileVanished:
                 continue
-            except (
-                pa.ArrowException,
-                TypeError,
-                ValueError,
-            ) as error:  # A column of the log has another type.
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                # A column of the log has another type.
                 unreadable[file.path] = one_line(error)
 
 
@@ -197,12 +205,12 @@ def prefetch(
             content: bytes = stream.read()
         return content
 
-    rest = iter(files)
+    remaining = iter(files)
     waiting: deque[tuple[LogFile, Future[bytes] | None]] = deque()
     pool = ThreadPoolExecutor(_PREFETCHED_FILES)
     try:
         while True:
-            for file in islice(rest, _PREFETCHED_FILES - len(waiting)):
+            for file in islice(remaining, _PREFETCHED_FILES - len(waiting)):
                 is_small = file.size <= _SMALL_BYTES
                 content = pool.submit(fetch, file.path) if is_small else None
                 waiting.append((file, content))
@@ -281,9 +289,8 @@ def _read_tables(
     """Yield the rows of a file in tables of bounded size.
 
     Args:
-        columns_to_read: returns, for the file's columns, the columns to read; None
-            reads
-            all columns.
+        columns_to_read: returns, for the file's columns, the columns to read, or None
+            for all columns.
     """
     metadata = parquet.metadata
     total_bytes = sum(group.total_byte_size for group in row_groups(metadata))

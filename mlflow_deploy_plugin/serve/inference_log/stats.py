@@ -132,17 +132,14 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     ):
         matches.match(table)
         counts.add(table)
-    failed = view_tables(
-        log.failures,
-        View(endpoint, view.times, labels=False),
-        [EVENT_TIME],
-    )
+    failed_view = View(endpoint, view.times, labels=False)
+    failed_tables = view_tables(log.failures, failed_view, [EVENT_TIME])
     unmatched = matches.count - matches.matched if times is None else None
     return LogStats(
         endpoint=endpoint,
         rows=sum(counts.by_version.values()),
         shadow_rows=counts.shadow_rows,
-        failed_rows=sum(map(len, failed)),
+        failed_rows=sum(map(len, failed_tables)),
         first=counts.first,
         last=counts.last,
         by_version=dict(sorted(counts.by_version.items())),
@@ -158,6 +155,10 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
 
 @dataclass
 class _RowCounts:
+    """Counts of the rows in the tables added so far. Only `shadow_rows`, `first` and
+    `last` include shadow rows.
+    """
+
     by_version: Counter[str] = field(default_factory=Counter)
     by_variant: Counter[str] = field(default_factory=Counter)
     by_hour: Counter[datetime] = field(default_factory=Counter)
@@ -203,6 +204,10 @@ def _add_values(counter: Counter[str], column: pa.Array | pa.ChunkedArray) -> No
 
 
 def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
+    """Return the sums over all agents of the endpoint, or None if no agent has written
+    a watermark. The log is complete up to the earliest time of the running agents, or
+    else up to the latest time of the ended agents.
+    """
     with wrap_log_errors(log.location):
         marks = [mark for mark in read_watermarks(log.location) if endpoint in mark.endpoints]
     if log.since is not None:  # Ignore agents of an earlier endpoint of the same name.
@@ -264,7 +269,7 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
     the log is unreachable.
     """
     marks = []
-    for info in _files(location):
+    for info in _watermark_files(location):
         with suppress(FileNotFoundError):  # Another process may delete the file.
             with location.filesystem.open_input_stream(info.path) as stream:
                 content = stream.read()
@@ -277,18 +282,19 @@ def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
     """Delete watermarks after `GONE_AFTER` and return the agents' names; raise OSError
     if the log is unreachable.
     """
-    gone = [
+    expired = [
         info
-        for info in _files(location)
+        for info in _watermark_files(location)
         if info.mtime is not None and info.mtime + GONE_AFTER <= now
     ]
-    for info in gone:
+    for info in expired:
         with suppress(FileNotFoundError):
             location.filesystem.delete_file(info.path)
-    return [PurePosixPath(info.path).stem for info in gone]
+    return [PurePosixPath(info.path).stem for info in expired]
 
 
-def _files(location: LogLocation) -> Iterator[fs.FileInfo]:
+def _watermark_files(location: LogLocation) -> Iterator[fs.FileInfo]:
+    """Yield the finished watermark files, sorted by path."""
     selector = fs.FileSelector(str(PurePosixPath(location.root, WATERMARKS)), allow_not_found=True)
     for info in sorted(
         location.filesystem.get_file_info(selector),

@@ -115,11 +115,11 @@ def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
     filesystem = fs.S3FileSystem(endpoint_override=endpoint, region=region)
     return LogLocation(
         filesystem,
-        (parsed.netloc + parsed.path).rstrip("/"),
-        log_uri,
-        False,
-        endpoint,
-        region,
+        root=(parsed.netloc + parsed.path).rstrip("/"),
+        shown=log_uri,
+        is_local=False,
+        endpoint=endpoint,
+        region=region,
     )
 
 
@@ -146,9 +146,8 @@ def iter_hours(
         return window is None or (start < window.end and start + length > window.start)
 
     step = -1 if newest_first else 1
-    for date, folder in _partitions(location, f"{location.root}/endpoint={endpoint}", "date")[
-        ::step
-    ]:
+    days = _partitions(location, f"{location.root}/endpoint={endpoint}", "date")
+    for date, folder in days[::step]:
         day = _parse_partition(date, "%Y-%m-%d")
         if day is None or not overlaps(day, DAY):
             continue
@@ -171,10 +170,9 @@ def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[
     for file in _parquet_files(entries):
         folder, _, _ = file.path.rpartition("/")
         match = _HOUR_FOLDER.search(folder)
-        if match:
-            start = _parse_partition(f"{match[1]} {match[2]}", "%Y-%m-%d %H")
-        else:
-            start = None
+        if match is None:
+            continue
+        start = _parse_partition(f"{match[1]} {match[2]}", "%Y-%m-%d %H")
         if start is not None:
             hours.setdefault(Hour(start, folder), []).append(file)
     return dict(sorted(hours.items()))
@@ -215,17 +213,15 @@ def upload_file(
     content: BinaryIO,
     is_new: bool = False,
 ) -> None:
-    """Write the content of an open file as `name` in the bucket. Raises the errors of
-    `write_file`. The upload uses boto3, because Arrow's writer lacks server-side
-    encryption, which a bucket policy may require (API_PutObject).
+    """Write the content of an open file as `name` in the bucket. The upload uses boto3,
+    because Arrow's writer lacks server-side encryption, which a bucket policy may
+    require (API_PutObject).
+
+    Raises FileExistsError if `is_new` and the bucket has the object, OSError if the
+    bucket cannot be written, and NotInstalled if boto3 is missing.
     """
-    encryption = load_settings().log_sse  # If empty, the bucket's default applies.
-    arguments = {"ServerSideEncryption": encryption} if encryption else {}
-    if encryption.startswith(_KMS + ":"):
-        arguments = {
-            "ServerSideEncryption": _KMS,
-            "SSEKMSKeyId": encryption.removeprefix(_KMS + ":"),
-        }
+    encryption = load_settings().log_sse
+    arguments = _encryption_arguments(encryption)
     client, transfer, failures = _s3_client(location.endpoint, location.region)
     bucket, _, key = f"{location.root}/{name}".partition("/")
     try:
@@ -235,13 +231,24 @@ def upload_file(
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
         # None after a broken connection
-        answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
+        response = getattr(error, "response", None) or {}
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         # 409: a concurrent write of the same name
-        if is_new and answer.get("HTTPStatusCode") in (409, 412):
+        if is_new and status in (409, 412):
             raise FileExistsError(f"s3://{bucket}/{key} exists") from None
         _s3_client.cache_clear()  # Only a new client reads rotated credentials.
         setting = f"; ONNXSERVE_LOG_SSE is {encryption}" if encryption else ""
         raise OSError(f"s3://{bucket}/{key}: {error}{setting}") from None
+
+
+def _encryption_arguments(encryption: str) -> dict[str, str]:
+    """Return the arguments of a PUT for `ONNXSERVE_LOG_SSE`. If it is empty, the
+    bucket's default applies.
+    """
+    if encryption.startswith(_KMS + ":"):
+        key_id = encryption.removeprefix(_KMS + ":")
+        return {"ServerSideEncryption": _KMS, "SSEKMSKeyId": key_id}
+    return {"ServerSideEncryption": encryption} if encryption else {}
 
 
 def write_file(
@@ -301,18 +308,16 @@ def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
+    checksums = None
+    # S3 APIs other than Amazon's reject the checksums that boto3 adds by default since
+    # 1.36.
+    if endpoint:
+        checksums = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     config = Config(
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         retries={"mode": "standard", "max_attempts": _ATTEMPTS},
-        # S3 APIs other than Amazon's reject the checksums that boto3 adds by default
-        # since 1.36.
-        request_checksum_calculation=os.environ.get(
-            "AWS_REQUEST_CHECKSUM_CALCULATION",
-            "when_required",
-        )
-        if endpoint
-        else None,
+        request_checksum_calculation=checksums,
     )
     client = boto3.session.Session().client(
         "s3",
@@ -329,6 +334,9 @@ def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[
 
 
 def _parquet_files(entries: Iterable[fs.FileInfo]) -> list[LogFile]:
+    """Return the finished Parquet files among the entries, sorted by path. A name that
+    begins with a dot is an unfinished file.
+    """
     return sorted(
         LogFile(entry.path, entry.size or 0, entry.mtime or EPOCH)
         for entry in entries

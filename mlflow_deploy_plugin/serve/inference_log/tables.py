@@ -39,15 +39,18 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def _wider_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """Return the type to which both types can be converted: Arrow's common type, or
+    text if there is none.
+    """
     if first == second:
         return first
     pair = _boolean_as(first, second), _boolean_as(second, first)
     try:
-        both = pa.unify_schemas(
+        unified = pa.unify_schemas(
             [pa.schema([("c", kind)]) for kind in pair],
             promote_options="permissive",
         )
-        return both.field("c").type
+        return unified.field("c").type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.large_string() if pa.large_string() in pair else pa.string()
 
@@ -75,7 +78,7 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
 
 def summarise_lists(
     table: pa.Table,
-    known: Collection[str] = (),
+    requested: Collection[str] = (),
 ) -> pa.Table:
     """Replace each column of numeric lists with a few numeric columns. Other lists are
     unchanged.
@@ -84,19 +87,18 @@ def summarise_lists(
     `probabilities.1`. A long vector or a tensor becomes the mean and standard deviation
     of each row, `image.mean` and `image.std`, and projections on eight random
     directions, `image.projection.0` (Johnson and Lindenstrauss; with signs as
-    directions: Achlioptas, PODS 2001). Columns in `known` are always created, so that
-    the result does not depend on the rows: `x.mean` requests mean, std and projections;
-    `x.0` and `x.1` request at least these components.
+    directions: Achlioptas, PODS 2001). Columns in `requested` are always created, so
+    that the result does not depend on the rows: `x.mean` requests mean, std and
+    projections; `x.0` and `x.1` request at least these components.
     """
     for name in table.column_names:
         column = table.column(name)
         if not is_list(column.type):
             continue
-        components = next(
-            (count for count in range(_COMPONENTS) if f"{name}.{count}" not in known),
-            _COMPONENTS,
-        )
-        parts = _summarise_list(column, f"{name}.mean" in known, components)
+        components = 0
+        while components < _COMPONENTS and f"{name}.{components}" in requested:
+            components += 1
+        parts = _summarise_list(column, f"{name}.mean" in requested, components)
         if not parts:
             continue
         table = table.remove_column(table.column_names.index(name))
@@ -118,6 +120,9 @@ def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return the column with the type `kind`. For text, values are written as in the
+    log, and nested values as JSON.
+    """
     types = pa.types
     if column.type == kind:
         return column
@@ -130,14 +135,8 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     ):
         return pc.cast(column, kind)
     as_plain_text = _as_json if types.is_nested(column.type) else as_text
-    return pa.chunked_array(
-        [
-            pa.array(
-                map(as_plain_text, column.to_pylist()),
-                kind,
-            )
-        ]
-    )
+    texts = pa.array(map(as_plain_text, column.to_pylist()), kind)
+    return pa.chunked_array([texts])
 
 
 def _as_json(value: object) -> str | None:
@@ -157,6 +156,10 @@ def _summarise_list(
 ) -> dict[str, Array]:
     """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if
     the values are not numeric.
+
+    Args:
+        is_tensor: return statistics even for short lists.
+        components: the minimum number of components.
     """
     numbers = _flatten(column)
     if numbers is None:
@@ -185,6 +188,9 @@ class _FlatNumbers:
     depth: int
 
     def components(self, count: int) -> dict[str, Array]:
+        """Return the first `count` numbers of each list, by position, with NaN beyond
+        the list's end. The lists have at most `count` numbers.
+        """
         table = np.full((len(self.lengths), count), np.nan)
         table[self.rows, self.positions] = self.values
         return {str(position): table[:, position] for position in range(count)}
@@ -238,13 +244,12 @@ def _flatten(column: pa.ChunkedArray) -> _FlatNumbers | None:
 
 
 def _random_directions(length: int) -> Iterator[Array]:
-    scattered = splitmix64(np.arange(length, dtype=np.uint64))
+    """Yield the directions of the projections, which are the same for every call:
+    [length] of 1 and -1.
+    """
+    hashes = splitmix64(np.arange(length, dtype=np.uint64))
     for number in range(_PROJECTIONS):
-        yield np.where(
-            scattered >> np.uint64(number) & np.uint64(1),
-            1.0,
-            -1.0,
-        )
+        yield np.where(hashes >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
 
 
 def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
@@ -273,8 +278,11 @@ def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[st
     `prediction` and `output.NAME`.
     """
     names = {*columns}
-    only_answer = only_answer_columns(artifact.prediction) if artifact is not None else set()
-    return names | only_answer if names & only_answer else names
+    if artifact is not None:
+        both_names = only_answer_columns(artifact.prediction)
+        if names & both_names:
+            names |= both_names
+    return names
 
 
 def describe_answers(
@@ -290,18 +298,17 @@ def describe_answers(
     outputs = []
     for name in rows.column_names:
         if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-            is_known = name == PREDICTION and name not in masked
-            is_label = is_known and not pa.types.is_floating(rows.column(name).type)
+            is_number = name in masked or pa.types.is_floating(rows.column(name).type)
+            is_label = name == PREDICTION and not is_number
             output = name.removeprefix(OUTPUT_PREFIX)
             outputs.append(Output(output, "", (), role="label" if is_label else "values"))
-    nowhere = Path()
     return Artifact(
-        nowhere,
-        nowhere,
-        "onnxserve",
-        "",
-        "",
-        "",
+        folder=Path(),
+        onnx_file=Path(),
+        flavor="onnxserve",
+        mlflow_version="",
+        model_id="",
+        run_id="",
         outputs=tuple(outputs),
         prediction=(PREDICTION,),
     )
@@ -341,7 +348,9 @@ def as_array(column: pa.Array) -> Array | None:
         lengths = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(lengths) > 1:
             return None
-        shape.append((lengths or [0])[0] or 0)
+        # An empty column has no length, and a column of nulls has the length None.
+        length = lengths[0] if lengths else 0
+        shape.append(length or 0)
         column = pc.list_flatten(column)
     values: Array = column.to_numpy(zero_copy_only=False)
     return values.reshape(shape)
@@ -353,23 +362,26 @@ class Deduplicator:
     def __init__(self) -> None:
         self._sorted: list[Array] = []  # Each array is at least twice as long as the next.
 
-    def first_seen(self, hashes: Array) -> Array:
-        """Return True, [N] bool, for each hash that did not occur before, in this call
-        or an earlier call.
+    def add(self, hashes: Array) -> Array:
+        """Add the hashes. Return True, [N] bool, for each hash that did not occur
+        before, in this call or an earlier call.
         """
-        distinct, first = np.unique(hashes, return_index=True)
-        is_new = np.ones(len(distinct), dtype=bool)
+        ascending, positions = np.unique(hashes, return_index=True)
+        is_new = np.ones(len(ascending), dtype=bool)
         for block in self._sorted:
-            is_new &= ~contains(block, distinct)
-        mask = np.zeros(len(hashes), dtype=bool)
-        mask[first[is_new]] = True
+            is_new &= ~contains(block, ascending)
         if is_new.any():
-            added = distinct[is_new]
-            while self._sorted and len(self._sorted[-1]) < 2 * len(added):
-                added = np.concatenate([self._sorted.pop(), added])
-                added.sort(kind="stable")  # A stable sort merges the two sorted runs fast.
-            self._sorted.append(added)
-        return mask
+            self._insert(ascending[is_new])
+        is_first = np.zeros(len(hashes), dtype=bool)
+        is_first[positions[is_new]] = True
+        return is_first
+
+    def _insert(self, hashes: Array) -> None:
+        """Merge new ascending hashes with the shorter arrays."""
+        while self._sorted and len(self._sorted[-1]) < 2 * len(hashes):
+            hashes = np.concatenate([self._sorted.pop(), hashes])
+            hashes.sort(kind="stable")  # A stable sort merges the two sorted runs fast.
+        self._sorted.append(hashes)
 
 
 class Sample:
@@ -423,10 +435,7 @@ def hash_rows(table: pa.Table) -> Array:
     """
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
-        hashes = combine_hashes(
-            hashes,
-            table.column(name).to_numpy().astype(np.uint64),
-        )
+        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
     return hashes
 
 
@@ -435,14 +444,12 @@ def hash_texts(column: pa.ChunkedArray) -> Array:
     a separate hash.
     """
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
-    seeds = [
+    digests = [
         hashlib.blake2b(text.encode(), digest_size=8).digest()
         for text in texts.dictionary.to_pylist()
     ]
-    hashes: Array = np.frombuffer(
-        b"".join(seeds),
-        dtype=np.uint64,
-    )[np.asarray(texts.indices)]
+    distinct_hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)
+    hashes: Array = distinct_hashes[np.asarray(texts.indices)]
     return hashes
 
 
@@ -466,11 +473,12 @@ def _hash_texts_of_length(length: int, texts: pa.StringArray) -> Array:
     """Return hashes of texts that all have `length` bytes, [N] uint64."""
     _, offsets, content = texts.buffers()
     start = np.frombuffer(offsets, np.int32)[texts.offset]
-    signs = np.frombuffer(content or b"", np.uint8, length * len(texts), start)
+    text_bytes = np.frombuffer(content or b"", np.uint8, length * len(texts), start)
     # The last byte is for the length.
     words = np.zeros((len(texts), length // 8 + 1), np.uint64)
-    words.view(np.uint8)[:, :length] = signs.reshape(len(texts), length)
-    words.view(np.uint8)[:, -1] = length % 8 + 1
+    word_bytes = words.view(np.uint8)
+    word_bytes[:, :length] = text_bytes.reshape(len(texts), length)
+    word_bytes[:, -1] = length % 8 + 1
     hashes: Array = reduce(combine_hashes, words.T)
     return hashes
 
@@ -479,10 +487,9 @@ def distinct(ascending: Array) -> Array:
     """Return each value of the ascending array once. NumPy 2.4's `unique` takes 65
     times as long for hashes.
     """
-    return np.compress(
-        np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)],
-        ascending,
-    )
+    # The slice is for an empty array.
+    is_first = np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)]
+    return np.compress(is_first, ascending)
 
 
 def contains(ascending: Array, values: Array) -> Array:

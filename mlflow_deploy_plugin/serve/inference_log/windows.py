@@ -155,6 +155,7 @@ def time_before(now: datetime, duration: str, option: str) -> datetime:
 
 
 def _parse_bound(text: str, option: str) -> datetime:
+    """Return a time of the events; raise InvalidConfig, which names the option."""
     try:
         return parse_time(text)
     except ValueError:

@@ -87,12 +87,9 @@ def answer(request: SideMessage) -> SideMessage:
     except OnnxserveError as error:
         raise InvalidRequest(error.message) from None
     except _TimeIsUp:
-        message = (
-            f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
-            "or set a "
-        )
         raise errors.DeadlineExceeded(
-            message + f"smaller max_evals (it was {fields['max_evals']})",
+            f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
+            f"or set a smaller max_evals (it was {fields['max_evals']})",
         ) from None
     described = {
         "columns": [feature.name for feature in contributions.features],
@@ -124,10 +121,9 @@ def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
     `explained_features`.
     """
     features = len(explained_features(model.artifact, rows))
-    return min(
-        BACKGROUND_ROWS,
-        max(_MATRIX_BYTES // (8 * features * (2 * features + 1)), _MIN_ROWS),
-    )
+    # A permutation has 2 * features + 1 masks per background row, in float64.
+    bytes_per_row = 8 * features * (2 * features + 1)
+    return min(BACKGROUND_ROWS, max(_MATRIX_BYTES // bytes_per_row, _MIN_ROWS))
 
 
 def explain_rows(
@@ -172,14 +168,12 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             return Background(feeds, "reference")
         if example.is_file():
             feeds = mlflow_protocol.decode(JSON, example.read_bytes(), model.schema)
-            return Background(
-                {name: array[:most_rows] for name, array in feeds.items()},
-                "input_example",
-            )
+            first_rows = {name: array[:most_rows] for name, array in feeds.items()}
+            return Background(first_rows, "input_example")
     except (OSError, pa.ArrowException) as error:
-        why = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
+        reason = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
         raise InvalidArtifact(
-            f"the model's reference or example rows cannot be read: {why}",
+            f"the model's reference or example rows cannot be read: {reason}",
         ) from None
     except OnnxserveError as error:
         raise InvalidArtifact(
@@ -191,6 +185,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
 
 
 def _sample_reference(path: Path, schema: Schema, most_rows: int, seed: int) -> Feeds:
+    """Return at most `most_rows` random rows of the reference sample."""
     if not schema.columns:
         schema = schema.tensor_schema
     table = read_parquet(path, list(schema.names))
@@ -231,29 +226,28 @@ class _CodedModel:
         self._features = features
         self._deadline = deadline
         self._explained = explained_outputs(model.artifact)
-        self._like = rows  # Only the shapes and dtypes of these rows are used.
+        self._templates = rows  # Only the shapes and dtypes of these rows are used.
         self._values: list[Array] = []  # The list has the distinct values of each feature.
         self.names: list[str | int | float | bool] = []
         codes = []
         for feature in features:
-            both = np.concatenate([feature.values(background), feature.values(rows)])
-            unique, indices = np.unique(both, return_inverse=True)
+            background_values = feature.values(background)
+            values = np.concatenate([background_values, feature.values(rows)])
+            unique, indices = np.unique(values, return_inverse=True)
             self._values.append(unique)
             codes.append(indices.astype(np.float64))
-        self.background, self._rows = np.split(
-            np.stack(codes, axis=1),
-            [len(feature.values(background))],
-        )
+        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(background_values)])
 
     def __call__(self, matrix: Array) -> Array:
+        """Return the predicted numbers, [N, K], for a matrix of codes, [N, features].
+        Raises _TimeIsUp after the deadline.
+        """
+        output_names = [output.name for output in self._explained]
         parts = []
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
                 raise _TimeIsUp
-            outputs = self._model.run(
-                self._feeds(rows),
-                [output.name for output in self._explained],
-            )
+            outputs = self._model.run(self._feeds(rows), output_names)
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
                 raise InvalidRequest(
@@ -264,26 +258,20 @@ class _CodedModel:
         return np.concatenate(parts)
 
     def _feeds(self, matrix: Array) -> Feeds:
+        """Return the rows whose cells have these codes."""
         feeds = {
-            name: np.empty(
-                (len(matrix), *like.shape[1:]),
-                dtype=like.dtype,
-            )
-            for name, like in self._like.items()
+            name: np.empty((len(matrix), *template.shape[1:]), dtype=template.dtype)
+            for name, template in self._templates.items()
         }
-        for feature, values, codes in zip(
-            self._features,
-            self._values,
-            matrix.T.astype(np.intp),
-            strict=True,
-        ):
+        columns = matrix.T.astype(np.intp)
+        for feature, values, codes in zip(self._features, self._values, columns, strict=True):
             for name, position in feature.places:
                 feeds[name].reshape(len(matrix), -1)[:, position] = values[codes]
         return feeds
 
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
-        """Explain each row separately, so that its contributions do not depend on other
-        rows.
+        """Return the contributions, [N, features, K], and the base values, [K]. Each
+        row is explained separately, so that its contributions do not depend on others.
         """
         masker = shap.maskers.Independent(self.background, max_samples=len(self.background))
         values = []

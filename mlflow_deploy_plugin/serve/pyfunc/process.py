@@ -79,23 +79,25 @@ def answer_all(
     gc.enable()
     send_message(control, ready)
     for connection in connections:
-        while True:
-            try:
-                threading.Thread(
-                    target=_answer_connection,
-                    args=(connection, answer),
-                    daemon=True,
-                ).start()
-                break
-            except RuntimeError:
-                # The limit of threads (`ulimit -u`, a container's pids) is reached.
-                _log.warning(
-                    "a thread cannot be started; requests wait until a thread is available",
-                )
-                time.sleep(_NO_THREAD_SECONDS)
+        _start_thread(connection, answer)
+
+
+def _start_thread(connection: socket.socket, answer: Answer) -> None:
+    """Answer a connection in a thread. Wait while the limit of threads (`ulimit -u`, a
+    container's pids) is reached.
+    """
+    while True:
+        thread = threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True)
+        try:
+            thread.start()
+            return
+        except RuntimeError:
+            _log.warning("a thread cannot be started; requests wait until a thread is available")
+            time.sleep(_NO_THREAD_SECONDS)
 
 
 def _answer_connection(connection: socket.socket, answer: Answer) -> None:
+    """Answer the requests of a connection until the worker closes it."""
     with connection, contextlib.suppress(OSError):  # The worker may have closed the connection.
         while (request := receive_message(connection)) is not None:
             with contextlib.closing(_messages(request, answer)) as messages:
@@ -103,10 +105,8 @@ def _answer_connection(connection: socket.socket, answer: Answer) -> None:
                     try:
                         send_message(connection, message)
                     except ValueError as error:
-                        send_message(
-                            connection,
-                            _refusal(BodyTooLarge(f"the answer is too large: {error}")),
-                        )
+                        too_large = BodyTooLarge(f"the answer is too large: {error}")
+                        send_message(connection, _refusal(too_large))
                         break
 
 
@@ -135,6 +135,9 @@ def _refusal(error: OnnxserveError) -> SideMessage:
 
 
 def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
+    """Return the class of an error and its message in one line, of at most `most`
+    characters.
+    """
     text = clean_message(str(error), most)
     if text:
         return f"{type(error).__name__}: {text}"
@@ -145,7 +148,8 @@ def load_failure(error: BaseException, folder: Path) -> str:
     """Return the message of a failed load, with the version differences, which often
     make a pickle unreadable.
     """
-    if differences := ", ".join(version_differences(folder).values()):
+    differences = ", ".join(version_differences(folder).values())
+    if differences:
         return (
             f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; install the versions it was logged "
             f"with: {differences}"
@@ -180,16 +184,21 @@ def version_differences(folder: Path) -> dict[str, str]:
         ):
             continue
         required = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
-            distributions = packages_distributions().get(requirement.name)
-            installed = version(distributions[0]) if distributions else ""
+        installed = _installed_version(requirement.name)
         if not installed:
             differences[requirement.name] = f"{required} (not installed)"
         elif not requirement.specifier.contains(installed, prereleases=True):
             differences[requirement.name] = f"{required} ({installed} is installed)"
     return differences
+
+
+def _installed_version(name: str) -> str:
+    """Return the installed version of a package, or "" if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
+        distributions = packages_distributions().get(name)
+        return version(distributions[0]) if distributions else ""
 
 
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:

@@ -127,19 +127,10 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
         lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))),
     )
     texts = values.where(is_iso.astype(bool))
-    dates = pd.to_datetime(
-        texts,
-        utc=True,
-        format="ISO8601",
-        errors="coerce",
-    ).dt.tz_localize(None)
-    is_wrong = (
-        values.notna()
-        & ~dates.between(
-            pd.Timestamp.min,
-            pd.Timestamp.max,
-        )
-    ).to_numpy()
+    parsed = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce")
+    dates = parsed.dt.tz_localize(None)
+    is_in_range = dates.between(pd.Timestamp.min, pd.Timestamp.max)
+    is_wrong = (values.notna() & ~is_in_range).to_numpy()
     if is_wrong.any():
         row = int(is_wrong.argmax())
         # Numbers are rejected: pandas writes milliseconds, which MLflow would read as
@@ -247,6 +238,7 @@ def _decode_base64(text: str | None) -> bytes | None:
 
 
 def _number_as_text(value: Any) -> Any:
+    """Return a number or boolean as text, and any other value unchanged."""
     if isinstance(value, int | float | np.number | np.bool_):
         return str(value)
     return value
@@ -308,25 +300,34 @@ def _missing_texts(
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
-        all_categories = fields.get("categories_")
-        columns = fields.get("feature_names_in_")
-        # A custom estimator may have any attribute.
-        all_categories = all_categories if isinstance(all_categories, list) else []
-        columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(all_categories))
-        if fields.get("missing_values", "") is None:  # The estimator is an imputer.
-            all_categories = [np.array(["", None])] * len(columns)
-        for name, categories in zip(columns, all_categories, strict=False):
-            if isinstance(categories, np.ndarray) and any(
-                isinstance(category, str) for category in categories
-            ):
-                missing = set(map(_none_or_nan, filter(_is_missing, categories)))
-                learned[str(name)] = learned.get(str(name), set()) | missing
-                learned[""] |= missing
+        for column, categories in _text_categories(fields):
+            missing = set(map(_none_or_nan, filter(_is_missing, categories)))
+            learned[column] = learned.get(column, set()) | missing
+            learned[""] |= missing
     missing_by_name = {}
     for name in names:
         values = learned.get(str(name)) or learned[""]
         missing_by_name[name] = next(iter(values)) if len(values) == 1 else otherwise
     return missing_by_name
+
+
+def _text_categories(fields: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
+    """Yield the text columns that an estimator with these attributes has learned: the
+    name (empty if unknown), and the categories with the missing values.
+    """
+    all_categories = fields.get("categories_")
+    if not isinstance(all_categories, list):  # A custom estimator may have any attribute.
+        all_categories = []
+    columns = fields.get("feature_names_in_")
+    if not isinstance(columns, np.ndarray):
+        columns = [""] * max(1, len(all_categories))
+    if fields.get("missing_values", "") is None:  # The estimator is an imputer.
+        all_categories = [np.array(["", None])] * len(columns)
+    for name, categories in zip(columns, all_categories, strict=False):
+        if isinstance(categories, np.ndarray) and any(
+            isinstance(category, str) for category in categories
+        ):
+            yield str(name), categories
 
 
 def _none_or_nan(missing: Any) -> float | None:
@@ -402,20 +403,14 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     Raises NotRepresentable.
     """
     try:
-        if columns := artifact.columns or artifact.logged_columns:
+        columns = artifact.columns or artifact.logged_columns
+        if columns:
             frame = _as_table(data, types)
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             kinds = {
                 column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame
             }
-            return {
-                name: _typed(
-                    frame[name],
-                    kind,
-                    types[name],
-                )
-                for name, kind in kinds.items()
-            }
+            return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
             data = {artifact.inputs[0].name: data}
         if artifact.tensors and isinstance(data, Mapping):
@@ -431,6 +426,9 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
 
 
 def _typed(column: Any, dtype: str, kind: str) -> Array:
+    """Return a column as an array of `dtype`. Booleans with missing values become
+    float32, and texts are written by the column's type `kind`.
+    """
     if dtype == "str":
         as_text = _AS_TEXT.get(kind, _text)
         return _texts(column, lambda value: None if _is_missing(value) else as_text(value))
@@ -496,17 +494,7 @@ def _array(value: Any) -> Array:
     if array.dtype.kind == "U":
         return array.astype(object)
     if array.dtype.kind == "O":
-        if all(isinstance(entry, str) for entry in array.flat):
-            return array
-        with suppress(ValueError):
-            listed = np.array(array.tolist())
-            if listed.dtype.kind in "iubf":
-                return listed
-        if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-            raise NotRepresentable(
-                "an output contains a missing string, which some protocols cannot represent",
-            )
-        raise NotRepresentable("an output contains objects that are neither numbers nor strings")
+        return _of_objects(array)
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
     raise NotRepresentable(
@@ -514,18 +502,35 @@ def _array(value: Any) -> Array:
     )
 
 
+def _of_objects(array: Array) -> Array:
+    """Return an array of objects if all are strings, or the numbers in it. Raises
+    NotRepresentable for other objects.
+    """
+    if all(isinstance(entry, str) for entry in array.flat):
+        return array
+    with suppress(ValueError):
+        numbers = np.array(array.tolist())
+        if numbers.dtype.kind in "iubf":
+            return numbers
+    if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
+        raise NotRepresentable(
+            "an output contains a missing string, which some protocols cannot represent",
+        )
+    raise NotRepresentable("an output contains objects that are neither numbers nor strings")
+
+
 def _of_pandas(value: Any) -> Array:
+    """Return a pandas column as an array. Integers with missing values become floats,
+    and booleans with missing values and other types become objects.
+    """
     if isinstance(value.dtype, np.dtype):
         return np.asarray(value)
     if pd.api.types.is_bool_dtype(value.dtype) and not pd.isna(value).any():
         return np.asarray(value.to_numpy(dtype=bool))
     if pd.api.types.is_numeric_dtype(value.dtype):
-        whole = pd.api.types.is_integer_dtype(value.dtype) and not pd.isna(value).any()
-        return np.asarray(
-            value.to_numpy(
-                dtype=np.int64 if whole else np.float64, na_value=0 if whole else np.nan
-            ),
-        )
+        if pd.api.types.is_integer_dtype(value.dtype) and not pd.isna(value).any():
+            return np.asarray(value.to_numpy(dtype=np.int64, na_value=0))
+        return np.asarray(value.to_numpy(dtype=np.float64, na_value=np.nan))
     return np.asarray(value.astype(object))
 
 
@@ -538,10 +543,10 @@ def count_values(prediction: Any) -> int:
         object_columns = [
             index for index, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)
         ]
-        of_cells = (
-            count_values(prediction.iloc[:, object_columns].to_numpy()) if object_columns else 0
-        )
-        return prediction.size - len(prediction) * len(object_columns) + of_cells
+        plain_values = prediction.size - len(prediction) * len(object_columns)
+        if not object_columns:
+            return plain_values
+        return plain_values + count_values(prediction.iloc[:, object_columns].to_numpy())
     parts: Sequence[Any]
     if isinstance(prediction, Mapping):
         parts = [*prediction.values()]
@@ -612,22 +617,24 @@ class _Recorder:
                 self.key_arrays[name] = key_array(name, values)
 
     def predict(self, data: Any, params: Any = None) -> Any:
+        """Return the model's prediction for the converted data, without the key
+        columns.
+
+        Raises MLflow's errors of the model, and RuntimeError for any other error or if
+        the prediction is too large; `error` and `is_too_large` have the reason.
+        """
         if isinstance(data, pd.DataFrame):
             for name in [name for name in self._keys if name in data]:
                 column = data.pop(name).astype(object)
-                self.key_arrays[name] = key_array(
-                    name,
-                    column.where(column.notna(), None).tolist(),
-                )
+                values = column.where(column.notna(), None).tolist()
+                self.key_arrays[name] = key_array(name, values)
         self.data = data
         self.params = params
         try:
             self.data = self._convert(data)
             self.params = self._read_params(params)
             self.prediction = self._model.predict(self.data, params=self.params)
-        except MlflowException:
-            raise
-        except (KeyboardInterrupt, GeneratorExit):
+        except (MlflowException, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             self.error = error
@@ -645,10 +652,7 @@ class _Recorder:
         dates = [
             spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params
         ]
-        return {
-            **params,
-            **{name: _read_date_param(name, params[name]) for name in dates},
-        }
+        return params | {name: _read_date_param(name, params[name]) for name in dates}
 
 
 def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
@@ -762,16 +766,17 @@ class Scorer:
         """Run `predict` of the Python model, or of MLflow's wrapper of a library, in
         pdb, without its decorators.
         """
-        python_model = getattr(self._model._model_impl, "python_model", None)
-        owner, name = (
-            (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
-        )
-        original = getattr(owner, name)
-        predict = original
+        owner = getattr(self._model._model_impl, "python_model", None)
+        name = "predict"
+        if owner is None:
+            owner = self._model
+            name = "_predict_fn"
+        predict = getattr(owner, name)
+        undecorated = predict
         if inspect.ismethod(predict):
-            original = partial(inspect.unwrap(predict.__func__), predict.__self__)
+            undecorated = partial(inspect.unwrap(predict.__func__), predict.__self__)
         # MLflow reads the parameters of predict.
-        setattr(owner, name, wraps(predict)(partial(pdb.runcall, original)))
+        setattr(owner, name, wraps(predict)(partial(pdb.runcall, undecorated)))
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero
@@ -906,11 +911,9 @@ class Scorer:
         """
         data = to_model_input(feeds, self._artifact, self._types, self._names)
         specs = self._model.metadata.get_params_schema() or ()
-        params = (
-            {spec.name: parameters[spec.name] for spec in specs if spec.name in parameters}
-            if parameters
-            else None
-        )
+        params = None
+        if parameters:
+            params = {spec.name: parameters[spec.name] for spec in specs if spec.name in parameters}
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
     def outputs_of(
@@ -919,7 +922,10 @@ class Scorer:
         most_values: int = sys.maxsize,
         params: Mapping[str, Any] | None = None,
     ) -> dict[str, Array]:
-        """Return named outputs for a frame, arrays, or a mapping of arrays."""
+        """Return named outputs for a frame, arrays, or a mapping of arrays. Raises the
+        OnnxserveError that describes the refusal, and InferenceError if the answer
+        cannot be represented as named arrays.
+        """
         recorder = _Recorder(self._model, most_values, self._converted)
         if isinstance(data, pd.DataFrame):
             for name in [name for name in self._nested if name in data]:
@@ -945,12 +951,10 @@ class Scorer:
             table = data if isinstance(data, pd.DataFrame) else _as_table(data, self._types)
         except ValueError as error:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
-        doubled = {*table.columns[table.columns.duplicated()]}
-        if name := next(
-            (name for name in (*self._dates, *self._texts) if name in doubled),
-            None,
-        ):
-            raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
+        duplicated = {*table.columns[table.columns.duplicated()]}
+        for name in (*self._dates, *self._texts):
+            if name in duplicated:
+                raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
             # Parquet has dates, which need no parsing.
             if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):
@@ -965,8 +969,8 @@ class Scorer:
         return table
 
     def _make_doubles(self, document: dict[str, Any]) -> None:
-        """Convert whole numbers in the nested columns of a JSON document; see
-        `_with_doubles`.
+        """Convert whole numbers to floats in the nested columns of a JSON document,
+        where the signature has doubles. MLflow would refuse the integers.
         """
         if not self._nested:
             return
@@ -998,6 +1002,9 @@ class Scorer:
                     raise SchemaMismatch(f"{where}: null is neither true nor false", column=name)
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
+        """Return the error for a request that the model, or MLflow's reader, refused.
+        An error of the model's code is also logged.
+        """
         if recorder.is_too_large:
             return errors.BodyTooLarge(too_many_values(recorder.most))
         if isinstance(recorder.error, SchemaMismatch):
@@ -1031,6 +1038,9 @@ class Scorer:
         return arrays
 
     def _log_feeds(self, data: Any) -> Feeds:
+        """Return the inputs for the inference log. If they cannot be represented,
+        return no arrays and warn once.
+        """
         try:
             if self._artifact.undescribed and not self._artifact.logged_columns:
                 raise NotRepresentable(

@@ -85,15 +85,16 @@ class ColumnMask:
         values: Mapping[str, Value],
         names: frozenset[str],
     ) -> dict[str, Value]:
-        """Return the values, with hashes instead of the values of `names`. Raises as
-        `hash_column`.
+        """Return the values, with hashes instead of the values of `names`.
+
+        Raises OSError if the key cannot be read or created, and InvalidConfig if the
+        file does not contain a valid key.
         """
-        return {
-            **values,
-            **{name: self._hash(values[name]) for name in values if name in names},
-        }
+        hashes = {name: self._hash(values[name]) for name in values if name in names}
+        return {**values, **hashes}
 
     def _hash(self, value: object) -> str | None:
+        """Return the hash of a value, or None for a missing value."""
         text = as_key(value)
         if text is None:
             return None
@@ -170,6 +171,7 @@ class CapturedModel:
         return not self.left_out and PREDICTION not in self.mask
 
     def leaves_out(self, output: str) -> bool:
+        """Return True if this output is not kept."""
         return output in self.left_out or (self.outputs is None and PREDICTION in self.left_out)
 
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
@@ -186,24 +188,17 @@ class CapturedModel:
         """
         schema = self.schema
         taken = {*schema.names, *(entry.name for entry in schema.inputs)}
-        if both := next((name for name in keys if name in taken), ""):
+        clashing = [name for name in keys if name in taken]
+        if clashing:
             raise InvalidConfig(
-                f"capture.keys: {both!r} is an input of {self.model} {self.version}, which is "
-                "captured anyway; a key must not be an input of the model",
+                f"capture.keys: {clashing[0]!r} is an input of {self.model} {self.version}, which "
+                "is captured anyway; a key must not be an input of the model",
             )
-        inputs = (
-            *schema.inputs,
-            *(Input(name, "str", (-1,)) for name in keys),
-        )
-        if schema.columns:
-            further = tuple(Column(name, "string", required=False) for name in keys)
-        else:
-            further = ()
-        return replace(
-            self,
-            schema=replace(schema, columns=(*schema.columns, *further), inputs=inputs),
-            keys=keys,
-        )
+        inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
+        columns = schema.columns
+        if columns:
+            columns += tuple(Column(name, "string", required=False) for name in keys)
+        return replace(self, schema=replace(schema, columns=columns, inputs=inputs), keys=keys)
 
 
 @lru_cache(maxsize=1024)
@@ -228,14 +223,16 @@ def exclude_columns(
     only_answer = only_answer_columns(model.prediction)
     if not only_answer.isdisjoint(mask):
         mask = tuple(sorted({*mask} | only_answer))
-    cut = [entry for entry in model.schema.inputs if not excluded.isdisjoint(_column_names(entry))]
+    cut_inputs = [
+        entry for entry in model.schema.inputs if not excluded.isdisjoint(_column_names(entry))
+    ]
     return replace(
         model,
         schema=_without_columns(model.schema, excluded),
         mask=mask,
-        cuts={entry.name: _kept_indices(entry, excluded) for entry in cut},
+        cuts={entry.name: _kept_indices(entry, excluded) for entry in cut_inputs},
         left_out=_excluded_outputs(model, excluded),
-        masked={entry.name: _masked_columns(entry, mask) for entry in cut},
+        masked={entry.name: _masked_columns(entry, mask) for entry in cut_inputs},
     )
 
 
@@ -244,6 +241,9 @@ def _column_names(entry: Input) -> tuple[str, ...]:
 
 
 def _without_columns(schema: Schema, excluded: Set[str]) -> Schema:
+    """Return the schema without these columns, and without inputs that have no other
+    columns.
+    """
     inputs = []
     for entry in schema.inputs:
         if set(_column_names(entry)) - excluded:
@@ -259,19 +259,20 @@ def _without_columns(schema: Schema, excluded: Set[str]) -> Schema:
 
 def _kept_indices(entry: Input, excluded: Set[str]) -> Array:
     names = enumerate(_column_names(entry))
-    return np.array(
-        [index for index, name in names if name not in excluded],
-        dtype=np.intp,
-    )
+    return np.array([index for index, name in names if name not in excluded], dtype=np.intp)
 
 
 def _masked_columns(entry: Input, mask: Sequence[str]) -> tuple[ColumnPosition, ...]:
+    """Return the masked columns of an input with their positions."""
     if not entry.columns:
         return ((entry.name, None),) if entry.name in mask else ()
     return tuple((name, index) for index, name in enumerate(entry.columns) if name in mask)
 
 
 def _excluded_outputs(model: CapturedModel, excluded: Set[str]) -> frozenset[str]:
+    """Return the outputs behind the excluded log columns. For the prediction, these are
+    PREDICTION and the outputs that it consists of.
+    """
     outputs = {
         name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)
     }
@@ -281,6 +282,9 @@ def _excluded_outputs(model: CapturedModel, excluded: Set[str]) -> frozenset[str
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
+    """Raise InvalidConfig if a name in `capture.{option}` is not a column that the log
+    of this model has.
+    """
     if model.schema.columns:
         inputs = list(model.schema.names)
     else:
@@ -326,22 +330,17 @@ def decode_model(encoded: memoryview) -> CapturedModel:
     fields = document["schema"]
     columns = [Column(**entry) for entry in fields["columns"]]
     tensors = [
-        Tensor(
-            e["name"],
-            e["dtype"],
-            tuple(e["shape"]),
-        )
-        for e in fields["tensors"]
+        Tensor(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in fields["tensors"]
     ]
     inputs = [
         Input(
-            e["name"],
-            e["dtype"],
-            tuple(e["shape"]),
-            tuple(e["columns"]),
-            e["missing"],
+            name=entry["name"],
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            columns=tuple(entry["columns"]),
+            missing=entry["missing"],
         )
-        for e in fields["inputs"]
+        for entry in fields["inputs"]
     ]
     schema = Schema(tuple(columns), tuple(tensors), tuple(inputs))
     keys = tuple(document.get("keys", ()))  # Segments of older versions have no keys.

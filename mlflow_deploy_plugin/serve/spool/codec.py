@@ -188,6 +188,7 @@ class RequestEncoder:
 
 
 def _text_pieces(texts: Sequence[object]) -> tuple[bytes, bytes]:
+    """Return the length of the texts as JSON, and the JSON."""
     text = orjson.dumps(texts)
     return _TEXT_LENGTH.pack(len(text)), text
 
@@ -233,34 +234,26 @@ def _make_plan(
     are all texts.
     """
     names = [*feeds, *outputs]
-    forms = list(
-        map(
-            _form,
-            (*feeds.values(), *outputs.values()),
-        )
-    )
+    forms = list(map(_form, (*feeds.values(), *outputs.values())))
     if record.is_failed:
         rows = 1
         inputs = _Side()
         answers = _failed_side(names)
     else:
-        rows = next(
-            (len(array) for array in feeds.values() if array.ndim),
-            0,
-        )
+        rows = next((len(array) for array in feeds.values() if array.ndim), 0)
         inputs = _input_side(feeds, rows, model)
         answers = _output_side(outputs, len(feeds), rows, model)
     kept = inputs.kept + answers.kept
     are_plain = all(columns is None and not is_text for _, is_text, columns in kept)
     return EncodingPlan(
-        model,
-        _encode_layout(record, inputs, answers),
-        names,
-        forms,
-        kept,
-        inputs.masked + answers.masked,
-        rows,
-        min(rows, max_rows),
+        model=model,
+        layout=_encode_layout(record, inputs, answers),
+        names=names,
+        forms=forms,
+        kept=kept,
+        masked=inputs.masked + answers.masked,
+        rows=rows,
+        kept_rows=min(rows, max_rows),
         is_plain=rows <= max_rows and len(kept) == len(forms) and are_plain,
     )
 
@@ -286,6 +279,7 @@ class _Side:
         array: Array,
         columns: Array | None,
     ) -> None:
+        """Keep the columns of an array at the indices `columns` (None: all columns)."""
         is_text = array.dtype.kind == "O"
         dtype = "str" if is_text else array.dtype.str
         shape = array.shape[1:] if columns is None else (len(columns),)
@@ -297,12 +291,16 @@ class _Side:
         position: int,
         columns: Iterable[tuple[str, int | None]],
     ) -> None:
+        """Mask columns of an array, each with its index (None if the array is the
+        column).
+        """
         for column, index in columns:
             self.masked_fields.append((column, "str", ()))
             self.masked.append((position, index))
 
 
 def _encode_layout(record: RequestRecord, inputs: _Side, outputs: _Side) -> bytes:
+    """Return the JSON that describes the arrays of a request for the reader."""
     layout: Layout = {
         "endpoint": record.endpoint,
         "variant": record.variant,
@@ -327,6 +325,9 @@ def _failed_side(names: Sequence[str]) -> _Side:
 
 
 def _input_side(feeds: NamedArrays, rows: int, model: CapturedModel) -> _Side:
+    """Return the inputs of a request with `rows` rows. An array without a column type
+    is left out.
+    """
     side = _Side()
     for position, (name, array) in enumerate(feeds.items()):
         if _has_column_type(name, array, rows, model):
@@ -338,7 +339,9 @@ def _input_side(feeds: NamedArrays, rows: int, model: CapturedModel) -> _Side:
 
 
 def _output_side(outputs: NamedArrays, first: int, rows: int, model: CapturedModel) -> _Side:
-    """Return the outputs, whose positions begin with `first`."""
+    """Return the outputs, whose positions begin with `first`. An array without a column
+    type is left out.
+    """
     side = _Side()
     for position, (name, array) in enumerate(outputs.items(), first):
         if _has_column_type(name, array, rows, model):
@@ -398,9 +401,5 @@ def decode_feedback(payload: bytes | memoryview, offset: int) -> FeedbackFrame:
     """
     fields: list[Any] = orjson.loads(payload)
     endpoint, received_time, entries = fields
-    return FeedbackFrame(
-        endpoint,
-        received_time,
-        tuple(Feedback(*entry) for entry in entries),
-        offset,
-    )
+    labels = tuple(Feedback(*entry) for entry in entries)
+    return FeedbackFrame(endpoint, received_time, labels, offset)

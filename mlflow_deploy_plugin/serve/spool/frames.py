@@ -55,13 +55,13 @@ def spool_bytes(spool: Path) -> int:
     """Return the size of all files in the spool, both shipped and unshipped; 0 if there
     is no spool.
     """
-    size = 0
+    total_bytes = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
         for entry in entries:
             # The agent may just have removed the file.
             with contextlib.suppress(FileNotFoundError):
-                size += entry.stat().st_size
-    return size
+                total_bytes += entry.stat().st_size
+    return total_bytes
 
 
 def shipped_bytes(segment: Path) -> int:
@@ -135,11 +135,11 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     complete_bytes = int(lengths.sum()) + FRAME.size * len(lengths)
     end = int(starts[-1] + lengths[-1]) + FRAME.size if len(starts) else 0
     return Frames(
-        starts[is_request & ~is_short],
-        feedback,
-        end,
-        end - complete_bytes,
-        int(is_short.sum()),
+        requests=starts[is_request & ~is_short],
+        feedback=feedback,
+        end=end,
+        lost_bytes=end - complete_bytes,
+        malformed=int(is_short.sum()),
     )
 
 

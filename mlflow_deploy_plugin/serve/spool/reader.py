@@ -144,7 +144,7 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
 
 def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
     """Return the requests in about the last `most_bytes` of a segment, oldest first.
-    Raises as `read_batches`.
+    Raises OSError if the segment cannot be read.
     """
     content = segment.read_bytes()
     start = 0
@@ -185,6 +185,7 @@ def _append_batch(
     except _MALFORMED:
         if len(group) == 1:
             return 1
+        # Halve the group to find the malformed requests.
         return sum(_append_batch(batches, batch_of, half) for half in np.array_split(group, 2))
     return 0
 
@@ -247,38 +248,40 @@ class _Decoder:
         rows = int(heads["rows"][0])
         fields = _Fields(self._content, begins + (FRAME.size + _HEAD.itemsize))
         return CapturedBatch(
-            model,
-            layout["endpoint"],
-            layout["variant"],
-            layout["shadow"],
-            layout["failed"],
-            int(self.hours[group[0]]),
-            rows,
-            begins + self._start,
-            np.ascontiguousarray(heads["event_time"]),
-            np.ascontiguousarray(heads["received_time"]),
-            heads["latency"].astype(np.int64),
-            heads["status"].astype(np.int16),
-            fields.read_ids(heads["request_length"]),
-            fields.read_ids(heads["prediction_length"]),
-            fields.read_arrays(layout.get("feeds", ()), rows),
-            fields.read_arrays(layout.get("outputs", ()), rows),
-            fields.read_arrays(layout.get("masked", ()), rows),
+            model=model,
+            endpoint=layout["endpoint"],
+            variant=layout["variant"],
+            is_shadow=layout["shadow"],
+            is_failed=layout["failed"],
+            hour=int(self.hours[group[0]]),
+            rows=rows,
+            offsets=begins + self._start,
+            event_times=np.ascontiguousarray(heads["event_time"]),
+            received_times=np.ascontiguousarray(heads["received_time"]),
+            latencies=heads["latency"].astype(np.int64),
+            statuses=heads["status"].astype(np.int16),
+            # The fields are read in the order of the payload.
+            request_ids=fields.read_ids(heads["request_length"]),
+            prediction_ids=fields.read_ids(heads["prediction_length"]),
+            feeds=fields.read_arrays(layout.get("feeds", ()), rows),
+            outputs=fields.read_arrays(layout.get("outputs", ()), rows),
+            masked=fields.read_arrays(layout.get("masked", ()), rows),
         )
 
     def _layout_at(self, offset: int) -> tuple[CapturedModel, Layout]:
+        """Return the layout at an offset of the file and its model, decoded once."""
         if offset not in self._layouts:
             self._layouts[offset] = decode_layout(self._payload_at, offset, self._models)
         return self._layouts[offset]
 
     def _payload_at(self, offset: int) -> memoryview | None:
-        """Return the payload of a frame, which may be located before `start`."""
+        """Return the payload of a frame, which may be located before `start`; None if
+        the frame is damaged.
+        """
         self._file.seek(offset)
         head = self._file.read(FRAME.size)
-        return payload_at(
-            head + self._file.read(FRAME.unpack(head)[1]),
-            0,
-        )
+        _, length, _ = FRAME.unpack(head)
+        return payload_at(head + self._file.read(length), 0)
 
 
 class _Fields:
@@ -291,6 +294,7 @@ class _Fields:
         self._positions = positions
 
     def read_ids(self, sizes: Array) -> Utf8Array:
+        """Read an id of each request; `sizes` has the lengths in bytes, [N]."""
         lengths = sizes.astype(np.int64)
         bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=bounds[1:])
@@ -305,6 +309,7 @@ class _Fields:
         layout: Iterable[LayoutField],
         rows: int,
     ) -> dict[str, Array]:
+        """Read the arrays in `layout`, with `rows` rows per request: [N * rows, …]."""
         arrays = {}
         for name, dtype, inner in layout:
             if dtype == "str":
@@ -315,6 +320,7 @@ class _Fields:
         return arrays
 
     def _read_strings(self, depth: int) -> Array:
+        """Read one JSON list of strings per request, preceded by its length."""
         lengths = self._read(4).view("<u4").astype(np.int64)
         strings = _decode_strings(self._content, self._positions, lengths, depth)
         self._positions = self._positions + lengths

@@ -98,17 +98,22 @@ class CaptureWriter:
             plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(plan, pieces)
-        except Exception as error:  # A failed capture must not prevent the correct response.
-            if (now := self.clock()) >= self._quiet_until:
-                self._quiet_until = now + _LOG_SECONDS
-                logger.error(
-                    "requests are not captured: %s",
-                    error,
-                    exc_info=not isinstance(error, OSError),
-                )
+        except Exception as error:  # noqa: BLE001 - The correct response must not be prevented.
+            self._log_failure(error)
             rows = model.schema.count_rows(feeds)
             return rows, min(rows, max_rows), False
         return plan.rows, plan.kept_rows, True
+
+    def _log_failure(self, error: Exception) -> None:
+        """Log why a request is not captured, at most once per `_LOG_SECONDS`."""
+        now = self.clock()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _LOG_SECONDS
+            logger.error(
+                "requests are not captured: %s",
+                error,
+                exc_info=not isinstance(error, OSError),
+            )
 
     def write_feedback(
         self,
@@ -125,13 +130,14 @@ class CaptureWriter:
         """
         if mask:
             names = frozenset(mask)
-            entries = [self._masked(entry, names) for entry in entries]
+            entries = [self._mask_key(entry, names) for entry in entries]
         payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))
             self._write_frame(payload)
 
-    def _masked(self, entry: Feedback, names: frozenset[str]) -> Feedback:
+    def _mask_key(self, entry: Feedback, names: frozenset[str]) -> Feedback:
+        """Return the label with hashes of the key columns `names`."""
         if not entry.key:
             return entry
         return entry._replace(key=self._mask.hash_values(entry.key, names))
@@ -142,6 +148,9 @@ class CaptureWriter:
             self._close()
 
     def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
+        """Append a request. If its segment does not have the plan's model or layout,
+        append these first. Raises OSError if the spool or the disk is full.
+        """
         # Far from the limit, the size of the request is not needed.
         is_roomy = 2 * self._size < MAX_SEGMENT_BYTES
         if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
@@ -149,7 +158,8 @@ class CaptureWriter:
         if plan.segment != self._segment:
             model = plan.model
             layout = plan.layout
-            if (offset := self._layouts.get((model, layout))) is None:
+            offset = self._layouts.get((model, layout))
+            if offset is None:
                 if model not in self._models:
                     self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
                 offset = self._write_frame(
@@ -164,7 +174,8 @@ class CaptureWriter:
         """Open a segment with space for `size` bytes if needed. Raises OSError if the
         spool or the disk is full.
         """
-        if (now := self.clock()) >= self._look_at:
+        now = self.clock()
+        if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._is_full = spool_bytes(self.spool) >= self.max_bytes
         if self._is_full:
@@ -175,26 +186,27 @@ class CaptureWriter:
             )
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
-            self.spool.mkdir(parents=True, exist_ok=True)
-            name = uuid.uuid4().hex
-            temporary = self.spool / f".{name}"
-            file = os.open(
-                temporary,
-                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
-                0o640,
-            )
-            # Rename the segment after it is locked, so that no reader takes the segment
-            # for abandoned.
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.rename(temporary, self.spool / (name + SUFFIX))
-            except OSError:
-                os.close(file)
-                temporary.unlink(missing_ok=True)
-                raise
-            self._file = file
-            self._size = 0
-            self._segment += 1
+            self._open_segment()
+
+    def _open_segment(self) -> None:
+        """Create a segment. It is renamed after it is locked, so that no reader takes
+        it for abandoned.
+        """
+        self.spool.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        temporary = self.spool / f".{name}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        file = os.open(temporary, flags, 0o640)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(temporary, self.spool / (name + SUFFIX))
+        except OSError:
+            os.close(file)
+            temporary.unlink(missing_ok=True)
+            raise
+        self._file = file
+        self._size = 0
+        self._segment += 1
 
     def _write_frame(self, payload: bytes) -> int:
         """Append a frame in one write, and return its offset. A partial frame is
@@ -213,6 +225,9 @@ class CaptureWriter:
         return offset
 
     def _close(self) -> None:
+        """Close the segment if one is open. The next segment needs its own models and
+        layouts.
+        """
         if self._file >= 0:
             os.close(self._file)
         self._file = -1

@@ -150,7 +150,7 @@ def test_a_hash_is_seen_for_the_first_time_once() -> None:
     earlier_hashes: set[int] = set()
     for size in (5, 1, 400, 3, 90):
         hashes = rng.integers(0, 300, size).astype(np.uint64)
-        first = seen.first_seen(hashes)
+        first = seen.add(hashes)
         fresh = {int(value) for value in hashes} - earlier_hashes
         assert sorted(hashes[first].tolist()) == sorted(fresh)
         earlier_hashes |= fresh
