@@ -187,10 +187,8 @@ class _LazyCommands(Commands):
                 f"{_where_to_get(error.name)}",
             )
         except OSError as error:
-            if error.errno not in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-            ):  # A write to stdout may also cause this error.
+            # A write to stdout may also cause this error.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             place = error.filename or "the output or a file"
             _fail(f"{place} cannot be written: {error.strerror}")
@@ -242,10 +240,9 @@ def disable_telemetry() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(
-        "\n".join(map(printable, f"Error: {message}".split("\n"))),
-        err=True,
-    )
+    """Print an error without control characters, and exit with status 1."""
+    lines = f"Error: {message}".split("\n")
+    click.echo("\n".join(map(printable, lines)), err=True)
     sys.exit(1)
 
 

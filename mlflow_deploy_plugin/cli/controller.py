@@ -11,6 +11,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     NumberRange,
+    flag,
     name_argument,
     opened_deployments,
     opened_store,
@@ -150,9 +151,8 @@ def migrate() -> None:
     ),
 )
 @why_option
-@option(
+@flag(
     "--wait",
-    is_flag=True,
     help="Show the progress until the retraining ends or its rollout begins.",
 )
 def retrain(
@@ -209,13 +209,7 @@ def retrainings(name: str | None, output: str) -> None:
         lines.append(f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(entry)}")
         lines.append(f"    why: {entry.cause['why']}")
     empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
-    documents = [
-        {
-            **vars(entry),
-            "figures": entry.figures.as_json(),
-        }
-        for entry in entries
-    ]
+    documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
     show_result(output, documents, lines or [empty])
 
 
@@ -235,8 +229,8 @@ def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> Non
         while current.is_live and current.state != "rolling_out":
             time.sleep(_POLL_SECONDS)
             current = retrainings.get(begun.id) or begun
-            if (line := retraining_summary(current)) != summary:
-                show_lines([line])
-                summary = line
+            if retraining_summary(current) != summary:
+                summary = retraining_summary(current)
+                show_lines([summary])
     if current.state == "failed":
         raise SystemExit(1)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
     Commands,
     align_columns,
     config_option,
+    flag,
     format_option,
     key_values,
     name_argument,
@@ -171,7 +173,7 @@ def traffic(
     show_default="all that follow a stage",
     help="Deployment to change.",
 )
-@option("--dry-run", is_flag=True, help="Check and show the change, but do not make it.")
+@flag("--dry-run", help="Check and show the change, but do not make it.")
 @why_option
 @output_option
 def follow(
@@ -249,30 +251,17 @@ def list_endpoints(output: str) -> None:
     for summary in summaries:
         shares = [f"{name}={share:g}" for name, share in traffic_shares(summary["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in summary["shadows"]]
-        rows.append(
-            (
-                summary["name"],
-                summary["state"],
-                " ".join([*shares, *shadows]) or "-",
-                summary["url"],
-            ),
-        )
-    show_table(
-        output,
-        summaries,
-        rows,
-        "there are no endpoints: run `onnxserve endpoint create NAME`",
-    )
-    if output == "text":
-        show_lines(
-            [
-                f"{entry['name']}: {entry['reason']}"
-                for entry in summaries
-                if entry["state"] == "failed"
-            ],
-        )
-        for entry in summaries:
-            show_lines(f"{entry['name']}: {text}" for text in entry["unapproved"])
+        traffic = " ".join([*shares, *shadows]) or "-"
+        rows.append((summary["name"], summary["state"], traffic, summary["url"]))
+    empty = "there are no endpoints: run `onnxserve endpoint create NAME`"
+    show_table(output, summaries, rows, empty)
+    if output != "text":
+        return
+    for summary in summaries:
+        if summary["state"] == "failed":
+            show_lines([f"{summary['name']}: {summary['reason']}"])
+    for summary in summaries:
+        show_lines(f"{summary['name']}: {text}" for text in summary["unapproved"])
 
 
 @click.command("list")
@@ -341,10 +330,10 @@ def _deployment_table(
 def _problem_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """Yield the reasons of the deployments of an endpoint that need attention."""
     for name, deployment in described["deployments"].items():
-        if reason := deployment["reason"] or deployment["error"]:
-            yield f"{_name(described, name)}: {reason}"
-        if text := deployment["unapproved"]:
-            yield f"{_name(described, name)}: {text}"
+        reason = deployment["reason"] or deployment["error"]
+        for problem in (reason, deployment["unapproved"]):
+            if problem:
+                yield f"{_name(described, name)}: {problem}"
     if described["state"] == "empty":
         yield f"{described['name']}: {described['reason']}"
 
@@ -377,12 +366,12 @@ def stop(name: str) -> None:
 @option(
     "-n",
     "--lines",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=100,
     metavar="COUNT",
     help="Number of last lines to show.",
 )
-@option("-f", "--follow", is_flag=True, help="Also show new lines until the server ends or Ctrl-C.")
+@flag("-f", "--follow", help="Also show new lines until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
     """Show the log of the server of the deployment NAME.
 
@@ -409,7 +398,7 @@ def logs(name: str, lines: int, follow: bool) -> None:
 )
 @option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     metavar="COUNT",
     show_default="all",
     help="Number of newest events.",
@@ -448,13 +437,13 @@ def history(
         ):
             raise unknown_endpoint(name, store.names(deleted=True))
         events = event_history(store, name, model, limit)
-        lines = map(event_as_json, events)
+        documents = map(event_as_json, events)
         if output == "jsonl":
-            for line in lines:
-                click.echo(line)
+            for document in documents:
+                click.echo(document)
             return
         if output == "json":
-            click.echo("[" + ",\n ".join(lines) + "]")
+            click.echo("[" + ",\n ".join(documents) + "]")
             return
         all_events = [*events]
     visible = [
@@ -481,21 +470,9 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """Yield the state of an endpoint, its deployments and its workers as text."""
     place = f" at {described['url']}" if described["url"] else ""
     yield f"{described['name']}: {described['state']}{place}"
-    rows = []
-    for name, deployment in described["deployments"].items():
-        share = _share(deployment)
-        version = f"version {deployment['version']}" if deployment["version"] else ""
-        rows.append(
-            (
-                f"  {name}",
-                share,
-                deployment["model_uri"],
-                version,
-                deployment["state"],
-                deployment["error"],
-            ),
-        )
-    yield from align_columns(rows)
+    yield from align_columns(
+        [_deployment_row(name, item) for name, item in described["deployments"].items()],
+    )
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
             yield f"  {key}: {described[key]}"
@@ -504,10 +481,26 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     for key, value in described["sticky"].items():
         yield f"  sticky by {key}: {value}"
     for pid, versions in described["workers"].items():
-        served = ", ".join(f"{name} {version or 'nothing'}" for name, version in versions.items())
-        yield f"  worker {pid}: {served}"
+        loaded = {name: version or "nothing" for name, version in versions.items()}
+        texts = ", ".join(f"{name} {version}" for name, version in loaded.items())
+        yield f"  worker {pid}: {texts}"
     if described["log"]:
         yield f"  log: {described['log']}"
+
+
+def _deployment_row(name: str, deployment: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a deployment: its name, share, model, version, state and
+    error.
+    """
+    version = f"version {deployment['version']}" if deployment["version"] else ""
+    return (
+        f"  {name}",
+        _share(deployment),
+        deployment["model_uri"],
+        version,
+        deployment["state"],
+        deployment["error"],
+    )
 
 
 def _deployment_rows(
@@ -535,6 +528,7 @@ def _deployment_rows(
 
 
 def _verdict(monitor: "MonitorOverview") -> str:
+    """Return the name of a monitor, its last verdict and its state if it is unusual."""
     outcome = monitor.last.outcome if monitor.last else "not judged yet"
     if monitor.status not in _NORMAL_STATES:
         outcome = f"{outcome} ({monitor.status})"

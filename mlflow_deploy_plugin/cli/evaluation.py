@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
     NumberRange,
     align_columns,
     combine_options,
+    flag,
     option,
     output_option,
     show_json,
@@ -25,10 +27,12 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRIC
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.registry.runs import LoggedRun
+    from mlflow_deploy_plugin.wrap.evaluation.explanation import Explanation
     from mlflow_deploy_plugin.wrap.optimization.optimizer import Optimization
     from mlflow_deploy_plugin.wrap.optimization.profiler import GraphProfile
 
 _SHOWN_NODES = 10
+_MOST_NAME_CHARACTERS = 48
 _seed_option = option(
     "--seed",
     type=click.IntRange(min=0),
@@ -56,6 +60,9 @@ def _show_places(
     run: "LoggedRun | None",
     under: str,
 ) -> None:
+    """Print where the files are: their folder, and the folder `under` in the run's
+    artifacts.
+    """
     if files:
         click.echo(f"{len(files)} files in {folder}")
     if run:
@@ -97,9 +104,8 @@ def _show_places(
 )
 @_seed_option
 @_folder_option
-@option(
+@flag(
     "--log",
-    is_flag=True,
     help="Log plots and JSON to the run of MODEL_URI, under robustness/.",
 )
 @output_option
@@ -139,9 +145,11 @@ def robustness(
             *report.notes,
         ]
     )
-    for reason in dict.fromkeys(report.cannot.values()):
-        names = ", ".join(name for name, why in report.cannot.items() if why == reason)
-        click.echo(f"{names} cannot be measured: {reason}")
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in report.cannot.items():
+        names_by_reason.setdefault(reason, []).append(name)
+    for reason, names in names_by_reason.items():
+        click.echo(f"{', '.join(names)} cannot be measured: {reason}")
     click.echo(f"{report.rows:,} rows, seed {report.seed}")
     _show_places(files, folder, report.run, "robustness")
 
@@ -163,14 +171,14 @@ def robustness(
 @metric_option
 @option(
     "--max-rows",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=100,
     metavar="ROWS",
     help="Maximum number of rows.",
 )
 @option(
     "--max-evals",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     show_default="ten pairs of permutations",
     metavar="NUMBER",
     help="Model evaluations per row.",
@@ -182,7 +190,7 @@ def robustness(
 )
 @_seed_option
 @_folder_option
-@option("--log", is_flag=True, help="Log plots and JSON to the run of MODEL_URI, under explain/.")
+@flag("--log", help="Log plots and JSON to the run of MODEL_URI, under explain/.")
 @output_option
 def explain(
     model_uri: str,
@@ -218,20 +226,26 @@ def explain(
     if output == "json":
         show_json(result.as_dict())
         return
-    table = result.table()
-    show_lines(align_columns(table))
-    if (more := len(result.columns) - len(table) + 1) > 0:
-        click.echo(f"and {more} less important columns")
-    left_out = ""
-    if result.left_out:
-        left_out = f", {result.left_out:,} rows without numeric predictions left out"
-    click.echo(
-        f"{len(result.values):,} rows explained against {result.background}, seed "
-        f"{result.seed}{left_out}",
-    )
+    show_lines(_explanation_lines(result))
     if contributions:
         click.echo(f"contributions in {contributions}")
     _show_places(files, folder, result.run, "explain")
+
+
+def _explanation_lines(result: "Explanation") -> Iterator[str]:
+    """Yield a table of the most important columns, and the number of explained rows."""
+    table = result.table()
+    yield from align_columns(table)
+    hidden_columns = len(result.columns) - len(table) + 1  # The table has a row of titles.
+    if hidden_columns > 0:
+        yield f"and {hidden_columns} less important columns"
+    left_out = ""
+    if result.left_out:
+        left_out = f", {result.left_out:,} rows without numeric predictions left out"
+    yield (
+        f"{len(result.values):,} rows explained against {result.background}, seed "
+        f"{result.seed}{left_out}"
+    )
 
 
 _optimization_options = combine_options(
@@ -268,7 +282,7 @@ _optimization_options = combine_options(
     ),
     option(
         "--epochs",
-        type=click.IntRange(1),
+        type=POSITIVE,
         metavar="PASSES",
         default=10,
         help="Training epochs of pruned forms.",
@@ -291,7 +305,7 @@ _optimization_options = combine_options(
     type=click.Choice(["dynamic", "static"]),
     help="Use 8-bit weights; with `static` also activations.",
 )
-@option("--fp16", is_flag=True, help="Use 16-bit weights, but keep 32 bits where numbers overflow.")
+@flag("--fp16", help="Use 16-bit weights, but keep 32 bits where numbers overflow.")
 @option(
     "--prune",
     type=NumberRange(0, 1, min_open=True, max_open=True),
@@ -342,14 +356,17 @@ def auto_optimize(model_uri: str, output: str, **options: Any) -> None:
 
 
 def _optimize(model_uri: str, output: str, **options: Any) -> None:
+    """Make the forms of a version, show their costs, and raise an error if no form may
+    be registered.
+    """
     from mlflow_deploy_plugin.wrap.optimization.optimizer import optimize as optimize_version
 
-    done = optimize_version(model_uri, **options, raises=False, progress=show_progress)
-    show_result(output, asdict(done), _optimization_lines(done))
-    done.raise_if_refused()
+    result = optimize_version(model_uri, **options, raises=False, progress=show_progress)
+    show_result(output, asdict(result), _optimization_lines(result))
+    result.raise_if_refused()
 
 
-def _optimization_lines(done: "Optimization") -> Iterator[str]:
+def _optimization_lines(result: "Optimization") -> Iterator[str]:
     """Yield a table of the forms with their costs, and the registered form if any."""
     rows: list[tuple[str, ...]] = [
         (
@@ -363,28 +380,36 @@ def _optimization_lines(done: "Optimization") -> Iterator[str]:
             "agreement with the base",
         ),
     ]
-    for form in done.forms:
+    for form in result.forms:
         cost = form.cost
-        latency = (
+        latencies = (
             f"{cost.latency_us[count]:,.0f} µs ({ratio:.2f})" for count, ratio in cost.ratio.items()
         )
-        sizes = (f"{size / 1e3:,.0f} kB" for size in (cost.size, cost.packed))
+        agreement = str(form.agreement or "")
         rows.append(
-            (form.name, *sizes, f"{cost.load_ms:.1f} ms", *latency, str(form.agreement or "")),
+            (
+                form.name,
+                f"{cost.size / 1e3:,.0f} kB",
+                f"{cost.packed / 1e3:,.0f} kB",
+                f"{cost.load_ms:.1f} ms",
+                *latencies,
+                agreement,
+            ),
         )
     yield from align_columns(rows)
-    for name, why in done.impossible.items():
-        if not done.is_refused:
-            yield f"cannot be {name}, because {why}"
-    for form in done.forms:
+    if not result.is_refused:
+        for name, reason in result.impossible.items():
+            yield f"cannot be {name}, because {reason}"
+    for form in result.forms:
         if form.note:
             yield f"{form.name}: {form.note}"
-    if done.chosen:
+    if result.chosen:
         yield (
-            f"registered {done.model} version {done.version}: {done.chosen}, made from {done.base}"
+            f"registered {result.model} version {result.version}: {result.chosen}, made from "
+            f"{result.base}"
         )
-    elif not done.is_refused:
-        yield done.reason
+    elif not result.is_refused:
+        yield result.reason
 
 
 @click.command()
@@ -397,7 +422,7 @@ def _optimization_lines(done: "Optimization") -> Iterator[str]:
     show_default="the reference of the model, otherwise zeros",
     help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN).",
 )
-@option("--log", is_flag=True, help="Log the profile and its plot to the run of the version.")
+@flag("--log", help="Log the profile and its plot to the run of the version.")
 @output_option
 def profile(model_uri: str, output: str, **options: Any) -> None:
     """Show which nodes of a version take the most time.
@@ -410,23 +435,24 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
       onnxserve profile models:/digits-cnn/1
       onnxserve profile models:/digits-cnn/1 --rows 1000 --log
     """
-    from mlflow_deploy_plugin.wrap.optimization.profiler import profile as run
+    from mlflow_deploy_plugin.wrap.optimization.profiler import profile as profile_version
 
-    done = run(model_uri, **options)
-    show_result(output, asdict(done), _profile_lines(done))
+    profiled = profile_version(model_uri, **options)
+    show_result(output, asdict(profiled), _profile_lines(profiled))
 
 
-def _profile_lines(done: "GraphProfile") -> Iterator[str]:
+def _profile_lines(profiled: "GraphProfile") -> Iterator[str]:
     """Yield a table of the operators, a table of the slowest nodes, and the advice."""
     yield (
-        f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs per run (node times include "
-        "profiler overhead)"
+        f"{profiled.model}, {profiled.rows:,} rows: {profiled.run_us:,.0f} µs per run (node times "
+        "include profiler overhead)"
     )
     yield (
-        f"outside of the nodes: {done.outside_us:,.0f} µs (memory and dispatch, minus profiler "
+        f"outside of the nodes: {profiled.outside_us:,.0f} µs (memory and dispatch, minus profiler "
         "overhead)"
     )
-    for entries, head in ((done.operators, "operator"), (done.nodes[:_SHOWN_NODES], "node")):
+    slowest = profiled.nodes[:_SHOWN_NODES]
+    for entries, head in ((profiled.operators, "operator"), (slowest, "node")):
         yield ""
         rows = [(head, "share", "µs", "calls", "provider", "input types")]
         for entry in entries:
@@ -434,7 +460,7 @@ def _profile_lines(done: "GraphProfile") -> Iterator[str]:
             types = ", ".join(entry.types)
             rows.append(
                 (
-                    entry.name[:48],
+                    entry.name[:_MOST_NAME_CHARACTERS],
                     f"{entry.share:.1%}",
                     f"{entry.us:,.1f}",
                     f"{entry.calls:g}",
@@ -443,9 +469,8 @@ def _profile_lines(done: "GraphProfile") -> Iterator[str]:
                 ),
             )
         yield from align_columns(rows)
-    if len(done.nodes) > _SHOWN_NODES:
-        yield f"and {len(done.nodes) - _SHOWN_NODES} more nodes"
+    if len(profiled.nodes) > _SHOWN_NODES:
+        yield f"and {len(profiled.nodes) - _SHOWN_NODES} more nodes"
     yield ""
-    heading = "advice:" if done.advice else "advice: none"
-    yield heading
-    yield from (f"- {line}" for line in done.advice)
+    yield "advice:" if profiled.advice else "advice: none"
+    yield from (f"- {line}" for line in profiled.advice)

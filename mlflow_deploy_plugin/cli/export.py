@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
     NumberRange,
     align_columns,
     config_option,
+    flag,
     key_values,
     opened_store,
     option,
@@ -42,6 +44,7 @@ from mlflow_deploy_plugin.ship.sizing.plan import (
 )
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.ship.images.build import ImagePlan
     from mlflow_deploy_plugin.ship.sizing.plan import Plan, PodMeasurement
     from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
 
@@ -80,9 +83,8 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
 )
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
 @option("--original", default="", metavar="URI", help="Fitted model behind MODEL_URI, for pmml.")
-@option(
+@flag(
     "--download-wheels",
-    is_flag=True,
     help="Download onnxruntime and numpy with pip into the bundle.",
 )
 def export(
@@ -115,10 +117,11 @@ def export(
         raise click.UsageError(f"--original is for pmml; the format is {export_format}")
     from mlflow_deploy_plugin.wrap.exporter.exporting import export as export_model
 
-    made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
-    difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
+    result = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
+    difference = f", numbers within {result.max_error:.1g}" if result.max_error else ""
     click.echo(
-        f"{made.name} version {made.version}: {made.path}, checked on {made.rows} rows{difference}",
+        f"{result.name} version {result.version}: {result.path}, checked on {result.rows} "
+        f"rows{difference}",
     )
 
 
@@ -136,19 +139,17 @@ def export(
     metavar="NAME:TAG",
     help="Name of the image, including the registry for --push.",
 )
-@option("--gpu", is_flag=True, help="Include CUDA's libraries to serve on a GPU.")
-@option(
+@flag("--gpu", help="Include CUDA's libraries to serve on a GPU.")
+@flag(
     "--follow",
-    is_flag=True,
     help="Do not include the model: the server follows URI in the registry.",
 )
-@option(
+@flag(
     "--test",
-    is_flag=True,
     help="Test the image: compare its answers without a network with the version's.",
 )
-@option("--push", is_flag=True, help="Push the image. Your AWS credentials log in to ECR.")
-@option("--pull", is_flag=True, help="Rebuild the server's image on the newest base image.")
+@flag("--push", help="Push the image. Your AWS credentials log in to ECR.")
+@flag("--pull", help="Rebuild the server's image on the newest base image.")
 @path_option("--sbom", help="File for the SBOM in CycloneDX format.")
 @option(
     "--base-image",
@@ -167,7 +168,7 @@ def export(
     show_default="the platform of this machine",
     help="Platform of the machines that run the image: linux/amd64 or linux/arm64.",
 )
-@option("--dry-run", is_flag=True, help="Print the input of Docker without a build.")
+@flag("--dry-run", help="Print the input of Docker without a build.")
 def build_docker(
     model_uri: str,
     name: str | None,
@@ -206,17 +207,7 @@ def build_docker(
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
     with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
-            if plan.server is not None:
-                arguments = " ".join((*plan.options, *plan.platform))
-                show_lines(
-                    [
-                        f"# {plan.server_image}: docker build {arguments}",
-                        *plan.server.listing(),
-                        "",
-                    ],
-                )
-            title = name or "the image"
-            show_lines([f"# {title}", *plan.model.listing()])
+            show_lines(_plan_lines(plan, name or "the image"))
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
         version = f" version {plan.resolved.version}" if plan.resolved.version else ""
@@ -230,21 +221,32 @@ def build_docker(
             from mlflow_deploy_plugin.ship.images.trial import try_image  # Importing numpy is slow.
 
             # The container must end with this process.
-            signal.signal(
-                signal.SIGTERM,
-                signal.default_int_handler,
-            )
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             trial = try_image(built.name, plan.folder, gpu)
-            used = (
+            figures = (
                 f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, "
                 f"{trial.memory} memory"
             )
-            click.echo(f"{built.name}: answers {trial.rows} as {served}, {used}, {size} on disk")
+            click.echo(f"{built.name}: answers {trial.rows} as {served}, {figures}, {size} on disk")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
         click.echo(f"{built.name}: the SBOM is in {sbom}")
     if push:
-        click.echo(f"{built.name}: pushed, {push_image(built.name, show_progress)}")
+        pushed = push_image(built.name, show_progress)
+        click.echo(f"{built.name}: pushed, {pushed}")
+
+
+def _plan_lines(plan: "ImagePlan", title: str) -> Iterator[str]:
+    """Yield the input of Docker for the server's image, if it must be built, and for
+    the image with the model.
+    """
+    if plan.server is not None:
+        arguments = " ".join((*plan.options, *plan.platform))
+        yield f"# {plan.server_image}: docker build {arguments}"
+        yield from plan.server.listing()
+        yield ""
+    yield f"# {title}"
+    yield from plan.model.listing()
 
 
 @click.command()
@@ -351,7 +353,7 @@ def render(
 )
 @option(
     "--rows",
-    type=click.IntRange(1),
+    type=POSITIVE,
     metavar="ROWS",
     default=1,
     help="Rows per request.",

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -104,10 +104,10 @@ def create(
             raise click.UsageError(
                 f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day",
             )
-    with usage_errors():
-        lifetime: timedelta | None = (
-            None if expires is None else parse_duration(expires, "--expires")
-        )
+    lifetime: timedelta | None = None
+    if expires is not None:
+        with usage_errors():
+            lifetime = parse_duration(expires, "--expires")
     with opened_store() as store:
         from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
@@ -139,31 +139,30 @@ def list_keys(output: str) -> None:
         now = store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in api_keys:
-        state = "valid"
-        if key.expires_at is not None:
-            state = f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
-            if key.expires_at <= now:
-                state = "expired"
-        if key.revoked_at is not None:
-            state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
-        limits = ", ".join(key.limits) or "none"
         rows.append(
             (
                 key.name,
                 ",".join(key.scopes),
                 ",".join(key.endpoints) or "all",
-                limits,
+                ", ".join(key.limits) or "none",
                 created,
-                state,
+                _key_state(key, now),
             ),
         )
-    show_table(
-        output,
-        [*map(_document, api_keys)],
-        rows,
-        "there are no keys: run `onnxserve keys create NAME`",
-    )
+    empty = "there are no keys: run `onnxserve keys create NAME`"
+    show_table(output, [*map(_document, api_keys)], rows, empty)
+
+
+def _key_state(key: "ApiKey", now: datetime) -> str:
+    """Return whether a key is valid, expired or revoked, with the time."""
+    if key.revoked_at is not None:
+        return f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
+    if key.expires_at is None:
+        return "valid"
+    if key.expires_at <= now:
+        return "expired"
+    return f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
 
 
 @keys.command()
@@ -192,14 +191,15 @@ def revoke(name: str, why: str) -> None:
         stored = ApiKeys(store)
         if stored.revoke(name, why) is None:
             valid = [key.name for key in stored.valid()]
-            raise NotFound(
-                "there is no valid key "
-                f"{name!r}{did_you_mean(name, valid, 'onnxserve keys list shows them')}",
-            )
+            hint = did_you_mean(name, valid, "onnxserve keys list shows them")
+            raise NotFound(f"there is no valid key {name!r}{hint}")
     click.echo(f"the key {name} is revoked")
 
 
 def _document(key: "ApiKey") -> dict[str, object]:
+    """Return the JSON of a key, without its digest. `endpoints` is None for a key of
+    all endpoints.
+    """
     document = {**asdict(key), "endpoints": key.endpoints or None}
     del document["digest"]
     return document

@@ -16,6 +16,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     Commands,
     combine_options,
+    flag,
     name_argument,
     opened_store,
     option,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
     from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
-    from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
+    from mlflow_deploy_plugin.serve.inference_log.stats import AgentCounts, LogStats
 
 _TABLE_ROWS = 20
 _WIDEST_CELL = 40
@@ -116,8 +117,8 @@ _row_options = combine_options(
         default=True,
         help="Include the columns _label and _label_number.",
     ),
-    option("--shadows", is_flag=True, help="Include the answers of shadows."),
-    option("--failed", is_flag=True, help="Show only the requests that failed, with the reason."),
+    flag("--shadows", help="Include the answers of shadows."),
+    flag("--failed", help="Show only the requests that failed, with the reason."),
     option(
         "--limit",
         type=click.IntRange(min=0),
@@ -208,8 +209,13 @@ def _show_rows(
     columns: str = "",
     **clauses: str,
 ) -> None:
-    """Write the captured rows that a query with these clauses selects to the file, in
-    the output format.
+    """Write the captured rows that a query with these clauses selects to the file.
+
+    Args:
+        failed: query the requests without an answer instead.
+        limit: the maximum number of rows; None for the default of the format.
+        output: the format; None for the format that the file name shows.
+        columns: the selected columns in SQL; empty for the default of the format.
     """
     output = output or format_of(file) or "table"
     _check_output(output, file)
@@ -224,12 +230,7 @@ def _show_rows(
         limit = _TABLE_ROWS if limit is None else limit
         most = limit + 1
     with usage_errors():
-        view = View(
-            name,
-            parse_time_range(since, until, datetime.now(UTC)),
-            labels,
-            shadows,
-        )
+        view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
         if name not in opened.failures.endpoints():
@@ -248,6 +249,9 @@ def _show_rows(
 
 
 def _check_output(output: str, file: str) -> None:
+    """Raise UsageError if the file cannot have the format, or a terminal cannot show
+    it.
+    """
     if output == "table" and file != "-":
         raise click.UsageError(
             f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}",
@@ -264,6 +268,7 @@ def _hidden_columns(labels: bool, failed: bool) -> str:
 
 
 def _write_rows(result: "QueryResult", file: str, kind: FileFormat) -> None:
+    """Write the rows to the file (-: standard output), and print their number."""
     rows = 0
     advice = "CAST(… AS VARCHAR) converts it to text"
     with (
@@ -301,14 +306,7 @@ def stats(
         span = None
         if since or until:
             span = parse_time_range(since, until, datetime.now(UTC))
-    created: datetime | None = None
-    if span is None:
-        # The command also works without a store.
-        with suppress(OnnxserveError), opened_store() as store:
-            present = store.endpoint(name)
-            if present is not None:
-                created = present.rows_since
-    opened = _open(created)
+    opened = _open(_first_received(name) if span is None else None)
     if opened.since is not None:
         older = (
             f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint "
@@ -320,6 +318,17 @@ def stats(
     warn_of_unreadable(opened)
 
 
+def _first_received(name: str) -> datetime | None:
+    """Return the time before which received rows belong to a deleted endpoint of the
+    same name; None if there was none or there is no store.
+    """
+    with suppress(OnnxserveError), opened_store() as store:
+        endpoint = store.endpoint(name)
+        if endpoint is not None:
+            return endpoint.rows_since
+    return None
+
+
 @log.command()
 @name_argument
 @option(
@@ -328,7 +337,7 @@ def stats(
     metavar="DURATION",
     help="Maximum age of rows and labels: 90d, 12h.",
 )
-@option("--dry-run", is_flag=True, help="Show the number and size of files that would be deleted.")
+@flag("--dry-run", help="Show the number and size of files that would be deleted.")
 def expire(name: str, keep: str, dry_run: bool) -> None:
     """Delete old rows and labels of the endpoint NAME.
 
@@ -397,16 +406,17 @@ def errors(name: str, last: str, output: str) -> None:
         )
     opened = _open()
     causes = list[dict[str, Any]]()
-    answered = 0
     if name in opened.failures.endpoints():
         with run_query(opened.failures, Query(view, statement=_causes_statement())) as result:
             for batch in result.batches:
                 causes += batch.to_pylist()
     else:
         require_endpoint(opened, name)
+    answered = 0
     if name in opened.endpoints():
         with run_query(opened, Query(view, "count(*) FILTER (_row = 0)")) as result:
-            answered = sum(sum(batch.column(0).to_pylist()) for batch in result.batches)
+            for batch in result.batches:
+                answered += sum(batch.column(0).to_pylist())
     failed = sum(cause["count"] for cause in causes)
     for cause in causes:
         cause["share"] = cause["count"] / (answered + failed)
@@ -451,16 +461,16 @@ def _cause_lines(
     for cause in causes:
         column = f" column {cause['column']!r}" if cause["column"] else ""
         newest = cause["newest"]
+        message = newest["message"]
+        if not message:
+            message = "the message is not captured if capture drops or masks columns"
         yield (
             f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} "
             f"{cause['error_code']}{column}"
         )
         yield f"  time      {_time(cause['first'])} to {_time(cause['last'])}"
         yield f"  versions  {', '.join(cause['versions'])}"
-        yield (
-            "  example   "
-            f"{newest['message'] or 'the message is not captured if capture drops or masks columns'}"  # noqa: E501
-        )
+        yield f"  example   {message}"
         yield f"            request {newest['request_id']}, prediction {newest['prediction_id']}"
         yield f"  remedy    {cause['remedy']}"
 
@@ -481,6 +491,7 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 
 
 def _open(since: datetime | None = None) -> "InferenceLog":
+    """Open the inference log; skip rows received before `since`."""
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 
@@ -488,8 +499,8 @@ def _open(since: datetime | None = None) -> "InferenceLog":
 
 
 def warn_of_unreadable(log: "InferenceLog") -> None:
-    for path, why in log.unreadable.items():
-        click.echo(f"note: {path} cannot be read and is ignored: {why}", err=True)
+    for path, reason in log.unreadable.items():
+        click.echo(f"note: {path} cannot be read and is ignored: {reason}", err=True)
 
 
 def table_lines(
@@ -551,23 +562,32 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     if labels.unmatched is not None:
         unmatched = f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
     yield f"  labels    {labels.rows:,} rows have a label{share}{unmatched}"
-    if (account := stats.account) is not None:
-        way = account.captured - account.shipped
-        on_their_way = f", {way:,} on their way" if way > 0 else ""
-        yield (
-            f"  account   {account.answered:,} rows were answered, {account.captured:,} of them "
-            f"captured, {account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
-        )
-        if labels.unmatched is not None and (gone := account.gone(stats.rows)):
-            yield (
-                f"            {gone:,} shipped rows are no longer in the log: they expired or were "
-                "deleted"
-            )
-        yield f"            the log is complete until {_time(account.complete_until)}"
+    if stats.account is not None:
+        yield from _account_lines(stats, stats.account)
     yield from _histogram(stats.by_hour)
 
 
+def _account_lines(stats: "LogStats", account: "AgentCounts") -> Iterator[str]:
+    """Yield the counts of the agents, and compare them with the rows in the log if all
+    of them were read.
+    """
+    unshipped = account.captured - account.shipped
+    on_their_way = f", {unshipped:,} on their way" if unshipped > 0 else ""
+    yield (
+        f"  account   {account.answered:,} rows were answered, {account.captured:,} of them "
+        f"captured, {account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
+    )
+    gone = account.gone(stats.rows)
+    if stats.labels.unmatched is not None and gone:
+        yield (
+            f"            {gone:,} shipped rows are no longer in the log: they expired or were "
+            "deleted"
+        )
+    yield f"            the log is complete until {_time(account.complete_until)}"
+
+
 def size_text(size: float) -> str:
+    """Return a number of bytes in B, kB, MB, GB or TB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             if unit == "B":
@@ -588,7 +608,8 @@ def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
     form = "%Y-%m-%d %H:%M" if len(by_hour) <= _SHOWN_TIMES else "%Y-%m-%d"
     counts: dict[str, int] = {}
     for moment, rows in by_hour.items():
-        counts[moment.strftime(form)] = counts.get(moment.strftime(form), 0) + rows
+        label = moment.strftime(form)
+        counts[label] = counts.get(label, 0) + rows
     if len(counts) > _SHOWN_TIMES:
         yield f"  … {len(counts) - _SHOWN_TIMES:,} earlier bars (-o json shows all)"
     last = list(counts.items())[-_SHOWN_TIMES:]
@@ -606,8 +627,10 @@ def _cell(widest: int, value: object) -> str:
         text = f"{value:.6g}"
     elif isinstance(value, bool):
         text = "true" if value else "false"
-    elif isinstance(value, datetime | date):
-        text = _time(value) if isinstance(value, datetime) else value.isoformat()
+    elif isinstance(value, datetime):
+        text = _time(value)
+    elif isinstance(value, date):
+        text = value.isoformat()
     else:
         text = printable(str(value))
     if len(text) <= widest:

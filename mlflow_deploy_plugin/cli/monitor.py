@@ -4,6 +4,7 @@ of endpoints with their windows, results and alerts.
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
     Commands,
     NumberRange,
     align_columns,
     engine_option,
+    flag,
     key_values,
     name_argument,
     opened_deployments,
@@ -112,10 +115,9 @@ def list_(name: str | None, output: str) -> None:
         from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
         from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 
-        try:
+        watermarks = []
+        with suppress(OSError):  # Without the log, list only the data of the store.
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
-        except OSError:  # Without the log, list only the data of the store.
-            watermarks = []
         monitors = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
         is_run = lease is not None and lease.is_current
@@ -145,14 +147,16 @@ def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
         if item.last.by_hand:
             verdict += " (by hand)"
     due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
-    head = (
+    return (
         item.endpoint,
         item.monitor,
         item.spec.kind,
         item.spec.every,
         item.status,
+        window,
+        verdict,
+        due,
     )
-    return (*head, window, verdict, due)
 
 
 def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
@@ -179,9 +183,8 @@ def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
     metavar="DURATION",
     help="Maximum age of windows and alerts: 90d, 400d.",
 )
-@option(
+@flag(
     "--dry-run",
-    is_flag=True,
     help="Show the numbers of windows and alerts that would be deleted.",
 )
 def expire(keep: str, dry_run: bool) -> None:
@@ -262,7 +265,7 @@ def pause(name: str, monitor_name: str, why: str) -> None:
     The monitor judges no windows until it is resumed. It then judges the windows that
     it missed.
     """
-    _pause(name, monitor_name, True, why)
+    _set_paused(name, monitor_name, True, why)
 
 
 @monitor.command()
@@ -271,7 +274,7 @@ def pause(name: str, monitor_name: str, why: str) -> None:
 @why_option
 def resume(name: str, monitor_name: str, why: str) -> None:
     """Resume the monitor MONITOR of the endpoint NAME."""
-    _pause(name, monitor_name, False, why)
+    _set_paused(name, monitor_name, False, why)
 
 
 @monitor.command()
@@ -319,9 +322,12 @@ def backfill(
                 period.end,
                 judge_and_log,
             ):
-                judged += is_new
-                passed_over += not is_new
-                failed += window.state == "failed"
+                if is_new:
+                    judged += 1
+                else:
+                    passed_over += 1
+                if window.state == "failed":
+                    failed += 1
                 click.echo(f"[{number}/{count}] {_backfill_line(window, is_new)}")
         except KeyboardInterrupt:
             show_progress(
@@ -337,6 +343,9 @@ def backfill(
 
 
 def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
+    """Return a window with its verdict, or the reason why there is none. A window that
+    is not new was judged before.
+    """
     outcome = window.verdict or "could not be judged"
     if outcome in _VERDICTS_WITH_REASON:
         outcome = f"{outcome}: {window.reason}"
@@ -400,9 +409,8 @@ def add(
     alarms.false_per_year of -C belongs to the endpoint, and all other fields to the
     monitor.
     """
-    changes = {key: value for key, value in fields.items() if value is not None} | key_values(
-        config,
-    )
+    changes = {field: value for field, value in fields.items() if value is not None}
+    changes |= key_values(config)
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.budget import check_change
 
@@ -496,7 +504,7 @@ def drift() -> None:
 @option("--reference", metavar="FILE", help="Rows to compare --rows with, e.g. the training rows.")
 @option(
     "--min-rows",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     metavar="ROWS",
     show_default="the monitor's",
     help="Minimum number of rows; a smaller window is not judged.",
@@ -551,7 +559,8 @@ def run_drift(
         from mlflow_deploy_plugin.core.settings import load_settings
         from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 
-        _show_result(*run_files(name, rows, reference, load_settings(), _judge, **bounds), output)
+        stored, result = run_files(name, rows, reference, load_settings(), _judge, **bounds)
+        _show_result(stored, result, output)
         return
     _judge_window(name, monitor_name, window, output, **bounds)
 
@@ -590,7 +599,8 @@ def silence(name: str, monitor: str, length: str, why: str) -> None:
         spec = store.require_endpoint(name).spec
         if monitor:
             spec.monitor(monitor)  # Raises for an unknown name.
-        show_lines([_silence_line(Silences(store).add(name, monitor, duration, why))])
+        added = Silences(store).add(name, monitor, duration, why)
+        show_lines([_silence_line(added)])
 
 
 @click.command()
@@ -611,7 +621,7 @@ def silences(name: str | None, output: str) -> None:
 
 
 @click.command()
-@click.argument("number", metavar="ID", type=click.IntRange(min=1))
+@click.argument("number", metavar="ID", type=POSITIVE)
 @why_option
 def unsilence(number: int, why: str) -> None:
     """End the silence with this ID early.
@@ -634,20 +644,22 @@ def _judge_window(
     window: str | None,
     output: str,
     engine: "Engine" = "local",
-    **tried: Any,
+    **bounds: Any,
 ) -> None:
-    """Judge a window now and show the result. The result is not stored if the command
-    overrides fields of the spec.
+    """Judge a window now and show the result. The result is not stored if `bounds`
+    override fields of the spec.
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_window
 
         with usage_errors():
             parsed = parse_window(window) if window is not None else None
-        monitor = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
+        monitor = find_monitor(deployments, name, monitor_name).with_bounds(**bounds)
 
         def judge(request: "WindowRequest") -> "MonitorResult":
-            # The next imports take seconds.
+            """Print what is judged before the imports, which take seconds, and judge
+            it.
+            """
             show_progress(f"judging {request.window} of {name}: {request.spec.kind}")
             return _judge(request)
 
@@ -662,13 +674,15 @@ def _judge(request: "WindowRequest") -> "MonitorResult":
 
 
 def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) -> None:
+    """Print a result and its stored window, as JSON with all findings and figures."""
     from mlflow_deploy_plugin.watch.result import to_document
 
     document = {
-        **{
-            name: getattr(result, name)
-            for name in ("endpoint", "monitor", "kind", "model", "version")
-        },
+        "endpoint": result.endpoint,
+        "monitor": result.monitor,
+        "kind": result.kind,
+        "model": result.model,
+        "version": result.version,
         **_window_document(stored),
         "findings": to_document(result)["findings"],
         "figures": dict(stored.figures),
@@ -677,16 +691,19 @@ def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) 
     show_result(output, document, _result_lines(stored, result))
 
 
-def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
+def _set_paused(name: str, monitor_name: str, is_paused: bool, why: str) -> None:
+    """Pause or resume a monitor, and print its state. Raises an error for an unknown
+    endpoint or monitor.
+    """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.core.store.monitors import Monitors
 
         deployments.store.require_endpoint(name).spec.monitor(monitor_name)
-        is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
-    if paused:
+        is_changed = Monitors(deployments.store).pause(name, monitor_name, is_paused, why=why)
+    if is_paused:
         state = "paused"
     else:
-        state = "resumed" if is_new else "not paused"
+        state = "resumed" if is_changed else "not paused"
     click.echo(f"{name}: monitor {monitor_name} is {state}")
 
 
@@ -733,15 +750,15 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
         yield from align_columns([*map(_finding_row, shown)])
     if any(finding.unit == "SD" for finding in shown):
         yield f"  {SD_LEGEND}"
-    if rest := len(findings) - len(shown):
-        plural = "" if rest == 1 else "s"
-        yield f"  and {rest} more finding{plural}, in the report"
+    hidden = len(findings) - len(shown)
+    if hidden:
+        plural = "" if hidden == 1 else "s"
+        yield f"  and {hidden} more finding{plural}, in the report"
     for note in result.notes:
         yield f"  note: {note}"
-    yield (
-        "  report: "
-        f"{result.run.url or f'run {result.run.run_id} in experiment {result.run.experiment}'}"
-    )
+    run = result.run
+    report = run.url or f"run {run.run_id} in experiment {run.experiment}"
+    yield f"  report: {report}"
 
 
 def _finding_row(finding: "Finding") -> tuple[str, ...]:
@@ -752,14 +769,15 @@ def _finding_row(finding: "Finding") -> tuple[str, ...]:
     threshold = f"threshold {finding.threshold_text}" if finding.threshold_text else ""
     status = finding.history
     if not finding.since:
-        why = finding.history
-        if not why and finding.value is None:
-            why = finding.reason
-        status = f"{finding.state}: {why}" if why else finding.state
+        reason = finding.history
+        if not reason and finding.value is None:
+            reason = finding.reason
+        status = f"{finding.state}: {reason}" if reason else finding.state
     return (f"  {one_line(finding.title)}", finding.check, value, threshold, status)
 
 
 def _silence_line(silence: "Silence") -> str:
+    """Return the id of a silence, its scope, its end, who silenced and why."""
     if silence.monitor:
         scope = f"{silence.endpoint}, monitor {silence.monitor}"
     else:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+POSITIVE = click.IntRange(min=1)
+"""The type of an option for a whole number from 1."""
 
 
 class NumberRange(click.FloatRange):
@@ -64,6 +66,11 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     return click.option(*names, **attributes)
 
 
+def flag(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """Return an option without a value."""
+    return option(*names, is_flag=True, **attributes)
+
+
 def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
     """Return the options and arguments of several commands as one decorator, in the
     order of the help.
@@ -83,35 +90,19 @@ def path_option(
     **attributes: Any,
 ) -> Callable[[_Command], _Command]:
     """Return an option for the path of a file or folder, which need not exist."""
-    return option(
-        *names,
-        type=click.Path(path_type=Path),
-        metavar=metavar,
-        **attributes,
-    )
+    return option(*names, type=click.Path(path_type=Path), metavar=metavar, **attributes)
 
 
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default
     `text`.
     """
-    return option(
-        "-o",
-        "--output",
-        type=click.Choice(formats),
-        default="text",
-        help=help,
-    )
+    return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 
 def engine_option(help: str) -> Callable[[_Command], _Command]:
     """Return the option --engine: `local`, the default, or `spark`."""
-    return option(
-        "--engine",
-        type=click.Choice(["local", "spark"]),
-        default="local",
-        help=help,
-    )
+    return option("--engine", type=click.Choice(["local", "spark"]), default="local", help=help)
 
 
 output_option = format_option(
@@ -265,9 +256,11 @@ def show_table(
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield the rows of a table as lines whose columns are aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,9 @@ import click
 import orjson
 
 from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
     engine_option,
+    flag,
     name_argument,
     opened_deployments,
     option,
@@ -131,10 +133,7 @@ def feedback(
             sink.url = url
             sink.only_server = True
         else:
-            names = [
-                *log.endpoints(),
-                *(stored.name for stored in deployments.store.endpoints()),
-            ]
+            names = log.endpoints() + [entry.name for entry in deployments.store.endpoints()]
             if name not in names:
                 raise unknown_endpoint(name, names, "; or specify --url")
     numbers = check_key_columns(log, name, label_columns.key, sink.keys)
@@ -152,12 +151,16 @@ def feedback(
 
 
 def _show_import(name: str, imported: "LabelImport") -> None:
+    """Print how many labels were accepted, and how many of their rows are in the log if
+    they were matched.
+    """
     where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
     click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")
-    if imported.matches is not None and imported.accepted:
-        matches = imported.matches
+    matches = imported.matches
+    if matches is not None and imported.accepted:
         line = f"  {matches.matched:,} of {matches.count:,} labelled rows are in the log"
-        if unmatched := matches.count - matches.matched:
+        unmatched = matches.count - matches.matched
+        if unmatched:
             line += f"; {unmatched:,} unmatched labels are kept until their rows are logged"
         click.echo(line)
 
@@ -226,7 +229,7 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 )
 @option(
     "--batch-rows",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=1000,
     metavar="ROWS",
     help="Number of rows per request.",
@@ -340,6 +343,9 @@ def _predictions(
     input_name: str,
     event_time: str,
 ) -> Iterator[list[object]]:
+    """Yield the predictions of each batch, or of each part of a batch with the same
+    event time.
+    """
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
         predict_batch,
         split_by_event_time,
@@ -358,13 +364,10 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
-    with click.progressbar(
-        length=rows.length,
-        label=rows.name,
-        file=sys.stderr,
-    ) as bar:
+    with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
 
         def with_bar() -> Iterator["RowBatch"]:
+            """Yield the batches; show each batch on the bar after its use."""
             before = 0
             for batch in rows.batches:
                 yield batch
@@ -440,7 +443,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 )
 @option(
     "--workers",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     metavar="CORES",
     show_default="all",
     help="Number of cores to use.",
@@ -452,9 +455,8 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     help="Device.",
 )
 @engine_option("Engine: this machine, or the cluster from the Spark configuration.")
-@option(
+@flag(
     "--restart",
-    is_flag=True,
     help="Delete the output of an earlier batch, and start from the beginning.",
 )
 @option(
@@ -534,10 +536,11 @@ class _ProgressLines:
 
 
 def _progress_line(progress: "BatchProgress") -> str:
-    left = progress.seconds_left
-    rest = "" if left is None else f", about {timedelta(seconds=round(left))} left"
+    time_left = ""
+    if progress.seconds_left is not None:
+        time_left = f", about {timedelta(seconds=round(progress.seconds_left))} left"
     return (
         f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
         f"{progress.parts_done + progress.finished_before} of "
-        f"{progress.parts + progress.finished_before} parts{rest}"
+        f"{progress.parts + progress.finished_before} parts{time_left}"
     )

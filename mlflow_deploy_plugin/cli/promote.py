@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
     NumberRange,
     align_columns,
     combine_options,
+    flag,
     opened_deployments,
     opened_store,
     option,
@@ -142,7 +143,8 @@ def gate(
     from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
     from mlflow_deploy_plugin.promote.gate.verdict import verdict_as_json
 
-    if not against and (verdict := verdict_of_served(model, version, policy_file)) is not None:
+    verdict = None if against else verdict_of_served(model, version, policy_file)
+    if verdict is not None:
         show_result(output, verdict, [f"{verdict}; --against URI compares it with another version"])
         return
     gated = run_gate(
@@ -166,9 +168,8 @@ def gate(
 @click.command()
 @_version_arguments
 @_to_option
-@option(
+@flag(
     "--force",
-    is_flag=True,
     help="Promote the version even if the gate fails. Requires --why, and is recorded.",
 )
 @option(
@@ -182,10 +183,9 @@ def gate(
     "policy_file",
     help="YAML file of the gate policy for a model without a policy.",
 )
-@option(
+@flag(
     "--request",
     "is_request",
-    is_flag=True,
     help="Run the gate and request approvals, but do not move VERSION.",
 )
 @option(
@@ -331,14 +331,12 @@ def approve(model: str, version: str, to: str, why: str) -> None:
 
     report = ""
     for entry in listed_requests(model):
-        if (
-            entry.version,
-            entry.to.lower(),
-        ) == (version, to.lower()):
+        if entry.version == version and entry.to.lower() == to.lower():
             show_lines(_request_lines(entry))
             report = entry.report_digest
     approved = send_decision("approve", model, version, to, why, report)
-    show_lines([f"approved; {approved.reason or 'all approvals are there'}"])
+    state = approved.reason or "all approvals are there"
+    show_lines([f"approved; {state}"])
 
 
 @click.command()
@@ -357,7 +355,8 @@ def decline(model: str, version: str, to: str, why: str) -> None:
     """
     from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
 
-    show_lines([f"declined: {send_decision('decline', model, version, to, why)}"])
+    declined = send_decision("decline", model, version, to, why)
+    show_lines([f"declined: {declined}"])
 
 
 def _wait(
@@ -370,38 +369,39 @@ def _wait(
     """
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
-    destination = parse_model_uri(promotion.uri)
-    pending = []
-    for deployment in deployments.list():
-        followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
-        # MLflow ignores case.
-        is_same_selector = followed.selector.lower() == destination.selector.lower()
-        if (
-            followed.kind == destination.kind
-            and followed.name == destination.name
-            and is_same_selector
-        ):
-            pending.append(deployment)
+    pending = [entry for entry in deployments.list() if _follows(entry, promotion.uri)]
     if pending:
         names = ", ".join(entry.name for entry in pending)
         show_progress(f"waiting for {names}")
     while pending:
-        late = time.monotonic() - start >= seconds
+        is_late = time.monotonic() - start >= seconds
         for deployment in list(pending):
-            now = deployments.get(deployment.name, deployment.endpoint.name)
-            state, reason = _serving_state(now, promotion)
-            if state == "waiting" and not late:
+            current = deployments.get(deployment.name, deployment.endpoint.name)
+            state, reason = _serving_state(current, promotion)
+            if state == "waiting" and not is_late:
                 continue
             pending.remove(deployment)
             yield ServedAfterPromotion(
-                now.endpoint.name,
-                now.name,
-                state,
-                reason,
-                round(time.monotonic() - start, 1),
+                endpoint=current.endpoint.name,
+                deployment=current.name,
+                state=state,
+                reason=reason,
+                seconds=round(time.monotonic() - start, 1),
             )
         if pending:
             time.sleep(_POLL_SECONDS)
+
+
+def _follows(deployment: "Deployment", uri: str) -> bool:
+    """Return True if a deployment follows the stage or alias `uri`."""
+    followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
+    destination = parse_model_uri(uri)
+    return (
+        followed.kind == destination.kind
+        and followed.name == destination.name
+        # MLflow ignores case.
+        and followed.selector.lower() == destination.selector.lower()
+    )
 
 
 def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[ServingState, str]:
@@ -412,21 +412,17 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
     if observation.state in ("stopped", "failed"):
         return "stopped", observation.reason
     endpoint = deployment.endpoint.name
-    if {worker.loaded(endpoint, deployment.name).version for worker in observation.workers} == {
-        promotion.version,
-    }:
+    name = deployment.name
+    versions = {worker.loaded(endpoint, name).version for worker in observation.workers}
+    if versions == {promotion.version}:
         return "serves it", ""
+    promoted = (endpoint, name, promotion.version)
     for entry in observation.refused:
-        is_meant = (entry.endpoint, entry.variant, entry.version) == (
-            endpoint,
-            deployment.name,
-            promotion.version,
-        )
-        if is_meant and entry.cause in _PERMANENT_CAUSES:
+        is_promoted = (entry.endpoint, entry.variant, entry.version) == promoted
+        if is_promoted and entry.cause in _PERMANENT_CAUSES:
             return "refused", entry.reason
-    return "waiting", observation.errors.get(
-        deployment.name,
-    ) or observation.registry_error or observation.reason
+    error = observation.errors.get(name) or observation.registry_error
+    return "waiting", error or observation.reason
 
 
 def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:
@@ -444,8 +440,8 @@ def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion])
         yield f"  report: {promotion.report}"
     for outcome in served:
         state = _STATE_TEXT.get(outcome.state, outcome.state)
-        why = f": {outcome.reason}" if outcome.reason else ""
-        yield f"  {outcome.endpoint}/{outcome.deployment} {state} after {outcome.seconds} s{why}"
+        reason = f": {outcome.reason}" if outcome.reason else ""
+        yield f"  {outcome.endpoint}/{outcome.deployment} {state} after {outcome.seconds} s{reason}"
     if not served:
         yield f"  no deployment follows {promotion.uri}"
 
@@ -469,6 +465,7 @@ def _verdict_lines(gated: "GateRun") -> Iterator[str]:
 
 
 def _request_lines(entry: "ListedRequest") -> Iterator[str]:
+    """Yield a requested promotion, its gate report and its approvals."""
     why = f": {entry.why}" if entry.why else ""
     yield f"{entry}, requested by {entry.requested_by}{why}"
     if entry.report_digest:
@@ -485,7 +482,7 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
 @click.command()
 @click.argument("before", metavar="URI")
 @click.argument("after", metavar="URI")
-@option("--all", "shows_all", is_flag=True, help="Also show the facts that are equal.")
+@flag("--all", "shows_all", help="Also show the facts that are equal.")
 @output_option
 def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     """Compare two versions of a registered model.
@@ -510,34 +507,23 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
 
 def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
     """Yield a table of the facts of two versions, and a table of their predictions."""
-    rows = [
-        (
-            row.section,
-            row.name,
-            _text(row.before),
-            _text(row.after),
-            row.trend,
-        )
-        for row in compared.rows
-    ]
-    yield from align_columns(
-        [
-            ("SECTION", "NAME", compared.before, compared.after, "TREND"),
-            *rows,
-        ]
-    )
+    rows = [("SECTION", "NAME", compared.before, compared.after, "TREND")]
+    for row in compared.rows:
+        rows.append((row.section, row.name, _text(row.before), _text(row.after), row.trend))
+    yield from align_columns(rows)
     if isinstance(compared.predictions, Refused):
         yield f"predictions: not compared; {compared.predictions.reason}"
     else:
-        changes = [
-            (row.output, f"{row.changed_rows} of {row.rows}", _text(row.largest))
-            for row in compared.predictions
-        ]
-        yield from align_columns([("OUTPUT", "CHANGED ROWS", "LARGEST DIFFERENCE"), *changes])
+        changes = [("OUTPUT", "CHANGED ROWS", "LARGEST DIFFERENCE")]
+        for change in compared.predictions:
+            changed_rows = f"{change.changed_rows} of {change.rows}"
+            changes.append((change.output, changed_rows, _text(change.largest)))
+        yield from align_columns(changes)
     yield from (f"note: {note}" for note in compared.notes)
 
 
 def _text(value: str | float | None) -> str:
+    """Return a value as the text of a cell, shortened if it is long."""
     if value is None:
         text = "–"
     elif isinstance(value, float):
@@ -572,9 +558,11 @@ def card(model_uri: str, output_path: Path | None) -> None:
     from mlflow_deploy_plugin.promote.evidence.card import make_card
 
     with opened_store() as store:
-        made = make_card(model_uri, store)
-    folder = output_path or Path(f"{made.name}-{made.version}-card")
-    made.write(folder)
+        model_card = make_card(model_uri, store)
+    name = model_card.name
+    version = model_card.version
+    folder = output_path or Path(f"{name}-{version}-card")
+    model_card.write(folder)
     click.echo(
-        f"{made.name} version {made.version}: {folder}/model_card.html, {folder}/model_card.json",
+        f"{name} version {version}: {folder}/model_card.html, {folder}/model_card.json",
     )

@@ -13,7 +13,9 @@ import click
 from mlflow_deploy_plugin.cli.evaluation import metric_option
 from mlflow_deploy_plugin.cli.log import warn_of_unreadable
 from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
     align_columns,
+    flag,
     name_argument,
     opened_store,
     option,
@@ -28,6 +30,9 @@ from mlflow_deploy_plugin.core.errors import Refused
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport
     from mlflow_deploy_plugin.promote.replay.prediction import Replay
+
+_MOST_COLUMNS = 20
+_MOST_CHARACTERS = 40
 
 
 @click.command()
@@ -53,7 +58,7 @@ if TYPE_CHECKING:
     metavar="NUMBER",
     help="Maximum number of graph nodes.",
 )
-@option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
+@flag("--pdb", help="Run the predict of a model without an ONNX form in pdb.")
 @output_option
 def replay(
     prediction_id: str,
@@ -87,12 +92,12 @@ def replay(
     with opened_store() as store:
         traffic = open_traffic(endpoint, store.endpoint(endpoint))
     result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb)
-    show_result(output, asdict(result), _lines(result, row))
+    show_result(output, asdict(result), _replay_lines(result, row))
     if not result.is_equal:
         raise click.exceptions.Exit(1)
 
 
-def _lines(result: "Replay", row: int) -> Iterator[str]:
+def _replay_lines(result: "Replay", row: int) -> Iterator[str]:
     """Yield each output beside the captured one, and the explanation of a row."""
     yield f"{result.endpoint}, {result.version}"
     for output in result.outputs:
@@ -111,7 +116,8 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
     """Yield the largest contributions of columns to the output of a row, or the reason
     why the row is not explained.
     """
-    if isinstance(explained := result.explanation, Refused):
+    explained = result.explanation
+    if isinstance(explained, Refused):
         yield f"not explained: {explained.reason}"
         return
     values = explained.values[0]
@@ -125,10 +131,13 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
         f"row {row}: the output {explained.outputs[output]} is {total:.4g}, and its mean is {mean}"
     )
     table = [("column", "value", "contribution")]
-    for index in (-abs(values[:, output])).argsort()[:20]:
+    largest_first = (-abs(values[:, output])).argsort()
+    for index in largest_first[:_MOST_COLUMNS]:
         name = explained.features[index].name
-        cell = str(result.inputs[name][row])[:40] if name in result.inputs else ""
-        table.append((name, cell, f"{values[index, output]:+.4g}"))
+        value = ""
+        if name in result.inputs:
+            value = str(result.inputs[name][row])[:_MOST_CHARACTERS]
+        table.append((name, value, f"{values[index, output]:+.4g}"))
     yield from align_columns(table)
 
 
@@ -169,7 +178,7 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 @until_option
 @option(
     "--max-rows",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=100_000,
     metavar="ROWS",
     help="Maximum number of rows.",
@@ -226,10 +235,12 @@ def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
         f"  latency: {report.candidate_row_us:,.1f} µs per row in batches without a server; "
         f"{served}"
     )
-    if isinstance(quality := report.comparison, Refused):
+    quality = report.comparison
+    if isinstance(quality, Refused):
         yield f"  quality: {quality.reason}"
     else:
         yield f"  quality: {quality.describe('the captured answers', report.labelled_rows, 0.95)}"
-    for row in (*report.refused, *report.disagreeing):
-        count = f"{row.rows:,} rows refused, e.g. " if row in report.refused else ""
-        yield f"{count}onnxserve replay {row.prediction_id} --row {row.row}: {row.text}"
+    for example in (*report.refused, *report.disagreeing):
+        count = f"{example.rows:,} rows refused, e.g. " if example in report.refused else ""
+        command = f"onnxserve replay {example.prediction_id} --row {example.row}"
+        yield f"{count}{command}: {example.text}"

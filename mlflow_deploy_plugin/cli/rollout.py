@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
     Commands,
+    flag,
     name_argument,
     opened_deployments,
     option,
@@ -37,9 +39,8 @@ changes with every poll.
 _PLACE_SECONDS = 3.0
 
 
-_wait_option = option(
+_wait_option = flag(
     "--wait",
-    is_flag=True,
     help="Show progress until the rollout ends. Without a controller, run it here.",
 )
 
@@ -94,7 +95,7 @@ def rollout() -> None:
 )
 @option(
     "--min-requests",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=100,
     metavar="COUNT",
     help="Minimum number of requests to the new version in each step.",
@@ -133,7 +134,7 @@ def start(
 
         def check() -> None:
             if not wait:
-                require_controller(deployments.store, _lease(deployments, name))
+                require_controller(deployments.store, _lease_name(deployments, name))
 
         begun = start_rollout(deployments, name, request, before_it_starts=check)
         show_lines(describe_rollout(begun).split("\n"))
@@ -153,8 +154,9 @@ def status(name: str) -> None:
     with _opened(name) as deployments:
         last = last_rollout(deployments.store, name)
         show_lines(describe_rollout(last).split("\n"))
-        if last.is_live and (missing := stall_reason(deployments, name)):
-            show_progress(missing)
+        stalled = stall_reason(deployments, name) if last.is_live else ""
+        if stalled:
+            show_progress(stalled)
 
 
 @rollout.command()
@@ -165,7 +167,7 @@ def pause(name: str, why: str) -> None:
 
     The current traffic is kept. The criteria of --abort-on still apply.
     """
-    _command(name, "pause", why)
+    _change_rollout(name, "pause", why)
 
 
 @rollout.command()
@@ -189,7 +191,7 @@ def abort(name: str, why: str) -> None:
 
     The rollout of the endpoint NAME ends. This does not need a controller.
     """
-    _command(name, "abort", why)
+    _change_rollout(name, "abort", why)
 
 
 @rollout.command()
@@ -210,22 +212,26 @@ def _opened(name: str, quiet: bool = True) -> Iterator["Deployments"]:
     rollout of this name.
     """
     with opened_deployments(quiet=quiet) as deployments:
-        if not deployments.store.rollouts(
-            name,
-            limit=1,
-        ):  # The rollouts of a deleted endpoint are kept.
+        # The rollouts of a deleted endpoint are kept.
+        if not deployments.store.rollouts(name, limit=1):
             deployments.store.require_endpoint(name)
         yield deployments
 
 
-def _command(name: str, action: str, why: str) -> None:
+def _change_rollout(name: str, action: str, why: str) -> None:
+    """Pause or abort the rollout, and print the result. Only an abort reports its
+    steps, because it changes the traffic.
+    """
     from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
 
     with _opened(name, quiet=action != "abort") as deployments:
         click.echo(command_rollout(deployments, name, action, why))
 
 
-def _lease(deployments: "Deployments", name: str) -> str:
+def _lease_name(deployments: "Deployments", name: str) -> str:
+    """Return the name of the lease of the controller that runs rollouts of the
+    endpoint.
+    """
     from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 
     return rollouts_lease_name(deployments.place(name))
@@ -244,11 +250,12 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     if wait:
         _wait_for_rollout(deployments, last_rollout(deployments.store, name))
         return
-    stalled = stall_reason(deployments, name)
-    look = f"onnxserve rollout status {name}"
-    show_progress(
-        stalled or controller_status(deployments.store, _lease(deployments, name), look),
-    )
+    progress = stall_reason(deployments, name)
+    if not progress:
+        lease = _lease_name(deployments, name)
+        status_command = f"onnxserve rollout status {name}"
+        progress = controller_status(deployments.store, lease, status_command)
+    show_progress(progress)
 
 
 @click.command()
@@ -276,47 +283,56 @@ def rollback(name: str, to: str | None, why: str) -> None:
     from mlflow_deploy_plugin.promote.rollouts.rollback import rollback as go_back
 
     with opened_deployments() as deployments:
-        done = go_back(deployments, name, why=why, to=to)
+        result = go_back(deployments, name, why=why, to=to)
     click.echo(
-        f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} "
-        f"s; {done['source']}",
+        f"{name}: {result['model']} {result['to']} instead of {result['from']} after "
+        f"{result['seconds']} s; {result['source']}",
     )
 
 
 def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     """Show the progress of a rollout until its end. If no controller runs the rollout,
-    run it in this process.
+    run it in this process. Exit with status 1 unless the rollout ends with the
+    promotion.
     """
-    from mlflow_deploy_plugin.promote.rollouts.state_machine import rollout_summary
-
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
-    current = begun
-    last_printed = ("", -1, "")
-    printed_at = 0.0
     # An ended rollout does not need a controller.
     controller = working(run) if begun.is_live else nullcontext()
     with controller:
         try:
-            while True:
-                current = deployments.store.rollout(begun.id) or begun
-                now = (current.state, current.step, current.reason)
-                if now[:2] != last_printed[:2] or (
-                    now != last_printed and time.monotonic() > printed_at + _QUIET_SECONDS
-                ):
-                    show_lines([rollout_summary(current)])
-                    last_printed = now
-                    printed_at = time.monotonic()
-                if not current.is_live:
-                    break
-                time.sleep(_POLL_SECONDS)
+            ended = _show_until_end(deployments, begun)
         except KeyboardInterrupt:
             show_progress(
                 "the rollout continues if a controller runs; `onnxserve rollout abort "
                 f"{begun.endpoint}` rolls it back",
             )
             raise
-    if current.state != "promoted":
+    if ended.state != "promoted":
         raise SystemExit(1)
+
+
+def _show_until_end(deployments: "Deployments", begun: "Rollout") -> "Rollout":
+    """Print each new state and step of a rollout at once, and each new reason after
+    `_QUIET_SECONDS`. Return the ended rollout.
+    """
+    from mlflow_deploy_plugin.promote.rollouts.state_machine import rollout_summary
+
+    printed: Rollout | None = None
+    printed_at = 0.0
+    while True:
+        current = deployments.store.rollout(begun.id) or begun
+        if printed is None or (current.state, current.step) != (printed.state, printed.step):
+            is_due = True
+        else:
+            is_quiet = time.monotonic() <= printed_at + _QUIET_SECONDS
+            is_due = current.reason != printed.reason and not is_quiet
+        if is_due:
+            show_lines([rollout_summary(current)])
+            printed = current
+            printed_at = time.monotonic()
+        if not current.is_live:
+            return current
+        time.sleep(_POLL_SECONDS)
 
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:

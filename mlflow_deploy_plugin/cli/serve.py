@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import config_option, key_values, option, path_option
+from mlflow_deploy_plugin.cli.options import (
+    config_option,
+    flag,
+    key_values,
+    option,
+    path_option,
+)
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
@@ -87,16 +93,15 @@ Kubernetes.
     show_default="cpu",
     help="Device of ONNX Runtime: cpu or cuda. There is no fallback to another device.",
 )
-@option(
+@flag(
     "--insecure",
-    is_flag=True,
     default=None,
     help=(
         "Accept callers from other machines without an API key. The alternative is -C "
         "server.api_keys=true."
     ),
 )
-@option("--no-follow", is_flag=True, help="Resolve a stage or alias only once, at the start.")
+@flag("--no-follow", help="Resolve a stage or alias only once, at the start.")
 @config_option
 @path_option(
     "--state-dir",
@@ -134,15 +139,16 @@ def serve(
         model_uri = settings.model_uri or cloud.model_uri
     match model_uri or None, spec_file:
         case str(uri), None:
-            first, *rest = [new_endpoint(name or default_endpoint_name(uri), uri)]
+            specs = [new_endpoint(name or default_endpoint_name(uri), uri)]
         case None, Path() as file:
             if name is not None:
                 raise click.UsageError(
                     "--name requires -m; a spec contains the names of its endpoints",
                 )
-            first, *rest = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
+            specs = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
+    first, *others = specs
     for field, default in _defaults(first.server, changes, settings, cloud).items():
         if default is not None and field not in first.server.model_fields_set:
             changes.setdefault(f"server.{field}", default)
@@ -151,7 +157,7 @@ def serve(
     absolute_path(".")  # gunicorn does not start if the current folder was deleted.
     configure_logging(settings, "serve")
     with _claimed_folder(state_dir, first, settings) as folder:
-        _write_specs(folder, first, rest)
+        _write_specs(folder, first, others)
         refresh = None
         # The agent watches SPEC.
         if spec_file is not None and spec_file.absolute() != folder / SPEC:
@@ -187,6 +193,9 @@ def _claimed_folder(
     spec: EndpointSpec,
     settings: Settings,
 ) -> AbstractContextManager[Path]:
+    """Return a context that holds the server's state folder: `state_dir`, or a free
+    folder with the name of the endpoint and its port.
+    """
     if state_dir is not None:
         return claim_state_dir(absolute_path(state_dir))
     folder = spec.name
@@ -230,16 +239,9 @@ class _WatchedSpec:
         error and keep the old spec.
         """
         try:
-            if (text := read_text(self._path, "the spec")) != self._text:
-                first, *rest = load_specs(text, _is_stored(self._path, self._folder))
-                first = apply_config(first, self._changes)
-                if first.server != self._server:
-                    _log.warning(
-                        "%s: the change of `server` takes effect at the next start",
-                        self._path,
-                    )
-                    first = first.model_copy(update={"server": self._server})
-                _write_specs(self._folder, first, rest)
+            text = read_text(self._path, "the spec")
+            if text != self._text:
+                self._write(text)
             self._text = text
             self._error = ""
         except (OnnxserveError, OSError) as error:
@@ -248,10 +250,22 @@ class _WatchedSpec:
                 _log.error("the change of %s is not served: %s", self._path, reason)
             self._error = reason
 
+    def _write(self, text: str) -> None:
+        """Write a changed spec for the agent, with the old `server`."""
+        first, *others = load_specs(text, _is_stored(self._path, self._folder))
+        first = apply_config(first, self._changes)
+        if first.server != self._server:
+            _log.warning("%s: the change of `server` takes effect at the next start", self._path)
+            first = first.model_copy(update={"server": self._server})
+        _write_specs(self._folder, first, others)
 
-def _write_specs(folder: Path, first: EndpointSpec, rest: Sequence[EndpointSpec]) -> None:
-    # The `server` part of the first spec applies to all endpoints.
-    others = [spec.model_copy(update={"server": ServerSpec()}) for spec in rest]
-    text = "---\n".join(map(dump_spec, [first, *others]))
-    if not (folder / SPEC).exists() or read_text(folder / SPEC, "the spec") != text:
-        write_atomically(folder / SPEC, text.encode())
+
+def _write_specs(folder: Path, first: EndpointSpec, others: Sequence[EndpointSpec]) -> None:
+    """Write the endpoints into the state folder, unless its spec already has them. The
+    `server` part of the first spec applies to all endpoints.
+    """
+    followers = [spec.model_copy(update={"server": ServerSpec()}) for spec in others]
+    text = "---\n".join(map(dump_spec, [first, *followers]))
+    path = folder / SPEC
+    if not path.exists() or read_text(path, "the spec") != text:
+        write_atomically(path, text.encode())

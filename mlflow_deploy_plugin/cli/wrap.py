@@ -10,6 +10,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     align_columns,
+    flag,
     option,
     output_option,
     show_progress,
@@ -61,12 +62,11 @@ if TYPE_CHECKING:
     default="require",
     help="If predictions differ: refuse the version, or register it in the state `warned`.",
 )
-@option(
+@flag(
     "--allow-pickle",
-    is_flag=True,
     help="Load a joblib or pickle file, which can run any code.",
 )
-@option("--dry-run", is_flag=True, help="Convert and check the model, but do not register it.")
+@flag("--dry-run", help="Convert and check the model, but do not register it.")
 @output_option
 def wrap(
     model: str,
@@ -95,7 +95,7 @@ def wrap(
 
     rows = None if data is None else read_rows(data, content_type)
     wrapped = wrap_registered(model, data=rows, progress=show_progress, **options)
-    show_result(output, _as_json(wrapped), _lines(wrapped))
+    show_result(output, _as_json(wrapped), _version_lines(wrapped))
 
 
 def _as_json(wrapped: "WrappedVersion") -> dict[str, object]:
@@ -122,7 +122,7 @@ def _as_json(wrapped: "WrappedVersion") -> dict[str, object]:
     }
 
 
-def _lines(wrapped: "WrappedVersion") -> Iterator[str]:
+def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
     """Yield the version, its inputs, its outputs with parity, and the next step."""
     state: str = wrapped.report.state
     if state != "no-original":
@@ -139,14 +139,7 @@ def _lines(wrapped: "WrappedVersion") -> Iterator[str]:
             columns = f"{len(tensor.columns)} columns"
         rows.append(_row("input", tensor, columns))
     proofs = {proof.name: _agreement(proof) for proof in wrapped.report.outputs}
-    rows += [
-        _row(
-            "output",
-            output,
-            proofs.get(output.name, ""),
-        )
-        for output in wrapped.outputs
-    ]
+    rows += [_row("output", output, proofs.get(output.name, "")) for output in wrapped.outputs]
     yield from (f"  {line}" for line in align_columns(rows))
     if wrapped.report.repair:
         yield f"  {wrapped.report.repair}"
@@ -155,16 +148,13 @@ def _lines(wrapped: "WrappedVersion") -> Iterator[str]:
 
 
 def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:
-    return (
-        kind,
-        tensor.name,
-        tensor.dtype,
-        str(list(tensor.shape)),
-        text,
-    )
+    return kind, tensor.name, tensor.dtype, str(list(tensor.shape)), text
 
 
 def _agreement(proof: "OutputFigures") -> str:
+    """Return how closely an output agrees with the original model. Labels have no
+    errors.
+    """
     text = f"agrees on {proof.agreement:.4%} of the rows"
     if proof.role != "label":
         text += (
