@@ -64,7 +64,8 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
 
 def _from_json_lines(path: Path) -> ModelData:
     lines = filter(bytes.strip, path.read_bytes().splitlines())
-    return pd.DataFrame(map(orjson.loads, lines))
+    records = map(orjson.loads, lines)
+    return pd.DataFrame(records)
 
 
 def _from_json(document: JsonValue) -> ModelData:
@@ -91,8 +92,11 @@ def fit_to_signature(
     """Return the rows as a table, or as arrays for a signature of tensors. Raises
     InvalidConfig for a mismatch.
 
-    `names` are the columns of a model without a signature; all other columns are
-    dropped.
+    Args:
+        rows: rows in the form in which the user passes them.
+        signature: the signature of the model, or None.
+        names: the columns of a model without a signature; all other columns are
+            dropped.
     """
     inputs: Schema | None = signature.inputs if signature is not None else None
     if not isinstance(rows, pd.DataFrame):
@@ -157,8 +161,9 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
 
 
 def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
-    """Generate rows that match the signature, with the model's thresholds and
-    categories if they are known.
+    """Generate a table that matches the signature, with the model's thresholds and
+    categories if they are known. Return arrays for tensors, for unnamed columns, and
+    for an unnamed text.
     """
     random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
@@ -199,7 +204,9 @@ def _only_column(rows: pd.DataFrame) -> Array:
 
 
 def _made_up_tensor(dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
-    """Return some rows of the type and shape, with `_FREE_SIZE` for each free axis."""
+    """Return random rows of the type and shape, with `_FREE_SIZE` for each free axis:
+    normal numbers for floats, otherwise zeros and ones.
+    """
     random = np.random.default_rng(0)
     sizes = [_TENSOR_ROWS]
     for size in shape[1:]:

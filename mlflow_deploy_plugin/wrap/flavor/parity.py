@@ -76,7 +76,13 @@ class OutputFigures:
     ties: int = 0
 
     def add(self, rows: Agreement, relative: Array, ties: Array) -> None:
-        """Add the errors of [N] rows. Only rows that are no ties count as errors."""
+        """Add the errors of [N] rows, except those of ties.
+
+        Args:
+            rows: the comparison of each row with the original's prediction.
+            relative: the relative error of each row, [N].
+            ties: [N] booleans, True for a tie.
+        """
         decided = ~ties
         self.beyond_tolerance += int((decided & ~rows.same).sum())
         self.ties += int(ties.sum())
@@ -149,16 +155,10 @@ class ParityReport:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """Return the report for JSON, with infinite errors as strings."""
-
-        def document(pairs: list[tuple[str, object]]) -> dict[str, object]:
-            entries = {name: value for name, value in pairs if value not in ("", [], {})}
-            for name, value in entries.items():
-                if isinstance(value, float) and not np.isfinite(value):
-                    entries[name] = str(value)
-            return entries
-
-        return asdict(self, dict_factory=document)
+        """Return the report for JSON, without empty entries. Infinite errors are
+        strings.
+        """
+        return asdict(self, dict_factory=_json_entries)
 
     def figures(self) -> dict[str, object]:
         """Return a subset of the report for the MLmodel file."""
@@ -183,6 +183,19 @@ class ParityReport:
                 figures[f"{prefix}.max_absolute_error"] = output.max_absolute_error
                 figures[f"{prefix}.max_relative_error"] = output.max_relative_error
         return figures
+
+
+def _json_entries(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the fields of a dataclass that are not empty, with infinite numbers as
+    strings.
+    """
+    entries: dict[str, object] = {}
+    for name, value in fields:
+        if isinstance(value, float) and not np.isfinite(value):
+            entries[name] = str(value)
+        elif value not in ("", [], {}):
+            entries[name] = value
+    return entries
 
 
 @dataclass(frozen=True)
@@ -215,8 +228,8 @@ def ask_original(
     original: OriginalModel,
     groups: Iterable[RowGroup],
 ) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield groups with the original's predictions. A group with refused rows is split;
-    refused parts have None.
+    """Yield each group with the original's predictions. A group with refused rows is
+    yielded in parts; the predictions of a refused part are None.
     """
     for group in groups:
         answers = _ask(original, group)
@@ -236,20 +249,21 @@ def _ask_in_parts(
     A part has one or more whole blocks: it is halved if it is refused, and the next
     part after a prediction has twice its size.
     """
-    count = len(group.batch)
+    row_count = len(group.batch)
     start = 0
-    size = group.block
-    while start < count:
-        part = _part_of(group, start, size)
-        # A part with all rows is the group, which is refused.
-        answers = _ask(original, part) if size < count else None
-        if answers is None and size > group.block:
-            size //= 2
+    part_size = group.block
+    while start < row_count:
+        part = _part_of(group, start, part_size)
+        answers = None
+        if part_size < row_count:  # A part with all rows is the group, which is refused.
+            answers = _ask(original, part)
+        if answers is None and part_size > group.block:
+            part_size //= 2
             continue
         yield part, answers
-        start += size
+        start += part_size
         if answers is not None:
-            size *= 2
+            part_size *= 2
 
 
 def _part_of(group: RowGroup, start: int, size: int) -> RowGroup:
@@ -280,8 +294,13 @@ def prove_parity(
     answered: Iterable[tuple[RowGroup, Answers | None]],
     at_least: int = 1,
 ) -> ParityReport:
-    """Compare the saved model with the original on the rows from `ask_original`;
-    `at_least` rows must be compared.
+    """Compare the saved model with the original, up to the first rows that the saved
+    model cannot predict.
+
+    Args:
+        answered: groups of rows with the original's predictions, or with None for rows
+            that the original refuses.
+        at_least: the number of compared rows without which the model is not proven.
     """
     proof = _ParityProof(model, converted, original)
     for group, answers in answered:
@@ -304,6 +323,7 @@ class _WorstRow(NamedTuple):
     input: Batch
 
     def as_dict(self) -> dict[str, object]:
+        """Return the row for JSON. A tensor without a name is called `input`."""
         return {
             "source": self.source,
             "output": self.output,
@@ -353,23 +373,23 @@ class _ParityProof:
         """Compare the rows with the original's predictions, or count the rows as
         refused if `want` is None.
         """
-        count = len(group.batch)
         if want is None:
-            self._refused[group.source] += count
+            self._refused[group.source] += len(group.batch)
             self._refused_columns.update((group.source, name) for name in group.columns)
             return
         self._answered_columns.update((group.source, name) for name in group.columns)
         if not group.compared:
             return
         try:
-            self._compare_batches(group, want, count)
+            self._compare_batches(group, want)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
 
-    def _compare_batches(self, group: RowGroup, want: Answers, count: int) -> None:
-        """Compare the `count` rows in one batch and, if they are equal, in the other
-        batch sizes whose answers may differ.
+    def _compare_batches(self, group: RowGroup, want: Answers) -> None:
+        """Compare the rows in one batch and, if they are equal, in the other batch
+        sizes whose answers may differ.
         """
+        count = len(group.batch)
         got = self._answers(group.batch)
         self._sources[group.source] += count
         self._compare(group, want, got, count)
@@ -380,9 +400,10 @@ class _ParityProof:
         if group.alone or group.source == "example":
             self._compare_small_batches(group.batch, want)
         if self._converted.many_rows:
-            self._compare_other_way(group, want, count)
+            self._compare_other_way(group, want)
 
     def _compare_small_batches(self, batch: Batch, want: Answers) -> None:
+        """Compare the first rows of the batch again, in batches of 1 and 2 rows."""
         for size, rows in _SMALL_BATCHES:
             head = batch.take(slice(0, rows))
             group = RowGroup(f"batch of {size}", head, generated=False)
@@ -393,21 +414,25 @@ class _ParityProof:
         return self._model.run(batch.feeds(self._model.schema))
 
     def _answers_in_parts(self, batch: Batch, size: int) -> Answers:
-        answers = []
+        """Return the saved model's predictions in batches of `size` rows. Raises
+        InferenceError if an output has another number of rows than its batch.
+        """
+        parts = []
         for part in batch.chunks(size):
-            rows = len(part)
-            answers.append(self._answers(part))
-            for name, array in answers[-1].items():
-                if array.shape[:1] != (rows,):
+            answers = self._answers(part)
+            for name, array in answers.items():
+                if array.shape[:1] != (len(part),):
                     raise InferenceError(
-                        f"output {name!r} has the shape {list(array.shape)} for {rows} rows",
+                        f"output {name!r} has the shape {list(array.shape)} for {len(part)} rows",
                     )
-        return concatenate_feeds(answers)
+            parts.append(answers)
+        return concatenate_feeds(parts)
 
-    def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
+    def _compare_other_way(self, group: RowGroup, want: Answers) -> None:
         """Compare again with the operators for the other batch sizes: below
         `many_rows`, or from `many_rows` on.
         """
+        count = len(group.batch)
         size = self._converted.many_rows
         if count >= size:
             size -= 1
@@ -424,7 +449,9 @@ class _ParityProof:
         got: Answers,
         size: int,
     ) -> None:
-        """Count the errors of a group that was predicted in batches of `size` rows."""
+        """Count the errors of a group that was predicted in batches of `size` rows, or
+        set `problem` if an output has another shape than the original's.
+        """
         self._sizes.add(size)
         tied = self._ties(group.batch, want)
         for output in self._converted.outputs:
@@ -462,19 +489,8 @@ class _ParityProof:
         relative = comparison.relative_errors(agreement, want)
         self._figures[output.name].add(by_row, relative, ties)
         excess = np.where(ties, 0.0, by_row.excess)
-        for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
-            if excess[row] > 0:
-                self._worst.append(
-                    _WorstRow(
-                        excess=float(excess[row]),
-                        source=group.source,
-                        output=output.name,
-                        original=want[row],
-                        onnx=got[row],
-                        input=group.batch.take([row]),
-                    ),
-                )
-        by_excess = sorted(self._worst, key=lambda entry: -entry.excess)
+        candidates = [*self._worst, *_worst_rows(group, output.name, want, got, excess)]
+        by_excess = sorted(candidates, key=lambda entry: -entry.excess)
         self._worst = by_excess[:WORST_ROWS]
 
     def _tolerance(self, output: Output, want: Array) -> Tolerance:
@@ -496,16 +512,28 @@ class _ParityProof:
         beyond: Array,
         tolerance: Tolerance,
     ) -> Array:
-        """Return [N] booleans: True for a row in `beyond` [N] whose output changes
-        within one rounding step of its inputs or of the weights.
+        """Return [N] booleans: True for a row in `beyond` [N] whose output `name`
+        changes within one rounding step of its inputs or of the weights.
         """
         ties = np.zeros(len(beyond), dtype=bool)
+        has_steps = group.may_tie or self._converted.move_weights is not None
+        if has_steps and beyond.any():
+            rows = group.batch.take(np.flatnonzero(beyond))
+            ties[beyond] = self._changes_within_one_step(rows, name, want[beyond], tolerance)
+        return ties
+
+    def _changes_within_one_step(
+        self,
+        rows: Batch,
+        name: str,
+        expected: Array,
+        tolerance: Tolerance,
+    ) -> Array:
+        """Return [N] booleans: True for a row whose output `name` moves beyond the
+        tolerance of `expected` [N, …] within one rounding step.
+        """
         move_weights = self._converted.move_weights
-        if not ((group.may_tie or move_weights) and beyond.any()):
-            return ties
-        rows = group.batch.take(np.flatnonzero(beyond))
         random = np.random.default_rng(0)
-        expected = want[beyond]
         if move_weights:
             # Predict again, because the order of a network's sums may depend on the
             # batch size.
@@ -517,12 +545,11 @@ class _ParityProof:
                 answers = self._original(moved.data)[name]
             return ~compare(expected[origin], answers, tolerance).by_row().same
 
-        ties[beyond] = comparison.changes_within_one_step(
+        return comparison.changes_within_one_step(
             rows,
             answers_otherwise,
             move_weights is not None,
         )
-        return ties
 
     def _ties(self, batch: Batch, want: Answers) -> Array:
         """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For
@@ -530,22 +557,27 @@ class _ParityProof:
         """
         margin = self._converted.margin
         if "probabilities" in want:
-            probabilities = want["probabilities"]
-            if want["label"].ndim > 1:  # The labels of several targets are decided separately.
-                return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
-            tied = comparison.top_margins(probabilities) < TIE_MARGIN
-            if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
-                scores = margin(batch.data)
-                largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
-                tied &= comparison.top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
-            return tied
-        if margin is not None:
+            return self._probability_ties(batch, want)
+        if margin is None:
+            return np.zeros(len(batch), dtype=bool)
+        scores = margin(batch.data)
+        largest = float(np.abs(scores).max())
+        return comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
+
+    def _probability_ties(self, batch: Batch, want: Answers) -> Array:
+        """Return [N] booleans: True if the margin of the original's probabilities and,
+        where it is known, of its scores is below the limit.
+        """
+        margin = self._converted.margin
+        probabilities = want["probabilities"]
+        if want["label"].ndim > 1:  # The labels of several targets are decided separately.
+            return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
+        tied = comparison.top_margins(probabilities) < TIE_MARGIN
+        if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
             scores = margin(batch.data)
-            return comparison.top_margins(scores) < TIE_MARGIN * min(
-                1.0,
-                float(np.abs(scores).max()),
-            )
-        return np.zeros(len(batch), dtype=bool)
+            largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+            tied &= comparison.top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
+        return tied
 
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())
@@ -594,6 +626,32 @@ class _ParityProof:
         return columns
 
 
+def _worst_rows(
+    group: RowGroup,
+    output: str,
+    want: Array,
+    got: Array,
+    excess: Array,
+) -> Iterator[_WorstRow]:
+    """Yield at most `WORST_ROWS` rows with the largest errors beyond the tolerance.
+
+    Args:
+        want: the original's predictions, [N, …].
+        got: the saved model's predictions, [N, …].
+        excess: the error of each row in units of its tolerance, [N]; 0 for a tie.
+    """
+    for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
+        if excess[row] > 0:
+            yield _WorstRow(
+                excess=float(excess[row]),
+                source=group.source,
+                output=output,
+                original=want[row],
+                onnx=got[row],
+                input=group.batch.take([row]),
+            )
+
+
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
     """Return the section `refused` of the MLmodel file: the values that the server must
     refuse, by column.
@@ -601,6 +659,7 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
     A column is included if the original refused each row with only this column changed,
     and accepted other rows.
     """
+    # The columns are not to blame if the original also refuses rows without a change.
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
     refused = {source: set(names) for source, names in report.refused_columns.items()}
@@ -681,7 +740,8 @@ def _as_table(worst_rows: list[dict[str, Any]]) -> str:
     lines = [names]
     for row in worst_rows:
         lines.append([_short(row[name]) for name in names])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    columns = zip(*lines, strict=True)
+    widths = [max(map(len, column)) for column in columns]
     aligned = []
     for line in lines:
         cells = map(str.ljust, line, widths)

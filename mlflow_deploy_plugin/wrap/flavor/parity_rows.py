@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.random import Generator
 from onnx import ModelProto
 from pandas.api.types import (
     is_bool_dtype,
@@ -95,27 +96,32 @@ _OTHER_SIZE_ROWS = 8
 _ODD_TEXTS = ("", " ", "\t\n  ", "!", "é")
 _SEPARATORS = (" ", " ", "  ", ", ", "\n", "\u00a0")
 
+_Columns: TypeAlias = Mapping[str, Array]
+"""Values by column, all of one length unless they are edges."""
+_FreeAxes: TypeAlias = Mapping[str, Mapping[int, str]]
+"""The symbols of the free axes by tensor and axis."""
+
 
 def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
     """Return the symbols of the free axes by graph input and axis, without the row
-    axis.
+    axis. An axis without a symbol is named after its input.
     """
-    sizes = {}
+    symbols = {}
     for value in proto.graph.input:
         dimensions = enumerate(value.type.tensor_type.shape.dim)
-        sizes[value.name] = {
+        symbols[value.name] = {
             axis: size.dim_param or f"{value.name}_{axis}"
             for axis, size in dimensions
-            if axis and not size.dim_value
+            if axis > 0 and not size.dim_value
         }
-    return sizes
+    return symbols
 
 
 def parity_rows(
     example: Batch,
     parity_data: Batch | None,
     boundary_values: BoundaryValues,
-    sizes: Mapping[str, Mapping[int, str]] | None = None,
+    sizes: _FreeAxes | None = None,
     left_out: dict[str, str] | None = None,
 ) -> Iterator[RowGroup]:
     """Yield the example, `parity_data`, and generated rows: at least `MIN_PARITY_ROWS`
@@ -146,7 +152,7 @@ def parity_rows(
 def _given_groups(
     example: Batch,
     parity_data: Batch | None,
-    random: np.random.Generator,
+    random: Generator,
 ) -> Iterator[RowGroup]:
     """Yield at most `_MAX_GIVEN_ROWS` rows of the example and of `parity_data`. Tensors
     are split into chunks.
@@ -172,8 +178,8 @@ def _generators(
     example: Batch,
     boundary_values: BoundaryValues,
     row_count: int,
-    sizes: Mapping[str, Mapping[int, str]],
-    random: np.random.Generator,
+    sizes: _FreeAxes,
+    random: Generator,
 ) -> Iterator[_Generator]:
     """Yield the generators: by column for a table and for a single matrix, otherwise by
     tensor.
@@ -187,20 +193,20 @@ def _generators(
         return
     yield "other sizes", lambda: _other_sizes(example, sizes, random)
     name, array = next(iter(example.tensors.items()))
-    if len(example.tensors) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
-        tensor_count = max(row_count, _LEAST_TENSOR_ROWS)
-        yield "ranges", lambda: _tensor_rows(example, random, tensor_count)
-        yield (
-            "far together",
-            lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)],
-        )
+    if len(example.tensors) == 1 and array.ndim == 2 and array.shape[1] <= _MATRIX_COLUMNS:
+        columns = [str(position) for position in range(array.shape[1])]
+        table_rows = _TableRows(pd.DataFrame(array, columns=columns), random)
+        for source, draw in table_rows.generators(boundary_values, row_count):
+            # A tensor of strings cannot have missing values.
+            if source != "missing" or array.dtype.kind not in "OUT":
+                yield source, partial(_draw_matrices, draw, name, array.dtype)
         return
-    columns = [str(position) for position in range(array.shape[1])]
-    table_rows = _TableRows(pd.DataFrame(array, columns=columns), random)
-    for source, draw in table_rows.generators(boundary_values, row_count):
-        # A tensor of strings cannot have missing values.
-        if source != "missing" or array.dtype.kind not in "OUT":
-            yield source, partial(_draw_matrices, draw, name, array.dtype)
+    tensor_count = max(row_count, _LEAST_TENSOR_ROWS)
+    yield "ranges", lambda: _tensor_rows(example, random, tensor_count)
+    yield (
+        "far together",
+        lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)],
+    )
 
 
 def _draw_matrices(draw: _Draw, name: str, dtype: np.dtype[Any]) -> Iterator[RowGroup]:
@@ -248,11 +254,11 @@ class _TableRows:
     """The rows that are drawn from the example, a table."""
 
     example: pd.DataFrame
-    random: np.random.Generator
+    random: Generator
 
     def generators(self, boundary_values: BoundaryValues, row_count: int) -> Iterator[_Generator]:
-        """Yield the generators of a table, of which `observed` draws at least
-        `row_count` rows.
+        """Yield the generators of a table, each with its name. The one of observed
+        values draws at least `row_count` rows.
         """
         yield "ranges", self.ranges
         yield "observed", partial(self.observed, row_count)
@@ -274,10 +280,10 @@ class _TableRows:
         count = max(row_count, _LEAST_OBSERVED_ROWS)
         yield RowGroup("observed", Batch(self.by_column(count, self.draw_observed)))
 
-    def thresholds(self, edges: Mapping[str, Array]) -> Iterator[RowGroup]:
+    def thresholds(self, edges: _Columns) -> Iterator[RowGroup]:
         yield RowGroup("thresholds", Batch(self.at_edges(edges)))
 
-    def at_learned(self, learned: Mapping[str, Array]) -> Iterator[RowGroup]:
+    def at_learned(self, learned: _Columns) -> Iterator[RowGroup]:
         yield RowGroup("learned", Batch(self.training_rows(learned)))
         midpoints = self.training_rows(learned, is_halfway=True)
         yield RowGroup("halfway", Batch(midpoints), may_tie=True)
@@ -360,23 +366,23 @@ class _TableRows:
         self,
         learned: Mapping[str, tuple[Category, ...]],
     ) -> Iterator[RowGroup]:
-        """Yield rows in which one column contains a known category, or a value that is
-        similar to a category.
+        """Yield rows in which one column contains a learned category, or a value that
+        is similar to a category. `learned` are the categories by column.
         """
         names = self.fitting_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         all_rows = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1])
         rows_per_column = all_rows // max(len(names), 1)
-        most = min(max(rows_per_column, _UNSEEN_ROWS), _CATEGORY_ROWS)
-        if learned and most < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
+        category_limit = min(max(rows_per_column, _UNSEEN_ROWS), _CATEGORY_ROWS)
+        if learned and category_limit < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
             yield self.all_categories(learned)
         for source, values_of in (("categories", list), ("near categories", _similar_values)):
             values = {name: values_of(learned[name]) for name in names}
-            changed = self.category_columns(values, most, _UNSEEN_ROWS)
+            changed = self.category_columns(values, category_limit, _UNSEEN_ROWS)
             if changed:
                 yield self.one_category(source, changed)
 
     def all_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> RowGroup:
-        """Return rows in which all columns contain known categories."""
+        """Return rows in which all columns contain learned categories."""
         table = self.draw_rows(_CATEGORY_ROWS)
         columns = self.category_columns(learned, _CATEGORY_ROWS, _CATEGORY_ROWS)
         for name, column in columns.items():
@@ -384,7 +390,9 @@ class _TableRows:
         return RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
 
     def one_category(self, source: str, changed: Mapping[Any, pd.Series]) -> RowGroup:
-        """Return rows with one changed column each, in blocks of one column."""
+        """Return rows of which each has one changed column, in blocks of rows with the
+        same column. `changed` are the new values by column.
+        """
         row_counts = {name: len(series) for name, series in changed.items()}
         columns: list[str] = []
         for name, count in row_counts.items():
@@ -395,15 +403,20 @@ class _TableRows:
     def category_columns(
         self,
         values: Mapping[str, Sequence[Category]],
-        most: int,
+        limit: int,
         block: int,
     ) -> dict[Any, pd.Series]:
-        """Return at most `most` categories by column, repeated to fill whole blocks of
-        rows. Columns whose type excludes the categories are left out.
+        """Return random categories by column. Columns whose type excludes the
+        categories are left out.
+
+        Args:
+            values: the categories of each column.
+            limit: the maximum number of categories per column.
+            block: the categories are repeated to fill whole blocks of so many rows.
         """
         columns = {}
         for name, categories in values.items():
-            drawn = self.draw_categories(name, categories, most)
+            drawn = self.draw_categories(name, categories, limit)
             block_count = -(-len(drawn) // block)
             repeated = list(islice(cycle(drawn), block_count * block))
             with contextlib.suppress(TypeError, ValueError):
@@ -414,15 +427,15 @@ class _TableRows:
         self,
         name: str,
         values: Sequence[Category],
-        most: int,
+        limit: int,
     ) -> list[Category]:
-        """Return at most `most` random values that the column's type allows."""
+        """Return at most `limit` random values that the column's type allows."""
         dtype = self.example[name].dtype
         # A value outside the categories would become missing, and integers cannot be
         # missing.
         if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
             values = [value for value in values if value in dtype.categories]
-        return [values[position] for position in self.random.permutation(len(values))[:most]]
+        return [values[position] for position in self.random.permutation(len(values))[:limit]]
 
     def change_one_column(self, row_counts: Mapping[Any, int], change: _Change) -> pd.DataFrame:
         """Return one table in which each row has one changed column: a table per column
@@ -452,19 +465,17 @@ class _TableRows:
     def fitting_columns(
         self,
         fits: Callable[[pd.Series], bool],
-        rows: int,
+        rows_per_column: int,
     ) -> list[str]:
         """Return the columns that fit, in order. A wide table is sampled, because each
-        column adds `rows` rows.
+        column adds `rows_per_column` rows.
         """
         names = [name for name in self.example.columns if fits(self.example[name])]
-        most = min(
-            max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1),
-            _CHANGED_COLUMNS,
-        )
-        if len(names) <= most:
+        column_values = rows_per_column * self.example.shape[1]
+        limit = min(max(_CHANGED_VALUES // column_values, 1), _CHANGED_COLUMNS)
+        if len(names) <= limit:
             return names
-        positions = np.sort(self.random.choice(len(names), most, replace=False))
+        positions = np.sort(self.random.choice(len(names), limit, replace=False))
         return [names[position] for position in positions]
 
     def by_column(
@@ -486,10 +497,10 @@ class _TableRows:
         codes, draw observed values.
         """
         if is_float_dtype(series.dtype) and series.nunique() == 1:
-            only = float(series.dropna().iloc[0])
+            constant = float(series.dropna().iloc[0])
             reach = _reach(series)
-            if abs(only) <= reach:  # Infinite and very large constants are excluded.
-                drawn = self.random.uniform(only - reach, only + reach, count)
+            if abs(constant) <= reach:  # Infinite and very large constants are excluded.
+                drawn = self.random.uniform(constant - reach, constant + reach, count)
                 return pd.Series(drawn).astype(series.dtype)
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.draw_observed(series, count)
@@ -522,32 +533,36 @@ class _TableRows:
         separator = str(self.random.choice(_SEPARATORS))
         return separator.join(words)
 
-    def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
-        """Return rows with values at an edge, at its 32-bit rounding, halfway between
-        the two, or one float away.
+    def at_edges(self, edges: _Columns) -> pd.DataFrame:
+        """Return rows in which about half of the numbers of each column with edges are
+        at or next to an edge.
         """
-        count = _THRESHOLD_ROWS
-        table = self.draw_rows(count)
+        table = self.draw_rows(_THRESHOLD_ROWS)
         for name, values in edges.items():
             series = table[name]
             numbers = values[np.abs(values) < np.finfo(np.float32).max]
             if not _is_number(series) or not len(numbers):
                 continue
-            drawn = self.random.choice(numbers.astype(np.float64), count)
-            if is_integer_dtype(series.dtype):
-                moved = np.floor(drawn) + self.random.integers(0, 2, count)
-            else:
-                candidates = _near_edges(drawn)
-                choices = self.random.integers(0, len(candidates), count)
-                moved = np.choose(choices, candidates)
-            is_kept = self.random.random(count) < 0.5
+            moved = self.draw_near_edges(numbers.astype(np.float64), series.dtype)
+            is_kept = self.random.random(len(moved)) < 0.5
             mixed = pd.Series(np.where(is_kept, series, moved))
             table[name] = mixed.astype(self.example[name].dtype)
         return table
 
+    def draw_near_edges(self, edges: Array, dtype: Any) -> Array:
+        """Return numbers at one of the edges, at its 32-bit rounding, halfway between
+        the two, or one float away; for an integer dtype, the integers around an edge.
+        """
+        drawn = self.random.choice(edges, _THRESHOLD_ROWS)
+        if is_integer_dtype(dtype):
+            return np.asarray(np.floor(drawn) + self.random.integers(0, 2, len(drawn)))
+        candidates = _near_edges(drawn)
+        choices = self.random.integers(0, len(candidates), len(drawn))
+        return np.asarray(np.choose(choices, candidates))
+
     def training_rows(
         self,
-        learned: Mapping[str, Array],
+        learned: _Columns,
         is_halfway: bool = False,
     ) -> pd.DataFrame:
         """Return training rows of the model or, if `is_halfway`, midpoints of two
@@ -704,15 +719,15 @@ _CHANGES = (
 
 def _tensor_rows(
     example: Batch,
-    random: np.random.Generator,
+    random: Generator,
     row_count: int,
 ) -> Iterator[RowGroup]:
-    """Yield example rows with noise (a tenth of the range), and pure noise. Integers
-    are drawn from the range.
+    """Yield example rows with noise (a tenth of the range) and, in every second group,
+    pure noise. Integers are drawn from the range.
     """
-    chunk = min(_chunk_rows(example), 256)
-    for position, start in enumerate(range(0, row_count, chunk)):
-        count = min(chunk, row_count - start)
+    group_size = min(_chunk_rows(example), 256)
+    for position, start in enumerate(range(0, row_count, group_size)):
+        count = min(group_size, row_count - start)
         rows = random.integers(0, len(example), count)
         keeps_rows = position % 2 == 0
         noisy = {
@@ -725,7 +740,7 @@ def _tensor_rows(
 def _draw_noise(
     array: Array,
     rows: Array,
-    random: np.random.Generator,
+    random: Generator,
     keeps_rows: bool,
 ) -> Array:
     """Return as many rows as there are positions in `rows`.
@@ -755,25 +770,26 @@ def _draw_noise(
     return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)
 
 
-def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
+def _far_tensors(example: Batch, random: Generator) -> Batch:
     """Return rows of the example in which all numbers are multiplied by a factor of
     `_FAR_TOGETHER`.
     """
     factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
-    rows = random.integers(0, len(example), len(factors))
+    rows = example.take(random.integers(0, len(example), len(factors)))
+    return Batch({name: _multiply_rows(array, factors) for name, array in rows.tensors.items()})
 
-    def far(array: Array) -> Array:
-        if array.dtype.kind != "f":
-            return np.asarray(array[rows])
-        bounds = np.finfo(array.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            moved = array[rows].astype(np.float64) * factors.reshape(
-                -1,
-                *[1] * (array.ndim - 1),
-            )
-        return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
 
-    return Batch({name: far(array) for name, array in example.tensors.items()})
+def _multiply_rows(array: Array, factors: Array) -> Array:
+    """Return floats [N, …] multiplied by the factor of each row, [N], within the bounds
+    of their type. Other values are unchanged.
+    """
+    if array.dtype.kind != "f":
+        return array
+    bounds = np.finfo(array.dtype)
+    column = factors.reshape(-1, *[1] * (array.ndim - 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = array.astype(np.float64) * column
+    return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
 
 
 def _near_edges(edges: Array) -> list[Array]:
@@ -789,16 +805,16 @@ def _near_edges(edges: Array) -> list[Array]:
 
 def _other_sizes(
     example: Batch,
-    sizes: Mapping[str, Mapping[int, str]],
-    random: np.random.Generator,
+    sizes: _FreeAxes,
+    random: Generator,
 ) -> Iterator[RowGroup]:
     """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has
     one size in all tensors.
     """
-    only_axes: Mapping[int, str] = {}
+    single_axes: Mapping[int, str] = {}
     if len(sizes) == 1:  # A single tensor may be unnamed.
-        [only_axes] = sizes.values()
-    free_axes = {name: sizes.get(name, only_axes) for name in example.tensors}
+        [single_axes] = sizes.values()
+    free_axes = {name: sizes.get(name, single_axes) for name in example.tensors}
     largest_sizes = {}
     for name, axes in free_axes.items():
         for axis, symbol in axes.items():

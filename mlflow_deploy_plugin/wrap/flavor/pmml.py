@@ -45,8 +45,8 @@ def require_java() -> str:
 
 
 def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
-    """Evaluate the rows, and return the kind of model and the arguments of MLflow's
-    `log_model` except `artifacts`.
+    """Evaluate the rows, and return the kind of model, as the file names it, and the
+    arguments of MLflow's `log_model` except `artifacts`.
 
     Raises:
         NotInstalled: Java or the extra `pmml` is missing.

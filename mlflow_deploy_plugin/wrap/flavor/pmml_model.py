@@ -41,8 +41,10 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         answers, errors = self.evaluator.evaluateAll(rows, nan_as_missing=False, error_col=None)
         if errors is not None and errors.notna().any():
             row = int(errors.notna().to_numpy().argmax())
-            raise ValueError(f"row {row}: {str(errors.iloc[row]).rpartition('Exception: ')[2]}")
-        types = {name: kind for name, kind in self.fields()[1].items() if name in answers}
+            reason = str(errors.iloc[row]).rpartition("Exception: ")[2]
+            raise ValueError(f"row {row}: {reason}")
+        _, output_types = self.fields()
+        types = {name: kind for name, kind in output_types.items() if name in answers}
         return answers[[*types]].astype(
             {name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS},
         )
@@ -68,16 +70,17 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         Raises ValueError for a row without an answer, which a PMML file may give to
         missing values.
         """
-        if len(rows) == 1 and (tensor := next(iter(rows.values()))).ndim == 2:
-            rows = {f"x{index + 1}": column for index, column in enumerate(tensor.T)}
+        if len(rows) == 1:
+            [array] = rows.values()
+            if array.ndim == 2:
+                rows = {f"x{index}": column for index, column in enumerate(array.T, 1)}
         # LightGBM replaces the spaces in the names of its features.
         columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
-        answers = self.predict(
-            None,
-            pd.DataFrame({name: columns[name] for name in self.fields()[0]}),
-        )
-        if (missing := answers.isna().any(axis=1)).any():
-            raise ValueError(f"row {int(missing.to_numpy().argmax())} has no answer")
+        inputs, _ = self.fields()
+        answers = self.predict(None, pd.DataFrame({name: columns[name] for name in inputs}))
+        is_missing = answers.isna().any(axis=1).to_numpy()
+        if is_missing.any():
+            raise ValueError(f"row {is_missing.argmax()} has no answer")
         return {str(name): answers[name].to_numpy() for name in answers}
 
 

@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FunctionType
-from typing import IO, Any, TypeAlias, cast
+from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 import cloudpickle
 import mlflow
@@ -72,18 +72,26 @@ def log_as_pyfunc(
     error: ModelError,
     flavor: str,
     input_example: ModelData,
-    others: list[ModelData],
-    options: dict[str, Any],
+    other_data: list[ModelData],
+    options: LogOptions,
 ) -> ModelInfo:
     """Log a model without an ONNX form as pyfunc, and log the reason as a warning and a
     tag.
 
     The types of the columns in the signature come from all rows of the example. MLflow
     would read only the first rows.
+
+    Args:
+        model: the trained model.
+        error: the reason why there is no ONNX form.
+        flavor: the MLflow flavor of the model's framework.
+        input_example: rows of the model's input, or None.
+        other_data: other rows; the axes of a network that differ in size are free.
+        options: the options for `log_model` of the MLflow flavor.
     """
     example = _records_as_table(input_example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
-    pyfunc_options = net_options(flavor, model, input_example, *others)
+    pyfunc_options = net_options(flavor, model, input_example, *other_data)
     if pyfunc_options is None and isinstance(example, pd.DataFrame):
         pyfunc_options = typed_columns_options(model, predict_fn, example)
     if pyfunc_options is None:
@@ -103,7 +111,7 @@ def log_as_pyfunc(
         name: value for name, value in options.items() if value is not None or name not in arguments
     }
     if pyfunc_options is None:
-        arguments[accepted[0]] = model
+        arguments[accepted[0]] = model  # Each flavor has its own name for the model.
     info = log_flavor(
         module,
         **{name: value for name, value in arguments.items() if name in accepted or value},
@@ -218,17 +226,17 @@ def _own_code(model: TrainedModel) -> list[str]:
         with suppress(Exception):  # The model may not be picklable.
             finder.dump(model)
     stdlib = sysconfig.get_path("stdlib")
-    own_paths = []
+    own_package = __name__.partition(".")[0]
+    code_paths = []
     # `__main__` is pickled by value.
-    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):
+    for name in sorted(finder.modules - {own_package, "__main__"}):
         module = sys.modules.get(name)
         paths = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
         path = Path(paths[0] or stdlib)  # A built-in module has no file.
-        if not path.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {
-            *path.parts,
-        }:
-            own_paths.append(os.path.relpath(path))
-    return own_paths
+        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        if not is_installed and not path.is_relative_to(stdlib):
+            code_paths.append(os.path.relpath(path))
+    return code_paths
 
 
 class NetModel(PythonModel):  # type: ignore[misc]
@@ -252,14 +260,15 @@ class NetModel(PythonModel):  # type: ignore[misc]
         return answers
 
     def __getstate__(self) -> dict[str, object]:
-        kinds = {kind.__name__ for kind in type(self.net).__mro__}
-        if module := next(
-            (_TORCH_FORMATS[kind] for kind in kinds & _TORCH_FORMATS.keys()),
-            None,
-        ):
-            buffer = io.BytesIO()
-            import_module(module).save(self.net, buffer)
-            return {module: buffer.getvalue()}
+        """Return the packed network by the name of its format, or the network itself by
+        `net` if pickle can save it.
+        """
+        class_names = {kind.__name__ for kind in type(self.net).__mro__}
+        for class_name, module in _TORCH_FORMATS.items():
+            if class_name in class_names:
+                buffer = io.BytesIO()
+                import_module(module).save(self.net, buffer)
+                return {module: buffer.getvalue()}
         if type(self.net).__module__.startswith("tensorflow"):
             import tensorflow as tf
 
@@ -267,13 +276,14 @@ class NetModel(PythonModel):  # type: ignore[misc]
                 tf.saved_model.save(self.net, f"{folder}/saved")
                 archive = shutil.make_archive(f"{folder}/saved", "tar", f"{folder}/saved")
                 return {"tf.saved_model": Path(archive).read_bytes()}
-        if "KerasSaveable" in kinds:
+        if "KerasSaveable" in class_names:
             import keras
 
             return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
         return {"net": self.net}
 
     def __setstate__(self, state: dict[str, TrainedModel]) -> None:
+        """Unpack the network, whose format is the only key of the state."""
         ((kind, packed),) = state.items()
         if kind in _TORCH_FORMATS.values():
             self.net = import_module(kind).load(io.BytesIO(packed))
@@ -317,9 +327,9 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
         """
         for name in self.closed:
             values = model_input[name].reset_index(drop=True)
-            for row, value in values[
-                values.notna() & ~values.isin(self.dtypes[name].categories)
-            ].items():
+            is_unknown = values.notna() & ~values.isin(self.dtypes[name].categories)
+            if is_unknown.any():
+                row, value = next(values[is_unknown].items())
                 raise SchemaMismatch(
                     f"column {name!r}, row {row}: {value!r} is not a category of the model",
                 )
@@ -333,11 +343,12 @@ def typed_columns_options(
 ) -> tuple[str, LogOptions] | None:
     """Return flavor and arguments for a model that needs categorical or duration
     columns; None for other models.
+
+    Such a model has other predictions, or none, for the texts that requests contain.
     """
-    if isinstance(table, pd.DataFrame):
-        rows = table.head(_COMPARED_ROWS)
-    else:
-        rows = pd.DataFrame()
+    if not isinstance(table, pd.DataFrame):
+        return None
+    rows = table.head(_COMPARED_ROWS)
     dtypes = {
         str(name): dtype
         for name, dtype in rows.dtypes.items()
@@ -354,11 +365,11 @@ def typed_columns_options(
     with suppress(Exception):  # A model may raise any error for unknown values.
         if np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
             return None
-    few = rows.head(EXAMPLE_ROWS)
+    first_rows = rows.head(EXAMPLE_ROWS)
     closed = [
         name
         for name, dtype in dtypes.items()
-        if dtype.name == "category" and _refuses(answer, few, name)
+        if dtype.name == "category" and _refuses_unseen(answer, first_rows, name)
     ]
     arguments: LogOptions = {
         "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
@@ -402,6 +413,14 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
         prediction = pd.Series(prediction)
     outputs = infer_signature(None, prediction).outputs
     specs = [_column_spec(series) for _, series in table.items()]
+    _warn_of_columns(table, specs)
+    return ModelSignature(Schema(specs), outputs)
+
+
+def _warn_of_columns(table: pd.DataFrame, specs: list[ColSpec]) -> None:
+    """Log a warning for columns without a type, and for missing values that MLflow
+    cannot read.
+    """
     if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
         _logger.warning(
             "The signature has no type for the columns %s, which mix types: requests in CSV are "
@@ -418,7 +437,6 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
             "model is trained",
             gaps,
         )
-    return ModelSignature(Schema(specs), outputs)
 
 
 def _column_spec(series: pd.Series) -> ColSpec:
@@ -436,7 +454,7 @@ def _column_spec(series: pd.Series) -> ColSpec:
     return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
 
 
-def _refuses(
+def _refuses_unseen(
     answer: Callable[[pd.DataFrame], object],
     rows: pd.DataFrame,
     name: str,
@@ -458,12 +476,12 @@ def net_options(
     flavor: str,
     model: TrainedModel,
     input_example: ModelData,
-    *others: ModelData,
+    *other_data: ModelData,
 ) -> tuple[str, LogOptions] | None:
-    """Return the flavor and arguments that log a network as pyfunc, or None if `flavor`
-    can log the network.
+    """Return the flavor and arguments that log a network as pyfunc. Return None if
+    `flavor` can log the network, if it is no network, or without an example.
 
-    Axes that differ in size between the example and `others` are free. Raises
+    Axes that differ in size between the example and `other_data` are free. Raises
     InvalidConfig if the model fails.
     """
     framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor)
@@ -474,7 +492,7 @@ def net_options(
         return None
     net = _Net(model, cast(NetConverter, converter))
     example = net.answer(input_example)
-    signature = net.signature(example, [data for data in others if data is not None])
+    signature = net.signature(example, [data for data in other_data if data is not None])
     requirements = _installed_framework(framework)
     if _has_one_input_and_output(model, framework, example):
         if framework != "keras":
@@ -502,8 +520,7 @@ def _head(data: Batch) -> slice:
     return slice(0, None)
 
 
-@dataclass(frozen=True, eq=False)
-class _AnsweredExample:
+class _AnsweredExample(NamedTuple):
     """An input example with the predictions of the network.
 
     Attributes:
@@ -554,11 +571,14 @@ class _Net:
         for data in datasets:
             batch = Batch(self.converter.read_batch(self.model, data))
             inputs.append(batch.take(_head(example.data)).tensors)
-        what = "parity_data, reference_data"
-        sizes = [Input(*entry) for entry in _sizes(what, example.rows, inputs)]
+        source = "parity_data, reference_data"
+        sizes = [
+            Input(size.name, size.dtype, size.shape)
+            for size in _declare_sizes(source, example.rows, inputs)
+        ]
         answers = [call_original(self.original, tensors) for tensors in inputs]
-        what = f"the model's predictions for {what}"
-        outputs = [Output(*entry) for entry in _sizes(what, Batch(example.answers), answers)]
+        source = f"the model's predictions for {source}"
+        outputs = [*_declare_sizes(source, Batch(example.answers), answers)]
         return example.rows.signature(example.prediction, sizes, outputs)
 
 
@@ -596,17 +616,17 @@ def _has_one_input_and_output(
     return framework != "torch" or "output" in example.answers  # torch: a dict has names
 
 
-def _sizes(
-    what: str,
+def _declare_sizes(
+    source: str,
     tensors: Batch,
     others: list[dict[str, Array]],
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yield the name, dtype and shape of each tensor, with -1 for the rows and for each
-    free axis.
+) -> Iterator[Output]:
+    """Yield each tensor as an output whose shape has -1 for the rows and for each axis
+    that differs in size from `others`. `source` names `others` in messages.
     """
-    free = tensors.free_axes(others, what)
+    free_axes = tensors.free_axes(others, source)
     for name, array in tensors.tensors.items():
         shape = [-1, *array.shape[1:]]
-        for axis in free[name]:
+        for axis in free_axes[name]:
             shape[axis] = -1
-        yield name, str(array.dtype), tuple(shape)
+        yield Output(name, str(array.dtype), tuple(shape))

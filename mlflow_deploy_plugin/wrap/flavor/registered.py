@@ -13,11 +13,11 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import mlflow.pyfunc
 import numpy as np
@@ -30,6 +30,7 @@ from mlflow.pyfunc import MODEL_CONFIG
 from mlflow.tracking.fluent import _get_experiment_id
 
 from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
     FLAVOR,
@@ -155,7 +156,7 @@ def wrap_registered(
     parity: ParityPolicy = "require",
     allow_pickle: bool = False,
     dry_run: bool = False,
-    progress: Callable[[str], None] = _logger.info,
+    progress: ProgressCallback = _logger.info,
 ) -> WrappedVersion:
     """Convert a model saved by an MLflow flavor or joblib, check the result, and
     register it as the next version.
@@ -169,9 +170,10 @@ def wrap_registered(
             `model_uri`.
         data: rows for the proof and the reference; default: the model's input example.
             Without an example, rows are generated from the signature, with a warning.
-        pyfunc_predict_fn: as in `log_model`; default: the method that the model's
-            pyfunc calls.
-        parity: as in `log_model`.
+        pyfunc_predict_fn: the method that `predict` corresponds to: "predict" or
+            "predict_proba"; default: the method that the model's pyfunc calls.
+        parity: "require" raises ParityError if the predictions differ; "warn" registers
+            the version in the state `warned`.
         allow_pickle: True to allow a joblib or pickle file, which can run any code.
             Models in MLflow do not need this permission, although loading them may also
             run code.
@@ -179,8 +181,9 @@ def wrap_registered(
         progress: a function that is called with a line of text before each long step.
 
     Raises:
-        ConversionError: as in `log_model`.
-        ParityError: as in `log_model`.
+        ConversionError: a part of the model cannot be converted; the message names this
+            part.
+        ParityError: the ONNX form gives other answers.
         InvalidConfig: an argument is invalid, there are no rows, or the model is
             wrapped already.
         InvalidArtifact: there is no model.
@@ -255,6 +258,15 @@ def _describe(
     wrapped: WrappedModel,
     notes: tuple[str, ...],
 ) -> WrappedVersion:
+    """Return the outcome for a model that is not registered yet.
+
+    Args:
+        source: the URI of the original, or the path of its files.
+        name: the registered model of the new version.
+        kind: the class of the original, or "graph".
+        wrapped: the ONNX form.
+        notes: the warnings.
+    """
     converted = wrapped.converted
     return WrappedVersion(
         source=source,
@@ -274,37 +286,22 @@ def _wrap_pmml(
     name: str,
     data: ModelData,
     dry_run: bool,
-    progress: Callable[[str], None],
+    progress: ProgressCallback,
 ) -> WrappedVersion:
+    """Evaluate the rows with a PMML file and, unless `dry_run`, register the file as a
+    pyfunc.
+
+    Args:
+        path: the PMML file.
+        resolved: the file as the source of the version.
+        name: the registered model of the new version.
+        data: rows for the check, or None.
+        dry_run: True to return the outcome without a version.
+        progress: a function that is called with a line of text before each step.
+    """
     progress(f"reading {path}")
     kind, options = read_pmml(path, data)
-    inputs = options["signature"].inputs
-    outputs = options["signature"].outputs
-    outcome = WrappedVersion(
-        source=str(path),
-        name=name,
-        model=f"{kind} in PMML",
-        is_pyfunc=True,
-        inputs=tuple(
-            Input(
-                spec.name,
-                COLUMN_TYPES[spec.type.name],
-                (-1,),
-                (spec.name,),
-            )
-            for spec in inputs
-        ),
-        outputs=tuple(
-            Output(
-                spec.name,
-                COLUMN_TYPES[spec.type.name],
-                (-1,),
-            )
-            for spec in outputs
-        ),
-        prediction=tuple(outputs.input_names()),
-        report=ParityReport("no-original"),
-    )
+    outcome = _describe_pmml(path, name, kind, options["signature"])
     if dry_run:
         return outcome
     progress(f"registering the next version of {name}")
@@ -322,11 +319,41 @@ def _wrap_pmml(
     )
 
 
+def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) -> WrappedVersion:
+    """Return the outcome for a PMML file that is not registered yet. `kind` is the kind
+    of its model.
+    """
+    inputs = [
+        Input(
+            spec.name,
+            dtype=COLUMN_TYPES[spec.type.name],
+            shape=(-1,),
+            columns=(spec.name,),
+        )
+        for spec in signature.inputs
+    ]
+    outputs = [
+        Output(spec.name, dtype=COLUMN_TYPES[spec.type.name], shape=(-1,))
+        for spec in signature.outputs
+    ]
+    return WrappedVersion(
+        source=str(path),
+        name=name,
+        model=f"{kind} in PMML",
+        is_pyfunc=True,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        prediction=tuple(signature.outputs.input_names()),
+        report=ParityReport("no-original"),
+    )
+
+
 def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
     """Save the ONNX form of the original in `folder`, and return `target`. Raises the
     errors of `wrap_registered`.
     """
-    save_model(target, _convert(original, folder, source, None, "require")[0])
+    wrapped, _ = _convert(original, folder, source, data=None, parity="require")
+    save_model(target, wrapped)
     return target
 
 
@@ -337,7 +364,15 @@ def _convert(
     data: ModelData,
     parity: ParityPolicy,
 ) -> tuple[WrappedModel, tuple[str, ...]]:
-    """Return the wrapped model and the warnings for its user."""
+    """Return the wrapped model and the warnings for its user.
+
+    Args:
+        original: the loaded model.
+        folder: the folder of its MLmodel file, or its file.
+        source: the name of the model in messages.
+        data: rows for the proof; None for the saved or generated rows.
+        parity: the policy if the predictions differ.
+    """
     settings: Settings = {}
     if original.mlmodel is not None:
         settings = _settings(original.mlmodel, folder)
@@ -347,8 +382,7 @@ def _convert(
     return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
 
 
-@dataclass(frozen=True, eq=False)
-class _ProofRows:
+class _ProofRows(NamedTuple):
     """The rows on which the original and the ONNX form are compared.
 
     Attributes:
@@ -427,13 +461,18 @@ def _wrap_on(
     proof: _ProofRows,
     parity: ParityPolicy,
 ) -> WrappedModel:
-    """Convert and compare the model. Raises the errors of `wrap` with the warnings of
-    the original and the alternatives.
+    """Convert the model, and compare it on the rows. The messages of errors contain the
+    warnings of the original and the alternatives.
+
+    Raises:
+        ConversionError: the model, or one of the settings, cannot be converted.
+        ParityError: the predictions differ, and `parity` requires equal ones.
+        InvalidConfig: the model cannot read the rows.
     """
-    versions = "".join(f"; {note}" for note in original.warnings)
+    version_notes = "".join(f"; {note}" for note in original.warnings)
     try:
         return wrap(
-            _asked_with(original.model, settings, original.predict_fn),
+            _bind_settings(original.model, settings, original.predict_fn),
             proof.rows,
             signature=_request_signature(original),
             predict_fn=original.predict_fn,
@@ -444,12 +483,12 @@ def _wrap_on(
         alternative = ""
         if original.mlmodel is not None and not is_onnx(original.model):
             alternative = f"; {source} can be served as pyfunc without conversion"
-        raise type(error)(f"{reason}{alternative}{versions}") from error
+        raise type(error)(f"{reason}{alternative}{version_notes}") from error
     except errors.InvalidConfig as error:
         made_up = ""
         if proof.is_made_up:
             made_up = " (rows generated from the signature; pass real rows with --data FILE)"
-        raise errors.InvalidConfig(f"{error.message}{made_up}{versions}") from error
+        raise errors.InvalidConfig(f"{error.message}{made_up}{version_notes}") from error
 
 
 def _with_example(wrapped: WrappedModel, proof: _ProofRows) -> WrappedModel:
@@ -478,10 +517,20 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
     flavors = [name for name in sections if name not in (FLAVOR, PYTHON_FUNCTION)]
     if not flavors or flavors[0] in _WITHOUT_SETTINGS:
         return {}
+    config = _model_config(folder, flavors[0], sections)
+    if flavors[0] == "pytorch":
+        config = {name: value for name, value in config.items() if name != "device"}
+    params = mlmodel.get_params_schema()
+    return {**config, **{spec.name: spec.default for spec in params or ()}}
+
+
+def _model_config(folder: Path, flavor: str, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `model_config` of the MLmodel sections or, for a transformers model of
+    MLflow before 2.10, its `inference_config`. Raises InvalidArtifact if it is damaged.
+    """
     config = sections.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
-    # The `inference_config` of MLflow before 2.10.
     older = folder / "components" / "inference_config.txt"
-    if flavors[0] == "transformers" and older.is_file():
+    if flavor == "transformers" and older.is_file():
         try:
             config = json.loads(older.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -493,15 +542,13 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
             f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or "
             f"components/{older.name}",
         )
-    if flavors[0] == "pytorch":
-        config = {name: value for name, value in config.items() if name != "device"}
-    params = mlmodel.get_params_schema()
-    return {**config, **{spec.name: spec.default for spec in params or ()}}
+    return config
 
 
-def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
-    """Return the model with the settings. Raises ConversionError if an ONNX form cannot
-    contain one of them.
+def _bind_settings(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
+    """Return the model with the settings, which its converter applies or which are the
+    defaults of its method. Raises ConversionError if an ONNX form cannot contain one of
+    them.
     """
     if not settings:
         return model
@@ -559,8 +606,7 @@ def _log_next_version(
     return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
 
 
-@dataclass(frozen=True, eq=False)
-class _Origin:
+class _Origin(NamedTuple):
     """The records of the original on the MLflow server.
 
     Attributes:
@@ -581,21 +627,22 @@ class _Origin:
 
 
 def _find_origin(client: MlflowClient, resolved: ResolvedModel, mlmodel: Model | None) -> _Origin:
+    """Return the records of the original. A run or logged model that cannot be read is
+    None.
+    """
+    run_id = resolved.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or ""
+    model_id = resolved.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or ""
     version = None
     if parse_model_uri(resolved.source).kind == "version":
         version = client.get_model_version(resolved.name, resolved.version)
     run = None
     logged = None
     with suppress(MlflowException):  # The run may be deleted, or on another MLflow server.
-        run = client.get_run(
-            resolved.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "",
-        )
+        run = client.get_run(run_id)
         if run.info.lifecycle_stage != "active":
             run = None
     with suppress(MlflowException):
-        logged = client.get_logged_model(
-            resolved.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "",
-        )
+        logged = client.get_logged_model(model_id)
     return _Origin(version, run, logged)
 
 
@@ -609,10 +656,10 @@ def _copy_metrics(client: MlflowClient, logged: LoggedModel, model_id: str, run_
             old.value,
             old.timestamp,
             old.step,
-            model_id,
-            old.dataset_name,
-            old.dataset_digest,
-            run_id,
+            model_id=model_id,
+            dataset_name=old.dataset_name,
+            dataset_digest=old.dataset_digest,
+            run_id=run_id,
         )
         for old in logged.metrics or ()
         if (old.key, old.timestamp, old.step) not in present
@@ -627,6 +674,15 @@ def _create_logged_model(
     run: Run | None,
     origin_tags: dict[str, str],
 ) -> str:
+    """Create a logged model with the name, tags and params of the original's logged
+    model, otherwise with the params of its run. Return the id.
+
+    Args:
+        client: the client of the MLflow server.
+        logged: the logged model of the original, or None.
+        run: the run that logged the original, or None.
+        origin_tags: the tags that describe the origin.
+    """
     name = "model"
     model_type = None
     tags = {}
@@ -689,10 +745,11 @@ def load_folder(folder: Path, source: str) -> Original:
     differences = version_differences(folder)
     try:
         converters.check_flavor(flavor)
+        backend = flavors.get("keras", {}).get("keras_backend")
+        if backend:
+            os.environ.setdefault("KERAS_BACKEND", backend)  # Keras reads this on import.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Version differences are reported below.
-            if backend := flavors.get("keras", {}).get("keras_backend"):
-                os.environ.setdefault("KERAS_BACKEND", backend)  # Keras reads this on import.
             model = importlib.import_module(f"mlflow.{flavor}").load_model(str(folder))
         converters.converter_for(model)
     except errors.ConversionError as error:
@@ -713,7 +770,9 @@ def load_folder(folder: Path, source: str) -> Original:
 
 
 def _read_flavors(folder: Path, source: str) -> tuple[Model, dict[str, Any]]:
-    """Return the MLmodel of a folder, and its flavors without null entries."""
+    """Return the MLmodel of a folder, and its flavors without null entries. Raises
+    InvalidArtifact if the file is missing or invalid.
+    """
     if not (folder / MLMODEL).is_file():
         raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
     try:
@@ -732,20 +791,22 @@ def _framework_flavor(
     source: str,
 ) -> tuple[str, PredictFunction]:
     """Return the flavor of the framework, and the method that its pyfunc calls. Raises
-    InvalidConfig for a wrapped model, and ConversionError for Python code.
+    InvalidConfig for a wrapped model, and ConversionError for Python code and for
+    another method.
     """
     if FLAVOR in flavors:
         raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
     flavor = next((name for name in flavors if name != PYTHON_FUNCTION), "")
-    loader = str(pyfunc.get("loader_module", f"mlflow.{flavor or 'pyfunc.model'}"))
+    default_loader = f"mlflow.{flavor}" if flavor else "mlflow.pyfunc.model"
+    loader = str(pyfunc.get("loader_module", default_loader))
     if not flavor or not loader.startswith(f"mlflow.{flavor}"):
         if loader.startswith("mlflow.pyfunc."):
-            what = "a custom Python class"
+            code = "a custom Python class"
         else:
-            what = f"custom Python code for {loader}"
+            code = f"custom Python code for {loader}"
         raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc "
+            f"{source} cannot be converted to ONNX: it is {code}; it can be served as pyfunc "
             "without conversion",
         )
     predict_fn = pyfunc.get("predict_fn", "predict")
@@ -781,6 +842,14 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
             f"{path} can run any code while it is loaded; if you trust its author, pass "
             "--allow-pickle (in Python allow_pickle=True)",
         )
+    return _load_pickle(path)
+
+
+def _load_pickle(path: Path) -> Original:
+    """Load a joblib or pickle file, with a warning for each other version of
+    scikit-learn. Raises InvalidArtifact if the file cannot be loaded, and NotInstalled
+    if its framework is missing.
+    """
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
     with warnings.catch_warnings(record=True) as caught:

@@ -268,13 +268,14 @@ def log_model(
             _logger.warning("the model is not explained: it has no ONNX form")
         example = without_times(input_example, event_time)
         reference = without_times(as_pandas(reference_data), event_time)
+        flavor_name, flavor_options = flavor
         info = log_as_pyfunc(
             model,
             error,
-            flavor[0],
+            flavor_name,
             example,
             [as_pandas(parity_data), reference],
-            {"signature": signature, **flavor[1], **mlflow_options},
+            {"signature": signature, **flavor_options, **mlflow_options},
         )
         sampled = example if reference is None else reference
         _log_dataset(info.run_id, sampled)
@@ -339,33 +340,20 @@ def log_wrapped(
 
 def _log_dataset(run_id: str | None, data: ModelData) -> None:
     """Log the data of a model as a dataset input of its run, unless the run already has
-    this input.
+    this input. If this fails, log a warning.
     """
     if run_id is None or data is None:
         return
     client = mlflow.MlflowClient()
     try:
         batch = data if isinstance(data, Batch) else Batch.read(data)
-        make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
-        head = batch.take(slice(0, EXAMPLE_ROWS))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about integer columns.
-            digest = batch.digest()
-            digests = {
-                entry.dataset.digest for entry in client.get_run(run_id).inputs.dataset_inputs
-            }
-            if digest in digests or (digests and make(batch.unnamed).digest in digests):
-                return
-            # Only the first rows: MLflow needs 15 s to infer the schema from 1 million
-            # rows.
-            dataset = (
-                make(head.unnamed, name=OWN_DATASET, digest=digest)
-                ._to_mlflow_entity()
-                .to_dictionary()
-            )
-        dataset["profile"] = json.dumps({"num_rows": len(batch)})
-        context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
-        client.log_inputs(run_id, [DatasetInput(Dataset.from_dictionary(dataset), [context])])
+            inputs = client.get_run(run_id).inputs.dataset_inputs
+            dataset = _new_dataset(batch, {entry.dataset.digest for entry in inputs})
+        if dataset is not None:
+            context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
+            client.log_inputs(run_id, [DatasetInput(dataset, [context])])
     except Exception as error:  # noqa: BLE001 - MLflow's encoders may raise any error.
         _logger.warning(
             "the data of the model could not be logged as an input of its run: %s",
@@ -373,9 +361,25 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         )
 
 
+def _new_dataset(batch: Batch, digests: set[str]) -> Dataset | None:
+    """Return the dataset of a batch, or None if its digest or MLflow's digest of the
+    same rows is among `digests`.
+    """
+    make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
+    digest = batch.digest()
+    if digest in digests or (digests and make(batch.unnamed).digest in digests):
+        return None
+    # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
+    head = batch.take(slice(0, EXAMPLE_ROWS))
+    dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)
+    entity = dataset._to_mlflow_entity().to_dictionary()
+    entity["profile"] = json.dumps({"num_rows": len(batch)})
+    return Dataset.from_dictionary(entity)
+
+
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """Load a saved model into this process. Raises the errors of `OnnxModel.load` and
-    of MLflow's download.
+    """Load a saved model into this process. Raises InvalidArtifact if its files cannot
+    be used, and MLflow's errors if they cannot be downloaded.
 
     Args:
         model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a
@@ -418,6 +422,9 @@ class PyfuncModel:
         return pd.DataFrame(prediction, index=data.index)
 
     def _feeds(self, data: ModelData) -> Feeds:
+        """Return the input tensors of the graph. Raises SchemaMismatch for data that do
+        not match the model.
+        """
         schema = self._model.schema
         if isinstance(data, pd.DataFrame):
             if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
@@ -448,5 +455,6 @@ def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) ->
         placement = Placement(cast(Device, str(config["device"])))
     except InvalidConfig as error:
         raise InvalidConfig(f"model_config: {error.message}") from None
-    threads = int(cast(int | None, config["intra_op_num_threads"]) or available_cores())
+    configured = cast(int | None, config["intra_op_num_threads"])
+    threads = int(configured or available_cores())
     return PyfuncModel(OnnxModel.load(Path(path), placement, threads))

@@ -103,7 +103,19 @@ def save_model(
     extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
 ) -> None:
-    """Write the model to `path`, a folder that is empty or does not exist."""
+    """Write the model, its proofs and its environment.
+
+    Args:
+        path: a folder that is empty or does not exist.
+        wrapped: the model.
+        mlflow_model: the MLmodel to which the flavor is added; default: a new one.
+        metadata: entries for `metadata` in the MLmodel file.
+        conda_env: the conda environment as a mapping, or the path of its file; default:
+            made from the requirements.
+        pip_requirements: the requirements; default: those of a server of this model.
+        extra_pip_requirements: requirements in addition to the default ones.
+        code_paths: Python files or folders that are copied into the folder.
+    """
     environment._validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     _validate_and_prepare_target_save_path(str(path))
     folder = Path(path)
@@ -255,6 +267,13 @@ def write_mlmodel(
 ) -> None:
     """Write the files that `serve.runtime.model.OnnxModel` reads. Raises
     ConversionError if the graph is too large.
+
+    Args:
+        folder: the folder of the model.
+        model: the MLmodel to which the flavor is added.
+        converted: the ONNX form.
+        predict_fn: the method of the original that `predict` corresponds to.
+        proofs: further sections of the flavor.
     """
     digests = write_graph(folder, converted.proto)
     for name, content in converted.files.items():
@@ -291,6 +310,7 @@ def write_mlmodel(
 
 
 def _input_entry(entry: Input) -> dict[str, object]:
+    """Return the input for the MLmodel file, without empty fields."""
     described: dict[str, object] = {
         "name": entry.name,
         "dtype": entry.dtype,
@@ -312,7 +332,7 @@ def environment_lock() -> str:
         metadata = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
         head, _, _ = metadata.partition("\n\n")
         fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE))
-        if len(fields) == 2:
+        if "Name" in fields and "Version" in fields:
             key = fields["Name"].lower().replace("_", "-")
             installed[key] = f"{fields['Name']}=={fields['Version']}"
     return "".join(f"{installed[name]}\n" for name in sorted(installed))
@@ -377,9 +397,9 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     Outputs without one entry per row are omitted. `times` [N] (datetime64, UTC) are
     stored as the column `_event_time`.
     """
-    most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
-    if len(data) > most:
-        positions = sample_positions(len(data), most, 0)
+    max_rows = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
+    if len(data) > max_rows:
+        positions = sample_positions(len(data), max_rows, 0)
         data = data.take(positions)
         if times is not None:
             times = times[positions]

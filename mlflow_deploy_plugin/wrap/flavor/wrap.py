@@ -133,7 +133,9 @@ class _Rows:
 
     @property
     def sampled(self) -> Batch | None:
-        """The rows from which the reference sample is drawn."""
+        """The rows from which the reference sample is drawn: the reference data,
+        otherwise the example; None without both.
+        """
         return self.example if self.reference is None else self.reference
 
     def free_axes(self) -> DynamicAxes:
@@ -146,8 +148,8 @@ class _Rows:
         return self.example.free_axes(tensors, "parity_data, reference_data", self.signature)
 
     def sample(self, model: OnnxModel) -> pa.Table | None:
-        """Return the reference sample. Raises InvalidConfig for data that needs rows if
-        the graph has none.
+        """Return the reference sample, or None without data or if the graph has no
+        rows. Raises InvalidConfig for data that need rows if the graph has none.
         """
         if model.schema.has_rows:
             if self.sampled is None:
@@ -162,7 +164,9 @@ class _Rows:
         return None
 
     def first_rows(self, model: OnnxModel) -> ModelData:
-        """Return the rows that MLflow saves as the input example."""
+        """Return the rows that MLflow saves as the input example, or None without an
+        example.
+        """
         if self.example is None:
             return None
         if model.schema.has_rows:
@@ -228,7 +232,14 @@ def _read_rows(
     """Read the rows with the converter. Raises InvalidConfig or ConversionError for
     invalid rows.
 
-    The event times belong to the reference data or, without it, to the example.
+    Args:
+        converter: the converter of the model.
+        model: the trained model.
+        input_example: the user's example, or None.
+        signature: the user's signature, or None.
+        parity_data: additional rows for the proof, or None.
+        reference_data: the reference data, or None.
+        event_time: the times of the reference data or, without it, of the example.
     """
     example_data = as_pandas(input_example)
     parity_rows = as_pandas(parity_data)
@@ -271,6 +282,9 @@ def without_times(data: ModelData, event_time: EventTimes) -> ModelData:
 def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
     """Return the event times in UTC, [N], and the data without them. Times without a
     time zone are read as UTC; without `event_time`, the times are None.
+
+    Raises InvalidConfig without data, without the named column, and unless each row has
+    a time.
     """
     if event_time is None:
         return None, data
@@ -383,7 +397,9 @@ class _FormTrials:
         draft: Path,
         make: Callable[[], ConvertedModel],
     ) -> OnnxForm | ModelError:
-        """Return the form, or the reason why it cannot be made or loaded."""
+        """Return the form, or the reason why it cannot be made or loaded. `draft` is
+        the new folder of the form.
+        """
         try:
             draft.mkdir()
             return self.run(draft, make())
