@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, Refused
 from mlflow_deploy_plugin.core.messages import one_line
@@ -42,7 +43,7 @@ from mlflow_deploy_plugin.wrap.evaluation.model import (
     downloaded_version,
 )
 
-LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
+LossGradient = Callable[[NamedArrays, Generator], tuple[Array, NamedArrays]]
 """A function from N rows and a random generator to the loss of each row, [N], and the
 gradients by array.
 """
@@ -50,30 +51,34 @@ _STEPS = 10
 # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
 _STEP_SIZE = 2.5
 _DIRECTIONS = 8
+_SPSA_STEP = 0.1  # standard deviations
 
 
 def fgsm(
     rows: NamedArrays,
     strength: float,
     gradient: LossGradient,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> NamedArrays:
-    """Return the rows moved by one step along the sign of the gradient."""
+    """Return the rows moved by one step along the sign of the gradient. `strength` is
+    the length of the step, in standard deviations or as a share of the value range.
+    """
     _, slopes = gradient(rows, rng)
-    return _moved(rows, rows, slopes, strength, strength)
+    return _move(rows, rows, slopes, step=strength, strength=strength)
 
 
 def pgd(
     rows: NamedArrays,
     strength: float,
     gradient: LossGradient,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> NamedArrays:
     """Return the changed rows with the largest loss of a random start and of `_STEPS`
-    steps along the sign of the gradient.
+    steps along the sign of the gradient. `strength` is the largest distance from
+    `rows`, in standard deviations or as a share of the value range.
     """
     start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
-    moved = _moved(rows, rows, start, strength, strength, by_sign=False)
+    moved = _move(rows, rows, start, step=strength, strength=strength, by_sign=False)
     worst = rows
     worst_loss = np.full(row_count(rows), -np.inf)
     for step in range(_STEPS + 1):
@@ -85,7 +90,8 @@ def pgd(
             for name, values in worst.items()
         }
         if step < _STEPS:
-            moved = _moved(rows, moved, slopes, strength * _STEP_SIZE / _STEPS, strength)
+            step_length = strength * _STEP_SIZE / _STEPS
+            moved = _move(rows, moved, slopes, step_length, strength)
     return worst
 
 
@@ -94,7 +100,7 @@ def _by_row(values: Array, rank: int) -> Array:
     return values.reshape(-1, *[1] * (rank - 1))
 
 
-def _moved(
+def _move(
     rows: NamedArrays,
     current: NamedArrays,
     along: NamedArrays,
@@ -106,6 +112,8 @@ def _moved(
     `rows`.
 
     Args:
+        rows: the original rows.
+        current: the rows after the previous steps.
         along: the direction of each number, such as its gradient.
         step: the length of the step, in the unit of the strength.
         strength: the largest distance from `rows`.
@@ -144,35 +152,40 @@ def estimated_gradient(
     rows: NamedArrays,
     truth: Array,
 ) -> LossGradient | Refused:
-    """Return a gradient that is estimated from predictions at steps of 0.1 standard
-    deviations (SPSA, Spall 1992); a Refused for a model without a loss.
+    """Return a gradient that is estimated from predictions at small steps (SPSA, Spall
+    1992); a Refused without floating-point inputs, or if the predictions and the
+    target, `truth` [N], do not fit.
     """
     if not _floats(rows):
         return Refused("the model has no floating-point inputs")
     losses = _losses(truth, model.predict(rows))
     if isinstance(losses, Refused):
         return losses
-    steps = {name: 0.1 * np.maximum(_unit(values), 1e-12) for name, values in _floats(rows).items()}
+    steps = {
+        name: _SPSA_STEP * np.maximum(_unit(values), 1e-12)
+        for name, values in _floats(rows).items()
+    }
 
     def loss_of(changed: NamedArrays) -> Array:
+        """Return the loss of each row, or zeros for predictions that do not fit."""
         losses = _losses(truth, model.predict(changed))
         if not isinstance(losses, Refused):
             return losses
         return np.zeros(len(truth))
 
-    def moved(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
+    def move(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
         stepped = {
             name: (changed[name] + steps[name] * sign).astype(changed[name].dtype)
             for name, sign in signs.items()
         }
         return changed | stepped
 
-    def gradient(current: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+    def gradient(current: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
         slopes = {name: np.zeros(values.shape) for name, values in _floats(current).items()}
         for _ in range(_DIRECTIONS):
             ahead = {name: rng.choice((-1.0, 1.0), values.shape) for name, values in slopes.items()}
             behind = {name: -sign for name, sign in ahead.items()}
-            rise = loss_of(moved(current, ahead)) - loss_of(moved(current, behind))
+            rise = loss_of(move(current, ahead)) - loss_of(move(current, behind))
             for name, sign in ahead.items():
                 slopes[name] += _by_row(rise, sign.ndim) * sign
         return loss_of(current), slopes
@@ -252,7 +265,8 @@ def torch_original(
     has_consent: bool = False,
 ) -> Any:
     """Return the torch module in the model's folder, or the module from which the model
-    was made, or a `Refused`. An optimized version has the original of its base.
+    was made. Return a `Refused` if there is none, if it may not run, or if it cannot be
+    loaded. An optimized version has the original of its base.
 
     Args:
         model: the loaded version.
@@ -267,31 +281,40 @@ def torch_original(
     uri = original
     try:
         uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
-        if not uri:
-            return Refused(
-                "the version has no torch original, which is needed for gradients; set --original "
-                f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})",
-            )
-        resolved = None if uri == model.source else resolve(uri)
+        resolved = None if uri in ("", model.source) else resolve(uri)
         if resolved is not None:
             flavors = fetch_mlmodel(resolved.source).flavors
-        if "pytorch" not in flavors:
-            flavor_names = ", ".join(sorted(flavors))
-            return Refused(
-                f"the original {uri} is not a torch module, which is needed for gradients; its "
-                f"flavors are {flavor_names}",
-            )
-        if not (original or has_consent):
-            return Refused(
-                f"loading the torch original {uri} runs its own code; to consent, set --original "
-                f"{uri}",
-            )
+        refusal = _original_refusal(uri, flavors, bool(original) or has_consent)
+        if refusal:
+            return Refused(refusal)
         if resolved is None:
             return _load_torch(folder)
         with downloaded_version(resolved) as downloaded:
             return _load_torch(downloaded)
     except OnnxserveError as error:
         return Refused(f"the torch original {uri}: {error.message}")
+
+
+def _original_refusal(uri: str, flavors: Mapping[str, Any], has_consent: bool) -> str:
+    """Return the reason why an original with these flavors cannot be loaded; empty if
+    it can. `uri` is empty if there is no original.
+    """
+    if not uri:
+        return (
+            "the version has no torch original, which is needed for gradients; set --original "
+            f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
+        )
+    if "pytorch" not in flavors:
+        flavor_names = ", ".join(sorted(flavors))
+        return (
+            f"the original {uri} is not a torch module, which is needed for gradients; its "
+            f"flavors are {flavor_names}"
+        )
+    if not has_consent:
+        return (
+            f"loading the torch original {uri} runs its own code; to consent, set --original {uri}"
+        )
+    return ""
 
 
 def _original_uri(
@@ -316,6 +339,7 @@ def _original_uri(
 
 
 def _load_torch(folder: Path) -> Any:
+    """Return the torch module in a folder, or a `Refused` if it cannot be loaded."""
     try:
         import mlflow.pytorch  # The import takes seconds, and only torch models need it.
 
@@ -329,11 +353,13 @@ def _load_torch(folder: Path) -> Any:
 
 
 def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
-    """Return a function that computes the loss and its gradient in chunks of rows."""
+    """Set the module to evaluation, and return a function that computes the loss and
+    its gradient in chunks of rows. `truth` is the target of all rows, [N].
+    """
     with suppress(NotImplementedError):  # An exported program does not support `eval`.
         module.eval()
 
-    def gradient(rows: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+    def gradient(rows: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
         size = chunk_rows(rows)
         losses = []
         slopes = []
@@ -361,14 +387,7 @@ def _backward(
         name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
         for name, values in rows.items()
     }
-    if artifact.columns:
-        columns = [leaves[column.name] for column in artifact.columns]
-        arguments = [torch.stack(columns, dim=1).float()]
-    else:
-        parameters = inspect.signature(module.forward).parameters
-        arguments = [leaves[name] for name in parameters if name in leaves]
-        arguments = arguments or list(leaves.values())
-    answer = module(*arguments)
+    answer = module(*_forward_arguments(torch, module, artifact, leaves))
     while not isinstance(answer, torch.Tensor):  # The first output of a nested result.
         parts = answer.values() if isinstance(answer, dict) else answer
         answer = next(iter(parts))
@@ -376,6 +395,23 @@ def _backward(
     losses.sum().backward()
     slopes = {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
     return losses.detach().numpy().astype(np.float64), slopes
+
+
+def _forward_arguments(
+    torch: Any,
+    module: Any,
+    artifact: Artifact,
+    leaves: Mapping[str, Any],
+) -> list[Any]:
+    """Return the arguments of the module's `forward`: all columns as one matrix, or the
+    tensors in the order of its parameters.
+    """
+    if artifact.columns:
+        columns = [leaves[column.name] for column in artifact.columns]
+        return [torch.stack(columns, dim=1).float()]
+    parameters = inspect.signature(module.forward).parameters
+    arguments = [leaves[name] for name in parameters if name in leaves]
+    return arguments or list(leaves.values())
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:

@@ -4,7 +4,6 @@ was made.
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Agreement, Tole
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.wrap.evaluation.metrics import Baseline, argmax_labels, spread
-from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, predictions_of
+from mlflow_deploy_plugin.wrap.evaluation.model import Arrays, LoadedOnnx, predictions_of
 
 
 def rounding_tolerance(share: float) -> Tolerance:
@@ -85,7 +84,7 @@ def compare_with_base(
     rows: NamedArrays,
     truth: Array | None = None,
     metric: MetricName | None = None,
-    base_outputs: Mapping[str, Array] | None = None,
+    base_outputs: Arrays | None = None,
 ) -> FormAgreement:
     """Compare the predictions of a form with those of its base.
 
@@ -127,14 +126,14 @@ def compare_with_base(
 
 
 def _compare_outputs(
-    want: Mapping[str, Array],
-    got: Mapping[str, Array],
+    want: Arrays,
+    got: Arrays,
 ) -> FormAgreement:
     """Compare the outputs, [N, …] by name, without labels."""
     numbers = {}
     labels = []
     for name, expected in want.items():
-        agreement = _agreement(name, expected, got.get(name))
+        agreement = _compare_output(name, expected, got.get(name))
         if agreement.are_numbers:
             numbers[name] = agreement
         else:
@@ -164,7 +163,7 @@ def _limited_loss(loss: float) -> float:
     return float("inf") if np.isnan(loss) else loss
 
 
-def _agreement(name: str, expected: Array, actual: Array | None) -> Agreement:
+def _compare_output(name: str, expected: Array, actual: Array | None) -> Agreement:
     """Compare an output of a form with the output of its base. Raises InvalidConfig if
     their shapes differ.
     """
@@ -181,16 +180,19 @@ def _mean(values: Array) -> float:
 
 
 def check_outputs(
-    expected: Mapping[str, Array],
-    outputs: Mapping[str, Array],
+    expected: Arrays,
+    outputs: Arrays,
     tolerance: Tolerance,
-    what: str,
+    message: str,
 ) -> float:
-    """Return the largest difference of outputs, [N, …] by name, from the outputs of the
-    served model.
+    """Return the largest difference of outputs from the outputs of the served model.
+    Raises ParityError if an output is not within the tolerance.
 
-    Raises ParityError, whose message begins with `what`, if an output is not within the
-    tolerance.
+    Args:
+        expected: the outputs of the served model, [N, …] by name.
+        outputs: the compared outputs, [N, …] by name.
+        tolerance: the tolerance of all outputs.
+        message: the beginning of the error's message.
     """
     largest = 0.0
     for name, want in expected.items():
@@ -201,7 +203,7 @@ def check_outputs(
                 f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} "
                 f"{list(want.shape)}"
             )
-            raise ParityError(f"{what}: output {name!r}, {shapes}")
+            raise ParityError(f"{message}: output {name!r}, {shapes}")
         agreement = compare(want, got, tolerance)
         if not agreement.is_same:
             position = tuple(np.argwhere(~agreement.same)[0])
@@ -210,7 +212,7 @@ def check_outputs(
                 f"{np.atleast_1d(want)[position]}"
             )
             rows = f"{agreement.differing_rows} of {len(agreement.same)} rows"
-            raise ParityError(f"{what}: output {name!r}, row {position[0]}: {pair} ({rows})")
+            raise ParityError(f"{message}: output {name!r}, row {position[0]}: {pair} ({rows})")
         if agreement.are_numbers:
             largest = max(largest, agreement.largest)
     return largest

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,10 +115,14 @@ class RobustnessReport:
     run: LoggedRun | None = None
 
     def curves(self) -> Iterator[tuple[str, list[RobustnessPoint]]]:
+        """Yield the name and the points of each disturbance."""
         for name in dict.fromkeys(point.disturbance for point in self.points):
             yield name, [point for point in self.points if point.disturbance == name]
 
     def table(self) -> list[tuple[str, ...]]:
+        """Return the lines of a table, beginning with the header and the undisturbed
+        rows. A refused point has neither metric nor loss.
+        """
         lines: list[tuple[str, ...]] = [
             ("disturbance", "strength", self.metric, "loss", "no number", "worst at"),
         ]
@@ -363,8 +367,7 @@ def _default_strengths() -> dict[str, Sequence[float]]:
     return {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
+class _Sample(NamedTuple):
     """The rows on which disturbances are measured, and their truth, [N]."""
 
     rows: NamedArrays
@@ -407,8 +410,7 @@ disturbance, for a strength.
 """
 
 
-@dataclass(frozen=True, eq=False)
-class _Curve:
+class _Curve(NamedTuple):
     """The measurement of one disturbance at several strengths."""
 
     name: str
@@ -448,6 +450,7 @@ class _Curve:
 
 
 def _loss_of(point: RobustnessPoint) -> float:
+    """Return the loss; infinity for a refused point."""
     return math.inf if point.loss is None else point.loss
 
 
@@ -476,6 +479,13 @@ def _disturber(
     """Return a function that takes strength and generator and yields the disturbed
     rows, each with a variant name; a Refused if the rows do not fit or an attack has no
     gradient.
+
+    Args:
+        name: the disturbance.
+        model: the loaded version.
+        rows: the columns that are disturbed.
+        truth: the target of the rows, [N].
+        original_gradient: a function that returns the gradient of the torch original.
     """
     reason = unfit_reason(name, rows)
     if reason:

@@ -35,6 +35,7 @@ NaN or None.
 """
 
 _DATASET = "dataset:/"
+_RANDOM_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,13 @@ def load_dataset(
     max_rows: int,
 ) -> LabelledRows:
     """Return at most `max_rows` labelled rows of a dataset.
+
+    Args:
+        dataset: the name of the dataset, as in a gate policy.
+        target: the label column.
+        artifact: the artifact of the model, whose signature determines the types.
+        seed: the seed that samples the rows.
+        max_rows: the maximum number of rows.
 
     Raises:
         InvalidConfig: the file or the target is missing.
@@ -87,16 +95,18 @@ def labelled_rows(
         seed: the seed that samples the rows.
         max_rows: the maximum number of rows.
     """
-    shown = f"the dataset {source}" if source else "the data"
+    data_name = f"the dataset {source}" if source else "the data"
     if target not in rows:
-        raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
+        raise InvalidConfig(
+            f"{data_name} has no column {target!r}; it has {join_names(rows, target)}"
+        )
     if target in {column.name for column in artifact.columns}:
         raise InvalidConfig(f"target {target!r} is an input of the model; name the label column")
     # Only a missing value, NaN, or an array with a NaN differs from itself.
     is_known = [value is not None and bool(np.all(value == value)) for value in rows[target]]
     positions = np.flatnonzero(is_known)
     if not len(positions):
-        raise InvalidConfig(f"{shown} has no row with a known {target!r}")
+        raise InvalidConfig(f"{data_name} has no row with a known {target!r}")
     rows = take_rows(rows, positions[sample_positions(len(positions), max_rows, seed)])
     truth = rows.pop(target)
     if truth.dtype.kind == "O" and not isinstance(truth[0], str):
@@ -105,17 +115,19 @@ def labelled_rows(
 
 
 def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedArrays:
-    """Return at most `most` rows of a dataset, labelled or not; raise the errors of
-    `load_dataset`.
+    """Return at most `most` rows of a dataset, labelled or not, sampled by the seed.
+    Raises InvalidConfig if the file is missing, NotFound if the run is missing, and
+    RegistryUnavailable if MLflow does not answer.
     """
     rows = _without_log_columns(artifact, read_dataset(dataset, artifact))
-    return cast_to_signature(
-        artifact,
-        take_rows(rows, sample_positions(row_count(rows), most, seed)),
-    )
+    positions = sample_positions(row_count(rows), most, seed)
+    return cast_to_signature(artifact, take_rows(rows, positions))
 
 
 def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | None:
+    """Return at most `most` rows of the model's reference, sampled by the seed, or None
+    without a reference.
+    """
     if (path := artifact.reference_file) is None:
         return None
     rows = _read_reference(artifact, path)
@@ -124,8 +136,8 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 
 def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
     """Return rows in the types of the signature: the version's input example, otherwise
-    at most `most` rows of its reference or (64) of random numbers. Raises
-    SchemaMismatch if the example does not match the model.
+    at most `most` rows of its reference or of random numbers. Raises SchemaMismatch if
+    the example does not match the model.
     """
     example = artifact.folder / INPUT_EXAMPLE
     feeds: Mapping[str, Array] | None = None
@@ -134,12 +146,15 @@ def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
     elif (reference := reference_rows(artifact, most, seed=0)) is not None:
         feeds = schema.from_columns(reference)
     if feeds is None:
-        return _random_rows(schema, min(64, most))
+        return _draw_rows(schema, min(_RANDOM_ROWS, most))
     # A graph may stack booleans and integers with floats in one input.
     return cast_to_signature(artifact, schema.to_columns(feeds))
 
 
-def _random_rows(schema: Schema, count: int) -> NamedArrays:
+def _draw_rows(schema: Schema, count: int) -> NamedArrays:
+    """Return rows in the shapes and types of the schema: normal numbers for floats,
+    zeros and ones for other numbers, and the same text everywhere.
+    """
     random = np.random.default_rng(0)
     shapes = {tensor.name: tensor.shape for tensor in schema.tensors}
     rows = {}
@@ -156,25 +171,30 @@ def _random_rows(schema: Schema, count: int) -> NamedArrays:
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the rows with numbers in the types of the model's signature, because
-    files, the log and other versions may have other types. If the model has a single
-    [N, C] tensor and the rows have C numeric columns, the columns are stacked into the
-    tensor in the order of the file.
+    files, the log and other versions may have other types. Numeric columns for a single
+    tensor are stacked into the tensor.
     """
+    rows = _stack_columns(artifact, rows)
     dtypes = _column_dtypes(artifact)
-    tensors = artifact.tensors
-    if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
-        is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
-        if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:
-            rows = {
-                tensors[0].name: np.stack(
-                    list(rows.values()),
-                    axis=1,
-                )
-            }
-    for tensor in tensors:  # The type of an unnamed tensor applies to all columns.
+    for tensor in artifact.tensors:  # The type of an unnamed tensor applies to all columns.
         names = [tensor.name] if tensor.name else rows
         dtypes |= dict.fromkeys(names, tensor.dtype)
     return cast_columns(dtypes, rows)
+
+
+def _stack_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
+    """Return the single tensor [N, C] of the model if the rows have C numeric columns
+    instead, in the order of the file. Other rows are unchanged.
+    """
+    if len(artifact.tensors) != 1 or len(rows) < 2:
+        return rows
+    tensor = artifact.tensors[0]
+    if tensor.name in rows or len(tensor.shape) != 2 or tensor.shape[1] not in (-1, len(rows)):
+        return rows
+    columns = list(rows.values())
+    if not all(values.ndim == 1 and values.dtype.kind in "biuf" for values in columns):
+        return rows
+    return {tensor.name: np.stack(columns, axis=1)}
 
 
 def _column_dtypes(artifact: Artifact) -> dict[str, str]:
@@ -201,45 +221,50 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     return columns
 
 
-def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
+def read_rows(path: Path, data_name: str, artifact: Artifact) -> NamedArrays:
     """Return the rows of a CSV or Parquet file, or the arrays of a .npz file. Raises
     InvalidConfig if the file cannot be read.
 
     Args:
         path: the path of the file.
-        shown: the name of the file in messages.
+        data_name: the name of the file in messages.
         artifact: the artifact of the model, whose signature determines the types of CSV
             columns.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidConfig(
-                f"the dataset {shown} has more than {MAX_BYTES:,} bytes; use a sample",
+                f"the dataset {data_name} has more than {MAX_BYTES:,} bytes; use a sample",
             )
-        if (ending := path.suffix.lower()) not in (".csv", ".parquet", ".npz"):
+        ending = path.suffix.lower()
+        if ending not in (".csv", ".parquet", ".npz"):
             raise InvalidConfig(
-                f"the dataset {shown} ends in {ending!r}; supported are .csv, .parquet and .npz",
+                f"the dataset {data_name} ends in {ending!r}; supported are .csv, .parquet and "
+                ".npz",
             )
         if ending == ".npz":
-            return _read_arrays(path, shown)
-        table = read_table(
-            path,
-            {name: pa.type_for_alias(dtype) for name, dtype in _column_dtypes(artifact).items()},
-        )
+            return _read_arrays(path, data_name)
+        dtypes = _column_dtypes(artifact)
+        types = {name: pa.type_for_alias(dtype) for name, dtype in dtypes.items()}
+        table = read_table(path, types)
     except FileNotFoundError:
-        raise InvalidConfig(f"the dataset {shown} does not exist") from None
+        raise InvalidConfig(f"the dataset {data_name} does not exist") from None
     except (OSError, pa.ArrowException) as error:
-        raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
+        raise InvalidConfig(f"the dataset {data_name} cannot be read: {one_line(error)}") from None
     if not table.num_rows:
-        raise InvalidConfig(f"the dataset {shown} has no rows")
-    if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
-        raise InvalidConfig(f"the dataset {shown} has two columns named {twice[0]!r}")
-    return _table_rows(table, f"the dataset {shown}")
+        raise InvalidConfig(f"the dataset {data_name} has no rows")
+    duplicates = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if duplicates:
+        raise InvalidConfig(f"the dataset {data_name} has two columns named {duplicates[0]!r}")
+    return _table_rows(table, f"the dataset {data_name}")
 
 
 def read_data(data: object, artifact: Artifact) -> tuple[NamedArrays, str]:
     """Return all rows of a dataset, a DataFrame or a mapping of arrays, and the name of
-    the dataset, empty for rows in memory; raise the errors of `load_dataset`.
+    the dataset, empty for rows in memory.
+
+    Raises InvalidConfig if the data cannot be read, NotFound if the run is missing, and
+    RegistryUnavailable if MLflow does not answer.
     """
     if isinstance(data, str | Path) and str(data):
         return read_dataset(str(data), artifact), str(data)
@@ -251,20 +276,21 @@ def frame_rows(data: object) -> NamedArrays:
     InvalidConfig for other or empty data.
     """
     if isinstance(data, Mapping):
-        return _of_one_length(
-            {str(name): np.asarray(values) for name, values in data.items()},
-            "the data",
-        )
+        arrays = {str(name): np.asarray(values) for name, values in data.items()}
+        return _check_lengths(arrays, "the data")
     try:
         table = pa.Table.from_pandas(data, preserve_index=False)
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise InvalidConfig(
             f"data: a file, a DataFrame or a mapping of arrays is expected ({error})",
         ) from None
-    return _of_one_length(_table_rows(table, "the data"), "the data")
+    return _check_lengths(_table_rows(table, "the data"), "the data")
 
 
-def _table_rows(table: pa.Table, shown: str) -> NamedArrays:
+def _table_rows(table: pa.Table, data_name: str) -> NamedArrays:
+    """Return the columns of a table, [N], or [N, …] for lists. Raises InvalidConfig for
+    lists of different lengths; the message calls the data `data_name`.
+    """
     rows: NamedArrays = {}
     try:
         for name, column in zip(table.column_names, table.columns, strict=True):
@@ -274,26 +300,32 @@ def _table_rows(table: pa.Table, shown: str) -> NamedArrays:
             is_list = is_list or pa.types.is_fixed_size_list(column.type)
             rows[name] = np.array(column.to_pylist()) if is_list else np.asarray(column.to_numpy())
     except ValueError:  # numpy raises ValueError for lists of different lengths.
-        raise InvalidConfig(f"{shown} has a column with lists of different lengths") from None
+        raise InvalidConfig(f"{data_name} has a column with lists of different lengths") from None
     return rows
 
 
-def _of_one_length(rows: NamedArrays, shown: str) -> NamedArrays:
-    lengths = {array.shape[:1] for array in rows.values()}
+def _check_lengths(rows: NamedArrays, data_name: str) -> NamedArrays:
+    """Return the rows. Raises InvalidConfig for arrays of different lengths, empty
+    arrays and scalars; the message calls the data `data_name`.
+    """
+    lengths = {array.shape[:1] for array in rows.values()}  # The length of a scalar is ().
     if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rows.items()) or "none"
         raise InvalidConfig(
-            f"{shown} needs non-empty arrays of equal length; its arrays are {shapes[:300]}",
+            f"{data_name} needs non-empty arrays of equal length; its arrays are {shapes[:300]}",
         )
     return rows
 
 
-def _read_arrays(path: Path, shown: str) -> NamedArrays:
+def _read_arrays(path: Path, data_name: str) -> NamedArrays:
+    """Return the arrays of a .npz file, with texts as objects. Raises InvalidConfig if
+    it cannot be read, is too large, or has arrays of different lengths.
+    """
     try:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
                 raise InvalidConfig(
-                    f"the dataset {shown} contains more than {MAX_BYTES:,} bytes; use a sample",
+                    f"the dataset {data_name} contains more than {MAX_BYTES:,} bytes; use a sample",
                 )
         with np.load(path, allow_pickle=False) as arrays:
             rows = dict(arrays)
@@ -302,13 +334,15 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
                 rows[name] = array.astype(object)
     # Arrays of objects, which need pickle, raise a ValueError.
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
-    return _of_one_length(rows, f"the dataset {shown}")
+        raise InvalidConfig(f"the dataset {data_name} cannot be read: {one_line(error)}") from None
+    return _check_lengths(rows, f"the dataset {data_name}")
 
 
 def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
-    """Return all rows of a dataset, named as in `onnxserve gate` (docs/gate.md); raise
-    the errors of `load_dataset`.
+    """Return all rows of a dataset, named as in `onnxserve gate` (docs/gate.md).
+
+    Raises InvalidConfig if the file cannot be read or there is no reference, NotFound
+    if the run is missing, and RegistryUnavailable if MLflow does not answer.
     """
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:

@@ -8,34 +8,37 @@ the second or the last dimension, whichever is smaller.
 
 import string
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.wrap.evaluation.metrics import spread
 
+_Variants = Iterator[tuple[str, NamedArrays]]
+"""The variants of a disturbance, with their names."""
 UNSEEN = "(never seen)"
 _SHARE_OUT_OF_RANGE = 0.1
+_EXACT_INTEGERS = 2**53  # A 64-bit float represents all smaller integers exactly.
 _MAX_SCALED = 50
 """The maximum number of columns that are scaled separately; each column costs a
 prediction of all rows.
 """
 
 
-def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def with_noise(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Add normal noise of `share` standard deviations of the column or image. Integers
     remain integers.
     """
 
     def disturb(values: Array) -> Array:
-        scale = (
-            np.array([spread(column) for column in values.T])
-            if values.ndim == 2
-            else spread(values)
-        )
+        scale: Array | float = spread(values)
+        if values.ndim == 2:
+            scale = np.array([spread(column) for column in values.T])
         noise = rng.normal(size=values.shape) * share * scale
         if values.dtype.kind == "f":
             return (values + noise).astype(values.dtype)
@@ -46,32 +49,35 @@ def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
     }
 
 
-def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def with_missing(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Replace a share of the values in each column with NaN in float columns and None
     in other columns.
     """
 
     def disturb(values: Array) -> Array:
-        gone = rng.random(values.shape) < share
+        is_missing = rng.random(values.shape) < share
         if values.dtype.kind == "f":
-            return np.where(gone, np.nan, values).astype(values.dtype)
+            return np.where(is_missing, np.nan, values).astype(values.dtype)
         changed = values.astype(object)
-        changed[gone] = None
+        changed[is_missing] = None
         return changed
 
     return {name: disturb(values) for name, values in rows.items()}
 
 
-def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator) -> NamedArrays:
+def with_out_of_range(rows: NamedArrays, ranges: float, rng: Generator) -> NamedArrays:
     """Move a tenth of the numbers by `ranges` ranges beyond their column's limits;
     replace a tenth of the texts.
     """
 
     def disturb(values: Array) -> Array:
-        moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
+        """Return the changed values. Values that are neither numbers nor texts, and
+        columns without a finite number, are unchanged.
+        """
+        is_moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
         if values.dtype.kind == "O":
             changed = values.copy()
-            changed[moved & _is_text(values)] = UNSEEN
+            changed[is_moved & _is_text(values)] = UNSEEN
             return changed
         numbers = values.astype(np.float64)
         finite = numbers[np.isfinite(numbers)]
@@ -79,40 +85,32 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
             return values
         low = finite.min()
         high = finite.max()
-        far = max(high - low, 1e-12) * ranges
-        ends = np.where(
-            rng.random(values.shape) < 0.5,
-            low - far,
-            high + far,
-        )
-        return within_type(np.where(moved, ends, numbers), values.dtype)
+        distance = max(high - low, 1e-12) * ranges
+        ends = np.where(rng.random(values.shape) < 0.5, low - distance, high + distance)
+        return within_type(np.where(is_moved, ends, numbers), values.dtype)
 
     return {name: disturb(values) for name, values in rows.items()}
 
 
 def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the numbers in the type: clipped to its bounds, and rounded for integers.
+    NaN and infinity remain in floats.
+    """
     if dtype.kind == "f":
         limits = np.finfo(dtype)
-        return np.where(
-            np.isfinite(numbers),
-            np.clip(numbers, limits.min, limits.max),
-            numbers,
-        ).astype(dtype)
+        clipped = np.clip(numbers, limits.min, limits.max)
+        return np.where(np.isfinite(numbers), clipped, numbers).astype(dtype)
     bounds = np.iinfo(dtype)
-    return np.clip(
-        np.round(numbers),
-        max(bounds.min, -(2**53)),
-        min(bounds.max, 2**53),
-    ).astype(
-        dtype,
-    )
+    low = max(bounds.min, -_EXACT_INTEGERS)
+    high = min(bounds.max, _EXACT_INTEGERS)
+    return np.clip(np.round(numbers), low, high).astype(dtype)
 
 
 def unfit_reason(name: str, rows: NamedArrays) -> str:
     """Return the reason why the disturbance does not apply to these rows; empty if it
     applies.
     """
-    kinds = [(values.dtype.kind, values.ndim) for values in rows.values()]
+    kinds = [(values.dtype.kind, values.ndim) for values in rows.values()]  # with their ranks
     has_texts = any(_is_text(values).any() for values in rows.values() if values.dtype.kind == "O")
     if name in ("unseen", "typos") and not has_texts:
         return "the model has no text inputs"
@@ -127,10 +125,10 @@ def unfit_reason(name: str, rows: NamedArrays) -> str:
     return ""
 
 
-def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def with_swaps(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Swap a share of the values within each column, like a join by the wrong key."""
 
-    def swapped(values: Array) -> Array:
+    def swap(values: Array) -> Array:
         changed = values.copy()
         table = changed.reshape(len(values), -1)
         for column in table.T:  # Each column is a view of `changed`.
@@ -138,37 +136,38 @@ def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
             column[order] = column[np.roll(order, 1)]
         return changed
 
-    return rows | {name: swapped(values) for name, values in rows.items() if values.ndim <= 2}
+    return rows | {name: swap(values) for name, values in rows.items() if values.ndim <= 2}
 
 
-def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def with_typos(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Mistype a share of the characters of each text: drop, double or replace a
     character, or swap it with the next.
     """
 
-    def mistyped(text: str) -> str:
+    def mistype(text: str) -> str:
+        """Return the text with a random mistake at each selected character."""
         characters = list(text)
         for index in np.flatnonzero(rng.random(len(text)) < share):
-            wrong = rng.integers(4)
-            if wrong == 0:
+            mistake = rng.integers(4)
+            if mistake == 0:
                 characters[index] = ""
-            elif wrong == 1:
+            elif mistake == 1:
                 characters[index] *= 2
-            elif wrong == 2 or index + 1 == len(text):
+            elif mistake == 2 or index + 1 == len(text):
                 characters[index] = string.ascii_lowercase[rng.integers(26)]
             else:
                 characters[index : index + 2] = characters[index + 1], characters[index]
         return "".join(characters)
 
-    return _of_texts(
+    return _change_texts(
         rows,
-        lambda texts: np.array([mistyped(text) for text in texts], dtype=object),
+        lambda texts: np.array([mistype(text) for text in texts], dtype=object),
     )
 
 
-def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def with_unseen(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Replace a share of the texts with an unseen text."""
-    return _of_texts(
+    return _change_texts(
         rows,
         lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts),
     )
@@ -177,24 +176,21 @@ def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> Na
 def scaled_columns(
     rows: NamedArrays,
     factor: float,
-    rng: np.random.Generator,
-) -> Iterator[tuple[str, NamedArrays]]:
+    rng: Generator,
+) -> _Variants:
     """Yield the rows with one column multiplied by the factor; an image is scaled as
     one column.
     """
     columns = list(_numeric_columns(rows))
     if len(columns) > _MAX_SCALED:
-        columns = [
-            columns[index]
-            for index in np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))
-        ]
+        sample = np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))
+        columns = [columns[index] for index in sample]
     for name, column in columns:
         label = name if column is None else f"{name}[{column}]"
         selection = np.s_[:] if column is None else np.s_[:, column]
         changed = rows[name].copy()
-        changed[selection] = within_type(
-            changed[selection].astype(np.float64) * factor, changed.dtype
-        )
+        scaled = changed[selection].astype(np.float64) * factor
+        changed[selection] = within_type(scaled, changed.dtype)
         yield label, {**rows, name: changed}
 
 
@@ -214,58 +210,48 @@ def _numeric_columns(rows: NamedArrays) -> Iterator[tuple[str, int | None]]:
 def brightened(
     rows: NamedArrays,
     share: float,
-    rng: np.random.Generator,
-) -> Iterator[tuple[str, NamedArrays]]:
+    rng: Generator,
+) -> _Variants:
     """Yield brighter images, then darker images, by this share of the value range;
     values stay in the range.
     """
-    for name, sign in (("brighter", 1.0), ("darker", -1.0)):
-
-        def shifted(values: Array, sign: float = sign) -> Array:
-            low, high = value_range(values)
-            return within_type(
-                np.clip(values + sign * share * (high - low), low, high),
-                values.dtype,
-            )
-
-        yield name, _of_pictures(rows, shifted)
+    yield "brighter", _change_images(rows, partial(_shift_values, share))
+    yield "darker", _change_images(rows, partial(_shift_values, -share))
 
 
-def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def _shift_values(share: float, values: Array) -> Array:
+    """Add a share of the value range, within the range."""
+    low, high = value_range(values)
+    return within_type(np.clip(values + share * (high - low), low, high), values.dtype)
+
+
+def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Cover a box of this share of each image, at a random position, with the mean of
     all values.
     """
 
-    def covered(values: Array) -> Array:
-        first = 1 if values.ndim <= 4 else -2
-        if values.ndim == 4 and values.shape[1] <= values.shape[3]:
-            first = 2
-        changed = np.moveaxis(
-            values.copy(),
-            (first, first + 1),
-            (1, 2),
-        )  # The result is a view.
-        sides = np.maximum(
-            np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int),
-            1,
-        )
-        corners = rng.integers(
-            0,
-            np.array(changed.shape[1:3]) - sides + 1,
-            (len(values), 2),
-        )
+    def cover(values: Array) -> Array:
+        """Return the images, [N, …], each with a grey box."""
+        image_axes = _image_axes(values)
+        changed = np.moveaxis(values.copy(), image_axes, (1, 2))  # This is a view.
+        size = np.array(changed.shape[1:3])
+        sides = np.maximum(np.round(np.sqrt(share) * size).astype(int), 1)
+        corners = rng.integers(0, size - sides + 1, (len(values), 2))
         grey = within_type(np.nanmean(values, keepdims=True), values.dtype).item()
-        for picture, (top, left) in zip(changed, corners, strict=True):
-            picture[top : top + sides[0], left : left + sides[1]] = grey
-        return np.ascontiguousarray(
-            np.moveaxis(
-                changed,
-                (1, 2),
-                (first, first + 1),
-            )
-        )
+        for image, (top, left) in zip(changed, corners, strict=True):
+            image[top : top + sides[0], left : left + sides[1]] = grey
+        return np.ascontiguousarray(np.moveaxis(changed, (1, 2), image_axes))
 
-    return _of_pictures(rows, covered)
+    return _change_images(rows, cover)
+
+
+def _image_axes(values: Array) -> tuple[int, int]:
+    """Return the axes of the height and of the width of images."""
+    if values.ndim > 4:
+        return (-2, -1)
+    if values.ndim == 4 and values.shape[1] <= values.shape[3]:  # The channels are first.
+        return (2, 3)
+    return (1, 2)
 
 
 def value_range(values: Array, empty: float = 0.0) -> tuple[float, float]:
@@ -278,7 +264,8 @@ def value_range(values: Array, empty: float = 0.0) -> tuple[float, float]:
     return (empty, empty)
 
 
-def _of_pictures(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:
+def _change_images(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:
+    """Return the rows in which `change` replaces each array of images, [N, …]."""
     return rows | {
         name: change(values)
         for name, values in rows.items()
@@ -286,41 +273,43 @@ def _of_pictures(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedAr
     }
 
 
-def _of_texts(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:
-    changed = {}
+def _change_texts(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:
+    """Return the rows in which `change` replaces all texts of an array, [T]."""
+    changed_rows = dict(rows)
     for name, values in rows.items():
-        changed[name] = values
-        if values.dtype.kind == "O" and (is_text := _is_text(values)).any():
-            changed[name] = values.copy()
-            changed[name][is_text] = change(values[is_text])
-    return changed
+        if values.dtype.kind != "O":
+            continue
+        is_text = _is_text(values)
+        if is_text.any():
+            changed = values.copy()
+            changed[is_text] = change(values[is_text])
+            changed_rows[name] = changed
+    return changed_rows
 
 
 def _is_text(values: Array) -> Array:
-    return np.array(
-        [isinstance(value, str) for value in values.flat],
-        dtype=bool,
-    ).reshape(
-        values.shape,
-    )
+    is_text = np.array([isinstance(value, str) for value in values.flat], dtype=bool)
+    return is_text.reshape(values.shape)
 
 
-_Disturb = Callable[[NamedArrays, float, np.random.Generator], Iterator[tuple[str, NamedArrays]]]
+_Disturb = Callable[[NamedArrays, float, Generator], _Variants]
 
 
-def _one(change: Callable[[NamedArrays, float, np.random.Generator], NamedArrays]) -> _Disturb:
+def _single_variant(
+    change: Callable[[NamedArrays, float, Generator], NamedArrays],
+) -> _Disturb:
     return lambda rows, strength, rng: iter([("", change(rows, strength, rng))])
 
 
 DISTURB: Mapping[str, _Disturb] = {
-    "noise": _one(with_noise),
-    "missing": _one(with_missing),
-    "swap": _one(with_swaps),
+    "noise": _single_variant(with_noise),
+    "missing": _single_variant(with_missing),
+    "swap": _single_variant(with_swaps),
     "scale": scaled_columns,
-    "unseen": _one(with_unseen),
-    "typos": _one(with_typos),
+    "unseen": _single_variant(with_unseen),
+    "typos": _single_variant(with_typos),
     "brightness": brightened,
-    "occlusion": _one(occluded),
+    "occlusion": _single_variant(occluded),
 }
 """The functions that yield the variants of a disturbance with their names. A single
 variant has an empty name.

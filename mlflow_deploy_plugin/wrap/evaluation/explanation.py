@@ -109,6 +109,7 @@ class Explanation:
 
     def as_dict(self) -> dict[str, object]:
         """Return a JSON document without the individual rows."""
+        run = None if self.run is None else asdict(self.run)
         return {
             "model": self.model,
             "dataset": self.dataset,
@@ -121,10 +122,13 @@ class Explanation:
             "background": self.background,
             "max_evals": self.max_evals,
             "seed": self.seed,
-            "run": self.run and asdict(self.run),
+            "run": run,
         }
 
     def table(self) -> list[tuple[str, ...]]:
+        """Return the lines of a table, beginning with the header: the most important
+        columns with their importance.
+        """
         header = ["column", "mean |SHAP|"]
         if self.metric:
             header.append(f"{self.metric} lost if permuted")
@@ -316,16 +320,14 @@ def _load_onnx(model_uri: str, folder: Path) -> OnnxModel:
     return OnnxModel.load(folder)
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
+class _Sample(NamedTuple):
     """The explained rows, and their positions in the data, [N]."""
 
     feeds: Feeds
     positions: Array
 
 
-@dataclass(frozen=True, eq=False)
-class _PermutedColumns:
+class _PermutedColumns(NamedTuple):
     """The metric, and its mean loss and standard deviation per permuted column; empty
     without labels.
     """
@@ -355,7 +357,9 @@ def _draw_sample(
     max_rows: int,
     seed: int,
 ) -> _Sample:
-    """Return at most `max_rows` rows, without the column `target`."""
+    """Return a sample of at most `max_rows` rows, without the column `target`. `target`
+    is empty without labels.
+    """
     positions = sample_positions(row_count(rows), max_rows, seed)
     inputs = {name: values for name, values in rows.items() if name != target}
     sampled = take_rows(own_columns(model.artifact, inputs), positions)
@@ -372,6 +376,14 @@ def _assemble(
 ) -> Explanation:
     """Return the explanation of the rows with finite predictions. Raises InvalidConfig
     if there are none.
+
+    Args:
+        model_uri: the version, as the user names it.
+        dataset: the name of the data; empty for rows in memory.
+        sample: the explained rows.
+        explained: the contributions to the predictions of the sample.
+        permuted: the losses of the permuted columns.
+        seed: the seed of the sample.
     """
     shap_values = explained.rows
     is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
@@ -408,8 +420,13 @@ def _rank_columns(
     values: Array,
     losses: list[tuple[float, float]],
 ) -> tuple[ColumnImportance, ...]:
-    """Return the importance of the columns, the most important first, by contributions
-    [N, columns, outputs].
+    """Return the importance of the columns, the most important first.
+
+    Args:
+        columns: the names of the columns.
+        values: the contributions, [N, columns, outputs].
+        losses: the mean and the standard deviation of the loss by permuted column;
+            empty without labels.
     """
     means = np.abs(values).mean(axis=(0, 2))
     importance = []
@@ -431,6 +448,13 @@ def contributions(
 ) -> Contributions:
     """Return the contributions. Raises InvalidConfig if `max_evals` is too small, or if
     the model does not return numbers for each row.
+
+    Args:
+        model: the loaded version.
+        feeds: the explained rows.
+        max_evals: model evaluations per row; None for ten pairs of permutations.
+        seed: the seed of the permutations.
+        progress: called with a line before the computation.
     """
     with _without_compilation():
         from mlflow_deploy_plugin.serve.pyfunc.explainer import (
@@ -446,7 +470,8 @@ def contributions(
     except InvalidArtifact:  # The model has no background rows.
         background_feeds = {name: array[:most_rows] for name, array in feeds.items()}
         kind = "data"
-    evals = _evaluations(len(explained_features(model.artifact, feeds)), max_evals)
+    features = explained_features(model.artifact, feeds)
+    evals = _count_evaluations(len(features), max_evals)
     progress(f"explaining {row_count(feeds):,} rows with {evals} evaluations each")
     shap_values = explain_rows(model, background_feeds, feeds, evals, seed)
     return Contributions(shap_values, f"{shap_values.background_rows} rows of {kind}", evals)
@@ -469,9 +494,9 @@ def _without_compilation() -> Iterator[None]:
         config.DISABLE_JIT = before
 
 
-def _evaluations(column_count: int, max_evals: int | None) -> int:
-    """Return the model evaluations per row. Raises InvalidConfig if `max_evals` is too
-    small for one pair of permutations.
+def _count_evaluations(column_count: int, max_evals: int | None) -> int:
+    """Return the model evaluations per row: `max_evals`, or those of ten pairs of
+    permutations. Raises InvalidConfig if they are too few for one pair.
     """
     least = 2 * column_count + 1
     evals = _PERMUTATIONS * least if max_evals is None else max_evals
@@ -506,8 +531,14 @@ def _permutation_importance(
     features: "list[ExplainedFeature]",
     seed: int,
 ) -> _PermutedColumns:
-    """Return the loss of the metric for each feature whose values are permuted. The
-    default metric depends on the labels.
+    """Return the loss of the metric for each feature whose values are permuted.
+
+    Args:
+        model: the loaded version.
+        labelled: the rows and their labels.
+        metric: the metric; None for accuracy for labels, and rmse for numbers.
+        features: the features of the explanation.
+        seed: the seed of the permutations.
     """
     rows = own_columns(model.artifact, labelled.rows)
     baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
@@ -517,13 +548,13 @@ def _permutation_importance(
         rng = np.random.default_rng([seed, number, len(labelled.truth)])
         losses = [
             sign * (baseline.value - baseline.value_of(model.predict(permuted)))
-            for permuted in _permutations(rows, feature, rng)
+            for permuted in _permute_feature(rows, feature, rng)
         ]
         figures.append((float(np.mean(losses)), float(np.std(losses))))
     return _PermutedColumns(baseline.metric, figures)
 
 
-def _permutations(
+def _permute_feature(
     rows: NamedArrays,
     feature: "ExplainedFeature",
     rng: np.random.Generator,

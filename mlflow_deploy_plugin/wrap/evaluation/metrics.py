@@ -158,9 +158,9 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
     is_scores = not predictions.is_label and scores.ndim == 2 and scores.shape[1] > 1
     if not is_scores or truth.ndim != 1 or truth.dtype.kind not in "iuf":
         return predictions
-    is_place = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
-    if is_place.all():
-        return ModelPredictions(scores.argmax(axis=1), True)
+    is_index = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
+    if is_index.all():
+        return ModelPredictions(scores.argmax(axis=1), is_label=True)
     return predictions
 
 
@@ -213,6 +213,7 @@ def paired_bootstrap(
     each of `count` resamples.
 
     Args:
+        metric: the name of the metric.
         candidate: the metric of the candidate.
         current: the metric of the current model.
         rows: the number of rows.
@@ -224,6 +225,7 @@ def paired_bootstrap(
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def difference(weights: Array) -> float:
+        """Return the improvement of the candidate for the weights of the rows."""
         ours = candidate(weights)
         theirs = current(weights)
         gain = sign * (ours - theirs)
@@ -241,11 +243,11 @@ def paired_bootstrap(
         low, high = np.quantile(finite, [1 - confidence, confidence])
     return MetricComparison(
         metric,
-        candidate(ones),
-        current(ones),
-        difference(ones),
-        float(low),
-        float(high),
+        candidate=candidate(ones),
+        current=current(ones),
+        difference=difference(ones),
+        low=float(low),
+        high=float(high),
     )
 
 

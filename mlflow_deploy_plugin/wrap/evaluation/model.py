@@ -8,13 +8,13 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, concatenate_f
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
+Arrays: TypeAlias = Mapping[str, Array]
+"""Columns [N], tensors or outputs [N, …] by name."""
 _CHUNK = 5_000
 _CHUNK_VALUES = 4_000_000
 TIMEOUT_SECONDS = 600.0
@@ -56,13 +58,15 @@ class ModelPredictions:
         """The share of rows with NaN or infinity in the prediction or the
         probabilities.
         """
-        sides = (side for side in (self.prediction, self.probabilities) if side is not None)
-        bad = [
-            ~np.isfinite(side).reshape(len(side), -1).all(axis=1)
-            for side in sides
-            if side.dtype.kind == "f"
+        outputs = [self.prediction]
+        if self.probabilities is not None:
+            outputs.append(self.probabilities)
+        has_no_number = [
+            ~np.isfinite(output).reshape(len(output), -1).all(axis=1)
+            for output in outputs
+            if output.dtype.kind == "f"
         ]
-        return float(np.any(bad, axis=0).mean()) if bad else 0.0
+        return float(np.any(has_no_number, axis=0).mean()) if has_no_number else 0.0
 
 
 class LoadedModel(Protocol):
@@ -73,14 +77,14 @@ class LoadedModel(Protocol):
     @property
     def artifact(self) -> Artifact: ...
 
-    def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
+    def predict(self, rows: Arrays) -> ModelPredictions:
         """Return the predictions of rows with the required columns, or raise
         SchemaMismatch or InferenceError.
         """
         ...
 
 
-def chunk_rows(rows: Mapping[str, Array]) -> int:
+def chunk_rows(rows: Arrays) -> int:
     """Return the number of rows that are computed per batch: thousands of table rows,
     or a few images.
     """
@@ -118,12 +122,13 @@ class LoadedOnnx:
         self.model = model
         self.artifact = model.artifact
 
-    def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
+    def predict(self, rows: Arrays) -> ModelPredictions:
         return predictions_of(self.artifact, self.outputs(rows))
 
-    def feeds(self, rows: Mapping[str, Array]) -> Feeds:
-        """Return the feeds of rows, which may have additional columns, or raise
-        SchemaMismatch.
+    def feeds(self, rows: Arrays) -> Feeds:
+        """Return the feeds of rows, which may have additional columns. Raises
+        SchemaMismatch without one of the model's columns, or for values that do not
+        fit.
         """
         names = self.model.schema.names
         # Without names, all arrays go to the single unnamed tensor.
@@ -135,9 +140,9 @@ class LoadedOnnx:
             raise SchemaMismatch(f"the rows have none of the model's columns {', '.join(names)}")
         return self.model.schema.from_columns(columns)
 
-    def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
-        """Return all outputs of the graph, [N, …] by name; raise the errors of
-        `predict`.
+    def outputs(self, rows: Arrays) -> dict[str, Array]:
+        """Return all outputs of the graph, [N, …] by name, computed in chunks of rows.
+        Raises SchemaMismatch or InferenceError.
         """
         total = len(next(iter(rows.values()))) if rows else 0
         size = chunk_rows(rows)
@@ -148,9 +153,9 @@ class LoadedOnnx:
         return concatenate_feeds(parts)
 
 
-def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPredictions:
-    """Return the predictions in the outputs of a version, [N, …] by name. Some outputs
-    may be missing.
+def predictions_of(artifact: Artifact, outputs: Arrays) -> ModelPredictions:
+    """Return the predictions in the outputs of a version, [N, …] by name: the label
+    or, without it, the first output of `predict`. Some outputs may be missing.
     """
     by_role: dict[str, Array] = {}
     for output in artifact.outputs:
@@ -158,7 +163,7 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
             continue
         values = outputs[output.name]
         role: str = output.role
-        if artifact.flavor != "onnxserve":
+        if artifact.flavor != FLAVOR:
             role = _role_by_type(values, is_only=len(artifact.outputs) == 1)
         by_role.setdefault(role, values)
     probabilities = by_role.get("probabilities")
@@ -166,7 +171,12 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
         probabilities = None
     label = by_role.get("label")
     if label is not None:
-        return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
+        return ModelPredictions(
+            _flat(label),
+            is_label=True,
+            probabilities=probabilities,
+            classes=artifact.classes,
+        )
     names = [*(name for name in artifact.prediction if name in outputs), *outputs]
     values = _flat(outputs[names[0]])
     is_label = values.dtype.kind == "O"  # A text is a label.
@@ -199,14 +209,17 @@ class _LoadedPyfunc:
                 f"mlflow.pyfunc cannot load the model: {one_line(error, 200)}",
             ) from None
 
-    def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
+    def predict(self, rows: Arrays) -> ModelPredictions:
+        """Return the predictions of rows with the required columns. Raises
+        SchemaMismatch without a required column, and InferenceError if the model fails.
+        """
         for column in self.artifact.columns:
             if column.required and column.name not in rows:
                 raise SchemaMismatch(f"column {column.name!r} is missing")
         try:
             data = self._model_input(rows)
             array = _first_array(self._in_time(lambda: self._model.predict(data)))
-            return ModelPredictions(_flat(array), array.dtype.kind in "OUib")
+            return ModelPredictions(_flat(array), is_label=array.dtype.kind in "OUib")
         except InferenceError:
             raise
         except Exception as error:  # noqa: BLE001 - The model may raise any exception.
@@ -214,7 +227,7 @@ class _LoadedPyfunc:
                 f"the model cannot compute this input: {one_line(error, 200)}",
             ) from None
 
-    def _model_input(self, rows: Mapping[str, Array]) -> Any:
+    def _model_input(self, rows: Arrays) -> Any:
         """Return the rows as a mapping of tensors, a single tensor, or a DataFrame."""
         import pandas as pd  # The import takes half a second, and only this class needs it.
 
