@@ -6,9 +6,9 @@ https://arxiv.org/abs/1506.02626).
 """
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -71,8 +71,7 @@ def pruned_and_tuned(
     return _converted(module, base, rows)
 
 
-@dataclass(frozen=True, eq=False)
-class _MaskedWeight:
+class _MaskedWeight(NamedTuple):
     """A weight of a layer, and a mask of the same shape that is 0 for pruned
     numbers.
     """
@@ -94,7 +93,7 @@ def _masks(module: nn.Module, share: float) -> list[_MaskedWeight]:
             continue  # Embeddings are not pruned.
         for weight in layer.parameters(recurse=False):
             if weight.ndim > 1:
-                masks.append(_MaskedWeight(weight, _largest(weight, share)))
+                masks.append(_MaskedWeight(weight, _keep_largest(weight, share)))
     if not masks:
         raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
     return masks
@@ -107,8 +106,7 @@ def _freeze_statistics(module: nn.Module) -> None:
             layer.eval()
 
 
-@dataclass(frozen=True, eq=False)
-class _TrainingData:
+class _TrainingData(NamedTuple):
     """The rows for training.
 
     Attributes:
@@ -121,6 +119,7 @@ class _TrainingData:
 
 
 def _read_training_data(base: LoadedOnnx, rows: NamedArrays, truth: Array) -> _TrainingData:
+    """Return the rows as tensors, with the targets `truth`."""
     feeds = base.feeds(rows)
     targets = torch.from_numpy(np.ascontiguousarray(truth))
     arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]
@@ -134,7 +133,9 @@ def _train(
     data: _TrainingData,
     epochs: int,
 ) -> None:
-    """Prune the weights, and train the remaining weights."""
+    """Prune the weights, and train the remaining weights. Pruned weights are zero after
+    each step.
+    """
     for masked in masks:
         masked.prune()
     for _ in range(epochs):
@@ -166,11 +167,11 @@ def _example(base: LoadedOnnx, rows: NamedArrays) -> ModelData:
     """Return rows for the conversion, as a table or as arrays like the base's
     example.
     """
-    some = take_rows(rows, slice(0, _EXAMPLE_ROWS))
+    first_rows = take_rows(rows, slice(0, _EXAMPLE_ROWS))
     names = [field.name for field in base.artifact.columns or base.artifact.tensors]
-    example: NamedArrays | Array = next(iter(some.values()))
+    example: NamedArrays | Array = next(iter(first_rows.values()))  # A tensor may be unnamed.
     if all(names):
-        example = {name: some[name] for name in names}
+        example = {name: first_rows[name] for name in names}
     if base.artifact.columns:
         return pd.DataFrame(example)
     return example
@@ -183,19 +184,19 @@ def _tensor_names(artifact: Artifact) -> tuple[list[str], list[str]]:
     return inputs, outputs
 
 
-def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a mask (0 or 1) per weight. torch's `prune` needs calls of `forward`,
-    which attention layers omit.
+def _keep_largest(weight: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a mask that is 0 for the smallest `share` of the numbers, and 1 for the
+    others. torch's `prune` needs calls of `forward`, which attention layers omit.
     """
     mask = torch.ones(weight.numel())
-    mask[weight.detach().abs().flatten().argsort()[: round(share * weight.numel())]] = 0
+    order = weight.detach().abs().flatten().argsort()
+    mask[order[: round(share * weight.numel())]] = 0
     return mask.reshape(weight.shape)
 
 
 def _loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy for class indices, otherwise the mean squared error."""
     if target.dtype == torch.int64 and predicted.ndim == target.ndim + 1:
         return nn.functional.cross_entropy(predicted, target)
-    return nn.functional.mse_loss(
-        predicted,
-        target.to(predicted.dtype).reshape(predicted.shape),
-    )
+    expected = target.to(predicted.dtype).reshape(predicted.shape)
+    return nn.functional.mse_loss(predicted, expected)

@@ -79,7 +79,7 @@ would distort the scale.
 
 def int8_dynamic(proto: ModelProto) -> ModelProto:
     """Quantize weights to 8 bits. Each run quantizes activations by their current
-    range. Errors: see `int8_static`.
+    range. Raises ConversionError if no node can be quantized.
     """
     from onnxruntime import quantization  # This import is slow.
 
@@ -103,22 +103,15 @@ def _with_transposed_weights(proto: ModelProto) -> ModelProto:
     result = copy.deepcopy(proto)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
-        flag = next(
-            (
-                attribute
-                for attribute in node.attribute
-                if attribute.name == "transB" and attribute.i
-            ),
-            None,
-        )
-        if node.op_type == "Gemm" and flag and node.input[1] in weights:
+        flags = [entry for entry in node.attribute if entry.name == "transB" and entry.i]
+        if node.op_type == "Gemm" and flags and node.input[1] in weights:
             name = f"{node.input[1]}_transposed"
             if name not in weights:
                 array = np.ascontiguousarray(numpy_helper.to_array(weights[node.input[1]]).T)
                 weights[name] = result.graph.initializer.add()
                 weights[name].CopyFrom(numpy_helper.from_array(array, name))
             node.input[1] = name
-            node.attribute.remove(flag)
+            node.attribute.remove(flags[0])
     return result
 
 
@@ -172,7 +165,7 @@ def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
     from onnxruntime.transformers import float16  # This import is slow.
 
     graph = preprocessed(proto)
-    halves = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(graph.graph))
+    half_count = _count_halves(graph)
     try:
         half = float16.convert_float_to_float16(
             graph,
@@ -186,11 +179,15 @@ def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
         )
     except Exception as error:  # noqa: BLE001 - the converter may raise any error.
         raise ConversionError(f"ONNX Runtime's converter failed: {describe_error(error)}") from None
-    if sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)) == halves:
+    if _count_halves(half) == half_count:
         raise ConversionError(
             f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})",
         )
     return _join_islands(half)
+
+
+def _count_halves(proto: ModelProto) -> int:
+    return sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(proto.graph))
 
 
 def pruned(proto: ModelProto, share: float) -> ModelProto:
@@ -198,38 +195,42 @@ def pruned(proto: ModelProto, share: float) -> ModelProto:
     ConversionError if no layer fits.
     """
     result = copy.deepcopy(proto)
-    used: set[str] = set()
+    layer_inputs: set[str] = set()
     for node in result.graph.node:
         if node.op_type in _PRUNED_OPS:
-            used.update(node.input)
+            layer_inputs.update(node.input)
         if node.op_type in _RECURRENT_OPS:
-            used.update(node.input[1:3])
-    has_layers = False
-    for tensor in _tensors(result.graph):
-        if tensor.name not in used or len(tensor.dims) < 2 or tensor.data_type not in _FLOATS:
-            continue
-        weights = numpy_helper.to_array(tensor).copy()
-        count = round(share * weights.size)
-        if count:
-            order = np.argpartition(np.abs(weights).reshape(-1), count - 1)
-            weights.reshape(-1)[order[:count]] = 0
-        tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
-        has_layers = True
-    if not has_layers:
+            layer_inputs.update(node.input[1:3])
+    weights = [tensor for tensor in _weights(result.graph) if tensor.name in layer_inputs]
+    for tensor in weights:
+        _zero_smallest(tensor, share)
+    if not weights:
         raise ConversionError(
             f"no layer has weights that could be pruned ({shown_operators(proto)})",
         )
     return result
 
 
+def _weights(graph: GraphProto) -> list[TensorProto]:
+    """Return the floats of two or more dimensions."""
+    return [
+        tensor for tensor in _tensors(graph) if len(tensor.dims) > 1 and tensor.data_type in _FLOATS
+    ]
+
+
+def _zero_smallest(tensor: TensorProto, share: float) -> None:
+    """Set the smallest `share` of the numbers in a tensor to zero."""
+    numbers = numpy_helper.to_array(tensor).copy()
+    count = round(share * numbers.size)
+    if count:
+        order = np.argpartition(np.abs(numbers).reshape(-1), count - 1)
+        numbers.reshape(-1)[order[:count]] = 0
+    tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
+
+
 def share_of_zeros(proto: ModelProto) -> float:
     """Return the share of zeros in all weights of two or more dimensions."""
-    tensors = [
-        tensor
-        for tensor in _tensors(proto.graph)
-        if len(tensor.dims) > 1 and tensor.data_type in _FLOATS
-    ]
-    weights = [numpy_helper.to_array(tensor) for tensor in tensors]
+    weights = [numpy_helper.to_array(tensor) for tensor in _weights(proto.graph)]
     zeros = sum(int((array == 0).sum()) for array in weights)
     return zeros / max(sum(int(array.size) for array in weights), 1)
 
@@ -262,9 +263,10 @@ def preprocessed(proto: ModelProto) -> ModelProto:
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
             raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
         graph = onnx.load(path)
-    names = set()
+    names: set[str] = set()
     for position, node in enumerate(graph.graph.node):
-        node.name = node.name if node.name and node.name not in names else f"node_{position}"
+        if not node.name or node.name in names:
+            node.name = f"node_{position}"
         names.add(node.name)
     del graph.graph.value_info[:]
     graph = onnx.shape_inference.infer_shapes(graph)
@@ -278,7 +280,13 @@ def _quantized(
     operators: Sequence[str],
 ) -> ModelProto:
     """Apply `quantize` to the file of the preprocessed graph, because the quantizer
-    would change a graph in memory.
+    would change a graph in memory. Raises ConversionError if it fails, or if no weight
+    is quantized.
+
+    Args:
+        proto: the graph.
+        quantize: a function from the paths of the graph and of the result.
+        operators: the operators that can be quantized.
     """
     present = sorted({node.op_type for node in proto.graph.node} & set(operators))
     if not present:
@@ -376,7 +384,8 @@ def _join_islands(half: ModelProto) -> ModelProto:
     }
     for node in casts.values():
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
-            node.op_type, node.input[0] = "Identity", to_half[node.input[0]]
+            node.op_type = "Identity"
+            node.input[0] = to_half[node.input[0]]
             del node.attribute[:]
     used = set(chain.from_iterable(node.input for node in graph.node))
     used.update(output.name for output in graph.output)
@@ -399,4 +408,5 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
 def shown_operators(proto: ModelProto) -> str:
     """Return a text with the most frequent operators of a graph, for messages."""
     counts = Counter(node.op_type for node in proto.graph.node)
-    return f"its operators are {', '.join(name for name, _ in counts.most_common(6))}"
+    names = ", ".join(name for name, _ in counts.most_common(6))
+    return f"its operators are {names}"

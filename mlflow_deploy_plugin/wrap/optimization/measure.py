@@ -100,18 +100,14 @@ def measure_forms(
     rows: NamedArrays,
     rounds: int = ROUNDS,
 ) -> list[FormCost]:
-    """Measure the forms in `folders` on the rows. The first form is the base. Raises
-    InferenceError if a form fails.
+    """Measure the forms in `folders` on the rows, in `rounds` rounds. The first form is
+    the base. Raises InferenceError if a form fails.
     """
     models = [OnnxModel.load(folder) for folder in folders]
     load_ms = np.median(_load_seconds(folders), axis=0) * 1e3
-    times = np.array([_request_seconds(models, rows, size, rounds) for size in SIZES])
-    latencies = np.median(times, axis=1) * 1e6
-    ratios, upper_ratios = np.quantile(
-        times / times[..., :1],
-        (0.5, 0.75),
-        axis=1,
-    )
+    seconds = np.array([_request_seconds(models, rows, size, rounds) for size in SIZES])
+    latencies = np.median(seconds, axis=1) * 1e6
+    ratios, upper_ratios = np.quantile(seconds / seconds[..., :1], (0.5, 0.75), axis=1)
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
@@ -157,6 +153,7 @@ def _by_size(figures: Array) -> dict[int, float]:
 
 
 def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:
+    """Return the mean seconds of the runs that fit in `ROUND_SECONDS`, at least one."""
     calls = 0
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < ROUND_SECONDS or not calls:

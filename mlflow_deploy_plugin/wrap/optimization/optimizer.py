@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -348,8 +349,7 @@ class _Source:
         return replace(self, original=module)
 
 
-@dataclass(frozen=True, eq=False)
-class _Half:
+class _Half(NamedTuple):
     """Half of the rows, and their labels if they are known."""
 
     rows: NamedArrays
@@ -360,8 +360,7 @@ class _Half:
         return _Half(take_rows(self.rows, positions), labels)
 
 
-@dataclass(frozen=True, eq=False)
-class _Halves:
+class _Halves(NamedTuple):
     """The rows for calibration and tuning, and the rows for measurement."""
 
     calibration: _Half
@@ -386,7 +385,9 @@ def _read_halves(base: LoadedOnnx, source: _Source) -> _Halves:
 
 
 def _read_rows(base: LoadedOnnx, source: _Source) -> _Half:
-    """Return all rows of the source, with labels if a target is set."""
+    """Return all rows of the source, with labels if a target is set. Raises
+    InvalidConfig for a target without data.
+    """
     if source.target and not source.data:
         raise InvalidConfig(
             "target: set data that contains the label column; a model's reference has no labels",
@@ -412,6 +413,15 @@ def _make_forms(
 ) -> "_CreatedForms":
     """Create the forms in subfolders of `drafts`, with a process that runs each form
     first.
+
+    Args:
+        base: the version.
+        halves: the rows for calibration and for measurement.
+        source: the metric, and the original that pruning trains.
+        epochs: the number of training epochs.
+        recipes: the requested forms.
+        drafts: an empty folder.
+        progress: a function that receives one line per form.
     """
     with ExitStack() as ended:
         trial = Worker(stderr=subprocess.DEVNULL)
@@ -435,7 +445,9 @@ def _measure(
     evaluation: _Half,
     progress: ProgressCallback,
 ) -> tuple[MeasuredForm, ...]:
-    """Return the base in `folder` and the created forms, with their cost."""
+    """Return the base in `folder` and the created forms, with their cost on the rows
+    `evaluation`. The base is first.
+    """
     names = ", ".join(created.drafts)
     if names:
         progress(f"measuring {names} and the base")
@@ -449,8 +461,7 @@ def _measure(
     return tuple(measured)
 
 
-@dataclass(frozen=True)
-class _Draft:
+class _Draft(NamedTuple):
     """A created form, its folder, and its comparison with the base."""
 
     graph: ModelProto
@@ -459,8 +470,7 @@ class _Draft:
     note: str
 
 
-@dataclass(frozen=True)
-class _CreatedForms:
+class _CreatedForms(NamedTuple):
     """The created forms, and the reasons why other forms cannot be created, both by
     name.
     """
@@ -521,12 +531,7 @@ class _FormMaker:
         note = ""
         if recipe.prune:
             graph, note = self.prune(graph, recipe.prune)
-            zeros = forms.share_of_zeros(graph)
-            if zeros < recipe.prune - _MISSED_SHARE:
-                note += (
-                    f"; only {zeros:.1%} of all weights are zero, because embeddings and tables "
-                    "are not pruned"
-                )
+            note += _missed_share_note(graph, recipe.prune)
         if recipe.fp16:
             graph = forms.half_precision(graph, self.feeds)
         if recipe.int8 == "dynamic":
@@ -558,7 +563,7 @@ class _FormMaker:
 
     def best_scales(self, graph: ModelProto, name: str, note: str) -> _Draft:
         """Return the int8 form with the smaller loss: scales per channel (which fail
-        for some Gemms) or per tensor.
+        for some Gemms) or per tensor. Raises ConversionError if both fail.
         """
         candidates = []
         failures = []
@@ -613,9 +618,26 @@ class _FormMaker:
         return _Draft(graph, folder, agreement, note)
 
 
+def _missed_share_note(graph: ModelProto, share: float) -> str:
+    """Return a note if a pruned graph has much fewer zeros than the requested share;
+    otherwise empty.
+    """
+    zeros = forms.share_of_zeros(graph)
+    if zeros >= share - _MISSED_SHARE:
+        return ""
+    return (
+        f"; only {zeros:.1%} of all weights are zero, because embeddings and tables are not pruned"
+    )
+
+
 def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
-    """Return the outcome with the chosen form. The form is within the limit and, if
-    `is_auto`, the fastest form.
+    """Return the outcome with the chosen form, or with the reason if none is chosen.
+
+    Args:
+        done: the outcome with the measured forms.
+        is_auto: True to choose the fastest form within the limit, if it is faster than
+            the base. Otherwise the only form is chosen if it is within the limit.
+        rows: the request size that decides; None for all sizes combined.
     """
     within = [
         form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss
@@ -636,6 +658,8 @@ def _choose_fastest(
     if none is faster than the base.
 
     Args:
+        done: the outcome with the measured forms.
+        within: the forms within the limit.
         rows: the request size that decides; None for all sizes combined.
     """
     faster = [form for form in within if form.cost.is_faster(rows)]
@@ -671,8 +695,15 @@ def _log_form(
     done: Optimization,
     name: str,
 ) -> str:
-    """Log the selected form to the run of its base, and return the new version of the
-    registered model `name`. Raises RegistryUnavailable if this fails.
+    """Log the selected form to the run of its base, and return the new version. Raises
+    RegistryUnavailable if this fails.
+
+    Args:
+        base: the loaded base.
+        resolved: the version of the base.
+        draft: the selected form.
+        done: the outcome with the measured forms.
+        name: the registered model of the new version.
     """
     client = registry_client()
     agreement = draft.agreement
@@ -735,8 +766,7 @@ def _lineage_tags(client: MlflowClient, resolved: ResolvedModel) -> dict[str, st
     return {key: base_tags[key] for key in _LINEAGE if key in base_tags}
 
 
-@dataclass(frozen=True)
-class _FormRun:
+class _FormRun(NamedTuple):
     """The run that a form is logged to. `is_new` is True if the run was created for the
     form, and must be ended.
     """

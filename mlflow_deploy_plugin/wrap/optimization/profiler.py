@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _WARM_UP = 5
 _RUNS = 30
+_LEAST_RUNS = 3
 _SECONDS = 10.0
 _TREES = ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -59,6 +60,7 @@ _UNFUSED = {
     "Erf": "a Gelu",
     "ReduceMean": "a LayerNormalization",
 }
+_MOST_BARS = 12
 _WORTH_OPTIMIZING_US = 50
 _DISPATCH_US = 3.0
 """Below this time, most of a node's time is overhead: reading the inputs and allocating
@@ -138,9 +140,11 @@ def profile(
     """Profile requests with `rows` rows.
 
     Args:
+        model_uri: a version with an ONNX form.
+        rows: the rows per request.
         data: a dataset in the form of a gate policy; default: the reference of the
             model, otherwise a row of zeros.
-        log: log the profile and its figure as artifacts of the version's run.
+        log: True to log the profile and its figure as artifacts of the version's run.
 
     Raises:
         InvalidConfig: there is no ONNX form or no data, or `rows` is less than 1.
@@ -176,7 +180,8 @@ def profile(
 
 def _request(base: LoadedOnnx, rows: int, data: str) -> Feeds:
     """Return the feeds of a request with `rows` rows of the dataset or the reference,
-    which are repeated if there are fewer.
+    which are repeated if there are fewer; without both, of an example row. `data` is
+    the dataset, or "".
     """
     if data:
         sample: NamedArrays | None = load_rows(data, base.artifact, rows, 0)
@@ -184,33 +189,31 @@ def _request(base: LoadedOnnx, rows: int, data: str) -> Feeds:
         sample = reference_rows(base.artifact, rows, 0)
     if not sample:
         return repeat_row(base.model.example_feeds(), 0, rows)
-    return base.feeds(
-        take_rows(
-            sample,
-            np.resize(np.arange(row_count(sample)), rows),
-        )
-    )
+    positions = np.resize(np.arange(row_count(sample)), rows)
+    return base.feeds(take_rows(sample, positions))
 
 
 def _log(done: GraphProfile, resolved: ResolvedModel) -> None:
+    """Log the profile and its figure as artifacts of the version's run."""
     client = registry_client()
     run_id = resolved.aspects["run_id"]
-    name = f"profile/{resolved.name}-{resolved.version or 'run'}-{done.rows}-rows"
+    version = resolved.version or "run"
+    name = f"profile/{resolved.name}-{version}-{done.rows}-rows"
     with registry_errors(f"run {run_id}"):
         client.log_dict(run_id, asdict(done), f"{name}.json")
         client.log_figure(run_id, draw(done), f"{name}.png")
 
 
 def _repeat(work: Callable[[], object]) -> list[float]:
-    """Return the seconds of each call after a warm-up. Long calls are repeated less
-    often.
+    """Return the seconds of at most `_RUNS` calls after a warm-up. After `_SECONDS`,
+    `_LEAST_RUNS` calls are enough.
     """
     times: list[float] = []
     end = time.perf_counter() + _SECONDS
-    while len(times) < _WARM_UP + _RUNS and (
-        len(times) < _WARM_UP + 3 or time.perf_counter() < end
-    ):
+    while len(times) < _WARM_UP + _RUNS:
         start = time.perf_counter()
+        if start >= end and len(times) >= _WARM_UP + _LEAST_RUNS:
+            break
         work()
         times.append(time.perf_counter() - start)
     return times[_WARM_UP:]
@@ -223,10 +226,10 @@ class _Trace:
     runs: int
     nodes: list[_NodeRun]
 
-    def sum_by(
-        self,
-        name_of: Callable[[_NodeRun], str],
-    ) -> tuple[NodeTime, ...]:
+    def sum_by(self, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
+        """Return the times of the groups of executions with the same name and operator,
+        the longest first. `name_of` returns the name of an execution's group.
+        """
         groups: dict[tuple[str, str], list[_NodeRun]] = {}
         for node in self.nodes:
             groups.setdefault((name_of(node), node.operator), []).append(node)
@@ -235,15 +238,16 @@ class _Trace:
         summed = []
         for (name, operator), group in groups.items():
             us = medians[name, operator]
+            types = set(chain.from_iterable(node.types for node in group))
             summed.append(
                 NodeTime(
                     name,
                     operator,
-                    group[0].provider,
-                    us / total,
-                    us,
-                    len(group) / self.runs,
-                    tuple(sorted(set[str]().union(*(node.types for node in group)))),
+                    provider=group[0].provider,
+                    share=us / total,
+                    us=us,
+                    calls=len(group) / self.runs,
+                    types=tuple(sorted(types)),
                 ),
             )
         return tuple(sorted(summed, key=lambda entry: -entry.us))
@@ -251,10 +255,10 @@ class _Trace:
 
 def _median_us(nodes: list[_NodeRun]) -> float:
     """Return the median time per run, which ignores interrupted runs."""
-    of_runs: dict[int, float] = {}
+    us_by_run: dict[int, float] = {}
     for node in nodes:
-        of_runs[node.run] = of_runs.get(node.run, 0.0) + node.us
-    return float(np.median(list(of_runs.values())))
+        us_by_run[node.run] = us_by_run.get(node.run, 0.0) + node.us
+    return float(np.median(list(us_by_run.values())))
 
 
 def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
@@ -275,15 +279,14 @@ def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
     return _Trace(runs, _node_runs(events, runs))
 
 
-def _node_runs(
-    events: list[dict[str, Any]],
-    runs: int,
-) -> list[_NodeRun]:
-    """Return the executions of nodes in the last `runs` runs of a profile."""
+def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
+    """Return the executions of nodes in the last `runs` runs of a profile. The time of
+    inner nodes is subtracted from the nodes that enclose them.
+    """
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     begin = starts[-runs]
     node_runs: list[_NodeRun] = []
-    enclosing: list[tuple[int, _NodeRun]] = []
+    enclosing: list[tuple[int, _NodeRun]] = []  # the end of each node, and the node
     timed = [
         event
         for event in events
@@ -316,7 +319,13 @@ def _advise(
     nodes: tuple[NodeTime, ...],
     run_us: float,
 ) -> Iterator[str]:
-    """Yield advice that is derived from the measurements."""
+    """Yield advice that is derived from the measurements.
+
+    Args:
+        operators: the times by operator.
+        nodes: the times by node.
+        run_us: the median microseconds of a run without the profiler.
+    """
     share = partial(_share, operators)
     calls = sum(entry.calls for entry in operators)
     if calls > 0 and run_us / calls < _DISPATCH_US:
@@ -379,6 +388,7 @@ def _share(
 
 
 def _tree_advice(is_double: bool) -> str:
+    """Return the advice for trees; `is_double` is True if they read 64-bit numbers."""
     student = "a distilled student (`mlflow run projects/distill -e distill`)"
     if is_double:
         return (
@@ -398,19 +408,11 @@ def draw(done: GraphProfile) -> "Figure":
     """Return a figure with the share of each operator and the longest nodes."""
     from matplotlib.figure import Figure  # matplotlib is only in the extra `monitoring`.
 
-    figure = Figure(
-        figsize=(
-            10,
-            1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12)),
-        ),
-    )
-    for axes, entries, title in zip(
-        figure.subplots(1, 2),
-        (done.operators, done.nodes),
-        ("operators", "nodes"),
-        strict=True,
-    ):
-        longest = entries[:12][::-1]
+    panels = {"operators": done.operators[:_MOST_BARS], "nodes": done.nodes[:_MOST_BARS]}
+    bar_count = max(map(len, panels.values()))
+    figure = Figure(figsize=(10, 1.5 + 0.3 * bar_count))
+    for axes, (title, entries) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        longest = entries[::-1]
         bars = axes.barh(
             [entry.name[-32:] for entry in longest],
             [100 * entry.share for entry in longest],

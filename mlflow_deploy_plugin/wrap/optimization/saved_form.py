@@ -66,6 +66,7 @@ def save_model(
     model.save(str(folder / MLMODEL))
     if record is None:
         return
+    # The saved form predicts the reference, which changes the size of the folder.
     if artifact.reference:
         _update_reference(folder, artifact.reference)
     model.model_size_bytes = get_total_file_size(str(folder))
@@ -81,10 +82,7 @@ def _weight_files(onnx_file: Path) -> set[str]:
     return names
 
 
-def _present_digests(
-    folder: Path,
-    section: Mapping[str, Any],
-) -> dict[str, str]:
+def _present_digests(folder: Path, section: Mapping[str, Any]) -> dict[str, str]:
     """Return the base's digests of the files that were copied."""
     digests = section.get("digests", {})
     return {name: digest for name, digest in digests.items() if (folder / name).is_file()}
@@ -116,9 +114,6 @@ def _update_reference(folder: Path, reference: str) -> None:
     )
     for position, name in enumerate(table.column_names):
         if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-            values = pa.array(
-                columns[name].tolist(),
-                type=table.column(name).type,
-            )
+            values = pa.array(columns[name].tolist(), type=table.column(name).type)
             table = table.set_column(position, name, values)
     pq.write_table(table, path, compression="zstd")
