@@ -23,10 +23,8 @@ def main(folder: Path, arguments: list[str]) -> None:
     try:
         match arguments:
             case []:
-                ProgramWindow(
-                    folder / MODEL,
-                    json.loads((folder / FACTS).read_text()),
-                ).root.mainloop()
+                facts = json.loads((folder / FACTS).read_text())
+                ProgramWindow(folder / MODEL, facts).root.mainloop()
             case ["--check", rows, outputs]:
                 tkinter.Tcl()  # Raises TclError if the program does not contain Tcl.
                 model = OnnxModel.load(folder / MODEL)

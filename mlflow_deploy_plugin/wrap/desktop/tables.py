@@ -35,38 +35,36 @@ a formula.
 
 
 def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
-    """Do the same as `predict_csv` for a CSV file in UTF-8, or for the first sheet of
-    an Excel file (.xlsx).
+    """Return all columns of a CSV file in UTF-8, or of the first sheet of an Excel file
+    (.xlsx), and the predictions for its rows.
 
     Raises InvalidRequest if the file cannot be read, is too large or does not fit the
     model. A message counts the rows from the header, which is row 1, without empty
     rows.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InvalidRequest(f"the file has more than {_MOST_BYTES / 1e6:.0f} MB; split it")
-        if path.suffix.lower() == ".xlsx":
-            body = _excel_to_csv(path)
-        else:
-            body = path.read_bytes()
-        header = body.partition(b"\n")[0]
-        if b";" in header and b"," not in header:
-            raise InvalidRequest(
-                "semicolons separate its columns; save it with commas, or as .xlsx",
-            )
+        body = _read_csv(path)
     except Exception as error:  # noqa: BLE001 - openpyxl raises errors of many classes for a broken file
         reason = one_line(getattr(error, "strerror", None) or error, 200)
         raise InvalidRequest(f"{path.name} cannot be read: {reason}") from None
     try:
         return predict_csv(model, body)
     except OnnxserveError as error:
-        raise InvalidRequest(
-            _ROW.sub(
-                lambda row: str(int(row[0]) + 2),
-                error.message,
-                count=1,
-            ),
-        ) from None
+        message = _ROW.sub(lambda row: str(int(row[0]) + 2), error.message, count=1)
+        raise InvalidRequest(message) from None
+
+
+def _read_csv(path: Path) -> bytes:
+    """Return the rows of a CSV or Excel file as CSV. Raises InvalidRequest for a file
+    that is too large, and for columns that are separated by semicolons.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise InvalidRequest(f"the file has more than {_MOST_BYTES / 1e6:.0f} MB; split it")
+    body = _excel_to_csv(path) if path.suffix.lower() == ".xlsx" else path.read_bytes()
+    header = body.partition(b"\n")[0]
+    if b";" in header and b"," not in header:
+        raise InvalidRequest("semicolons separate its columns; save it with commas, or as .xlsx")
+    return body
 
 
 def _excel_to_csv(path: Path) -> bytes:
@@ -77,10 +75,7 @@ def _excel_to_csv(path: Path) -> bytes:
     sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
     rows = list(filter(any, map(_texts, sheet.iter_rows(values_only=True))))
     header = rows[0] if rows else []
-    width = max(
-        (index for index, name in enumerate(header, 1) if name),
-        default=0,
-    )
+    width = max((index for index, name in enumerate(header, 1) if name), default=0)
     return csv_text((row + [""] * width)[:width] for row in rows).encode()
 
 
@@ -92,20 +87,15 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     """Return all columns of a CSV text, and the predictions for its rows.
 
     Numbers are as in the server's JSON: a float32 has few digits, and NaN is None. An
-    output with several values per row becomes a column per class or index. Raises the
-    errors of `mlflow_protocol.decode` and `OnnxModel.run`.
+    output with several values per row becomes a column per class or index. Raises
+    OnnxserveError for a text that does not fit the model.
     """
     schema = model.schema
     feeds = mlflow_protocol.decode(CSV, body, schema)
     outputs = model.run(feeds)
     header, *records = (record.fields for record in csv_records(io.BytesIO(body)))
-    inputs = dict(
-        zip(
-            header,
-            map(list[object], zip(*records, strict=True)),
-            strict=True,
-        )
-    )
+    columns = map(list[object], zip(*records, strict=True))
+    inputs = dict(zip(header, columns, strict=True))
     if schema.columns:
         for name, array in schema.to_columns(feeds).items():
             if array.dtype != object:
@@ -114,12 +104,11 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
 
 
 def _predictions(artifact: Artifact, outputs: Mapping[str, Array], rows: int) -> Columns:
-    """Return the columns of all outputs; those of `predict` come first."""
+    """Return the columns of all outputs for a number of rows; those of `predict` come
+    first.
+    """
     predictions = Columns()
-    for output in sorted(
-        artifact.outputs,
-        key=lambda output: output.name not in artifact.prediction,
-    ):
+    for output in sorted(artifact.outputs, key=lambda entry: entry.name not in artifact.prediction):
         array = outputs[output.name]
         if array.shape[:1] != (rows,):  # Some outputs are a summary of all rows.
             array = np.broadcast_to(array, (rows, *array.shape))

@@ -108,15 +108,8 @@ class ProgramWindow:
         root.configure(background=_PAPER)
         style.configure(".", background=_PAPER)
         style.configure("Treeview", rowheight=24)
-        ttk.Label(
-            root,
-            text=root.title(),
-            font=("TkDefaultFont", 18, "bold"),
-        ).pack(
-            anchor="w",
-            padx=16,
-            pady=(10, 0),
-        )
+        title = ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold"))
+        title.pack(anchor="w", padx=16, pady=(10, 0))
         self._status_line = ttk.Label(root, textvariable=self.status, wraplength=1120)
         self._status_line.pack(side="bottom", fill="x", padx=16, pady=10)
         self.tabs = ttk.Notebook(root)
@@ -129,11 +122,8 @@ class ProgramWindow:
 
     def _add_server_form(self, tab: ttk.Frame) -> dict[str, tk.StringVar]:
         """Add one field per setting of the server, and return their texts."""
-        ttk.Entry(
-            tab,
-            textvariable=self.url,
-            state="readonly",
-        ).pack(side="bottom", fill="x")
+        address = ttk.Entry(tab, textvariable=self.url, state="readonly")
+        address.pack(side="bottom", fill="x")
         self._server_button = _add_button(tab, "", self.toggle_server)
         page = _add_page(tab)
         return {
@@ -151,19 +141,16 @@ class ProgramWindow:
 
     def predict(self) -> None:
         """Predict the row of the form."""
-        body = csv_text(
-            [
-                [*self.fields],
-                [field.get() for field in self.fields.values()],
-            ]
-        ).encode()
+        values = [field.get() for field in self.fields.values()]
+        body = csv_text([[*self.fields], values]).encode()
         self._start("predicting", lambda: predict_csv(self.model, body), self._show)
 
     def open_file(self, path: str = "") -> None:
         """Predict the rows of a CSV or Excel file; without a path, the user selects a
         file.
         """
-        if path := path or filedialog.askopenfilename(filetypes=_FILES):
+        path = path or filedialog.askopenfilename(filetypes=_FILES)
+        if path:
             self._start(
                 f"predicting {Path(path).name}",
                 lambda: predict_file(self.model, Path(path)),
@@ -177,11 +164,10 @@ class ProgramWindow:
         columns = self.inputs | self.predictions
         if not columns:
             self._report("There are no predictions yet; predict a row, or open a file.", _RED)
+            return
         # The dialog asks before it returns an existing file.
-        elif path := path or filedialog.asksaveasfilename(
-            filetypes=_FILES,
-            defaultextension=".csv",
-        ):
+        path = path or filedialog.asksaveasfilename(filetypes=_FILES, defaultextension=".csv")
+        if path:
             self._start(
                 "saving",
                 lambda: save_columns(Path(path), columns),
@@ -197,38 +183,32 @@ class ProgramWindow:
             field.get().strip() or _SERVER_FIELDS[name][0]
             for name, field in self.server_fields.items()
         ]
-        server = local_server(
-            self._folder,
-            self._facts["name"],
-            self._facts["version"],
-            *settings,
-        )
+        facts = self._facts
+        server = local_server(self._folder, facts["name"], facts["version"], *settings)
         self._start(
             "starting the server",
             lambda: self._server.enter_context(server),
             self._show_server,
         )
 
-    def _start(
-        self,
-        doing: str,
-        work: Callable[[], Any],
-        show: Callable[[Any], object],
-    ) -> None:
+    def _start(self, doing: str, work: Callable[[], Any], show: Callable[[Any], object]) -> None:
         """Call `work` in the thread, and then show its result or its error. Only one
         call runs at a time.
+
+        Args:
+            doing: the description of the work in the line of the status.
+            work: the function that runs in the thread.
+            show: a function that shows the result of `work`.
         """
         if not self.is_busy:
             self.is_busy = True
             self._report(f"{doing.capitalize()} …")
             self._finish(doing, self._thread.submit(work), show)
 
-    def _finish(
-        self,
-        doing: str,
-        result: Future[Any],
-        show: Callable[[Any], object],
-    ) -> None:
+    def _finish(self, doing: str, result: Future[Any], show: Callable[[Any], object]) -> None:
+        """Show the result or the error of the work; if it still runs, look again
+        later.
+        """
         if not result.done():
             self.root.after(_POLL_MS, self._finish, doing, result, show)
             return
@@ -246,29 +226,30 @@ class ProgramWindow:
         self._status_line.configure(foreground=colour)
 
     def _show(self, result: tuple[Columns, Columns]) -> None:
+        """Show the columns of the inputs and of the predictions, which are the parts of
+        `result`: the predictions first, and instead of inputs of the same name.
+        """
         self.inputs, self.predictions = result
         columns = self.predictions | {
-            name: values for name, values in self.inputs.items() if name not in result[1]
+            name: values for name, values in self.inputs.items() if name not in self.predictions
         }
         self.table.delete(*self.table.get_children())
         self.table.configure(columns=list(range(len(columns))))
         for index, name in enumerate(columns):
             self.table.heading(index, text=name, anchor="w")
-            self.table.column(
-                index,
-                width=min(max(90, 9 * len(name)), 220),
-                stretch=False,
-            )
+            width = min(max(90, 9 * len(name)), 220)
+            self.table.column(index, width=width, stretch=False)
         for row in islice(zip(*columns.values(), strict=True), _SHOWN_ROWS):
             self.table.insert("", "end", values=list(map(_shown, row)))
         count = len(next(iter(columns.values())))
         noun = "rows" if count > 1 else "row"
-        shown = f"; the table shows the first {_SHOWN_ROWS:,}" if count > _SHOWN_ROWS else ""
-        self._report(f"Predicted {count:,} {noun}{shown}")
+        note = f"; the table shows the first {_SHOWN_ROWS:,}" if count > _SHOWN_ROWS else ""
+        self._report(f"Predicted {count:,} {noun}{note}")
         self._chart = _chart_of(self.predictions)
         self._draw()
 
     def _draw(self) -> None:
+        """Draw the bars of the chart in the current size of the window."""
         title, bars = self._chart
         right = self.chart.winfo_width() - _MARGIN
         bottom = self.chart.winfo_height() - 26
@@ -289,15 +270,10 @@ class ProgramWindow:
                 width=0,
             )
             self.chart.create_text(x, y - 9, text=_bar_text(value))
-            self.chart.create_text(
-                x,
-                bottom + 4,
-                text=label,
-                width=step,
-                anchor="n",
-            )
+            self.chart.create_text(x, bottom + 4, text=label, width=step, anchor="n")
 
     def _show_server(self, url: str) -> None:
+        """Show the address of the server; "" if it is stopped."""
         self.url.set(url)
         if url:
             self._server_button.configure(text="Stop (Enter)")
@@ -360,6 +336,7 @@ class ProgramWindow:
         }
 
     def _add_results(self, tab: ttk.Frame) -> None:
+        """Add the empty table of the predictions, and the chart below it."""
         self.chart = tk.Canvas(tab, height=220, background="white", highlightthickness=0)
         self.chart.pack(side="bottom", fill="x", pady=(10, 0))
         self.chart.bind("<Configure>", lambda event: self._draw())
@@ -393,12 +370,10 @@ def _chart_of(predictions: Columns) -> tuple[str, Bars]:
     floats = [value for value in values if isinstance(value, float)]
     if len(set(floats)) > _MOST_BARS:
         counts, edges = np.histogram(floats, _MOST_BARS)
-        return f"Rows by {name}", [
-            *zip((f"≥ {edge:.3g}" for edge in edges), counts.tolist(), strict=False),
-        ]
-    return f"Rows by {name}", Counter(as_text(value) or "missing" for value in values).most_common(
-        _MOST_BARS,
-    )
+        intervals = (f"≥ {edge:.3g}" for edge in edges[:-1])
+        return f"Rows by {name}", [*zip(intervals, counts.tolist(), strict=True)]
+    labels = Counter(as_text(value) or "missing" for value in values)
+    return f"Rows by {name}", labels.most_common(_MOST_BARS)
 
 
 def _add_page(parent: ttk.Frame) -> tk.Text:
@@ -425,11 +400,7 @@ def _pack_with_scrollbar(widget: tk.Text | ttk.Treeview) -> None:
     widget.pack(side="left", fill="both", expand=True)
 
 
-def _add_button(
-    parent: ttk.Frame,
-    text: str,
-    command: Callable[[], None],
-) -> ttk.Button:
+def _add_button(parent: ttk.Frame, text: str, command: Callable[[], None]) -> ttk.Button:
     button = ttk.Button(parent, text=text, command=command)
     button.pack(side="bottom", fill="x", pady=(8, 0))
     return button
@@ -443,8 +414,15 @@ def _add_field(
     text: str,
     choices: Sequence[object] = (),
 ) -> tk.StringVar:
-    """Add a field below its name and a note about its values, and return its text. The
-    Enter key calls `enter`.
+    """Add a field below its name and a note about its values, and return its text.
+
+    Args:
+        page: the text in which the field is embedded.
+        enter: the function that the Enter key calls.
+        name: the name of the field.
+        note: the note about its values.
+        text: the first value.
+        choices: the values among which the user selects; empty for any value.
     """
     field = tk.StringVar(page, text)
     values = [as_text(choice) or "" for choice in choices]
@@ -458,7 +436,8 @@ def _add_field(
     for wheel in ("<Button-4>", "<Button-5>", "<MouseWheel>"):
         # A list would change its value while the form scrolls.
         widget.bind(wheel, lambda event: "break")
-    page.insert("end", f"{name}\n", "", f"{note}\n", "note")
+    page.insert("end", f"{name}\n")
+    page.insert("end", f"{note}\n", "note")
     page.window_create("end", window=widget)
     page.insert("end", "\n\n")
     return field

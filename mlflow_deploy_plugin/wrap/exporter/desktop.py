@@ -69,15 +69,7 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
         NotInstalled: PyInstaller, openpyxl or tkinter is missing.
         ConversionError: PyInstaller fails.
     """
-    if missing := [
-        name for name in ("PyInstaller", "openpyxl", "_tkinter") if find_spec(name) is None
-    ]:
-        remedy = (
-            "pip install 'mlflow-onnxserve[desktop]', and for tkinter the Debian package python3-tk"
-        )
-        raise NotInstalled(
-            f"a desktop program needs {', '.join(missing).replace('_', '')}: {remedy}",
-        )
+    _check_installed()
     data = folder / "data"
     # The reference sample has rows of the training data, which are not given away.
     shutil.copytree(
@@ -93,10 +85,18 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
     return folder / "dist" / _NAME / _NAME
 
 
-def _facts(
-    artifact: Artifact,
-    described: Mapping[str, Any],
-) -> dict[str, str]:
+def _check_installed() -> None:
+    """Raise NotInstalled if PyInstaller, openpyxl or tkinter is missing."""
+    needed = ("PyInstaller", "openpyxl", "_tkinter")
+    missing = [name.strip("_") for name in needed if find_spec(name) is None]
+    if missing:
+        remedy = (
+            "pip install 'mlflow-onnxserve[desktop]', and for tkinter the Debian package python3-tk"
+        )
+        raise NotInstalled(f"a desktop program needs {', '.join(missing)}: {remedy}")
+
+
+def _facts(artifact: Artifact, described: Mapping[str, Any]) -> dict[str, str]:
     """Return the texts of the page "About" by name."""
     facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")}
     facts |= artifact.provenance
@@ -115,9 +115,8 @@ def _command(folder: Path, data: Path) -> list[str]:
         # PyInstaller cannot find modules that are imported by a name in a text.
         "collect-all": _PACKAGE.name,
     }
-    unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names | {
-        "zstandard._cffi",
-    }
+    unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names
+    unused.add("zstandard._cffi")
     return [
         "env",
         f"PYINSTALLER_CONFIG_DIR={folder / 'config'}",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -42,7 +42,12 @@ from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, sessi
 from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, rounding_tolerance
 from mlflow_deploy_plugin.wrap.evaluation.dataset import cast_to_signature, known_rows
 from mlflow_deploy_plugin.wrap.exporter.desktop import write_desktop
-from mlflow_deploy_plugin.wrap.exporter.package import RUNNER, write_bundle, write_wheel
+from mlflow_deploy_plugin.wrap.exporter.package import (
+    RUNNER,
+    Description,
+    write_bundle,
+    write_wheel,
+)
 from mlflow_deploy_plugin.wrap.exporter.tflite import (
     LITERT,
     converter_python,
@@ -66,6 +71,8 @@ be exact.
 """
 Rows = dict[str, Array]
 """Columns [N] or tensors [N, …] by name in the signature."""
+_CheckedFile: TypeAlias = tuple[Path, float]
+"""A checked file or folder, and its largest error."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +172,10 @@ def export(
     return ExportedModel(
         target,
         format,
-        version.described["name"],
-        version.described["version"],
-        row_count(proof.rows) or 1,
-        largest,
+        name=version.described["name"],
+        version=version.described["version"],
+        rows=row_count(proof.rows) or 1,
+        max_error=largest,
     )
 
 
@@ -189,14 +196,14 @@ class _Options:
             raise InvalidConfig(
                 f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}",
             )
-        for other, is_set, what in (
+        for needed, is_set, subject in (
             ("bundle", self.wheels or self.download_wheels, "wheels are"),
             ("wheel", self.name is not None, "a package name is"),
             ("pmml", self.original, "an original is"),
         ):
-            if is_set and format != other:
+            if is_set and format != needed:
                 raise InvalidConfig(
-                    f"{what} only supported for the format {other}, but the format is {format}",
+                    f"{subject} only supported for the format {needed}, but the format is {format}",
                 )
 
 
@@ -217,8 +224,7 @@ def _load_model(model_uri: str, folder: Path) -> OnnxModel:
     return model
 
 
-@dataclass(frozen=True)
-class _Proof:
+class _Proof(NamedTuple):
     """The rows of the proof, their feeds, and the predictions of the served model."""
 
     rows: Rows
@@ -227,16 +233,18 @@ class _Proof:
 
 
 def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
-    """Return rows that the model predicts. Raises InvalidConfig if it refuses all."""
-    reason = ""
+    """Return the user's or known rows that the model predicts, if possible with noisy
+    rows. Raises InvalidConfig if it refuses all.
+    """
+    refusal = ""
     for rows in _proof_rows(model, user_rows):
         try:
             feeds = dict(model.schema.from_columns(rows))
             return _Proof(rows, feeds, model.run(feeds))
         except (SchemaMismatch, InferenceError) as error:
-            reason = error.message
+            refusal = error.message
     raise InvalidConfig(
-        f"the model cannot predict the rows of the proof: {reason}; pass rows that it "
+        f"the model cannot predict the rows of the proof: {refusal}; pass rows that it "
         "accepts (--rows FILE)",
     )
 
@@ -249,17 +257,17 @@ class _LoadedVersion:
     """
 
     model: OnnxModel
-    described: Mapping[str, Any]
+    described: Description
     proof: _Proof
     graph: Path
     fitted: Any = None
 
     def prove(self, runner: Path, model: Path, tolerance: Tolerance = EXACT) -> float:
-        return _difference(
-            self.proof.expected,
-            _run(runner, model, self.proof.rows),
-            tolerance,
-        )
+        """Run the exported file `model` on the rows of the proof, and return the
+        largest difference. Raises ParityError beyond the tolerance.
+        """
+        outputs = _run(runner, model, self.proof.rows)
+        return _difference(self.proof.expected, outputs, tolerance)
 
 
 def _write(
@@ -267,7 +275,7 @@ def _write(
     version: _LoadedVersion,
     options: _Options,
     progress: ProgressCallback,
-) -> tuple[Path, float]:
+) -> _CheckedFile:
     """Write a version in a format next to its graph, check it, and return its path and
     its largest error.
     """
@@ -293,7 +301,7 @@ def _write(
                 example,
                 options.wheels,
                 options.download_wheels,
-                format == "conda",
+                has_environment=format == "conda",
             )
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
@@ -308,19 +316,24 @@ def _write_desktop(
     version: _LoadedVersion,
     folder: Path,
     progress: ProgressCallback,
-) -> tuple[Path, float]:
+) -> _CheckedFile:
+    """Build a desktop program, check it, and report its size and start time. Return its
+    folder and its largest error.
+    """
     progress("building the program with PyInstaller, which takes about a minute")
     program = write_desktop(version.model.artifact, version.described, folder)
-    size = sum(file.lstat().st_size for file in program.parent.rglob("*"))
-    started = time.monotonic()
+    total_bytes = sum(file.lstat().st_size for file in program.parent.rglob("*"))
+    start = time.monotonic()
     outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
-    progress(
-        f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s",
-    )
+    seconds = time.monotonic() - start
+    progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
     return program.parent, _difference(version.proof.expected, outputs, EXACT)
 
 
-def _write_pmml(version: _LoadedVersion, folder: Path) -> tuple[Path, float]:
+def _write_pmml(version: _LoadedVersion, folder: Path) -> _CheckedFile:
+    """Write the fitted model as PMML, check the outputs that PMML has, and return the
+    file and its largest error.
+    """
     # Importing MLflow is slow.
     from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
     from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL
@@ -363,14 +376,15 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
     }
 
 
-def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
+def _write_graph(source: Path, target: Path, described: Description) -> None:
     """Write the graph, its weights and the metadata to one file. Raises ConversionError
     if the file is too large.
     """
     import onnx  # Importing onnx is slow.
 
-    size = sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file())
-    if size > _LARGEST_PROTOBUF:
+    files = filter(Path.is_file, source.parent.iterdir())
+    total_bytes = sum(file.stat().st_size for file in files)
+    if total_bytes > _LARGEST_PROTOBUF:
         raise ConversionError(
             f"{described['name']} has more than two gigabytes, too large for one ONNX file",
         )
@@ -402,10 +416,24 @@ def _write_ort(graph: Path, folder: Path) -> Path:
 
 
 def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
-    """Return the known rows with noisy rows, and the known rows only: a fallback for a
-    model that refuses noise.
+    """Return the user's or known rows with noisy rows, and without them: a fallback for
+    a model that refuses noise.
     """
-    random = np.random.default_rng(0)
+    rows = _read_rows(model, user_rows)
+    if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
+        return [rows]
+    noisy_rows = _draw_noisy_rows(rows)
+    first_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
+    return [
+        {name: np.concatenate([array, noisy_rows[name]]) for name, array in first_rows.items()},
+        first_rows,
+    ]
+
+
+def _read_rows(model: OnnxModel, user_rows: Any) -> Rows:
+    """Return the user's rows in the types of the signature; without them, the known
+    rows of the model. Raises InvalidConfig if they do not match the model.
+    """
     schema = model.schema
     try:
         if isinstance(user_rows, str | Path):
@@ -414,33 +442,30 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
 
             user_rows = read_rows(Path(user_rows))
         if user_rows is None:
-            rows = known_rows(model.artifact, model.schema, _GIVEN_ROWS)
+            return known_rows(model.artifact, schema, _GIVEN_ROWS)
+        if hasattr(user_rows, "keys"):
+            columns = {str(name): np.asarray(user_rows[name]) for name in user_rows}
+            feeds = schema.from_columns(columns)
         else:
-            if hasattr(user_rows, "keys"):
-                feeds = schema.from_columns(
-                    {str(name): np.asarray(user_rows[name]) for name in user_rows},
-                )
-            else:
-                feeds = schema.from_array(user_rows)
-            rows = cast_to_signature(model.artifact, schema.to_columns(feeds))
+            feeds = schema.from_array(user_rows)
+        return cast_to_signature(model.artifact, schema.to_columns(feeds))
     except SchemaMismatch as error:
         raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
-    if any(array.ndim == 0 for array in rows.values()) or not schema.has_rows:
-        return [rows]
+
+
+def _draw_noisy_rows(rows: Rows) -> Rows:
+    """Draw each column independently from the rows. Floats get noise of the same scale,
+    and some outliers.
+    """
+    random = np.random.default_rng(0)
     count = row_count(rows)
     drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
     for name, array in drawn.items():
-        if array.dtype.kind == "f":  # Add noise of the same scale, and some outliers.
-            factors = 1 + random.normal(0, 0.1, array.shape) * random.choice(
-                [0, 1, 1000],
-                array.shape,
-            )
-            drawn[name] = (array * factors).astype(array.dtype)
-    given_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
-    return [
-        {name: np.concatenate([array, drawn[name]]) for name, array in given_rows.items()},
-        given_rows,
-    ]
+        if array.dtype.kind == "f":
+            noise = random.normal(0, 0.1, array.shape)
+            scales = random.choice([0, 1, 1000], array.shape)
+            drawn[name] = (array * (1 + noise * scales)).astype(array.dtype)
+    return drawn
 
 
 _PROOF = """
@@ -456,7 +481,7 @@ def _write_tflite(
     version: _LoadedVersion,
     folder: Path,
     progress: ProgressCallback,
-) -> tuple[Path, float]:
+) -> _CheckedFile:
     """Return a checked file and its largest error. If batches fail the check, the file
     accepts one row per call.
     """
@@ -464,13 +489,11 @@ def _write_tflite(
     python = converter_python(progress)
     folder.mkdir()
 
-    def attempt(one_row: bool) -> tuple[Path, float]:
+    def attempt(one_row: bool) -> _CheckedFile:
+        """Write and check a file, which takes one row per call if `one_row`."""
         file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
-        return file, _difference(
-            version.proof.expected,
-            _run(LITERT, file, version.proof.feeds, python),
-            _TFLITE_TOLERANCE,
-        )
+        outputs = _run(LITERT, file, version.proof.feeds, python)
+        return file, _difference(version.proof.expected, outputs, _TFLITE_TOLERANCE)
 
     try:
         return attempt(one_row=False)
@@ -492,17 +515,20 @@ def _run(
     python: Path | str = sys.executable,
 ) -> dict[str, Array]:
     """Return the outputs of an export for the rows, from a process without onnxserve.
-    Raises ParityError.
+    Raises ParityError if it cannot run.
+
+    Args:
+        runner: a Python file with a class `Model`.
+        model: the exported file.
+        rows: the rows of the proof.
+        python: the Python that runs the process.
     """
-    return _answers(
-        [str(python), "-I", "-c", _PROOF, str(runner), str(model)],
-        rows,
-    )
+    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
 
 
 def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
     """Return the outputs that a command writes for the rows; it gets the paths of both
-    files. Raises ParityError.
+    files. Raises ParityError if it fails.
     """
     with temporary_folder("onnxserve-proof-") as folder:
         rows_file = folder / "rows"
@@ -545,7 +571,8 @@ def _place(source: Path, target: Path) -> None:
         os.rename(staged, target)
     except OSError as error:
         _refuse_existing(target)
-        raise OnnxserveError(f"{target} cannot be written: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise OnnxserveError(f"{target} cannot be written: {reason}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         with suppress(OSError):

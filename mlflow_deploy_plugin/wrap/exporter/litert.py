@@ -9,7 +9,6 @@ The command writes FOLDER/model.tflite. The last line of stderr is the error.
 import re
 import sys
 from collections.abc import Mapping, MutableSequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,30 +37,21 @@ class LiteRTModel:
         """
         # An input that already has the file's fixed size is not divided, because its
         # first axis is not the rows.
-        parted = {
+        row_counts = {
             name: len(array)
             for name, array in rows.items()
             if array.shape[:1] not in ((), self._sizes[name])
         }
-        if not parted:
+        if not row_counts:
             return dict(self._run(**rows))
-        count = min(parted.values())
-        takes_many = any(self._sizes[name] == (-1,) for name in parted)
-        ends = (
-            sorted(
-                {
-                    1,
-                    min(1 + _FEW_ROWS, count),
-                    count,
-                }
-            )
-            if takes_many
-            else range(1, count + 1)
-        )
+        count = min(row_counts.values())
+        ends = [*range(1, count + 1)]
+        if any(self._sizes[name] == (-1,) for name in row_counts):  # The number of rows is free.
+            ends = sorted({1, min(1 + _FEW_ROWS, count), count})
         parts = []
         start = 0
         for end in ends:
-            part = {name: rows[name][start:end] for name in parted}
+            part = {name: rows[name][start:end] for name in row_counts}
             outputs = self._run(**{**rows, **part})
             parts.append({name: array.copy() for name, array in outputs.items()})
             start = end
@@ -116,15 +106,11 @@ def _restore_names(file: Path, names: list[str]) -> None:
     """Restore the signature names that onnx2tf changes, such as "input:0" (tf2onnx) and
     "/output".
     """
-    changed = {
-        re.sub(
-            "^/",
-            "wa/",
-            name.replace(":", "__"),
-        ).encode(): name
-        for name in names
-    }
-    if all(replaced == name.encode() for replaced, name in changed.items()):
+    original_names = {}
+    for name in names:
+        changed = re.sub("^/", "wa/", name.replace(":", "__"))
+        original_names[changed.encode()] = name
+    if all(changed == name.encode() for changed, name in original_names.items()):
         return
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -132,7 +118,7 @@ def _restore_names(file: Path, names: list[str]) -> None:
     content = schema.ModelT.InitFromPackedBuf(file.read_bytes(), 0)
     for signature in content.signatureDefs:
         for entry in (*signature.inputs, *signature.outputs):
-            entry.name = changed[entry.name]
+            entry.name = original_names[entry.name]
     builder = flatbuffers.Builder(1024)
     builder.Finish(content.Pack(builder), b"TFL3")
     file.write_bytes(builder.Output())
@@ -149,31 +135,31 @@ def _unroll(graph: GraphProto) -> None:
     del graph.node[:]
     for node in nodes:
         attributes = {attribute.name: attribute for attribute in node.attribute}
-        inputs = [
-            *node.input,
-            *[""] * (8 - len(node.input)),
-        ]
+        inputs = [*node.input, *[""] * (8 - len(node.input))]
         steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
-        # Layers with other options, which torch and Keras never write, are not
-        # unrolled.
-        plain = (
-            not any(name in attributes for name in ("activations", "clip"))
-            and not inputs[4]
-            and not inputs[7]
-        )
-        plain = plain and not any(
-            name in attributes and attributes[name].i for name in ("layout", "input_forget")
-        )
-        if node.op_type == "GRU":
-            plain = (
-                plain
-                and "linear_before_reset" in attributes
-                and attributes["linear_before_reset"].i == 1
-            )
-        if node.op_type in ("LSTM", "GRU") and plain and steps and inputs[3]:
+        if node.op_type in _STEPS and steps and _is_plain_layer(node.op_type, inputs, attributes):
             _unroll_layer(graph, node, inputs, steps, attributes)
         else:
             graph.node.append(node)
+
+
+def _is_plain_layer(
+    operator: str,
+    inputs: list[str],
+    attributes: Mapping[str, onnx.AttributeProto],
+) -> bool:
+    """Return True for a layer with biases and without other options, as torch and Keras
+    write it: without lengths, peepholes, other activations or another layout.
+    """
+    _, _, _, biases, lengths, _, _, peepholes = inputs
+    if not biases or lengths or peepholes:
+        return False
+    if "activations" in attributes or "clip" in attributes:
+        return False
+    numbers = {name: attribute.i for name, attribute in attributes.items()}
+    if numbers.get("layout") or numbers.get("input_forget"):
+        return False
+    return operator != "GRU" or numbers.get("linear_before_reset") == 1
 
 
 class _Operations:
@@ -196,73 +182,72 @@ class _Operations:
         return name
 
     def parts(self, name: str, count: int, size: int) -> list[str]:
-        """Split a value [rows, count * size] into its parts."""
-        return [
-            self.add(
-                "Slice",
-                name,
-                self.constant([start]),
-                self.constant([start + size]),
-                self.constant([1]),
-            )
-            for start in range(0, count * size, size)
-        ]
+        """Split a value [rows, count * size] into `count` parts."""
+        parts = []
+        for start in range(0, count * size, size):
+            begin = self.constant([start])
+            end = self.constant([start + size])
+            parts.append(self.add("Slice", name, begin, end, self.constant([1])))
+        return parts
 
 
 def _add_lstm_step(
     ops: _Operations,
-    taken: str,
-    kept: str,
+    input_sums: str,
+    state_sums: str,
     state: str,
     cell: str,
     size: int,
 ) -> tuple[str, str]:
     """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html).
-    "" stands for a cell of zeros.
+
+    Args:
+        ops: the builder of the graph.
+        input_sums: the weighted sums of the inputs, [N, 4 * size].
+        state_sums: the weighted sums of the state, [N, 4 * size].
+        state: the state, which an LSTM reads only through its sums.
+        cell: the cell; "" for zeros.
+        size: the number of values of the state.
     """
-    *sigmoids, candidate = ops.parts(
-        ops.add("Add", taken, kept),
-        4,
-        size,
-    )
-    enter, leave, forget = (ops.add("Sigmoid", name) for name in sigmoids)
-    entered = ops.add("Mul", enter, ops.add("Tanh", candidate))
-    cell = (
-        ops.add(
-            "Add",
-            ops.add("Mul", forget, cell),
-            entered,
-        )
-        if cell
-        else entered
-    )
-    return ops.add("Mul", leave, ops.add("Tanh", cell)), cell
+    enter, leave, forget, candidate = ops.parts(ops.add("Add", input_sums, state_sums), 4, size)
+    enter = ops.add("Sigmoid", enter)
+    leave = ops.add("Sigmoid", leave)
+    forget = ops.add("Sigmoid", forget)
+    new_cell = ops.add("Mul", enter, ops.add("Tanh", candidate))
+    if cell:
+        new_cell = ops.add("Add", ops.add("Mul", forget, cell), new_cell)
+    return ops.add("Mul", leave, ops.add("Tanh", new_cell)), new_cell
 
 
 def _add_gru_step(
     ops: _Operations,
-    taken: str,
-    kept: str,
+    input_sums: str,
+    state_sums: str,
     state: str,
     cell: str,
     size: int,
 ) -> tuple[str, str]:
-    """Return the new state and "" (https://onnx.ai/onnx/operators/onnx__GRU.html). ""
-    stands for a state of zeros.
+    """Return the new state, and "" because a GRU has no cell
+    (https://onnx.ai/onnx/operators/onnx__GRU.html).
+
+    Args:
+        ops: the builder of the graph.
+        input_sums: the weighted sums of the inputs, [N, 3 * size].
+        state_sums: the weighted sums of the state, [N, 3 * size].
+        state: the state; "" for zeros.
+        cell: not used.
+        size: the number of values of the state.
     """
-    update, reset, new = ops.parts(taken, 3, size)
-    update_kept, reset_kept, new_kept = ops.parts(kept, 3, size)
-    update = ops.add("Sigmoid", ops.add("Add", update, update_kept))
-    reset = ops.add("Sigmoid", ops.add("Add", reset, reset_kept))
-    new = ops.add(
-        "Tanh",
-        ops.add("Add", new, ops.add("Mul", reset, new_kept)),
-    )
-    drawn = ops.add("Sub", state, new) if state else ops.add("Neg", new)
-    return ops.add("Add", new, ops.add("Mul", update, drawn)), ""
+    update, reset, new = ops.parts(input_sums, 3, size)
+    state_update, state_reset, state_new = ops.parts(state_sums, 3, size)
+    update = ops.add("Sigmoid", ops.add("Add", update, state_update))
+    reset = ops.add("Sigmoid", ops.add("Add", reset, state_reset))
+    new = ops.add("Tanh", ops.add("Add", new, ops.add("Mul", reset, state_new)))
+    change = ops.add("Sub", state, new) if state else ops.add("Neg", new)
+    return ops.add("Add", new, ops.add("Mul", update, change)), ""
 
 
-# number of gates, and the function that adds a step
+# number of gates, and the function that adds a step; by operator
 _STEPS = {
     "LSTM": (4, _add_lstm_step),
     "GRU": (3, _add_gru_step),
@@ -282,6 +267,15 @@ def _unroll_layer(
     steps: int,
     attributes: Mapping[str, onnx.AttributeProto],
 ) -> None:
+    """Append operations that replace a layer.
+
+    Args:
+        graph: the graph, without the layer.
+        node: the layer.
+        inputs: its eight inputs; "" for an omitted input.
+        steps: the number of steps of the series.
+        attributes: the attributes of the layer by name.
+    """
     ops = _Operations(graph, node.output[0] or node.output[1])
     direction = attributes["direction"].s if "direction" in attributes else b"forward"
     size = attributes["hidden_size"].i
@@ -289,7 +283,9 @@ def _unroll_layer(
     for number, is_reverse in enumerate(_IS_REVERSE[direction]):
         layer = _Direction(ops, node.op_type, inputs, ops.constant(number), size)
         sides.append(layer.unroll(steps, is_reverse))
-    for name, parts, axis in zip(node.output, zip(*sides, strict=True), (1, 0, 0), strict=False):
+    parts_by_output = zip(*sides, strict=True)
+    # The last tuple has the axis of the directions in each output.
+    for name, parts, axis in zip(node.output, parts_by_output, (1, 0, 0), strict=False):
         if name:
             joined = ops.add("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
             graph.node.append(helper.make_node("Identity", [joined], [name]))
@@ -320,8 +316,7 @@ class _Weights(NamedTuple):
     recurrent_bias: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Direction:
+class _Direction(NamedTuple):
     """One direction of a recurrent layer; `number` is the constant that selects its
     weights.
     """
@@ -341,37 +336,23 @@ class _Direction:
         states = []
         for step in range(steps)[::order]:
             state, cell = self._add_step(weights, step, state, cell)
-            states.append(
-                ops.add(
-                    "Unsqueeze",
-                    state,
-                    ops.constant([0, 1]),
-                )
-            )
+            states.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
         joined = ops.add("Concat", *states[::order], axis=0)
         last = ops.add("Unsqueeze", state, ops.constant([0]))
         last_cell = ops.add("Unsqueeze", cell, ops.constant([0])) if cell else ""
         return _Unrolled(joined, last, last_cell)
 
     def _weights(self) -> _Weights:
+        """Add operations that select the weights of the direction, and return their
+        names.
+        """
         ops = self.ops
-        weights = ops.add(
-            "Transpose",
-            self._gather(self.inputs[1]),
-            perm=[1, 0],
-        )
-        recurrent = ops.add(
-            "Transpose",
-            self._gather(self.inputs[2]),
-            perm=[1, 0],
-        )
-        biases = ops.add(
-            "Unsqueeze",
-            self._gather(self.inputs[3]),
-            ops.constant([0]),
-        )
+        weights = ops.add("Transpose", self._gather(self.inputs[1]), perm=[1, 0])
+        recurrent = ops.add("Transpose", self._gather(self.inputs[2]), perm=[1, 0])
+        biases = ops.add("Unsqueeze", self._gather(self.inputs[3]), ops.constant([0]))
         gates, _ = _STEPS[self.kind]
-        return _Weights(weights, recurrent, *ops.parts(biases, 2, gates * self.size))
+        bias, recurrent_bias = ops.parts(biases, 2, gates * self.size)
+        return _Weights(weights, recurrent, bias, recurrent_bias)
 
     def _add_step(
         self,
@@ -380,24 +361,15 @@ class _Direction:
         state: str,
         cell: str,
     ) -> tuple[str, str]:
-        """Return the state and the cell after a step."""
+        """Return the state and the cell after a step; "" stands for zeros."""
         ops = self.ops
-        now = ops.add(
-            "Gather",
-            self.inputs[0],
-            ops.constant(step),
-            axis=0,
-        )
-        taken = ops.add(
-            "Add",
-            ops.add("MatMul", now, weights.input),
-            weights.bias,
-        )
-        total = weights.recurrent_bias
+        values = ops.add("Gather", self.inputs[0], ops.constant(step), axis=0)
+        input_sums = ops.add("Add", ops.add("MatMul", values, weights.input), weights.bias)
+        state_sums = weights.recurrent_bias
         if state:
-            total = ops.add("Add", ops.add("MatMul", state, weights.recurrent), total)
+            state_sums = ops.add("Add", ops.add("MatMul", state, weights.recurrent), state_sums)
         _, add_step = _STEPS[self.kind]
-        return add_step(ops, taken, total, state, cell, self.size)
+        return add_step(ops, input_sums, state_sums, state, cell, self.size)
 
     def _gather(self, name: str) -> str:
         """Return the part of a tensor that belongs to the direction."""
@@ -412,15 +384,19 @@ def _is_zero(graph: GraphProto, name: str) -> bool:
     """Return True if a value is omitted or all zeros. torch expands such a constant to
     the batch size.
     """
-    constant = next(
-        (initializer for initializer in graph.initializer if initializer.name == name),
-        None,
-    )
-    if constant is not None or not name:
-        return constant is None or not numpy_helper.to_array(constant).any()
-    node = next((candidate for candidate in graph.node if name in candidate.output), None)
-    if node is None:
-        return False
+    if not name:
+        return True
+    for initializer in graph.initializer:
+        if initializer.name == name:
+            return not numpy_helper.to_array(initializer).any()
+    for node in graph.node:
+        if name in node.output:
+            return _is_zero_node(graph, node)
+    return False
+
+
+def _is_zero_node(graph: GraphProto, node: onnx.NodeProto) -> bool:
+    """Return True if a node returns zeros: a constant, or another shape of zeros."""
     if node.op_type in ("Constant", "ConstantOfShape"):
         return all(
             entry.HasField("t") and not numpy_helper.to_array(entry.t).any()
@@ -445,11 +421,7 @@ def _keep_layout(model: onnx.ModelProto) -> None:
             _rename(node.output, output.name, inner)
             _rename(node.input, output.name, inner)
         for source, target, shape in (
-            (
-                inner,
-                flat,
-                [-1, int(np.prod(sizes[1:]))],
-            ),
+            (inner, flat, [-1, int(np.prod(sizes[1:]))]),
             (flat, output.name, [-1, *sizes[1:]]),
         ):
             graph.initializer.append(numpy_helper.from_array(np.array(shape), f"{target}__shape"))

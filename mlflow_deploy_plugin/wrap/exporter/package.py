@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import yaml
@@ -31,6 +31,8 @@ from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 
+Description: TypeAlias = Mapping[str, Any]
+"""The metadata of an exported model, for its runner."""
 RUNNER = Path(__file__).with_name("runner.py")
 _PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.29", "numpy>=1.26")
@@ -103,7 +105,7 @@ _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 def write_wheel(
     folder: Path,
     graph: Path,
-    described: Mapping[str, Any],
+    described: Description,
     name: str | None,
 ) -> tuple[Path, Path]:
     """Write the wheel, and return its path and its unpacked runner. Raises
@@ -138,7 +140,7 @@ def _wheel_files(
     package: str,
     version: str,
     graph: Path,
-    described: Mapping[str, Any],
+    described: Description,
 ) -> dict[str, bytes]:
     """Return the content of the wheel by path."""
     distinfo = f"{package}-{version}.dist-info"
@@ -185,7 +187,7 @@ def wheel_version(version: str) -> str:
 def write_bundle(
     folder: Path,
     graph: Path,
-    described: Mapping[str, Any],
+    described: Description,
     example: Mapping[str, Array],
     wheels: Path | str | None,
     download_wheels: bool,
@@ -247,7 +249,7 @@ def _json_tensor(name: str, array: Array) -> dict[str, object]:
 
 def _template_texts(
     graph: Path,
-    described: Mapping[str, Any],
+    described: Description,
     example: Mapping[str, Array],
 ) -> dict[str, str]:
     """Return the texts of the templates except `install`."""
@@ -278,7 +280,7 @@ def _pip_install(has_wheels: bool) -> str:
     return " ".join(["pip install", *offline, *requirements])
 
 
-def _write_environment(folder: Path, described: Mapping[str, Any]) -> str:
+def _write_environment(folder: Path, described: Description) -> str:
     """Write environment.yml, and return the commands that create and activate the
     environment.
     """

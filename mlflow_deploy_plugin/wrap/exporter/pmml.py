@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, wrapped_from
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
+from mlflow_deploy_plugin.wrap.evaluation.model import Arrays, downloaded_version
 from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL as PMML_MODEL
 from mlflow_deploy_plugin.wrap.flavor.pmml import require_java
 from mlflow_deploy_plugin.wrap.flavor.registered import load_folder, onnx_form
@@ -45,7 +45,7 @@ def fitted_model(
         NotInstalled: Java or a package of the extra is missing.
         InvalidConfig: the version has only its ONNX form, and `original_uri` is empty.
         CodeRefused: the same, but the original of the version is known.
-        OnnxserveError: as in `wrap_registered`.
+        OnnxserveError: the original does not exist, or cannot be loaded or converted.
     """
     require_java()
     document = read_mlmodel(folder)
@@ -53,8 +53,10 @@ def fitted_model(
         original = load_folder(folder, resolved.source)
         return original.model, onnx_form(original, folder, resolved.source, target)
     if not original_uri:
-        uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
-        if uri := uri or wrapped_from(resolved.name, resolved.version):
+        metadata = document.get("metadata") or {}
+        uri = str(metadata.get(WRAPPED_FROM_TAG, ""))
+        uri = uri or wrapped_from(resolved.name, resolved.version)
+        if uri:
             raise CodeRefused(
                 f"loading the original {uri} runs its own code; to consent, set --original {uri}",
             )
@@ -71,7 +73,8 @@ def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
     """Return the PMML file of a fitted model. Its fields have the names of the columns,
     or x1, x2, … without columns.
 
-    Raises NotInstalled, or ConversionError with the reason of sklearn2pmml.
+    Raises NotInstalled without Java or a package of the extra, and ConversionError with
+    the reason of sklearn2pmml.
     """
     java = require_java()
     import joblib  # The packages of the extra are optional.
@@ -120,12 +123,17 @@ def _reason(output: str) -> str:
 
 
 def served_outputs(
-    fields: Mapping[str, Array],
+    fields: Arrays,
     roles: Mapping[str, str],
-    expected: Mapping[str, Array],
+    expected: Arrays,
 ) -> dict[str, Array]:
-    """Return the fields [N] of a PMML file as served outputs by name. A PMML file may
-    lack some of the outputs.
+    """Return the fields of a PMML file as served outputs by name. A PMML file may lack
+    some of the outputs. Raises ConversionError if it lacks all.
+
+    Args:
+        fields: the target fields and output fields, [N] by name.
+        roles: the role of each served output.
+        expected: the served outputs, [N, …] by name.
     """
     probabilities = [array for name, array in fields.items() if name.startswith("probability(")]
     targets = [array for name, array in fields.items() if not name.startswith("probability(")]
@@ -136,11 +144,8 @@ def served_outputs(
         if roles[name] == "probabilities" or (roles[name] == "values" and probabilities):
             values = probabilities if width == len(probabilities) else probabilities[-1:]
         if len(values) == width:
-            outputs[name] = (
-                np.array([array.tolist() for array in values])
-                .T.reshape(want.shape)
-                .astype(want.dtype)
-            )
+            columns = np.array([array.tolist() for array in values])
+            outputs[name] = columns.T.reshape(want.shape).astype(want.dtype)
     if not outputs:
         raise ConversionError("the PMML file has none of the outputs of the served model")
     return outputs

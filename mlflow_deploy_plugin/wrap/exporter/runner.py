@@ -28,6 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads this o
 import onnxruntime
 
 Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
 METADATA_KEY = "onnxserve.model"
 # the output that marks the rows, and the metadata key of the reason
 _REFUSED_ROWS = "onnxserve_refused_rows"
@@ -95,8 +96,10 @@ class Model:
             return outputs[names[0]]
         return {name: outputs[name] for name in names}
 
-    def outputs(self, rows: Any) -> dict[str, Array]:
-        """Return all outputs of the graph by name. `rows` are as in `predict`."""
+    def outputs(self, rows: Any) -> Arrays:
+        """Return all outputs of the graph by name, for rows in any of the forms of
+        `predict`. Raises ValueError for a row that the original model refuses.
+        """
         names = [output.name for output in self._session.get_outputs()]
         arrays = self._session.run(names, self._feeds(rows))
         if _REFUSED_ROWS in names:
@@ -104,9 +107,8 @@ class Model:
             refused = arrays.pop(names.index(_REFUSED_ROWS))
             names.remove(_REFUSED_ROWS)
             if np.count_nonzero(refused):
-                raise ValueError(
-                    f"row {int(np.flatnonzero(refused)[0])}: {metadata.get(_REFUSED_ROWS)}",
-                )
+                row = int(np.flatnonzero(refused)[0])
+                raise ValueError(f"row {row}: {metadata.get(_REFUSED_ROWS)}")
         outputs = dict(zip(names, arrays, strict=True))
         for name, values in outputs.items():
             if isinstance(values, list):  # A sequence, such as a mapping per row.
@@ -120,13 +122,13 @@ class Model:
         kinds = {column["name"]: column["type"] for column in self._described["columns"]}
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 
-    def _feeds(self, rows: Any) -> dict[str, Array]:
+    def _feeds(self, rows: Any) -> Arrays:
         data = self._named(rows)
         if self._described["columns"]:
             return self._column_feeds(data)
         return self._tensor_feeds(data)
 
-    def _tensor_feeds(self, data: Mapping[str, Any]) -> dict[str, Array]:
+    def _tensor_feeds(self, data: Mapping[str, Any]) -> Arrays:
         """Return the inputs of the graph for tensors by name. Raises ValueError if a
         tensor is missing.
         """
@@ -147,7 +149,7 @@ class Model:
             self._check(label, feeds[name])
         return feeds
 
-    def _column_feeds(self, data: Mapping[str, Any]) -> dict[str, Array]:
+    def _column_feeds(self, data: Mapping[str, Any]) -> Arrays:
         """Return the inputs of the graph, each with one or several columns. Raises
         ValueError if a required column is missing.
         """
@@ -159,7 +161,7 @@ class Model:
             feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
         return feeds
 
-    def _columns(self, data: Mapping[str, Any]) -> dict[str, Array]:
+    def _columns(self, data: Mapping[str, Any]) -> Arrays:
         """Return the columns of the model with their types. An optional column that is
         not in the data has missing values.
         """
@@ -201,7 +203,11 @@ class Model:
             if array.dtype.kind == "f" and name in refused.get(kind, ()) and test(array).any():
                 row = int(np.argwhere(test(array))[0][0])
                 raise ValueError(f"{name!r}, row {row}: {reason}")
-        categories = refused.get("categories", {}).get(name)
+        self._check_categories(name, array)
+
+    def _check_categories(self, name: str, array: Array) -> None:
+        """Raise ValueError for a category that the original model refuses."""
+        categories = self._described.get("refused", {}).get("categories", {}).get(name)
         if categories is not None:
             inputs = self._described["inputs"]
             missing = [entry["missing"] for entry in inputs if name in entry["columns"]]
@@ -244,7 +250,9 @@ class Model:
 
 
 def _table(rows: Any, width: int) -> Array:
-    """Return rows without names as an array [rows, width]."""
+    """Return rows without names as an array [rows, width]. Raises ValueError for a row
+    that is not a list of `width` values.
+    """
     for row, values in enumerate(rows):
         if not isinstance(values, (list, tuple, np.ndarray)):
             raise ValueError(
@@ -290,7 +298,8 @@ def _column(
     missing: str | None,
 ) -> Array:
     """Return the values of a column with its type. A missing number is NaN, and a
-    missing string is `missing`.
+    missing string is `missing`. Raises ValueError for a value of another type, and for
+    a missing string if `missing` is None.
     """
     name = column["name"]
     kind = column["type"]
@@ -306,15 +315,14 @@ def _column(
                 listed[row] = np.nan
     array = np.asarray(listed)
     allowed = "b" if kind == "boolean" else "fiu"
+    is_unfit: Any = False
     if array.dtype.kind not in allowed:
-        unfit = [np.asarray(item).dtype.kind not in allowed for item in listed]
+        is_unfit = [np.asarray(item).dtype.kind not in allowed for item in listed]
     elif kind in ("integer", "long"):  # A whole number such as 20.0 is accepted.
         with np.errstate(invalid="ignore"):
-            unfit = array.astype(_COLUMN_TYPES[kind]) != array
-    else:
-        unfit = []
-    if np.any(unfit):
-        row = int(np.flatnonzero(unfit)[0])
+            is_unfit = array.astype(_COLUMN_TYPES[kind]) != array
+    if np.any(is_unfit):
+        row = int(np.flatnonzero(is_unfit)[0])
         value = np.asarray(listed[row]).item()
         raise ValueError(
             f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}",
@@ -323,6 +331,9 @@ def _column(
 
 
 def _texts(name: str, values: Any, missing: str | None) -> Array:
+    """Return the strings of a column, with `missing` for missing ones. Raises
+    ValueError for other values, and for a missing string if `missing` is None.
+    """
     texts = []
     for row, value in enumerate(values):
         text = missing if value is None or value != value else value

@@ -68,6 +68,7 @@ def refuse_unconvertible(graph: Path) -> None:
 
 
 def _nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
+    """Yield the nodes of a graph and of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -77,37 +78,16 @@ def _nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
 
 def converter_python(progress: ProgressCallback) -> Path:
     """Return the Python of the converter's environment, created on first use. Raises
-    ConversionError.
+    ConversionError if it cannot be created.
     """
-    requirements = _REQUIREMENTS.read_bytes()
-    digest = hashlib.sha256(requirements + f"{sys.base_prefix} {sys.version}".encode()).hexdigest()[
-        :16
-    ]
+    identity = _REQUIREMENTS.read_bytes() + f"{sys.base_prefix} {sys.version}".encode()
+    digest = hashlib.sha256(identity).hexdigest()[:16]
     folder = load_settings().cache_path / "environments" / f"tflite-{digest}"
-    python = folder / "bin" / "python"
     try:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
-                # Killed processes left these folders.
-                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):
-                    shutil.rmtree(abandoned, ignore_errors=True)
-                unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
-                pip = [
-                    str(unfinished / "bin" / "python"),
-                    *_PIP,
-                    *_PIP_OPTIONS,
-                    "-r",
-                    str(_REQUIREMENTS),
-                ]
-                try:
-                    run_to_end([sys.executable, "-m", "venv", str(unfinished)], _INSTALL_SECONDS)
-                    run_to_end(pip, _INSTALL_SECONDS)
-                except BaseException:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                    raise
-                # The move is safe: bin/python locates its packages relative to itself.
-                os.replace(unfinished, folder)
+                _install_converter(folder)
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a "
@@ -117,27 +97,43 @@ def converter_python(progress: ProgressCallback) -> Path:
         raise ConversionError(
             f"the tflite converter cannot be installed into {folder}: {error.strerror}",
         ) from None
-    return python
+    return folder / "bin" / "python"
+
+
+def _install_converter(folder: Path) -> None:
+    """Create the environment in another folder, which is removed after a failure, and
+    move it to `folder`.
+    """
+    # Killed processes left these folders.
+    for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
+    python = str(unfinished / "bin" / "python")
+    try:
+        run_to_end([sys.executable, "-m", "venv", str(unfinished)], _INSTALL_SECONDS)
+        run_to_end([python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)], _INSTALL_SECONDS)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    # The move is safe: bin/python locates its packages relative to itself.
+    os.replace(unfinished, folder)
 
 
 def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:
     """Write the TensorFlow Lite file and return its path. Raises ConversionError with
     the unsupported operator.
+
+    Args:
+        python: the Python of the converter's environment.
+        graph: the ONNX file.
+        folder: the new folder of the file.
+        one_row: True for a file that takes one row per call.
     """
     folder.mkdir()
     rows = "1" if one_row else "FREE"
     try:
-        run_to_end(
-            [
-                str(python),
-                "-I",
-                str(LITERT),
-                str(graph),
-                str(folder),
-                rows,
-            ],
-            _CONVERSION_SECONDS,
-        )
+        command = [str(python), "-I", str(LITERT), str(graph), str(folder), rows]
+        run_to_end(command, _CONVERSION_SECONDS)
     except CommandFailed as error:
         raise ConversionError(f"cannot export tflite, because {error.message}") from None
     return folder / "model.tflite"
