@@ -255,8 +255,10 @@ def main() -> None:
     or a folder:
 
     \b
-      mlflow deployments create -t onnxserve --name flights -m
-      models:/flight-delay@champion onnxserve list mlflow deployments help -t onnxserve
+      mlflow deployments create -t onnxserve --name flights \\
+          -m models:/flight-delay@champion
+      onnxserve list
+      mlflow deployments help -t onnxserve
 
     Exit status: 0 if the command succeeds, 1 if it fails or is refused, and 2 if an
     option is unknown, missing, invalid or incompatible with another option. The reason

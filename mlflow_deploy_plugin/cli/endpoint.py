@@ -71,9 +71,11 @@ def endpoint() -> None:
     weights:
 
     \b
-      onnxserve endpoint create flights mlflow deployments create -t onnxserve
-      --endpoint flights --name champion -m models:/flight-delay/3 mlflow deployments
-      create -t onnxserve --endpoint flights --name challenger -m models:/flight-delay/4
+      onnxserve endpoint create flights
+      mlflow deployments create -t onnxserve --endpoint flights --name champion \\
+          -m models:/flight-delay/3
+      mlflow deployments create -t onnxserve --endpoint flights --name challenger \\
+          -m models:/flight-delay/4
       onnxserve endpoint traffic flights champion=95 challenger=5
     """
 

@@ -123,9 +123,10 @@ def robustness(
     MODEL_URI is a version, such as models:/flight-delay/7, or a folder.
 
     \b
-      onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed
-      onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed
-      \\
+      onnxserve robustness models:/flight-delay/7 --data held_out.csv \\
+          --target delayed
+      onnxserve robustness models:/flight-delay/7 --data held_out.csv \\
+          --target delayed \\
         --metric roc_auc --strengths noise=0.1,0.2 --strengths missing --log
     """
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness as measure
@@ -210,8 +211,8 @@ def explain(
 
     \b
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
-      onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv
-      --log
+      onnxserve explain models:/flight-delay/7 --data reference \\
+          --contributions rows.csv --log
     """
     from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions_format
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_file
@@ -349,8 +350,8 @@ def auto_optimize(model_uri: str, output: str, **options: Any) -> None:
     is faster, no version is registered, and the exit status is 0.
 
     \b
-      onnxserve auto-optimize models:/digits-cnn/1 --data test.parquet --target digit
-      --max-loss 0.005
+      onnxserve auto-optimize models:/digits-cnn/1 --data test.parquet \\
+          --target digit --max-loss 0.005
     """
     _optimize(model_uri, output, auto=True, **options)
 

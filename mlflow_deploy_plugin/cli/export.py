@@ -96,8 +96,9 @@ def export(
     """Export a version as files that run without onnxserve.
 
     \b
-      onnxserve export models:/flight-delay/3 --format wheel -o dist onnxserve export
-      models:/flight-delay@champion --format bundle -o flights.zip --download-wheels
+      onnxserve export models:/flight-delay/3 --format wheel -o dist
+      onnxserve export models:/flight-delay@champion --format bundle -o flights.zip \\
+          --download-wheels
 
     The formats are: onnx, the graph with metadata; ort, ONNX Runtime's own format;
     wheel, a Python package with predict(); bundle, a folder or .zip file for machines
@@ -287,11 +288,12 @@ def render(
     """Show an endpoint as manifests for GitOps.
 
     \b
-      onnxserve render --for kubernetes -n flights -m models:/flight-delay@champion
-      --namespace ml onnxserve render --for kubernetes --spec flights.yaml >
-      flights.kubernetes.yaml onnxserve render --for kubernetes -n flights -C
-      kubernetes.replicas=5 onnxserve render --for compose -n flights -m
-      models:/flight-delay@champion -o deploy/
+      onnxserve render --for kubernetes -n flights -m models:/flight-delay@champion \\
+          --namespace ml
+      onnxserve render --for kubernetes --spec flights.yaml > flights.kubernetes.yaml
+      onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
+      onnxserve render --for compose -n flights -m models:/flight-delay@champion \\
+          -o deploy/
 
     The command does not apply manifests or change endpoints.
     """
@@ -390,8 +392,8 @@ def size(
     minutes. The requests have the rows of the version's input example.
 
     \b
-      onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms -C
-      capture.fraction=0.1
+      onnxserve size models:/flight-delay/3 --rate 500 --p99 20ms \\
+          -C capture.fraction=0.1
     """
     from mlflow_deploy_plugin.core.registry.resolution import resolve
     from mlflow_deploy_plugin.serve.device import require_device

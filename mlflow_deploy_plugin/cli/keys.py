@@ -94,8 +94,9 @@ def create(
     NAME identifies the user of the key in logs and in the audit trail.
 
     \b
-      onnxserve keys create shop --endpoint flights --expires 90d --limit 100/second
-      --limit 1000000/day onnxserve keys create prometheus --scope read
+      onnxserve keys create shop --endpoint flights --expires 90d --limit 100/second \\
+          --limit 1000000/day
+      onnxserve keys create prometheus --scope read
     """
     for identifier in (name, *endpoints):
         empty_endpoint(identifier)  # This raises an error if the name is not valid.

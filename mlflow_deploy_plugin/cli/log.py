@@ -190,8 +190,8 @@ def sql(name: str, statement: str, **rows: Any) -> None:
 
     \b
       onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL"
-      onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL"
-      versions.csv --since 7d
+      onnxserve log sql flights "SELECT _version, count(*) FROM log GROUP BY ALL" \\
+          versions.csv --since 7d
     """
     _show_rows(name, **rows, statement=statement)
 

@@ -106,8 +106,9 @@ def feedback(
     endpoint NAME.
 
     \b
-      onnxserve feedback flights --file labels.csv onnxserve feedback flights --file
-      delays.parquet --key flight,day --label-column delayed
+      onnxserve feedback flights --file labels.csv
+      onnxserve feedback flights --file delays.parquet --key flight,day \\
+          --label-column delayed
 
     If the server of the endpoint runs, it receives the labels. Otherwise, the command
     writes them to the inference log. If a row has several labels, the last label is
@@ -478,9 +479,10 @@ def batch(
     optionally compressed.
 
     \b
-      onnxserve batch -m models:/flight-delay@champion -i flights/ -o predictions/
-      --keep flight,day onnxserve batch -m models:/flight-delay/3 -i s3://lake/flights
-      -o s3://lake/predictions --format parquet
+      onnxserve batch -m models:/flight-delay@champion -i flights/ -o predictions/ \\
+          --keep flight,day
+      onnxserve batch -m models:/flight-delay/3 -i s3://lake/flights \\
+          -o s3://lake/predictions --format parquet
 
     If a batch is killed, repeat the command to continue. _batch.json describes the
     batch, and _SUCCESS is written when the output is complete. The exit status is 1 if

@@ -230,10 +230,12 @@ def promote(
     VERSION is refused, or if a deployment does not serve it in time.
 
     \b
-      onnxserve promote flight-delay 7 --to @champion onnxserve promote flight-delay 7
-      --to Production onnxserve promote flight-delay 7 --to @champion --force --why
-      'version 6 answers nonsense' onnxserve promote flight-delay 7 --to @champion
-      --to-registry https://mlflow.example.com
+      onnxserve promote flight-delay 7 --to @champion
+      onnxserve promote flight-delay 7 --to Production
+      onnxserve promote flight-delay 7 --to @champion --force \\
+          --why 'version 6 answers nonsense'
+      onnxserve promote flight-delay 7 --to @champion \\
+          --to-registry https://mlflow.example.com
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")

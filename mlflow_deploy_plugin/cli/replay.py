@@ -76,9 +76,10 @@ def replay(
     are equal, and 1 if they differ.
 
     \b
-      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 onnxserve replay
-      5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 --nodes 100 onnxserve
-      replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --endpoint flights --row 3 \\
+          --nodes 100
+      onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
     """
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.promote.replay.prediction import find_request, replay_prediction

@@ -115,8 +115,8 @@ def start(
     rollout with --wait does not end with the promotion.
 
     \b
-      onnxserve rollout start flights --to models:/flight-delay/7 --steps 1,10,50,100
-      --every 5m \\
+      onnxserve rollout start flights --to models:/flight-delay/7 \\
+          --steps 1,10,50,100 --every 5m \\
           --abort-on 'error_rate>1%,p99>2x,disagreement>20%'
       onnxserve rollout status flights
     """
