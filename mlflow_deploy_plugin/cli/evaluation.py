@@ -126,8 +126,8 @@ def robustness(
       onnxserve robustness models:/flight-delay/7 --data held_out.csv \\
           --target delayed
       onnxserve robustness models:/flight-delay/7 --data held_out.csv \\
-          --target delayed \\
-        --metric roc_auc --strengths noise=0.1,0.2 --strengths missing --log
+          --target delayed --metric roc_auc \\
+          --strengths noise=0.1,0.2 --strengths missing --log
     """
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness as measure
 
