@@ -178,15 +178,8 @@ class Batch:
         `outputs` declare; -1 is free.
         """
         predicted = infer_signature(None, prediction).outputs
-        declared = {output.name: output.shape for output in outputs}
         if predicted.is_tensor_spec():
-            specs = []
-            for spec in predicted.inputs:
-                # A single output may be unnamed.
-                default = outputs[0].shape if len(outputs) == 1 else spec.shape
-                shape = declared.get(spec.name, default)
-                specs.append(TensorSpec(spec.type, shape, spec.name))
-            predicted = SignatureSchema(specs)
+            predicted = _with_declared_shapes(predicted, outputs)
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
@@ -260,8 +253,8 @@ class Batch:
         return {name: _varied_axes(tensor_shapes) for name, tensor_shapes in shapes.items()}
 
     def check_as_example(self) -> None:
-        """Raise InvalidConfig for an example without rows or values, and
-        ConversionError for a reserved name.
+        """Raise InvalidConfig for an example without rows or values or with duplicated
+        columns, and ConversionError for a reserved name.
         """
         for name in map(str, self.data):
             if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_")):
@@ -271,8 +264,8 @@ class Batch:
                     "outputs, and names with the prefix '_' are log fields",
                 )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
-            doubled = self.data.columns[self.data.columns.duplicated()][0]
-            raise InvalidConfig(f"input_example: column {doubled!r} is duplicated")
+            name = self.data.columns[self.data.columns.duplicated()][0]
+            raise InvalidConfig(f"input_example: column {name!r} is duplicated")
         # A table without columns is empty, too.
         is_empty_table = isinstance(self.data, pd.DataFrame) and self.data.empty
         if is_empty_table or not len(self):
@@ -333,9 +326,27 @@ class Batch:
         is_text = spec.type == DataType.string or (
             isinstance(spec, TensorSpec) and spec.type.kind in "OU"
         )
-        if other_specs or spec.name or not is_text:
+        is_nameless_text = is_text and not spec.name and not other_specs
+        if not is_nameless_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
+
+
+def _with_declared_shapes(
+    predicted: SignatureSchema,
+    outputs: Sequence[Output],
+) -> SignatureSchema:
+    """Return the tensors of predictions with the shapes of the graph's outputs. Shapes
+    of other tensors are unchanged.
+    """
+    declared = {output.name: output.shape for output in outputs}
+    specs = []
+    for spec in predicted.inputs:
+        # A single output may be unnamed.
+        default = outputs[0].shape if len(outputs) == 1 else spec.shape
+        shape = declared.get(spec.name, default)
+        specs.append(TensorSpec(spec.type, shape, spec.name))
+    return SignatureSchema(specs)
 
 
 def _is_list_of_texts(origin: object) -> bool:
@@ -394,8 +405,8 @@ def _plain_column(column: pd.Series) -> pd.Series:
 
 
 def column_values(series: pd.Series) -> Array:
-    """Return the values of a column for the schema: numbers unchanged, text as objects,
-    NaN or None if missing.
+    """Return the values of a column for the schema: numbers as numbers, other values as
+    objects. A missing number is NaN, and any other missing value None.
     """
     if isinstance(series.dtype, pd.CategoricalDtype):
         if not series.hasnans:
@@ -404,9 +415,8 @@ def column_values(series: pd.Series) -> Array:
             series = series.astype(object)
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
         return series.to_numpy()
-    if is_float_dtype(series.dtype) or (
-        is_numeric_dtype(series.dtype) and not is_bool_dtype(series.dtype) and series.hasnans
-    ):
+    is_number = is_numeric_dtype(series.dtype) and not is_bool_dtype(series.dtype)
+    if is_float_dtype(series.dtype) or (is_number and series.hasnans):
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
     values: Array = series.to_numpy(dtype=object, copy=series.hasnans)
     if series.hasnans:
@@ -473,12 +483,12 @@ def column_type(series: pd.Series) -> ColumnType:
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
-    shown = str(dtype)
+    described = str(dtype)
     if is_object_dtype(dtype):
-        item = next(item for item in present if not isinstance(item, str))
-        shown = f"{dtype} (with values of {type(item).__name__})"
+        value = next(value for value in present if not isinstance(value, str))
+        described = f"{dtype} (with values of {type(value).__name__})"
     raise ConversionError(
-        f"column {str(series.name)!r} has the type {shown}, which an ONNX model cannot "
+        f"column {str(series.name)!r} has the type {described}, which an ONNX model cannot "
         "read: convert it to numbers, booleans or strings, or drop it if the model does not use it",
     )
 
@@ -541,16 +551,7 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
     """Raise InvalidConfig if a tensor differs from the signature in name, shape or
     type.
     """
-    names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
-    if set(names) - set(tensors):
-        what = "tensors" if inputs.is_tensor_spec() else "columns"
-        if list(tensors) == [""]:
-            described = "one unnamed tensor"
-        else:
-            described = f"the tensors {sorted(tensors)}"
-        raise InvalidConfig(
-            f"signature: it has the {what} {names}, and the example has {described}",
-        )
+    _check_tensor_names(tensors, inputs)
     if not inputs.is_tensor_spec():
         return
     for spec in inputs.inputs:
@@ -559,6 +560,19 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
         if difference:
             label = f"tensor {spec.name!r}" if spec.name else "tensor"
             raise InvalidConfig(f"signature: the {label} has {difference} in the example")
+
+
+def _check_tensor_names(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
+    """Raise InvalidConfig if a named tensor of the signature is missing."""
+    names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
+    if set(names) <= set(tensors):
+        return
+    what = "tensors" if inputs.is_tensor_spec() else "columns"
+    if list(tensors) == [""]:
+        described = "one unnamed tensor"
+    else:
+        described = f"the tensors {sorted(tensors)}"
+    raise InvalidConfig(f"signature: it has the {what} {names}, and the example has {described}")
 
 
 def _tensor_difference(spec: TensorSpec, array: Array) -> str:

@@ -87,13 +87,9 @@ def relative_errors(agreement: Agreement, want: Array) -> Array:
     """
     if not agreement.are_numbers:
         return largest_of_rows(agreement.differences)
-    sizes = np.where(
-        np.isfinite(want),
-        np.abs(want.astype(np.float64)),
-        0.0,
-    )
+    magnitudes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
     with np.errstate(over="ignore"):
-        return largest_of_rows(agreement.differences / np.maximum(sizes, _TINY))
+        return largest_of_rows(agreement.differences / np.maximum(magnitudes, _TINY))
 
 
 def answer_spread(answers: Array) -> Array:
@@ -120,8 +116,8 @@ def top_margins(probabilities: Array) -> Array:
         return np.abs(probabilities)
     if probabilities.shape[1] < 2:
         return np.full(len(probabilities), np.inf)
-    best = np.sort(probabilities, axis=1)
-    return np.asarray(best[:, -1] - best[:, -2])
+    ascending = np.sort(probabilities, axis=1)
+    return np.asarray(ascending[:, -1] - ascending[:, -2])
 
 
 def changes_within_one_step(
@@ -140,15 +136,16 @@ def changes_within_one_step(
             moved separately.
     """
     changes = np.zeros(len(batch), dtype=bool)
-    few = min(len(batch), _MAX_UNSTABLE_ROWS)
-    rows = batch.take(slice(0, few))
-    moved_batches = _rounded(rows)
-    copies = 1
-    if not is_net:
+    row_count = min(len(batch), _MAX_UNSTABLE_ROWS)
+    rows = batch.take(slice(0, row_count))
+    if is_net:
+        moved_batches = _rounded(rows)
+        copies_at_a_time = 1
+    else:
         moved_batches = _moved_by_a_step(rows)
-        copies = _COPIES
-    while batches := list(islice(moved_batches, copies)):
-        origin = np.tile(np.arange(few), len(batches))
+        copies_at_a_time = _COPIES
+    while batches := list(islice(moved_batches, copies_at_a_time)):
+        origin = np.tile(np.arange(row_count), len(batches))
         is_changed = answers_otherwise(Batch.joined(batches), origin)
         np.logical_or.at(changes, origin, is_changed)
     return changes
@@ -167,18 +164,26 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
                 yield Batch(batch.data.assign(**{str(name): moved.array}))
         return
     name, matrix = next(iter(batch.data.items()))
+    for moved_matrix in _stepped_matrices(matrix):
+        yield Batch({name: moved_matrix})
+
+
+def _stepped_matrices(matrix: Array) -> Iterator[Array]:
+    """Yield copies of a matrix of floats in which one column is moved down or up by two
+    32-bit steps. Other arrays yield nothing.
+    """
     if matrix.dtype.kind != "f" or matrix.ndim != 2:
         return
     for column in range(matrix.shape[1]):
         for values in _stepped(matrix[:, column]):
             copy = matrix.copy()
             copy[:, column] = values
-            yield Batch({name: copy})
+            yield copy
 
 
 def _rounded(batch: Batch) -> Iterator[Batch]:
-    """Yield several copies of the rows, in which each number is moved by `ROUNDINGS`
-    rounding steps.
+    """Yield several copies of the rows, in which each number is moved up or down at
+    random by some rounding steps.
     """
     random = np.random.default_rng(0)
     for _ in range(_ROUNDED_COPIES):
@@ -239,7 +244,7 @@ def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
 
 
 def _stepped(values: Array) -> Iterator[Array]:
-    """Yield the column of floats moved down and up by `_step_sizes`."""
+    """Yield the column of floats moved down and up by two 32-bit steps."""
     steps = _step_sizes(values)
     yield (values - steps).astype(values.dtype)
     yield (values + steps).astype(values.dtype)
@@ -252,6 +257,7 @@ def _step_sizes(values: Array) -> Array:
     Larger numbers are moved by two of their own steps. Their steps would change the
     other rows too much.
     """
-    sizes = np.abs(values.astype(np.float64))
-    usual = np.nanmedian(sizes) if not np.isnan(sizes).all() else 0.0
-    return 2 * np.spacing(np.fmax(sizes, usual).astype(np.float32)).astype(np.float64)
+    magnitudes = np.abs(values.astype(np.float64))
+    usual = 0.0 if np.isnan(magnitudes).all() else np.nanmedian(magnitudes)
+    steps = np.spacing(np.fmax(magnitudes, usual).astype(np.float32))
+    return 2 * steps.astype(np.float64)

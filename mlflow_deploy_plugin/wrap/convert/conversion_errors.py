@@ -4,6 +4,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from mlflow_deploy_plugin.core.errors import ModelError
 from mlflow_deploy_plugin.core.messages import one_line
@@ -22,20 +23,16 @@ _FLAVORS = {
             "statsmodels",
             "prophet",
             "spacy",
-        )
-    },
-    **{
-        name: name
-        for name in (
             "tensorflow",
             "transformers",
             "sentence_transformers",
             "pmdarima",
             "h2o",
             "paddle",
+            "keras",
+            "johnsnowlabs",
         )
     },
-    **{name: name for name in ("keras", "johnsnowlabs")},
     "torch": "pytorch",
     "pyspark": "spark",
 }
@@ -80,8 +77,9 @@ def pyfunc_flavor(
     predict_fn: str = "predict",
     input_example: ModelData = None,
 ) -> tuple[str, dict[str, str]] | None:
-    """Return the MLflow flavor for the model and its options, or None. For unknown
-    libraries, the flavor is sklearn.
+    """Return the MLflow flavor that can log the model, and its options; None without
+    such a flavor. For unknown libraries that predict the example, the flavor is
+    sklearn.
     """
     # Only the sklearn flavor, which also logs the estimators of boosters, has this
     # option.
@@ -93,10 +91,7 @@ def pyfunc_flavor(
         if hasattr(model, predict_fn):
             return ("sklearn", options)
         return None
-    packages = packages_of(model)
-    flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
-    if flavor == "transformers" and "torch" in packages:
-        flavor = "pytorch"  # mlflow.transformers logs only pipelines.
+    flavor = _flavor_of(model)
     if flavor is None and input_example is not None:
         with suppress(Exception):  # The model may not predict rows.
             flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
@@ -107,6 +102,17 @@ def pyfunc_flavor(
     if flavor not in _SERIALIZATION:
         return flavor, {}
     return flavor, {"serialization_format": _SERIALIZATION[flavor]}
+
+
+def _flavor_of(model: TrainedModel) -> str | None:
+    """Return the MLflow flavor for the first known package of the model's classes, or
+    None.
+    """
+    packages = packages_of(model)
+    flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
+    if flavor == "transformers" and "torch" in packages:
+        return "pytorch"  # mlflow.transformers logs only pipelines.
+    return flavor
 
 
 def with_alternative(
@@ -130,41 +136,66 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
     """Return the message for a failed conversion or a graph that cannot be loaded, with
     the step and the reason.
     """
+    failed = _failed_part(error, model)
+    reason = _reason_of(error, failed)
+    return f"{type(model).__name__} cannot be converted to ONNX: {_location(failed, model)}{reason}"
+
+
+@dataclass(frozen=True)
+class _FailedPart:
+    """The part of a model whose conversion failed; None if it is unknown. `reason` is
+    the reason if the part has no converter, otherwise "".
+    """
+
     part: object = None
-    unread = ""
-    # Find the estimator that skl2onnx was converting.
+    reason: str = ""
+
+
+def _failed_part(error: BaseException, model: TrainedModel) -> _FailedPart:
+    """Return the estimator that skl2onnx was converting, otherwise the part that the
+    error names.
+    """
+    failed = _FailedPart()
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        part = getattr(frame.f_locals.get("operator"), "raw_operator", None) or part
+        part = getattr(frame.f_locals.get("operator"), "raw_operator", None)
+        if part:
+            failed = replace(failed, part=part)
         if frame.f_code.co_name == "__dir__":  # An attribute of the estimator raises an error.
             part = frame.f_locals["self"]
-            unread = f"there is no converter for {type(part).__module__}.{type(part).__qualname__}"
-    if not part:  # Find the part that the error names, except a pipeline.
-        words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
-        part = next(
-            (candidate for _, candidate in _parts(model) if type(candidate).__name__ in words),
-            None,
-        )
+            kind = f"{type(part).__module__}.{type(part).__qualname__}"
+            failed = _FailedPart(part, f"there is no converter for {kind}")
+    if failed.part:
+        return failed
+    words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
+    named_parts = (part for _, part in _parts(model) if type(part).__name__ in words)
+    return replace(failed, part=next(named_parts, None))
+
+
+def _reason_of(error: BaseException, failed: _FailedPart) -> str:
+    """Return the reason of a failed conversion, without the part that failed."""
+    if failed.reason:
+        return failed.reason
     cause = error.__cause__ or error  # skl2onnx wraps the error.
-    reason = (
-        unread or plain_reason(str(cause)) or f"its converter failed with {type(cause).__name__}"
-    )
-    if isinstance(cause, LookupError | AttributeError | TypeError) and reason not in {
-        unread,
-        *_REASONS.values(),
-    }:
-        reason = f"its converter does not support this variant ({type(cause).__name__}: {reason})"
-    location = ""
-    if part is not None and type(part) is not type(model):
-        kind = getattr(part, "stands_for", type(part).__name__)
-        way = next(
-            (name for name, candidate in _parts(model) if type(candidate) is type(part)),
-            "",
-        )
-        if way:
-            location = f"its step {' → '.join(way.split('__'))!r} ({kind}): "
-        else:
-            location = f"its {kind}: "
-    return f"{type(model).__name__} cannot be converted to ONNX: {location}{reason}"
+    reason = plain_reason(str(cause)) or f"its converter failed with {type(cause).__name__}"
+    is_explained = reason in _REASONS.values()
+    if isinstance(cause, LookupError | AttributeError | TypeError) and not is_explained:
+        return f"its converter does not support this variant ({type(cause).__name__}: {reason})"
+    return reason
+
+
+def _location(failed: _FailedPart, model: TrainedModel) -> str:
+    """Return the step or class of the failed part, followed by a colon; "" for the
+    model itself or an unknown part.
+    """
+    part = failed.part
+    if part is None or type(part) is type(model):
+        return ""
+    kind = getattr(part, "stands_for", type(part).__name__)
+    for name, candidate in _parts(model):
+        if type(candidate) is type(part):
+            step = " → ".join(name.split("__"))
+            return f"its step {step!r} ({kind}): "
+    return f"its {kind}: "
 
 
 def plain_reason(text: str) -> str:
@@ -182,21 +213,18 @@ def plain_reason(text: str) -> str:
     if match := _NO_KERNEL.search(text):
         return f"its converter uses the operator {match['op']}, which ONNX Runtime does not support"
     if match := _NO_OPERATOR.search(text):
-        return f"ONNX has no operator for {match['tf'] or match['fx'] or match['ts']}"
-    if explanation := next(
-        (reason for words, reason in _REASONS.items() if words in text),
-        "",
-    ):
-        return explanation
+        operator = match["tf"] or match["fx"] or match["ts"]
+        return f"ONNX has no operator for {operator}"
+    for words, reason in _REASONS.items():
+        if words in text:
+            return reason
     if _MIXED.search(text):
         return (
             "a step reads strings and numbers together, which a graph cannot mix; use a "
             "ColumnTransformer with a step per type"
         )
-    text = _URL.sub(
-        "",
-        _ISSUE.sub("", _CPP.sub("", text)),
-    )
+    for pattern in (_CPP, _ISSUE, _URL):
+        text = pattern.sub("", text)
     return text.strip(" .:")[:300]
 
 

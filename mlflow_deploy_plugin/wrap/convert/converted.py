@@ -155,15 +155,21 @@ def bind_graph(
 
     A table's columns are the graph's inputs by name, or are stacked into a single input
     [N, columns]. The role of all outputs is "values"; use `dataclasses.replace` for
-    other roles. Raises InvalidConfig if the batch lacks inputs of the graph, and
-    ConversionError if the graph is invalid or cannot be served.
+    other roles. An LSTM or GRU of the graph is changed to fail for an empty tensor.
+    Raises InvalidConfig if the batch lacks inputs of the graph, and ConversionError if
+    the graph is invalid or cannot be served.
 
     Args:
+        proto: the graph, which becomes the model's.
         batch: the example, or an empty table with the signature's columns; None to use
             the declared inputs.
-        original: if it is not None, the first dimension of each input and output must
-            be free.
+        framework: the name of the model's package.
+        framework_version: the version of this package.
+        original: the function for the original's predictions. If it is not None, the
+            first dimension of each input and output must be free.
     """
+    _check_input_shapes(proto.graph)
+    _refuse_empty_sequences(proto.graph)
     _check_servable(proto)
     inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
     bound = _bind_inputs(inputs, batch)
@@ -180,17 +186,20 @@ def bind_graph(
     )
 
 
-def _check_servable(proto: ModelProto) -> None:
-    """Raise ConversionError for a graph that is invalid, has no inputs or outputs, or
-    has an input without a shape.
-    """
-    for value in proto.graph.input:
+def _check_input_shapes(graph: GraphProto) -> None:
+    """Raise ConversionError for an input without a shape."""
+    for value in graph.input:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             raise ConversionError(
                 f"the graph does not declare the shape of its input {value.name!r}: add it, with "
                 "a name for each free size (onnx.helper.make_tensor_value_info)",
             )
-    _refuse_empty_sequences(proto.graph)
+
+
+def _check_servable(proto: ModelProto) -> None:
+    """Raise ConversionError for a graph that is invalid, or has no inputs or
+    outputs.
+    """
     try:
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
@@ -201,26 +210,14 @@ def _check_servable(proto: ModelProto) -> None:
 
 
 def _bind_inputs(inputs: list[Input], batch: ModelInput | None) -> list[Input]:
-    """Return the inputs with the columns of the batch. Raises InvalidConfig if the
-    batch has other names.
+    """Return the inputs with the columns of the batch, or unchanged for tensors. Raises
+    InvalidConfig if the batch has other names.
     """
     names = [entry.name for entry in inputs]
     if batch is None:
         return inputs
     if isinstance(batch, pd.DataFrame):
-        columns = tuple(str(column) for column in batch.columns)
-        is_matrix = len(inputs) == 1 and (
-            len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns))
-        )
-        if not is_matrix and not set(names) <= set(columns):
-            argument = "input_example" if len(batch) else "signature"
-            raise InvalidConfig(
-                f"{argument}: its columns {list(columns)} are not the graph's inputs {names}",
-            )
-        return [
-            replace(entry, columns=(entry.name,) if entry.name in columns else columns)
-            for entry in inputs
-        ]
+        return _bind_columns(inputs, batch)
     is_unnamed = set(batch) == {""} and len(names) == 1
     if set(batch) != set(names) and not is_unnamed:
         raise InvalidConfig(
@@ -228,6 +225,27 @@ def _bind_inputs(inputs: list[Input], batch: ModelInput | None) -> list[Input]:
             f"{sorted(names)}",
         )
     return inputs
+
+
+def _bind_columns(inputs: list[Input], table: pd.DataFrame) -> list[Input]:
+    """Return the inputs with their columns of the table: the column of the same name,
+    or all columns for a single input. Raises InvalidConfig if a column is missing.
+    """
+    names = [entry.name for entry in inputs]
+    columns = tuple(str(column) for column in table.columns)
+    is_matrix = len(inputs) == 1 and (
+        len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns))
+    )
+    if not is_matrix and not set(names) <= set(columns):
+        argument = "input_example" if len(table) else "signature"
+        raise InvalidConfig(
+            f"{argument}: its columns {list(columns)} are not the graph's inputs {names}",
+        )
+    bound = []
+    for entry in inputs:
+        read = (entry.name,) if entry.name in columns else columns
+        bound.append(replace(entry, columns=read))
+    return bound
 
 
 def _refuse_empty_sequences(graph: GraphProto) -> None:
@@ -242,6 +260,9 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
     makers = makers_of(graph)
 
     def may_be_empty(name: str) -> bool:
+        """Return True if a node may compute an empty value from other values than
+        empty inputs of the graph.
+        """
         maker = makers.get(name)
         if maker is None or maker.op_type in _FATAL_IF_EMPTY:
             return False
@@ -284,7 +305,7 @@ def served_type(
     """
     dtype, shape = dtype_and_shape(value)
     if not dtype:
-        raise ConversionError(f"the graph's {value.name!r} is {_unservable(value.type)}")
+        raise ConversionError(f"the graph's {value.name!r} is {_describe_unservable(value.type)}")
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
             f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the "
@@ -293,7 +314,7 @@ def served_type(
     return dtype, shape
 
 
-def _unservable(kind: TypeProto) -> str:
+def _describe_unservable(kind: TypeProto) -> str:
     """Describe the type of a value that cannot be served, and name a type that can be
     served.
     """
@@ -349,7 +370,8 @@ def require_example(
         method: the name of the method in messages.
 
     Raises:
-        InvalidConfig: there is no example, or `predict_fn` is `predict_proba`.
+        InvalidConfig: there is no example, `predict_fn` is `predict_proba`, or a tensor
+            has no dimension.
         ConversionError: the tensors differ in rows.
     """
     if batch is None:
@@ -360,7 +382,15 @@ def require_example(
         raise InvalidConfig(
             f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'",
         )
-    for name, values in Batch(batch).tensors.items():
+    _check_rows(Batch(batch))
+    return batch
+
+
+def _check_rows(batch: Batch) -> None:
+    """Raise InvalidConfig for a tensor without dimensions, and ConversionError if the
+    tensors differ in rows.
+    """
+    for name, values in batch.tensors.items():
         if not values.ndim:
             label = f"the tensor {name!r}" if name else "the array"
             raise InvalidConfig(
@@ -368,12 +398,13 @@ def require_example(
                 "dimension must be the batch: pass an array with a number per row, or make the "
                 "number an attribute of the model",
             )
-    if not Batch(batch).has_rows:
-        shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
+    if not batch.has_rows:
+        shapes = ", ".join(
+            f"{name!r} {list(values.shape)}" for name, values in batch.tensors.items()
+        )
         raise ConversionError(
             f"its inputs differ in their first dimension, which must be the batch: {shapes}",
         )
-    return batch
 
 
 def call_original(
@@ -382,7 +413,7 @@ def call_original(
     argument: str = "input_example",
 ) -> dict[str, Array]:
     """Return the original's predictions for rows. Raises InvalidConfig if the model
-    refuses the rows.
+    refuses the rows; `argument` is their name in the message.
     """
     try:
         with warnings.catch_warnings():
@@ -420,8 +451,8 @@ DTYPES: dict[int, str] = {
 
 
 def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
-    """Return the numpy dtype (`str` for strings) and shape of a graph input or output.
-    -1 is a free dimension.
+    """Return the numpy dtype (`str` for strings, "" for a type that cannot be served)
+    and shape of a graph input or output. -1 is a free dimension.
     """
     tensor = value.type.tensor_type
     return DTYPES.get(tensor.elem_type, ""), tuple(map(_size, tensor.shape.dim))

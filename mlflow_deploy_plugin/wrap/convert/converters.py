@@ -131,21 +131,11 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     A registered converter that fails is logged and skipped. Raises ConversionError if
     no converter is installed.
     """
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            converter = entry.load()
-            if converter.matches(model):
-                return _Registered(entry, converter)
-        except Exception as error:  # noqa: BLE001 - code of another distribution
-            reason = f"{type(error).__name__}: {one_line(error, 300)}"
-            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
-    packages = packages_of(model)
-    if "torch" in packages and "sentence_transformers" not in packages:
-        # A net without its pipeline reads token ids.
-        packages = [name for name in packages if name != "transformers"]
-    frameworks = (name for name in packages if name in _MODULES or name in _NEVER)
-    framework = "onnx" if is_onnx(model) else next(frameworks, None)
-    if framework is None or framework in _NEVER:
+    registered = _registered_converter(model)
+    if registered is not None:
+        return registered
+    framework = _framework_of(model)
+    if framework is None:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
@@ -159,6 +149,39 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             f"converting a {framework} model needs {needed}: pip install "
             f"'mlflow-onnxserve[{extra}]'",
         ) from None
+
+
+def _registered_converter(model: TrainedModel) -> _Registered | None:
+    """Return the first converter of another distribution that supports the model, or
+    None. A converter that fails is logged and skipped.
+    """
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            converter = entry.load()
+            if converter.matches(model):
+                return _Registered(entry, converter)
+        except Exception as error:  # noqa: BLE001 - code of another distribution
+            reason = f"{type(error).__name__}: {one_line(error, 300)}"
+            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
+    return None
+
+
+def _framework_of(model: TrainedModel) -> str | None:
+    """Return the first package of the model's classes that has a converter module, or
+    None without such a package.
+    """
+    if is_onnx(model):
+        return "onnx"
+    packages = packages_of(model)
+    if "torch" in packages and "sentence_transformers" not in packages:
+        # A net without its pipeline reads token ids.
+        packages = [name for name in packages if name != "transformers"]
+    for name in packages:
+        if name in _NEVER:
+            return None
+        if name in _MODULES:
+            return name
+    return None
 
 
 def is_onnx(model: TrainedModel) -> bool:
@@ -179,8 +202,9 @@ def check_installed(error: BaseException, what: str) -> None:
         package = error.name.partition(".")[0]
     else:
         package = ""
-    if extra := _MODULES.get(package):
-        booster = "" if extra == package else f" {package}"
+    extra = _MODULES.get(package)
+    if extra is not None:
+        booster = "" if extra == package else f" {package}"  # The extra sklearn has no boosters.
         raise NotInstalled(
             f"{what} needs {package}, which is not installed here: pip install "
             f"'mlflow-onnxserve[{extra}]'{booster}",
@@ -229,16 +253,22 @@ def load_file(model: TrainedModel) -> TrainedModel:
     try:
         return attrgetter(load)(import_module(framework))(str(path))
     except ModuleNotFoundError as error:
-        is_backend = framework == "keras" and error.name != "keras"
-        if is_backend:
-            another = "; to use another backend, set KERAS_BACKEND=torch or jax"
-        else:
-            another = ""
-        extra = error.name if is_backend else framework
-        raise ConversionError(
-            f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}",
-        ) from None
+        raise _not_loadable(path, framework, error.name) from None
     except Exception as error:
         raise ConversionError(
             f"{path} is not a model of {framework}: {one_line(error, 300)}",
         ) from error
+
+
+def _not_loadable(path: Path, framework: str, missing: str | None) -> ConversionError:
+    """Return the error for a file of a framework that needs a `missing` package, which
+    is the framework or the backend of Keras.
+    """
+    extra = framework
+    advice = ""
+    if framework == "keras" and missing != "keras":
+        extra = str(missing)
+        advice = "; to use another backend, set KERAS_BACKEND=torch or jax"
+    return ConversionError(
+        f"{path} needs {missing}: pip install 'mlflow-onnxserve[{extra}]'{advice}",
+    )

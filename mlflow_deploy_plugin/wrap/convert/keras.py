@@ -18,6 +18,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import keras
 import numpy as np
@@ -63,7 +64,10 @@ def forms(
     dynamic_axes: DynamicAxes,
 ) -> Forms:
     """Return the forms: first with the free sizes that the inputs declare, then with
-    the free sizes of the data.
+    the free sizes of the data; for torch, then both with its legacy exporter.
+
+    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError
+    for a backend without an exporter.
     """
     example = converted.require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, example)
@@ -76,10 +80,10 @@ def forms(
     backend = keras.backend.backend()
     if backend not in ("torch", "tensorflow", "jax"):
         raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
-    exporters = (False, True) if backend == "torch" else (False,)
+    legacy_options = (False, True) if backend == "torch" else (False,)
     return [
         partial(_export, model, example, names, axes, legacy)
-        for legacy, axes in product(exporters, free_axes)
+        for legacy, axes in product(legacy_options, free_axes)
     ]
 
 
@@ -104,6 +108,8 @@ def _export(
     """Return the graph from the exporter of the backend.
 
     Args:
+        model: the model.
+        batch: the example.
         names: the inputs of the model, in order.
         axes: the free axes of each input.
         legacy: True for torch's legacy exporter.
@@ -236,22 +242,29 @@ def _inputs(model: keras.Model) -> list[keras.KerasTensor]:
 
 
 def _names(model: keras.Model, batch: ModelInput) -> list[str]:
-    """Return the input names in their order. Raises InvalidConfig if the batch has
-    other names.
+    """Return the input names in their order: the model's, or the batch's if the model
+    does not declare inputs. Raises InvalidConfig if the batch has other names.
     """
     names = [tensor.name for tensor in _inputs(model)]
-    is_table = isinstance(batch, pd.DataFrame)
-    is_unnamed = is_table or set(batch) == {""}
+    is_unnamed = isinstance(batch, pd.DataFrame) or set(batch) == {""}
     if len(names) == 1 or (not names and is_unnamed):
-        if not is_table and "" not in batch:
-            return [str(next(iter(batch)))]
-        # Keras generates these names.
-        is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))
-        return names if is_named else [_UNNAMED]
+        return [_single_name(names, batch)]
     batch_names = [str(name) for name in batch]
     if names and set(names) != set(batch_names):
         raise InvalidConfig(f"input_example: {batch_names} are not the model's inputs {names}")
     return names or batch_names
+
+
+def _single_name(declared: list[str], batch: ModelInput) -> str:
+    """Return the name of a single input: the batch's, otherwise the model's if the user
+    chose it, otherwise `_UNNAMED`. `declared` is empty if the model has no name.
+    """
+    if not isinstance(batch, pd.DataFrame) and "" not in batch:
+        return str(next(iter(batch)))
+    for name in declared:
+        if not name.startswith(("keras_tensor", "input_layer")):  # Keras generates these names.
+            return name
+    return _UNNAMED
 
 
 def _arrays(
@@ -285,17 +298,7 @@ def _call(
     """Return the outputs by name: keys of a mapping, the model's `output_names` if they
     are unique, or `output`.
     """
-    inputs = _inputs(model)
-    if inputs:
-        structure = getattr(model, "input", inputs[0])
-        packed = keras.tree.pack_sequence_as(structure, list(tensors.values()))
-        answer = model(packed, training=False)
-    elif set(tensors) <= set(inspect.signature(model.call).parameters):
-        answer = model(**tensors, training=False)
-    elif list(tensors) == [_UNNAMED]:
-        answer = model(tensors[_UNNAMED], training=False)
-    else:
-        answer = model(tensors, training=False)
+    answer = _predicted(model, tensors)
     if isinstance(answer, dict):
         return {str(name): part for name, part in answer.items()}
     if not isinstance(answer, list | tuple):
@@ -304,3 +307,19 @@ def _call(
     if len({*names}) != len(answer):  # In a GRU, states and sequence have the same name.
         names = [f"output_{position}" for position in range(len(answer))]
     return dict(zip(names, answer, strict=True))
+
+
+def _predicted(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> Any:
+    """Return the result of the model for tensors by input name, which are passed in the
+    structure of its inputs, as keywords, alone, or as a mapping.
+    """
+    inputs = _inputs(model)
+    if inputs:
+        structure = getattr(model, "input", inputs[0])
+        packed = keras.tree.pack_sequence_as(structure, list(tensors.values()))
+        return model(packed, training=False)
+    if set(tensors) <= set(inspect.signature(model.call).parameters):
+        return model(**tensors, training=False)
+    if list(tensors) == [_UNNAMED]:
+        return model(tensors[_UNNAMED], training=False)
+    return model(tensors, training=False)

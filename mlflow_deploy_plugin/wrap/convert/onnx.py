@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.artifact import Role
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.session import (
     describe_error,
@@ -59,18 +60,17 @@ def forms(
         raise InvalidConfig(
             "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible",
         )
+    return [partial(_read, model, batch)]
 
-    return [partial(_load, model, batch)]
 
-
-def _load(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
+def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
     """Return the graph with tensors as outputs. With two outputs, of which one was a
     ZipMap, the model is a classifier.
     """
     proto = _copy_of(model)
     _refuse_training_mode(proto)
-    classes = _matrices_for_maps(proto)
-    _tensors_for_sequences(proto)
+    classes = _replace_maps(proto)
+    _replace_sequences(proto)
     _declare_outputs(proto)
     bound = converted.bind_graph(
         proto,
@@ -81,13 +81,13 @@ def _load(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
     )
     if len(classes) != 1 or len(bound.outputs) != 2:
         return bound
-    ((probabilities, labels),) = classes.items()
-    roles = [
-        replace(item, role="probabilities" if item.name == probabilities else "label")
-        for item in bound.outputs
-    ]
-    label = next(output.name for output in roles if output.role == "label")
-    return replace(bound, outputs=tuple(roles), prediction=(label,), classes=labels)
+    [(probabilities, labels)] = classes.items()
+    outputs = []
+    for output in bound.outputs:
+        role: Role = "probabilities" if output.name == probabilities else "label"
+        outputs.append(replace(output, role=role))
+    label = next(output.name for output in outputs if output.role == "label")
+    return replace(bound, outputs=tuple(outputs), prediction=(label,), classes=labels)
 
 
 def _copy_of(model: TrainedModel) -> ModelProto:
@@ -120,7 +120,7 @@ def _refuse_training_mode(proto: ModelProto) -> None:
             )
 
 
-def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
+def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
     """Replace each ZipMap (one mapping per row) by its input matrix, and return the
     classes by output name.
     """
@@ -133,7 +133,7 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
                     f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes",
                 )
             labels = helper.get_attribute_value(node.attribute[0])
-            classes[node.output[0]] = tuple(map(_decoded, labels))
+            classes[node.output[0]] = tuple(map(_decode, labels))
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
         # CatBoost omits the domain of Identity.
@@ -147,11 +147,11 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
     return classes
 
 
-def _decoded(label: int | bytes) -> int | str:
+def _decode(label: int | bytes) -> int | str:
     return label.decode() if isinstance(label, bytes) else label
 
 
-def _tensors_for_sequences(proto: ModelProto) -> None:
+def _replace_sequences(proto: ModelProto) -> None:
     """Replace sequences of fixed length (such as probabilities of several targets) by
     tensors `NAME_0`, `NAME_1`, ….
     """
@@ -163,23 +163,30 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
     used_names = {*sequences.makers, *input_names}
     outputs = []
     for output in graph.output:
-        count = None
+        length = None
         if output.type.sequence_type.elem_type.HasField("tensor_type"):
-            count = sequences.length(output.name)
-        if count is None:
+            length = sequences.length(output.name)
+        if length is None:
             outputs.append(output)
             continue
-        for index in range(count):
-            name = f"{output.name}_{index}"
-            while not used_names.isdisjoint({name, f"{name}.place"}):
-                name += "_"
-            graph.initializer.append(numpy_helper.from_array(np.array(index), f"{name}.place"))
-            graph.node.append(
-                helper.make_node("SequenceAt", [output.name, f"{name}.place"], [name]),
-            )
+        for index in range(length):
+            name = _add_element(graph, output.name, index, used_names)
             outputs.append(onnx.ValueInfoProto(name=name))
     del graph.output[:]
     graph.output.extend(outputs)
+
+
+def _add_element(graph: GraphProto, sequence: str, index: int, used_names: set[str]) -> str:
+    """Add an element of a sequence as a tensor, and return its name, which is not one
+    of the used names.
+    """
+    name = f"{sequence}_{index}"
+    while not used_names.isdisjoint({name, f"{name}.place"}):
+        name += "_"
+    place = numpy_helper.from_array(np.array(index), f"{name}.place")
+    graph.initializer.append(place)
+    graph.node.append(helper.make_node("SequenceAt", [sequence, place.name], [name]))
+    return name
 
 
 @dataclass(frozen=True)
@@ -247,29 +254,19 @@ def _declare_outputs(proto: ModelProto) -> None:
     """Declare missing output types and shapes from ONNX Runtime. Raises ConversionError
     if it cannot load the graph.
     """
-    bare = {
+    undeclared = {
         output.name: output
         for output in proto.graph.output
         if output.type.WhichOneof("value") in (None, "tensor_type")
         and not output.type.tensor_type.HasField("shape")
     }
-    if not bare:
+    if not undeclared:
         return
-    ort = import_onnxruntime()
-    try:
-        session = ort.InferenceSession(
-            proto.SerializeToString(),
-            session_options(ort, 1),
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
-        raise ConversionError(
-            f"ONNX Runtime cannot load the graph: {describe_error(error)}",
-        ) from None
+    session = _load(proto)
     nodes = {
         node.name: node
         for node in session.get_outputs()
-        if node.name in bare and node.type.startswith("tensor(")
+        if node.name in undeclared and node.type.startswith("tensor(")
     }
     shapes: dict[str, Sizes] = {name: node.shape for name, node in nodes.items()}
     unknown = [name for name, shape in shapes.items() if not shape]
@@ -278,7 +275,24 @@ def _declare_outputs(proto: ModelProto) -> None:
     for name, node in nodes.items():
         type_name = node.type.removeprefix("tensor(").removesuffix(")")
         kind = getattr(onnx.TensorProto, type_name.upper())
-        bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
+        undeclared[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
+
+
+def _load(proto: ModelProto) -> "onnxruntime.InferenceSession":
+    """Return a session of the graph. Raises ConversionError if ONNX Runtime cannot load
+    it.
+    """
+    ort = import_onnxruntime()
+    try:
+        return ort.InferenceSession(
+            proto.SerializeToString(),
+            session_options(ort, 1),
+            providers=["CPUExecutionProvider"],
+        )
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
+        raise ConversionError(
+            f"ONNX Runtime cannot load the graph: {describe_error(error)}",
+        ) from None
 
 
 def _computed_shapes(
@@ -287,18 +301,17 @@ def _computed_shapes(
     graph: GraphProto,
 ) -> dict[str, Sizes]:
     """Return the output shapes of runs with two and with three rows of zeros. Sizes
-    that differ are None.
+    that differ are None. Raises ConversionError if a run fails.
     """
-    inputs = {
+    types = {
         value.name: converted.served_type(value, None) for value in converted.fed_inputs(graph)
     }
 
-    def zeros(rows: int) -> dict[str, Array]:
+    def zeros(size: int) -> dict[str, Array]:
+        """Return zeros or empty strings with the size for each free dimension."""
         feeds = {}
-        for name, (dtype, shape) in inputs.items():
-            sizes = list(shape)
-            while -1 in sizes:
-                sizes[sizes.index(-1)] = rows
+        for name, (dtype, shape) in types.items():
+            sizes = [size if declared == -1 else declared for declared in shape]
             zero = "" if dtype == "str" else 0
             feeds[name] = np.full(sizes, zero).astype(numpy_dtype(dtype))
         return feeds

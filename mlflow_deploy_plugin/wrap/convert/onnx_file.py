@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import Message
 from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.errors import ConversionError
@@ -55,18 +56,7 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
     digests = {}
     if has_external_weights(proto):
         graph = _without_weights(proto)
-        digest = hashlib.sha256()
-        with (folder / DATA_FILE).open("wb") as file:
-            for weights, slim in zip(proto.graph.initializer, graph.graph.initializer, strict=True):
-                if slim.data_location == onnx.TensorProto.EXTERNAL:
-                    offset = file.tell()
-                    content = weights.raw_data
-                    slim.external_data.add(key="offset", value=str(offset))
-                    slim.external_data.add(key="length", value=str(len(content)))
-                    for part in (content, bytes(-len(content) % _PAGE)):
-                        file.write(part)
-                        digest.update(part)
-        digests[DATA_FILE] = f"sha256:{digest.hexdigest()}"
+        digests[DATA_FILE] = _write_weights(folder / DATA_FILE, proto, graph)
         proto = graph
     try:
         content = proto.SerializeToString()
@@ -78,25 +68,31 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
     return {ONNX_FILE: f"sha256:{hashlib.sha256(content).hexdigest()}", **digests}
 
 
+def _write_weights(path: Path, proto: ModelProto, slim: ModelProto) -> str:
+    """Write the large initializers to a file, record their positions in the `slim` copy
+    of the model, and return the file's `sha256:…`.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for weights, entry in zip(proto.graph.initializer, slim.graph.initializer, strict=True):
+            if entry.data_location == onnx.TensorProto.EXTERNAL:
+                offset = file.tell()
+                content = weights.raw_data
+                entry.external_data.add(key="offset", value=str(offset))
+                entry.external_data.add(key="length", value=str(len(content)))
+                for part in (content, bytes(-len(content) % _PAGE)):
+                    file.write(part)
+                    digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
 def _without_weights(proto: ModelProto) -> ModelProto:
     """Return a copy in which large initializers refer to `DATA_FILE`. Their bytes are
     not copied.
     """
     slim = onnx.ModelProto()
-    for source, target, left_out in (
-        (proto, slim, "graph"),
-        (proto.graph, slim.graph, "initializer"),
-    ):
-        for field, value in source.ListFields():
-            name = field.name
-            if name == left_out:
-                continue
-            if hasattr(value, "extend"):
-                getattr(target, name).extend(value)
-            elif hasattr(value, "CopyFrom"):
-                getattr(target, name).CopyFrom(value)
-            else:
-                setattr(target, name, value)
+    _copy_fields(proto, slim, left_out="graph")
+    _copy_fields(proto.graph, slim.graph, left_out="initializer")
     for weights in proto.graph.initializer:
         if len(weights.raw_data) < _LEAST_BYTES:
             slim.graph.initializer.append(weights)
@@ -109,3 +105,17 @@ def _without_weights(proto: ModelProto) -> ModelProto:
         external.data_location = onnx.TensorProto.EXTERNAL
         external.external_data.add(key="location", value=DATA_FILE)
     return slim
+
+
+def _copy_fields(source: Message, target: Message, left_out: str) -> None:
+    """Copy the fields of a message, except for the field `left_out`."""
+    for field, value in source.ListFields():
+        name = field.name
+        if name == left_out:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, name).CopyFrom(value)
+        else:
+            setattr(target, name, value)

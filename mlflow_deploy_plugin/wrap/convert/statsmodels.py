@@ -67,16 +67,14 @@ def forms(
     """Return one form, the linear predictor with its link. Raises the errors of
     `require_example`.
     """
-    return [
-        partial(
-            _convert,
-            model,
-            converted.require_example(batch, predict_fn, "a model of statsmodels", "predict"),
-        ),
-    ]
+    example = converted.require_example(batch, predict_fn, "a model of statsmodels", "predict")
+    return [partial(_convert, model, example)]
 
 
 def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
+    """Return the graph of the results. Raises InvalidConfig if the batch does not match
+    the formula or the parameters, and ConversionError if the model is not supported.
+    """
     link = _inverse_link(results.model)
     original = original_model(results)
     is_table = isinstance(batch, pd.DataFrame)
@@ -133,28 +131,24 @@ def _formula(
     """Return the linear predictor for the columns. Raises ConversionError if Python
     computes a term.
     """
-    places = _places(model, columns)
+    positions_by_term = _positions_by_term(model, columns)
     parts = []
     # Terms with equally many columns are computed together.
-    for count in sorted(set(map(len, places.values()))):
-        indices = [index for index, positions in places.items() if len(positions) == count]
-        levels = zip(*(places[index] for index in indices), strict=True)
-        product = reduce(
-            np.multiply,
-            [rows[:, list(level)] for level in levels],
-        )
-        parts.append(product @ weights[indices])
-    linear = reduce(
-        np.add,
-        parts or [np.zeros_like(rows[:, :1]) @ weights[:1]],
-    )
-    constants = [index for index in range(len(model.exog_names)) if index not in places]
+    for count in sorted(set(map(len, positions_by_term.values()))):
+        terms = [term for term, positions in positions_by_term.items() if len(positions) == count]
+        factors = np.transpose([positions_by_term[term] for term in terms])
+        product = reduce(np.multiply, [rows[:, factor.tolist()] for factor in factors])
+        parts.append(product @ weights[terms])
+    if not parts:
+        parts = [np.zeros_like(rows[:, :1]) @ weights[:1]]
+    linear = reduce(np.add, parts)
+    constants = [term for term in range(len(model.exog_names)) if term not in positions_by_term]
     return linear + weights[constants].sum(axis=0)
 
 
-def _places(model: Model, columns: list[str]) -> dict[int, list[int]]:
+def _positions_by_term(model: Model, columns: list[str]) -> dict[int, list[int]]:
     """Return the positions of the columns of each term by the index of its weight."""
-    places = {}
+    positions = {}
     for index, term in enumerate(model.exog_names):
         if term == "Intercept":
             continue
@@ -164,29 +158,40 @@ def _places(model: Model, columns: list[str]) -> dict[int, list[int]]:
                 f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
                 "computed by Python; add it to the table as a column",
             )
-        places[index] = list(map(columns.index, names))
-    return places
+        positions[index] = list(map(columns.index, names))
+    return positions
 
 
 def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
     """Return the function from the linear predictor to the prediction. Raises
     ConversionError for other models.
     """
+    link = _link_of(model)
+    if not link:
+        kind = type(model).__name__
+        raise ConversionError(
+            f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
+            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
+        )
+    if link not in _INVERSE_LINKS:
+        raise ConversionError(
+            f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX",
+        )
+    return _INVERSE_LINKS[link]
+
+
+def _link_of(model: Model) -> str:
+    """Return the name of the model's link; "" for a model that has no linear
+    predictor, or of a user's class.
+    """
     kind = type(model).__name__
-    if type(model).__module__.startswith("statsmodels."):
-        link = "Identity" if kind in _LINEAR else _DISCRETE.get(kind, "")
-        if kind == "GLM":
-            link = type(model.family.link).__name__
-            if link not in _INVERSE_LINKS:
-                raise ConversionError(
-                    f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX",
-                )
-        if link:
-            return _INVERSE_LINKS[link]
-    raise ConversionError(
-        f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link are "
-        f"supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
-    )
+    if not type(model).__module__.startswith("statsmodels."):
+        return ""
+    if kind == "GLM":
+        return type(model.family.link).__name__
+    if kind in _LINEAR:
+        return "Identity"
+    return _DISCRETE.get(kind, "")
 
 
 def original_model(results: TrainedModel) -> converted.OriginalModel:
@@ -199,12 +204,8 @@ def original_model(results: TrainedModel) -> converted.OriginalModel:
 
 def _shares(linear: TracedArray) -> TracedArray:
     """Return the probabilities of the classes. The score of the first class is 0."""
-    scores = np.exp(
-        np.concatenate(
-            [np.zeros_like(linear[:, :1]), linear],
-            axis=1,
-        )
-    )
+    first = np.zeros_like(linear[:, :1])
+    scores = np.exp(np.concatenate([first, linear], axis=1))
     return scores / scores.sum(axis=1, keepdims=True)
 
 

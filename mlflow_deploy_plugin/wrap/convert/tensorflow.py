@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import tensorflow as tf
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -92,7 +92,7 @@ def export(
     display_name: str,
 ) -> ModelProto:
     """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx
-    lacks an operation.
+    is not installed or lacks an operation.
 
     Args:
         function: a function of the tensors in the order of `arrays`.
@@ -120,12 +120,16 @@ def export(
         raise ConversionError(
             f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}",
         ) from error
-    captured = {inner.name: outer for outer, inner in captures}
-    for value in [value for value in proto.graph.input if value.name in captured]:
-        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
-        proto.graph.initializer.append(constant)
-        proto.graph.input.remove(value)
+    _store_captured_tensors(proto.graph, {inner.name: outer for outer, inner in captures})
     return converted.rename_values(proto, list(arrays), outputs)
+
+
+def _store_captured_tensors(graph: GraphProto, captured: dict[str, tf.Tensor]) -> None:
+    """Turn the graph's inputs that are captured tensors, by name, into constants."""
+    for value in [value for value in graph.input if value.name in captured]:
+        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
+        graph.initializer.append(constant)
+        graph.input.remove(value)
 
 
 def _tensor_specs(
@@ -162,6 +166,7 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     if signature:
         return dict(signature.structured_input_signature[1])
     call = type(model).__call__
+    # A `tf.function` contains the user's Python function, which has the parameters.
     source = model if hasattr(model, "python_function") else call
     function = getattr(source, "python_function", None) or call
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
@@ -173,28 +178,38 @@ def _arrays(
 ) -> dict[str, Array]:
     """Return the arrays by input name, with the types of the signature. Raises
     InvalidConfig if an input of the signature is missing.
-
-    An unnamed array is the first input, and so is a table without the columns of the
-    inputs.
     """
-    named = batch
-    if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
-        named = {"": batch.to_numpy(dtype=np.float32)}
-    if "" in named:
-        first = next(iter(specs))
-        arrays = {first: np.asarray(named[first] if first in named else named[""])}
-    else:
-        for name, spec in specs.items():
-            if name not in named and spec is not None:
-                raise InvalidConfig(
-                    f"input_example: {name!r} is missing; the model needs {', '.join(specs)}",
-                )
-        arrays = {name: np.asarray(named[name]) for name in specs if name in named}
+    arrays = _arrays_by_input(specs, batch)
     for name, array in arrays.items():
         spec = specs[name]
         if array.dtype.kind not in "OU" and spec is not None:
             arrays[name] = array.astype(spec.dtype.as_numpy_dtype)
     return arrays
+
+
+def _arrays_by_input(
+    specs: dict[str, tf.TensorSpec | None],
+    batch: ModelInput,
+) -> dict[str, Array]:
+    """Return the arrays of the inputs that the batch has. Raises InvalidConfig if an
+    input of the signature is missing.
+
+    An unnamed array is the first input, and so is a table without the columns of the
+    inputs.
+    """
+    data = batch
+    if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
+        data = {"": batch.to_numpy(dtype=np.float32)}
+    if "" in data:
+        first = next(iter(specs))
+        values = data[first] if first in data else data[""]
+        return {first: np.asarray(values)}
+    for name, spec in specs.items():
+        if name not in data and spec is not None:
+            raise InvalidConfig(
+                f"input_example: {name!r} is missing; the model needs {', '.join(specs)}",
+            )
+    return {name: np.asarray(data[name]) for name in specs if name in data}
 
 
 def _call(

@@ -69,8 +69,8 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     if isinstance(data, dict):
         return {str(name): _array(values) for name, values in data.items()}
     if isinstance(data, tuple):
-        named = zip(_parameters(model), data, strict=False)
-        return {name: _array(values) for name, values in named}
+        pairs = zip(_parameters(model), data, strict=False)
+        return {name: _array(values) for name, values in pairs}
     return {"": _array(data)}
 
 
@@ -161,25 +161,31 @@ def export(
         legacy: True to trace with TorchScript.
 
     Raises:
-        ConversionError: the exporter fails.
+        ConversionError: the exporter fails, or an output has the name of an input.
         InvalidConfig: the model refuses the batch.
     """
+    # The axes of an unnamed tensor are those of the first input.
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.
     traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
     answers = converted.call_original(original, traced)
-    for name in answers:
-        if name in names:
-            raise ConversionError(
-                f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
-                "in a graph are unique; rename the output",
-            )
+    _check_output_names(model, names, list(answers))
     proto = _to_onnx(model, _tensors(traced, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(traced, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
             longer = converted.call_original(original, _longer(traced, dynamic_axes))
             _free_sizes(proto.graph, answers, longer)
     return proto
+
+
+def _check_output_names(model: TrainedModel, inputs: list[str], outputs: list[str]) -> None:
+    """Raise ConversionError if an output has the name of an input."""
+    for name in outputs:
+        if name in inputs:
+            raise ConversionError(
+                f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
+                "in a graph are unique; rename the output",
+            )
 
 
 def _longer(
@@ -217,31 +223,24 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
     """
     graph = proto.graph
     embeddings = _find_embeddings(graph)
+    if not embeddings:
+        return proto
     nodes = list(graph.node)
     marks: list[str] = []
-    reasons: list[str] = []
     del graph.node[:]
     for index, node in enumerate(nodes):
-        embedding = embeddings.get(index)
-        if embedding is not None:
+        if index in embeddings:
             mark = f"{REFUSED_ROWS}_{len(marks)}"
             marks.append(mark)
-            _mark_ids(graph, embedding, mark)
-            node.input[1] = f"{mark}_ids"
-            if embedding.shape:
-                node.input[1] = f"{mark}_all"
-                flatten = [f"{mark}_ids", embedding.shape]
-                graph.node.append(helper.make_node("Reshape", flatten, [node.input[1]]))
-            is_input = any(entry.name == embedding.ids for entry in graph.input)
-            display_name = repr(embedding.ids) if is_input else "an embedding"
-            reasons.append(f"{display_name} accepts the ids 0 to {embedding.last}")
+            node.input[1] = _mark_ids(graph, embeddings[index], mark)
         graph.node.append(node)
-    if marks:
-        graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
-        graph.output.append(
-            helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]),
-        )
-        helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(dict.fromkeys(reasons))})
+    graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
+    graph.output.append(
+        helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]),
+    )
+    input_names = {entry.name for entry in graph.input}
+    reasons = dict.fromkeys(embedding.refusal(input_names) for embedding in embeddings.values())
+    helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(reasons)})
     return proto
 
 
@@ -262,6 +261,13 @@ class _Embedding:
     last: int
     shape: str
 
+    def refusal(self, input_names: set[str]) -> str:
+        """Return the reason for refusing other ids, with the name of the tensor if it
+        is an input of the graph.
+        """
+        label = repr(self.ids) if self.ids in input_names else "an embedding"
+        return f"{label} accepts the ids 0 to {self.last}"
+
 
 def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     """Return the embeddings whose ids have a first dimension of rows, by the position
@@ -275,13 +281,7 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     for index, node in enumerate(graph.node):
         if not _is_embedding(node) or node.input[0] not in sizes:
             continue
-        ids = node.input[1]
-        shape = ""
-        maker = makers.get(ids)
-        # An EmbeddingBag flattens all rows.
-        while maker and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
-            ids, shape = maker.input
-            maker = makers.get(ids)
+        ids, shape = _ids_of_rows(node, makers, sizes)
         if ids in values and values[ids].shape.dim[:1] == batch:
             embeddings[index] = _Embedding(
                 ids=ids,
@@ -290,6 +290,28 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
                 shape=shape,
             )
     return embeddings
+
+
+def _ids_of_rows(
+    gather: NodeProto,
+    makers: Mapping[str, NodeProto],
+    sizes: Mapping[str, int],
+) -> tuple[str, str]:
+    """Return the tensor of ids before a Reshape flattens all rows, as in an
+    EmbeddingBag, and the shape of this Reshape; "" without a Reshape.
+
+    Args:
+        gather: the node that looks up the ids.
+        makers: the node that computes each value.
+        sizes: the first dimension of each weight.
+    """
+    ids = gather.input[1]
+    shape = ""
+    maker = makers.get(ids)
+    while maker and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
+        ids, shape = maker.input
+        maker = makers.get(ids)
+    return ids, shape
 
 
 def _is_embedding(node: NodeProto) -> bool:
@@ -302,9 +324,9 @@ def _is_embedding(node: NodeProto) -> bool:
     return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
-def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> None:
-    """Add a mark [N] that is 0 if all ids of a row are in the table; `{mark}_ids` are
-    the clipped ids.
+def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
+    """Add a mark [N] that is 0 if all ids of a row are in the table, and return the
+    name of the clipped ids for the Gather.
     """
     ids = embedding.ids
     dtype = helper.tensor_dtype_to_np_dtype(embedding.kind)
@@ -324,6 +346,11 @@ def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> None:
         ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
     ):
         graph.node.append(helper.make_node(operator, inputs, [output], output, **options))
+    if not embedding.shape:
+        return f"{mark}_ids"
+    flat_ids = f"{mark}_all"
+    graph.node.append(helper.make_node("Reshape", [f"{mark}_ids", embedding.shape], [flat_ids]))
+    return flat_ids
 
 
 def _traced_rows(batch: ModelInput) -> ModelInput:
@@ -375,7 +402,11 @@ def _to_onnx(
     line of the exporter's error.
 
     Args:
+        model: the module or program.
         arguments: the tensors of the traced rows, in the order of `names`.
+        names: the inputs of the graph.
+        outputs: the outputs of the graph.
+        dynamic_axes: the free axes of each input, in addition to its first dimension.
         legacy: True to trace with TorchScript, as for each ScriptModule.
     """
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
@@ -498,12 +529,12 @@ def attention(
     value: Any,
     attn_mask: Any = None,
     *options: Any,
-    **named: Any,
+    **keywords: Any,
 ) -> Any:
     """Translate attention. For a row without allowed positions, the exporter returns a
     mean instead of 0.
     """
-    answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
+    answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **keywords)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
     has_allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
@@ -612,23 +643,36 @@ def by_name(
         if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
         return {name or "output": result}
-    if isinstance(result, dict):
-        prefix = f"{name}." if name else ""
-        parts = {f"{prefix}{key}": part for key, part in result.items()}
-    elif isinstance(result, list | tuple):
-        stem = name or "output"
-        parts = {f"{stem}_{position}": part for position, part in enumerate(result)}
-    elif result is None or (name and not of_tensors):
+    parts = _parts_by_name(result, name)
+    if parts is None:
+        is_left_out = result is None or (name and not of_tensors)
+        if not is_left_out:
+            raise _not_a_tensor(result)
         return {}
-    else:
-        kind = type(result).__name__
-        # from transformers
-        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""
-        raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
     tensors: dict[str, torch.Tensor] = {}
     for part_name, part in parts.items():
         tensors |= by_name(part, of_tensors, part_name)
     return tensors
+
+
+def _parts_by_name(result: object, name: str) -> dict[str, object] | None:
+    """Return the parts of a mapping, list or tuple by output name, or None for other
+    results. `name` is the name of the result; "" for the whole result.
+    """
+    if isinstance(result, dict):
+        prefix = f"{name}." if name else ""
+        return {f"{prefix}{key}": part for key, part in result.items()}
+    if isinstance(result, list | tuple):
+        stem = name or "output"
+        return {f"{stem}_{position}": part for position, part in enumerate(result)}
+    return None
+
+
+def _not_a_tensor(result: object) -> ConversionError:
+    kind = type(result).__name__
+    is_cache_of_transformers = kind.endswith("Cache")
+    way = "; set model.config.use_cache = False" if is_cache_of_transformers else ""
+    return ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
 
 
 def _as_mapping(answer: object) -> object:
@@ -662,10 +706,10 @@ def _tensors(
 
 
 def _parameters(model: TrainedModel) -> list[str]:
+    """Return the names of the parameters of `forward`, in order and without self."""
     if isinstance(model, ExportedProgram):
         return list(model.graph_signature.user_inputs)
     if isinstance(model, torch.jit.ScriptModule):
-        # The first argument is self.
         return [argument.name for argument in model.forward.schema.arguments[1:]]
     return list(_signature(model))
 

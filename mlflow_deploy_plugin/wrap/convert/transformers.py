@@ -148,8 +148,11 @@ def _pipeline_asked_with(
     options: dict[str, Any],
     predict_fn: str,
 ) -> TrainedModel:
-    """Return the pipeline with the options as its defaults. Raises ConversionError if
-    the pipeline refuses them, or if `predict` would return several labels.
+    """Set the options, except for the number of labels `top_k`, as the defaults of the
+    pipeline, and return the pipeline.
+
+    Raises ConversionError if the pipeline refuses the options, or if `predict` would
+    return several labels.
     """
     label_count = options.pop("top_k", 1)
     if label_count != 1 and predict_fn == "predict":
@@ -172,14 +175,14 @@ def _pipeline_asked_with(
 
 
 def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> TrainedModel:
-    """Return the encoder with the prompt, size and normalization of the options. Raises
-    ConversionError for another option that is not a default.
+    """Set the prompt, size and normalization of the options in the encoder, and return
+    the encoder. Raises ConversionError for another option that is not a default.
     """
     remaining = {name: value for name, value in options.items() if value is not None}
     prompt = remaining.pop("prompt", None)
     prompt_name = remaining.pop("prompt_name", None)
     size = remaining.pop("truncate_dim", None)
-    normalizes = remaining.pop("normalize_embeddings", False)
+    is_normalized = remaining.pop("normalize_embeddings", False)
     for name, value in remaining.items():
         if _ENCODER_DEFAULTS.get(name) != value:
             raise ConversionError(
@@ -189,7 +192,7 @@ def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> Trained
     _set_prompt(model, prompt, prompt_name)
     if size is not None:
         model.truncate_dim = size
-    if normalizes:
+    if is_normalized:
         if model.truncate_dim is not None:
             model.append(_Truncation(model.truncate_dim))
         model.append(Normalize())
@@ -247,9 +250,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         self.options: Mapping[str, Any] = pipeline._preprocess_params
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_single = len(self.all_labels) == 1
-        function = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
-        if not function:
-            function = _default_function(config.problem_type, is_single)
+        function = _score_function(pipeline, is_single)
         activations = {
             "softmax": partial(torch.softmax, dim=-1),
             "sigmoid": torch.sigmoid,
@@ -272,12 +273,16 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return {self.output: scores}
 
     def predict(self, texts: list[str]) -> dict[str, Array]:
+        """Return the scores [N, labels] of the pipeline, and its labels [N]; for a
+        single label, only its scores [N].
+        """
+        # The pipeline returns the labels of a text in the order of their scores.
         answers = self.original(texts, top_k=None, batch_size=1)
-        lists = []
+        rows = []
         for parts in answers:
             by_label = {part["label"]: part["score"] for part in parts}
-            lists.append([by_label[label] for label in self.all_labels])
-        scores = np.array(lists, np.float32)
+            rows.append([by_label[label] for label in self.all_labels])
+        scores = np.array(rows, np.float32)
         if not self.labels:
             return {self.output: scores[:, 0]}
         return {
@@ -292,10 +297,14 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return dict(self.tokenizer(texts, **options))
 
 
-def _default_function(problem_type: str | None, is_single: bool) -> str:
-    """Return the function that turns logits into scores, by the rules of
-    TextClassificationPipeline.postprocess. `is_single` is True for one label.
+def _score_function(pipeline: TrainedModel, is_single: bool) -> str:
+    """Return the function that turns logits into scores: the user's, or one by the
+    rules of TextClassificationPipeline.postprocess. `is_single` is True for one label.
     """
+    function: str = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
+    if function:
+        return function
+    problem_type = pipeline.model.config.problem_type
     if problem_type == "regression":
         return "none"
     if problem_type == "multi_label_classification" or is_single:
@@ -337,6 +346,7 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
 
 @contextmanager
 def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
+    """Make the tokenizer pad on the `side`, left or right, within the context."""
     before = tokenizer.padding_side
     tokenizer.padding_side = side
     try:
@@ -363,14 +373,19 @@ def _convert(
     net.names = list(spec.graph_inputs)
     proto = _export(net, tokens)
     package = type(model).__module__.partition(".")[0]
-    package_version = version(package.replace("_", "-"))
-    bound = converted.bind_graph(proto, None, package, package_version, _original_model(net))
+    bound = converted.bind_graph(
+        proto,
+        batch=None,
+        framework=package,
+        framework_version=version(package.replace("_", "-")),
+        original=_original_model(net),
+    )
     roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
     outputs = [replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs]
     prediction = net.output if predict_fn == "predict_proba" else bound.outputs[0].name
     return replace(
         bound,
-        inputs=(Input(column, "str", (-1,), (column,)),),
+        inputs=(Input(column, dtype="str", shape=(-1,), columns=(column,)),),
         outputs=tuple(outputs),
         prediction=(prediction,),
         classes=net.labels,
@@ -401,7 +416,6 @@ def _export(net: "_Classifier | _Encoder", tokens: Mapping[str, Any]) -> ModelPr
 
 def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
     """Add the output `label` [N], the class with the highest score."""
-    string = TensorProto.STRING
     graph.initializer.append(
         numpy_helper.from_array(np.array(net.labels, object), "class_names"),
     )
@@ -415,7 +429,8 @@ def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
         ),
     )
     graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
-    graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
+    label = helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"])
+    graph.output.insert(0, label)
 
 
 def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
@@ -466,7 +481,12 @@ def _saved_tokenizer(
     # This call sets truncation and padding in the tokenizer.
     names = _supported_arrays(model.tokenize(texts))
     content = tokenizer.backend_tokenizer.to_str()
-    spec = TokenizerSpec(Path(_FILE), names, _most_tokens(model), model.prefix)
+    spec = TokenizerSpec(
+        file=Path(_FILE),
+        graph_inputs=names,
+        max_length=_max_tokens(model),
+        prefix=model.prefix,
+    )
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
@@ -488,24 +508,36 @@ def _supported_arrays(arrays: Iterable[str]) -> list[str]:
     return [name for name in _ARRAYS if name in returned]
 
 
-def _most_tokens(model: "_Classifier | _Encoder") -> int:
-    """Return the maximum number of tokens. Raises ConversionError if the tokenizer does
-    not limit it.
+def _max_tokens(model: "_Classifier | _Encoder") -> int:
+    """Return the maximum number of tokens. Raises ConversionError if neither the
+    tokenizer nor the net limits it.
     """
     truncation = model.tokenizer.backend_tokenizer.truncation or {}
-    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    for name, module in model.named_modules():
-        is_embedding = name.endswith("position_embeddings")
-        if is_embedding and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
-    for limit in (truncation.get("max_length"), positions, model.tokenizer.model_max_length):
+    limits = (
+        truncation.get("max_length"),
+        _count_positions(model),
+        model.tokenizer.model_max_length,
+    )
+    for limit in limits:
         # A `model_max_length` of 1e30 is not a limit.
         if limit and 0 < limit < _UNLIMITED_TOKENS:
             return int(limit)
     raise ConversionError(
         "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
     )
+
+
+def _count_positions(model: "_Classifier | _Encoder") -> int:
+    """Return the number of positions that the net can embed, or 0 if it does not
+    declare a number.
+    """
+    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
+    positions: int = getattr(config, "max_position_embeddings", None) or 0
+    for name, module in model.named_modules():
+        is_embedding = name.endswith("position_embeddings")
+        if is_embedding and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
+    return positions
 
 
 def _hostile_texts(texts: list[str]) -> Iterator[str]:
@@ -528,11 +560,13 @@ def _compare_tokens(
     texts than the original.
     """
     try:
-        got = saved.feeds([text, other])
+        feeds = saved.feeds([text, other])
     except SchemaMismatch:  # The text has too many tokens for a model that does not truncate.
         return
-    want = model.tokenize([text, other])
-    differing = [name for name in names if not np.array_equal(got[name], np.asarray(want[name]))]
+    tokens = model.tokenize([text, other])
+    differing = [
+        name for name in names if not np.array_equal(feeds[name], np.asarray(tokens[name]))
+    ]
     if differing:
         options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
         shown_options = f" ({options})" if options else ""

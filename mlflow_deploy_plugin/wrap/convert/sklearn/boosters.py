@@ -66,7 +66,8 @@ def read_boosting(estimator: Estimator) -> Boosting:
 
 def _read_xgboost(model: Estimator) -> Boosting:
     """Return the trees of a native booster, or of an estimator up to the round at which
-    it was stopped early.
+    it was stopped early. Raises NotImplementedError for unsupported objectives or
+    categories.
     """
     is_native = type(model).__name__ == "Booster"
     booster = model if is_native else model.get_booster()
@@ -143,7 +144,7 @@ class _XgboostDocument:
     def encoded_categories(self) -> dict[int, Document]:
         """Return the encoded categories by the position of their column."""
         columns = self.content.get("cats", {}).get("enc", [])
-        return {index: entry for index, entry in enumerate(columns) if entry["values"]}
+        return {position: entry for position, entry in enumerate(columns) if entry["values"]}
 
     def lines(self, targets: int) -> Array:
         """Return the slopes [features, targets] of gblinear. The last row is the
@@ -153,6 +154,7 @@ class _XgboostDocument:
 
 
 def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
+    """Return the JSON of a native booster, whose layout differs between versions."""
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     outer = learner["gradient_booster"]
     content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
@@ -258,22 +260,29 @@ def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
     """
     if "offsets" not in encoded:
         return tuple(encoded["values"])  # integer categories
-    if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
+    codes = encoded["values"]
+    if min(codes, default=0) < 0 or max(codes, default=0) > _LAST_ASCII:
         raise NotImplementedError("non-ASCII categories, which XGBoost truncates")
-    text = bytes(encoded["values"]).decode()
+    text = bytes(codes).decode()
     return tuple(text[start:end] for start, end in pairwise(encoded["offsets"]))
 
 
+_LAST_ASCII = 127
 _XGBOOST_LINKS = {
-    "reg:squarederror": "Identity",
-    "reg:absoluteerror": "Identity",
-    "reg:pseudohubererror": "Identity",
-    "reg:quantileerror": "Identity",
-    "rank:ndcg": "Identity",
-    "rank:map": "Identity",
-    "rank:pairwise": "Identity",
-    "binary:logitraw": "Identity",
-    "reg:squaredlogerror": "Identity",
+    **dict.fromkeys(
+        (
+            "reg:squarederror",
+            "reg:absoluteerror",
+            "reg:pseudohubererror",
+            "reg:quantileerror",
+            "reg:squaredlogerror",
+            "rank:ndcg",
+            "rank:map",
+            "rank:pairwise",
+            "binary:logitraw",
+        ),
+        "Identity",
+    ),
     "binary:logistic": "Sigmoid",
     "reg:logistic": "Sigmoid",
     "count:poisson": "Exp",
@@ -286,11 +295,14 @@ _XGBOOST_LINKS = {
 
 
 def _read_lightgbm(model: Estimator) -> Boosting:
+    """Return the trees of a native booster or an estimator of LightGBM. Raises
+    NotImplementedError for unsupported objectives or categories.
+    """
     booster = model if type(model).__name__ == "Booster" else model.booster_
     document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     objective = _lightgbm_objective(document)
     kinds: dict[tuple[int, bool], int] = {}
-    trees = list(_lightgbm_trees(document, objective.scale, kinds))  # This fills `kinds`.
+    trees = list(_lightgbm_trees(document, objective.scale, kinds))  # The call fills `kinds`.
     return Boosting(
         trees=[tree for _, tree in trees],
         targets=[target for target, _ in trees],
@@ -405,7 +417,7 @@ class _LightgbmTree:
         left = self.add(node["left_child"])
         right = self.add(node["right_child"])
         threshold = _lightgbm_threshold(node["threshold"])
-        self.rows[position] = node["split_feature"], threshold, left, right, default_left, 0.0
+        self.rows[position] = Node(node["split_feature"], threshold, left, right, default_left)
         return position
 
     def _add_leaf(self, node: Document) -> None:
@@ -413,9 +425,8 @@ class _LightgbmTree:
         features = node.get("leaf_features", ())
         for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
             position = len(self.rows)
-            next_node = position + 2
-            leaf_if_missing = position + 1
-            self.rows.append((feature, np.inf, next_node, leaf_if_missing, False, 0.0))
+            test = Node(feature, np.inf, left=position + 2, right=position + 1, default_left=False)
+            self.rows.append(test)  # A missing feature goes right, to the next leaf.
             self.rows.append(leaf(node["leaf_value"] * self.scale))
         for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
             kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
@@ -449,11 +460,18 @@ _LIGHTGBM_ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold."""
 _LIGHTGBM_LINKS = {
     **dict.fromkeys(
-        ("regression", "regression_l1", "huber", "fair", "quantile", "mape"),
+        (
+            "regression",
+            "regression_l1",
+            "huber",
+            "fair",
+            "quantile",
+            "mape",
+            "lambdarank",
+            "rank_xendcg",
+        ),
         "Identity",
     ),
-    "lambdarank": "Identity",
-    "rank_xendcg": "Identity",
     "poisson": "Exp",
     "gamma": "Exp",
     "tweedie": "Exp",
@@ -539,6 +557,7 @@ def _catboost_tree(
     rows: list[Node] = []
 
     def add(node: Document) -> int:
+        """Add a node and the nodes below it, and return the node's position."""
         position = len(rows)
         if "split" not in node:
             rows.append(leaf(float(np.ravel(node["value"])[target]) * scale))
@@ -547,13 +566,12 @@ def _catboost_tree(
         left = add(node["left"])
         right = add(node["right"])
         feature = features[node["split"]["float_feature_index"]]
-        rows[position] = (
-            feature["flat_feature_index"],
-            node["split"]["border"],
-            left,
-            right,
-            feature["nan_value_treatment"] != "AsTrue",
-            0.0,
+        rows[position] = Node(
+            feature=feature["flat_feature_index"],
+            threshold=node["split"]["border"],
+            left=left,
+            right=right,
+            default_left=feature["nan_value_treatment"] != "AsTrue",
         )
         return position
 
@@ -563,14 +581,23 @@ def _catboost_tree(
 
 _CATBOOST_LINKS = {
     **dict.fromkeys(
-        ("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "LogCosh", "MultiRMSE"),
+        (
+            "RMSE",
+            "MAE",
+            "Quantile",
+            "MAPE",
+            "Huber",
+            "Expectile",
+            "LogCosh",
+            "MultiRMSE",
+            "YetiRank",
+            "PairLogit",
+            "QueryRMSE",
+            "QuerySoftMax",
+            "YetiRankPairwise",
+        ),
         "Identity",
     ),
-    "YetiRank": "Identity",
-    "PairLogit": "Identity",
-    "QueryRMSE": "Identity",
-    "QuerySoftMax": "Identity",
-    "YetiRankPairwise": "Identity",
     "Poisson": "Exp",
     "Tweedie": "Exp",
     "Logloss": "Sigmoid",

@@ -121,28 +121,22 @@ class _Collected:
 
 
 def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
-    """Return the boundary values that can be traced back to the columns, and the errors
-    of failed steps.
+    """Return the boundary values that can be traced back to the columns `names`, and
+    the errors of failed steps.
     """
     left_out: dict[str, str] = {}
     collected = _collect(fitted, left_out)
-
-    def by_name(values: dict[int, _Value]) -> dict[str, _Value]:
-        return {
-            names[position]: value for position, value in values.items() if position < len(names)
-        }
-
     edges = {}
-    for name, parts in by_name(collected.by_column("edges")).items():
+    for name, parts in _by_name(collected.by_column("edges"), names).items():
         edges[name] = _sample_evenly(np.unique(np.concatenate(parts)))
     categories = {}
-    for name, parts in by_name(collected.by_column("categories")).items():
+    for name, parts in _by_name(collected.by_column("categories"), names).items():
         categories[name] = tuple(_sample_evenly(list(chain(*parts))))
     texts = {}
-    for name, parts in by_name(collected.by_column("texts")).items():
+    for name, parts in _by_name(collected.by_column("texts"), names).items():
         # Texts with other characters than ASCII come first.
         texts[name] = tuple(_sample_evenly(sorted(chain(*parts), key=str.isascii)))
-    named_rows = [by_name(rows) for rows in collected.rows]
+    named_rows = [_by_name(rows, names) for rows in collected.rows]
     return BoundaryValues(
         edges=edges,
         categories=categories,
@@ -151,6 +145,11 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
         left_out=left_out,
         farthest=min(map(_farthest_magnitude, sub_estimators(fitted)), default=np.inf),
     )
+
+
+def _by_name(values: dict[int, _Value], names: list[str]) -> dict[str, _Value]:
+    """Return values by the names of their columns, without other columns."""
+    return {names[position]: value for position, value in values.items() if position < len(names)}
 
 
 def _farthest_magnitude(estimator: Estimator) -> float:
@@ -265,9 +264,9 @@ def _edges_of_steps(estimator: Estimator) -> Iterator[_Entry]:
 
 def _entries(
     kind: str,
-    indexed: Iterable[tuple[int, Any]],
+    by_position: Iterable[tuple[int, Any]],
 ) -> list[_Entry]:
-    return [(kind, position, values) for position, values in indexed]
+    return [(kind, position, values) for position, values in by_position]
 
 
 def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
@@ -275,12 +274,12 @@ def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
     if library_of(estimator):
         boosting = read_boosting(estimator)
         yield from _beside_thresholds(boosting.edges())
-        indexed = zip(boosting.category_columns, boosting.categories, strict=False)
-        yield from _entries("categories", indexed)
+        by_position = zip(boosting.category_columns, boosting.categories, strict=False)
+        yield from _entries("categories", by_position)
     elif is_tree(estimator):
-        inner = estimator.tree_.feature >= 0
-        features = estimator.tree_.feature[inner]
-        edges = estimator.tree_.threshold[inner]
+        is_inner = estimator.tree_.feature >= 0
+        features = estimator.tree_.feature[is_inner]
+        edges = estimator.tree_.threshold[is_inner]
         yield from _beside_thresholds(
             {int(feature): edges[features == feature] for feature in np.unique(features)},
         )
@@ -306,6 +305,7 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
 
 
 def _additive_edges(model: AdditiveModel) -> list[Array]:
+    """Return the cuts of each column; none for a column of bin numbers."""
     edges = [np.empty(0)] * model.n_features_in_
     for position, cuts in model.cuts:
         if cuts is not None:
@@ -356,6 +356,7 @@ def _scale_back(scaler: Estimator, collected: _Collected) -> _Collected:
     """Convert edges and rows of a scaler's output to those of its input."""
 
     def inverse(position: int, values: Array) -> Array:
+        """Return the numbers of a column before the scaler."""
         matrix = np.zeros((len(values), scaler.n_features_in_))
         matrix[:, position] = values
         return np.asarray(scaler.inverse_transform(matrix)[:, position])

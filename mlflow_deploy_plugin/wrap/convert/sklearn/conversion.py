@@ -92,8 +92,8 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         return {"": _numbers(data.to_numpy())}
     if isinstance(data, dict) and not any(map(np.ndim, data.values())):
         data = [data]  # The mapping is a single row.
-    is_rows = isinstance(data, list) and data and all(isinstance(row, dict) for row in data)
-    if is_rows or isinstance(data, dict):
+    is_list_of_rows = isinstance(data, list) and data and all(isinstance(row, dict) for row in data)
+    if is_list_of_rows or isinstance(data, dict):
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
@@ -153,6 +153,35 @@ def forms(
     model without `predict`.
     """
     model = boosters.as_estimator(model)
+    example = _require_example(model, batch)
+    has_proba = is_classifier(model) and _single_threaded(_has_probabilities, model)(model, example)
+    if predict_fn == "predict_proba" and not has_proba:
+        raise _no_probabilities(model)
+    columns: list[str] | int
+    if isinstance(example, pd.DataFrame):
+        columns = list(map(str, example.columns))
+        names = columns
+    else:
+        columns = int(example[""].shape[1])
+        names = list(map(str, range(columns)))
+    fitted = with_stand_ins(best_estimator(model), columns)
+    precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
+    convert = partial(
+        _convert,
+        model,
+        fitted,
+        example,
+        _single_threaded(_original_model(model, has_proba), fitted),
+        predict_fn,
+        cache(partial(boundary_values_of, fitted, names)),  # All forms share the result.
+    )
+    return [partial(convert, precision) for precision in precisions]
+
+
+def _require_example(model: Estimator, batch: ModelInput | None) -> ModelInput:
+    """Return the example. Raises InvalidConfig without an example or for an unfitted
+    model, and ConversionError for a model without `predict`.
+    """
     if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
     if batch is None:
@@ -163,10 +192,14 @@ def forms(
         raise ConversionError(
             f"{type(model).__name__} has no predict method, so it cannot be served",
         )
+    return batch
+
+
+def _original_model(model: Estimator, has_proba: bool) -> OriginalModel:
+    """Return a function for the original's predictions by output name. `has_proba` is
+    True for a classifier that also returns probabilities.
+    """
     is_of_classes = is_classifier(model)
-    has_proba = is_of_classes and _single_threaded(_has_probabilities, model)(model, batch)
-    if predict_fn == "predict_proba" and not has_proba:
-        raise _no_probabilities(model)
 
     def original(batch: ModelInput) -> dict[str, Array]:
         data = estimator_input(model, batch)
@@ -178,25 +211,7 @@ def forms(
             outputs["probabilities"] = model.predict_proba(data)
         return outputs
 
-    columns: list[str] | int
-    if isinstance(batch, pd.DataFrame):
-        columns = list(map(str, batch.columns))
-        names = columns
-    else:
-        columns = int(batch[""].shape[1])
-        names = list(map(str, range(columns)))
-    fitted = with_stand_ins(best_estimator(model), columns)
-    precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
-    convert = partial(
-        _convert,
-        model,
-        fitted,
-        batch,
-        _single_threaded(original, fitted),
-        predict_fn,
-        cache(partial(boundary_values_of, fitted, names)),  # All forms share the result.
-    )
-    return [partial(convert, precision) for precision in precisions]
+    return original
 
 
 def _no_probabilities(model: Estimator) -> InvalidConfig | ConversionError:
@@ -262,17 +277,10 @@ def _convert(
         for entry, node in zip(inputs, proto.graph.input, strict=True)
     )
     outputs = graph.finish_outputs(proto.graph, answers)
-    repairs: dict[graph.Precision, str] = {
-        "single": "",
-        "double_until_last_step": (
-            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
-            f"before {type(last_step(fitted)).__name__}"
-        ),
-        "double": "32-bit floats changed predictions; everything is computed in 64 bits",
-    }
     framework = library_of(model) or "sklearn"
     prediction = "probabilities" if predict_fn == "predict_proba" else outputs[0].name
     has_labels = outputs[0].role == "label"
+    margin = _single_threaded(_margin(model), fitted) if "label" in answers else None
     has_branches = any(node.op_type == "If" for node in proto.graph.node)
     return ConvertedModel(
         proto=proto,
@@ -284,11 +292,25 @@ def _convert(
         original=original,
         classes=_classes_of(model) if has_labels else (),
         boundary_values=boundary_values(),
-        margin=_single_threaded(_margin(model), fitted) if "label" in answers else None,
+        margin=margin,
         many_rows=levels.MANY_ROWS if has_branches else 0,
-        repair=repairs[precision],
+        repair=_repair(fitted, precision),
         cause=_cause_of_differences(fitted, batch),
     )
+
+
+def _repair(fitted: Estimator, precision: graph.Precision) -> str:
+    """Return how the precision prevents rounding errors of 32-bit floats; "" if it does
+    not.
+    """
+    if precision == "double_until_last_step":
+        return (
+            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
+            f"before {type(last_step(fitted)).__name__}"
+        )
+    if precision == "double":
+        return "32-bit floats changed predictions; everything is computed in 64 bits"
+    return ""
 
 
 def _classes_of(model: Estimator) -> tuple[Any, ...]:
@@ -364,22 +386,34 @@ def to_onnx(
     cannot be converted.
     """
     try:
-        copy = _convertible_copy(fitted)
-        if precision == "double_until_last_step":
-            copy = graph.round_before_last_step(copy)
-        with warnings.catch_warnings(), graph.own_converters():
-            warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
-            formulas.register()
-            _register_nets()
-            proto, topology = _call_skl2onnx(copy, inputs, precision == "double")
-            refusal = mark_refused_rows(proto.graph, topology)
-            proto = onnx_remove_node_identity(proto)
-            properties = {REFUSED_ROWS: refusal} if refusal else {}
-            helper.set_model_props(proto, properties)
+        proto = _converted_graph(fitted, inputs, precision)
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
     _restore_opsets(proto)
     sort_rows(proto.graph)
+    return proto
+
+
+def _converted_graph(
+    fitted: Estimator,
+    inputs: tuple[Input, ...],
+    precision: graph.Precision,
+) -> ModelProto:
+    """Return the ModelProto of skl2onnx, which marks refused rows. The converters may
+    raise any error.
+    """
+    copy = _convertible_copy(fitted)
+    if precision == "double_until_last_step":
+        copy = graph.round_before_last_step(copy)
+    with warnings.catch_warnings(), graph.own_converters():
+        warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
+        formulas.register()
+        _register_nets()
+        proto, topology = _call_skl2onnx(copy, inputs, precision == "double")
+        refusal = mark_refused_rows(proto.graph, topology)
+        proto = onnx_remove_node_identity(proto)
+        properties = {REFUSED_ROWS: refusal} if refusal else {}
+        helper.set_model_props(proto, properties)
     return proto
 
 
@@ -477,31 +511,9 @@ def _add_net(
     """Add the graph of an estimator's network, and return the name of its output [N,
     …].
     """
-    import torch  # torch is slow to import, and only these estimators need torch.
-
     from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
 
-    class Answer(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            if not hasattr(estimator, "network"):
-                self.net = estimator.module_
-                self.last = estimator._get_predict_nonlinearity()
-                return
-            self.net = deepcopy(estimator.network)
-            self.last = lambda answer: answer
-            for layer in self.net.modules():
-                if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
-                    layer.forward = layer.bn.forward  # Splitting the batch affects only training.
-
-        def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            answer = self.net(rows)
-            if isinstance(answer, tuple):
-                answer = answer[0]
-            return self.last(answer)
-
-    Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
-    net = Answer().eval()
+    net = _net_of(estimator)
     width = sum(variable.type.shape[1] for variable in inputs)
     rows = np.zeros((1, width), np.float32)
     exported = export(
@@ -524,6 +536,35 @@ def _add_net(
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)
+
+
+def _net_of(estimator: Estimator) -> Any:
+    """Return the network of an estimator of skorch or TabNet as a torch module that
+    returns a single tensor, in `eval` mode.
+    """
+    import torch  # torch is slow to import, and only these estimators need torch.
+
+    class Answer(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            if not hasattr(estimator, "network"):
+                self.net = estimator.module_
+                self.last = estimator._get_predict_nonlinearity()
+                return
+            self.net = deepcopy(estimator.network)
+            self.last = lambda answer: answer
+            for layer in self.net.modules():
+                if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
+                    layer.forward = layer.bn.forward  # Splitting the batch affects only training.
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            answer = self.net(rows)
+            if isinstance(answer, tuple):
+                answer = answer[0]
+            return self.last(answer)
+
+    Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
+    return Answer().eval()
 
 
 def _convertible_copy(fitted: Estimator) -> Estimator:

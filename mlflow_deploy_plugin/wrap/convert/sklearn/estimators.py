@@ -120,9 +120,11 @@ def is_linear(estimator: Estimator) -> bool:
 
 
 def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
-    """Yield the estimator and all nested estimators, each once."""
+    """Yield the estimator and all nested estimators, each once, in the order of their
+    attributes.
+    """
     seen: set[int] = set()
-    waiting = [estimator]
+    waiting = [estimator]  # The next part is the last one.
     while waiting:
         part = waiting.pop()
         if id(part) in seen:
@@ -233,8 +235,8 @@ def _feature_names(transformer: ColumnTransformer) -> list[str]:
 
 
 def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
-    """Return the names of a ColumnTransformer's columns, from names, positions, a slice
-    or booleans.
+    """Return the names of a step's columns. `names` are all columns of its
+    ColumnTransformer.
     """
     if isinstance(columns, str):
         return [columns]
@@ -242,12 +244,12 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
         return names[columns]
     if isinstance(columns, int):
         return [names[columns]]
-    listed: list[Any] = list(columns)
-    if listed and all(map(_is_bool, listed)):
-        return [name for name, is_listed in zip(names, listed, strict=True) if is_listed]
-    if all(isinstance(entry, str) for entry in listed):
-        return listed
-    return [names[int(entry)] for entry in listed]
+    keys: list[Any] = list(columns)
+    if keys and all(map(_is_bool, keys)):
+        return [name for name, is_read in zip(names, keys, strict=True) if is_read]
+    if all(isinstance(key, str) for key in keys):
+        return keys
+    return [names[int(key)] for key in keys]
 
 
 def _is_bool(entry: object) -> bool:
@@ -294,8 +296,8 @@ def bind_inputs(
     texts = [column.name for column in columns if column.type == "string"]
     optional_texts = _may_be_missing(model, batch, texts)
     encoded = _encoded_names(fitted, batch)
-    are_alike = len(texts) in (0, len(columns))
-    if are_alike and not column_transformers(fitted) and (texts or not encoded):
+    have_same_type = len(texts) in (0, len(columns)) and (texts or not encoded)
+    if have_same_type and not column_transformers(fitted):
         dtype = float_dtype
         if texts:
             dtype = "str"
@@ -328,9 +330,12 @@ def _input(
     columns: Sequence[Column],
     is_optional: bool,
 ) -> Input:
+    """Return an input that stacks columns. `is_optional` is True if its strings may be
+    missing.
+    """
     names = tuple(column.name for column in columns)
     missing = MISSING if is_optional else None
-    return Input(name, dtype, (-1, len(columns)), names, missing)
+    return Input(name, dtype, shape=(-1, len(columns)), columns=names, missing=missing)
 
 
 def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
@@ -373,14 +378,14 @@ def _may_be_missing(
     # Calls are slow for a wide table: the number of tried columns doubles after a
     # success and is halved after an error.
     start = 0
-    size = len(texts)
+    count = len(texts)
     while start < len(texts):
-        tried = texts[start : start + size]
+        tried = texts[start : start + count]
         if _accepts_gaps(model, batch, tried):
             optional.update(tried)
-            size *= 2
+            count *= 2
         elif len(tried) > 1:
-            size = len(tried) // 2
+            count = len(tried) // 2
             continue
         start += len(tried)
     return optional
@@ -388,13 +393,16 @@ def _may_be_missing(
 
 def _accepts_gaps(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> bool:
     """Return True if the model predicts a row without values in the text columns."""
+
+    def predict(row: ModelInput) -> dict[str, Array]:
+        return {"": model.predict(estimator_input(model, row))}
+
     gaps = {}
     for name in texts:
         gap = pd.Series([missing_value(batch[name])], batch.index[:1])
         gaps[name] = gap.astype(batch[name].dtype)
     try:
-        row = batch.head(1).assign(**gaps)
-        call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
+        call_original(predict, batch.head(1).assign(**gaps))
     except InvalidConfig:
         return False
     return True

@@ -183,15 +183,21 @@ class NodeBuilder:
         not support them for the estimator.
         """
         last = last_step(estimator)
-        for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
-            if self._container.has_options(last, name):
-                for owner in (self._scope, self._container):
-                    owner.add_options(id(last), {name: value})
-            elif value:
-                raise NotImplementedError(f"the scores of the inner {type(last).__name__}")
+        self._set_option(last, "zipmap", False)
+        self._set_option(last, "raw_scores", raw_scores)
         return [
             str(variable.full_name) for variable in _parse_sklearn(self._scope, estimator, inputs)
         ]
+
+    def _set_option(self, estimator: Estimator, option: str, value: bool) -> None:
+        """Set an option of skl2onnx for an estimator. An option that the estimator does
+        not have raises NotImplementedError if the value is True.
+        """
+        if self._container.has_options(estimator, option):
+            for owner in (self._scope, self._container):
+                owner.add_options(id(estimator), {option: value})
+        elif value:
+            raise NotImplementedError(f"the scores of the inner {type(estimator).__name__}")
 
     def variable(self, name: str, kind: DataType) -> Variable:
         """Return a skl2onnx variable for an array of the graph, for use as the input of
@@ -269,10 +275,10 @@ def register_converter(
     ) -> list[Variable]:
         operator = scope.declare_local_operator(alias, model)
         operator.inputs = inputs
-        values = type(inputs[0].type) if keeps_type else FloatTensorType
+        values_type = type(inputs[0].type) if keeps_type else FloatTensorType
         if has_labels:
             operator.outputs.append(scope.declare_local_variable("label", Int64TensorType()))
-        operator.outputs.append(scope.declare_local_variable("values", values()))
+        operator.outputs.append(scope.declare_local_variable("values", values_type()))
         return list(operator.outputs)
 
     options = {"zipmap": [True, False, "columns"], "nocl": [True, False]}
@@ -494,18 +500,19 @@ def finish_outputs(
     graph: GraphProto,
     answers: dict[str, Array],
 ) -> tuple[Output, ...]:
-    """Set names, shapes and label types of the outputs as in the original, and drop the
-    other outputs.
+    """Set names, shapes and label types of the outputs as in the original's answers,
+    drop the other outputs except `REFUSED_ROWS`, and return the descriptions of the
+    outputs.
     """
-    finished = []
     outputs = []
+    values = []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
         output = _output_of(name, answer, value)
-        finished.append(_finish_output(graph, output, value))
+        values.append(_finish_output(graph, output, value))
         outputs.append(output)
-    finished += [value for value in graph.output if value.name == REFUSED_ROWS]
+    values += [value for value in graph.output if value.name == REFUSED_ROWS]
     del graph.output[:]
-    graph.output.extend(finished)
+    graph.output.extend(values)
     _drop_unused(graph)
     return tuple(outputs)
 
@@ -539,9 +546,7 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
     """
     name = output.name
     new_names = {old: f"onnxserve_raw_{old}" for old in (value.name, name)}
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [new_names.get(value_name, value_name) for value_name in names]
+    _rename(graph, new_names)
     current = new_names[value.name]
     kind = _ONNX_TYPES[output.dtype]
     # skl2onnx's float types may be wrong.
@@ -557,6 +562,13 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
         helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}"),
     )
     return helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]])
+
+
+def _rename(graph: GraphProto, new_names: dict[str, str]) -> None:
+    """Rename values in the inputs and outputs of the nodes."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new_names.get(name, name) for name in names]
 
 
 def _drop_unused(graph: GraphProto) -> None:

@@ -31,6 +31,8 @@ _COMPARED_LEVELS = 3
 """The levels in which all nodes are compared: looking up a row's node costs as much as
 eight comparisons.
 """
+_LEVELS_IN_BYTES = 8
+"""The levels whose positions fit into bytes, which are four times as fast."""
 _BLOCK = 2**17
 """The number of positions (rows × trees) per block: the result of each operator takes
 half a megabyte.
@@ -82,17 +84,18 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     """Add the trees for rows [N ≥ 1, features], in blocks to limit memory, and return
     32-bit sums [N, targets].
     """
-    count = graph.row_count(rows)
+    row_count = graph.row_count(rows)
     most_rows = max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))
-    blocks, size = graph.equal_blocks(count, [most_rows])
-    padding = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])
-    padded = graph.node("Pad", [rows, graph.node("Concat", [[0, 0], padding, [0]], axis=0)])
-    shape = graph.node("Concat", [blocks, size, [-1]], axis=0)
+    block_count, block_rows = graph.equal_blocks(row_count, [most_rows])
+    added_rows = graph.node("Sub", [graph.node("Mul", [block_count, block_rows]), row_count])
+    pads = graph.node("Concat", [[0, 0], added_rows, [0]], axis=0)
+    padded = graph.node("Pad", [rows, pads])
+    shape = graph.node("Concat", [block_count, block_rows, [-1]], axis=0)
     body = _block_sums(graph.subgraph(), levels)
-    blocked = graph.node("Reshape", [padded, shape])
-    stacked = graph.node("Scan", [blocked], body=body, num_scan_inputs=1)
+    blocks = graph.node("Reshape", [padded, shape])
+    stacked = graph.node("Scan", [blocks], body=body, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
-    return graph.cast(graph.node("Slice", [flat, [0], count]), TensorProto.FLOAT)
+    return graph.cast(graph.node("Slice", [flat, [0], row_count]), TensorProto.FLOAT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +160,8 @@ class _Block:
         nodes = []
         for level in self.levels.nodes:
             first = level[:, :1]
-            if (level == first).all():
-                nodes.append(first)
-            else:
-                nodes.append(level)
+            is_symmetric = (level == first).all()
+            nodes.append(first if is_symmetric else level)
         return nodes
 
     @property
@@ -207,7 +208,7 @@ class _Block:
         kind = TensorProto.UINT8
         steps: list[str] = []
         for depth, level in enumerate(self.nodes):
-            if depth == 8:  # Up to level 7, positions fit into bytes: four times as fast.
+            if depth == _LEVELS_IN_BYTES:
                 kind = TensorProto.INT32
                 position = self.graph.cast(position, kind)
             if _is_compared(depth, level):

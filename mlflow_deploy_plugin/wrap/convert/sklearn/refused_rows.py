@@ -22,6 +22,7 @@ from sklearn.preprocessing import (
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
+from mlflow_deploy_plugin.wrap.convert.converted import makers_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed
@@ -50,7 +51,7 @@ for all other rows.
 
 def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     """Add the output `REFUSED_ROWS` to the graph if a step may refuse a row, and return
-    the reason.
+    the reasons; "" if no step refuses a row.
     """
     operators = list(chain.from_iterable(scope.operators.values() for scope in topology.scopes))
     added = Subgraph(Scope("refused", naming="refused_rows_"))
@@ -74,7 +75,8 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
         accepted = _range_of(step)
         if accepted is None:
             continue
-        reason = f"its {getattr(step, 'stands_for', type(step).__name__)} {accepted.refuses}"
+        kind = getattr(step, "stands_for", type(step).__name__)
+        reason = f"its {kind} {accepted.refuses}"
         start = 0
         for entry in operator.inputs:
             wide = added.cast(entry.full_name, TensorProto.DOUBLE)
@@ -127,19 +129,20 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             doubtful.update(node.output)
         for name in sorted(doubtful.intersection([*node.input, *node.output])):
             readers_of_name = readers.pop(name, [])  # Mark each value only once.
-            refusing = [reader for reader in readers_of_name if not _takes(reader, np.inf)]
-            refusing_nan = [reader for reader in refusing if not _takes(reader, np.nan)]
+            refusing = [reader for reader in readers_of_name if not _accepts(reader, np.inf)]
+            refusing_nan = [reader for reader in refusing if not _accepts(reader, np.nan)]
             if refusing_nan:
                 # The difference is NaN for NaN and infinity, otherwise 0.
                 mark = added.node("Sub", [name, name])
                 numbers = "NaN or infinity"
+                step = type(refusing_nan[0]).__name__
                 doubtful.remove(name)
             elif refusing:
                 mark = added.node("IsInf", [name])
                 numbers = "infinity"
+                step = type(refusing[0]).__name__
             else:
                 continue
-            step = type((refusing_nan or refusing)[0]).__name__
             reason = f"the model computes {numbers} for the row, which its {step} refuses"
             yield reason, added.cast(mark, TensorProto.FLOAT)
 
@@ -155,9 +158,7 @@ def _readers(operators: list[Operator]) -> dict[str, list[Estimator]]:
 
 def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[str]:
     """Yield the outputs of products, and of functions that may not be finite."""
-    makers = {}
-    for node in graph.node:
-        makers.update(dict.fromkeys(node.output, node))
+    makers = makers_of(graph)
     constants = {entry.name: entry for entry in graph.initializer}
     for operator in operators:
         step = operator.raw_operator
@@ -198,9 +199,9 @@ def _is_safe_division(node: NodeProto, constants: Mapping[str, TensorProto]) -> 
     return bool(numpy_helper.to_array(divisor).all())
 
 
-def _takes(estimator: Estimator, number: float) -> bool:
+def _accepts(estimator: Estimator, number: float) -> bool:
     """Return False if a fitted estimator refuses a row of `number` but accepts a row of
-    ones.
+    ones. An estimator that refuses all rows cannot be judged.
     """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

@@ -91,18 +91,13 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     few = graph.subgraph()
     many = graph.subgraph()
     keys = _write_keys(many, rows, attributes)
-    _, positions = many.nodes(
-        "TopK",
-        [keys, row_count],
-        2,
-        axis=0,
-        largest=0,
-    )
+    _, positions = many.nodes("TopK", [keys, row_count], count=2, axis=0, largest=0)
     sorted_order = many.node("Unsqueeze", [positions, [1]])
     unchanged_order = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], row_count])
+    has_many = graph.node("GreaterOrEqual", [row_count, [MANY_ROWS]])
     return graph.node(
         "If",
-        [graph.node("GreaterOrEqual", [row_count, [MANY_ROWS]])],
+        [has_many],
         then_branch=many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])}),
         else_branch=few.finish({}, {unchanged_order: (TensorProto.INT64, [None, 1])}),
     )
@@ -158,9 +153,9 @@ def _choose_comparisons(attributes: _Attributes) -> _Comparisons:
         weights.append(np.full(len(edges), place_value))
         place_value *= len(edges) + 1  # A digit is at most len(edges).
     return _Comparisons(
-        np.concatenate(columns),
-        np.concatenate(thresholds),
-        np.concatenate(weights),
+        columns=np.concatenate(columns),
+        thresholds=np.concatenate(thresholds),
+        weights=np.concatenate(weights),
     )
 
 

@@ -8,7 +8,7 @@ to the right. This module avoids both errors, and sums in 64 bits.
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -34,11 +34,20 @@ def rounded_down(thresholds: Array) -> Array:
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
-Node = tuple[int, float, int, int, bool, float]
-"""The fields of a node, in the order of `Tree`."""
 _LEAF = -1
-_FIELDS = ("feature", "threshold", "left", "right", "default_left", "value")
-"""The fields of `Tree` that are arrays."""
+
+
+class Node(NamedTuple):
+    """A node of a `Tree`. Its fields are the arrays of the tree."""
+
+    feature: int
+    threshold: float
+    left: int
+    right: int
+    default_left: bool
+    value: float = 0.0
+
+
 _NO_CODE = -1
 _COMPARISONS = {"BRANCH_LT": "Less", "BRANCH_LEQ": "LessOrEqual"}
 """The operator of each comparison."""
@@ -51,7 +60,7 @@ nodes per tree.
 
 def leaf(value: float = 0.0) -> Node:
     """Return a leaf."""
-    return 0, 0.0, _LEAF, _LEAF, False, value
+    return Node(feature=0, threshold=0.0, left=_LEAF, right=_LEAF, default_left=False, value=value)
 
 
 @dataclass(frozen=True)
@@ -84,19 +93,11 @@ class Tree:
         members: dict[int, list[int]] | None = None,
     ) -> "Tree":
         """Return the tree of a list of nodes, without membership tests by default."""
-        feature, threshold, left, right, default_left, value = map(
-            np.array,
-            zip(*nodes, strict=True),
-        )
-        return cls(
-            feature,
-            threshold.astype(float),
-            left,
-            right,
-            default_left,
-            value,
-            members=members or {},
-        )
+        arrays = {}
+        for name in Node._fields:
+            arrays[name] = np.array([getattr(node, name) for node in nodes])
+        arrays["threshold"] = arrays["threshold"].astype(float)
+        return cls(**arrays, members=members or {})
 
     @classmethod
     def fitted(
@@ -126,7 +127,7 @@ class Tree:
 
     def splits_as(self, other: "Tree") -> bool:
         """Return True if the trees are equal except for the values of their leaves."""
-        for name in _FIELDS:
+        for name in Node._fields:
             if name != "value" and not np.array_equal(getattr(self, name), getattr(other, name)):
                 return False
         return self.members == other.members
@@ -135,33 +136,24 @@ class Tree:
         """Return the tree with a chain of equality tests per membership test, and the
         ONNX comparison of each node, which is `mode` for nodes with a threshold.
         """
-        rows = list(
-            zip(
-                self.feature,
-                self.threshold,
-                self.left,
-                self.right,
-                self.default_left,
-                self.value,
-                strict=True,
-            )
-        )
+        fields = [getattr(self, name) for name in Node._fields]
+        nodes = [Node(*values) for values in zip(*fields, strict=True)]
         modes = np.where(self.left < 0, "LEAF", mode).tolist()
         # ONNX Runtime treats a chain of equality tests with the same left child as a
         # membership test.
-        for node, codes in self.members.items():
-            feature, _, left, right, default_left, _ = rows[node]
-            index = node
+        for first, codes in self.members.items():
+            position = first
+            test = nodes[position]._replace(value=0.0)
             for code in codes[:-1]:
-                rows[index] = feature, code, left, len(rows), default_left, 0.0
-                modes[index] = "BRANCH_EQ"
-                index = len(rows)
-                default_left = False
-                rows.append(rows[node])  # The next iteration overwrites this node.
+                nodes[position] = test._replace(threshold=code, right=len(nodes))
+                modes[position] = "BRANCH_EQ"
+                test = test._replace(default_left=False)
+                position = len(nodes)
+                nodes.append(test)  # The next test overwrites this node.
                 modes.append(mode)
-            rows[index] = feature, codes[-1], left, right, default_left, 0.0
-            modes[index] = "BRANCH_EQ"
-        return Tree.of(rows), np.array(modes)
+            nodes[position] = test._replace(threshold=codes[-1])
+            modes[position] = "BRANCH_EQ"
+        return Tree.of(nodes), np.array(modes)
 
 
 @dataclass(frozen=True)
@@ -224,13 +216,12 @@ class Boosting:
         split by categories.
         """
         tree_counts = np.bincount(self.targets, minlength=len(self.base))
-        if len(self.trees) < MIN_TREES or len(set(tree_counts)) > 1:
+        are_few = len(self.trees) < MIN_TREES
+        are_unbalanced = len(set(tree_counts)) > 1
+        if are_few or are_unbalanced or any(tree.members for tree in self.trees):
             return None
-        if any(tree.members for tree in self.trees):
-            return None
-        count = int(tree_counts[0])
-        groups = 1 if self.is_single else ceil(count / MAX_SUMMED)
-        padding = -count % groups  # A target's groups have the same number of trees.
+        groups = 1 if self.is_single else ceil(int(tree_counts[0]) / MAX_SUMMED)
+        padding = -int(tree_counts[0]) % groups  # A target's groups have equally many trees.
         forest = _join_trees(self._padded_trees(padding))
         splits = _distinct_splits(forest, self.mode)
         if splits is None:
@@ -385,7 +376,7 @@ def _shared_levels(levels: list[Array], trees: int) -> list[Array]:
 def _join_trees(trees: list[Tree]) -> _Forest:
     """Return the nodes of all trees. The children of a leaf are the leaf."""
     nodes = {}
-    for name in _FIELDS:
+    for name in Node._fields:
         nodes[name] = np.concatenate([getattr(tree, name) for tree in trees])
     node_counts = [len(tree.left) for tree in trees]
     roots = np.cumsum([0, *node_counts[:-1]])

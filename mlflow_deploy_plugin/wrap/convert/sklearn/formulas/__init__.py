@@ -55,15 +55,14 @@ _BOOSTERS = {
 
 def register() -> None:
     """Register estimators that have formulas, and the boosters of imported libraries,
-    with skl2onnx.
+    with skl2onnx and in the tables of `rows.py`.
     """
     formulas: dict[type, Formula] = {}
     for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
         formulas |= module.FORMULAS
     for library in _BOOSTERS.keys() & sys.modules.keys():
-        formulas |= {
-            getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]
-        }
+        for name in _BOOSTERS[library]:
+            formulas[getattr(sys.modules[library], name)] = trees.boosted
     for kind in formulas:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
         # A chain returns a matrix of labels.
@@ -90,7 +89,8 @@ def convert_formula(
     graph = NodeBuilder(scope, container)
     estimator = operator.raw_operator
     rows = Rows.of(graph, operator)
-    answer = (FORMULAS | _PRECISE)[type(estimator)](estimator, rows)
+    formula = (FORMULAS | _PRECISE)[type(estimator)]
+    answer = formula(estimator, rows)
     output = operator.outputs[0]
     if isinstance(answer, tuple):
         position, answer, *_ = answer

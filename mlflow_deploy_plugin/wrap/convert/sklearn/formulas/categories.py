@@ -29,7 +29,7 @@ _NO_COLUMN = -1.0
 
 def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
     """Return the code of each row's category per column. The codes of missing and
-    unknown categories may be NaN.
+    unknown categories may be NaN. Raises NotImplementedError for infrequent categories.
     """
     if getattr(model, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
@@ -104,14 +104,20 @@ def _one_hot_codes(model: OneHotEncoder, position: int, count: int) -> tuple[Arr
             infrequent = int(codes.max())
     dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
     if dropped is not None:
-        gone = codes[int(dropped)]
-        codes = np.where(codes == gone, -1, codes - (codes > gone))
-        infrequent = -1 if infrequent == gone else infrequent - (infrequent > gone)
+        # The codes above the dropped code are moved down by one.
+        dropped_code = codes[int(dropped)]
+        codes = np.where(codes == dropped_code, -1, codes - (codes > dropped_code))
+        if infrequent == dropped_code:
+            infrequent = -1
+        else:
+            infrequent -= infrequent > dropped_code
     return codes, infrequent
 
 
 def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
-    """Return the numbers of each row's category from the table of its column."""
+    """Return the numbers of each row's category from the table of its column. The last
+    entry of a table is for unknown categories.
+    """
     parts = []
     entries = zip(rows.columns(), model.categories_, model.tables, strict=True)
     for column, categories, table in entries:
@@ -153,10 +159,7 @@ def encoded(
     keys = list(compress(categories, ~is_gap))
     values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
-        # Compare exactly, because LabelEncoder does not support 64-bit floats.
-        equal = column == np.array(keys or [np.nan], float)
-        code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-        code = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
+        code = _compared(column, keys, values, unknown)
     else:
         attribute, convert = _KEYS[kind]
         code = column.emit(
@@ -170,6 +173,20 @@ def encoded(
     if kind == "i" or not is_gap.any():
         return code
     return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
+
+
+def _compared(
+    column: TracedArray,
+    keys: list[Category],
+    values: list[float],
+    unknown: float,
+) -> TracedArray:
+    """Return the value of the key that is equal to each 64-bit float, [N, 1], otherwise
+    `unknown`. LabelEncoder does not support 64-bit floats.
+    """
+    equal = column == np.array(keys or [np.nan], float)
+    code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
+    return np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
 
 
 _KEYS: dict[str, tuple[str, type]] = {
@@ -188,28 +205,31 @@ def is_missing(entry: Category) -> bool:
 
 def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     """Return the columns with filled gaps, in the dtype of the first column, and the
-    missing indicators.
+    missing indicators. Raises NotImplementedError for unsupported options.
     """
     x = rows.raw
     marked = model.indicator_.features_.tolist() if model.add_indicator else []
-    is_text = x.dtype.kind == "O"
-    is_supported = not marked if is_text else marks_nan(model)
-    if not is_supported:
-        raise NotImplementedError(
-            "SimpleImputer with missing_values other than NaN, or add_indicator for strings",
-        )
+    if x.dtype.kind == "O":
+        if marked:
+            raise NotImplementedError(_UNSUPPORTED_IMPUTER)
+        return np.where(x == np.array([MISSING], object), np.asarray(model.statistics_, object), x)
+    if not marks_nan(model):
+        raise NotImplementedError(_UNSUPPORTED_IMPUTER)
     if x.dtype.kind == "i":  # Integers have no gaps.
         return x
     filler = np.asarray(model.statistics_, x.dtype)
-    if not is_text and np.isnan(filler).any():
+    if np.isnan(filler).any():
         raise NotImplementedError("SimpleImputer that dropped a column without any value")
-    gaps = x == np.array([MISSING], object) if is_text else np.isnan(x)
+    gaps = np.isnan(x)
     filled = np.where(gaps, filler, x)
     if marked:
         return np.hstack([filled, gaps[:, marked].astype(x.dtype)])
     return filled
 
 
+_UNSUPPORTED_IMPUTER = (
+    "SimpleImputer with missing_values other than NaN, or add_indicator for strings"
+)
 FORMULAS: dict[type, Formula] = {
     OrdinalEncoder: ordinals,
     TargetEncoder: target_means,

@@ -106,16 +106,18 @@ def _calibrated_scores(parts: list[Estimator], scores: TracedArray) -> TracedArr
 
 
 def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> TracedArray:
-    """Return the mean [N, C] of the probabilities of all training folds."""
+    """Return the mean [N, C] of the probabilities of all training folds. `likely` are
+    the probabilities of the calibrators, [N, calibrators].
+    """
     parts = model.calibrated_classifiers_
     count = len(model.classes_)
     if count == 2:
         second = likely.mean(axis=1, keepdims=True)
         return both_classes(second)
     positions: list[int] = []
-    for number, part in enumerate(parts):
+    for fold, part in enumerate(parts):
         labels = np.searchsorted(part.classes, best_estimator(part.estimator).classes_)
-        positions.extend(number * count + labels[: len(part.calibrators)])
+        positions.extend(fold * count + labels[: len(part.calibrators)])
     if len(positions) < len(parts) * count:  # Some classes do not occur in a training fold.
         likely = likely @ np.eye(len(parts) * count)[positions]
     return normalized(likely.reshape(-1, len(parts), count)).mean(axis=1)
@@ -133,7 +135,9 @@ def _two_sided(score: TracedArray) -> TracedArray:
 
 
 def thresholded(model: Estimator, rows: Rows) -> Decision:
-    """Return the decision of FixedThresholdClassifier or TunedThresholdClassifierCV."""
+    """Return the decision of FixedThresholdClassifier or TunedThresholdClassifierCV,
+    with the probabilities of the inner classifier, or with its scores if it has none.
+    """
     estimator = best_estimator(getattr(model, "estimator_", model.estimator))
     methods = model._get_response_method()
     if isinstance(methods, str):
@@ -181,12 +185,12 @@ def chained(model: Estimator, rows: Rows) -> TracedArray:
     earlier: list[TracedArray] = []
     answers: dict[int, TracedArray] = {}
     for target, estimator in zip(model.order_, model.estimators_, strict=True):
-        read = rows
+        extended = rows
         if earlier:
-            read = rows.with_matrix(np.column_stack([rows.matrix, *earlier]))
-        answer = _flat(read.ask(estimator, "predict"))
+            extended = rows.with_matrix(np.column_stack([rows.matrix, *earlier]))
+        answer = _flat(extended.ask(estimator, "predict"))
         answers[int(target)] = answer
-        score = answer if method == "predict" else read.ask(estimator, method)
+        score = answer if method == "predict" else extended.ask(estimator, method)
         if score.ndim > 1:
             score = score[:, 1]
         earlier.append(score)
@@ -194,12 +198,14 @@ def chained(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def _flat(answer: Traced) -> TracedArray:
+    """Return predictions [N] or [N, 1] as [N]."""
     return answer[:, 0] if answer.ndim > 1 else answer
 
 
 def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
     """Return the scores of the estimators [N, k]. Without a method, regressors predict,
-    and classifiers return decisions or probabilities (multiclass._predict_binary).
+    and classifiers return decisions or probabilities, like
+    sklearn.multiclass._predict_binary. Linear estimators are combined into one product.
     """
     last_steps = [rows.before_last_step(member) for member in estimators]
     first_rows, _ = last_steps[0]
@@ -209,24 +215,28 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
     if all(map(is_linear, estimators)):
         if method != "predict_proba":
             return rows.sums(estimators)
-        if all(
-            is_logistic(best_estimator(member)) and len(member.classes_) == 2
-            for member in estimators
-        ):
+        if all(map(_is_binary_logistic, estimators)):
             return logistic(rows.sums(estimators))
-    columns = []
-    for member in estimators:
-        if isinstance(member, _ConstantPredictor):
-            columns.append(rows.full(float(member.y_[0])))
-            continue
-        if is_regressor(member):
-            answer = rows.ask(member, "predict")
-        else:
-            answer = rows.ask(member, method or _score_method(member))
-        if answer.ndim > 1 and answer.sample.shape[1] == 2:
-            answer = answer[:, 1]
-        columns.append(answer)
-    return np.column_stack(columns)
+    return np.column_stack([_member_score(member, rows, method) for member in estimators])
+
+
+def _is_binary_logistic(classifier: Estimator) -> bool:
+    return is_logistic(best_estimator(classifier)) and len(classifier.classes_) == 2
+
+
+def _member_score(member: Estimator, rows: Rows, method: str) -> TracedArray:
+    """Return the prediction of a regressor, or the score of a classifier by the method:
+    for two classes, the score [N] of the second. "" is the method of the decision.
+    """
+    if isinstance(member, _ConstantPredictor):
+        return rows.full(float(member.y_[0]))
+    if is_regressor(member):
+        answer = rows.ask(member, "predict")
+    else:
+        answer = rows.ask(member, method or _score_method(member))
+    if answer.ndim > 1 and answer.sample.shape[1] == 2:
+        return answer[:, 1]
+    return answer
 
 
 def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
@@ -234,19 +244,19 @@ def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
     Without probabilities, return scores.
     """
     scores = _scores(model.estimators_, rows)
-    single = len(model.estimators_) == 1
+    is_single = len(model.estimators_) == 1
     if model.multilabel_:
         position = (scores > _middle(model)).astype(np.int64)
-    elif single:
+    elif is_single:
         position = (scores[:, 0] > _middle(model)).astype(np.int64)
     else:
         position = np.argmax(scores, axis=1)
     if not hasattr(model, "predict_proba"):
-        if single:
+        if is_single:
             scores = np.hstack([-scores, scores])
         return position, scores
     likely = _scores(model.estimators_, rows, "predict_proba")
-    if single:
+    if is_single:
         likely = both_classes(likely)
     if not model.multilabel_:
         likely = divided(likely, likely.sum(axis=1, keepdims=True))
@@ -278,6 +288,9 @@ def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
 
 
 def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
+    """Return the class whose code is the nearest to the scores of the estimators, with
+    the negative squared distances as scores.
+    """
     away = _scores(model.estimators_, rows)[:, None, :] - np.asarray(model.code_book_, float)
     distances = (away * away).sum(axis=2)
     return np.argmin(distances, axis=1), -distances
@@ -285,7 +298,27 @@ def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
 
 def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """Return the prediction of the final estimator, which reads the predictions of the
-    other estimators as columns.
+    other estimators as columns. Raises NotImplementedError for several labels.
+    """
+    last = model.final_estimator_
+    columns = _stacked_columns(model, rows)
+    if is_regressor(model):
+        return columns.ask(last, "predict")
+    if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
+        raise NotImplementedError(f"{type(model).__name__} of several labels")
+    # The final estimator's labels are class positions.
+    position = columns.ask(last, "predict").astype(np.int64)
+    if hasattr(last, "predict_proba"):
+        return position, columns.ask(last, "predict_proba")
+    score = columns.ask(last, "decision_function")
+    if score.ndim == 1:
+        score = _two_sided(score)
+    return position, score
+
+
+def _stacked_columns(model: Estimator, rows: Rows) -> Rows:
+    """Return the predictions of the estimators, and the original columns for
+    `passthrough`.
     """
     columns = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
@@ -295,43 +328,29 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
         columns.append(answer)
     if model.passthrough:
         columns.append(rows.matrix)
-    last = model.final_estimator_
-    read = rows.with_matrix(np.hstack(columns))
-    if is_regressor(model):
-        return read.ask(last, "predict")
-    if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
-        raise NotImplementedError(f"{type(model).__name__} of several labels")
-    # The final estimator's labels are class positions.
-    position = read.ask(last, "predict").astype(np.int64)
-    if hasattr(last, "predict_proba"):
-        return position, read.ask(last, "predict_proba")
-    score = read.ask(last, "decision_function")
-    if score.ndim == 1:
-        score = _two_sided(score)
-    return position, score
+    return rows.with_matrix(np.hstack(columns))
 
 
 def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the mean of the members' predictions, or the class with the most votes."""
+    """Return the mean of the members' predictions, or the class with the largest mean
+    probability or the most votes.
+    """
     weights = model._weights_not_none
     if is_regressor(model):
-        return _mean(
-            [_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_],
-            weights,
-        )
+        values = [_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_]
+        return _mean(values, weights)
     if model.voting == "soft":
-        likely = _mean(
-            [rows.ask(estimator, "predict_proba") for estimator in model.estimators_],
-            weights,
-        )
-        return largest(likely)
-    classes = np.arange(len(model.classes_))  # The members' labels are class positions.
-    flags = [
-        (rows.ask(estimator, "predict")[:, None] == classes).astype(float)
-        for estimator in model.estimators_
-    ]
-    votes = _mean(flags, weights)
-    return largest(votes)
+        likely = [rows.ask(estimator, "predict_proba") for estimator in model.estimators_]
+        return largest(_mean(likely, weights))
+    votes = [_vote(estimator, rows, len(model.classes_)) for estimator in model.estimators_]
+    return largest(_mean(votes, weights))
+
+
+def _vote(member: Estimator, rows: Rows, classes: int) -> TracedArray:
+    """Return 1 for the class that a member predicts, otherwise 0, [N, C]. The member's
+    labels are class positions.
+    """
+    return (rows.ask(member, "predict")[:, None] == np.arange(classes)).astype(float)
 
 
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
@@ -348,18 +367,24 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
     for estimator, read in _members(model, rows):
         if is_regressor(model):
             answers.append(read.ask(estimator, "predict"))
-        elif not hasattr(estimator, "predict_proba"):  # The members' labels are class positions.
-            vote = read.ask(estimator, "predict")[:, None] == np.arange(model.n_classes_)
-            answers.append(vote.astype(float))
+        elif hasattr(estimator, "predict_proba"):
+            answers.append(_member_probabilities(estimator, read, count))
         else:
-            likely = read.ask(estimator, "predict_proba")
-            if len(estimator.classes_) < model.n_classes_:
-                likely = likely @ np.eye(model.n_classes_)[estimator.classes_]
-            answers.append(likely)
+            answers.append(_vote(estimator, read, count))
     mean = _mean(answers)
     if is_regressor(model):
         return mean
     return largest(mean)
+
+
+def _member_probabilities(member: Estimator, rows: Rows, classes: int) -> TracedArray:
+    """Return the probabilities [N, classes] of a member; 0 for classes that it does not
+    know.
+    """
+    likely = rows.ask(member, "predict_proba")
+    if len(member.classes_) < classes:
+        return likely @ np.eye(classes)[member.classes_]
+    return likely
 
 
 def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
@@ -369,6 +394,7 @@ def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
 
 
 def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
+    """Yield the members of a bag, and the rows with the columns that each reads."""
     for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
         read = rows
         if not np.array_equal(features, np.arange(model.n_features_in_)):
@@ -378,7 +404,7 @@ def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
 
 def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     """Fill gaps by regressions in several rounds. Unlike in scikit-learn, a row never
-    depends on other rows.
+    depends on other rows. Raises NotImplementedError for unsupported options.
     """
     if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
@@ -448,26 +474,17 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             if transformer.inverse_func is not None:
                 y = transformer.inverse_func(y, **(transformer.inv_kw_args or {}))
         case _ if isinstance(transformer, SCALERS):
-            scale = np.ones(1) if transformer.scale_ is None else transformer.scale_
-            y = y / scale if isinstance(transformer, MinMaxScaler) else y * scale
-            y = y + transformer.inverse_transform(np.zeros((1, transformer.n_features_in_)))
+            y = _unscaled(transformer, y)
         case PowerTransformer():
             if transformer.standardize:
-                y = _inverse(transformer._scaler, y)
+                y = _unscaled(transformer._scaler, y)
             columns = [
                 _unpowered(transformer, y[:, n], float(power))
                 for n, power in enumerate(transformer.lambdas_)
             ]
             y = np.column_stack(columns)
         case QuantileTransformer():
-            # y contains quantiles of the training targets, or their normal deviates.
-            if transformer.output_distribution == "normal":
-                y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
-            columns = [
-                np.interp(y[:, n], transformer.references_, quantiles)
-                for n, quantiles in enumerate(transformer.quantiles_.T)
-            ]
-            y = np.column_stack(columns)
+            y = _values_at(transformer, y)
         case _:
             raise NotImplementedError(
                 f"the inverse of {type(transformer).__name__} as the transformer of a target",
@@ -477,6 +494,24 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             f"the inverse of {type(transformer).__name__}, which does not depend on its input",
         )
     return y
+
+
+def _unscaled(scaler: Estimator, y: TracedArray) -> TracedArray:
+    """Return the targets for scaled targets."""
+    scale = np.ones(1) if scaler.scale_ is None else scaler.scale_
+    y = y / scale if isinstance(scaler, MinMaxScaler) else y * scale
+    return y + scaler.inverse_transform(np.zeros((1, scaler.n_features_in_)))
+
+
+def _values_at(transformer: QuantileTransformer, y: TracedArray) -> TracedArray:
+    """Return the training targets at the quantiles y, or at normal deviates y."""
+    if transformer.output_distribution == "normal":
+        y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
+    columns = [
+        np.interp(y[:, n], transformer.references_, quantiles)
+        for n, quantiles in enumerate(transformer.quantiles_.T)
+    ]
+    return np.column_stack(columns)
 
 
 def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:

@@ -52,22 +52,16 @@ def transformed(model: Transforming, rows: Rows) -> TracedArray:
 
 
 def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
-    """Return the columns of a user's numpy function. Errors name the unsupported
-    operation.
+    """Return the columns of a user's numpy function. Raises NotImplementedError, which
+    names the unsupported operation, if the function cannot be recorded.
     """
     if model.func is None:
         return rows.matrix
     name = getattr(model.func, "__name__", repr(model.func))
+    options = model.kw_args or {}
     try:
-        answer = model.func(rows.matrix, **(model.kw_args or {}))
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ) as error:
+        answer = model.func(rows.matrix, **options)
+    except _FUNCTION_ERRORS as error:
         raise NotImplementedError(
             f"its option func={name} is a Python function with {error}",
         ) from None
@@ -78,6 +72,17 @@ def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
     return answer.astype(float)
 
 
+_FUNCTION_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+"""The errors of a user's function that cannot be recorded."""
+
+
 def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
     if not marks_nan(model):
         raise NotImplementedError("MissingIndicator with missing_values other than NaN")
@@ -85,6 +90,7 @@ def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
 
 
 def factors(model: FactorAnalysis, rows: Rows) -> TracedArray:
+    """Return the latent factors of the rows."""
     weighted = model.components_ / model.noise_variance_
     covariance = np.linalg.inv(np.eye(len(model.components_)) + weighted @ model.components_.T)
     return (rows.matrix - model.mean_) @ weighted.T @ covariance
@@ -97,21 +103,20 @@ def independent(model: FastICA, rows: Rows) -> TracedArray:
 
 def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
     """Return the ridge regression of a row on the components."""
-    gram = model.components_ @ model.components_.T + model.ridge_alpha * np.eye(
-        len(model.components_),
-    )
-    return (rows.matrix - model.mean_) @ np.linalg.solve(gram, model.components_).T
+    components = model.components_
+    gram = components @ components.T + model.ridge_alpha * np.eye(len(components))
+    return (rows.matrix - model.mean_) @ np.linalg.solve(gram, components).T
 
 
 def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
+    """Return the pooled number of each group of columns."""
     groups = (np.flatnonzero(model.labels_ == label) for label in np.unique(model.labels_))
     return np.stack([model.pooling_func(rows.matrix[:, group], axis=1) for group in groups], axis=1)
 
 
 def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
-    return (
-        np.cos(x @ model.random_weights_ + model.random_offset_) * (2.0 / model.n_components) ** 0.5
-    )
+    scale = (2.0 / model.n_components) ** 0.5
+    return np.cos(x @ model.random_weights_ + model.random_offset_) * scale
 
 
 def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
@@ -182,8 +187,9 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
         case preprocessing.MinMaxScaler():
             steps = [(np.multiply, model.scale_), (np.add, model.min_)]
             if model.clip:
-                low, high = (np.array([bound], x.dtype) for bound in model.feature_range)
-                steps += [(np.maximum, low), (np.minimum, high)]
+                low, high = model.feature_range
+                steps.append((np.maximum, np.array([low], x.dtype)))
+                steps.append((np.minimum, np.array([high], x.dtype)))
         case preprocessing.StandardScaler():
             if model.with_mean:
                 steps.append((np.subtract, model.mean_.astype(x.dtype)))
@@ -261,6 +267,7 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     if model.output_distribution == "uniform":
         is_lowest = values <= lowest
         return np.where(is_lowest, 0.0, np.where(values >= highest, 1.0, share))
+    # Like scikit-learn, read a value within the margin of the extremes as an extreme.
     margin = np.asarray(_MARGIN, values.dtype)
     is_lowest = values - margin < lowest
     share = np.where(is_lowest, 0.0, np.where(values + margin > highest, 1.0, share))
@@ -293,7 +300,7 @@ def _deviates(share: TracedArray) -> TracedArray:
     https://doi.org/10.2307/2347330.
     """
     centred = share - 0.5
-    square = 0.180625 - centred * centred
+    square = 0.180625 - centred * centred  # 0.425 squared
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
     near = _polynomial(square, _NEAR[0]) / _polynomial(square, _NEAR[1])
     far = _polynomial(tail, _FAR[0]) / _polynomial(tail, _FAR[1])

@@ -94,7 +94,8 @@ def distances(
     p: float = 2,
 ) -> TracedArray:
     """Return the distances [N, K] between rows x [N, k] and training rows [K, k]. `p`
-    is the power of the metric "minkowski".
+    is the power of the metric "minkowski". Raises NotImplementedError for other metrics
+    than these.
     """
     training = _dense(training)
     powers: dict[Metric, float] = {
@@ -111,10 +112,7 @@ def distances(
     if metric == "sqeuclidean":
         return squared_distances(x, training)
     if metric == "cosine":
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
-        unit = x / np.where(is_zero, 1.0, length)
-        return 1.0 - unit @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T
+        return _cosine_distances(x, training)
     away = np.abs(x[:, None, :] - training)
     if metric == "chebyshev" or power == np.inf:
         return away.max(axis=2)
@@ -123,6 +121,14 @@ def distances(
     if power == 1:
         return away.sum(axis=2)
     return (away**power).sum(axis=2) ** (1 / power)
+
+
+def _cosine_distances(x: TracedArray, training: Array) -> TracedArray:
+    """Return 1 minus the cosine between rows and training rows, [N, K]."""
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
+    unit = x / np.where(is_zero, 1.0, length)
+    return 1.0 - unit @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T
 
 
 def kernel(
@@ -206,10 +212,12 @@ def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[Traced
 
 
 def _targets(model: Estimator) -> Array:
+    """Return the targets of the training rows, [K, targets]."""
     return np.asarray(model._y, float).reshape(len(model._y), -1)
 
 
 def _one_hot(model: Estimator) -> Array:
+    """Return the classes of the training rows as flags [K, C]."""
     if model.outputs_2d_:
         raise NotImplementedError(f"{type(model).__name__} of several targets")
     return np.asarray(np.eye(len(model.classes_))[np.ravel(model._y)])
@@ -221,6 +229,9 @@ def neighbour_classes(model: neighbors.KNeighborsClassifier, rows: Rows) -> Deci
 
 
 def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> Decision:
+    """Return the decision by the neighbours within the radius; rows without neighbours
+    get the outlier label.
+    """
     scores, count = _within_radius(model, rows, _one_hot(model))
     if model.outlier_label_ is None:  # scikit-learn refuses rows without neighbours.
         return largest(scores)
@@ -243,7 +254,9 @@ def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> Tr
 
 
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
-    """Fill gaps with the mean of the nearest training rows."""
+    """Fill gaps with the mean of the nearest training rows. Raises NotImplementedError
+    for unsupported options.
+    """
     if not marks_nan(model) or callable(model.weights):
         raise NotImplementedError(
             "KNNImputer with missing_values other than NaN, or weights that are a function",
@@ -266,17 +279,17 @@ def _distances_without_gaps(model: KNNImputer, x: TracedArray, gaps: TracedArray
     """Return the distances [N, K] of the columns that are present in both rows, by
     sklearn.metrics.pairwise.nan_euclidean_distances.
     """
-    here = 1.0 - gaps.astype(float)
-    known_here = (~model._mask_fit_X).astype(float)
+    is_present = 1.0 - gaps.astype(float)
+    was_present = (~model._mask_fit_X).astype(float)
     x = np.where(gaps, 0.0, x)
     fitted = np.where(model._mask_fit_X, 0.0, model._fit_X)
-    shared = here @ known_here.T
+    shared_counts = is_present @ was_present.T
     squared = np.maximum(
-        (x * x) @ known_here.T - 2.0 * (x @ fitted.T) + here @ (fitted * fitted).T,
+        (x * x) @ was_present.T - 2.0 * (x @ fitted.T) + is_present @ (fitted * fitted).T,
         0.0,
     )
-    distance = np.sqrt(divided(squared, shared) * fitted.shape[1])
-    return np.where(shared == 0, np.inf, distance)
+    distance = np.sqrt(divided(squared, shared_counts) * fitted.shape[1])
+    return np.where(shared_counts == 0, np.inf, distance)
 
 
 def _mean_of_donors(model: KNNImputer, distance: TracedArray, column: int) -> TracedArray:
@@ -315,11 +328,12 @@ def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
-    """Return the leaf of each row in the tree of clusters. At each node, a row goes to
-    the nearer of two centres.
+    """Return the label of the leaf that each row reaches in the tree of clusters. At
+    each node, a row goes to the nearer of two centres.
     """
 
     def leaf_below(node: Estimator) -> TracedArray:
+        """Return the labels [N] of the leaves that the rows reach below a node."""
         if node.left is None:
             return np.int64(node.label)
         shift = getattr(model, "_X_mean", 0.0)
@@ -332,7 +346,7 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
 
 def propagated_labels(model: Estimator, rows: Rows) -> Decision:
     """Return the decision by the sum of the label distributions of similar training
-    rows.
+    rows. Raises NotImplementedError for a kernel that is a function.
     """
     labels = model.label_distributions_
     if model.kernel == "rbf":
@@ -368,14 +382,21 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
     weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
     if len(model._intercept_) > 1:
-        # A support vector of the first class of a pair (i, j) has its weight in column
-        # j - 1, and one of the second class in column i.
-        first, second = np.triu_indices(len(model.classes_), 1)
-        classes = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
-        of_first = weights[:, second - 1] * (classes == first)
-        of_second = weights[:, first] * (classes == second)
-        weights = of_first + of_second
+        weights = _weights_of_pairs(model, weights)
     return similar @ weights + model._intercept_
+
+
+def _weights_of_pairs(model: Estimator, weights: Array) -> Array:
+    """Return the weights [K, pairs] of the support vectors in each pair of classes, for
+    the weights [K, classes - 1] of libsvm.
+    """
+    # A support vector of the first class of a pair (i, j) has its weight in column
+    # j - 1, and one of the second class in column i.
+    first, second = np.triu_indices(len(model.classes_), 1)
+    classes = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+    of_first = weights[:, second - 1] * (classes == first)
+    of_second = weights[:, first] * (classes == second)
+    return np.asarray(of_first + of_second)
 
 
 def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
@@ -387,7 +408,7 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
 
 def machine_classes(model: Estimator, rows: Rows) -> Decision:
     """Return the decision of an SVC or NuSVC: a positive decision value is a vote for
-    the first class of a pair.
+    the first class of a pair. Raises NotImplementedError for probabilities.
     """
     if len(model.probA_):
         raise NotImplementedError(
@@ -418,13 +439,11 @@ def isomap(model: Isomap, rows: Rows) -> TracedArray:
     distance, neighbours = _neighbours_of(model, rows.matrix)
     shortest = (take(model.dist_matrix_, neighbours) + distance[:, :, None]).min(axis=1)
     similar = shortest * shortest * -0.5
-    inner = model.kernel_pca_
-    centred = model.kernel_pca_._centerer
-    similar = (
-        similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
-    )
-    positive = np.where(inner.eigenvalues_ > 0, inner.eigenvalues_, np.inf)
-    return similar @ (inner.eigenvectors_ / np.sqrt(positive))
+    pca = model.kernel_pca_
+    means = pca._centerer
+    similar = similar - means.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + means.K_fit_all_
+    eigenvalues = np.where(pca.eigenvalues_ > 0, pca.eigenvalues_, np.inf)
+    return similar @ (pca.eigenvectors_ / np.sqrt(eigenvalues))
 
 
 def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
@@ -434,11 +453,11 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     _, neighbours = _neighbours_of(model, rows.matrix)
     count = model.n_neighbors
     away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
-    # These are the rows of the Gram matrix.
-    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]
-    trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
+    gram_rows = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]
+    trace = sum(gram_rows[n][:, n] for n in range(1, count)) + gram_rows[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
-    weights = _solution(np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count), count)
+    gram = np.stack(gram_rows, axis=1)
+    weights = _solution(gram + ridge[:, None, None] * np.eye(count), count)
     weights = weights / weights.sum(axis=1, keepdims=True)
     return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 

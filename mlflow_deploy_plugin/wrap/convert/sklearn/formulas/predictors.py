@@ -44,13 +44,13 @@ def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
     """
     thresholds = [np.asarray(model.X_thresholds_, float) for model in models]
     values = [np.asarray(model.y_thresholds_, float) for model in models]
-    clips = models[0].out_of_bounds == "clip"
-    if clips:
+    is_clipped = models[0].out_of_bounds == "clip"
+    if is_clipped:
         lowest = np.array([model.X_min_ for model in models], float)
         highest = np.array([model.X_max_ for model in models], float)
         x = np.clip(x, lowest, highest)
     predicted = interpolated(x, thresholds, values)
-    if clips or len(thresholds[0]) == 1:
+    if is_clipped or len(thresholds[0]) == 1:
         return predicted
     is_outside = (x < thresholds[0][0]) | (x > thresholds[0][-1])
     return np.where(is_outside, np.nan, predicted)
@@ -90,15 +90,15 @@ def mixture(model: Estimator, rows: Rows) -> TracedArray:
     """Return the component with the largest log density, by
     sklearn.mixture._gaussian_mixture in 64 bits.
     """
-    columns = []
+    log_densities = []
     for component, mean in enumerate(model.means_):
         away = rows.matrix - mean
-        weights = model.precisions_cholesky_
-        factor = weights if model.covariance_type == "tied" else weights[component]
+        factors = model.precisions_cholesky_
+        factor = factors if model.covariance_type == "tied" else factors[component]
         scaled = away @ factor if np.ndim(factor) == 2 else away * factor
         at_mean = float(model._estimate_weighted_log_prob(mean[None])[0, component])
-        columns.append(at_mean - (scaled * scaled).sum(axis=1) * 0.5)
-    return np.argmax(np.column_stack(columns), axis=1)
+        log_densities.append(at_mean - (scaled * scaled).sum(axis=1) * 0.5)
+    return np.argmax(np.column_stack(log_densities), axis=1)
 
 
 def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
@@ -106,6 +106,9 @@ def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
+    """Return the decision of a Gaussian process for two classes, or of one process per
+    class. Raises NotImplementedError for processes per pair of classes.
+    """
     base = model.base_estimator_
     if model.n_classes_ == 2:
         mean, likely = _latent(base, rows.matrix)
@@ -136,7 +139,7 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
 
 def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
     """Return the bins [N, binned]. Bin 0 is for missing numbers; other bins are 1 + the
-    number of cuts up to x.
+    number of cuts up to x. A column without cuts contains its bins.
     """
     x = rows.matrix[:, [position for position, _ in model.cuts]]
     holds_bins = np.array([cuts is None for _, cuts in model.cuts])
@@ -183,7 +186,8 @@ def _kernel(
     x: TracedArray,
     training: Array | None = None,
 ) -> TracedArray:
-    """Return the kernel [N, K] between rows x [N, k] and training rows [K, k].
+    """Return the kernel [N, K] between rows x [N, k] and training rows [K, k]. Raises
+    NotImplementedError for an unsupported kernel.
 
     Without training rows, return the kernel of each row with itself, as [N] or a
     number.

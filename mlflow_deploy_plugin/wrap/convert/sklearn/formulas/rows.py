@@ -92,6 +92,9 @@ class Rows:
         return self.matrix.astype(dtype)
 
     def _cast(self, dtype: type) -> TracedArray:
+        """Add the inputs as a matrix of floats. Raises NotImplementedError for
+        strings.
+        """
         if self.has_texts:
             raise NotImplementedError("string columns, which no earlier step converts to numbers")
         sample: Array = np.ones((SAMPLE_ROWS, self._columns), dtype)
@@ -109,6 +112,7 @@ class Rows:
 
     @property
     def _parts(self) -> list[TracedArray]:
+        """The inputs as arrays [N, columns of the input], each with its dtype."""
         if not self._inputs:
             return [self.matrix]
         widths = [self._columns]
@@ -154,7 +158,8 @@ class Rows:
         classes, the decision function is [N]. Raises NotImplementedError if the
         converter of the estimator does not support the method.
         """
-        if not (isinstance(estimator, RFE) and method == "transform"):  # RFE also selects columns.
+        selects_columns = isinstance(estimator, RFE) and method == "transform"
+        if not selects_columns:
             estimator = best_estimator(estimator)
         if isinstance(estimator, Pipeline) and not all(
             isinstance(step, ColumnTransformer) for step in estimator
@@ -247,31 +252,20 @@ class Rows:
         unsupported probabilities.
         """
         scores = self.sums([estimator])
-        single = scores.sample.shape[1] == 1
+        is_single = scores.sample.shape[1] == 1
         if is_regressor(estimator):
             if np.ndim(estimator.coef_) == 1:
                 return scores[:, 0]
             return scores
         if method == "decision_function":
-            return scores[:, 0] if single else scores
+            return scores[:, 0] if is_single else scores
         if method in ("predict", "label"):
-            if single:
+            if is_single:
                 position = (scores[:, 0] > 0).astype(np.int64)
             else:
                 position = np.argmax(scores, axis=1)
             return _classes_at(estimator, position, method)
-        by_class = isinstance(estimator, SGDClassifier)
-        if is_logistic(estimator):
-            likely = logistic(scores) if single or by_class else softmax(scores)
-        elif by_class and estimator.loss == "modified_huber":
-            likely = (np.clip(scores, -1.0, 1.0) + 1.0) / 2.0
-        else:
-            return None
-        if single:
-            return both_classes(likely)
-        if by_class:
-            return normalized(likely)
-        return likely
+        return _linear_probabilities(estimator, scores)
 
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         """Return the result of an estimator that skl2onnx converts, once for labels and
@@ -279,16 +273,7 @@ class Rows:
         """
         sample = self._sample(estimator, method)
         raw_scores = method == "decision_function"
-        key = id(estimator), raw_scores
-        if raw_scores and len(getattr(estimator, "probA_", ())):
-            # With `_probA`, skl2onnx returns probabilities instead of scores.
-            estimator = copy(estimator)
-            estimator._probB = np.empty(0)
-            estimator._probA = estimator._probB
-        if key not in self._outputs:
-            inputs = self._variables(estimator)
-            self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
-        names = self._outputs[key]
+        names = self._converter_outputs(estimator, raw_scores)
         if method == "label":
             return Traced(self._graph, names[0], sample).reshape(-1)
         if method == "transform" and len(names) > 1:
@@ -301,20 +286,36 @@ class Rows:
             return both.reshape(-1, 2)[:, 1]
         return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
+    def _converter_outputs(self, estimator: Estimator, raw_scores: bool) -> list[str]:
+        """Return the names of the outputs of an estimator's converter, which is called
+        once. `raw_scores` is True for scores instead of probabilities.
+        """
+        key = id(estimator), raw_scores
+        if raw_scores and len(getattr(estimator, "probA_", ())):
+            # With `_probA`, skl2onnx returns probabilities instead of scores.
+            estimator = copy(estimator)
+            estimator._probB = np.empty(0)
+            estimator._probA = estimator._probB
+        if key not in self._outputs:
+            inputs = self._variables(estimator)
+            self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
+        return self._outputs[key]
+
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter: the original inputs, or a
         matrix if there are several for an estimator that reads one, or for other
         floats.
         """
         # Gradient boosting reads 32-bit floats in scikit-learn too.
-        rounds = any(isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator))
-        is_table = len(self._inputs) > 1 and not isinstance(
-            last_step(estimator),
-            ColumnTransformer | FeatureUnion,
+        reads_single = any(
+            isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator)
         )
-        if self._inputs and not is_table and not (rounds and self.is_double):
+        reads_several = isinstance(last_step(estimator), ColumnTransformer | FeatureUnion)
+        must_be_joined = len(self._inputs) > 1 and not reads_several
+        must_be_rounded = reads_single and self.is_double
+        if self._inputs and not must_be_joined and not must_be_rounded:
             return self._inputs
-        is_wide = self.is_double and not rounds
+        is_wide = self.is_double and not reads_single
         dtype = np.float64 if is_wide else np.float32
         kind = DoubleTensorType if is_wide else FloatTensorType
         matrix = self.matrix.astype(dtype)
@@ -331,21 +332,28 @@ class Rows:
             if count == 2 and method == "decision_function":
                 return np.ones(SAMPLE_ROWS)
             return np.full((SAMPLE_ROWS, count), 1 / count)
+        return np.ones(self._shape(estimator, method))
+
+    def _shape(self, estimator: Estimator, method: str) -> tuple[int, ...]:
+        """Return the shape of an estimator's predictions or columns for `SAMPLE_ROWS`
+        rows. Raises NotImplementedError for labels that are not numbers.
+        """
         last = last_step(estimator)
         if isinstance(last, ColumnTransformer):
             width = max(span.stop for span in last.output_indices_.values())
-            return np.ones((SAMPLE_ROWS, width))
+            return (SAMPLE_ROWS, width)
         if self.has_texts:
             if method == "transform":
-                return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
-            return np.ones(SAMPLE_ROWS)
+                return (SAMPLE_ROWS, len(estimator.get_feature_names_out()))
+            return (SAMPLE_ROWS,)
         answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
         if hasattr(answer, "to_numpy"):  # set_output may return a table.
             answer = answer.to_numpy()
         is_sparse = hasattr(answer, "toarray")
         if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not is_sparse:
             raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
-        return np.ones(answer.shape)
+        shape: tuple[int, ...] = answer.shape
+        return shape
 
 
 _DTYPES = {kind: name for name, kind in VARIABLE_TYPES.items()}
@@ -405,6 +413,25 @@ def is_logistic(estimator: Estimator) -> bool:
     return by_loss or isinstance(estimator, LogisticRegression | LinearDiscriminantAnalysis)
 
 
+def _linear_probabilities(estimator: Estimator, scores: TracedArray) -> TracedArray | None:
+    """Return the probabilities [N, C] of a linear classifier for its scores, or None if
+    its loss has no probabilities.
+    """
+    is_single = scores.sample.shape[1] == 1
+    by_class = isinstance(estimator, SGDClassifier)
+    if is_logistic(estimator):
+        likely = logistic(scores) if is_single or by_class else softmax(scores)
+    elif by_class and estimator.loss == "modified_huber":
+        likely = (np.clip(scores, -1.0, 1.0) + 1.0) / 2.0
+    else:
+        return None
+    if is_single:
+        return both_classes(likely)
+    if by_class:
+        return normalized(likely)
+    return likely
+
+
 def logistic(scores: TracedArray) -> TracedArray:
     return 1.0 / (1.0 + np.exp(-scores))
 
@@ -439,7 +466,7 @@ def votes_of_pairs(
     classes: int,
 ) -> Decision:
     """Return the votes [N, C] in all pairs of classes, and the scores of
-    multiclass._ovr_decision_function.
+    sklearn.multiclass._ovr_decision_function.
 
     Args:
         second: 1.0 for a vote for the second class, otherwise 0.0, [N, pairs].

@@ -75,7 +75,7 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
 
 def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
     """Return the sums per column. MurmurHash3 of a token determines its column and
-    sign.
+    sign. Raises NotImplementedError for n-grams and for too many columns.
     """
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(
@@ -94,31 +94,20 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     width = vectorizer.n_features
     tokens = _split_into_tokens(graph, vectorizer, texts)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
-    hashed = graph.node("MurmurHash3", [tokens], positive=0, seed=0)
-    hashed = graph.cast(hashed, TensorProto.INT64)
-    column = graph.node("Mod", [graph.node("Abs", [hashed]), [width]])
+    hashes = graph.cast(graph.node("MurmurHash3", [tokens], positive=0, seed=0), TensorProto.INT64)
+    column = graph.node("Mod", [graph.node("Abs", [hashes]), [width]])
     if vectorizer.alternate_sign:
-        signs = graph.node("Sign", [hashed])
+        signs = graph.node("Sign", [hashes])
     else:
-        signs = graph.node("Equal", [hashed, hashed])
+        signs = graph.node("Equal", [hashes, hashes])
     is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
     values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
-    rows = graph.row_count(tokens)
-    size = graph.node("Concat", [rows, [width]], axis=0)
-    nothing = graph.node("Expand", [np.zeros(1, np.float32), size])
-    sums = graph.node(
-        "ScatterElements",
-        [nothing, column, values],
-        axis=1,
-        reduction="add",
-    )
+    shape = graph.node("Concat", [graph.row_count(tokens), [width]], axis=0)
+    zeros = graph.node("Expand", [np.zeros(1, np.float32), shape])
+    # The sums are added for a binary vectorizer too, although they are unused.
+    sums = graph.node("ScatterElements", [zeros, column, values], axis=1, reduction="add")
     if vectorizer.binary:
-        sums = graph.node(
-            "ScatterElements",
-            [nothing, column, is_token],
-            axis=1,
-            reduction="max",
-        )
+        sums = graph.node("ScatterElements", [zeros, column, is_token], axis=1, reduction="max")
     if vectorizer.norm is None:
         return sums
     return _apply_in_64_bits(graph, sums, width, partial(_normalize_rows, norm=vectorizer.norm))
@@ -130,8 +119,8 @@ def _in_blocks(
     width: int,
     write: Callable[[NodeBuilder, str], str],
 ) -> TracedArray:
-    """Return the numbers [N, width] that `write` computes for blocks of texts. If a
-    text is long, each row is a block.
+    """Return the numbers [N, width] that `write` computes for blocks of preprocessed
+    texts of a column. If a text is long, each row is a block.
 
     The longest text determines a block's width: 1,000 rows with a text of 50,000 words
     took 20 s and more than 9 GB.
@@ -171,15 +160,16 @@ def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     """Divide several texts into blocks of equal size, [blocks, rows]. The first texts
     pad the last block.
     """
-    listed = graph.node("Reshape", [texts, [-1]])
-    is_long = graph.node("RegexFullMatch", [listed], pattern=_LONG)
-    largest = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
-    total = graph.node("Shape", [listed])
-    parts, size = graph.equal_blocks(total, largest)
-    end = graph.node("Squeeze", [graph.node("Mul", [parts, size])])
-    rows = graph.node("Mod", [graph.node("Range", [np.int64(0), end, np.int64(1)]), total])
-    shape = graph.node("Concat", [parts, size], axis=0)
-    return graph.node("Reshape", [graph.node("Gather", [listed, rows]), shape])
+    flat = graph.node("Reshape", [texts, [-1]])
+    is_long = graph.node("RegexFullMatch", [flat], pattern=_LONG)
+    most_rows = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
+    row_count = graph.node("Shape", [flat])
+    block_count, block_rows = graph.equal_blocks(row_count, most_rows)
+    end = graph.node("Squeeze", [graph.node("Mul", [block_count, block_rows])])
+    positions = graph.node("Range", [np.int64(0), end, np.int64(1)])
+    rows = graph.node("Mod", [positions, row_count])
+    shape = graph.node("Concat", [block_count, block_rows], axis=0)
+    return graph.node("Reshape", [graph.node("Gather", [flat, rows]), shape])
 
 
 def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -221,13 +211,15 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
 
 
 def _with_single_spaces(graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str) -> str:
-    """Collapse white space to one space."""
-    least = 1 if vectorizer.analyzer == "char_wb" else 2
-    pattern = f"{_class_expression(_SPACES)}{{{least},}}"
-    runs = graph.node("RegexFullMatch", [tokens], pattern=pattern)
-    pads = graph.node("Equal", [tokens, _text(_PAD)])
-    runs = graph.node("And", [runs, graph.node("Not", [pads])])
-    return graph.node("Where", [runs, _text(" "), tokens])
+    """Replace each token [N, L] of white space by one space. For the analyzer `char`, a
+    single character of white space is a token and stays as it is.
+    """
+    min_length = 1 if vectorizer.analyzer == "char_wb" else 2
+    pattern = f"{_class_expression(_SPACES)}{{{min_length},}}"
+    is_space = graph.node("RegexFullMatch", [tokens], pattern=pattern)
+    is_padding = graph.node("Equal", [tokens, _text(_PAD)])
+    is_space = graph.node("And", [is_space, graph.node("Not", [is_padding])])
+    return graph.node("Where", [is_space, _text(" "), tokens])
 
 
 def _without_stop_words(
@@ -260,12 +252,13 @@ def _without_stop_words(
 
 def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     """Return the texts [N], in lower case and without accents if the vectorizer
-    requires it.
+    requires it. If a text has characters that ONNX Runtime converts otherwise than
+    Python, all texts are converted character by character.
     """
     if not vectorizer.lowercase and not isinstance(vectorizer.strip_accents, str):
         return texts
     plain = graph.subgraph()
-    other = graph.subgraph()
+    by_character = graph.subgraph()
     lowered = plain.node(
         "StringNormalizer",
         [texts],
@@ -273,18 +266,19 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         case_change_action="LOWER" if vectorizer.lowercase else "NONE",
         locale="C.UTF-8",  # available on all machines; the default en_US may be missing
     )
-    replaced = _replace_characters(other, vectorizer, texts)
+    replaced = _replace_characters(by_character, vectorizer, texts)
     if isinstance(vectorizer.strip_accents, str):
         pattern = r"[\x00-\x7F]*"
     else:
         pattern = f"[^İ{_SIGMA}]*"
-    is_plain = graph.cast(graph.node("RegexFullMatch", [texts], pattern=pattern), TensorProto.INT32)
+    matches = graph.node("RegexFullMatch", [texts], pattern=pattern)
+    is_plain = graph.cast(matches, TensorProto.INT32)
     all_plain = graph.cast(graph.node("ReduceMin", [is_plain], keepdims=0), TensorProto.BOOL)
     return graph.node(
         "If",
         [all_plain],
         then_branch=plain.finish({}, {lowered: (TensorProto.STRING, [None])}),
-        else_branch=other.finish({}, {replaced: (TensorProto.STRING, [None])}),
+        else_branch=by_character.finish({}, {replaced: (TensorProto.STRING, [None])}),
     )
 
 
@@ -312,16 +306,15 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     joined = _join_pairs(body, parts)
     length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
     goes_on = body.node("Greater", [length, np.int64(1)])
-    before: Values = {
+    table: tuple[int, list[int | None]] = (TensorProto.STRING, [None, None])
+    # A Loop passes the number of the round and the condition, which are unused.
+    inputs: Values = {
         body.name(): (TensorProto.INT64, []),
         body.name(): (TensorProto.BOOL, []),
+        parts: table,
     }
-    before[parts] = TensorProto.STRING, [None, None]
-    after: Values = {
-        goes_on: (TensorProto.BOOL, []),
-        joined: (TensorProto.STRING, [None, None]),
-    }
-    rounds = body.finish(before, after)
+    outputs: Values = {goes_on: (TensorProto.BOOL, []), joined: table}
+    rounds = body.finish(inputs, outputs)
     texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
     return graph.node("Reshape", [texts, [-1]])
 
@@ -331,9 +324,14 @@ def _join_pairs(graph: NodeBuilder, parts: str) -> str:
     on.
     """
     end = [np.iinfo(np.int64).max]
-    empty = graph.node("Where", [[True], _text(""), graph.node("Slice", [parts, [0], [1], [1]])])
-    left = graph.node("Slice", [parts, [0], end, [1], [2]])
-    right = graph.node("Slice", [graph.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
+    axis = [1]
+    step = [2]
+    # With a column of "" at the end, the last of an odd number of parts has a partner.
+    first_column = graph.node("Slice", [parts, [0], [1], axis])
+    empty = graph.node("Where", [[True], _text(""), first_column])
+    left = graph.node("Slice", [parts, [0], end, axis, step])
+    padded = graph.node("Concat", [parts, empty], axis=1)
+    right = graph.node("Slice", [padded, [1], end, axis, step])
     return graph.node("StringConcat", [left, right])
 
 
@@ -341,14 +339,7 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by
     Unicode's rule Final_Sigma.
     """
-    letters, skipped = _letters_and_skipped()
-    code = graph.node(
-        "LabelEncoder",
-        [characters],
-        keys_strings=[*letters, *skipped],
-        values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
-        default_float=1.0,
-    )
+    code = _letter_codes(graph, characters)
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.cast(code, TensorProto.DOUBLE)
     length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
@@ -360,16 +351,31 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         # code, or the code minus 4.
         rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
-        near_letters.append(_is_near_letter(graph, rank, step > 0))
+        near_letters.append(_is_near_letter(graph, rank, is_before=step > 0))
     is_after_letter, is_before_letter = near_letters
     is_final = graph.node("And", [is_after_letter, graph.node("Not", [is_before_letter])])
     is_final = graph.node("And", [is_final, graph.node("Equal", [characters, _text(_SIGMA)])])
     return graph.node("Where", [is_final, _text("ς"), characters])
 
 
+def _letter_codes(graph: NodeBuilder, characters: str) -> str:
+    """Add a code for each character [N, L]: 2 for a letter next to a sigma, 0 for a
+    character that is skipped, otherwise 1.
+    """
+    letters, skipped = _letters_and_skipped()
+    return graph.node(
+        "LabelEncoder",
+        [characters],
+        keys_strings=[*letters, *skipped],
+        values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
+        default_float=1.0,
+    )
+
+
 def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
     """Return True for each character [N, L] if the nearest character before or after it
-    is a letter.
+    is a letter. The nearest character has the largest rank; `is_before` is True for
+    the characters before.
     """
     padding = [0, 0, 0, 0, 0, _NEAR]
     start = 1
@@ -389,7 +395,7 @@ def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
 @cache
 def _letters_and_skipped() -> tuple[list[str], list[str]]:
     """Return the characters that Python treats as letters next to a sigma, and the
-    characters that Python skips.
+    characters that Python skips between a sigma and a letter.
     """
     # A sigma before a letter is "σ"; a skipped character is between sigma and letter.
     letters = [
@@ -408,10 +414,8 @@ def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str,
 
     The default is "" to drop a character, or `_PAD` to keep the character.
     """
-    strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(
-        strip_accents or "",
-        str,
-    )
+    strippers = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}
+    strip = strippers.get(strip_accents or "", str)
     convert = str.lower if lowercase else str
     texts = ((character, strip(convert(character))) for character in _characters())
     if strip_accents == "ascii":
@@ -458,7 +462,7 @@ def _apply_in_64_bits(
 
 def _vocabulary_attributes(vectorizer: CountVectorizer) -> dict[str, Any]:
     """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token
-    count, and their columns.
+    count, and their columns. Raises NotImplementedError for terms that are not n-grams.
     """
     smallest, largest = vectorizer.ngram_range
     if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
@@ -466,9 +470,12 @@ def _vocabulary_attributes(vectorizer: CountVectorizer) -> dict[str, Any]:
             raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
         smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
     split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
-    terms = [(split(term), int(column)) for term, column in vectorizer.vocabulary_.items()]
-    # A user's vocabulary may contain terms that never occur.
-    terms = [term for term in terms if smallest <= len(term[0]) <= largest]
+    terms = []
+    for term, column in vectorizer.vocabulary_.items():
+        tokens = split(term)
+        # A user's vocabulary may contain terms that never occur.
+        if smallest <= len(tokens) <= largest:
+            terms.append((tokens, int(column)))
     terms.sort(key=lambda term: len(term[0]))
     columns = [column for _, column in terms]
     if set(range(len(vectorizer.vocabulary_))) - set(columns):
@@ -522,7 +529,8 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         # A vocabulary contains only words of the class, but hashes and n-grams would
         # include other words.
         has_other_words = has_ngrams or isinstance(vectorizer, HashingVectorizer)
-        if has_other_words or not set(_members(kind)) <= set(_members(r"\w")):
+        is_part_of_words = set(_members(kind)) <= set(_members(r"\w"))
+        if has_other_words or not is_part_of_words:
             raise NotImplementedError(
                 f"token_pattern ({pattern!r}): \\b around a class other than \\w",
             )

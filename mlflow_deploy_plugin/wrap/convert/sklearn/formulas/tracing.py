@@ -71,18 +71,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
 
     def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
-        kind = _supported(np.dtype(dtype))
-        if kind == self.dtype:
+        """Cast to the graph's dtype for a numpy dtype. Raises NotImplementedError for
+        objects.
+        """
+        target = _supported(np.dtype(dtype))
+        if target == self.dtype:
             return self
-        if kind.kind == "O":
+        if target.kind == "O":
             raise NotImplementedError("a cast of numbers to objects")
         with np.errstate(all="ignore"):
-            return self.emit(
-                "Cast",
-                [self],
-                self.sample.astype(kind),
-                to=helper.np_dtype_to_tensor_dtype(kind),
-            )
+            sample = self.sample.astype(target)
+        return self.emit("Cast", [self], sample, to=helper.np_dtype_to_tensor_dtype(target))
 
     def reshape(self, *shape: int | Sequence[int]) -> TracedArray:
         """Change the shape of each row. The first size must be -1, which means all
@@ -95,6 +94,9 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self.emit("Reshape", [self, np.array([-1, *sample.shape[1:]])], sample)
 
     def __getitem__(self, key: object) -> TracedArray:
+        """Add the nodes of x[key]. Raises NotImplementedError for a selection of rows,
+        or by names or computed positions.
+        """
         keys = _split_key(key, self.ndim)
         if not _is_whole_axis(keys[0]):
             raise NotImplementedError("a selection of rows")
@@ -102,8 +104,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         axis = 1
         for entry in keys[1:]:
             if entry is None:
-                sample = np.expand_dims(current.sample, axis)
-                current = current.emit("Unsqueeze", [current, np.array([axis])], sample)
+                current = current._with_axis(axis)
                 axis += 1
             elif _is_whole_axis(entry):
                 axis += 1
@@ -111,14 +112,18 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
                 raise NotImplementedError("a selection by computed positions")
             else:
                 positions = np.arange(current.sample.shape[axis])[entry]
-                current = current.emit(
-                    "Gather",
-                    [current, positions],
-                    current.sample.take(positions, axis),
-                    axis=axis,
-                )
+                current = current._take_along(axis, positions)
                 axis += np.ndim(positions)  # A single position removes the axis.
         return current
+
+    def _with_axis(self, axis: int) -> TracedArray:
+        """Add an axis of size 1."""
+        sample = np.expand_dims(self.sample, axis)
+        return self.emit("Unsqueeze", [self, np.array([axis])], sample)
+
+    def _take_along(self, axis: int, positions: Array) -> TracedArray:
+        """Return the entries at constant positions of an axis."""
+        return self.emit("Gather", [self, positions], self.sample.take(positions, axis), axis=axis)
 
     def __array_ufunc__(
         self,
@@ -127,12 +132,15 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         *inputs: Operand,
         **options: object,
     ) -> TracedArray:
+        """Add the nodes of a numpy function of operands, or of its reduction. Raises
+        NotImplementedError for an unsupported function or option.
+        """
         if method == "reduce" and ufunc in _REDUCERS and options.get("out") is None:
             return reduced(
                 _REDUCERS[ufunc],
                 inputs[0],
-                options.get("axis", 0),
-                bool(options.get("keepdims")),
+                axis=options.get("axis", 0),
+                keepdims=bool(options.get("keepdims")),
             )
         if method != "__call__" or options:
             raise NotImplementedError(f"numpy.{ufunc.__name__} with {method} or options")
@@ -279,13 +287,9 @@ def reduced(
     if x.dtype == bool:
         x = x.astype(np.int64)
     with np.errstate(all="ignore"):
-        sample = np.asarray(_REDUCING[operator](x.sample, axis=axis, keepdims=keepdims), x.dtype)
-    return x.emit(
-        operator,
-        [x, np.array([axis])],
-        sample,
-        keepdims=int(keepdims),
-    )
+        sample = _REDUCING[operator](x.sample, axis=axis, keepdims=keepdims)
+    sample = np.asarray(sample, x.dtype)
+    return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
 
 
 def _any_or_all(
@@ -317,10 +321,12 @@ def variance(
     ddof: float = 0,
     keepdims: bool = False,
 ) -> TracedArray:
+    """Return the sum of squared deviations from the mean, divided by the count minus
+    `ddof`.
+    """
     away = x - mean(x, axis, keepdims=True)
-    return reduced("ReduceSum", away * away, axis, keepdims) / (
-        x.sample.shape[_axis(x, axis)] - ddof
-    )
+    total = reduced("ReduceSum", away * away, axis, keepdims)
+    return total / (x.sample.shape[_axis(x, axis)] - ddof)
 
 
 def _extreme_position(
@@ -341,16 +347,11 @@ def _extreme_position(
     """
     axis = _axis(x, axis)
     sample = function(x.sample, axis=axis, keepdims=keepdims)
-    return x.emit(
-        operator,
-        [x],
-        sample,
-        axis=axis,
-        keepdims=int(keepdims),
-    )
+    return x.emit(operator, [x], sample, axis=axis, keepdims=int(keepdims))
 
 
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
+    """Choose like numpy.where between operands, of which at least one is traced."""
     operands = [condition, yes, no]
     first_traced = next(operand for operand in operands if isinstance(operand, Traced))
     sample = np.where(*map(_sample_of, operands))
@@ -360,17 +361,16 @@ def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
 
 
 def concatenated(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
+    """Concatenate like numpy.concatenate. Raises NotImplementedError for constants and
+    for the row axis.
+    """
     first_traced = next(array for array in arrays if isinstance(array, Traced))
     if any(not isinstance(array, Traced) for array in arrays):
         raise NotImplementedError("a concatenation with constants")
     axis = _axis(first_traced, axis)
     sample = np.concatenate([array.sample for array in arrays], axis=axis)
-    return first_traced.emit(
-        "Concat",
-        [array.astype(sample.dtype) for array in arrays],
-        sample,
-        axis=axis,
-    )
+    operands = [array.astype(sample.dtype) for array in arrays]
+    return first_traced.emit("Concat", operands, sample, axis=axis)
 
 
 def stacked(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
@@ -455,6 +455,7 @@ def norm(
     axis: object = None,
     keepdims: bool = False,
 ) -> TracedArray:
+    """Return the Euclidean norm. Raises NotImplementedError for other orders."""
     if ord not in (None, 2):
         raise NotImplementedError(f"numpy.linalg.norm with ord={ord!r}")
     return np.sqrt(reduced("ReduceSum", x * x, axis, keepdims))
@@ -465,6 +466,7 @@ def selected(
     choices: list[Operand],
     default: Operand = 0,
 ) -> TracedArray:
+    """Return the choice of the first condition that is true, like numpy.select."""
     for condition, choice in zip(reversed(conditions), reversed(choices), strict=True):
         default = where(condition, choice, default)
     return default
@@ -501,16 +503,12 @@ def interpolated(
     size = max(2, *map(len, points))
     point_table = padded(points, size, np.inf)
     value_table = padded(values, size, 0.0)
-    interval = counted(point_table[1:-1], np.less, x)
-
-    def at_end(table: Array, end: int) -> TracedArray:
-        """Return the table's entries at the start (0) or end (1) of each interval."""
-        return of_column(table, interval + end)
-
-    left = at_end(point_table, 0)
-    right = at_end(point_table, 1)
-    low = at_end(value_table, 0)
-    high = at_end(value_table, 1)
+    start = counted(point_table[1:-1], np.less, x)
+    # The sums with 0 keep the graphs of earlier versions.
+    left = of_column(point_table, start + 0)
+    right = of_column(point_table, start + 1)
+    low = of_column(value_table, start + 0)
+    high = of_column(value_table, start + 1)
     return (high - low) / (right - left) * (x - left) + low
 
 
@@ -548,6 +546,9 @@ def interp(
 
 
 def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> TracedArray:
+    """Return the bin of each number, like numpy.digitize. Raises NotImplementedError
+    for descending bins.
+    """
     edges = np.asarray(bins)
     if (np.diff(edges) < 0).any():
         raise NotImplementedError("numpy.digitize with descending bins")
@@ -573,12 +574,7 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
     positions = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(x.sample, positions, axis=1)
     value_name, position_name = x.graph.nodes(
-        "TopK",
-        [x.name, [count]],
-        2,
-        axis=1,
-        largest=0,
-        sorted=1,
+        "TopK", [x.name, [count]], count=2, axis=1, largest=0, sorted=1
     )
     return Traced(x.graph, value_name, values), Traced(x.graph, position_name, positions)
 
@@ -641,13 +637,18 @@ def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
         return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)
 
 
+_QUADRATURE_NODES = 48
+
+
 def error_function(x: TracedArray) -> TracedArray:
     """Return erf(x) to 15 digits by Gaussian quadrature, because ONNX Runtime's Erf has
     32 bits. Above 6, erf is 1.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(48)
+    nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
     x = np.clip(x, -6.0, 6.0)
-    areas = np.exp(-((x[..., None] * ((nodes + 1) / 2)) ** 2)) @ (weights / 2)
+    # The nodes are between -1 and 1, and are moved to the interval from 0 to x.
+    points = x[..., None] * ((nodes + 1) / 2)
+    areas = np.exp(-(points**2)) @ (weights / 2)
     return areas * x * (2 / np.sqrt(np.pi))
 
 

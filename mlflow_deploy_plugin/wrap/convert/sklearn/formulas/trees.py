@@ -77,20 +77,24 @@ def _boosting_scores(x: TracedArray, boosting: Boosting) -> TracedArray:
     leaves, or of a linear booster.
     """
     if boosting.slopes:
-        # Linear leaves: add the sums of constants and the sums of slopes times
-        # features.
-        width = len(boosting.base)
-        kinds = 1 + len(boosting.slopes)
-        sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
-        by_kind = sums.astype(float).reshape(-1, kinds, width)
-        features = np.hstack([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]])
-        features = features[:, :, None]
-        # A missing feature adds 0.
-        return np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
+        return _sums_of_linear_leaves(x, boosting)
     if len(boosting.lines):
         filled = np.where(np.isnan(x), np.float32(0.0), x).astype(float)
         return (filled @ boosting.lines + boosting.base).astype(np.float32)
     return _sums_of_trees(x, boosting, write_trees)
+
+
+def _sums_of_linear_leaves(x: TracedArray, boosting: Boosting) -> TracedArray:
+    """Return the sums [N, targets] of the leaves' constants, and of their slopes times
+    the features. A missing feature adds 0.
+    """
+    width = len(boosting.base)
+    kinds = 1 + len(boosting.slopes)  # The first kind of sums is for the constants.
+    sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
+    by_kind = sums.astype(float).reshape(-1, kinds, width)
+    features = np.hstack([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]])
+    features = features[:, :, None]
+    return np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
 
 
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
@@ -100,25 +104,15 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     by_position: Mapping[int, Iterable[Category]] = {}
     if hasattr(model, "_predictors"):
         by_position = categories_of(model)
+    dtype = np.float32 if boosting.has_single_rows else np.float64
     if by_position or boosting.categories or rows.has_texts:
         columns = rows.columns()
-    else:
-        columns = []
-    if columns and not by_position:
-        positions = [
-            position for position, column in enumerate(columns) if column.dtype.kind in "iO"
-        ]
-        if len(positions) != len(boosting.categories):
-            raise NotImplementedError(
-                "categories that are not separate columns of strings or integers",
-            )
-        by_position = dict(zip(positions, boosting.categories, strict=True))
-    for position, categories in by_position.items():
-        names = np.array(categories, object)
-        codes = np.where([*map(is_missing, names)], np.nan, np.arange(len(names)))
-        columns[position] = encoded(columns[position], names, codes.tolist(), unknown=np.nan)
-    dtype = np.float32 if boosting.has_single_rows else np.float64
-    if columns:
+        if not by_position:
+            by_position = _categories_by_position(columns, boosting)
+        for position, categories in by_position.items():
+            names = np.array(categories, object)
+            codes = np.where([*map(is_missing, names)], np.nan, np.arange(len(names)))
+            columns[position] = encoded(columns[position], names, codes.tolist(), unknown=np.nan)
         x = np.hstack([column.astype(dtype) for column in columns])
     else:
         x = rows.own if boosting.has_single_rows else rows.matrix
@@ -126,6 +120,21 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     if np.isnan(boosting.missing):
         return x
     return np.where(x == boosting.missing, dtype(np.nan), x)
+
+
+def _categories_by_position(
+    columns: list[TracedArray],
+    boosting: Boosting,
+) -> dict[int, tuple[str | int, ...]]:
+    """Return the categories of each column of strings or integers. Raises
+    NotImplementedError if there are other columns with categories.
+    """
+    positions = [position for position, column in enumerate(columns) if column.dtype.kind in "iO"]
+    if len(positions) != len(boosting.categories):
+        raise NotImplementedError(
+            "categories that are not separate columns of strings or integers",
+        )
+    return dict(zip(positions, boosting.categories, strict=True))
 
 
 def _sums_of_trees(
@@ -156,8 +165,8 @@ def _sums(
         write: the function that adds the operators.
     """
     forest = Boosting(
-        trees,
-        targets,
+        trees=trees,
+        targets=targets,
         base=np.zeros(max(targets) + 1),
         mode="BRANCH_LEQ",
         link="Identity",
@@ -172,17 +181,17 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     trees. Trees read 32-bit floats.
     """
     members = getattr(model, "estimators_", [model])
-    columns_read = getattr(model, "estimators_features_", [None] * len(members))
+    member_columns = getattr(model, "estimators_features_", [None] * len(members))
     if is_classifier(model):
         sizes = np.ravel(model.n_classes_).tolist()
     else:
-        sizes = [1] * members[0].n_outputs_
+        sizes = [1] * members[0].n_outputs_  # one number per target
     trees: list[Tree] = []
-    for member, columns in zip(members, columns_read, strict=True):
+    for member, columns in zip(members, member_columns, strict=True):
         values = _leaf_values(member, sizes) / len(members)
         trees += [Tree.fitted(member.tree_, value, columns) for value in values]
     targets = [*range(sum(sizes))] * len(members)
-    sums = _sums(rows, trees, targets, not rows.is_double)
+    sums = _sums(rows, trees, targets, is_single=not rows.is_double)
     if not is_classifier(model):
         return sums
     if len(sizes) == 1:
@@ -191,7 +200,9 @@ def grown(model: Estimator, rows: Rows) -> Answer:
 
 
 def _leaf_values(tree: Estimator, sizes: list[int]) -> Array:
-    """Return the predictions or probabilities of a fitted tree, [all sizes, nodes]."""
+    """Return the predictions or probabilities of a fitted tree, [all sizes, nodes].
+    `sizes` are the numbers of each target: its number of classes, or 1.
+    """
     leaves = [tree.tree_.value[:, output, :size] for output, size in enumerate(sizes)]
     if is_classifier(tree):
         leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
@@ -215,16 +226,10 @@ def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
     member's class, and -1 / (C - 1) for every other class.
     """
     count = len(model.classes_)
-    members = model.estimators_
-    weights = model.estimator_weights_[: len(members)]
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
-        least = np.finfo(np.float64).eps
-        logs = np.stack(
-            [np.log(np.maximum(rows.ask(member, "predict_proba"), least)) for member in members],
-            axis=1,
-        )
-        total = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1) * (count - 1.0)
+        total = _log_probabilities(model, rows) * (count - 1.0)
     else:
+        weights = model.estimator_weights_[: len(model.estimators_)]
         is_class = _member_answers(model, rows)[:, None, :] == np.arange(count)[:, None]
         votes = is_class.astype(float) @ weights
         total = votes - (weights.sum() - votes) / (count - 1.0)
@@ -234,6 +239,21 @@ def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
     score = total[:, 1] - total[:, 0]
     position = (score > 0).astype(np.int64)
     return position, softmax(np.column_stack([-score, score]) / 2.0), score
+
+
+def _log_probabilities(model: ensemble.AdaBoostClassifier, rows: Rows) -> TracedArray:
+    """Return the sums [N, C] of the members' logarithms of probabilities, minus their
+    mean over the classes.
+    """
+    least = np.finfo(np.float64).eps
+    logs = np.stack(
+        [
+            np.log(np.maximum(rows.ask(member, "predict_proba"), least))
+            for member in model.estimators_
+        ],
+        axis=1,
+    )
+    return (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1)
 
 
 def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArray:
@@ -247,8 +267,8 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
 
 
 def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the members' predictions [N, members]: class positions for a
-    classifier.
+    """Return the members' predictions [N, members]: class positions for a classifier.
+    All members are trees, or none is.
     """
     trees = []
     answers = []

@@ -48,13 +48,14 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
     fitted = thawed(fitted)
     stand_ins: dict[int, Estimator] = {}
     replaced_inside: set[int] = set()
-    first = set(map(id, first_steps(fitted)))
+    first_ids = set(map(id, first_steps(fitted)))
     for part in sub_estimators(fitted):
         package = type(part).__module__.partition(".")[0]
         is_converted = package in _CONVERTED and not _is_function_of_a_table(part)
         if is_converted or id(part) in replaced_inside:
             continue
-        of_any = partial(affine.stand_in, columns=columns if id(part) in first else 0)
+        part_columns = columns if id(part) in first_ids else 0
+        of_any = partial(affine.stand_in, columns=part_columns)
         of_library: Callable[[Estimator], Estimator] = _STAND_INS.get(package, of_any)
         stand_in = of_library(part)
         if stand_in is not None:
@@ -67,11 +68,8 @@ def _is_function_of_a_table(part: Estimator) -> bool:
     """Return True for a FunctionTransformer that fails for a matrix, because it selects
     columns by name.
     """
-    if (
-        not isinstance(part, FunctionTransformer)
-        or part.func is None
-        or not hasattr(part, "feature_names_in_")
-    ):
+    has_function = isinstance(part, FunctionTransformer) and part.func is not None
+    if not has_function or not hasattr(part, "feature_names_in_"):
         return False
     with suppress(Exception):  # The user's function may raise any error.
         part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))

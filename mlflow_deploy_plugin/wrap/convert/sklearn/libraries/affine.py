@@ -105,14 +105,7 @@ def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
     sum that contains it missing.
     """
     count = len(sums.weights)
-    random = np.random.default_rng(0)
-    few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
-    codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
-    shape = (2000, count)
-    mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
-    marks = np.outer(_MARKS, np.ones(count))
-    many = np.vstack([codes, mixed, marks])
-    if not all(sums.match(rows, call(rows)) for rows in (few, many)):
+    if not all(sums.match(rows, call(rows)) for rows in _test_rows(count)):
         return False
     with suppress(ValueError):  # The estimator may refuse missing numbers.
         answers = call(np.where(np.eye(count), np.nan, 0.0))
@@ -120,9 +113,22 @@ def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
     return True
 
 
+def _test_rows(columns: int) -> tuple[Array, Array]:
+    """Return three rows of fractions, with which most other estimators fail at once,
+    and many rows of codes, numbers of all magnitudes, and markers.
+    """
+    random = np.random.default_rng(0)
+    few = random.normal(size=(3, columns)) * [[1.0], [1e-3], [1e3]]
+    codes = random.permuted(np.tile(_CODES, (columns, 1)), axis=1).T
+    shape = (2000, columns)
+    mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
+    marks = np.outer(_MARKS, np.ones(columns))
+    return few, np.vstack([codes, mixed, marks])
+
+
 def _regression(sums: _Sums) -> Pipeline | None:
     """Return a regression on the columns with non-zero weights: missing numbers in
-    other columns have no effect.
+    other columns have no effect. None if all weights are 0.
     """
     weights = sums.weights
     reads = (weights != 0).reshape(len(weights), -1).any(axis=1)
@@ -149,6 +155,7 @@ def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
         return Selection(reads.any(axis=1), type(part).__name__)
 
     def compute(x: TracedArray) -> TracedArray:
+        """Return the outputs for rows; NaN only for a sum that contains a NaN."""
         scaled = x[:, origins] * scales
         if not reads_one.all():
             is_missing = np.isnan(x).astype(float) @ reads.astype(float) > 0

@@ -81,8 +81,9 @@ def as_tables(
     usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
     steps = _steps(probe, names, categories)
-    written_names = [name for _, _, [name] in steps]
-    if written_names == list(categories) == names:
+    step_names = [name for _, _, [name] in steps]
+    has_one_table_per_column = step_names == list(categories) == names
+    if has_one_table_per_column:
         # A single step for all columns can be nested in another ColumnTransformer.
         return CategoryTables(
             [step.categories_[0] for _, step, _ in steps],
@@ -97,7 +98,8 @@ def _steps(
     categories: Mapping[str, list[Any]],
 ) -> list[tuple[str, Estimator, list[str]]]:
     """Return a step (its name, the step, its column) for each run of numbers that
-    depend on the same column.
+    depend on the same column. Raises ConversionError if a number depends on several
+    columns.
     """
     tables: dict[str, _Table] = {}
     # Constant numbers may be in any table.
@@ -207,6 +209,9 @@ class _Probe:
         return np.asarray(~((numbers == self.usual) | are_missing).all(axis=0))
 
     def _learned_numbers(self, name: str, values: list[Any]) -> Array:
+        """Return the numbers of values that the encoder must accept. Raises
+        ConversionError if it refuses one.
+        """
         numbers = self._numbers(name, values)
         if numbers is None:
             raise ConversionError(f"{self._kind} refuses known values of {name!r}")

@@ -41,42 +41,46 @@ def _column_steps(transformer: Estimator) -> ColumnTransformer:
     """Return a step per kept or added column. Raises ConversionError for an unsupported
     option.
     """
-    names = [str(name) for name in transformer.feature_names_in_]
-    kind = type(transformer).__name__
-    changed: dict[str, Estimator] = {}
-    added: list[tuple[Estimator, list[str]]] = []
-    dropped: list[str] = []
     try:
-        if kind in _STEPS:
-            changed = {name: _STEPS[kind](transformer, name) for name in transformer.variables_}
-        elif kind in _ADD_COLUMNS:
-            added = list(_added_steps(transformer))
-            if transformer.drop_original:
-                dropped = [*transformer.variables_, *getattr(transformer, "reference", [])]
-        else:
-            dropped = transformer.features_to_drop_
-        steps = [
-            (name, changed.get(name, "passthrough"), [name])
-            for name in names
-            if name not in dropped
-        ]
-        steps += [
-            (f"{kind} {number}", step, columns) for number, (step, columns) in enumerate(added)
-        ]
-        for _, step, _ in steps:
-            if isinstance(step, Computed):
-                step.stands_for = kind
-        # Each step must accept the row, so a step that imputes strings receives a
-        # string.
-        row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
-        return ColumnTransformer(steps).fit(pd.DataFrame([row]))
+        return _fitted_steps(transformer)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        kind = type(transformer).__name__
         raise ConversionError(
             f"its step {kind} has unsupported options ({one_line(error, 100)})",
         ) from error
 
 
+def _fitted_steps(transformer: Estimator) -> ColumnTransformer:
+    """Return a step per kept or added column. An unsupported option raises various
+    errors.
+    """
+    names = [str(name) for name in transformer.feature_names_in_]
+    kind = type(transformer).__name__
+    changed: dict[str, Estimator] = {}
+    added: list[tuple[Estimator, list[str]]] = []
+    dropped: list[str] = []
+    if kind in _STEPS:
+        changed = {name: _STEPS[kind](transformer, name) for name in transformer.variables_}
+    elif kind in _ADD_COLUMNS:
+        added = list(_added_steps(transformer))
+        if transformer.drop_original:
+            dropped = [*transformer.variables_, *getattr(transformer, "reference", [])]
+    else:
+        dropped = transformer.features_to_drop_
+    steps = [
+        (name, changed.get(name, "passthrough"), [name]) for name in names if name not in dropped
+    ]
+    steps += [(f"{kind} {number}", step, columns) for number, (step, columns) in enumerate(added)]
+    for _, step, _ in steps:
+        if isinstance(step, Computed):
+            step.stands_for = kind
+    # Each step must accept the row, so a step that imputes strings receives a string.
+    row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
+    return ColumnTransformer(steps).fit(pd.DataFrame([row]))
+
+
 def _look_up(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
+    """Return a function by its name. Raises ValueError for an unsupported name."""
     if function not in table:
         raise ValueError(f"func={function!r}")
     return table[function]
@@ -91,19 +95,20 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
     edges = np.asarray(fitted.binner_dict_[name], float)
 
     def compute(x: TracedArray) -> TracedArray:
+        """Return the index of each number's interval."""
         is_outside = (x < edges[0]) | (x > edges[-1])
         index = np.digitize(x, edges[1:-1], right=True).astype(float)
         return np.where(is_outside, np.nan, index)
 
+    tests = None
     if getattr(fitted, "errors", "") == "raise":
-        refused = {"Less": edges[:1], "Greater": edges[-1:]}
-    else:
-        refused = None
+        tests = {"Less": edges[:1], "Greater": edges[-1:]}
     finite = [edges[np.isfinite(edges)]]
-    return Computed(compute, "accepts only numbers within its intervals", refused, edges=finite)
+    return Computed(compute, "accepts only numbers within its intervals", tests, edges=finite)
 
 
 def _logarithm(fitted: Estimator, name: str) -> Computed:
+    """Return a step that computes the logarithm of a number plus a learned constant."""
     log = {"e": np.log, "10": np.log10}[fitted.base]
     added = getattr(fitted, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
@@ -112,6 +117,9 @@ def _logarithm(fitted: Estimator, name: str) -> Computed:
 
 
 def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
+    """Return a step that replaces rare categories. Raises ValueError if the categories
+    are not strings.
+    """
     groups = fitted.encoder_dict_[name]
     are_strings = all(isinstance(category, str) for category in [*groups, fitted.replace_with])
     if not groups or not are_strings:

@@ -37,6 +37,15 @@ def as_additive(machine: Estimator) -> Pipeline | None:
     if machine.link_ not in _LINKS:
         raise ConversionError(f"{type(machine).__name__} with the link {machine.link_!r}")
     bins = _binned_columns(machine)
+    sums = _sums(machine, bins)
+    if len(bins.steps) == 1:
+        return Pipeline([("sums", sums)])
+    columns = ColumnTransformer(bins.steps).fit(pd.DataFrame([bins.row]))
+    return Pipeline([("bins", columns), ("sums", sums)])
+
+
+def _sums(machine: Estimator, bins: "_Bins") -> AdditiveModel:
+    """Return the sums of the terms' scores, which are looked up by bin."""
     tables = []
     for features, scores in zip(machine.term_features_, machine.term_scores_, strict=True):
         bin_count = int(np.prod(scores.shape[: len(features)]))
@@ -52,14 +61,13 @@ def as_additive(machine: Estimator) -> Pipeline | None:
     )
     if hasattr(machine, "classes_"):
         sums.classes_ = machine.classes_
-    if len(bins.steps) == 1:
-        return Pipeline([("sums", sums)])
-    columns = ColumnTransformer(bins.steps).fit(pd.DataFrame([bins.row]))
-    return Pipeline([("bins", columns), ("sums", sums)])
+    return sums
 
 
 def _strides(machine: Estimator, positions: dict[_Key, int]) -> Array:
-    """Return the strides of `AdditiveModel`, [binned, terms]."""
+    """Return the distance between adjacent bins of each binned column in the scores of
+    each term, [binned, terms]; 0 for a term without the column.
+    """
     strides = np.zeros((len(positions), len(machine.term_features_)))
     for term, features in enumerate(machine.term_features_):
         sizes = machine.term_scores_[term].shape[: len(features)]
