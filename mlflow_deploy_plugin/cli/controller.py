@@ -209,7 +209,13 @@ def retrainings(name: str | None, output: str) -> None:
         lines.append(f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(entry)}")
         lines.append(f"    why: {entry.cause['why']}")
     empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
-    documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
+    documents = [
+        {
+            **vars(entry),
+            "figures": entry.figures.as_json(),
+        }
+        for entry in entries
+    ]
     show_result(output, documents, lines or [empty])
 
 

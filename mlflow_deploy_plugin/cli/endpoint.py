@@ -490,7 +490,10 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
         yield f"  log: {described['log']}"
 
 
-def _deployment_row(name: str, deployment: Mapping[str, Any]) -> tuple[str, ...]:
+def _deployment_row(
+    name: str,
+    deployment: Mapping[str, Any],
+) -> tuple[str, ...]:
     """Return the cells of a deployment: its name, share, model, version, state and
     error.
     """

@@ -230,7 +230,12 @@ def _show_rows(
         limit = _TABLE_ROWS if limit is None else limit
         most = limit + 1
     with usage_errors():
-        view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
+        view = View(
+            name,
+            parse_time_range(since, until, datetime.now(UTC)),
+            labels,
+            shadows,
+        )
     opened = _open()
     if failed:
         if name not in opened.failures.endpoints():

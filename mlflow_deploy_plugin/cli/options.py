@@ -90,19 +90,35 @@ def path_option(
     **attributes: Any,
 ) -> Callable[[_Command], _Command]:
     """Return an option for the path of a file or folder, which need not exist."""
-    return option(*names, type=click.Path(path_type=Path), metavar=metavar, **attributes)
+    return option(
+        *names,
+        type=click.Path(path_type=Path),
+        metavar=metavar,
+        **attributes,
+    )
 
 
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default
     `text`.
     """
-    return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
+    return option(
+        "-o",
+        "--output",
+        type=click.Choice(formats),
+        default="text",
+        help=help,
+    )
 
 
 def engine_option(help: str) -> Callable[[_Command], _Command]:
     """Return the option --engine: `local`, the default, or `spark`."""
-    return option("--engine", type=click.Choice(["local", "spark"]), default="local", help=help)
+    return option(
+        "--engine",
+        type=click.Choice(["local", "spark"]),
+        default="local",
+        help=help,
+    )
 
 
 output_option = format_option(

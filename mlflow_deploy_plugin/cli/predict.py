@@ -365,7 +365,11 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
-    with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
+    with click.progressbar(
+        length=rows.length,
+        label=rows.name,
+        file=sys.stderr,
+    ) as bar:
 
         def with_bar() -> Iterator["RowBatch"]:
             """Yield the batches; show each batch on the bar after its use."""

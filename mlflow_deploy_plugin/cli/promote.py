@@ -511,7 +511,15 @@ def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
     """Yield a table of the facts of two versions, and a table of their predictions."""
     rows = [("SECTION", "NAME", compared.before, compared.after, "TREND")]
     for row in compared.rows:
-        rows.append((row.section, row.name, _text(row.before), _text(row.after), row.trend))
+        rows.append(
+            (
+                row.section,
+                row.name,
+                _text(row.before),
+                _text(row.after),
+                row.trend,
+            )
+        )
     yield from align_columns(rows)
     if isinstance(compared.predictions, Refused):
         yield f"predictions: not compared; {compared.predictions.reason}"

@@ -139,7 +139,14 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
             columns = f"{len(tensor.columns)} columns"
         rows.append(_row("input", tensor, columns))
     proofs = {proof.name: _agreement(proof) for proof in wrapped.report.outputs}
-    rows += [_row("output", output, proofs.get(output.name, "")) for output in wrapped.outputs]
+    rows += [
+        _row(
+            "output",
+            output,
+            proofs.get(output.name, ""),
+        )
+        for output in wrapped.outputs
+    ]
     yield from (f"  {line}" for line in align_columns(rows))
     if wrapped.report.repair:
         yield f"  {wrapped.report.repair}"

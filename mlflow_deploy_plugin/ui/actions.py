@@ -189,7 +189,12 @@ def _parse_version_action(action: str, form: Mapping[str, str]) -> ParsedForm:
     version = form.get("version", "")
     if not model or not version.isdecimal():
         raise InvalidConfig("a registered model and the number of its version are expected")
-    arguments = {"model": model, "version": version, "to": "", "report": form.get("report", "")}
+    arguments = {
+        "model": model,
+        "version": version,
+        "to": "",
+        "report": form.get("report", ""),
+    }
     if action == "gate":
         return arguments, f"run the gate for version {version} of {model}", [model]
     to = str(transitions.parse_stage_or_alias(form.get("to", "")))
@@ -202,7 +207,10 @@ def _weights_text(weights: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {weight}" for name, weight in weights.items())
 
 
-def _parse_weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
+def _parse_weights(
+    form: Mapping[str, str],
+    endpoint: Endpoint,
+) -> dict[str, int]:
     """Return the weight of each variant in percent. Raises InvalidConfig for a weight
     that is not a number from 0 to 100, and if all weights are 0.
     """
@@ -373,7 +381,14 @@ def _promote_version(job: Job, store: Store, settings: Settings) -> str:
     to = job.arguments["to"]
     why = job.arguments["why"]
     is_request = job.arguments["action"] == "request"
-    moved = promote(model, version, to, why=why, is_request=is_request, **_options(job, store))
+    moved = promote(
+        model,
+        version,
+        to,
+        why=why,
+        is_request=is_request,
+        **_options(job, store),
+    )
     if is_request:
         requested = send_decision("request", model, version, to, why)
         verdict = requested.verdict or "without a report"

@@ -388,7 +388,12 @@ class _Console:
 
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
-    def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
+    def _render(
+        self,
+        job: Job | None = None,
+        error: str = "",
+        status: int = 200,
+    ) -> Response:
         """Return the console page of the request.
 
         Args:
@@ -457,7 +462,10 @@ class _Console:
     def _here(self, job: str = "") -> str:
         """Return the URL of the current page, which then shows the job."""
         names = ("endpoint", "model", "beginning", "span")
-        return self._link(job=job, **{name: request.args.get(name, "") for name in names})
+        return self._link(
+            job=job,
+            **{name: request.args.get(name, "") for name in names},
+        )
 
     def _server_urls(self) -> tuple[str, ...]:
         """Return the URLs at which a job on this machine may reach this MLflow server,

@@ -39,7 +39,10 @@ class RequestRow(ListedRequest):
     no_decline: str = ""
 
 
-def request_rows(store: Store, models: Collection[str] | None = None) -> list[RequestRow]:
+def request_rows(
+    store: Store,
+    models: Collection[str] | None = None,
+) -> list[RequestRow]:
     """Return the open requests that the caller may read, newest first.
 
     `models` restricts the list. The files of the versions are not read here, because

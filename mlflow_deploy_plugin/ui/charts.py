@@ -23,12 +23,31 @@ _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """The tops of value axes, to be multiplied by a power of ten. Each top and its half are
 short numbers.
 """
-_LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
+_LENGTHS = (
+    60,
+    120,
+    240,
+    480,
+    1200,
+    2400,
+    4800,
+    7200,
+    14400,
+    28800,
+    86400,
+    172800,
+    345600,
+)
 """Lengths of time axes in seconds. A quarter of a length, the distance of the labels,
 is a short number.
 """
 _PARTS = 4
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_UNITS = (
+    (86400, "d"),
+    (3600, "h"),
+    (60, "min"),
+    (1, "s"),
+)
 
 Unit = Literal["/s", "/min", "ms", "s", "%"]
 Values = Sequence[float | None]
@@ -121,7 +140,13 @@ def line_chart(
         empty: the text of a chart without values.
     """
     plots = [_Plot(line, unit, is_growing) for line in series]
-    top = nice_top(max(_LEAST_TOP, limit or 0.0, *(plot.highest for plot in plots)))
+    top = nice_top(
+        max(
+            _LEAST_TOP,
+            limit or 0.0,
+            *(plot.highest for plot in plots),
+        )
+    )
     limit_height = None
     if limit is not None:
         limit_height = round(HEIGHT * (1 - min(limit / top, 1)), 1)

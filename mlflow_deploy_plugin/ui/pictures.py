@@ -268,7 +268,10 @@ def _time_axis(histories: _Histories, span: Span, end: float) -> _TimeAxis:
         default=-math.inf,
     )
     lengths = _LENGTHS[span]
-    seconds = next((length for length in lengths if length >= end - begin), lengths[-1])
+    seconds = next(
+        (length for length in lengths if length >= end - begin),
+        lengths[-1],
+    )
     slot_seconds = max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS)
     return _TimeAxis(end, seconds, slot_seconds)
 
@@ -307,7 +310,10 @@ class _Slots:
 
     def _names_of_versions(self) -> dict[str, _Version]:
         """Return the versions with the most requests by name, oldest first."""
-        by_requests = sorted(self._requests, key=lambda key: (-self._requests[key], key))
+        by_requests = sorted(
+            self._requests,
+            key=lambda key: (-self._requests[key], key),
+        )
         ordered = sorted(by_requests[:COLOURS], key=_legend_sort_key)
         if len({model for model, _ in ordered}) == 1:
             return {f"version {key[1]}": key for key in ordered}
@@ -348,7 +354,10 @@ class _Slots:
             if endpoint == self._endpoint and (model, version) == key
         )
 
-    def _rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
+    def _rates(
+        self,
+        number: Callable[[CountedInterval], float],
+    ) -> list[float | None]:
         """Return a count per second for each slot, summed over all servers; None for a
         slot without an interval.
         """
@@ -375,7 +384,10 @@ def _legend_sort_key(key: _Version) -> tuple[str, int, str]:
 
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     """Return the picture of a rollout, from its begin until its end or `now`."""
-    until = max(((rollout.ended_at or now) - rollout.created_at).total_seconds(), 0.0)
+    until = max(
+        ((rollout.ended_at or now) - rollout.created_at).total_seconds(),
+        0.0,
+    )
     axis = since_axis(rollout.created_at, until)
     axis_seconds = (axis.end - axis.begin).total_seconds()
     version = rollout.spec.get("version", "?")

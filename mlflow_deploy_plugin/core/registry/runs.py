@@ -293,7 +293,16 @@ def log_metrics(
             logged_id = str(client.get_logged_model(model_id).model_id)
     if at_ms is None:
         at_ms = get_current_time_millis()
-    metrics = [Metric(key, value, at_ms, step, model_id=logged_id) for key, value in figures]
+    metrics = [
+        Metric(
+            key,
+            value,
+            at_ms,
+            step,
+            model_id=logged_id,
+        )
+        for key, value in figures
+    ]
     for start in range(0, len(metrics), _MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
     if logged_id is not None:
@@ -306,7 +315,10 @@ def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> Non
     """
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.log_batch(
+        run_id,
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
 
 
 def project_run_id() -> str | None:

@@ -477,11 +477,22 @@ def _accept_alarms(
     start, end = window
     revisions = (
         select(MonitorWindowRow)
-        .filter_by(endpoint=row.endpoint, monitor=row.monitor, start=start, end=end, state="judged")
+        .filter_by(
+            endpoint=row.endpoint,
+            monitor=row.monitor,
+            start=start,
+            end=end,
+            state="judged",
+        )
         .order_by(MonitorWindowRow.id.desc())
     )
     judged = session.scalars(revisions.limit(1)).one()
-    accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *columns])
+    accepted = dict.fromkeys(
+        [
+            *judged.evidence.get("accepted", ()),
+            *columns,
+        ]
+    )
     judged.evidence = {**judged.evidence, "accepted": [*accepted]}
     if {*judged.evidence["alarms"]} <= {*accepted}:
         row.consecutive = 0

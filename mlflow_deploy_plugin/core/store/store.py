@@ -230,7 +230,11 @@ class Store:
                 before=was,
                 after=became,
                 why=why,
-                detail={"spec": row.spec, **(detail or {}), **_unapproved_detail(unapproved)},
+                detail={
+                    "spec": row.spec,
+                    **(detail or {}),
+                    **_unapproved_detail(unapproved),
+                },
             )
             session.flush()
             return _to_endpoint(row, _deleted_names(session, spec.name))
@@ -254,7 +258,13 @@ class Store:
             self._audit(session, "delete", user, endpoint=name, before=before, why=why)
             return True
 
-    def _abandon_rollouts(self, session: Session, name: str, now: datetime, user: str) -> None:
+    def _abandon_rollouts(
+        self,
+        session: Session,
+        name: str,
+        now: datetime,
+        user: str,
+    ) -> None:
         """End the live rollouts of a deleted endpoint, with an event for each."""
         live = select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
         for rollout in session.scalars(live.with_for_update()):

@@ -566,7 +566,13 @@ def typed_tables(
     """
     whole = pa.concat_tables(tables, promote_options="default")
     typed = pa.table(
-        {name: _typed(whole.column(name), types.get(name)) for name in whole.column_names},
+        {
+            name: _typed(
+                whole.column(name),
+                types.get(name),
+            )
+            for name in whole.column_names
+        },
     )
     ends = np.cumsum([len(table) for table in tables]).tolist()
     return [
@@ -707,7 +713,12 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
     # A mark at the edge of the content has no neighbour, so the index is clamped to the
     # mark itself.
     before = signs[np.maximum(marks[:count:2], 1) - 1]
-    after = signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
+    after = signs[
+        np.minimum(
+            marks[1:count:2] + 1,
+            len(signs) - 1,
+        )
+    ]
     if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all():
         return end
     return 0

@@ -223,7 +223,12 @@ class _Facts:
     def in_registry(self, text: str) -> Statement:
         return _statement(text, "registry", self.record.uri, self.record.url)
 
-    def in_run(self, text: str, file: str = "", run: LoggedRun | None = None) -> Statement:
+    def in_run(
+        self,
+        text: str,
+        file: str = "",
+        run: LoggedRun | None = None,
+    ) -> Statement:
         """Return a statement from a file of a run, by default the run with the
         evaluations. Without a run, the source is the registry.
         """
@@ -394,7 +399,10 @@ class _Facts:
 
     def signature(self) -> Statements:
         """Yield the columns of each side. The keys of the record are `inputs age`."""
-        by_side = groupby(self.record.signature.items(), lambda item: item[0].partition(" ")[0])
+        by_side = groupby(
+            self.record.signature.items(),
+            lambda item: item[0].partition(" ")[0],
+        )
         for side, columns in by_side:
             texts = [_column_text(json.loads(entry)) for _, entry in columns]
             yield self.in_registry(f"The {side} are: {join_names(texts)}")

@@ -234,7 +234,12 @@ class _Parts:
     uri: str
     missing: dict[str, str] = field(default_factory=dict)
 
-    def read(self, part: str, read: Callable[[], _T], otherwise: _T) -> _T:
+    def read(
+        self,
+        part: str,
+        read: Callable[[], _T],
+        otherwise: _T,
+    ) -> _T:
         """Return the part, or `otherwise` if it does not exist, may not be read or is
         damaged.
         """
@@ -290,7 +295,10 @@ def _read_packages(file: Path) -> dict[str, str]:
     return versions
 
 
-def _count_graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str, int]:
+def _count_graph(
+    mlmodel: Mapping[str, Any],
+    file: Callable[[str], Path],
+) -> dict[str, int]:
     """Return the number of bytes, with external weights, the opsets, and the number of
     nodes per operator of the ONNX file.
 
@@ -318,7 +326,13 @@ def _count_graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dic
         domain = opset.domain or "ai.onnx"
         counts[f"opset {domain}"] = opset.version
     operators = Counter(
-        ".".join(filter(None, (node.domain, node.op_type))) for node in _nodes(model.graph)
+        ".".join(
+            filter(
+                None,
+                (node.domain, node.op_type),
+            )
+        )
+        for node in _nodes(model.graph)
     )
     return counts | {f"operator {name}": count for name, count in operators.items()}
 

@@ -107,7 +107,12 @@ class CopiedVersion:
             f"{self.registry}"
         )
 
-    def record(self, promotion: Promotion | None = None, *, at_target: bool = False) -> None:
+    def record(
+        self,
+        promotion: Promotion | None = None,
+        *,
+        at_target: bool = False,
+    ) -> None:
         """Record the copy or its promotion in the store of the current registry, the
         source or the target. A move is recorded always, anything else once.
         """
@@ -412,7 +417,13 @@ def _log_run(
                 run_id,
                 params=[Param(key, value) for key, value in run.data.params.items()],
             )
-            log_metrics(client, run_id, "", run.data.metrics.items(), at_ms=run.info.start_time)
+            log_metrics(
+                client,
+                run_id,
+                "",
+                run.data.metrics.items(),
+                at_ms=run.info.start_time,
+            )
             client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
         progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")

@@ -78,7 +78,11 @@ def send_decision(
     return ListedRequest.model_validate(_call("POST", {}, document))
 
 
-def _call(method: str, query: dict[str, str], document: dict[str, str] | None = None) -> Any:
+def _call(
+    method: str,
+    query: dict[str, str],
+    document: dict[str, str] | None = None,
+) -> Any:
     """Return the JSON answer of MLflow's server. Raises InvalidConfig if it does not
     run the app.
     """

@@ -217,7 +217,12 @@ def request_identity(entry: PromotionRequest) -> Json:
     }
 
 
-def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
+def missing_approvals(
+    store: Store,
+    policy: GatePolicy,
+    subject: Subject,
+    page: str = "",
+) -> str:
     """Return why a promotion lacks approvals; empty if it needs none, or has all.
     `page` is the URL of its requests.
     """
@@ -460,7 +465,10 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
-            live.pop((event.model, event.version, moved["place"].lower()), None)
+            live.pop(
+                (event.model, event.version, moved["place"].lower()),
+                None,
+            )
         elif event.action in ("rename", "delete"):
             live.clear()
     reports = _gate_reports(events)
@@ -474,7 +482,12 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
 
 def _requested_by(event: AuditEvent) -> PromotionRequest:
     """Return the request that an event records, without approvals and report."""
-    request = {"model": event.model, "version": event.version, "to": event.after, **event.detail}
+    request = {
+        "model": event.model,
+        "version": event.version,
+        "to": event.after,
+        **event.detail,
+    }
     request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
     return PromotionRequest.model_validate(request)
 

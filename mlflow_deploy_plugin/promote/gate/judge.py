@@ -363,7 +363,10 @@ def _blank_row(artifact: Artifact) -> NamedArrays:
         dtype = numpy_dtype(entry.dtype)
         shape: tuple[int, ...] = (1,)
         if not entry.columns:
-            shape = (1, *(max(size, 1) for size in entry.shape[1:]))
+            shape = (
+                1,
+                *(max(size, 1) for size in entry.shape[1:]),
+            )
         value = "" if dtype.kind == "O" else 0
         blank = np.full(shape, value, dtype=dtype)
         row |= dict.fromkeys(entry.columns or (entry.name,), blank)

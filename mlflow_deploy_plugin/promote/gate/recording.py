@@ -89,7 +89,13 @@ class VerdictRecord(BaseModel):
             return self.tags
         return {tags.GATE_DIGEST_TAG: self.files} | self.tags
 
-    def record(self, store: Store, actor: str, is_tagged: bool, **more: str) -> None:
+    def record(
+        self,
+        store: Store,
+        actor: str,
+        is_tagged: bool,
+        **more: str,
+    ) -> None:
         """Write the event. `more` is added to its detail."""
         detail: Json = {
             "report": self.report,

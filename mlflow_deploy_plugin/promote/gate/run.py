@@ -235,7 +235,12 @@ def gate_version(
         verdict_tags = {key: record.tags[key] for key in logged}
         logged_run = _log_verdict(verdict, candidate, evaluation, verdict_tags)
         done = GateRun(verdict, logged_run, is_official)
-        record = record.model_copy(update={"report": done.report, "run_id": done.run.run_id})
+        record = record.model_copy(
+            update={
+                "report": done.report,
+                "run_id": done.run.run_id,
+            }
+        )
         if is_official:
             write_verdict(record, trail)
         else:

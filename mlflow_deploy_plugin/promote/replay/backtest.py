@@ -197,7 +197,12 @@ class _Labelled:
     truth: Array
 
 
-def _replay(candidate: LoadedModel, table: pa.Table, endpoint: str, shown: str) -> _Replayed:
+def _replay(
+    candidate: LoadedModel,
+    table: pa.Table,
+    endpoint: str,
+    shown: str,
+) -> _Replayed:
     """Predict the rows in chunks. Raises InvalidConfig if no row of the first chunk is
     accepted, or if no output can be concatenated.
     """
@@ -423,7 +428,12 @@ def _accepted_parts(
         refused[reason] = replace(noted, rows=noted.rows + 1)
 
 
-def _note_row(part: pa.Table, index: int, text: str, rows: int = 1) -> NotedRow:
+def _note_row(
+    part: pa.Table,
+    index: int,
+    text: str,
+    rows: int = 1,
+) -> NotedRow:
     return NotedRow(
         part.column("_prediction_id")[index].as_py(),
         part.column("_row")[index].as_py(),

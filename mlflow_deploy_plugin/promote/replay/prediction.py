@@ -98,7 +98,11 @@ class Replay:
     left_out: int
 
 
-def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> tuple[str, pa.Table]:
+def find_request(
+    log: InferenceLog,
+    prediction_id: str,
+    endpoint: str = "",
+) -> tuple[str, pa.Table]:
     """Return the endpoint and the rows of a request, to any endpoint unless it is
     specified. The table has the columns of the log (docs/log.md) in the order of
     `_row`. Raises NotFound with possible reasons.
@@ -365,7 +369,11 @@ def _node_outputs(
     return described, max(0, len(nodes) - most)
 
 
-def _run_unoptimized(graph: Path, outputs: list[str], feeds: Feeds) -> list[Any]:
+def _run_unoptimized(
+    graph: Path,
+    outputs: list[str],
+    feeds: Feeds,
+) -> list[Any]:
     """Return the values of `outputs`. Optimization is off, because it removes nodes."""
     module = import_onnxruntime()
     options = session_options(module, intra_op_num_threads=1)

@@ -108,7 +108,14 @@ class RolloutActions:
             config = {f"variants.{name}.allow_pyfunc": True}
             if name == plan.shadow:
                 config[f"variants.{name}.shadow"] = True
-            self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
+            self.deployments.add(
+                plan.endpoint,
+                name,
+                plan.to_uri,
+                config,
+                why,
+                self.actor,
+            )
 
     def _promote(self, plan: RolloutPlan) -> None:
         """Make the main deployment serve the new version: change its model, or move the
@@ -134,7 +141,13 @@ class RolloutActions:
         with suppress(NotFound):  # The version may have been deleted.
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
-    def _move_reference(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
+    def _move_reference(
+        self,
+        plan: RolloutPlan,
+        before: str,
+        version: str,
+        why: str,
+    ) -> None:
         """Move the stage, alias or tag from the version `before` (empty if there is
         none) to `version`, and record the move in the audit trail.
         """

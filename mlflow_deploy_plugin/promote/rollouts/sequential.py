@@ -40,7 +40,17 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-ODDS_RATIOS: Floats = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
+ODDS_RATIOS: Floats = np.array(
+    [
+        1.25,
+        1.5,
+        2.0,
+        3.0,
+        5.0,
+        10.0,
+        30.0,
+    ]
+)
 """The odds ratios of the alternatives, mixed with equal weights: from 25 % worse odds
 to 30 times the odds.
 """

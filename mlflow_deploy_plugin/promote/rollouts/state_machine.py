@@ -178,7 +178,10 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
 
 
 def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
-    return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
+    return {
+        plan.main: 100 - plan.steps[step],
+        plan.candidate: plan.steps[step],
+    }
 
 
 def _moved_reason(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
@@ -395,7 +398,11 @@ def rollout_summary(rollout: Rollout) -> str:
 def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
     """Return the audit event of a rollout that starts now."""
     steps = ", ".join(f"{step} %" for step in plan.steps)
-    detail = {"steps": list(plan.steps), "every": plan.every, "abort_on": plan.abort_on}
+    detail = {
+        "steps": list(plan.steps),
+        "every": plan.every,
+        "abort_on": plan.abort_on,
+    }
     event = _new_event("rollout.start", plan, plan.actor, now)
     return replace(event, after=f"version {plan.version} by {steps}", why=plan.why, detail=detail)
 

@@ -141,7 +141,10 @@ def _report_fatal(state_dir: Path, message: str) -> None:
     message.
     """
     try:
-        write_state(state_dir / AGENT, AgentState(pid=os.getpid(), error=message, fatal=True))
+        write_state(
+            state_dir / AGENT,
+            AgentState(pid=os.getpid(), error=message, fatal=True),
+        )
     except OSError:
         _log.error("%s", message)
 
@@ -164,7 +167,12 @@ def _log_end(error: Exception) -> None:
     _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
 
 
-def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
+def _run(
+    state_dir: Path,
+    follow: bool,
+    only_ship: bool,
+    stop: threading.Event,
+) -> int:
     """Follow the registry and ship rows until `stop` is set, then ship the last rows.
     Return the exit status.
 

@@ -88,7 +88,13 @@ def _write_audit(store_url: str, actor: str, command: Command, error: str) -> No
 
         with closing(open_store(store_url)) as opened:
             done = "failed" if error else f"{action}ed"
-            opened.record(action, endpoint=command.endpoint, after=done, why=error, actor=actor)
+            opened.record(
+                action,
+                endpoint=command.endpoint,
+                after=done,
+                why=error,
+                actor=actor,
+            )
     except (OnnxserveError, ImportError) as failure:
         _log.error(
             "the command of %s to %s %s is not audited: %s",
@@ -271,7 +277,11 @@ class EndpointControl:
                 f"{MOST_ADDED} endpoints were already added; unload one of them first",
             )
 
-    def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
+    def _save(
+        self,
+        unloaded: tuple[str, ...],
+        added: dict[str, EndpointSpec],
+    ) -> None:
         """Set the unloaded and the added endpoints, and write them to control.json."""
         control = Control(unloaded=unloaded, added=added)
         if control == self._control:

@@ -90,7 +90,12 @@ class ModelCache:
                 f"the model cache {root} cannot be written: {error.strerror}",
             ) from None
 
-    def fetch(self, source: str, identity: str | None, judged: str = "") -> Path:
+    def fetch(
+        self,
+        source: str,
+        identity: str | None,
+        judged: str = "",
+    ) -> Path:
         """Return the folder with the files of `source`. Download the files if they are
         not cached.
 
@@ -309,7 +314,12 @@ class MlflowRegistry:
         if refusal is not None and refusal.approved == approved and self.clock() < refusal.until:
             raise GateRefused(refusal.message)
 
-    def _refuse(self, resolved: ResolvedModel, digest: str, approved: tuple[str, ...]) -> NoReturn:
+    def _refuse(
+        self,
+        resolved: ResolvedModel,
+        digest: str,
+        approved: tuple[str, ...],
+    ) -> NoReturn:
         """Raise GateRefused. The time until the next download doubles, because all
         files of the version are loaded.
         """

@@ -256,7 +256,10 @@ class Follower:
         """Return the versions of the endpoint that workers must serve, and the errors
         of variants without a version.
         """
-        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
+        served = self._wanted.endpoints.get(
+            spec.name,
+            WantedEndpoint(variants={}),
+        ).variants
         variants = {}
         errors = {}
         for name, variant in spec.variants.items():

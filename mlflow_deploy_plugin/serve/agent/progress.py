@@ -200,7 +200,10 @@ class ShippingProgress:
         """Return the rows with this outcome ("answered", "captured", "dropped") in all
         runs.
         """
-        return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
+        return add_rows(
+            self.totals.earlier.get(outcome, {}),
+            self.totals.seen.get(outcome, {}),
+        )
 
     def save(self) -> None:
         """Write all totals to progress.json. Raises OSError if the disk is full."""
@@ -288,7 +291,10 @@ class WatermarkWriter:
         )
 
 
-def add_rows(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
+def add_rows(
+    rows: Mapping[str, int],
+    more: Mapping[str, int],
+) -> Rows:
     return {name: rows.get(name, 0) + more.get(name, 0) for name in {**rows, **more}}
 
 

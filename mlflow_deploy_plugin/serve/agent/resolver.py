@@ -160,7 +160,10 @@ class VersionResolver:
         for a poll itself.
         """
         polls = [model.poll for model in self.models.values() if model.poll is not None]
-        return [*polls, *(fetch.future for fetch in self._fetches.values() if not fetch.is_kept)]
+        return [
+            *polls,
+            *(fetch.future for fetch in self._fetches.values() if not fetch.is_kept),
+        ]
 
     def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
         """Set a new policy, and retry the versions that it permits."""
@@ -188,7 +191,10 @@ class VersionResolver:
         self.covered = covered
         for ref, model in self.models.items():
             if ref.uri in no_longer_covered and model.next_poll < NEVER:
-                model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
+                model.next_poll = min(
+                    model.next_poll,
+                    self.polling.clock() + self.polling.pause(0),
+                )
             if ref.uri not in selected:
                 continue
             resolution = selected[ref.uri]
@@ -420,7 +426,10 @@ class VersionResolver:
         status = target.gate_status.on_files(fetched.digest)
         if ref.require and not is_served and not status.passed:
             # Poll regularly, because the gate may have a new verdict.
-            model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
+            model.next_poll = min(
+                model.next_poll,
+                self.polling.clock() + self.polling.pause(0),
+            )
             return _gate_rejection(ref, target, status, NEVER)
         if not is_served and ref.is_gated_by(fetched.unapproved_at):
             reason = (

@@ -295,7 +295,11 @@ class Shipper:
         self.progress.add_shipped(segment.name, captured.end, shipped, lost)
         return rows
 
-    def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
+    def _write_files(
+        self,
+        what: str,
+        tables: Iterator[tuple[str, pa.Table]],
+    ) -> int:
         """Write each table to its file, and return the number of rows. If a table
         cannot be encoded, log `what` was omitted, and skip all files.
         """
@@ -377,7 +381,11 @@ def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedB
     """
     groups: dict[tuple[object, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
-        arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
+        arrays = [
+            *batch.feeds.items(),
+            *batch.outputs.items(),
+            *batch.masked.items(),
+        ]
         types = tuple((name, array.dtype, array.ndim) for name, array in arrays)
         groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), types].append(batch)
     return groups.values()
@@ -485,14 +493,27 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
         "_status": per_row(pa.array(batch.statuses)),
         "_segment": constant(segment),
         "_offset": per_row(pa.array(batch.offsets)),
-        "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
+        "_row": pa.array(
+            np.tile(
+                np.arange(rows, dtype=np.int32),
+                requests,
+            )
+        ),
     }
 
 
 def _to_arrow(texts: Utf8Array) -> pa.Array:
     """Return the texts as an Arrow array, without decoding them."""
-    buffers = [None, pa.py_buffer(texts.bounds), pa.py_buffer(np.ascontiguousarray(texts.content))]
-    return pa.Array.from_buffers(pa.string(), len(texts.bounds) - 1, buffers)
+    buffers = [
+        None,
+        pa.py_buffer(texts.bounds),
+        pa.py_buffer(np.ascontiguousarray(texts.content)),
+    ]
+    return pa.Array.from_buffers(
+        pa.string(),
+        len(texts.bounds) - 1,
+        buffers,
+    )
 
 
 def _key_column(array: Array) -> pa.Array:
@@ -503,7 +524,10 @@ def _key_column(array: Array) -> pa.Array:
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([as_text(value) for value in array.tolist()], pa.string())
+        return pa.array(
+            [as_text(value) for value in array.tolist()],
+            pa.string(),
+        )
 
 
 def _model_column(array: Array) -> pa.Array:

@@ -456,7 +456,14 @@ def _raw_request(
         common_names = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
         caller = common_names[0].decode("utf-8", "replace")[:100]
     path = f"/{HEALTH}/Check" if method == "HealthCheck" else f"/{INFERENCE}/{method}"
-    return RawRequest("POST", path, headers, body, address_of(context.peer()), caller=caller)
+    return RawRequest(
+        "POST",
+        path,
+        headers,
+        body,
+        address_of(context.peer()),
+        caller=caller,
+    )
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
@@ -553,7 +560,17 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
         return {"ready": False}
 
 
-def _control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> ManagementMethod:
+def _control(
+    change: Callable[
+        [
+            Server,
+            str,
+            Mapping[str, object],
+            str,
+        ],
+        None,
+    ],
+) -> ManagementMethod:
     """Return the method that loads or unloads an endpoint with `change`."""
 
     def method(

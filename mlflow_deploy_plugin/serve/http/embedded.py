@@ -319,7 +319,11 @@ def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
         if response.pieces is None:
             fields["Content-Length"] = str(len(response.body))
     return [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
+        (
+            name.lower().encode("latin-1"),
+            value.encode("latin-1"),
+        )
+        for name, value in fields.items()
     ]
 
 

@@ -45,7 +45,19 @@ the caller's id.
 _Encoded = tuple[bytes, str, Mapping[str, str] | None]
 """The body, its content type, and the headers of its format."""
 _Admit = Callable[[RawRequest], KeyEntry | None]
-_Record = Callable[[RawRequest, int, float, float, str, str, Feeds, dict[str, Array]], None]
+_Record = Callable[
+    [
+        RawRequest,
+        int,
+        float,
+        float,
+        str,
+        str,
+        Feeds,
+        dict[str, Array],
+    ],
+    None,
+]
 _Respond = Callable[[RawRequest, _Encoded, str, str], RawResponse]
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 

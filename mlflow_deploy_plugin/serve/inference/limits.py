@@ -234,7 +234,10 @@ class MemoryRateLimiter:
         now = self.clock()
         window, elapsed = divmod(now, self.period)
         with self._lock:
-            last, current, previous = self._clients.get(client, (int(window), 0, 0))
+            last, current, previous = self._clients.get(
+                client,
+                (int(window), 0, 0),
+            )
             if last != window:
                 previous = current if last == window - 1 else 0
                 current = 0
@@ -260,7 +263,11 @@ class RedisRates:
     the errors of `import_redis`.
     """
 
-    def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        url: str,
+        count_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
@@ -285,7 +292,12 @@ class RedisRates:
     def is_away(self) -> bool:
         return self._circuit.is_open
 
-    def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
+    def count(
+        self,
+        item: "RateLimitItem",
+        client: bytes,
+        requests: int,
+    ) -> tuple[int, float]:
         """Count as many requests of the client as `requests`; if the rate does not
         admit them all, count one request.
 
@@ -378,7 +390,10 @@ class SharedRateLimiter:
                         * self._expected_seconds
                         / max(now - reservation.began, 1e-6)
                     )
-                    cost = max(1, min(int(expected), 2 * reservation.size, self._most))
+                    cost = max(
+                        1,
+                        min(int(expected), 2 * reservation.size, self._most),
+                    )
                     reservation.is_renewed = cost > 1
         if not has_passed:
             return self._count(client, cost, 1)

@@ -73,7 +73,12 @@ def model_config(server: Server, endpoint: str, version: str | None = None) -> D
     return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
-def load_model(server: Server, endpoint: str, parameters: Mapping[str, object], actor: str) -> None:
+def load_model(
+    server: Server,
+    endpoint: str,
+    parameters: Mapping[str, object],
+    actor: str,
+) -> None:
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 

@@ -157,7 +157,11 @@ class RequestContext:
         self.id = messages.new_id()
         return reply
 
-    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
+    def count(
+        self,
+        status: int,
+        outputs: Mapping[str, Array] | None = None,
+    ) -> float:
         """Count and remember the reply, and return the seconds since the request
         arrived.
         """
@@ -172,10 +176,20 @@ class RequestContext:
         )
         endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
         origin = status, endpoint, name, version, self._protocol
-        self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
+        self.server.recent.add(
+            origin,
+            seconds,
+            self.rows,
+            self.id,
+            self._error,
+        )
         return seconds
 
-    def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
+    def finish(
+        self,
+        reply: Reply,
+        outputs: Mapping[str, Array] | None = None,
+    ) -> Reply:
         """Count the reply to a prediction, capture the failure if it failed, and return
         the reply.
         """

@@ -49,7 +49,10 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
         return None
     layout, contents = packed
     layout = orjson.dumps(version) + layout
-    digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
+    digest = hashlib.blake2b(
+        len(layout).to_bytes(8, "little") + layout,
+        digest_size=32,
+    )
     for content in contents:
         digest.update(content)
     return digest.digest()
@@ -186,7 +189,13 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
     if packed is None:
         return None
     header, arrays = packed
-    return b"".join([len(header).to_bytes(_LENGTH_BYTES, "little"), header, *arrays])
+    return b"".join(
+        [
+            len(header).to_bytes(_LENGTH_BYTES, "little"),
+            header,
+            *arrays,
+        ]
+    )
 
 
 def decode_outputs(content: bytes) -> Outputs | None:

@@ -97,7 +97,14 @@ class MirroredRequest:
             return object()
         shadow = self.shadow
         arrays = {**self.feeds, **sent_arrays(self.feeds)}
-        forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
+        forms = tuple(
+            (
+                name,
+                array.dtype,
+                array.shape[1:],
+            )
+            for name, array in arrays.items()
+        )
         return (
             shadow.endpoint,
             shadow.name,

@@ -159,7 +159,10 @@ def _entry(row: _Row | BadRow, columns: LabelColumns, kind: FileFormat) -> _Row 
     return replace(row, values={"label": label, **_read_prediction(values, columns)})
 
 
-def _read_key(values: dict[str, object], columns: LabelColumns) -> dict[str, object]:
+def _read_key(
+    values: dict[str, object],
+    columns: LabelColumns,
+) -> dict[str, object]:
     """Return the values of the key columns by name. Texts of numeric columns become
     numbers if they have a fraction.
     """
@@ -171,7 +174,10 @@ def _read_key(values: dict[str, object], columns: LabelColumns) -> dict[str, obj
     return key
 
 
-def _read_prediction(values: dict[str, object], columns: LabelColumns) -> dict[str, object]:
+def _read_prediction(
+    values: dict[str, object],
+    columns: LabelColumns,
+) -> dict[str, object]:
     """Return the prediction id, and the row of the request if there is one."""
     prediction = {"prediction_id": values[columns.prediction_id]}
     number = values.get(columns.row)

@@ -413,7 +413,11 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
         runs.append(run)
     if len(runs) < 2:
         return runs
-    bounds = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
+    bounds = np.arange(
+        1,
+        len(runs),
+        dtype=np.uint64,
+    ) * np.uint64(2**64 // len(runs))
     parts_by_run = [_split_by_name(run, bounds) for run in runs]
     ranges = map(pa.concat_tables, zip(*parts_by_run, strict=True))
     return [_spill(_latest_labels(labels)) for labels in ranges if len(labels)]
@@ -423,7 +427,11 @@ def _split_by_name(run: pa.Table, bounds: Array) -> list[pa.Table]:
     """Split a table that is ascending by `_name` into one part more than there are
     `bounds`.
     """
-    cuts = [0, *np.searchsorted(_names(run), bounds).tolist(), len(run)]
+    cuts = [
+        0,
+        *np.searchsorted(_names(run), bounds).tolist(),
+        len(run),
+    ]
     return [run.slice(low, high - low) for low, high in pairwise(cuts)]
 
 
@@ -485,7 +493,10 @@ class RowKeys:
         label_of_row = np.full(len(self._table), -1, dtype=np.int64)  # -1: no label
         for kind in self._matched:
             order, hashes = self._hashes(kind)
-            positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
+            positions = np.minimum(
+                np.searchsorted(names[by_name], hashes),
+                len(names) - 1,
+            )
             nearest = by_name[positions]
             label_of_row[order] = np.maximum(
                 label_of_row[order],
@@ -595,7 +606,12 @@ class LabelMatches:
 
     @cached_property
     def _names(self) -> Array:
-        hashes = np.concatenate([np.empty(0, np.uint64), *self._parts])
+        hashes = np.concatenate(
+            [
+                np.empty(0, np.uint64),
+                *self._parts,
+            ]
+        )
         return distinct(np.sort(hashes))
 
     @cached_property

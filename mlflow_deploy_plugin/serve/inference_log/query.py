@@ -136,7 +136,15 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
 
         reader = run.call(start)
         types = map(_in_utc, reader.schema.types)
-        result_schema = pa.schema(list(zip(reader.schema.names, types, strict=True)))
+        result_schema = pa.schema(
+            list(
+                zip(
+                    reader.schema.names,
+                    types,
+                    strict=True,
+                )
+            )
+        )
         batches = (batch.cast(result_schema) for batch in run.results(reader))
         yield QueryResult(result_schema, batches)
 

@@ -212,7 +212,10 @@ class _FlatNumbers:
             lengths = row_sums()
             mean = row_sums(self.values) / lengths
             self.values -= mean[self.rows]
-            summary = {"mean": mean, "std": np.sqrt(row_sums(self.values**2) / lengths)}
+            summary = {
+                "mean": mean,
+                "std": np.sqrt(row_sums(self.values**2) / lengths),
+            }
             for number, signs in enumerate(_random_directions(longest)):
                 projected = row_sums(self.values * signs[self.positions])
                 summary[f"projection.{number}"] = projected / np.sqrt(lengths)
@@ -249,7 +252,11 @@ def _random_directions(length: int) -> Iterator[Array]:
     """
     hashes = splitmix64(np.arange(length, dtype=np.uint64))
     for number in range(_PROJECTIONS):
-        yield np.where(hashes >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
+        yield np.where(
+            hashes >> np.uint64(number) & np.uint64(1),
+            1.0,
+            -1.0,
+        )
 
 
 def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
@@ -435,7 +442,10 @@ def hash_rows(table: pa.Table) -> Array:
     """
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
-        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
+        hashes = combine_hashes(
+            hashes,
+            table.column(name).to_numpy().astype(np.uint64),
+        )
     return hashes
 
 
@@ -488,7 +498,10 @@ def distinct(ascending: Array) -> Array:
     times as long for hashes.
     """
     # The slice is for an empty array.
-    is_first = np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)]
+    is_first = np.append(
+        True,
+        ascending[1:] > ascending[:-1],
+    )[: len(ascending)]
     return np.compress(is_first, ascending)
 
 

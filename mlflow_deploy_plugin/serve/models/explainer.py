@@ -65,7 +65,13 @@ class ExplainerClient:
         process = self._process
         return process.pid if process else None
 
-    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
+    def explain(
+        self,
+        folder: Path,
+        feeds: Feeds,
+        max_evals: int,
+        seed: int,
+    ) -> SideMessage:
         """Return the result of `serve.pyfunc.explainer.answer` for these rows of the
         model in `folder`.
 

@@ -243,7 +243,11 @@ def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
     """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's
     output by more than rounding.
     """
-    on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
+    on_cpu = OnnxModel(
+        model.artifact,
+        open_session(model.artifact.onnx_file),
+        ON_CPU,
+    ).run(feeds)
     for name, array in model.run(feeds).items():
         if not is_close(array, on_cpu[name], _TOLERANCE):
             raise InvalidArtifact(

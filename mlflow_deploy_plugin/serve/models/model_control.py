@@ -67,7 +67,12 @@ class ModelControl:
     def __post_init__(self) -> None:
         self._waiting = threading.BoundedSemaphore(self.max_waiting)
 
-    def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
+    def load(
+        self,
+        endpoint: str,
+        added: EndpointSpec | None = None,
+        actor: str = "",
+    ) -> None:
         """Load the endpoint into all workers. If it is already loaded, resolve its
         versions again.
 

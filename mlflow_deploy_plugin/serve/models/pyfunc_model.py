@@ -184,9 +184,19 @@ class PyfuncPredictor:
         outputs = []
         for name, array in computed.items():
             dtype = "str" if array.dtype.kind == "O" else array.dtype.name
-            outputs.append(Output(name, dtype, (-1, *array.shape[1:])))
+            outputs.append(
+                Output(
+                    name,
+                    dtype,
+                    (-1, *array.shape[1:]),
+                )
+            )
         self._source = source
-        self.artifact = replace(self.artifact, outputs=tuple(outputs), prediction=tuple(computed))
+        self.artifact = replace(
+            self.artifact,
+            outputs=tuple(outputs),
+            prediction=tuple(computed),
+        )
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:

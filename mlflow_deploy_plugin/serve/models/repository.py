@@ -451,7 +451,10 @@ def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
 
 
-def _variant_states(served: ServedEndpoint, errors: Mapping[str, str]) -> dict[str, LoadedVariant]:
+def _variant_states(
+    served: ServedEndpoint,
+    errors: Mapping[str, str],
+) -> dict[str, LoadedVariant]:
     """Return the state of each variant of an endpoint, also of those without a
     version.
     """

@@ -133,7 +133,10 @@ _SERVED_VERSION = Metric(
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
-_DIFFERENCES = (0.0, *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))))
+_DIFFERENCES = (
+    0.0,
+    *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))),
+)
 """The bounds of the histogram of differences, for small outputs (probabilities) as well
 as large outputs (prices).
 """
@@ -495,7 +498,12 @@ class Metrics:
                 self._slots[key] = slot
             self._values.cells[slot] += number
 
-    def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
+    def _observe(
+        self,
+        histogram: int,
+        value: float,
+        bounds: tuple[float, ...] = SECONDS,
+    ) -> None:
         """Add the value to a histogram: its sum, and the bucket of the first bound that
         is not smaller. The caller holds the lock.
         """
@@ -592,7 +600,12 @@ class Metrics:
         }
         return {**requests, **rows, **of_numbers}
 
-    def _prediction_slot(self, slots: dict[object, int], version: str, label: Label) -> int:
+    def _prediction_slot(
+        self,
+        slots: dict[object, int],
+        version: str,
+        label: Label,
+    ) -> int:
         """Return the slot of a predicted label. A new label is added to the version's
         `slots`; above `MAX_PREDICTIONS`, it has the slot of the other labels.
         """
@@ -629,7 +642,10 @@ def _without_variant(labels: Sequence[str]) -> dict[str, str]:
     return {"endpoint": endpoint, "model": model, "version": version}
 
 
-def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
+def predicted_labels(
+    artifact: Artifact,
+    outputs: Mapping[str, Array],
+) -> list[tuple[Label, int]]:
     """Return each predicted label with its number of rows; empty for a model without
     labels.
 

@@ -75,7 +75,10 @@ class RecentRequests:
         """Return the last requests with the origin's endpoint and status, to which a
         caller may append.
         """
-        return self._rings.setdefault((origin[1], origin[0]), deque(maxlen=_MOST_REMEMBERED))
+        return self._rings.setdefault(
+            (origin[1], origin[0]),
+            deque(maxlen=_MOST_REMEMBERED),
+        )
 
     def add(
         self,
@@ -112,7 +115,11 @@ class RecentRequests:
         appear after up to a second.
         """
         paths = (path for path in self._path.parent.glob("requests_*.json") if path != self._path)
-        return sorted(chain(self._own(), *map(_read, paths)), key=itemgetter(1), reverse=True)
+        return sorted(
+            chain(self._own(), *map(_read, paths)),
+            key=itemgetter(1),
+            reverse=True,
+        )
 
     def write(self) -> None:
         """Write the newest requests to this worker's file if they have changed."""

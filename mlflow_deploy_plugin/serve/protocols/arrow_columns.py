@@ -324,7 +324,11 @@ def _read_dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Arr
     if words.dtype.kind == "O":
         values = np.full(len(array), None, dtype=object)
     else:
-        values = np.full(len(array), np.nan, dtype=_with_nan(words.dtype))
+        values = np.full(
+            len(array),
+            np.nan,
+            dtype=_with_nan(words.dtype),
+        )
     values[valid] = words[indices]
     return values
 

@@ -152,7 +152,10 @@ def _make_zeros(schema: Schema) -> Example:
     """
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
-        return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, rows=1)
+        return Example(
+            {name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()},
+            rows=1,
+        )
     shapes = [tuple(map(abs, tensor.shape)) for tensor in schema.tensors]  # A free size is -1.
     if not shapes or any(0 in shape for shape in shapes) or sum(map(prod, shapes)) > MAX_VALUES:
         return Example()

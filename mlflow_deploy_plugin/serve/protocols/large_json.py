@@ -209,11 +209,17 @@ def _feeds_of_numbers(
             if np.count_nonzero(is_null) != nulls:
                 return None
             array = np.where(is_null, np.nan, array)
-        largest = max(np.fmax.reduce(array, None), -np.fmin.reduce(array, None))
+        largest = max(
+            np.fmax.reduce(array, None),
+            -np.fmin.reduce(array, None),
+        )
         if largest >= _EXACT:
             return None
     if schema.tensors:
-        if names == [*schema.names] and fits_shape(schema.tensors[0].shape, array.shape):
+        if names == [*schema.names] and fits_shape(
+            schema.tensors[0].shape,
+            array.shape,
+        ):
             return schema.from_array(array)
         return None
     if schema.matrix_kinds and names == [*schema.names] and array.shape[1:] == (len(names),):

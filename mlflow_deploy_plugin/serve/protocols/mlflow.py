@@ -250,7 +250,10 @@ def take_column(
     return [value]
 
 
-def _take_split_column(table: dict[str, Any], name: str) -> list[object] | None:
+def _take_split_column(
+    table: dict[str, Any],
+    name: str,
+) -> list[object] | None:
     """Remove a column from a `dataframe_split`, and return its values; None if the
     column is missing, or the table is invalid, which MLflow rejects.
     """

@@ -236,7 +236,10 @@ class _CodedModel:
             unique, indices = np.unique(values, return_inverse=True)
             self._values.append(unique)
             codes.append(indices.astype(np.float64))
-        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(background_values)])
+        self.background, self._rows = np.split(
+            np.stack(codes, axis=1),
+            [len(background_values)],
+        )
 
     def __call__(self, matrix: Array) -> Array:
         """Return the predicted numbers, [N, K], for a matrix of codes, [N, features].
@@ -260,7 +263,10 @@ class _CodedModel:
     def _feeds(self, matrix: Array) -> Feeds:
         """Return the rows whose cells have these codes."""
         feeds = {
-            name: np.empty((len(matrix), *template.shape[1:]), dtype=template.dtype)
+            name: np.empty(
+                (len(matrix), *template.shape[1:]),
+                dtype=template.dtype,
+            )
             for name, template in self._templates.items()
         }
         columns = matrix.T.astype(np.intp)

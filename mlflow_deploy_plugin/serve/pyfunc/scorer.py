@@ -410,7 +410,14 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
             kinds = {
                 column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame
             }
-            return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
+            return {
+                name: _typed(
+                    frame[name],
+                    kind,
+                    types[name],
+                )
+                for name, kind in kinds.items()
+            }
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
             data = {artifact.inputs[0].name: data}
         if artifact.tensors and isinstance(data, Mapping):

@@ -87,7 +87,12 @@ class Agreement:
         allow.
         """
         sizes = np.where(self.same, -1.0, self.differences)
-        return tuple(map(int, np.unravel_index(int(sizes.argmax()), sizes.shape)))
+        return tuple(
+            map(
+                int,
+                np.unravel_index(int(sizes.argmax()), sizes.shape),
+            )
+        )
 
     @property
     def differing_rows(self) -> int:
@@ -152,6 +157,9 @@ def _allowed(want: Array, got: Array, tolerance: Tolerance) -> Array:
     allowed = tolerance.absolute + tolerance.relative * larger
     if tolerance.of_row:
         finite = np.where(np.isfinite(sizes), sizes, 0.0)
-        largest = largest_of_rows(finite).reshape(len(want), *[1] * (want.ndim - 1))
+        largest = largest_of_rows(finite).reshape(
+            len(want),
+            *[1] * (want.ndim - 1),
+        )
         allowed = allowed + tolerance.of_row * largest
     return np.asarray(allowed)

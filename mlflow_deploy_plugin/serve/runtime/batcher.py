@@ -121,7 +121,14 @@ class QueuedRequest:
     wake: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.key = tuple((name, array.dtype, array.shape[1:]) for name, array in self.feeds.items())
+        self.key = tuple(
+            (
+                name,
+                array.dtype,
+                array.shape[1:],
+            )
+            for name, array in self.feeds.items()
+        )
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
@@ -474,8 +481,22 @@ class _Pairs:
         return (
             is_close(both[:1], single, _ROUNDING)
             and is_close(both[1:], single, _ROUNDING)
-            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in self.before)
-            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in self.behind)
+            and all(
+                is_close(
+                    outputs[name][:1],
+                    both[:1],
+                    tolerance,
+                )
+                for outputs in self.before
+            )
+            and all(
+                is_close(
+                    outputs[name][1:],
+                    both[1:],
+                    tolerance,
+                )
+                for outputs in self.behind
+            )
         )
 
 
@@ -540,7 +561,10 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
         for name, array in first.items():
             if array.dtype.kind == "f":
                 with np.errstate(over="ignore"):  # Infinity is a valid test value.
-                    row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
+                    row = {
+                        **row,
+                        name: ((array + 1) * factor).astype(array.dtype),
+                    }
             elif array.dtype.kind in "iub":
                 row = {**row, name: (array == 0).astype(array.dtype)}
         try:

@@ -63,7 +63,10 @@ def as_table(array: Array) -> Array:
     return array.reshape(len(array), prod(array.shape[1:]))
 
 
-def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
+def narrowed_feeds(
+    fed: Mapping[str, Array],
+    sent: Mapping[str, Array],
+) -> NarrowedFeeds:
     """Return feeds that contain the same rows as they were sent. A constructor would
     take three times as long.
     """
@@ -104,7 +107,10 @@ def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
     """Return these rows of every array, as views."""
     fed = {name: array[rows] for name, array in feeds.items()}
     if isinstance(feeds, NarrowedFeeds):
-        return narrowed_feeds(fed, {name: array[rows] for name, array in feeds.sent.items()})
+        return narrowed_feeds(
+            fed,
+            {name: array[rows] for name, array in feeds.sent.items()},
+        )
     return fed
 
 
@@ -120,10 +126,17 @@ def row_count(arrays: Mapping[str, Array]) -> int:
     """Return the number of rows of the arrays: the maximum if the numbers differ, 0 if
     no array has rows.
     """
-    return max((len(array) for array in arrays.values() if array.ndim), default=0)
+    return max(
+        (len(array) for array in arrays.values() if array.ndim),
+        default=0,
+    )
 
 
-def sample_positions(total: int, most: int, random: int | np.random.Generator) -> Array:
+def sample_positions(
+    total: int,
+    most: int,
+    random: int | np.random.Generator,
+) -> Array:
     """Return at most `most` distinct positions below `total`, in ascending order.
     `random` is a seed or a generator.
     """

@@ -58,7 +58,10 @@ def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
     return set()
 
 
-def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+def cast_columns(
+    dtypes: Mapping[str, str],
+    rows: Mapping[str, Array],
+) -> dict[str, Array]:
     """Return the rows with the numbers in the types of the signature. Fractions are
     rounded.
 

@@ -226,7 +226,10 @@ class OnnxModel:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
         self._choose_runs(session, placement)
 
-    def _row_outputs(self, dimensions: Mapping[str, tuple[str, ...]]) -> Sequence[Output]:
+    def _row_outputs(
+        self,
+        dimensions: Mapping[str, tuple[str, ...]],
+    ) -> Sequence[Output]:
         """Return the outputs that have one entry per row. `dimensions` has the names of
         their dimensions.
         """
@@ -237,7 +240,11 @@ class OnnxModel:
             return ()
         # An output whose first dimension has another name does not have rows. An
         # example is the frames of a sound.
-        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in self.artifact.inputs)}
+        of_rows = {
+            ("",),
+            (),
+            *(entry.dimension_names[:1] for entry in self.artifact.inputs),
+        }
         if self.artifact.flavor != "onnx":
             of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
         return [output for output in outputs if dimensions.get(output.name, ())[:1] in of_rows]
@@ -469,7 +476,11 @@ class OnnxModel:
         for entry in self.artifact.inputs:
             shape = list(map(abs, entry.shape))  # A free size is -1.
             blank = text if entry.dtype == "str" else 0
-            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
+            feeds[entry.name] = np.full(
+                shape,
+                blank,
+                dtype=numpy_dtype(entry.dtype),
+            )
         return feeds
 
 
@@ -488,7 +499,12 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
     columns to the only input.
     """
     inputs = [
-        Input(node.name, _read_dtype(node), _read_shape(node)) for node in session.get_inputs()
+        Input(
+            node.name,
+            _read_dtype(node),
+            _read_shape(node),
+        )
+        for node in session.get_inputs()
     ]
     outputs = tuple(
         _read_output(node) for node in session.get_outputs() if node.name != REFUSED_ROWS

@@ -154,7 +154,13 @@ def _tensor_input(tensor: artifact.Tensor) -> Input:
 
 def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
     return tuple(
-        Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns
+        Input(
+            column.name,
+            COLUMN_TYPES[column.type],
+            (-1,),
+            (column.name,),
+        )
+        for column in columns
     )
 
 
@@ -172,7 +178,11 @@ def _read_output(entry: Mapping[str, Any]) -> Output:
     """Return an output of a signature. The values of an unknown type are texts."""
     name = str(entry["name"])
     if entry.get("type") != "tensor":
-        return Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,))
+        return Output(
+            name,
+            COLUMN_TYPES.get(entry.get("type", ""), "str"),
+            (-1,),
+        )
     spec = entry["tensor-spec"]
     dtype = artifact.TENSOR_DTYPES.get(spec["dtype"], "object")
     return Output(name, dtype, tuple(spec["shape"]))

@@ -120,7 +120,12 @@ class Placement:
         if self.listed:
             providers = []
             for name, listed in chain.from_iterable(entry.items() for entry in self.listed):
-                providers.append((name, {key: str(value) for key, value in listed.items()}))
+                providers.append(
+                    (
+                        name,
+                        {key: str(value) for key, value in listed.items()},
+                    )
+                )
             return providers
         if self.device == "cpu":
             return [(_CPU, {})]
@@ -476,7 +481,11 @@ class Arena:
         """Return the memory of earlier runs to the system."""
         # This run computes no node; at its end, the arena shrinks.
         with contextlib.suppress(Exception):
-            self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
+            self._session.run(
+                [self._session.outputs_meta[0].name],
+                {},
+                self._terminated,
+            )
 
 
 class _ArenaKeeper:

@@ -172,7 +172,10 @@ class TextTokenizer:
             (texts,) = feeds.values()
             budget = budget or TextBudget()
             rows = self._tokenize(texts.tolist(), budget)
-            order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
+            order = sorted(
+                range(len(rows)),
+                key=lambda row: -len(rows[row][0]),
+            )
             parts = []
             start = 0
             while start < len(order):
@@ -258,7 +261,10 @@ class TextTokenizer:
         }
         feeds = {}
         for name in self._spec.graph_inputs:
-            feeds[name] = np.full((len(rows), longest), pads.get(name, 0))
+            feeds[name] = np.full(
+                (len(rows), longest),
+                pads.get(name, 0),
+            )
         for index, (ids, type_ids) in enumerate(rows):
             part = slice(len(ids))
             if padding.get("direction") == "left":
@@ -303,7 +309,10 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
     normalizers = _read_parts(tokenizer.normalizer, "normalizers")
     splitters = _read_parts(tokenizer.pre_tokenizer, "pretokenizers")
     # ByteLevel and Metaspace replace spaces, so that later parts do not see them.
-    first = next((part for part in splitters if part["type"] not in _SPLIT_MORE), {"type": ""})
+    first = next(
+        (part for part in splitters if part["type"] not in _SPLIT_MORE),
+        {"type": ""},
+    )
     if first["type"] not in _SPLIT_AT_SPACES or not (
         first.get("use_regex", True) and first.get("split", True)
     ):

@@ -23,7 +23,12 @@ LISTS = frozenset({list, tuple})
 NO_ROWS = "the data has no rows; at least one is needed"
 
 _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
-_ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
+_ACCEPTED = {
+    "f": frozenset("fi"),
+    "i": frozenset("i"),
+    "b": frozenset("b"),
+    "s": frozenset("s"),
+}
 _KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
 """The kind of value for each numpy kind. Strings are in object arrays."""
 _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
@@ -327,7 +332,11 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         limits = np.iinfo(dtype)
         outside = np.flatnonzero((values < limits.min) | (values > limits.max))
         if len(outside):
-            raise _unfit(column, int(outside[0]), values[outside[0]].item())
+            raise _unfit(
+                column,
+                int(outside[0]),
+                values[outside[0]].item(),
+            )
     try:
         return values.astype(dtype, copy=False)
     except FloatingPointError:
@@ -335,7 +344,12 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         raise _unfit(column, row, values[row].item()) from None
 
 
-def _mistyped(column: Column, row: int, value: object, column_note: str = "") -> SchemaMismatch:
+def _mistyped(
+    column: Column,
+    row: int,
+    value: object,
+    column_note: str = "",
+) -> SchemaMismatch:
     """Return the error about a value of the wrong type. `column_note` follows the type
     that is expected.
     """

@@ -194,11 +194,18 @@ class CapturedModel:
                 f"capture.keys: {clashing[0]!r} is an input of {self.model} {self.version}, which "
                 "is captured anyway; a key must not be an input of the model",
             )
-        inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
+        inputs = (
+            *schema.inputs,
+            *(Input(name, "str", (-1,)) for name in keys),
+        )
         columns = schema.columns
         if columns:
             columns += tuple(Column(name, "string", required=False) for name in keys)
-        return replace(self, schema=replace(schema, columns=columns, inputs=inputs), keys=keys)
+        return replace(
+            self,
+            schema=replace(schema, columns=columns, inputs=inputs),
+            keys=keys,
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -259,7 +266,10 @@ def _without_columns(schema: Schema, excluded: Set[str]) -> Schema:
 
 def _kept_indices(entry: Input, excluded: Set[str]) -> Array:
     names = enumerate(_column_names(entry))
-    return np.array([index for index, name in names if name not in excluded], dtype=np.intp)
+    return np.array(
+        [index for index, name in names if name not in excluded],
+        dtype=np.intp,
+    )
 
 
 def _masked_columns(entry: Input, mask: Sequence[str]) -> tuple[ColumnPosition, ...]:
@@ -330,7 +340,12 @@ def decode_model(encoded: memoryview) -> CapturedModel:
     fields = document["schema"]
     columns = [Column(**entry) for entry in fields["columns"]]
     tensors = [
-        Tensor(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in fields["tensors"]
+        Tensor(
+            entry["name"],
+            entry["dtype"],
+            tuple(entry["shape"]),
+        )
+        for entry in fields["tensors"]
     ]
     inputs = [
         Input(

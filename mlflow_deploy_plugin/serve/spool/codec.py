@@ -234,13 +234,21 @@ def _make_plan(
     are all texts.
     """
     names = [*feeds, *outputs]
-    forms = list(map(_form, (*feeds.values(), *outputs.values())))
+    forms = list(
+        map(
+            _form,
+            (*feeds.values(), *outputs.values()),
+        )
+    )
     if record.is_failed:
         rows = 1
         inputs = _Side()
         answers = _failed_side(names)
     else:
-        rows = next((len(array) for array in feeds.values() if array.ndim), 0)
+        rows = next(
+            (len(array) for array in feeds.values() if array.ndim),
+            0,
+        )
         inputs = _input_side(feeds, rows, model)
         answers = _output_side(outputs, len(feeds), rows, model)
     kept = inputs.kept + answers.kept

@@ -355,7 +355,15 @@ def _columns_to_read(
             raise InvalidRequest(f"column {name!r} is duplicated; rename one of the two")
     if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
-        fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
+        fields = [
+            field
+            for field in columns
+            if takes(
+                model.schema,
+                field.name,
+                job.keep,
+            )
+        ]
         # Refuse a wrong type before the first row is predicted.
         arrow.select_columns(pa.schema(fields), model.schema)
     return read

@@ -262,7 +262,15 @@ class _Pod:
             used_seconds = self._cpu_seconds() - before
             cpus, other_cpus = (used_seconds / (time.monotonic() - began)).tolist()
             p99_seconds = tail_latency(latencies)
-            loads.append(Load(rate, p99_seconds, error, cpus, other_cpus=max(0.0, other_cpus)))
+            loads.append(
+                Load(
+                    rate,
+                    p99_seconds,
+                    error,
+                    cpus,
+                    other_cpus=max(0.0, other_cpus),
+                )
+            )
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:

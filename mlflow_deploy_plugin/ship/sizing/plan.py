@@ -139,7 +139,10 @@ def plan_pods(
         "container.memory_bytes": memory,
         "kubernetes.replicas": pods,
     }
-    percent = max(1, round(100 * pod.highest.cpus * (1 - HEADROOM) / cpus))
+    percent = max(
+        1,
+        round(100 * pod.highest.cpus * (1 - HEADROOM) / cpus),
+    )
     hpa = {"kubernetes.max_replicas": 2 * pods, "kubernetes.target_cpu_percent": percent}
     rate_per_pod = float(f"{pod.highest.rate * (1 - HEADROOM):.3g}")
     keda = {"kubernetes.max_replicas": 2 * pods, "kubernetes.requests_per_second": rate_per_pod}

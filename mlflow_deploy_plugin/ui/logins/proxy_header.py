@@ -94,7 +94,12 @@ class ProxyHeader(Login):
         return ModelPermission(can_read=True, can_update=self._may_edit(self.groups()))
 
     def credentials(self) -> dict[str, str]:
-        token = self._tokens.dumps([self.user(), sorted(self.groups())])
+        token = self._tokens.dumps(
+            [
+                self.user(),
+                sorted(self.groups()),
+            ]
+        )
         return {"MLFLOW_TRACKING_TOKEN": token}
 
     def _authenticate(self) -> Response | None:

@@ -87,7 +87,13 @@ def _column_names(
     """Return the names of the `columns`, by default of all columns, in the reference
     or the window, without projections.
     """
-    names = sorted({*reference.bins, *reference.pieces.total.columns, *window.columns})
+    names = sorted(
+        {
+            *reference.bins,
+            *reference.pieces.total.columns,
+            *window.columns,
+        }
+    )
     return [name for name in names if name not in PROJECTIONS and (not columns or name in columns)]
 
 
@@ -623,12 +629,22 @@ class _Comparison:
         that changed most.
         """
         shares = [
-            column.counts[:-1] / max(int(column.counts[:-1].sum()), 1)
+            column.counts[:-1]
+            / max(
+                int(column.counts[:-1].sum()),
+                1,
+            )
             for column in (before, self.current)
         ]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
-        by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
+        by_value = [
+            np.append(
+                share[:frequent],
+                share[frequent:].sum(),
+            )
+            for share in shares
+        ]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
         # Report an increase of rare or new values, not the decrease of a frequent value
         # that this increase causes.
@@ -656,7 +672,10 @@ class _Comparison:
             return _share_change(f"new value {value!r}", 0.0, rows / present_rows)
         cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
         lengths = cells.sum(axis=2)
-        parts = cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9)
+        parts = cells / np.maximum(
+            cells.sum(axis=(1, 2), keepdims=True),
+            1e-9,
+        )
         of_lengths = bins.divergence(*parts.sum(axis=2)).sum()
         if len(bins.lengths) and 2 * of_lengths > bins.divergence(*parts).sum():
             index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))

@@ -551,7 +551,10 @@ def _join_earlier_windows(
             "earlier windows that are skipped, because their labelled and unlabelled rows differ: "
             f"{skipped}",
         )
-    number = np.repeat(np.arange(len(tables)), [*map(len, tables)])
+    number = np.repeat(
+        np.arange(len(tables)),
+        [*map(len, tables)],
+    )
     return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
 
 

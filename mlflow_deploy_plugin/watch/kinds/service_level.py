@@ -230,7 +230,10 @@ def _rows_by_value(texts: pa.Array) -> Iterator[tuple[str, Array]]:
     encoded = texts.dictionary_encode()
     codes = np.asarray(pc.fill_null(encoded.indices, -1))
     order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+    bounds = np.searchsorted(
+        codes[order],
+        np.arange(len(encoded.dictionary) + 1),
+    )
     # The first part has the missing values.
     parts = np.split(order, bounds)
     return zip(encoded.dictionary.to_pylist(), parts[1:], strict=False)

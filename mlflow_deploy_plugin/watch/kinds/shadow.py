@@ -325,7 +325,11 @@ def _pair_rows(
     """Return the rows with the same keys of both tables, in the order of the
     answers.
     """
-    _, ours, theirs = np.intersect1d(_keys(answered), _keys(computed), return_indices=True)
+    _, ours, theirs = np.intersect1d(
+        _keys(answered),
+        _keys(computed),
+        return_indices=True,
+    )
     order = np.argsort(ours)
     return answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
 

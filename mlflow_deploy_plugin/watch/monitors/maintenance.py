@@ -101,7 +101,11 @@ def files_digests(
     ]
     if spec.kind != "performance" or not any(rows):
         return rows
-    labels = _label_files(log, windows[0].endpoint, min(window.start for window in windows))
+    labels = _label_files(
+        log,
+        windows[0].endpoint,
+        min(window.start for window in windows),
+    )
     return [
         _digest_with_labels(rows_digest, labels, window.start)
         for rows_digest, window in zip(rows, windows, strict=True)
@@ -330,7 +334,11 @@ def _maintain_all(
             _expire_store(store, days, goes_on)
 
 
-def _expire_store(store: Store, days: int, goes_on: Callable[[], bool]) -> None:
+def _expire_store(
+    store: Store,
+    days: int,
+    goes_on: Callable[[], bool],
+) -> None:
     """Delete windows and alerts that are older than this number of days, and log their
     numbers.
     """

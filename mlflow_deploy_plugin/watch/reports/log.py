@@ -206,7 +206,11 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     return run
 
 
-def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | bytes]) -> None:
+def _log_files(
+    client: "MlflowClient",
+    run_id: str,
+    files: Mapping[str, str | bytes],
+) -> None:
     """Log the files by name as artifacts of the run, all at once."""
     with TemporaryDirectory() as folder:
         for name, content in files.items():
@@ -236,7 +240,11 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
     return {
-        _unique_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()
+        _unique_name(
+            name,
+            counts[metric_name(name)] > 1,
+        ): value
+        for name, value in values.items()
     }
 
 

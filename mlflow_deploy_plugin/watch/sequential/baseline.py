@@ -51,7 +51,11 @@ class RunningBaseline:
         self._season = season
         self._floors = floors
         shape = reference.shape[:-2] + reference.shape[-1:]
-        self._count = np.full(shape, float(reference.shape[-2]), reference.dtype)
+        self._count = np.full(
+            shape,
+            float(reference.shape[-2]),
+            reference.dtype,
+        )
         self._sum = reference.sum(axis=-2)
         self._squares = np.square(reference).sum(axis=-2)
         self._lagged = (reference[..., 1:, :] * reference[..., :-1, :]).sum(axis=-2)

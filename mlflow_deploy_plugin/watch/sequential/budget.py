@@ -170,7 +170,12 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     count = len(levels.values)
     if not levels.series:
         return
-    windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
+    windows = detector_windows(
+        levels,
+        spec,
+        levels.starts_us[:0],
+        levels.values[:0],
+    )
     if spec.is_rolling:
         rolling = ""
     else:

@@ -125,7 +125,12 @@ class Tracking:
         self._limit = limit
         self._first = first
         """The first window after the last alarm."""
-        self._mass = np.zeros((len(_THETA), self.levels.shape[1]))
+        self._mass = np.zeros(
+            (
+                len(_THETA),
+                self.levels.shape[1],
+            )
+        )
         """The evidence by sign, size and series."""
         self._innovations = np.zeros_like(self.levels)
         self._is_shifted = np.zeros(self.levels.shape, bool)
@@ -140,7 +145,11 @@ class Tracking:
         """
         self._restart(self._windows.restarts == now)
         gap = int(self._windows.gaps[now])
-        innovation = self.baseline.innovation(self.levels[now], self.levels[now - 1], gap)
+        innovation = self.baseline.innovation(
+            self.levels[now],
+            self.levels[now - 1],
+            gap,
+        )
         innovation = innovation.clip(-_LARGEST, _LARGEST)
         self._innovations[now] = innovation
         self.shifts = [
@@ -148,7 +157,12 @@ class Tracking:
         ]
         self._mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
         self._mass[:, self._shifted_series()] = 0
-        self.statistic = math.log(max(float(self._mass.mean()), 1e-300))
+        self.statistic = math.log(
+            max(
+                float(self._mass.mean()),
+                1e-300,
+            )
+        )
         if self.statistic > self._limit:
             self._raise_alarm(now)
         self._is_shifted[now, self._shifted_series()] = True
@@ -207,7 +221,12 @@ def _find_shifts(
         limit: the logarithm of the evidence above which a series is an alarm.
     """
     half = len(_SIZES)
-    by_sign = np.stack([mass[:half].mean(axis=0), mass[half:].mean(axis=0)])
+    by_sign = np.stack(
+        [
+            mass[:half].mean(axis=0),
+            mass[half:].mean(axis=0),
+        ]
+    )
     strongest = by_sign.max(axis=0)
     for series in np.argsort(-strongest, kind="stable").tolist():
         if strongest[series] < strongest.max() and np.log(strongest[series]) <= limit:
@@ -240,7 +259,12 @@ def limit_for(windows: Windows, rate: float) -> float:
             (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season,
         ],
     )
-    levels = remove_cycle(windows.values[:first], first, windows.phases[:first], season)
+    levels = remove_cycle(
+        windows.values[:first],
+        first,
+        windows.phases[:first],
+        season,
+    )
     correlation = RunningBaseline(levels, season, windows.floors).correlation
     drawn = _draw_levels(levels, correlation, len(phases))
     without_cycle = remove_cycle(drawn, first, phases, season)
@@ -285,7 +309,12 @@ def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Arra
     baseline = RunningBaseline(levels[:, :first], season, floors.astype(np.float32))
     theta = _THETA.astype(np.float32)
     mass = np.zeros(
-        (len(_LIMITS), len(levels), len(theta), levels.shape[2]),
+        (
+            len(_LIMITS),
+            len(levels),
+            len(theta),
+            levels.shape[2],
+        ),
         np.float32,
     )
     alarms = np.zeros(len(_LIMITS))

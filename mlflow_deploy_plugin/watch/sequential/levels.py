@@ -250,7 +250,14 @@ def _column_figures(
             level = present @ bins.positions / rows
             yield "level", level
             variance = (present * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
-            yield "spread", np.where(variance > 0, np.log(variance) / 2, np.nan)
+            yield (
+                "spread",
+                np.where(
+                    variance > 0,
+                    np.log(variance) / 2,
+                    np.nan,
+                ),
+            )
         frequent = int(usual.argmax())
         if not isinstance(bins, OrderedBins) or usual[frequent] >= _LEAST_FREQUENT * usual.sum():
             yield "frequent", present[:, frequent] / rows

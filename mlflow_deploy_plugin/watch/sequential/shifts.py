@@ -170,7 +170,12 @@ def follow(
     outside = ~np.isin(judged, levels.starts_us)
     if not outside[-1] or not levels.series:
         return None
-    values = levels.values_of([*(window.evidence.levels for window in past), evidence.levels])
+    values = levels.values_of(
+        [
+            *(window.evidence.levels for window in past),
+            evidence.levels,
+        ]
+    )
     judged = judged[outside]
     windows = budget.detector_windows(
         levels,
@@ -219,7 +224,10 @@ def _restart_baselines(
     """
     for key, since in baseline.items():
         judged = range(windows.reference, len(starts))
-        begin = next((index for index in judged if starts[index] >= since), len(starts))
+        begin = next(
+            (index for index in judged if starts[index] >= since),
+            len(starts),
+        )
         windows.restarts[[figure.key == key for figure in series]] = begin
 
 

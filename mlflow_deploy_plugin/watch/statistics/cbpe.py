@@ -195,7 +195,11 @@ def trust_labels(
     windows = [judged, *earlier]
     complete = [window for window in earlier if window.share >= COMPLETE]
     excess, margin = _excesses(windows, complete, confidence)
-    direction = np.where(np.abs(excess) > margin, np.sign(excess), 0)
+    direction = np.where(
+        np.abs(excess) > margin,
+        np.sign(excess),
+        0,
+    )
     if not direction[0].any():
         return LabelTrust("fits", 0)
     is_same = (direction == direction[0]) & (direction[0] != 0)
@@ -412,7 +416,11 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
             return np.stack([1 - parts[0], parts[0]], axis=1)
         stacked = np.stack(parts, axis=1)
         total = stacked.sum(axis=1, keepdims=True)
-        return np.where(total > 0, stacked / np.where(total > 0, total, 1), 1 / classes)
+        return np.where(
+            total > 0,
+            stacked / np.where(total > 0, total, 1),
+            1 / classes,
+        )
 
     return corrected
 
@@ -452,7 +460,13 @@ def _estimate_errors(
     for name in names:
         sizes = np.array(errors[name])
         if len(sizes) >= MIN_LABELLED_WINDOWS and name in now:
-            variance = float(_prediction_variance(sizes, np.array(before[name]), now[name]))
+            variance = float(
+                _prediction_variance(
+                    sizes,
+                    np.array(before[name]),
+                    now[name],
+                )
+            )
             largest = float(np.abs(sizes).max())
             yield name, EstimateError(math.sqrt(variance), largest, len(sizes))
 

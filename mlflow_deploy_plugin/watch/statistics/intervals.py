@@ -215,10 +215,18 @@ def bootstrap_interval(
     mean = (weights * rows).mean(axis=0)
     slopes = np.ones(1)  # the derivatives of the figure with respect to the means
     if len(mean) > 1:
-        steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
+        steps = np.diag(
+            np.maximum(
+                1e-4 * rows.std(axis=0),
+                1e-12,
+            )
+        )
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
-    sums = _resampled_means(np.hstack([weights * rows, weights]), max(round(effective_n), 1))
+    sums = _resampled_means(
+        np.hstack([weights * rows, weights]),
+        max(round(effective_n), 1),
+    )
     means = sums[:, :-1] / sums[:, -1:]
     worth = effective_n * kish_effective_n(weights) / count
     return _percentile_interval(name, mean, means, figure, count, worth, sampling.confidence)
@@ -314,7 +322,12 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     effective_n = sampling.effective_n(influence)
     variance = float(np.square(influence).mean()) / effective_n
     effective_n *= kish_effective_n(weights) / count
-    rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
+    rarest = int(
+        np.minimum(
+            is_positive.sum(axis=0),
+            (~is_positive).sum(axis=0),
+        ).min()
+    )
     bounds = _area_bounds(value, variance, rarest, sampling.confidence)
     return MetricInterval("roc_auc", value, *bounds, count, "DeLong", effective_n)
 

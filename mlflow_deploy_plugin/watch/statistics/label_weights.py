@@ -188,8 +188,17 @@ def _cut(values: Array, bins: int) -> Array:
     is_known = np.isfinite(values)
     if not is_known.any():
         return np.zeros(len(values), np.int64)
-    edges = np.unique(np.quantile(values[is_known], np.arange(1, bins) / bins))
-    return np.where(is_known, np.searchsorted(edges, values, side="right"), len(edges) + 1)
+    edges = np.unique(
+        np.quantile(
+            values[is_known],
+            np.arange(1, bins) / bins,
+        )
+    )
+    return np.where(
+        is_known,
+        np.searchsorted(edges, values, side="right"),
+        len(edges) + 1,
+    )
 
 
 def _largest(codes: Array) -> Array:
@@ -209,9 +218,17 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
     groups = codes.max() + 1
     sides = (labelled, ~labelled)
     counts = np.stack([np.bincount(codes[side], minlength=groups) for side in sides])
-    expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
+    expected = counts.sum(axis=0) * min(
+        labelled.mean(),
+        1 - labelled.mean(),
+    )
     is_rare = expected < _FEWEST_LIKE
-    parts = np.column_stack([counts[:, ~is_rare], counts[:, is_rare].sum(axis=1)])
+    parts = np.column_stack(
+        [
+            counts[:, ~is_rare],
+            counts[:, is_rare].sum(axis=1),
+        ]
+    )
     parts = parts[:, parts.sum(axis=0) > 0]
     if parts.shape[1] < 2:
         return 1.0, 0.0
@@ -251,7 +268,11 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
     from sklearn.linear_model import LogisticRegression  # The import takes a second.
     from sklearn.preprocessing import OneHotEncoder
 
-    cells, inverse = np.unique(np.stack(traits, axis=1), axis=0, return_inverse=True)
+    cells, inverse = np.unique(
+        np.stack(traits, axis=1),
+        axis=0,
+        return_inverse=True,
+    )
     inverse = inverse.reshape(-1)
     rows = np.bincount(inverse).astype(np.float64)
     hits = np.bincount(inverse, labelled)

@@ -94,7 +94,10 @@ def regression_metrics(
     """Return the metrics of N > 0 rows, or the reason why a metric is undefined; both
     arrays are [N] float64 and finite.
     """
-    largest = max(np.abs(truth).max(), np.abs(predicted).max())
+    largest = max(
+        np.abs(truth).max(),
+        np.abs(predicted).max(),
+    )
     if largest > _LARGEST:
         return dict.fromkeys(
             names,
@@ -122,7 +125,10 @@ def regression_metrics(
             _first,
         ),
         "r2": (
-            np.stack([np.square(errors), centred, np.square(centred)], axis=1),
+            np.stack(
+                [np.square(errors), centred, np.square(centred)],
+                axis=1,
+            ),
             explained,
         ),
     }

@@ -234,7 +234,10 @@ def _classified(
     in_files = [name for name in map(name_of, classes_in_files) if name is not None]
     classes = _Classes.of(in_files, predicted, truth)
     called = _class_indices(predicted, classes.indices)
-    true = np.minimum(_class_indices(truth, classes.indices), len(classes.names) - 1)
+    true = np.minimum(
+        _class_indices(truth, classes.indices),
+        len(classes.names) - 1,
+    )
     ordered = None
     if probabilities is not None and in_files:
         ordered = _ordered(probabilities, classes.places(in_files), len(classes.names))
@@ -378,7 +381,10 @@ def _names(
 ) -> pa.Array:
     """Return the values as text, [N]. `name_of` is called once per distinct value."""
     coded = values.dictionary_encode()
-    names = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
+    names = pa.array(
+        list(map(name_of, coded.dictionary.to_pylist())),
+        pa.string(),
+    )
     return names.take(coded.indices)
 
 
@@ -397,7 +403,10 @@ def _ascending(names: Iterable[str]) -> list[str]:
 
 def _class_indices(names: pa.Array, index_of: dict[str, int]) -> Array:
     """Return the index of the class in each row, [N] int64; -1 for a missing name."""
-    codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
+    codes = pc.index_in(
+        names,
+        value_set=pa.array(list(index_of), pa.string()),
+    )
     return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 

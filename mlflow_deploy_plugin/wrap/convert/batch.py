@@ -187,7 +187,14 @@ class Batch:
         the type of the batch.
         """
         answers = SignatureSchema(
-            [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs],
+            [
+                TensorSpec(
+                    np.dtype(output.dtype),
+                    output.shape,
+                    output.name,
+                )
+                for output in outputs
+            ],
         )
         if isinstance(self.data, pd.DataFrame):
             return ModelSignature(inputs=self._input_schema(inputs), outputs=answers)
@@ -353,7 +360,10 @@ def _is_list_of_texts(origin: object) -> bool:
     """Return True for a one-dimensional sequence whose first value is a string."""
     if not isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
         return False
-    return np.ndim(origin) == 1 and isinstance(next(iter(origin), None), str)
+    return np.ndim(origin) == 1 and isinstance(
+        next(iter(origin), None),
+        str,
+    )
 
 
 def _is_missing(column: pd.Series | Array) -> bool:
@@ -361,7 +371,11 @@ def _is_missing(column: pd.Series | Array) -> bool:
     return column.dtype.kind not in "iub" and bool(pd.isna(column).all())
 
 
-def _check_dimensions(name: str, shapes: Sequence[tuple[int, ...]], argument: str) -> None:
+def _check_dimensions(
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    argument: str,
+) -> None:
     """Raise InvalidConfig if a shape has another number of dimensions than the first
     shape, which is the example's.
     """
@@ -450,11 +464,22 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     else:
         return None
     dtype = pd.CategoricalDtype([*categories, unseen], ordered=series.cat.ordered)
-    return pd.Series([unseen] * len(series), series.index, dtype, series.name)
+    return pd.Series(
+        [unseen] * len(series),
+        series.index,
+        dtype,
+        series.name,
+    )
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
+    return tuple(
+        Column(
+            str(name),
+            column_type(table[name]),
+        )
+        for name in table.columns
+    )
 
 
 def column_type(series: pd.Series) -> ColumnType:
@@ -579,7 +604,11 @@ def _tensor_difference(spec: TensorSpec, array: Array) -> str:
     """Return the shape or type of the signature and that of the array; "" if the array
     matches.
     """
-    pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
+    pairs = zip(
+        spec.shape[1:],
+        array.shape[1:],
+        strict=False,
+    )
     has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
     if len(spec.shape) != array.ndim or has_other_sizes:
         return f"the shape {list(spec.shape)}, but {list(array.shape)}"

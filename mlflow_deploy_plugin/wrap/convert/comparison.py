@@ -87,7 +87,11 @@ def relative_errors(agreement: Agreement, want: Array) -> Array:
     """
     if not agreement.are_numbers:
         return largest_of_rows(agreement.differences)
-    magnitudes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
+    magnitudes = np.where(
+        np.isfinite(want),
+        np.abs(want.astype(np.float64)),
+        0.0,
+    )
     with np.errstate(over="ignore"):
         return largest_of_rows(agreement.differences / np.maximum(magnitudes, _TINY))
 

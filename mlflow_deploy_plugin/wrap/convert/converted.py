@@ -171,7 +171,13 @@ def bind_graph(
     _check_input_shapes(proto.graph)
     _refuse_empty_sequences(proto.graph)
     _check_servable(proto)
-    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
+    inputs = [
+        Input(
+            value.name,
+            *served_type(value, original),
+        )
+        for value in fed_inputs(proto.graph)
+    ]
     bound = _bind_inputs(inputs, batch)
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
     outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
@@ -275,7 +281,12 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
             name = f"not_empty_{node.op_type}_{index}"
             shape = numpy_helper.from_array(np.array([0, 0, -1]), f"{name}_shape")
             graph.initializer.append(shape)
-            reshape = helper.make_node("Reshape", [node.input[0], shape.name], [name], name)
+            reshape = helper.make_node(
+                "Reshape",
+                [node.input[0], shape.name],
+                [name],
+                name,
+            )
             node.input[0] = name
             graph.node.insert(index, reshape)
 
@@ -346,7 +357,10 @@ def rename_values(
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
-            graph.node.insert(0, helper.make_node("Identity", [name], [value.name]))
+            graph.node.insert(
+                0,
+                helper.make_node("Identity", [name], [value.name]),
+            )
             value.name = name
     for value, name in zip(graph.output, outputs, strict=True):
         if value.name != name:

@@ -176,7 +176,12 @@ def _replace_sequences(proto: ModelProto) -> None:
     graph.output.extend(outputs)
 
 
-def _add_element(graph: GraphProto, sequence: str, index: int, used_names: set[str]) -> str:
+def _add_element(
+    graph: GraphProto,
+    sequence: str,
+    index: int,
+    used_names: set[str],
+) -> str:
     """Add an element of a sequence as a tensor, and return its name, which is not one
     of the used names.
     """
@@ -185,7 +190,13 @@ def _add_element(graph: GraphProto, sequence: str, index: int, used_names: set[s
         name += "_"
     place = numpy_helper.from_array(np.array(index), f"{name}.place")
     graph.initializer.append(place)
-    graph.node.append(helper.make_node("SequenceAt", [sequence, place.name], [name]))
+    graph.node.append(
+        helper.make_node(
+            "SequenceAt",
+            [sequence, place.name],
+            [name],
+        )
+    )
     return name
 
 

@@ -137,7 +137,10 @@ def _formula(
     for count in sorted(set(map(len, positions_by_term.values()))):
         terms = [term for term, positions in positions_by_term.items() if len(positions) == count]
         factors = np.transpose([positions_by_term[term] for term in terms])
-        product = reduce(np.multiply, [rows[:, factor.tolist()] for factor in factors])
+        product = reduce(
+            np.multiply,
+            [rows[:, factor.tolist()] for factor in factors],
+        )
         parts.append(product @ weights[terms])
     if not parts:
         parts = [np.zeros_like(rows[:, :1]) @ weights[:1]]

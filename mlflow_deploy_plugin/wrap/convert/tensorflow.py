@@ -75,7 +75,10 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
 
 
-def _free_axes(spec: tf.TensorSpec | None, varied: Sequence[int]) -> tuple[int, ...]:
+def _free_axes(
+    spec: tf.TensorSpec | None,
+    varied: Sequence[int],
+) -> tuple[int, ...]:
     """Return the axes, except axis 0, that the signature declares as free; `varied`
     without a declared shape.
     """

@@ -170,7 +170,14 @@ def export(
     traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
     answers = converted.call_original(original, traced)
     _check_output_names(model, names, list(answers))
-    proto = _to_onnx(model, _tensors(traced, names, model), names, list(answers), axes, legacy)
+    proto = _to_onnx(
+        model,
+        _tensors(traced, names, model),
+        names,
+        list(answers),
+        axes,
+        legacy,
+    )
     if any(dynamic_axes.values()) and isinstance(traced, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
             longer = converted.call_original(original, _longer(traced, dynamic_axes))
@@ -178,7 +185,11 @@ def export(
     return proto
 
 
-def _check_output_names(model: TrainedModel, inputs: list[str], outputs: list[str]) -> None:
+def _check_output_names(
+    model: TrainedModel,
+    inputs: list[str],
+    outputs: list[str],
+) -> None:
     """Raise ConversionError if an output has the name of an input."""
     for name in outputs:
         if name in inputs:
@@ -211,7 +222,11 @@ def _free_sizes(
     """
     for value in graph.output:
         dimensions = value.type.tensor_type.shape.dim
-        sizes = zip(answers[value.name].shape, longer[value.name].shape, strict=False)
+        sizes = zip(
+            answers[value.name].shape,
+            longer[value.name].shape,
+            strict=False,
+        )
         for axis, (size, longer_size) in enumerate(sizes):
             if size != longer_size and dimensions[axis].dim_value:
                 dimensions[axis].dim_param = f"{value.name}_{axis}"
@@ -345,11 +360,25 @@ def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
         ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
         ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
     ):
-        graph.node.append(helper.make_node(operator, inputs, [output], output, **options))
+        graph.node.append(
+            helper.make_node(
+                operator,
+                inputs,
+                [output],
+                output,
+                **options,
+            )
+        )
     if not embedding.shape:
         return f"{mark}_ids"
     flat_ids = f"{mark}_all"
-    graph.node.append(helper.make_node("Reshape", [f"{mark}_ids", embedding.shape], [flat_ids]))
+    graph.node.append(
+        helper.make_node(
+            "Reshape",
+            [f"{mark}_ids", embedding.shape],
+            [flat_ids],
+        )
+    )
     return flat_ids
 
 
@@ -489,7 +518,13 @@ def _program_options(
 ) -> dict[str, object]:
     """Return the arguments of the module and their free axes for torch's exporter."""
     rows = Dim("batch")
-    free_axes = [dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC) for name in names]
+    free_axes = [
+        dict.fromkeys(
+            dynamic_axes.get(name, ()),
+            Dim.DYNAMIC,
+        )
+        for name in names
+    ]
     shapes = tuple({0: rows, **axes} for axes in free_axes)
     if _must_be_keywords(model, names):
         return {
@@ -537,9 +572,16 @@ def attention(
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **keywords)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
-    has_allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
+    has_allowed = op.ReduceMax(
+        op.Cast(attn_mask, to=ir.DataType.INT32),
+        [-1],
+    )
     zero = op.CastLike(0.0, answer)
-    return op.Where(op.Cast(has_allowed, to=ir.DataType.BOOL), answer, zero)
+    return op.Where(
+        op.Cast(has_allowed, to=ir.DataType.BOOL),
+        answer,
+        zero,
+    )
 
 
 def _log_sigmoid(values: Any) -> Any:

@@ -381,11 +381,24 @@ def _convert(
         original=_original_model(net),
     )
     roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
-    outputs = [replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs]
+    outputs = [
+        replace(
+            entry,
+            role=roles.get(entry.name, "values"),
+        )
+        for entry in bound.outputs
+    ]
     prediction = net.output if predict_fn == "predict_proba" else bound.outputs[0].name
     return replace(
         bound,
-        inputs=(Input(column, dtype="str", shape=(-1,), columns=(column,)),),
+        inputs=(
+            Input(
+                column,
+                dtype="str",
+                shape=(-1,),
+                columns=(column,),
+            ),
+        ),
         outputs=tuple(outputs),
         prediction=(prediction,),
         classes=net.labels,
@@ -565,7 +578,12 @@ def _compare_tokens(
         return
     tokens = model.tokenize([text, other])
     differing = [
-        name for name in names if not np.array_equal(feeds[name], np.asarray(tokens[name]))
+        name
+        for name in names
+        if not np.array_equal(
+            feeds[name],
+            np.asarray(tokens[name]),
+        )
     ]
     if differing:
         options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())

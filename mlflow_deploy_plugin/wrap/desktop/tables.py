@@ -50,7 +50,11 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
     try:
         return predict_csv(model, body)
     except OnnxserveError as error:
-        message = _ROW.sub(lambda row: str(int(row[0]) + 2), error.message, count=1)
+        message = _ROW.sub(
+            lambda row: str(int(row[0]) + 2),
+            error.message,
+            count=1,
+        )
         raise InvalidRequest(message) from None
 
 
@@ -75,7 +79,10 @@ def _excel_to_csv(path: Path) -> bytes:
     sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
     rows = list(filter(any, map(_texts, sheet.iter_rows(values_only=True))))
     header = rows[0] if rows else []
-    width = max((index for index, name in enumerate(header, 1) if name), default=0)
+    width = max(
+        (index for index, name in enumerate(header, 1) if name),
+        default=0,
+    )
     return csv_text((row + [""] * width)[:width] for row in rows).encode()
 
 

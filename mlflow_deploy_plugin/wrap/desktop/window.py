@@ -108,7 +108,11 @@ class ProgramWindow:
         root.configure(background=_PAPER)
         style.configure(".", background=_PAPER)
         style.configure("Treeview", rowheight=24)
-        title = ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold"))
+        title = ttk.Label(
+            root,
+            text=root.title(),
+            font=("TkDefaultFont", 18, "bold"),
+        )
         title.pack(anchor="w", padx=16, pady=(10, 0))
         self._status_line = ttk.Label(root, textvariable=self.status, wraplength=1120)
         self._status_line.pack(side="bottom", fill="x", padx=16, pady=10)
@@ -191,7 +195,12 @@ class ProgramWindow:
             self._show_server,
         )
 
-    def _start(self, doing: str, work: Callable[[], Any], show: Callable[[Any], object]) -> None:
+    def _start(
+        self,
+        doing: str,
+        work: Callable[[], Any],
+        show: Callable[[Any], object],
+    ) -> None:
         """Call `work` in the thread, and then show its result or its error. Only one
         call runs at a time.
 
@@ -205,7 +214,12 @@ class ProgramWindow:
             self._report(f"{doing.capitalize()} …")
             self._finish(doing, self._thread.submit(work), show)
 
-    def _finish(self, doing: str, result: Future[Any], show: Callable[[Any], object]) -> None:
+    def _finish(
+        self,
+        doing: str,
+        result: Future[Any],
+        show: Callable[[Any], object],
+    ) -> None:
         """Show the result or the error of the work; if it still runs, look again
         later.
         """
@@ -270,7 +284,13 @@ class ProgramWindow:
                 width=0,
             )
             self.chart.create_text(x, y - 9, text=_bar_text(value))
-            self.chart.create_text(x, bottom + 4, text=label, width=step, anchor="n")
+            self.chart.create_text(
+                x,
+                bottom + 4,
+                text=label,
+                width=step,
+                anchor="n",
+            )
 
     def _show_server(self, url: str) -> None:
         """Show the address of the server; "" if it is stopped."""
@@ -400,7 +420,11 @@ def _pack_with_scrollbar(widget: tk.Text | ttk.Treeview) -> None:
     widget.pack(side="left", fill="both", expand=True)
 
 
-def _add_button(parent: ttk.Frame, text: str, command: Callable[[], None]) -> ttk.Button:
+def _add_button(
+    parent: ttk.Frame,
+    text: str,
+    command: Callable[[], None],
+) -> ttk.Button:
     button = ttk.Button(parent, text=text, command=command)
     button.pack(side="bottom", fill="x", pady=(8, 0))
     return button

@@ -426,7 +426,12 @@ class _Curve(NamedTuple):
         """
         # Mix the name into the seed. Otherwise data generated with the same seed would
         # equal the noise.
-        random = np.random.default_rng([zlib.crc32(self.name.encode()), self.seed])
+        random = np.random.default_rng(
+            [
+                zlib.crc32(self.name.encode()),
+                self.seed,
+            ]
+        )
         outcomes = []
         for variant, disturbed in self.variants(strength, random):
             point = RobustnessPoint(self.name, strength, value=None, variant=variant)

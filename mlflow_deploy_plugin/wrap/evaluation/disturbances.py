@@ -86,7 +86,11 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: Generator) -> Named
         low = finite.min()
         high = finite.max()
         distance = max(high - low, 1e-12) * ranges
-        ends = np.where(rng.random(values.shape) < 0.5, low - distance, high + distance)
+        ends = np.where(
+            rng.random(values.shape) < 0.5,
+            low - distance,
+            high + distance,
+        )
         return within_type(np.where(is_moved, ends, numbers), values.dtype)
 
     return {name: disturb(values) for name, values in rows.items()}
@@ -169,7 +173,11 @@ def with_unseen(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Replace a share of the texts with an unseen text."""
     return _change_texts(
         rows,
-        lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts),
+        lambda texts: np.where(
+            rng.random(len(texts)) < share,
+            UNSEEN,
+            texts,
+        ),
     )
 
 
@@ -222,7 +230,10 @@ def brightened(
 def _shift_values(share: float, values: Array) -> Array:
     """Add a share of the value range, within the range."""
     low, high = value_range(values)
-    return within_type(np.clip(values + share * (high - low), low, high), values.dtype)
+    return within_type(
+        np.clip(values + share * (high - low), low, high),
+        values.dtype,
+    )
 
 
 def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
@@ -235,7 +246,10 @@ def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
         image_axes = _image_axes(values)
         changed = np.moveaxis(values.copy(), image_axes, (1, 2))  # This is a view.
         size = np.array(changed.shape[1:3])
-        sides = np.maximum(np.round(np.sqrt(share) * size).astype(int), 1)
+        sides = np.maximum(
+            np.round(np.sqrt(share) * size).astype(int),
+            1,
+        )
         corners = rng.integers(0, size - sides + 1, (len(values), 2))
         grey = within_type(np.nanmean(values, keepdims=True), values.dtype).item()
         for image, (top, left) in zip(changed, corners, strict=True):
@@ -288,7 +302,10 @@ def _change_texts(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedA
 
 
 def _is_text(values: Array) -> Array:
-    is_text = np.array([isinstance(value, str) for value in values.flat], dtype=bool)
+    is_text = np.array(
+        [isinstance(value, str) for value in values.flat],
+        dtype=bool,
+    )
     return is_text.reshape(values.shape)
 
 

@@ -206,7 +206,10 @@ class Explanation:
         """Return the values of the rows, [N, C] float64. Texts are NaN, because they
         have no position on the colour scale: SHAP draws them in grey.
         """
-        numbers = np.full((len(self.values), len(self.data)), np.nan)
+        numbers = np.full(
+            (len(self.values), len(self.data)),
+            np.nan,
+        )
         for position, values in enumerate(self.data.values()):
             if values.dtype.kind in "biuf":
                 numbers[:, position] = values
@@ -550,7 +553,12 @@ def _permutation_importance(
             sign * (baseline.value - baseline.value_of(model.predict(permuted)))
             for permuted in _permute_feature(rows, feature, rng)
         ]
-        figures.append((float(np.mean(losses)), float(np.std(losses))))
+        figures.append(
+            (
+                float(np.mean(losses)),
+                float(np.std(losses)),
+            )
+        )
     return _PermutedColumns(baseline.metric, figures)
 
 

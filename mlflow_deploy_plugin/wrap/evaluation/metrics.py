@@ -350,7 +350,13 @@ def _of_probabilities(
         raise InvalidConfig("roc_auc needs two different labels; the target has one")
     # With two labels, both have the same area.
     positions = [1] if len(labels) == 2 else range(len(labels))
-    areas = [_auc(truth == labels[index], label_probabilities[:, index]) for index in positions]
+    areas = [
+        _auc(
+            truth == labels[index],
+            label_probabilities[:, index],
+        )
+        for index in positions
+    ]
     return lambda weights: float(np.mean([area(weights) for area in areas]))
 
 

@@ -96,7 +96,10 @@ def _check_installed() -> None:
         raise NotInstalled(f"a desktop program needs {', '.join(missing)}: {remedy}")
 
 
-def _facts(artifact: Artifact, described: Mapping[str, Any]) -> dict[str, str]:
+def _facts(
+    artifact: Artifact,
+    described: Mapping[str, Any],
+) -> dict[str, str]:
     """Return the texts of the page "About" by name."""
     facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")}
     facts |= artifact.provenance

@@ -523,7 +523,10 @@ def _run(
         rows: the rows of the proof.
         python: the Python that runs the process.
     """
-    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
+    return _answers(
+        [str(python), "-I", "-c", _PROOF, str(runner), str(model)],
+        rows,
+    )
 
 
 def _answers(command: list[str], rows: Rows) -> dict[str, Array]:

@@ -97,7 +97,13 @@ def convert(graph: str, folder: str, rows: str) -> None:
     file = Path(folder, "prepared_float32.tflite").rename(Path(folder, "model.tflite"))
     _restore_names(
         file,
-        [value.name for value in (*model.graph.input, *model.graph.output)],
+        [
+            value.name
+            for value in (
+                *model.graph.input,
+                *model.graph.output,
+            )
+        ],
     )
     _interpreter(str(file)).allocate_tensors()  # This call fails for custom operators.
 
@@ -135,7 +141,10 @@ def _unroll(graph: GraphProto) -> None:
     del graph.node[:]
     for node in nodes:
         attributes = {attribute.name: attribute for attribute in node.attribute}
-        inputs = [*node.input, *[""] * (8 - len(node.input))]
+        inputs = [
+            *node.input,
+            *[""] * (8 - len(node.input)),
+        ]
         steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
         if node.op_type in _STEPS and steps and _is_plain_layer(node.op_type, inputs, attributes):
             _unroll_layer(graph, node, inputs, steps, attributes)
@@ -187,7 +196,15 @@ class _Operations:
         for start in range(0, count * size, size):
             begin = self.constant([start])
             end = self.constant([start + size])
-            parts.append(self.add("Slice", name, begin, end, self.constant([1])))
+            parts.append(
+                self.add(
+                    "Slice",
+                    name,
+                    begin,
+                    end,
+                    self.constant([1]),
+                )
+            )
         return parts
 
 
@@ -209,7 +226,11 @@ def _add_lstm_step(
         cell: the cell; "" for zeros.
         size: the number of values of the state.
     """
-    enter, leave, forget, candidate = ops.parts(ops.add("Add", input_sums, state_sums), 4, size)
+    enter, leave, forget, candidate = ops.parts(
+        ops.add("Add", input_sums, state_sums),
+        4,
+        size,
+    )
     enter = ops.add("Sigmoid", enter)
     leave = ops.add("Sigmoid", leave)
     forget = ops.add("Sigmoid", forget)
@@ -242,7 +263,10 @@ def _add_gru_step(
     state_update, state_reset, state_new = ops.parts(state_sums, 3, size)
     update = ops.add("Sigmoid", ops.add("Add", update, state_update))
     reset = ops.add("Sigmoid", ops.add("Add", reset, state_reset))
-    new = ops.add("Tanh", ops.add("Add", new, ops.add("Mul", reset, state_new)))
+    new = ops.add(
+        "Tanh",
+        ops.add("Add", new, ops.add("Mul", reset, state_new)),
+    )
     change = ops.add("Sub", state, new) if state else ops.add("Neg", new)
     return ops.add("Add", new, ops.add("Mul", update, change)), ""
 
@@ -336,7 +360,13 @@ class _Direction(NamedTuple):
         states = []
         for step in range(steps)[::order]:
             state, cell = self._add_step(weights, step, state, cell)
-            states.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
+            states.append(
+                ops.add(
+                    "Unsqueeze",
+                    state,
+                    ops.constant([0, 1]),
+                )
+            )
         joined = ops.add("Concat", *states[::order], axis=0)
         last = ops.add("Unsqueeze", state, ops.constant([0]))
         last_cell = ops.add("Unsqueeze", cell, ops.constant([0])) if cell else ""
@@ -347,9 +377,21 @@ class _Direction(NamedTuple):
         names.
         """
         ops = self.ops
-        weights = ops.add("Transpose", self._gather(self.inputs[1]), perm=[1, 0])
-        recurrent = ops.add("Transpose", self._gather(self.inputs[2]), perm=[1, 0])
-        biases = ops.add("Unsqueeze", self._gather(self.inputs[3]), ops.constant([0]))
+        weights = ops.add(
+            "Transpose",
+            self._gather(self.inputs[1]),
+            perm=[1, 0],
+        )
+        recurrent = ops.add(
+            "Transpose",
+            self._gather(self.inputs[2]),
+            perm=[1, 0],
+        )
+        biases = ops.add(
+            "Unsqueeze",
+            self._gather(self.inputs[3]),
+            ops.constant([0]),
+        )
         gates, _ = _STEPS[self.kind]
         bias, recurrent_bias = ops.parts(biases, 2, gates * self.size)
         return _Weights(weights, recurrent, bias, recurrent_bias)
@@ -363,8 +405,17 @@ class _Direction(NamedTuple):
     ) -> tuple[str, str]:
         """Return the state and the cell after a step; "" stands for zeros."""
         ops = self.ops
-        values = ops.add("Gather", self.inputs[0], ops.constant(step), axis=0)
-        input_sums = ops.add("Add", ops.add("MatMul", values, weights.input), weights.bias)
+        values = ops.add(
+            "Gather",
+            self.inputs[0],
+            ops.constant(step),
+            axis=0,
+        )
+        input_sums = ops.add(
+            "Add",
+            ops.add("MatMul", values, weights.input),
+            weights.bias,
+        )
         state_sums = weights.recurrent_bias
         if state:
             state_sums = ops.add("Add", ops.add("MatMul", state, weights.recurrent), state_sums)
@@ -421,7 +472,11 @@ def _keep_layout(model: onnx.ModelProto) -> None:
             _rename(node.output, output.name, inner)
             _rename(node.input, output.name, inner)
         for source, target, shape in (
-            (inner, flat, [-1, int(np.prod(sizes[1:]))]),
+            (
+                inner,
+                flat,
+                [-1, int(np.prod(sizes[1:]))],
+            ),
             (flat, output.name, [-1, *sizes[1:]]),
         ):
             graph.initializer.append(numpy_helper.from_array(np.array(shape), f"{target}__shape"))

@@ -144,7 +144,10 @@ class Model:
                 raise ValueError(
                     f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}",
                 )
-            feeds[name] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
+            feeds[name] = np.asarray(
+                data[name],
+                dtype=_dtype(entry["dtype"]),
+            )
             label = tensors[0]["name"] if has_one_tensor else name
             self._check(label, feeds[name])
         return feeds
@@ -374,7 +377,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY),
+            sys.stdout.fileno(),
+        )
         sys.exit(1)
 
 

@@ -132,7 +132,14 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
     folder.mkdir()
     rows = "1" if one_row else "FREE"
     try:
-        command = [str(python), "-I", str(LITERT), str(graph), str(folder), rows]
+        command = [
+            str(python),
+            "-I",
+            str(LITERT),
+            str(graph),
+            str(folder),
+            rows,
+        ]
         run_to_end(command, _CONVERSION_SECONDS)
     except CommandFailed as error:
         raise ConversionError(f"cannot export tflite, because {error.message}") from None

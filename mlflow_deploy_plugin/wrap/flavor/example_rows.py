@@ -233,10 +233,16 @@ def _made_up_column(
         choices = np.asarray(categories, dtype=object if dtype == "str" else dtype)
         return choices[random.integers(0, len(categories), MADE_UP_ROWS)]
     if dtype == "str":
-        terms = np.asarray(boundary.texts.get(name, ("a", "b", "c")), dtype=object)
+        terms = np.asarray(
+            boundary.texts.get(name, ("a", "b", "c")),
+            dtype=object,
+        )
         texts = [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)]
         return np.array(texts, dtype=object)
-    low, high = _made_up_range(dtype, np.asarray(boundary.edges.get(name, ()), dtype=np.float64))
+    low, high = _made_up_range(
+        dtype,
+        np.asarray(boundary.edges.get(name, ()), dtype=np.float64),
+    )
     numbers = random.uniform(low, high, MADE_UP_ROWS)
     if dtype in ("bool", "int32", "int64"):
         numbers = np.round(numbers)

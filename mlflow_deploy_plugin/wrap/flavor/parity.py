@@ -489,7 +489,10 @@ class _ParityProof:
         relative = comparison.relative_errors(agreement, want)
         self._figures[output.name].add(by_row, relative, ties)
         excess = np.where(ties, 0.0, by_row.excess)
-        candidates = [*self._worst, *_worst_rows(group, output.name, want, got, excess)]
+        candidates = [
+            *self._worst,
+            *_worst_rows(group, output.name, want, got, excess),
+        ]
         by_excess = sorted(candidates, key=lambda entry: -entry.excess)
         self._worst = by_excess[:WORST_ROWS]
 

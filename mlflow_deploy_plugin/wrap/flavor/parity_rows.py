@@ -209,7 +209,11 @@ def _generators(
     )
 
 
-def _draw_matrices(draw: _Draw, name: str, dtype: np.dtype[Any]) -> Iterator[RowGroup]:
+def _draw_matrices(
+    draw: _Draw,
+    name: str,
+    dtype: np.dtype[Any],
+) -> Iterator[RowGroup]:
     """Yield the drawn tables as matrices of the tensor `name`."""
     for group in draw():
         matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=dtype)
@@ -711,7 +715,10 @@ _CHANGES = (
         "infinite",
         fits=lambda series: is_float_dtype(series.dtype),
         row_count=_INFINITE_ROWS,
-        change=lambda column, _: _as_series([np.inf, -np.inf], column.dtype),
+        change=lambda column, _: _as_series(
+            [np.inf, -np.inf],
+            column.dtype,
+        ),
         compared=False,
     ),
 )

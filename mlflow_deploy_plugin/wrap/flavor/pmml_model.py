@@ -77,7 +77,10 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         # LightGBM replaces the spaces in the names of its features.
         columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
         inputs, _ = self.fields()
-        answers = self.predict(None, pd.DataFrame({name: columns[name] for name in inputs}))
+        answers = self.predict(
+            None,
+            pd.DataFrame({name: columns[name] for name in inputs}),
+        )
         is_missing = answers.isna().any(axis=1).to_numpy()
         if is_missing.any():
             raise ValueError(f"row {is_missing.argmax()} has no answer")

@@ -333,7 +333,11 @@ def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) 
         for spec in signature.inputs
     ]
     outputs = [
-        Output(spec.name, dtype=COLUMN_TYPES[spec.type.name], shape=(-1,))
+        Output(
+            spec.name,
+            dtype=COLUMN_TYPES[spec.type.name],
+            shape=(-1,),
+        )
         for spec in signature.outputs
     ]
     return WrappedVersion(
@@ -524,7 +528,11 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
     return {**config, **{spec.name: spec.default for spec in params or ()}}
 
 
-def _model_config(folder: Path, flavor: str, sections: Mapping[str, Any]) -> dict[str, Any]:
+def _model_config(
+    folder: Path,
+    flavor: str,
+    sections: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return the `model_config` of the MLmodel sections or, for a transformers model of
     MLflow before 2.10, its `inference_config`. Raises InvalidArtifact if it is damaged.
     """

@@ -237,7 +237,10 @@ def _event_times(reference: pa.Table) -> dict[str, str]:
     if EVENT_TIME not in reference.column_names:
         return {}
     ends = pc.min_max(reference[EVENT_TIME])
-    times = {"begin": ends["min"].as_py(), "end": ends["max"].as_py()}
+    times = {
+        "begin": ends["min"].as_py(),
+        "end": ends["max"].as_py(),
+    }
     return {name: time.isoformat() for name, time in times.items() if time is not None}
 
 
@@ -432,6 +435,12 @@ def _arrow(array: Array) -> pa.Array:
     """
     if array.ndim == 1:
         return pa.array(array)
-    starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+    starts = (
+        np.arange(
+            len(array) + 1,
+            dtype=np.int32,
+        )
+        * array.shape[1]
+    )
     entries = _arrow(array.reshape(-1, *array.shape[2:]))
     return pa.ListArray.from_arrays(starts, entries)

@@ -362,7 +362,12 @@ class _FormTrials:
         best: OnnxForm | None = None
         first_failure: ModelError | None = None
         axes = self.rows.free_axes()
-        makers = self.converter.forms(self.model, self._example(), self.predict_fn, axes)
+        makers = self.converter.forms(
+            self.model,
+            self._example(),
+            self.predict_fn,
+            axes,
+        )
         for position, make in enumerate(makers):
             form = self._try(folder / str(position), make)
             if isinstance(form, ModelError):

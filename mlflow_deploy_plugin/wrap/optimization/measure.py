@@ -107,7 +107,11 @@ def measure_forms(
     load_ms = np.median(_load_seconds(folders), axis=0) * 1e3
     seconds = np.array([_request_seconds(models, rows, size, rounds) for size in SIZES])
     latencies = np.median(seconds, axis=1) * 1e6
-    ratios, upper_ratios = np.quantile(seconds / seconds[..., :1], (0.5, 0.75), axis=1)
+    ratios, upper_ratios = np.quantile(
+        seconds / seconds[..., :1],
+        (0.5, 0.75),
+        axis=1,
+    )
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()

@@ -381,7 +381,10 @@ def _read_halves(base: LoadedOnnx, source: _Source) -> _Halves:
         )
     order = np.random.default_rng(_SEED).permutation(total)
     half = total // 2
-    return _Halves(whole.take(order[:half]), whole.take(order[half:]))
+    return _Halves(
+        whole.take(order[:half]),
+        whole.take(order[half:]),
+    )
 
 
 def _read_rows(base: LoadedOnnx, source: _Source) -> _Half:

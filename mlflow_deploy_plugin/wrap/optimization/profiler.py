@@ -226,7 +226,10 @@ class _Trace:
     runs: int
     nodes: list[_NodeRun]
 
-    def sum_by(self, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
+    def sum_by(
+        self,
+        name_of: Callable[[_NodeRun], str],
+    ) -> tuple[NodeTime, ...]:
         """Return the times of the groups of executions with the same name and operator,
         the longest first. `name_of` returns the name of an execution's group.
         """
@@ -279,7 +282,10 @@ def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
     return _Trace(runs, _node_runs(events, runs))
 
 
-def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
+def _node_runs(
+    events: list[dict[str, Any]],
+    runs: int,
+) -> list[_NodeRun]:
     """Return the executions of nodes in the last `runs` runs of a profile. The time of
     inner nodes is subtracted from the nodes that enclose them.
     """

@@ -82,7 +82,10 @@ def _weight_files(onnx_file: Path) -> set[str]:
     return names
 
 
-def _present_digests(folder: Path, section: Mapping[str, Any]) -> dict[str, str]:
+def _present_digests(
+    folder: Path,
+    section: Mapping[str, Any],
+) -> dict[str, str]:
     """Return the base's digests of the files that were copied."""
     digests = section.get("digests", {})
     return {name: digest for name, digest in digests.items() if (folder / name).is_file()}
@@ -114,6 +117,9 @@ def _update_reference(folder: Path, reference: str) -> None:
     )
     for position, name in enumerate(table.column_names):
         if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
-            values = pa.array(columns[name].tolist(), type=table.column(name).type)
+            values = pa.array(
+                columns[name].tolist(),
+                type=table.column(name).type,
+            )
             table = table.set_column(position, name, values)
     pq.write_table(table, path, compression="zstd")

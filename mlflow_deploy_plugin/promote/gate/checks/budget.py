@@ -190,7 +190,14 @@ def _compare_latency(
     if theirs is None:
         return _Measure(what, figure, "ms", ours=our_ms)
     ratio = median_ratio(ours, theirs)
-    return _Measure(what, figure, "ms", ours=our_ms, theirs=_median_ms(theirs), ratio=ratio)
+    return _Measure(
+        what,
+        figure,
+        "ms",
+        ours=our_ms,
+        theirs=_median_ms(theirs),
+        ratio=ratio,
+    )
 
 
 def _median_ms(rounds: Sequence[Array]) -> float:
@@ -263,7 +270,12 @@ def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     return float(np.median(ratios))
 
 
-def _call(worker: Worker, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(
+    worker: Worker,
+    seconds: float,
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Any:
     """Call the function in a worker. Raises InferenceError if it fails, or takes longer
     than `seconds`.
     """

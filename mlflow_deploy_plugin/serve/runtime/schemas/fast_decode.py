@@ -47,7 +47,11 @@ _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 the same numbers.
 """
 
-_PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
+_PACKED = {
+    ("double", "float32"): "f",
+    ("float", "float32"): "f",
+    ("double", "float64"): "d",
+}
 """The `struct` format by (column type, input dtype). `struct` rounds a number once, as
 numpy does.
 """
@@ -214,7 +218,13 @@ class _MatrixDecoder:
     takes the table unchanged.
     """
 
-    def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
+    def __init__(
+        self,
+        group: _Group,
+        width: int,
+        entry: Input,
+        block: str,
+    ) -> None:
         self._group = group
         self._name = entry.name
         self._dtype = numpy_dtype(entry.dtype)
@@ -243,7 +253,13 @@ class _MatrixDecoder:
         try:
             with np.errstate(over="raise"):
                 exact = np.asarray(rows, dtype=self._group.dtype)
-                feeds = {self._name: exact.astype(self._dtype, order="C", copy=False)}
+                feeds = {
+                    self._name: exact.astype(
+                        self._dtype,
+                        order="C",
+                        copy=False,
+                    )
+                }
         except (OverflowError, FloatingPointError):
             return None
         if self._block:
@@ -326,12 +342,19 @@ class _ColumnDecoder:
         names = chain.from_iterable(self._groups[group].names for group in taken)
         places = {name: position for position, name in enumerate(names)}
         if len(entry.columns) > 1:
-            order = np.array([places[name] for name in entry.columns], dtype=np.intp)
+            order = np.array(
+                [places[name] for name in entry.columns],
+                dtype=np.intp,
+            )
             return _StackedColumns(entry.name, dtype, taken, order)
         cast = (taken[0], dtype, len(entry.shape) == 1)
         if cast not in self._casts:
             self._casts.append(cast)
-        return _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]])
+        return _SingleColumn(
+            entry.name,
+            self._casts.index(cast),
+            places[entry.columns[0]],
+        )
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         """Decode rows in the order of the columns; None if a type does not fit."""
@@ -364,7 +387,11 @@ class _ColumnDecoder:
                     if joined is None:
                         return None
                     blocks.append(
-                        joined.astype(group.dtype, copy=False).reshape(len(group.names), -1, 1),
+                        joined.astype(group.dtype, copy=False).reshape(
+                            len(group.names),
+                            -1,
+                            1,
+                        ),
                     )
                 return self._to_feeds(blocks)
         except FloatingPointError:
@@ -471,7 +498,10 @@ def _compile_matrix_decoder(
     return decode
 
 
-def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+def type_blocks(
+    columns: tuple[Column, ...],
+    inputs: tuple[Input, ...],
+) -> tuple[Input, ...]:
     """Return a block (an `Input`) for each numeric or boolean type; no blocks if an
     input has the name of a block.
     """
@@ -485,7 +515,12 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
     ):
         return ()
     return tuple(
-        Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names))
+        Input(
+            _BLOCK + kind,
+            COLUMN_TYPES[kind],
+            (-1, len(names)),
+            tuple(names),
+        )
         for kind, names in members.items()
     )
 
@@ -513,9 +548,18 @@ def _row_packer(
     def pack(row: Sequence[object]) -> Feeds | None:
         """Return feeds from one row; None for a null or an overflow."""
         try:
-            feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
+            feeds: Feeds = {
+                name: np.ndarray(
+                    shape,
+                    dtype,
+                    fed.pack(*row),
+                )
+            }
             if block:
-                return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))})
+                return narrowed_feeds(
+                    feeds,
+                    {block: np.ndarray(shape, exact, sent.pack(*row))},
+                )
             return feeds
         except (struct.error, OverflowError):
             return None

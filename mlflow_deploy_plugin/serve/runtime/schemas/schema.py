@@ -128,7 +128,10 @@ class Schema:
         }
         return self._check_refused(narrowed_feeds(feeds, sent))
 
-    def _converted_columns(self, data: Mapping[str, Sequence[object] | Array]) -> dict[str, Array]:
+    def _converted_columns(
+        self,
+        data: Mapping[str, Sequence[object] | Array],
+    ) -> dict[str, Array]:
         """Return the columns in the types of the signature. An optional column that is
         absent has missing values. Raises SchemaMismatch for invalid values.
         """
@@ -178,7 +181,11 @@ class Schema:
         _check_filled(len(records) * len(present) - sent, sent)
         return self.from_frame(columns_of(records, present))
 
-    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
+    def from_rows(
+        self,
+        names: Sequence[str],
+        rows: Sequence[Sequence[object]],
+    ) -> Feeds:
         """Return feeds from rows that are lists in the order of `names` (pandas'
         "split"). Raises SchemaMismatch for a repeated name, a row of another length, no
         rows, or values that do not fit.
@@ -343,7 +350,13 @@ class Schema:
 
     def _is_wide_enough(self, entry: Input) -> bool:
         wide = numpy_dtype(entry.dtype)
-        return all(is_lossless_cast(wide, numpy_dtype(self.dtypes[name])) for name in entry.columns)
+        return all(
+            is_lossless_cast(
+                wide,
+                numpy_dtype(self.dtypes[name]),
+            )
+            for name in entry.columns
+        )
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
@@ -584,7 +597,10 @@ def compile_schema(
     return Schema(columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign)
 
 
-def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
+def _from_cells(
+    tensor: Tensor,
+    cells: list[Any] | Array,
+) -> list[Any] | Array:
     """Return a table column as a tensor. A cell has the only value of a row, or all
     values, flat as in MLflow.
     """
@@ -626,7 +642,10 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
         if len(entry.shape) == 1:
             return only
         return only.reshape(-1, 1)
-    stacked = np.empty((len(arrays[entry.columns[0]]), len(entry.columns)), dtype=dtype)
+    stacked = np.empty(
+        (len(arrays[entry.columns[0]]), len(entry.columns)),
+        dtype=dtype,
+    )
     for position, name in enumerate(entry.columns):
         stacked[:, position] = arrays[name]
     return stacked

@@ -415,7 +415,11 @@ class KubernetesBackend:
         """
         new_lines: _LogQueue = queue.Queue(_LOG_QUEUE)
         for pod in pod_names:
-            threading.Thread(target=self._queue_log, args=(pod, new_lines), daemon=True).start()
+            threading.Thread(
+                target=self._queue_log,
+                args=(pod, new_lines),
+                daemon=True,
+            ).start()
         open_logs = len(pod_names)
         while open_logs:
             line = new_lines.get()

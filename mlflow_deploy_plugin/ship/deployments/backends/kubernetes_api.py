@@ -363,7 +363,11 @@ class Cluster:
                     connection.close()  # The caller detects the closed connection.
                     continue
                 for source, sink in ((connection, remote), (remote, connection)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+                    threading.Thread(
+                        target=_pump,
+                        args=(source, sink),
+                        daemon=True,
+                    ).start()
 
     def _pod_socket(self, pod: str, port: int) -> socket.socket:
         """Return a blocking socket that the API server connects to a port of a pod.

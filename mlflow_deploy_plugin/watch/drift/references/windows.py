@@ -80,7 +80,11 @@ class WindowGrid(NamedTuple):
         spaced.
         """
         if self.lag_windows and count > self.max_windows:
-            later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
+            later = np.linspace(
+                self.lag_windows,
+                count - 1,
+                self.max_pairs,
+            ).astype(np.int64)
             # The judged window, which follows the grid, also needs its earlier window.
             of_judged = count - self.lag_windows
             return np.union1d(np.append(later, of_judged), later - self.lag_windows)
@@ -491,7 +495,10 @@ def _count_out_of_range(values: Array, groups: Array, counted: Array) -> RestCou
     least[~counted] = np.inf
     most[~counted] = -np.inf
     below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
-    above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
+    above = np.bincount(
+        owners[numbers > -_of_others(-most)[owners]],
+        minlength=count,
+    )
     return [
         {"below": low, "above": high}
         for low, high in zip(below.tolist(), above.tolist(), strict=True)

@@ -186,7 +186,10 @@ class CategoryBins:
         """Return the bin of each text (large_string, with its `hash_texts`), [N] int64.
         Null counts as a rare text.
         """
-        in_order = pa.array([str(key) for key in self.codes], pa.large_string())
+        in_order = pa.array(
+            [str(key) for key in self.codes],
+            pa.large_string(),
+        )
         rare = len(self.codes)
         indices = pc.fill_null(pc.index_in(texts, value_set=in_order), rare)
         codes: Array = indices.to_numpy().astype(np.int64)
@@ -251,7 +254,10 @@ def _freeze_texts(values: Array, arrow_type: str) -> CategoryBins:
     texts = [value for value in values if value is not None]
     codes = _frequent_codes(texts)
     hashes = distinct(np.sort(hash_texts(texts)))
-    ends = np.array([len(text) for text in texts if text not in codes], np.int64)
+    ends = np.array(
+        [len(text) for text in texts if text not in codes],
+        np.int64,
+    )
     if len(ends):
         quantiles = np.quantile(ends, np.arange(_LENGTHS) / _LENGTHS)
         ends = np.append(quantiles, ends.max() + 1)
@@ -325,7 +331,11 @@ def _frequent_codes(values: Sequence[Any]) -> dict[str | float, int]:
     # Select only the most frequent values, because a full sort took a quarter of the
     # time for a reference with ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
-    frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    frequent = heapq.nsmallest(
+        most,
+        counts.items(),
+        key=lambda entry: (-entry[1], entry[0]),
+    )
     if are_many:
         _, least = frequent.pop()
         frequent = [

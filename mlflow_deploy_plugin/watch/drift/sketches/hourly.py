@@ -214,7 +214,12 @@ def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Id
         for profiles in _pieces(sketches, day, window):
             for identity, profile in profiles.items():
                 rows[identity] = rows.get(identity, 0) + profile.rows
-    return dict(sorted(rows.items(), key=lambda entry: (-entry[1], entry[0])))
+    return dict(
+        sorted(
+            rows.items(),
+            key=lambda entry: (-entry[1], entry[0]),
+        )
+    )
 
 
 def _profile_of(profiles: Profiles, model: str, version: str) -> sketch.Profile:
@@ -430,7 +435,12 @@ def spark_window_profile(
                     },
                 )
 
-    numbers = session.range(0, len(days), step=1, numPartitions=len(days))
+    numbers = session.range(
+        0,
+        len(days),
+        step=1,
+        numPartitions=len(days),
+    )
     parts = numbers.mapInArrow(task, _RESULT).collect()
     for part in parts:
         if part["failure"]:
@@ -458,7 +468,10 @@ def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
         columns += profile.columns.values()
         numbers += [number] * (1 + len(profile.columns))
     counts = [column.counts for column in columns]
-    offsets = pa.array(np.cumsum([0, *map(len, counts)]), pa.int32())
+    offsets = pa.array(
+        np.cumsum([0, *map(len, counts)]),
+        pa.int32(),
+    )
     arrays = {
         "profile": numbers,
         "name": [column.name or None for column in columns],

@@ -74,7 +74,12 @@ def freeze_relations(
         scores = _scores(frozen, codes[name])
         if scores.any():
             directions = np.random.default_rng(zlib.crc32(name.encode()))
-            tables[name] = scores @ directions.normal(size=(scores.shape[1], len(PROJECTIONS)))
+            tables[name] = scores @ directions.normal(
+                size=(
+                    scores.shape[1],
+                    len(PROJECTIONS),
+                )
+            )
     if len(tables) < 2:
         return {}
     scale = _GRAIN / math.sqrt(len(tables))
@@ -163,12 +168,22 @@ def correlation_change(
     columns = np.array([variable.column for variable in variables])
     if len({*columns}) < 2:
         return ""
-    if min(len(variables[0].before), len(variables[0].now)) < _FEWEST:
+    if (
+        min(
+            len(variables[0].before),
+            len(variables[0].now),
+        )
+        < _FEWEST
+    ):
         return ""
     with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
         old = np.nan_to_num(np.corrcoef([variable.before for variable in variables]))
         new = np.nan_to_num(np.corrcoef([variable.now for variable in variables]))
-    change = np.where(columns[:, None] != columns, np.abs(new - old), -1)
+    change = np.where(
+        columns[:, None] != columns,
+        np.abs(new - old),
+        -1,
+    )
     pair = np.unravel_index(change.argmax(), change.shape)
     first, second = (variables[index].title for index in pair)
     return f"correlation of {first} and {second} {old[pair]:+.2f} → {new[pair]:+.2f}"

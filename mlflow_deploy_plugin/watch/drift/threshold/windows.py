@@ -279,7 +279,10 @@ class Overlapping(WholeReferenceNull):
 
     def count(self, column: null.GroupColumn) -> null.WindowCounts:
         until = np.cumsum(
-            np.pad(column.counts(), ((1, 0), (0, 0))),
+            np.pad(
+                column.counts(),
+                ((1, 0), (0, 0)),
+            ),
             axis=0,
         )
         counts = until[self.starts + self.length] - until[self.starts]

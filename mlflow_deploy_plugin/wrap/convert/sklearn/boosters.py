@@ -150,7 +150,10 @@ class _XgboostDocument:
         """Return the slopes [features, targets] of gblinear. The last row is the
         bias.
         """
-        return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
+        return np.reshape(
+            self.content.get("weights", []),
+            (-1, targets),
+        )[:-1]
 
 
 def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
@@ -400,7 +403,11 @@ class _LightgbmTree:
         tree = Tree.of(self.rows, self.members)
         yield 0, tree
         for kind, slopes in sorted(self.slopes.items()):
-            value = np.bincount([*slopes], [*slopes.values()], len(self.rows))
+            value = np.bincount(
+                [*slopes],
+                [*slopes.values()],
+                len(self.rows),
+            )
             yield kind, replace(tree, value=value)
 
     def add(self, node: Document) -> int:
@@ -425,11 +432,20 @@ class _LightgbmTree:
         features = node.get("leaf_features", ())
         for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
             position = len(self.rows)
-            test = Node(feature, np.inf, left=position + 2, right=position + 1, default_left=False)
+            test = Node(
+                feature,
+                np.inf,
+                left=position + 2,
+                right=position + 1,
+                default_left=False,
+            )
             self.rows.append(test)  # A missing feature goes right, to the next leaf.
             self.rows.append(leaf(node["leaf_value"] * self.scale))
         for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-            kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
+            kind = self.kinds.setdefault(
+                (feature, slope < 0),
+                len(self.kinds) + 1,
+            )
             self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
         self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
 
@@ -532,7 +548,10 @@ def _nest_levels(tree: Document) -> Document:
     """Convert a symmetric tree, which has one split per level, to nested nodes. The
     last split is at the root.
     """
-    leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
+    leaves = np.array(tree["leaf_values"]).reshape(
+        2 ** len(tree["splits"]),
+        -1,
+    )
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
         pairs = zip(level[::2], level[1::2], strict=True)

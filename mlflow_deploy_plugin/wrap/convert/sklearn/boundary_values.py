@@ -135,7 +135,14 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     texts = {}
     for name, parts in _by_name(collected.by_column("texts"), names).items():
         # Texts with other characters than ASCII come first.
-        texts[name] = tuple(_sample_evenly(sorted(chain(*parts), key=str.isascii)))
+        texts[name] = tuple(
+            _sample_evenly(
+                sorted(
+                    chain(*parts),
+                    key=str.isascii,
+                )
+            )
+        )
     named_rows = [_by_name(rows, names) for rows in collected.rows]
     return BoundaryValues(
         edges=edges,
@@ -147,7 +154,10 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     )
 
 
-def _by_name(values: dict[int, _Value], names: list[str]) -> dict[str, _Value]:
+def _by_name(
+    values: dict[int, _Value],
+    names: list[str],
+) -> dict[str, _Value]:
     """Return values by the names of their columns, without other columns."""
     return {names[position]: value for position, value in values.items() if position < len(names)}
 
@@ -221,7 +231,14 @@ def _ensemble_members(estimator: Estimator) -> Iterator[tuple[Estimator, Iterabl
     positions of their columns, or None if they read all columns.
     """
     # Boosting stores its trees in an array.
-    members = np.array(getattr(estimator, "estimators_", []), dtype=object).ravel().tolist()
+    members = (
+        np.array(
+            getattr(estimator, "estimators_", []),
+            dtype=object,
+        )
+        .ravel()
+        .tolist()
+    )
     # A member of a bag may read only some of the columns.
     features = getattr(estimator, "estimators_features_", [None] * len(members))
     yield from zip(members, features, strict=False)
@@ -294,7 +311,10 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
     """
     for feature, values in splits.items():
         # An infinite threshold separates missing values from all numbers.
-        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
+        thresholds = np.asarray(
+            values[np.abs(values) < np.finfo(np.float32).max],
+            dtype=np.float64,
+        )
         if not len(thresholds):
             continue
         # Rounding to 32 bits switches at the midpoint of two 32-bit numbers.

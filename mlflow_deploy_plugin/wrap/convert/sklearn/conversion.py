@@ -232,7 +232,12 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
-            model.predict_proba(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
+            model.predict_proba(
+                estimator_input(
+                    model,
+                    Batch(batch).take(slice(0, 1)).data,
+                )
+            )
             return True
     return False
 
@@ -442,7 +447,12 @@ def _call_skl2onnx(
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     input_types = []
     for entry in inputs:
-        input_types.append((entry.name, types[entry.dtype]([None, *entry.shape[1:]])))
+        input_types.append(
+            (
+                entry.name,
+                types[entry.dtype]([None, *entry.shape[1:]]),
+            )
+        )
     precise = formulas.PRECISE if is_double else {}
     answer: tuple[ModelProto, Topology] = convert_sklearn(
         copy,
@@ -496,7 +506,10 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
         label = output.full_name
         if hasattr(estimator, "threshold"):
             second = builder.node("Gather", [answer, np.array(1)], axis=1)
-            above = builder.node("Greater", [second, np.array(estimator.threshold, np.float32)])
+            above = builder.node(
+                "Greater",
+                [second, np.array(estimator.threshold, np.float32)],
+            )
             builder.node("Cast", [above], label, to=TensorProto.INT64)
         else:
             builder.node("ArgMax", [answer], label, axis=1, keepdims=0)

@@ -335,7 +335,13 @@ def _input(
     """
     names = tuple(column.name for column in columns)
     missing = MISSING if is_optional else None
-    return Input(name, dtype, shape=(-1, len(columns)), columns=names, missing=missing)
+    return Input(
+        name,
+        dtype,
+        shape=(-1, len(columns)),
+        columns=names,
+        missing=missing,
+    )
 
 
 def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
@@ -399,7 +405,10 @@ def _accepts_gaps(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -
 
     gaps = {}
     for name in texts:
-        gap = pd.Series([missing_value(batch[name])], batch.index[:1])
+        gap = pd.Series(
+            [missing_value(batch[name])],
+            batch.index[:1],
+        )
         gaps[name] = gap.astype(batch[name].dtype)
     try:
         call_original(predict, batch.head(1).assign(**gaps))

@@ -167,7 +167,10 @@ class NodeBuilder:
     def _quotient_rounded_up(self, number: str, divisor: NodeInput) -> str:
         """Add (number + divisor - 1) / divisor for integers, and return its name."""
         total = self.node("Add", [number, divisor])
-        return self.node("Div", [self.node("Sub", [total, [1]]), divisor])
+        return self.node(
+            "Div",
+            [self.node("Sub", [total, [1]]), divisor],
+        )
 
     def subgraph(self) -> "Subgraph":
         return Subgraph(self._scope)
@@ -556,7 +559,10 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
             helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind),
         )
         current = cast
-    sizes = onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), f"{name}_shape")
+    sizes = onnx.numpy_helper.from_array(
+        np.array(output.shape, dtype=np.int64),
+        f"{name}_shape",
+    )
     graph.initializer.append(sizes)
     graph.node.append(
         helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}"),

@@ -58,7 +58,14 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
         return ""
-    sums = [added.node("ReduceSum", [mark, [1]], keepdims=0) for _, mark in marks]
+    sums = [
+        added.node(
+            "ReduceSum",
+            [mark, [1]],
+            keepdims=0,
+        )
+        for _, mark in marks
+    ]
     added.node("Sum", sums, REFUSED_ROWS)
     nodes = added.finish({}, {})
     graph.initializer.extend(nodes.initializer)

@@ -123,7 +123,12 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
     for column, categories, table in entries:
         codes = [*map(float, range(len(categories)))]
         code = encoded(column, categories, codes, unknown=float(len(categories)))
-        parts.append(take(table.astype(float), code.reshape(-1).astype(np.int64)))
+        parts.append(
+            take(
+                table.astype(float),
+                code.reshape(-1).astype(np.int64),
+            )
+        )
     return np.hstack(parts)
 
 
@@ -172,7 +177,11 @@ def encoded(
         )
     if kind == "i" or not is_gap.any():
         return code
-    return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
+    return np.where(
+        np.isnan(column),
+        np.float32(codes[is_gap.argmax()]),
+        code,
+    )
 
 
 def _compared(
@@ -186,7 +195,11 @@ def _compared(
     """
     equal = column == np.array(keys or [np.nan], float)
     code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-    return np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
+    return np.where(
+        np.any(equal, axis=1, keepdims=True),
+        code,
+        np.float32(unknown),
+    )
 
 
 _KEYS: dict[str, tuple[str, type]] = {
@@ -212,7 +225,11 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     if x.dtype.kind == "O":
         if marked:
             raise NotImplementedError(_UNSUPPORTED_IMPUTER)
-        return np.where(x == np.array([MISSING], object), np.asarray(model.statistics_, object), x)
+        return np.where(
+            x == np.array([MISSING], object),
+            np.asarray(model.statistics_, object),
+            x,
+        )
     if not marks_nan(model):
         raise NotImplementedError(_UNSUPPORTED_IMPUTER)
     if x.dtype.kind == "i":  # Integers have no gaps.

@@ -411,7 +411,11 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
             "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns",
         )
     gaps = np.isnan(rows.matrix)
-    filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
+    filled = np.where(
+        gaps,
+        np.asarray(model.initial_imputer_.statistics_, float),
+        rows.matrix,
+    )
     columns = np.eye(gaps.sample.shape[1], dtype=bool)
     gaps_by_column = [gaps & is_column for is_column in columns]
     rounds = model.imputation_sequence_ if model.n_iter_ else ()
@@ -424,7 +428,12 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
         )
         filled = np.where(gaps_by_column[column], predicted[:, None], filled)
     if model.add_indicator:
-        filled = np.hstack([filled, gaps[:, model.indicator_.features_].astype(float)])
+        filled = np.hstack(
+            [
+                filled,
+                gaps[:, model.indicator_.features_].astype(float),
+            ]
+        )
     return filled
 
 
@@ -447,7 +456,10 @@ def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
     are combined into one product.
     """
     if hasattr(model, "classes_"):
-        return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
+        return np.stack(
+            [rows.ask(member, "label") for member in model.estimators_],
+            axis=1,
+        )
     if all(map(is_linear, model.estimators_)):
         return rows.sums(model.estimators_)
     return np.stack(
@@ -530,7 +542,11 @@ def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> T
     mirrored = 2.0 - power
     if abs(mirrored) < np.spacing(1.0):
         return np.where(is_up, above, 1.0 - np.exp(-down))
-    return np.where(is_up, above, 1.0 - (1.0 - mirrored * down) ** (1 / mirrored))
+    return np.where(
+        is_up,
+        above,
+        1.0 - (1.0 - mirrored * down) ** (1 / mirrored),
+    )
 
 
 FORMULAS: dict[type, Formula] = {

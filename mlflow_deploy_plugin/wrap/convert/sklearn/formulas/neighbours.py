@@ -84,7 +84,10 @@ def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
     between the centres are lost.
     """
     centres = _dense(centres)
-    return np.argmin((centres * centres).sum(axis=1) - 2.0 * (x @ centres.T), axis=1)
+    return np.argmin(
+        (centres * centres).sum(axis=1) - 2.0 * (x @ centres.T),
+        axis=1,
+    )
 
 
 def distances(
@@ -182,7 +185,11 @@ def _weights(
         return np.ones_like(distance)
     same = distance == 0
     has_same = np.any(same, axis=1, keepdims=True)
-    return np.where(has_same, same.astype(float), 1.0 / np.where(same, 1.0, distance))
+    return np.where(
+        has_same,
+        same.astype(float),
+        1.0 / np.where(same, 1.0, distance),
+    )
 
 
 def _distances_to_rows(model: Estimator, x: TracedArray) -> TracedArray:
@@ -268,7 +275,13 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     columns = []
     for column in range(model.n_features_in_):
         mean = _mean_of_donors(model, distance, column)
-        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
+        columns.append(
+            np.where(
+                gaps[:, column],
+                mean,
+                rows.matrix[:, column],
+            )
+        )
     if model.add_indicator:
         for column in model.indicator_.features_:
             columns.append(gaps[:, int(column)].astype(float))
@@ -303,7 +316,10 @@ def _mean_of_donors(model: KNNImputer, distance: TracedArray, column: int) -> Tr
     weights = _weights(nearest_distance, model.weights)
     weights = weights * np.where(np.isinf(nearest_distance), 0.0, 1.0)
     total = weights.sum(axis=1)
-    mean = divided((take(values, nearest) * weights).sum(axis=1), total)
+    mean = divided(
+        (take(values, nearest) * weights).sum(axis=1),
+        total,
+    )
     return np.where(total == 0, values.mean(), mean)
 
 
@@ -315,7 +331,10 @@ def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> Decision:
     distance = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(distance * distance) + 2.0 * np.log(model.class_prior_)
     if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
-        position = np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1)
+        position = np.argmin(
+            distances(rows.matrix, model.centroids_, model.metric),
+            axis=1,
+        )
     else:
         position = np.argmax(scores, axis=1)
     return position, softmax(scores)
@@ -371,7 +390,15 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
     options = {
         name: value for name, value in model._get_kernel_params().items() if value is not None
     }
-    return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
+    return (
+        kernel(
+            rows.matrix,
+            model.components_,
+            model.kernel,
+            **options,
+        )
+        @ model.normalization_.T
+    )
 
 
 def _decisions(model: Estimator, rows: Rows) -> TracedArray:
@@ -393,7 +420,10 @@ def _weights_of_pairs(model: Estimator, weights: Array) -> Array:
     # A support vector of the first class of a pair (i, j) has its weight in column
     # j - 1, and one of the second class in column i.
     first, second = np.triu_indices(len(model.classes_), 1)
-    classes = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+    classes = np.repeat(
+        np.arange(len(model.classes_)),
+        model.n_support_,
+    )[:, None]
     of_first = weights[:, second - 1] * (classes == first)
     of_second = weights[:, first] * (classes == second)
     return np.asarray(of_first + of_second)
@@ -403,7 +433,11 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
     """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for
     a score of 0.
     """
-    return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
+    return np.where(
+        _decisions(model, rows)[:, 0] > 0,
+        1,
+        -1,
+    )
 
 
 def machine_classes(model: Estimator, rows: Rows) -> Decision:
@@ -418,7 +452,11 @@ def machine_classes(model: Estimator, rows: Rows) -> Decision:
     if len(model.classes_) == 2:
         position = (decisions[:, 0] <= 0).astype(np.int64)
         return position, np.hstack([decisions, -decisions])
-    votes, scores = votes_of_pairs((decisions <= 0).astype(float), -decisions, len(model.classes_))
+    votes, scores = votes_of_pairs(
+        (decisions <= 0).astype(float),
+        -decisions,
+        len(model.classes_),
+    )
     if model.decision_function_shape == "ovo":
         return np.argmax(votes, axis=1), decisions
     ranks = scores if model.break_ties else votes
@@ -457,7 +495,10 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     trace = sum(gram_rows[n][:, n] for n in range(1, count)) + gram_rows[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     gram = np.stack(gram_rows, axis=1)
-    weights = _solution(gram + ridge[:, None, None] * np.eye(count), count)
+    weights = _solution(
+        gram + ridge[:, None, None] * np.eye(count),
+        count,
+    )
     weights = weights / weights.sum(axis=1, keepdims=True)
     return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 
@@ -466,7 +507,10 @@ def _solution(matrix: TracedArray, count: int) -> TracedArray:
     """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
     Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
     """
-    system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
+    system = np.concatenate(
+        [matrix, np.ones_like(matrix)[:, :, :1]],
+        axis=2,
+    )
     for n in range(count):
         # Divide line n by its pivot, and clear column n in the other lines.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]

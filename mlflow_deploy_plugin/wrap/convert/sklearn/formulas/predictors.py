@@ -116,7 +116,10 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
         return position, np.column_stack([1.0 - likely, likely])
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
-    scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
+    scores = np.stack(
+        [_latent(member, rows.matrix)[1] for member in base.estimators_],
+        axis=1,
+    )
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
 
 
@@ -195,7 +198,10 @@ def _kernel(
     match kernel:
         case kernels.Sum() | kernels.Product():
             combine = operator.add if isinstance(kernel, kernels.Sum) else operator.mul
-            return combine(_kernel(kernel.k1, x, training), _kernel(kernel.k2, x, training))
+            return combine(
+                _kernel(kernel.k1, x, training),
+                _kernel(kernel.k2, x, training),
+            )
         case kernels.Exponentiation():
             return _kernel(kernel.kernel, x, training) ** kernel.exponent
         case kernels.ConstantKernel():
@@ -242,7 +248,10 @@ def _matern(kernel: kernels.Matern, x: TracedArray, training: Array) -> TracedAr
 FORMULAS: dict[type, Formula] = {
     DummyClassifier: dummy_classes,
     DummyRegressor: dummy_values,
-    IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
+    IsotonicRegression: lambda model, rows: isotonic(
+        [model],
+        rows.matrix[:, :1],
+    ),
     EllipticEnvelope: elliptic,
     GaussianMixture: mixture,
     BayesianGaussianMixture: mixture,

@@ -74,7 +74,11 @@ class Rows:
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
         width = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(graph, list(operator.inputs), width or sum(map(_width, operator.inputs)))
+        return cls(
+            graph,
+            list(operator.inputs),
+            width or sum(map(_width, operator.inputs)),
+        )
 
     @property
     def matrix(self) -> TracedArray:
@@ -284,7 +288,10 @@ class Rows:
         if raw_scores and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
             both = Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2)))
             return both.reshape(-1, 2)[:, 1]
-        return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
+        return Traced(self._graph, name, sample).reshape(
+            -1,
+            *sample.shape[1:],
+        )
 
     def _converter_outputs(self, estimator: Estimator, raw_scores: bool) -> list[str]:
         """Return the names of the outputs of an estimator's converter, which is called
@@ -319,7 +326,12 @@ class Rows:
         dtype = np.float64 if is_wide else np.float32
         kind = DoubleTensorType if is_wide else FloatTensorType
         matrix = self.matrix.astype(dtype)
-        return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
+        return [
+            self._graph.variable(
+                matrix.name,
+                kind([None, matrix.sample.shape[1]]),
+            )
+        ]
 
     def _sample(self, estimator: Estimator, method: str) -> Array:
         """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS`
@@ -453,7 +465,11 @@ def normalized(likely: TracedArray) -> TracedArray:
     If the sum is 0, all classes have the same probability.
     """
     total = likely.sum(axis=-1, keepdims=True)
-    return np.where(total == 0, 1 / likely.sample.shape[-1], divided(likely, total))
+    return np.where(
+        total == 0,
+        1 / likely.sample.shape[-1],
+        divided(likely, total),
+    )
 
 
 def softmax(scores: TracedArray) -> TracedArray:

@@ -94,20 +94,40 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     width = vectorizer.n_features
     tokens = _split_into_tokens(graph, vectorizer, texts)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
-    hashes = graph.cast(graph.node("MurmurHash3", [tokens], positive=0, seed=0), TensorProto.INT64)
-    column = graph.node("Mod", [graph.node("Abs", [hashes]), [width]])
+    hashes = graph.cast(
+        graph.node("MurmurHash3", [tokens], positive=0, seed=0),
+        TensorProto.INT64,
+    )
+    column = graph.node(
+        "Mod",
+        [graph.node("Abs", [hashes]), [width]],
+    )
     if vectorizer.alternate_sign:
         signs = graph.node("Sign", [hashes])
     else:
         signs = graph.node("Equal", [hashes, hashes])
     is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
     values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
-    shape = graph.node("Concat", [graph.row_count(tokens), [width]], axis=0)
+    shape = graph.node(
+        "Concat",
+        [graph.row_count(tokens), [width]],
+        axis=0,
+    )
     zeros = graph.node("Expand", [np.zeros(1, np.float32), shape])
     # The sums are added for a binary vectorizer too, although they are unused.
-    sums = graph.node("ScatterElements", [zeros, column, values], axis=1, reduction="add")
+    sums = graph.node(
+        "ScatterElements",
+        [zeros, column, values],
+        axis=1,
+        reduction="add",
+    )
     if vectorizer.binary:
-        sums = graph.node("ScatterElements", [zeros, column, is_token], axis=1, reduction="max")
+        sums = graph.node(
+            "ScatterElements",
+            [zeros, column, is_token],
+            axis=1,
+            reduction="max",
+        )
     if vectorizer.norm is None:
         return sums
     return _apply_in_64_bits(graph, sums, width, partial(_normalize_rows, norm=vectorizer.norm))
@@ -151,8 +171,14 @@ def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
     return graph.node(
         "If",
         [is_one],
-        then_branch=single.finish({}, {row: (TensorProto.STRING, [None, None])}),
-        else_branch=several.finish({}, {cut: (TensorProto.STRING, [None, None])}),
+        then_branch=single.finish(
+            {},
+            {row: (TensorProto.STRING, [None, None])},
+        ),
+        else_branch=several.finish(
+            {},
+            {cut: (TensorProto.STRING, [None, None])},
+        ),
     )
 
 
@@ -162,14 +188,23 @@ def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     """
     flat = graph.node("Reshape", [texts, [-1]])
     is_long = graph.node("RegexFullMatch", [flat], pattern=_LONG)
-    most_rows = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
+    most_rows = graph.node(
+        "ReduceMin",
+        [graph.node("Where", [is_long, [1], [_BLOCK]])],
+    )
     row_count = graph.node("Shape", [flat])
     block_count, block_rows = graph.equal_blocks(row_count, most_rows)
     end = graph.node("Squeeze", [graph.node("Mul", [block_count, block_rows])])
-    positions = graph.node("Range", [np.int64(0), end, np.int64(1)])
+    positions = graph.node(
+        "Range",
+        [np.int64(0), end, np.int64(1)],
+    )
     rows = graph.node("Mod", [positions, row_count])
     shape = graph.node("Concat", [block_count, block_rows], axis=0)
-    return graph.node("Reshape", [graph.node("Gather", [flat, rows]), shape])
+    return graph.node(
+        "Reshape",
+        [graph.node("Gather", [flat, rows]), shape],
+    )
 
 
 def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -244,8 +279,14 @@ def _without_stop_words(
         return tokens
     # Each token's key is its position, plus the length for stop words.
     length = graph.node("Shape", [tokens], start=1)
-    positions = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
-    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
+    positions = graph.node(
+        "Range",
+        [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)],
+    )
+    keys = graph.node(
+        "Add",
+        [graph.node("Mul", [flags, length]), positions],
+    )
     _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
     return graph.node("GatherElements", [tokens, order], axis=1)
 
@@ -273,12 +314,21 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         pattern = f"[^İ{_SIGMA}]*"
     matches = graph.node("RegexFullMatch", [texts], pattern=pattern)
     is_plain = graph.cast(matches, TensorProto.INT32)
-    all_plain = graph.cast(graph.node("ReduceMin", [is_plain], keepdims=0), TensorProto.BOOL)
+    all_plain = graph.cast(
+        graph.node("ReduceMin", [is_plain], keepdims=0),
+        TensorProto.BOOL,
+    )
     return graph.node(
         "If",
         [all_plain],
-        then_branch=plain.finish({}, {lowered: (TensorProto.STRING, [None])}),
-        else_branch=by_character.finish({}, {replaced: (TensorProto.STRING, [None])}),
+        then_branch=plain.finish(
+            {},
+            {lowered: (TensorProto.STRING, [None])},
+        ),
+        else_branch=by_character.finish(
+            {},
+            {replaced: (TensorProto.STRING, [None])},
+        ),
     )
 
 
@@ -304,7 +354,10 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     body = graph.subgraph()
     parts = body.name()
     joined = _join_pairs(body, parts)
-    length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
+    length = body.node(
+        "Squeeze",
+        [body.node("Shape", [joined], start=1)],
+    )
     goes_on = body.node("Greater", [length, np.int64(1)])
     table: tuple[int, list[int | None]] = (TensorProto.STRING, [None, None])
     # A Loop passes the number of the round and the condition, which are unused.
@@ -315,7 +368,11 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     }
     outputs: Values = {goes_on: (TensorProto.BOOL, []), joined: table}
     rounds = body.finish(inputs, outputs)
-    texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
+    texts = graph.node(
+        "Loop",
+        ["", np.bool_(True), characters],
+        body=rounds,
+    )
     return graph.node("Reshape", [texts, [-1]])
 
 
@@ -342,19 +399,31 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     code = _letter_codes(graph, characters)
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.cast(code, TensorProto.DOUBLE)
-    length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
-    position = graph.node("Range", [np.int64(0), length, np.int64(1)])
+    length = graph.node(
+        "Squeeze",
+        [graph.node("Shape", [characters], start=1)],
+    )
+    position = graph.node(
+        "Range",
+        [np.int64(0), length, np.int64(1)],
+    )
     position = graph.cast(position, TensorProto.DOUBLE)
     near_letters = []
     for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
-        rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
+        rank = graph.node(
+            "Add",
+            [code, graph.node("Mul", [position, [step]])],
+        )
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
         near_letters.append(_is_near_letter(graph, rank, is_before=step > 0))
     is_after_letter, is_before_letter = near_letters
     is_final = graph.node("And", [is_after_letter, graph.node("Not", [is_before_letter])])
-    is_final = graph.node("And", [is_final, graph.node("Equal", [characters, _text(_SIGMA)])])
+    is_final = graph.node(
+        "And",
+        [is_final, graph.node("Equal", [characters, _text(_SIGMA)])],
+    )
     return graph.node("Where", [is_final, _text("ς"), characters])
 
 
@@ -387,9 +456,19 @@ def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
     ranks = graph.node("Unsqueeze", [rank, [1]])
     padded = graph.node("Pad", [ranks, padding, _NO_RANK[0]])
     nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
-    nearest = graph.node("Slice", [nearest, [start], [end], [2]])
-    code = graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)
-    return graph.node("Equal", [graph.node("Abs", [code]), [2.0]])
+    nearest = graph.node(
+        "Slice",
+        [nearest, [start], [end], [2]],
+    )
+    code = graph.node(
+        "Mod",
+        [graph.node("Squeeze", [nearest, [1]]), [4.0]],
+        fmod=1,
+    )
+    return graph.node(
+        "Equal",
+        [graph.node("Abs", [code]), [2.0]],
+    )
 
 
 @cache
@@ -603,7 +682,10 @@ def _class_expression(kind: str) -> str:
     RE2 and Python differ.
     """
     codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
-    runs = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
+    runs = np.split(
+        codes,
+        np.flatnonzero(np.diff(codes) != 1) + 1,
+    )
     ranges = [f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs]
     return "[" + "".join(ranges) + "]"
 

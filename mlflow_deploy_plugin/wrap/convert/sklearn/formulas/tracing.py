@@ -91,7 +91,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
         if sizes[0] not in (-1, None):
             raise NotImplementedError("a reshape to a fixed number of rows")
-        return self.emit("Reshape", [self, np.array([-1, *sample.shape[1:]])], sample)
+        return self.emit(
+            "Reshape",
+            [self, np.array([-1, *sample.shape[1:]])],
+            sample,
+        )
 
     def __getitem__(self, key: object) -> TracedArray:
         """Add the nodes of x[key]. Raises NotImplementedError for a selection of rows,
@@ -123,7 +127,12 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     def _take_along(self, axis: int, positions: Array) -> TracedArray:
         """Return the entries at constant positions of an axis."""
-        return self.emit("Gather", [self, positions], self.sample.take(positions, axis), axis=axis)
+        return self.emit(
+            "Gather",
+            [self, positions],
+            self.sample.take(positions, axis),
+            axis=axis,
+        )
 
     def __array_ufunc__(
         self,
@@ -289,7 +298,12 @@ def reduced(
     with np.errstate(all="ignore"):
         sample = _REDUCING[operator](x.sample, axis=axis, keepdims=keepdims)
     sample = np.asarray(sample, x.dtype)
-    return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
+    return x.emit(
+        operator,
+        [x, np.array([axis])],
+        sample,
+        keepdims=int(keepdims),
+    )
 
 
 def _any_or_all(
@@ -347,7 +361,13 @@ def _extreme_position(
     """
     axis = _axis(x, axis)
     sample = function(x.sample, axis=axis, keepdims=keepdims)
-    return x.emit(operator, [x], sample, axis=axis, keepdims=int(keepdims))
+    return x.emit(
+        operator,
+        [x],
+        sample,
+        axis=axis,
+        keepdims=int(keepdims),
+    )
 
 
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
@@ -356,7 +376,11 @@ def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
     first_traced = next(operand for operand in operands if isinstance(operand, Traced))
     sample = np.where(*map(_sample_of, operands))
     kind = _supported(sample.dtype)
-    cast_operands = [_cast(condition, np.dtype(bool)), _cast(yes, kind), _cast(no, kind)]
+    cast_operands = [
+        _cast(condition, np.dtype(bool)),
+        _cast(yes, kind),
+        _cast(no, kind),
+    ]
     return first_traced.emit("Where", cast_operands, sample.astype(kind))
 
 
@@ -428,7 +452,11 @@ def filled(x: TracedArray, fill_value: float) -> TracedArray:
     """Return an array of equal numbers with the shape and dtype of x. The test for NaN
     only determines the shape: both of its branches are the number.
     """
-    return where(np.isnan(x), np.asarray(fill_value, x.dtype), np.asarray(fill_value, x.dtype))
+    return where(
+        np.isnan(x),
+        np.asarray(fill_value, x.dtype),
+        np.asarray(fill_value, x.dtype),
+    )
 
 
 def nan_to_num(
@@ -444,7 +472,11 @@ def nan_to_num(
     limits = np.finfo(x.dtype)
     highest = limits.max if posinf is None else posinf
     lowest = limits.min if neginf is None else neginf
-    x = where(np.isnan(x), np.asarray(nan, x.dtype), x)
+    x = where(
+        np.isnan(x),
+        np.asarray(nan, x.dtype),
+        x,
+    )
     x = where(x == np.inf, np.asarray(highest, x.dtype), x)
     return where(x == -np.inf, np.asarray(lowest, x.dtype), x)
 
@@ -476,7 +508,10 @@ def of_column(table: Array, positions: TracedArray) -> TracedArray:
     """Return the entries of a constant table [K, M] at computed row positions [N, M] of
     each column.
     """
-    return take(table.T.ravel(), positions + len(table) * np.arange(table.shape[1]))
+    return take(
+        table.T.ravel(),
+        positions + len(table) * np.arange(table.shape[1]),
+    )
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
@@ -488,7 +523,11 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
     counts = np.zeros_like(x).astype(np.int64)
     for bit in reversed(range(bits)):  # Each round determines one bit of the counts.
         candidate = counts + 2**bit
-        counts = np.where(compare(of_column(table, candidate - 1), x), candidate, counts)
+        counts = np.where(
+            compare(of_column(table, candidate - 1), x),
+            candidate,
+            counts,
+        )
     return counts
 
 
@@ -515,7 +554,14 @@ def interpolated(
 def padded(columns: Sequence[Array], size: int, filler: float) -> Array:
     """Return columns of different lengths as a table [size, columns]."""
     return np.stack(
-        [np.pad(column, (0, size - len(column)), constant_values=filler) for column in columns],
+        [
+            np.pad(
+                column,
+                (0, size - len(column)),
+                constant_values=filler,
+            )
+            for column in columns
+        ],
         axis=1,
     )
 
@@ -538,7 +584,11 @@ def interp(
     """
     xs = np.asarray(xp, float)
     values = np.asarray(fp, float)
-    inside = interpolated(clipped(x, xs[0], xs[-1])[:, None], [xs], [values])[:, 0]
+    inside = interpolated(
+        clipped(x, xs[0], xs[-1])[:, None],
+        [xs],
+        [values],
+    )[:, 0]
     left = values[0] if left is None else left
     right = values[-1] if right is None else right
     inside = where(x < xs[0], left, inside)
@@ -571,7 +621,11 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
     """Return the smallest numbers of each row [N, count], ascending, and their
     positions. Ties keep their order.
     """
-    positions = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
+    positions = np.argsort(
+        x.sample,
+        axis=1,
+        kind="stable",
+    )[:, :count]
     values = np.take_along_axis(x.sample, positions, axis=1)
     value_name, position_name = x.graph.nodes(
         "TopK", [x.name, [count]], count=2, axis=1, largest=0, sorted=1
@@ -634,7 +688,11 @@ def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
     """
     narrow = x.astype(np.float32)
     with np.errstate(all="ignore"):
-        return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)
+        return narrow.emit(
+            operator,
+            [narrow],
+            ufunc(narrow.sample),
+        ).astype(x.dtype)
 
 
 _QUADRATURE_NODES = 48

@@ -31,7 +31,14 @@ the precision.
 """
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array(
-    [sign * (10.0**power - less) for power, less, sign in product(range(3, 13), (0, 1), (-1, 1))],
+    [
+        sign * (10.0**power - less)
+        for power, less, sign in product(
+            range(3, 13),
+            (0, 1),
+            (-1, 1),
+        )
+    ],
 )
 _CLOSE = 1e-12
 """The maximum error of an output, relative to the sum of its terms' absolute values."""
@@ -58,7 +65,14 @@ def stand_in(
         if not 0 < count <= _MOST_COLUMNS:
             return None
         call = partial(_answers, part, getattr(part, "feature_names_in_", names))
-        intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
+        intercept, *slopes = call(
+            np.vstack(
+                [
+                    np.zeros(count),
+                    np.eye(count) * _FAR,
+                ]
+            )
+        )
         sums = _Sums((np.array(slopes) - intercept) / _FAR, intercept)
         if not _is_affine(call, sums):
             return None
@@ -118,8 +132,15 @@ def _test_rows(columns: int) -> tuple[Array, Array]:
     and many rows of codes, numbers of all magnitudes, and markers.
     """
     random = np.random.default_rng(0)
-    few = random.normal(size=(3, columns)) * [[1.0], [1e-3], [1e3]]
-    codes = random.permuted(np.tile(_CODES, (columns, 1)), axis=1).T
+    few = random.normal(size=(3, columns)) * [
+        [1.0],
+        [1e-3],
+        [1e3],
+    ]
+    codes = random.permuted(
+        np.tile(_CODES, (columns, 1)),
+        axis=1,
+    ).T
     shape = (2000, columns)
     mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
     marks = np.outer(_MARKS, np.ones(columns))

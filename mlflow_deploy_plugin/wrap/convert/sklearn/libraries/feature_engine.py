@@ -68,7 +68,13 @@ def _fitted_steps(transformer: Estimator) -> ColumnTransformer:
     else:
         dropped = transformer.features_to_drop_
     steps = [
-        (name, changed.get(name, "passthrough"), [name]) for name in names if name not in dropped
+        (
+            name,
+            changed.get(name, "passthrough"),
+            [name],
+        )
+        for name in names
+        if name not in dropped
     ]
     steps += [(f"{kind} {number}", step, columns) for number, (step, columns) in enumerate(added)]
     for _, step, _ in steps:
@@ -97,7 +103,11 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
     def compute(x: TracedArray) -> TracedArray:
         """Return the index of each number's interval."""
         is_outside = (x < edges[0]) | (x > edges[-1])
-        index = np.digitize(x, edges[1:-1], right=True).astype(float)
+        index = np.digitize(
+            x,
+            edges[1:-1],
+            right=True,
+        ).astype(float)
         return np.where(is_outside, np.nan, index)
 
     tests = None
@@ -113,7 +123,11 @@ def _logarithm(fitted: Estimator, name: str) -> Computed:
     added = getattr(fitted, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
     reason = f"accepts only numbers above {0.0 - added:.6g}"
-    return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
+    return Computed(
+        lambda x: log(x + added),
+        reason,
+        {"LessOrEqual": [-added]},
+    )
 
 
 def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
@@ -147,7 +161,14 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
 
 
 def _cyclical_step(factor: float) -> Computed:
-    return Computed(lambda x: np.hstack([np.sin(x * factor), np.cos(x * factor)]))
+    return Computed(
+        lambda x: np.hstack(
+            [
+                np.sin(x * factor),
+                np.cos(x * factor),
+            ]
+        )
+    )
 
 
 def _relative_steps(fitted: Estimator, function: str) -> Iterator[tuple[Computed, list[str]]]:
@@ -165,7 +186,14 @@ def _relative_steps(fitted: Estimator, function: str) -> Iterator[tuple[Computed
             # The divisor is the last column. No number is equal to NaN.
             tests = {"Equal": [np.nan, 0.0][-len(columns) :]}
         reason = "does not accept a divisor of 0"
-        yield Computed(lambda x: relate(x[:, :1], x[:, -1:]), reason, tests), columns
+        yield (
+            Computed(
+                lambda x: relate(x[:, :1], x[:, -1:]),
+                reason,
+                tests,
+            ),
+            columns,
+        )
 
 
 def _divide_or_fill(
@@ -175,7 +203,11 @@ def _divide_or_fill(
     right: TracedArray,
 ) -> TracedArray:
     """Return the quotient, or `fill` for a divisor of 0."""
-    return np.where(right == 0, fill, divide(left, np.where(right == 0, 1.0, right)))
+    return np.where(
+        right == 0,
+        fill,
+        divide(left, np.where(right == 0, 1.0, right)),
+    )
 
 
 _REDUCTIONS: dict[str, ArrayFunction] = {

@@ -54,7 +54,12 @@ def _sums(machine: Estimator, bins: "_Bins") -> AdditiveModel:
     sums = kind(
         cuts=bins.cuts,
         strides=_strides(machine, bins.positions),
-        offsets=np.cumsum([0.0, *map(len, tables[:-1])]),
+        offsets=np.cumsum(
+            [
+                0.0,
+                *map(len, tables[:-1]),
+            ]
+        ),
         scores=np.concatenate(tables),
         intercept=np.ravel(machine.intercept_),
         link=machine.link_,
@@ -113,7 +118,12 @@ def _binned_columns(machine: Estimator) -> _Bins:
         learned = machine.bins_[feature][level]
         bins.positions[feature, level] = len(bins.positions)
         if name in columns:
-            bins.cuts.append((columns.index(name), np.asarray(learned, np.float64)))
+            bins.cuts.append(
+                (
+                    columns.index(name),
+                    np.asarray(learned, np.float64),
+                )
+            )
             continue
         bins.row[name] = _category(next(iter(learned)))
         position = len(columns) + len(bins.steps) - 1  # The first step is for numbers.
