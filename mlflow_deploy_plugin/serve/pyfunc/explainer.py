@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,8 @@ from mlflow_deploy_plugin.core.tabular.streams import read_parquet
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, column_contributions
+from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm, FeatureReader, read_additive
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
     explained_columns,
@@ -86,7 +89,7 @@ def answer(request: SideMessage) -> SideMessage:
         raise
     except OnnxserveError as error:
         raise InvalidRequest(error.message) from None
-    except _TimeIsUp:
+    except DeadlinePassed:
         raise errors.DeadlineExceeded(
             f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
             f"or set a smaller max_evals (it was {fields['max_evals']})",
@@ -94,6 +97,8 @@ def answer(request: SideMessage) -> SideMessage:
     described = {
         "columns": [feature.name for feature in contributions.features],
         "outputs": contributions.outputs,
+        "method": contributions.method,
+        "link": contributions.link,
         "background": {"source": background.source, "rows": contributions.background_rows},
     }
     arrays = {"values": contributions.values, "base_values": contributions.base_values}
@@ -107,6 +112,12 @@ class RowContributions:
 
     `outputs` are the K classes or output names. `base_values` [K] are the means over
     the background.
+
+    Attributes:
+        method: `tree` and `linear` are exact Shapley values; `permutation` is an
+            estimate from random permutations.
+        link: the function from predictions to the explained numbers, in the words of
+            shap: `identity`, `logit` or `log`.
     """
 
     features: list[ExplainedFeature]
@@ -114,6 +125,8 @@ class RowContributions:
     values: Array
     base_values: Array
     background_rows: int
+    method: Literal["tree", "linear", "permutation"]
+    link: str
 
 
 def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
@@ -140,10 +153,56 @@ def explain_rows(
     Each row takes `max_evals` evaluations with all background rows. `deadline` is a
     time of `time.monotonic`.
     """
+    form = read_additive(model.artifact.folder)
+    if form is not None:
+        return _explain_exactly(form, model, background, rows, deadline)
     features = explained_features(model.artifact, rows)
     coded = _CodedModel(model, features, background, rows, deadline)
     values, base_values = coded.explain(max_evals, seed)
-    return RowContributions(features, coded.names, values, base_values, len(coded.background))
+    return RowContributions(
+        features,
+        coded.names,
+        values,
+        base_values,
+        len(coded.background),
+        method="permutation",
+        link="identity",
+    )
+
+
+def _explain_exactly(
+    form: AdditiveForm,
+    model: OnnxModel,
+    background: Feeds,
+    rows: Feeds,
+    deadline: float,
+) -> RowContributions:
+    """Explain the sums of the form, such as log-odds, with exact Shapley values."""
+    features = explained_features(model.artifact, rows)
+    reader = FeatureReader.load(model.artifact.folder, form)
+    background_features = reader.read(background)
+    values = column_contributions(
+        form,
+        background_features,
+        reader.read(rows),
+        len(features),
+        deadline,
+    )
+    explained = explained_outputs(model.artifact)
+    outputs = model.run(
+        {name: array[:1] for name, array in rows.items()},
+        [output.name for output in explained],
+    )
+    names, _ = explained_columns(model.artifact, explained, outputs)
+    return RowContributions(
+        features,
+        names[-len(form.base) :],  # One sum of two classes is the score of the last class.
+        values,
+        form.sums(background_features).mean(axis=0),
+        len(background_features),
+        method="linear" if form.is_linear else "tree",
+        link=form.link,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,10 +261,6 @@ def _sample_reference(path: Path, schema: Schema, most_rows: int, seed: int) -> 
 _read_background = lru_cache(_MAX_MODELS)(read_background)
 
 
-class _TimeIsUp(Exception):
-    """The deadline of an explain request has passed."""
-
-
 class _CodedModel:
     """The function for shap, from a matrix of codes (see the module) to a matrix of
     predicted numbers.
@@ -249,7 +304,7 @@ class _CodedModel:
         parts = []
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
-                raise _TimeIsUp
+                raise DeadlinePassed
             outputs = self._model.run(self._feeds(rows), output_names)
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):

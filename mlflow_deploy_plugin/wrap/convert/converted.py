@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.core.errors import (
     pass_exit,
 )
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, TokenizerSpec
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
@@ -91,6 +92,16 @@ class BoundaryValues:
     farthest: float = np.inf
 
 
+@dataclass(frozen=True, eq=False)
+class AdditiveParts:
+    """The trees or slopes of a model, whose features are not assigned to columns yet,
+    and the graph of the steps before them, or None without such steps.
+    """
+
+    form: AdditiveForm
+    features: ModelProto | None
+
+
 @dataclass(frozen=True)
 class ConvertedModel:
     """A model's ONNX form, and the data to check it.
@@ -113,6 +124,8 @@ class ConvertedModel:
         tokenizer: for a text model, its tokenizer, whose `file` is only a file name.
             `inputs` are then texts.
         files: the contents of additional files by name.
+        additive: a function for the parts from which exact explanations are computed;
+            it returns None for a model that is not a sum.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none
             was needed.
         cause: the probable cause if the predictions differ, with the correction, as a
@@ -132,7 +145,8 @@ class ConvertedModel:
     many_rows: int = 0
     move_weights: Callable[[np.random.Generator], AbstractContextManager[None]] | None = None
     tokenizer: TokenizerSpec | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str | bytes] = field(default_factory=dict)
+    additive: Callable[[], AdditiveParts | None] | None = None
     repair: str = ""
     cause: str = ""
 

@@ -279,9 +279,12 @@ def write_mlmodel(
         proofs: further sections of the flavor.
     """
     digests = write_graph(folder, converted.proto)
-    for name, content in converted.files.items():
-        (folder / name).write_bytes(content.encode())
-        digests[name] = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+    for name, text_or_bytes in converted.files.items():
+        content = text_or_bytes
+        if isinstance(content, str):
+            content = content.encode()
+        (folder / name).write_bytes(content)
+        digests[name] = f"sha256:{hashlib.sha256(content).hexdigest()}"
     sections: dict[str, object] = {}
     if converted.tokenizer is not None:
         spec = converted.tokenizer

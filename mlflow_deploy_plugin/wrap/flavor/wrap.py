@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.wrap.convert.converted import (
 )
 from mlflow_deploy_plugin.wrap.convert.converters import FrameworkConverter, converter_for, is_onnx
 from mlflow_deploy_plugin.wrap.flavor import saved_model
+from mlflow_deploy_plugin.wrap.flavor.additive import with_additive_files
 from mlflow_deploy_plugin.wrap.flavor.parity import (
     Answers,
     ParityReport,
@@ -98,10 +99,11 @@ def wrap(
         form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
         _check_report(form, rows.example, parity)
         reference = rows.sample(form.runnable)
+        explained = with_additive_files(form.converted, form.runnable, rows.sampled)
     lock = saved_model.environment_lock()
     provenance = saved_model.provenance_section(rows.sampled, lock)
     return WrappedModel(
-        converted=form.converted,
+        converted=explained,
         signature=form.signature,
         predict_fn=predict_fn,
         report=form.report,

@@ -47,6 +47,7 @@ from mlflow_deploy_plugin.wrap.convert.converted import (
     OriginalModel,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn import boosters, formulas, graph, levels
+from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form, predictor_and_steps
 from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     MISSING,
@@ -299,6 +300,7 @@ def _convert(
         boundary_values=boundary_values(),
         margin=margin,
         many_rows=levels.MANY_ROWS if has_branches else 0,
+        additive=partial(_additive_parts, fitted, inputs, precision),
         repair=_repair(fitted, precision),
         cause=_cause_of_differences(fitted, batch),
     )
@@ -316,6 +318,25 @@ def _repair(fitted: Estimator, precision: graph.Precision) -> str:
     if precision == "double":
         return "32-bit floats changed predictions; everything is computed in 64 bits"
     return ""
+
+
+def _additive_parts(
+    fitted: Estimator,
+    inputs: tuple[Input, ...],
+    precision: graph.Precision,
+) -> converted.AdditiveParts | None:
+    """Return the trees or slopes of the model, and the graph of the steps before
+    them.
+    """
+    predictor, steps = predictor_and_steps(fitted)
+    form = additive_form(predictor)
+    if form is None:
+        return None
+    features = None
+    if steps is not None:
+        # The form rounds the features, so that they need no cast to 32 bits here.
+        features = to_onnx(steps, inputs, "single" if precision == "single" else "double")
+    return converted.AdditiveParts(form, features)
 
 
 def _classes_of(model: Estimator) -> tuple[Any, ...]:

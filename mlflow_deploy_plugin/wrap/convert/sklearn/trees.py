@@ -443,7 +443,7 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     """
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.cast(rows, TensorProto.DOUBLE)
-    distinct, owners = _merge_trees(boosting)
+    distinct, owners = merge_trees(boosting)
     leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
     leaf_counts = [len(indices) for indices in leaves]
     values = [tree.value[indices] for tree, indices in zip(boosting.trees, leaves, strict=True)]
@@ -461,7 +461,7 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     )
 
 
-def _merge_trees(boosting: Boosting) -> tuple[list[Tree], list[int]]:
+def merge_trees(boosting: Boosting) -> tuple[list[Tree], list[int]]:
     """Return the trees, in which adjacent trees with equal splits are merged, and for
     each original tree the position of its merged tree.
     """
@@ -520,7 +520,7 @@ def _float_attributes(
     }
 
 
-_LINKS = {
+LINKS = {
     "IdentityLink": "Identity",
     "LogLink": "Exp",
     "LogitLink": "Sigmoid",
@@ -534,7 +534,7 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
     unknown link.
     """
     name = type(estimator._loss.link).__name__
-    if name not in _LINKS:
+    if name not in LINKS:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
     is_categorical = estimator.is_categorical_
     if is_categorical is None:
@@ -549,7 +549,7 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         targets=targets,
         base=np.ravel(estimator._baseline_prediction),
         mode="BRANCH_LEQ",
-        link=_LINKS[name],
+        link=LINKS[name],
     )
 
 

@@ -172,7 +172,6 @@ def _sums(
     rows: Rows,
     trees: list[Tree],
     targets: list[int],
-    is_single: bool = False,
     write: WritesTrees = write_trees,
 ) -> TracedArray:
     """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read
@@ -182,24 +181,39 @@ def _sums(
         rows: the rows.
         trees: the trees.
         targets: the target of each tree.
-        is_single: True for sums in 32 bits.
         write: the function that adds the operators.
     """
-    forest = Boosting(
+    return _sums_of_trees(rows.own.astype(np.float32), _forest(trees, targets), write)
+
+
+def _forest(trees: list[Tree], targets: list[int]) -> Boosting:
+    """Return the sums of scikit-learn's trees."""
+    return Boosting(
         trees=trees,
         targets=targets,
         base=np.zeros(max(targets) + 1),
         mode="BRANCH_LEQ",
         link="Identity",
-        is_single=is_single,
         has_single_rows=True,
     )
-    return _sums_of_trees(rows.own.astype(np.float32), forest, write)
 
 
 def grown(model: Estimator, rows: Rows) -> Answer:
     """Return the prediction of a decision tree, or the mean of a forest or bag of
     trees. Trees read 32-bit floats.
+    """
+    forest = replace(forest_sums(model), is_single=not rows.is_double)
+    sums = _sums_of_trees(rows.own.astype(np.float32), forest, write_trees)
+    if not is_classifier(model):
+        return sums
+    if np.size(model.n_classes_) == 1:
+        return largest(sums)
+    return _labels_of_targets(model, sums)
+
+
+def forest_sums(model: Estimator) -> Boosting:
+    """Return the trees of a decision tree, forest or bag of trees, whose sums are the
+    means of the predictions, or of the probabilities of all targets.
     """
     members = getattr(model, "estimators_", [model])
     member_columns = getattr(model, "estimators_features_", [None] * len(members))
@@ -211,13 +225,7 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     for member, columns in zip(members, member_columns, strict=True):
         values = _leaf_values(member, sizes) / len(members)
         trees += [Tree.fitted(member.tree_, value, columns) for value in values]
-    targets = [*range(sum(sizes))] * len(members)
-    sums = _sums(rows, trees, targets, is_single=not rows.is_double)
-    if not is_classifier(model):
-        return sums
-    if len(sizes) == 1:
-        return largest(sums)
-    return _labels_of_targets(model, sums)
+    return _forest(trees, [*range(sum(sizes))] * len(members))
 
 
 def _leaf_values(tree: Estimator, sizes: list[int]) -> Array:
@@ -397,3 +405,6 @@ FORMULAS: dict[type, Formula] = {
     ensemble.RandomTreesEmbedding: embedded,
     ensemble.IsolationForest: isolated,
 }
+
+FORESTS = tuple(kind for kind, formula in FORMULAS.items() if formula is grown)
+"""The estimators whose predictions are the means of trees."""

@@ -1,0 +1,172 @@
+"""The additive form of a model: trees, or a linear sum, whose sums give the prediction
+through a link. Exact Shapley values need this structure, which the graph hides.
+
+The form is saved as arrays (`additive.npz`) when a model is wrapped. A pipeline's
+earlier steps are saved as a second graph (`features.onnx`), which computes the features
+that the sums read.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.session import open_session
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+ADDITIVE_FILE = "additive.npz"
+FEATURES_FILE = "features.onnx"
+
+
+@dataclass(frozen=True, eq=False)
+class AdditiveForm:
+    """T trees with at most M nodes, or F slopes, for K sums. Node 0 is the root of a
+    tree.
+
+    Attributes:
+        feature: the feature that a node compares, [T, M] int32.
+        threshold: a row goes left if its feature is not above this number, [T, M]
+            float64.
+        left: the left child, [T, M] int32; -1 for a leaf.
+        right: the right child, [T, M] int32.
+        missing_left: True if a missing value goes left, [T, M] bool.
+        value: the summands of a leaf, [T, M, K] float64.
+        slopes: the weights of a linear sum, [F, K] float64; without rows for trees.
+        base: the sums without trees or features, [K] float64.
+        columns: the position in the signature of the column that each feature is made
+            from, [F] int64; -1 for a feature that the sums do not read.
+        link: the function from predictions to sums, in the words of shap: `identity`,
+            `logit` or `log`. The sums of several classes (softmax) have `logit`, too.
+        is_single: True if the sums read features of 32 bits.
+        missing: a number that is treated as missing, like NaN.
+    """
+
+    feature: Array
+    threshold: Array
+    left: Array
+    right: Array
+    missing_left: Array
+    value: Array
+    slopes: Array
+    base: Array
+    columns: Array
+    link: str
+    is_single: bool
+    missing: float
+
+    @property
+    def is_linear(self) -> bool:
+        return len(self.slopes) > 0
+
+    def read_features(self, features: Array) -> Array:
+        """Return the features, [N, F], as the sums read them: with the precision of
+        training, and NaN for a missing value.
+        """
+        rounded = features.astype(np.float32 if self.is_single else np.float64)
+        if not np.isnan(self.missing):
+            rounded[rounded == self.missing] = np.nan
+        read: Array = rounded.astype(np.float64)
+        return read
+
+    def sums(self, features: Array) -> Array:
+        """Return the sums, [N, K], of features from `read_features`."""
+        if self.is_linear:
+            linear: Array = features @ self.slopes + self.base
+            return linear
+        trees = np.arange(len(self.left))
+        sums = np.empty((len(features), len(self.base)))
+        for row, values in enumerate(features):
+            nodes = np.zeros(len(trees), np.int64)
+            while (is_inner := self.left[trees, nodes] >= 0).any():
+                compared = values[self.feature[trees, nodes]]
+                goes_left = np.where(
+                    np.isnan(compared),
+                    self.missing_left[trees, nodes],
+                    compared <= self.threshold[trees, nodes],
+                )
+                children = np.where(goes_left, self.left[trees, nodes], self.right[trees, nodes])
+                nodes = np.where(is_inner, children, nodes)
+            sums[row] = self.value[trees, nodes].sum(axis=0) + self.base
+        return sums
+
+    def predictions(self, sums: Array) -> Array:
+        """Return the predicted numbers, [N, K], or [N, 2] for the probabilities of two
+        classes.
+        """
+        if self.link == "log":
+            exponential: Array = np.exp(sums)
+            return exponential
+        if self.link == "identity":
+            return sums
+        scores = sums
+        if sums.shape[1] == 1:
+            scores = np.hstack([np.zeros_like(sums), sums])
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def to_bytes(self) -> bytes:
+        """Return the form as a NumPy archive without pickled objects."""
+        content = io.BytesIO()
+        np.savez_compressed(
+            content, **{item.name: getattr(self, item.name) for item in fields(self)}
+        )
+        return content.getvalue()
+
+
+def read_additive(folder: Path) -> AdditiveForm | None:
+    """Return the additive form of the model in the folder, or None if it has none.
+    Raises InvalidArtifact for a damaged file.
+    """
+    file = folder / ADDITIVE_FILE
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            content = {item.name: archive[item.name] for item in fields(AdditiveForm)}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InvalidArtifact(f"{ADDITIVE_FILE} cannot be read: {error}") from None
+    for name in ("link", "is_single", "missing"):
+        content[name] = content[name].item()
+    return AdditiveForm(**content)
+
+
+class FeatureReader:
+    """The function from the feeds of a model to the features of its sums."""
+
+    def __init__(self, form: AdditiveForm, session: "ort.InferenceSession | None") -> None:
+        """`session` is the graph of a pipeline's earlier steps; None if the sums read
+        the columns.
+        """
+        self._form = form
+        self._session = session
+
+    @classmethod
+    def load(cls, folder: Path, form: AdditiveForm) -> "FeatureReader":
+        """Load the graph of the features, if the model has one."""
+        file = folder / FEATURES_FILE
+        return cls(form, open_session(file) if file.is_file() else None)
+
+    @property
+    def has_steps(self) -> bool:
+        """True if earlier steps compute the features."""
+        return self._session is not None
+
+    def read(self, feeds: Feeds) -> Array:
+        """Return the features, [N, F] float64, of rows in the form that the model's
+        graph takes.
+        """
+        if self._session is None:
+            matrices = [array.reshape(len(array), -1) for array in feeds.values()]
+            return self._form.read_features(np.hstack(matrices))
+        names = [entry.name for entry in self._session.get_inputs()]
+        # The graphs may name an input differently, but have the same order.
+        renamed = dict(zip(names, feeds.values(), strict=True))
+        return self._form.read_features(self._session.run(None, renamed)[0])

@@ -1,0 +1,174 @@
+"""The additive form of trees and linear models, from which exact Shapley values are
+computed (`serve/runtime/additive.py`).
+"""
+
+from typing import Literal
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model._glm import _GeneralizedLinearRegressor
+from sklearn.pipeline import Pipeline
+
+from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    is_linear,
+    library_of,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import FORESTS, forest_sums
+from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
+    LINKS,
+    Boosting,
+    Tree,
+    histogram_boosting,
+    merge_trees,
+)
+
+_MOST_VALUES = 20_000_000
+"""The maximum number of leaf values in the arrays; models with more are explained by
+permutations.
+"""
+_SHAP_LINKS: dict[str, Literal["identity", "log", "logit"]] = {
+    "Identity": "identity",
+    "Exp": "log",
+    "Sigmoid": "logit",
+    "Softmax": "logit",
+}
+
+
+def predictor_and_steps(fitted: Estimator) -> tuple[Estimator, Pipeline | None]:
+    """Return the predictor, and the pipeline of the steps before it; None without such
+    steps.
+    """
+    if not isinstance(fitted, Pipeline):
+        return fitted, None
+    if len(fitted.steps) == 1:
+        return predictor_and_steps(fitted.steps[0][1])
+    return fitted.steps[-1][1], fitted[:-1]
+
+
+def additive_form(predictor: Estimator) -> AdditiveForm | None:
+    """Return the additive form of a fitted predictor, whose features are not assigned
+    to columns yet; None if it is no sum of trees or features, or if it is too large.
+    """
+    try:
+        sums = _sums_of(predictor)
+    except NotImplementedError:
+        return None
+    if sums is None or sums.slopes or sums.categories:
+        return None
+    if any(tree.members for tree in sums.trees):
+        return None  # shap compares features only with thresholds.
+    return _as_arrays(sums)
+
+
+def _sums_of(predictor: Estimator) -> Boosting | None:
+    if library_of(predictor):
+        return read_boosting(predictor)
+    if hasattr(predictor, "_predictors"):
+        return histogram_boosting(predictor)
+    if isinstance(predictor, GradientBoostingClassifier | GradientBoostingRegressor):
+        return _gradient_boosting(predictor)
+    if type(predictor) in FORESTS:
+        return forest_sums(predictor)
+    if isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
+        return _linear(predictor)
+    return None
+
+
+def _gradient_boosting(model: Estimator) -> Boosting | None:
+    """Return the trees of scikit-learn's older gradient boosting, which start from a
+    constant (skl2onnx refuses other models); None if the link is unknown.
+    """
+    link = LINKS.get(type(model._loss.link).__name__)
+    if link is None:
+        return None
+    trees = []
+    targets = []
+    for members in model.estimators_:
+        for target, member in enumerate(members):
+            values = member.tree_.value[:, 0, 0] * model.learning_rate
+            trees.append(Tree.fitted(member.tree_, values))
+            targets.append(target)
+    base = model._raw_predict_init(np.zeros((1, model.n_features_in_)))
+    return Boosting(
+        trees=trees,
+        targets=targets,
+        base=np.ravel(base),
+        mode="BRANCH_LEQ",
+        link=link,
+        has_single_rows=True,
+    )
+
+
+def _linear(model: Estimator) -> Boosting | None:
+    """Return the slopes of a linear model; None if its link is unknown."""
+    slopes = np.atleast_2d(model.coef_).T
+    link = "Identity"
+    if is_classifier(model):
+        link = "Sigmoid" if slopes.shape[1] == 1 else "Softmax"
+        if not isinstance(model, LogisticRegression):
+            return None
+    elif isinstance(model, _GeneralizedLinearRegressor):
+        known = LINKS.get(type(model._base_loss.link).__name__)
+        if known is None:
+            return None
+        link = known
+    return Boosting(
+        trees=[],
+        targets=[],
+        base=np.broadcast_to(model.intercept_, slopes.shape[1:]).astype(float),
+        mode="BRANCH_LEQ",
+        link=link,
+        lines=slopes.astype(float),
+    )
+
+
+def _as_arrays(sums: Boosting) -> AdditiveForm | None:
+    """Return trees or slopes as arrays of equal length, or None if they are too
+    large.
+    """
+    trees, owners = merge_trees(sums)
+    nodes = max((len(tree.left) for tree in trees), default=0)
+    targets = len(sums.base)
+    if len(trees) * nodes * targets > _MOST_VALUES:
+        return None
+    value = np.zeros((len(trees), nodes, targets))
+    for tree, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
+        value[owner, : len(tree.value), target] += np.where(tree.left < 0, tree.value, 0.0)
+
+    def padded(name: str, dtype: type, fill: object) -> Array:
+        array: Array = np.full((len(trees), nodes), fill, dtype)
+        for position, tree in enumerate(trees):
+            array[position, : len(tree.left)] = getattr(tree, name)
+        return array
+
+    left = padded("left", np.int32, -1)
+    threshold = padded("threshold", np.float64, 0.0)
+    if sums.mode == "BRANCH_LT":
+        threshold = _just_below(threshold, sums.has_single_rows)
+    return AdditiveForm(
+        feature=padded("feature", np.int32, 0),
+        threshold=threshold,
+        left=left,
+        right=np.where(left < 0, -1, padded("right", np.int32, -1)),
+        missing_left=padded("default_left", np.bool_, False),
+        value=value,
+        slopes=sums.lines.reshape(-1, targets),
+        base=np.asarray(sums.base, np.float64),
+        columns=np.empty(0, np.int64),
+        link=_SHAP_LINKS[sums.link],
+        is_single=sums.has_single_rows,
+        missing=sums.missing,
+    )
+
+
+def _just_below(thresholds: Array, is_single: bool) -> Array:
+    """Return the largest numbers below the thresholds, so that x <= t is x < t."""
+    kind = np.float32 if is_single else np.float64
+    below: Array = np.nextafter(thresholds.astype(kind), kind(-np.inf)).astype(np.float64)
+    return below

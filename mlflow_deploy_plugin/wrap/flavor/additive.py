@@ -1,0 +1,192 @@
+"""Prove the additive form of a model, and add it to the model's files.
+
+A form is saved only if its predictions are those of the graph, and if each feature is
+made from a single column, so that a column's contribution is the sum of the
+contributions of its features. Other models are explained by permutations.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.runtime.additive import (
+    ADDITIVE_FILE,
+    FEATURES_FILE,
+    AdditiveForm,
+    FeatureReader,
+)
+from mlflow_deploy_plugin.serve.runtime.explained import (
+    ExplainedFeature,
+    explained_columns,
+    explained_features,
+    explained_outputs,
+)
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, sample_positions
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import open_session
+from mlflow_deploy_plugin.wrap.convert.batch import Batch
+from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts, Category, ConvertedModel
+
+_logger = logging.getLogger("mlflow_deploy_plugin.wrap")
+
+_ROWS = 1_000
+_TOLERANCE = 1e-4
+"""The largest difference between the sums and 32-bit predictions, absolute and
+relative.
+"""
+
+
+def with_additive_files(
+    converted: ConvertedModel,
+    runnable: OnnxModel,
+    rows: Batch | None,
+) -> ConvertedModel:
+    """Return the model with the files of its additive form, or without them if the form
+    is not proven.
+
+    Args:
+        converted: the model.
+        runnable: the loaded model.
+        rows: the rows of the reference; a form is not proven without rows.
+    """
+    if converted.additive is None or rows is None:
+        return converted
+    try:
+        parts = converted.additive()
+        if parts is None:
+            return converted
+        files = _proven_files(parts, runnable, rows, converted.boundary_values.categories)
+    except Exception as error:  # noqa: BLE001 - the model is served without it
+        reason = error.message if isinstance(error, OnnxserveError) else one_line(error)
+        _logger.warning("explanations of this model will use permutations: %s", reason)
+        return converted
+    return replace(converted, files={**converted.files, **files})
+
+
+def _proven_files(
+    parts: AdditiveParts,
+    model: OnnxModel,
+    rows: Batch,
+    categories: Mapping[str, tuple[Category, ...]],
+) -> dict[str, bytes]:
+    """Return the files of the form; empty if a feature is made from several columns, or
+    if the predictions differ.
+    """
+    files = {}
+    session = None
+    if parts.features is not None:
+        files[FEATURES_FILE] = parts.features.SerializeToString()
+        draft = model.artifact.folder / FEATURES_FILE
+        draft.write_bytes(files[FEATURES_FILE])
+        session = open_session(draft)
+    sampled = rows.take(sample_positions(len(rows), _ROWS, 0))
+    feeds = sampled.feeds(model.schema)
+    reader = FeatureReader(parts.form, session)
+    columns = _columns_of_features(reader, model, feeds, categories)
+    form = replace(parts.form, columns=columns)
+    is_assigned = bool((columns[_read_positions(form)] >= 0).all())
+    if not is_assigned or not _is_same(form, reader, model, feeds):
+        return {}
+    files[ADDITIVE_FILE] = form.to_bytes()
+    return files
+
+
+def _read_positions(form: AdditiveForm) -> Array:
+    """Return the positions of the features that the sums read."""
+    if form.is_linear:
+        return np.flatnonzero(form.slopes.any(axis=1))
+    return np.unique(form.feature[form.left >= 0])
+
+
+def _columns_of_features(
+    reader: FeatureReader,
+    model: OnnxModel,
+    feeds: Feeds,
+    categories: Mapping[str, tuple[Category, ...]],
+) -> Array:
+    """Return the position of the column that changes each feature, [F] int64; -1 if no
+    column or several columns change it.
+
+    A column is changed to its values in other rows, and to each category from training.
+    """
+    features = explained_features(model.artifact, feeds)
+    width = reader.read(_rows_at(feeds, slice(0, 1))).shape[1]
+    owners = np.full(width, -1)
+    if not reader.has_steps:
+        for position, place in enumerate(_places_in_order(model)):
+            owners[position] = next(
+                index for index, feature in enumerate(features) if place in feature.places
+            )
+        return owners
+    has_several = np.zeros(width, bool)
+    for index, feature in enumerate(features):
+        is_changed = np.zeros(width, bool)
+        for before, after in _changes(feeds, feature, categories.get(feature.name, ())):
+            is_changed |= _differ(reader.read(before), reader.read(after))
+        has_several |= is_changed & (owners >= 0)
+        owners[is_changed] = index
+    owners[has_several] = -1
+    return owners
+
+
+def _places_in_order(model: OnnxModel) -> Iterator[tuple[str, int]]:
+    """Yield the graph's inputs and positions in the order of its stacked inputs."""
+    for entry in model.artifact.inputs:
+        width = len(entry.columns) or entry.shape[-1]
+        for position in range(width):
+            yield entry.name, position
+
+
+def _changes(
+    feeds: Feeds,
+    feature: ExplainedFeature,
+    categories: tuple[Category, ...],
+) -> Iterator[tuple[Feeds, Feeds]]:
+    """Yield rows, and the same rows with other values of the feature."""
+    order = np.random.default_rng(0).permutation(row_count(feeds))
+    yield feeds, _with_values(feeds, feature, feature.values(feeds)[order])
+    present = [category for category in categories if not _is_missing(category)]
+    if present:
+        repeated = _rows_at(feeds, np.zeros(len(present), np.int64))
+        values = np.array(present, dtype=feature.values(feeds).dtype)
+        yield repeated, _with_values(repeated, feature, values)
+
+
+def _is_missing(category: Category) -> bool:
+    return category is None or category != category
+
+
+def _rows_at(feeds: Feeds, positions: Array | slice) -> Feeds:
+    return {name: array[positions] for name, array in feeds.items()}
+
+
+def _with_values(feeds: Feeds, feature: ExplainedFeature, values: Array) -> Feeds:
+    """Return the feeds with other values of the feature, [N]."""
+    changed = dict(feeds)
+    for name, position in feature.places:
+        array = feeds[name].copy()
+        array.reshape(len(array), -1)[:, position] = values
+        changed[name] = array
+    return changed
+
+
+def _differ(before: Array, after: Array) -> Array:
+    """Return True for the features, [F] bool, that differ in any row."""
+    is_same = (before == after) | (np.isnan(before) & np.isnan(after))
+    differs: Array = (~is_same).any(axis=0)
+    return differs
+
+
+def _is_same(form: AdditiveForm, reader: FeatureReader, model: OnnxModel, feeds: Feeds) -> bool:
+    """Return True if the form predicts the numbers that the graph predicts."""
+    explained = explained_outputs(model.artifact)
+    outputs = model.run(feeds, [output.name for output in explained])
+    _, numbers = explained_columns(model.artifact, explained, outputs)
+    predicted = form.predictions(form.sums(reader.read(feeds)))
+    if predicted.shape != numbers.shape:
+        return False
+    return np.allclose(predicted, numbers, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)

@@ -1,0 +1,255 @@
+"""Exact contributions are those of shap for the original model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from catboost import CatBoostClassifier, CatBoostRegressor
+from lightgbm import LGBMClassifier
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from xgboost import XGBClassifier
+
+import mlflow_deploy_plugin
+from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm, read_additive
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.convert.batch import Batch
+
+ROWS = 400
+EXPLAINED = 20
+
+
+@pytest.fixture(scope="module")
+def explainer() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_DISABLE_JIT", "1")  # The compilation takes 20 s.
+        from mlflow_deploy_plugin.serve.pyfunc import explainer
+
+        return explainer
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The contributions to the first rows of a saved model, and its background rows."""
+
+    contributions: Any
+    background: Array
+    model: OnnxModel
+    form: AdditiveForm | None
+
+
+def explain(explainer: Any, original: Any, rows: Any, folder: Path) -> Explained:
+    mlflow_deploy_plugin.save_model(original, folder, input_example=rows)
+    model = OnnxModel.load(folder)
+    feeds = Batch.read(rows[:EXPLAINED]).feeds(model.schema)
+    background = explainer.read_background(model, 50, 0)
+    contributions = explainer.explain_rows(model, background.feeds, feeds, 50, 0)
+    features = contributions.features
+    matrix = np.stack([feature.values(background.feeds) for feature in features], axis=1)
+    return Explained(contributions, matrix, model, read_additive(folder))
+
+
+def numbers() -> Array:
+    return np.random.default_rng(0).normal(size=(ROWS, 4)).astype("float32").astype(float)
+
+
+def is_high(rows: Array) -> Array:
+    return (rows[:, 0] + rows[:, 1] * rows[:, 2] > 0).astype(int)
+
+
+def with_gaps(rows: Array) -> Array:
+    gaps = np.random.default_rng(1).random(rows.shape) < 0.1
+    return np.where(gaps, np.nan, rows)
+
+
+@pytest.mark.parametrize(
+    ("original", "link"),
+    [
+        (GradientBoostingClassifier(n_estimators=10), "logit"),
+        (RandomForestClassifier(10, max_depth=5), "identity"),
+        (RandomForestRegressor(10, max_depth=5), "identity"),
+        (XGBClassifier(n_estimators=10), "logit"),
+        (CatBoostClassifier(iterations=10, depth=3, verbose=0), "logit"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_trees_have_the_contributions_of_shap(
+    explainer: Any,
+    tmp_path: Path,
+    original: Any,
+    link: str,
+) -> None:
+    import shap
+
+    rows = numbers()
+    original.fit(rows, is_high(rows))
+    explained = explain(explainer, original, rows, tmp_path / "model")
+    expected = shap.TreeExplainer(
+        original,
+        explained.background.astype(float),
+        feature_perturbation="interventional",
+    ).shap_values(rows[:EXPLAINED], check_additivity=False)
+    assert explained.contributions.method == "tree"
+    assert explained.contributions.link == link
+    assert explained.contributions.values == pytest.approx(
+        np.reshape(expected, (EXPLAINED, 4, -1)),
+        abs=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        HistGradientBoostingClassifier(max_iter=10),
+        LGBMClassifier(n_estimators=10, verbose=-1),
+        XGBClassifier(n_estimators=10),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_missing_values_follow_the_trees(explainer: Any, tmp_path: Path, original: Any) -> None:
+    import shap
+
+    rows = with_gaps(numbers())
+    original.fit(rows, is_high(numbers()))
+    explained = explain(explainer, original, rows, tmp_path / "model")
+    expected = shap.TreeExplainer(
+        original,
+        explained.background.astype(float),
+        feature_perturbation="interventional",
+    ).shap_values(rows[:EXPLAINED], check_additivity=False)
+    assert explained.contributions.values[:, :, 0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("original", "link"),
+    [
+        (LogisticRegression(), "logit"),
+        (Ridge(), "identity"),
+        (PoissonRegressor(), "log"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_linear_models_have_the_contributions_of_shap(
+    explainer: Any,
+    tmp_path: Path,
+    original: Any,
+    link: str,
+) -> None:
+    import shap
+
+    rows = numbers()
+    original.fit(rows, is_high(rows))
+    explained = explain(explainer, original, rows, tmp_path / "model")
+    masker = shap.maskers.Independent(explained.background, max_samples=50)
+    expected = shap.LinearExplainer(original, masker).shap_values(rows[:EXPLAINED])
+    assert explained.contributions.method == "linear"
+    assert explained.contributions.link == link
+    assert explained.contributions.values[:, :, 0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        GradientBoostingClassifier(n_estimators=5),
+        LGBMClassifier(n_estimators=5, verbose=-1),
+        CatBoostClassifier(iterations=5, depth=3, verbose=0),
+        LogisticRegression(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_scores_of_three_classes_are_explained(
+    explainer: Any,
+    tmp_path: Path,
+    original: Any,
+) -> None:
+    """shap refuses or crashes for some of these originals, so the sums are checked."""
+    rows = numbers()
+    original.fit(rows, np.digitize(rows[:, 0], [-0.5, 0.5]))
+    explained = explain(explainer, original, rows, tmp_path / "model")
+    contributions = explained.contributions
+    scores = contributions.values.sum(axis=1) + contributions.base_values
+    powers = np.exp(scores)
+    assert contributions.outputs == [0, 1, 2]
+    assert powers / powers.sum(axis=1, keepdims=True) == pytest.approx(
+        original.predict_proba(rows[:EXPLAINED]),
+        abs=1e-6,
+    )
+
+
+def fares() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    city = rng.choice(["Lyon", "Nice", "Paris", "Brest"], ROWS, p=[0.5, 0.3, 0.195, 0.005])
+    return pd.DataFrame({"city": city, "km": rng.normal(size=ROWS), "age": rng.normal(size=ROWS)})
+
+
+def pipeline(predictor: Any) -> Pipeline:
+    scaled = make_pipeline(SimpleImputer(), StandardScaler())
+    encode = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    columns = ColumnTransformer([("n", scaled, ["km", "age"]), ("c", encode, ["city"])])
+    return make_pipeline(columns, predictor)
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    [
+        GradientBoostingClassifier(n_estimators=10),
+        LGBMClassifier(n_estimators=10, verbose=-1),
+        LogisticRegression(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_contributions_of_an_encoded_column_are_summed(
+    explainer: Any,
+    tmp_path: Path,
+    predictor: Any,
+) -> None:
+    import shap
+
+    rows = fares()
+    original = pipeline(predictor)
+    original.fit(rows, (rows["km"] + (rows["city"] == "Lyon") > 0).astype(int))
+    explained = explain(explainer, original, rows, tmp_path / "model")
+    background = pd.DataFrame(explained.background, columns=rows.columns).astype(rows.dtypes)
+    steps, fitted = original[:-1], original[-1]
+    masker = shap.maskers.Independent(steps.transform(background), max_samples=50)
+    kind = (
+        shap.LinearExplainer if explained.contributions.method == "linear" else shap.TreeExplainer
+    )
+    by_feature = kind(fitted, masker).shap_values(steps.transform(rows[:EXPLAINED]))
+    expected = [by_feature[:, 2:].sum(axis=1), by_feature[:, 0], by_feature[:, 1]]
+    assert [feature.name for feature in explained.contributions.features] == ["city", "km", "age"]
+    assert explained.contributions.values[:, :, 0] == pytest.approx(
+        np.stack(expected, axis=1),
+        abs=1e-6,
+    )
+
+
+def test_other_models_are_explained_by_permutations(explainer: Any, tmp_path: Path) -> None:
+    rows = numbers()
+    original = MLPRegressor(hidden_layer_sizes=(4,), max_iter=50).fit(rows, rows[:, 0])
+    explained = explain(explainer, original, rows, tmp_path / "model")
+    assert explained.form is None
+    assert explained.contributions.method == "permutation"
+    assert explained.contributions.link == "identity"
+
+
+def test_a_forest_of_regression_keeps_its_unit(explainer: Any, tmp_path: Path) -> None:
+    rows = numbers()
+    original = CatBoostRegressor(iterations=10, depth=3, verbose=0).fit(rows, rows[:, 0] * 100)
+    contributions = explain(explainer, original, rows, tmp_path / "model").contributions
+    totals = contributions.values.sum(axis=1)[:, 0] + contributions.base_values
+    assert totals == pytest.approx(original.predict(rows[:EXPLAINED]), abs=1e-4)

@@ -1,0 +1,99 @@
+"""The additive form is saved only if it is proven."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import mlflow_deploy_plugin
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
+from mlflow_deploy_plugin.serve.runtime.additive import (
+    ADDITIVE_FILE,
+    FEATURES_FILE,
+    AdditiveForm,
+    read_additive,
+)
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.convert.batch import Batch
+from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts
+from mlflow_deploy_plugin.wrap.flavor.additive import with_additive_files
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+
+ROWS = np.random.default_rng(0).normal(size=(300, 3))
+CLASSES = np.digitize(ROWS[:, 0] + ROWS[:, 1], [-0.5, 0.5])
+
+
+def saved(folder: Path, original: Any, example: Any = ROWS) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow_deploy_plugin.save_model(original, folder / "model", input_example=example)
+    return folder / "model"
+
+
+def additive(folder: Path) -> AdditiveForm:
+    form = read_additive(folder)
+    assert form is not None
+    return form
+
+
+def test_the_sums_are_the_scores_of_the_original(tmp_path: Path) -> None:
+    original = GradientBoostingClassifier(n_estimators=5).fit(ROWS, CLASSES > 1)
+    form = additive(saved(tmp_path, original))
+    rows = form.read_features(ROWS[:20])
+    assert form.sums(rows)[:, 0] == pytest.approx(original.decision_function(ROWS[:20]))
+    assert form.predictions(form.sums(rows)) == pytest.approx(original.predict_proba(ROWS[:20]))
+
+
+def test_the_files_are_among_those_whose_digests_are_checked(tmp_path: Path) -> None:
+    original = make_pipeline(StandardScaler(), LinearRegression()).fit(ROWS, ROWS[:, 0])
+    folder = saved(tmp_path, original)
+    assert {ADDITIVE_FILE, FEATURES_FILE} <= OnnxModel.load(folder).artifact.digests.keys()
+    (folder / ADDITIVE_FILE).write_bytes(b"changed")
+    with pytest.raises(InvalidArtifact, match=ADDITIVE_FILE):
+        OnnxModel.load(folder)
+
+
+def test_a_damaged_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ADDITIVE_FILE).write_bytes(b"no archive")
+    with pytest.raises(InvalidArtifact, match="cannot be read"):
+        read_additive(tmp_path)
+
+
+def test_a_feature_made_from_several_columns_has_no_exact_contribution(tmp_path: Path) -> None:
+    original = make_pipeline(PCA(2), LinearRegression()).fit(ROWS, ROWS[:, 0])
+    assert read_additive(saved(tmp_path, original)) is None
+
+
+def test_one_vs_rest_is_no_sum(tmp_path: Path) -> None:
+    original = OneVsRestClassifier(LogisticRegression()).fit(ROWS, CLASSES)
+    assert read_additive(saved(tmp_path, original)) is None
+
+
+@pytest.mark.parametrize(("shift", "is_saved"), [(0.0, True), (0.01, False)])
+def test_only_sums_with_the_predictions_of_the_graph_are_saved(
+    tmp_path: Path,
+    shift: float,
+    is_saved: bool,
+) -> None:
+    original = LinearRegression().fit(ROWS, ROWS[:, 0])
+    form = additive(saved(tmp_path, original))
+    shifted = AdditiveParts(replace(form, base=form.base + shift), None)
+    converted = replace(wrap(original, ROWS).converted, additive=lambda: shifted, files={})
+    runnable = OnnxModel.load(tmp_path / "model")
+    files = with_additive_files(converted, runnable, Batch.read(ROWS)).files
+    assert (ADDITIVE_FILE in files) == is_saved
+
+
+def test_features_of_a_pipeline_belong_to_its_columns(tmp_path: Path) -> None:
+    original = make_pipeline(StandardScaler(), GradientBoostingRegressor(n_estimators=3))
+    original.fit(ROWS, ROWS[:, 2])
+    assert additive(saved(tmp_path, original)).columns.tolist() == [0, 1, 2]
