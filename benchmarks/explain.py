@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", NUMBA_DISABLE_JIT="1", MLFLOW_DISABLE_TELEMETRY="true")
-# This replaces the folder of the benchmarks, whose coverage.py hides a package of numba.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# The coverage.py of the benchmarks hides the package that numba reads.
+sys.path.remove(str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import shap
