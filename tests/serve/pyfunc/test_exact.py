@@ -224,7 +224,8 @@ def test_the_contributions_of_an_encoded_column_are_summed(
     original.fit(rows, (rows["km"] + (rows["city"] == "Lyon") > 0).astype(int))
     explained = explain(explainer, original, rows, tmp_path / "model")
     background = pd.DataFrame(explained.background, columns=rows.columns).astype(rows.dtypes)
-    steps, fitted = original[:-1], original[-1]
+    steps = original[:-1]
+    fitted = original[-1]
     masker = shap.maskers.Independent(steps.transform(background), max_samples=50)
     kind = (
         shap.LinearExplainer if explained.contributions.method == "linear" else shap.TreeExplainer

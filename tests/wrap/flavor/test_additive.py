@@ -73,7 +73,7 @@ def test_a_feature_made_from_several_columns_has_no_exact_contribution(tmp_path:
     assert read_additive(saved(tmp_path, original)) is None
 
 
-def test_one_vs_rest_is_no_sum(tmp_path: Path) -> None:
+def test_one_vs_rest_is_not_a_sum(tmp_path: Path) -> None:
     original = OneVsRestClassifier(LogisticRegression()).fit(ROWS, CLASSES)
     assert read_additive(saved(tmp_path, original)) is None
 

@@ -201,7 +201,7 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
     whole = [row for row in lists if len(row) == len(names)]
     more: dict[str, Any] = {"more": {"odd": 1}} if has_more else {}
     shuffled = [names[place] for place in order] + list(more)
-    columns = dict(zip(names, map(list, zip(*whole, strict=True)), strict=True))
+    columns = {name: [row[place] for row in whole] for place, name in enumerate(names)}
     kinds = {column.name: column.type for column in schema.columns}
     records = [
         {name: row[place] for name, place in zip(shuffled, order, strict=False)} | more
