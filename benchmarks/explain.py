@@ -61,7 +61,12 @@ MODELS: dict[str, Callable[[], Any]] = {
     "HistGradientBoosting": lambda: HistGradientBoostingClassifier(max_iter=TREES),
     "LightGBM": lambda: LGBMClassifier(n_estimators=TREES, verbose=-1),
     "XGBoost": lambda: XGBClassifier(n_estimators=TREES, n_jobs=1),
-    "CatBoost": lambda: CatBoostClassifier(iterations=TREES, verbose=0, thread_count=1),
+    "CatBoost": lambda: CatBoostClassifier(
+        iterations=TREES,
+        verbose=0,
+        thread_count=1,
+        allow_writing_files=False,
+    ),
     "LogisticRegression": lambda: LogisticRegression(max_iter=1000),
 }
 

@@ -243,8 +243,9 @@ def _explanation_lines(result: "Explanation") -> Iterator[str]:
     left_out = ""
     if result.left_out:
         left_out = f", {result.left_out:,} rows without numeric predictions left out"
+    method = "permutations" if result.method == "permutation" else "exact Shapley values"
     yield (
-        f"{len(result.values):,} rows explained against {result.background}, seed "
+        f"{len(result.values):,} rows explained by {method} against {result.background}, seed "
         f"{result.seed}{left_out}"
     )
 

@@ -117,6 +117,9 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
     """Yield the largest contributions of columns to the output of a row, or the reason
     why the row is not explained.
     """
+    # The import of numpy would slow down the help of the command.
+    from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
+
     explained = result.explanation
     if isinstance(explained, Refused):
         yield f"not explained: {explained.reason}"
@@ -128,9 +131,8 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
     output = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
     total = base[output] + values[:, output].sum()
     mean = f"{base[output]:.4g} over {explained.background_rows} rows"
-    yield (
-        f"row {row}: the output {explained.outputs[output]} is {total:.4g}, and its mean is {mean}"
-    )
+    name = f"{explained.outputs[output]}{LINK_SCALES[explained.link]}"
+    yield f"row {row}: the output {name} is {total:.4g}, and its mean is {mean}"
     table = [("column", "value", "contribution")]
     largest_first = (-abs(values[:, output])).argsort()
     for index in largest_first[:_MOST_COLUMNS]:

@@ -52,9 +52,11 @@ def _create(name: str) -> "Flask | FastAPI":
 
     own_process()
     other, login = _app_and_login(name)
+    served: Flask | FastAPI = app
     if isinstance(other, FunctionType):
-        other = other()
-    served: Flask | FastAPI = app if other is None else other
+        served = other()  # A factory without an app must fail: MLflow's app has no login.
+    elif other is not None:
+        served = other
     inner = served if isinstance(served, Flask) else app
     # MLflow sets this variable to the name of its WSGI or ASGI server. uvicorn cannot
     # serve a Flask app.

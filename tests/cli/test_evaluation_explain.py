@@ -40,12 +40,12 @@ def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> 
     assert mentions(lines[0], "accuracy")
     assert [line.split()[0] for line in lines[1:3]] == ["a", "b"]
     assert lines[3:] == [
-        "10 rows explained against 10 rows of data, seed 0",
+        "10 rows explained by permutations against 10 rows of data, seed 0",
         f"contributions in {rows}",
         f"4 files in {folder}",
     ]
     assert done.stderr.splitlines() == [
-        "explaining 10 rows with 50 evaluations each",
+        "explaining 10 rows",
         "permuting 2 columns of 60 rows",
     ]
     assert len(pd.read_json(rows, lines=True)) == 20

@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
 from mlflow_deploy_plugin.promote.gate.verdict import report_templates
+from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
 
 _SECTIONS = {
     "model_details": ("purpose", "origin", "data", "signature"),
@@ -503,8 +504,9 @@ class _Facts:
         columns = join_names(
             f"{entry['column']} {entry['mean_abs']:.4g}" for entry in report["importance"]
         )
+        scale = LINK_SCALES[report.get("link", "identity")]
         text = (
-            f"The mean absolute contributions to {report['rows']} predictions of "
+            f"The mean absolute contributions to {report['rows']} predictions{scale} of "
             f"{report['model']} are"
         )
         yield self.in_run(f"{text}: {columns}", file)

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 _PERMUTATIONS = 10
 MOST_EVALS = 20_000
 _MOST_SEED = 2**32 - 1
+_FIELDS = ("columns", "outputs", "method", "link", "background")
 _PARAMS = ("max_evals", "seed", "version")
 
 
@@ -168,12 +169,14 @@ def encode_explanation(
     if values.shape[2] == 1:
         values = values[:, :, 0]
         base_values = base_values[:, 0]
+    fields = explanation.fields
     return dump_json(
         {
-            **{name: explanation.fields[name] for name in ("columns", "outputs", "background")},
+            **{name: fields[name] for name in _FIELDS},
             "base_values": base_values,
             "values": values,
             "predictions": prediction,
-            "max_evals": max_evals,
+            # Exact contributions need no evaluations of permutations.
+            "max_evals": max_evals if fields["method"] == "permutation" else None,
         },
     )

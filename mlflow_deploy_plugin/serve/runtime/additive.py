@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 ADDITIVE_FILE = "additive.npz"
 FEATURES_FILE = "features.onnx"
+LINK_SCALES = {"identity": "", "logit": " (log-odds)", "log": " (logarithm)"}
+"""The scale of the explained numbers by link, as an addition to their name; empty for
+predictions.
+"""
 
 
 @dataclass(frozen=True, eq=False)

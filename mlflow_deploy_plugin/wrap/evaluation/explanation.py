@@ -1,11 +1,11 @@
 """Explain the rows of a file: the contribution of each column to each prediction, and
 the importance of columns.
 
-Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`, SHAP's
-permutation explainer on the ONNX form). The importance of a column is its mean absolute
-contribution and, with labels, the loss of the metric when the column is permuted
-(Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's
-`permutation_importance`).
+Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`): exactly for
+trees and linear models, otherwise by SHAP's permutation explainer on the ONNX form. The
+importance of a column is its mean absolute contribution and, with labels, the loss of
+the metric when the column is permuted (Breiman 2001,
+https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, ModelRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName, check_metric
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
+from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
 from mlflow_deploy_plugin.serve.runtime.explained import explained_features
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -89,6 +90,11 @@ class Explanation:
         metric: the metric of the permutation importance; None without labels.
         background: the number and source of the background rows: `reference`,
             `input_example` or `data`.
+        method: `tree` or `linear` for exact contributions, or `permutation`.
+        link: the function from predictions to the explained numbers, in the words of
+            shap: `identity`, `logit` or `log`.
+        max_evals: the model evaluations per row of a permutation; None for exact
+            contributions.
     """
 
     model: str
@@ -103,7 +109,9 @@ class Explanation:
     importance: tuple[ColumnImportance, ...]
     metric: MetricName | None
     background: str
-    max_evals: int
+    method: str
+    link: str
+    max_evals: int | None
     seed: int
     run: LoggedRun | None = None
 
@@ -120,6 +128,8 @@ class Explanation:
             "importance": [asdict(column) for column in self.importance],
             "metric": self.metric,
             "background": self.background,
+            "method": self.method,
+            "link": self.link,
             "max_evals": self.max_evals,
             "seed": self.seed,
             "run": run,
@@ -129,7 +139,7 @@ class Explanation:
         """Return the lines of a table, beginning with the header: the most important
         columns with their importance.
         """
-        header = ["column", "mean |SHAP|"]
+        header = ["column", f"mean |SHAP|{LINK_SCALES[self.link]}"]
         if self.metric:
             header.append(f"{self.metric} lost if permuted")
         lines = [tuple(header)]
@@ -196,7 +206,7 @@ class Explanation:
             suffix = ""
             if len(drawn) > 1:
                 suffix = "_" + re.sub(r"[^\w.-]", "_", output)
-            title = f"{self.model}: {output}"
+            title = f"{self.model}: {output}{LINK_SCALES[self.link]}"
             for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
                 file = folder / f"{name}{suffix}.png"
                 _save_plot(plot, explained, title, file)
@@ -345,12 +355,12 @@ class Contributions(NamedTuple):
     Attributes:
         rows: the contributions, base values and features.
         background: a description of the background rows for the user.
-        evals: the model evaluations per row.
+        evals: the model evaluations per row; None for exact contributions.
     """
 
     rows: "RowContributions"
     background: str
-    evals: int
+    evals: int | None
 
 
 def _draw_sample(
@@ -413,6 +423,8 @@ def _assemble(
         importance=importance,
         metric=permuted.metric,
         background=explained.background,
+        method=shap_values.method,
+        link=shap_values.link,
         max_evals=explained.evals,
         seed=seed,
     )
@@ -475,9 +487,10 @@ def contributions(
         kind = "data"
     features = explained_features(model.artifact, feeds)
     evals = _count_evaluations(len(features), max_evals)
-    progress(f"explaining {row_count(feeds):,} rows with {evals} evaluations each")
+    progress(f"explaining {row_count(feeds):,} rows")
     shap_values = explain_rows(model, background_feeds, feeds, evals, seed)
-    return Contributions(shap_values, f"{shap_values.background_rows} rows of {kind}", evals)
+    used_evals = evals if shap_values.method == "permutation" else None
+    return Contributions(shap_values, f"{shap_values.background_rows} rows of {kind}", used_evals)
 
 
 @contextlib.contextmanager

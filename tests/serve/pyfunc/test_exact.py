@@ -83,7 +83,7 @@ def with_gaps(rows: Array) -> Array:
         (RandomForestClassifier(10, max_depth=5), "identity"),
         (RandomForestRegressor(10, max_depth=5), "identity"),
         (XGBClassifier(n_estimators=10), "logit"),
-        (CatBoostClassifier(iterations=10, depth=3, verbose=0), "logit"),
+        (CatBoostClassifier(iterations=10, depth=3, verbose=0, allow_writing_files=False), "logit"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -166,7 +166,7 @@ def test_linear_models_have_the_contributions_of_shap(
     [
         GradientBoostingClassifier(n_estimators=5),
         LGBMClassifier(n_estimators=5, verbose=-1),
-        CatBoostClassifier(iterations=5, depth=3, verbose=0),
+        CatBoostClassifier(iterations=5, depth=3, verbose=0, allow_writing_files=False),
         LogisticRegression(),
     ],
     ids=lambda value: type(value).__name__,
@@ -250,7 +250,9 @@ def test_other_models_are_explained_by_permutations(explainer: Any, tmp_path: Pa
 
 def test_a_forest_of_regression_keeps_its_unit(explainer: Any, tmp_path: Path) -> None:
     rows = numbers()
-    original = CatBoostRegressor(iterations=10, depth=3, verbose=0).fit(rows, rows[:, 0] * 100)
+    original = CatBoostRegressor(iterations=10, depth=3, verbose=0, allow_writing_files=False).fit(
+        rows, rows[:, 0] * 100
+    )
     contributions = explain(explainer, original, rows, tmp_path / "model").contributions
     totals = contributions.values.sum(axis=1)[:, 0] + contributions.base_values
     assert totals == pytest.approx(original.predict(rows[:EXPLAINED]), abs=1e-4)

@@ -104,7 +104,9 @@ _EXPLANATION = object_schema(
         "values": array_schema(description="[rows][columns][outputs], or [rows][columns]"),
         "predictions": {},
         "background": _object_of("background", source="string", rows="integer"),
-        "max_evals": {"type": "integer"},
+        "method": {"type": "string", "enum": ["tree", "linear", "permutation"]},
+        "link": {"type": "string", "enum": ["identity", "logit", "log"]},
+        "max_evals": {"type": ["integer", "null"]},
     },
     title="explanation",
 )
