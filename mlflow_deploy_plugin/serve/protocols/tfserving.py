@@ -122,9 +122,9 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     return dump_json({field: arrays})
 
 
-def decode_base64(document: object, schema: Schema) -> Any:
-    """Return the document with each `{"b64": …}` replaced by its text; a column of
-    bytes remains base64.
+def decode_base64(document: Mapping[str, object], schema: Schema) -> dict[str, Any]:
+    """Return the document with each `{"b64": …}` in it replaced by its text; a column
+    of bytes remains base64.
 
     Raises InvalidRequest if a text is not base64 or UTF-8, or the document is nested
     too deeply.
@@ -153,7 +153,10 @@ def decode_base64(document: object, schema: Schema) -> Any:
     texts = {column.name for column in schema.columns if column.type == "string"}
     # All texts may be a list without the names of the columns.
     are_all_binary = bool(binary) and texts == binary
-    return decode_value(document, 0, are_all_binary)
+    return {
+        name: decode_value(entry, 1, are_all_binary or name in binary)
+        for name, entry in document.items()
+    }
 
 
 def status(endpoint: str, versions: Sequence[str]) -> bytes:

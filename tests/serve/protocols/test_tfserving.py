@@ -232,6 +232,12 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server)
             ["base64"],
         ),
         (
+            "mixed:predict",
+            {"b64": "aGk="},
+            400,
+            ["instances", "inputs"],
+        ),
+        (
             "tensor:predict",
             {
                 "instances": [
