@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
+from sklearn.ensemble import GradientBoostingClassifier
 
+import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
@@ -86,6 +88,19 @@ def numbers_model(
     return write_model(folder, graph, signature, section)
 
 
+TREE_ROWS = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+
+
+def trees() -> GradientBoostingClassifier:
+    model = GradientBoostingClassifier(n_estimators=5, random_state=0)
+    return model.fit(TREE_ROWS, (TREE_ROWS[:, 0] > TREE_ROWS[:, 1]).astype(int))
+
+
+def save_trees(folder: Path) -> Path:
+    mlflow_deploy_plugin.save_model(trees(), folder, input_example=TREE_ROWS)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def server(
     tmp_path_factory: pytest.TempPathFactory,
@@ -114,6 +129,7 @@ def server(
             {"inputs": [[1.0, 2.0, 3.0]]},
         ),
         "images": model_folders["tensor"],
+        "trees": save_trees(root / "trees"),
     }
     wanted = {name: {"v": variant(folder)} for name, folder in folders.items()}
     wanted["sticky"] = {
@@ -177,8 +193,23 @@ def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_
     assert document["outputs"] == ["y"]
     assert document["background"] == {"source": "reference", "rows": 30}
     assert document["max_evals"] == 70
+    assert document["method"] == "permutation"
+    assert document["link"] == "identity"
     assert answer.headers["X-Model-Name"] == "m"
     assert answer.headers["X-Model-Version"] == "1"
+
+
+def test_the_log_odds_of_trees_are_explained_exactly(server: Any) -> None:
+    rows = TREE_ROWS[:4]
+    answer = explain(server, "trees", json={"inputs": rows.tolist()})
+    assert answer.status_code == 200, answer.text
+    document = answer.json()
+    totals = np.sum(document["values"], axis=1) + document["base_values"]
+    assert totals == pytest.approx(trees().decision_function(rows), abs=1e-6)
+    assert document["outputs"] == [1]
+    assert document["method"] == "tree"
+    assert document["link"] == "logit"
+    assert document["max_evals"] is None
 
 
 def test_kserves_client_asks_by_its_own_path(server: Any) -> None:
