@@ -348,10 +348,12 @@ def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
         if pa.types.is_timestamp(column.type):
             column = _csv_column(column)
         columns.append(values_of(column))
-    rows = zip(*columns, strict=True)
     names = batch.schema.names
-    records = [dict(zip(names, row, strict=True)) for row in rows]
-    return [orjson.dumps(record, default=_json_value) for record in records]
+    lines = []
+    for row in zip(*columns, strict=True):
+        record = dict(zip(names, row, strict=True))
+        lines.append(orjson.dumps(record, default=_json_value))
+    return lines
 
 
 def _csv_type(kind: "pa.DataType") -> "pa.DataType":

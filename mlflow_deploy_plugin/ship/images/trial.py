@@ -184,10 +184,12 @@ def _ask_container(
     Raises BuildFailed if the container does not start or its server does not answer.
     """
     name = f"onnxserve-trial-{uuid4().hex[:12]}"
+    body = (question.head + question.data).decode("latin-1")
+    task = json.dumps([seconds, len(question.head), body])
     began = time.monotonic()
     try:
         docker("run", "-d", "--name", name, *rights, image, what=failure)
-        text = _ask_server(name, question, seconds, failure)
+        text = _ask_server(name, task, failure)
         answered_seconds = time.monotonic() - began
         usage = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure)
         return _Reply(text, answered_seconds, memory=usage.split()[0])
@@ -196,13 +198,11 @@ def _ask_container(
             docker("rm", "-f", "-v", name, what=failure)
 
 
-def _ask_server(name: str, question: _Question, seconds: float, failure: str) -> str:
-    """Send the rows to the server of the container `name`, and return its output.
+def _ask_server(name: str, task: str, failure: str) -> str:
+    """Send the task to the server of the container `name`, and return its output.
 
     Raises BuildFailed with the end of the container's log.
     """
-    body = (question.head + question.data).decode("latin-1")
-    task = json.dumps([seconds, len(question.head), body])
     try:
         return docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
     except BuildFailed as error:
