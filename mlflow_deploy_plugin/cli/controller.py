@@ -72,7 +72,11 @@ _port_option = partial(
     "--webhook-port",
     help="Port for webhooks of MLflow, which are signed with ONNXSERVE_WEBHOOK_SECRET.",
 )
-def controller(metrics_port: int | None, webhook_port: int | None, **options: Any) -> None:
+def controller(
+    metrics_port: int | None,
+    webhook_port: int | None,
+    **options: Any,
+) -> None:
     """Run rollouts, monitors and retrainings until stopped.
 
     If several controllers share a store, one controller runs the monitors and
@@ -81,7 +85,11 @@ def controller(metrics_port: int | None, webhook_port: int | None, **options: An
     """
     ended = threading.Event()
     end_on_signals(ended)  # Handle signals before the imports, which take seconds.
-    threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
+    threading.Thread(
+        target=_leave_in_time,
+        args=(ended,),
+        daemon=True,
+    ).start()
     from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
     from mlflow_deploy_plugin.watch.controller.metrics import start_metrics_server
     from mlflow_deploy_plugin.watch.controller.service import run_controller

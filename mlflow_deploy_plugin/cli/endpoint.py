@@ -254,7 +254,14 @@ def list_endpoints(output: str) -> None:
         shares = [f"{name}={share:g}" for name, share in traffic_shares(summary["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in summary["shadows"]]
         traffic = " ".join([*shares, *shadows]) or "-"
-        rows.append((summary["name"], summary["state"], traffic, summary["url"]))
+        rows.append(
+            (
+                summary["name"],
+                summary["state"],
+                traffic,
+                summary["url"],
+            )
+        )
     empty = "there are no endpoints: run `onnxserve endpoint create NAME`"
     show_table(output, summaries, rows, empty)
     if output != "text":

@@ -206,7 +206,12 @@ def build_docker(
         )
     if sbom is not None and not sbom.parent.is_dir():
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
-    with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
+    with planned_image(
+        model_uri,
+        device="cuda" if gpu else "cpu",
+        follow=follow,
+        **images,
+    ) as plan:
         if dry_run:
             show_lines(_plan_lines(plan, name or "the image"))
             return
@@ -418,7 +423,11 @@ def size(
         ("KEDA", f"{render} {config_line(plan.keda)} --for keda"),
     ]
     warning = disturbance(pod, os.cpu_count() or 1)
-    show_result(output, {"pod": pod, "plan": plan, "warning": warning}, align_columns(table))
+    show_result(
+        output,
+        {"pod": pod, "plan": plan, "warning": warning},
+        align_columns(table),
+    )
     if warning:
         show_progress(warning)
 

@@ -114,7 +114,13 @@ def create(
 
         names = store.names()
         try:
-            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
+            key, text = ApiKeys(store).create(
+                name,
+                scopes,
+                endpoints,
+                lifetime,
+                limits=limits,
+            )
         except OverflowError:
             raise click.UsageError(f"--expires {expires} ends after the year 9999") from None
     for identifier in endpoints:

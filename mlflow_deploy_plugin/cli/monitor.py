@@ -614,7 +614,13 @@ def silences(name: str | None, output: str) -> None:
         active = Silences(store).active(name)
         if not active and name is not None:
             store.require_endpoint(name)  # Raises for an unknown name.
-    documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
+    documents = [
+        {
+            **asdict(entry),
+            "monitor": entry.monitor or None,
+        }
+        for entry in active
+    ]
     endpoint = name or "NAME"
     empty = f"no silence is active: run `onnxserve silence {endpoint} --for 2h`"
     show_result(output, documents, [*map(_silence_line, active)] or [empty])

@@ -311,7 +311,12 @@ def requests(model: str, output: str) -> None:
             ),
         )
     empty = "there are no requests: run `onnxserve promote MODEL VERSION --to @ALIAS --request`"
-    show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
+    show_table(
+        output,
+        [entry.model_dump(mode="json") for entry in listed],
+        rows,
+        empty,
+    )
 
 
 @click.command()

@@ -154,7 +154,11 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
         yield f"  next: onnxserve promote {wrapped.name} {wrapped.version} --to @champion"
 
 
-def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:
+def _row(
+    kind: str,
+    tensor: "Input | Output",
+    text: str,
+) -> tuple[str, ...]:
     return kind, tensor.name, tensor.dtype, str(list(tensor.shape)), text
 
 

@@ -64,7 +64,11 @@ def closest_match(name: str, names: Iterable[str]) -> str | None:
     return next(iter(close_matches(name, names, 1)), None)
 
 
-def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
+def did_you_mean(
+    name: str,
+    names: Iterable[str],
+    otherwise: str = "",
+) -> str:
     """Return the end of a message: a suggestion of the most similar of the `names`, or
     `otherwise` without such a name.
     """

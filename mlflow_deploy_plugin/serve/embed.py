@@ -143,7 +143,10 @@ def local_server(
             f"{host} port {port} cannot be used: {reason}; choose another host or port",
         ) from None
     with listener, temporary_folder("onnxserve-local-") as state_dir:
-        write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
+        write_state(
+            state_dir / WANTED,
+            Wanted(generation=1, endpoints={spec.name: endpoint}),
+        )
         write_state(state_dir / KEYS, ValidKeys(keys=keys))
         with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
             server = uvicorn.Server(

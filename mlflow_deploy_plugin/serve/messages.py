@@ -86,7 +86,10 @@ class Reply:
         return 200 if self.error is None else self.error.http_status
 
 
-def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) -> Reply:
+def error_reply(
+    error: OnnxserveError,
+    headers: dict[str, str] | None = None,
+) -> Reply:
     """Return the reply for an error, with Retry-After and WWW-Authenticate (RFC 9110
     §11.6.1) if needed.
     """

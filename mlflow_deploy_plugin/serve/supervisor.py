@@ -345,7 +345,13 @@ class _Supervisor:
         """Start the process with the descriptor of the metrics port. If the limit of
         processes or files is reached, the next check tries again.
         """
-        command = [sys.executable, "-m", _METRICS_MODULE, str(self.state_dir), str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            _METRICS_MODULE,
+            str(self.state_dir),
+            str(port),
+        ]
         if self.server.is_on_nvidia:
             command.append("--gpu")
         with suppress(OSError):

@@ -165,7 +165,13 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
     def waiting_time(variant: ServedVariant) -> float:
         text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
         # 53 bits, a float's precision
-        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11
+        number = (
+            int.from_bytes(
+                blake2b(text, digest_size=8).digest(),
+                "big",
+            )
+            >> 11
+        )
         return -math.log((number + 0.5) / 2**53) / variant.weight
 
     return min(variants, key=waiting_time)

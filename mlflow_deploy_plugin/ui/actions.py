@@ -167,7 +167,11 @@ def parse_form(form: Mapping[str, str], store: Store) -> ParsedForm:
     return {"action": action, "why": why, **arguments}, description, models
 
 
-def _parse_endpoint_action(action: str, form: Mapping[str, str], store: Store) -> ParsedForm:
+def _parse_endpoint_action(
+    action: str,
+    form: Mapping[str, str],
+    store: Store,
+) -> ParsedForm:
     """Return a change of the traffic or a rollback. Raises NotFound without the
     endpoint.
     """
@@ -332,7 +336,12 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
     if job.arguments["action"] == "rollback":
         return _roll_back(job, deployments, observed)
     weights = job.arguments["weights"]
-    deployments.set_traffic(endpoint, weights, why=job.arguments["why"], actor=job.actor)
+    deployments.set_traffic(
+        endpoint,
+        weights,
+        why=job.arguments["why"],
+        actor=job.actor,
+    )
     return f"The traffic of {endpoint} is {_weights_text(weights)}."
 
 
@@ -344,7 +353,13 @@ def _roll_back(job: Job, deployments: Deployments, observed: ObservedEndpoint) -
     if to := job.arguments["to"]:
         metrics = deployments.server_metrics(observed)
         require_shown_target(deployments.store, observed, to, metrics)
-    done = rollback(deployments, endpoint, job.arguments["why"], job.actor, to or None)
+    done = rollback(
+        deployments,
+        endpoint,
+        job.arguments["why"],
+        job.actor,
+        to or None,
+    )
     return (
         f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
     )

@@ -136,7 +136,14 @@ def decide(store: Store, arguments: Json) -> RequestRow:
         return RequestRow.model_validate(declined.model_dump())
     if action == "approve":
         _require_same_report(approvals.open_request(store, subject))
-        entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)
+        entry, _ = approvals.approve(
+            store,
+            policy,
+            subject,
+            who,
+            arguments["report"],
+            why,
+        )
         return _request_row(store, entry)
     entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
     if is_new:

@@ -228,7 +228,10 @@ def nice_top(value: float) -> float:
     """
     exponent = math.floor(math.log10(value))
     ends = (step * 10.0**exponent for step in _STEPS)
-    return next((end for end in ends if end >= value), 10.0 ** (exponent + 1))
+    return next(
+        (end for end in ends if end >= value),
+        10.0 ** (exponent + 1),
+    )
 
 
 def shown(value: float | None, unit: str) -> str:

@@ -115,7 +115,11 @@ class AuditTrail:
         (`change_feed.py`).
         """
         what = f"the agents are not notified of {model}"
-        self._submit(lambda: self.store().count_change(model), logging.WARNING, what)
+        self._submit(
+            lambda: self.store().count_change(model),
+            logging.WARNING,
+            what,
+        )
 
     def store(self) -> Store:
         """Return the store of the request's workspace. Raises StoreUnavailable, or
@@ -764,7 +768,11 @@ def model_page(model: str) -> str:
     return f"{base}/onnxserve?{urlencode(parameters)}"
 
 
-def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePolicy, Subject]:
+def promotion_now(
+    model: str,
+    version: str,
+    place: StageOrAlias,
+) -> tuple[GatePolicy, Subject]:
     """Return the model's gate policy, and the promotion of the version as it is now,
     for an approval.
 

@@ -619,7 +619,10 @@ def _places(followed: set[str], policy: GatePolicy) -> list[StageOrAlias]:
     or, without such places, the gated aliases; then the other stages.
     """
     names = followed or {f"@{alias}" for alias in policy.gated_aliases}
-    ordered = sorted(names, key=lambda name: (not name.startswith("@"), name))
+    ordered = sorted(
+        names,
+        key=lambda name: (not name.startswith("@"), name),
+    )
     ordered += [stage for stage in ("Production", "Staging", "Archived") if stage not in names]
     return list(map(transitions.parse_stage_or_alias, ordered))
 

@@ -159,7 +159,11 @@ def traffic_charts(
     end, notice = _newest_figures(histories, span, now)
     slots = _Slots(endpoint, readable, _time_axis(readable, span, end.timestamp()))
     empty = f"no requests in the {SPANS[span]}" if any(readable.values()) else "no figures yet"
-    draw = partial(line_chart, axis=ago_axis(end, slots.axis.seconds), empty=empty)
+    draw = partial(
+        line_chart,
+        axis=ago_axis(end, slots.axis.seconds),
+        empty=empty,
+    )
     unit, latencies = _in_readable_unit(slots.lines(_LATENCIES))
     charts = (
         draw(f"{endpoint}-requests", "Requests", "/s", series=slots.requests()),
@@ -184,7 +188,11 @@ def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
     return "ms", in_milliseconds
 
 
-def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:
+def _newest_figures(
+    histories: HistoryByServer,
+    span: Span,
+    now: datetime,
+) -> tuple[datetime, str]:
     """Return the time at the right end of the charts, and the reason why newer figures
     are missing, or "".
     """
@@ -481,7 +489,11 @@ def monitor_timelines(
     for verdict in pages.windows(spec.name, windows):
         verdicts[verdict.stored.monitor].append(verdict)
     return tuple(
-        Timeline(name, newest_verdicts(verdicts[name], count), notes.get(name, ""))
+        Timeline(
+            name,
+            newest_verdicts(verdicts[name], count),
+            notes.get(name, ""),
+        )
         for name in sorted(spec.monitors)
     )
 

@@ -115,7 +115,11 @@ def _usual_value(
     median's name. `values` has the values by start in microseconds.
     """
     before = [*values.values()]
-    indices, phase = same_phase(window.start_us, window.end_us - window.start_us, [*values])
+    indices, phase = same_phase(
+        window.start_us,
+        window.end_us - window.start_us,
+        [*values],
+    )
     if indices:
         before = [before[index] for index in indices]
     before = before[-_WINDOWS_BEFORE:]

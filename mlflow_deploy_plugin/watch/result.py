@@ -449,7 +449,12 @@ class WindowRequest:
         """Return a result with sorted findings. The rows are added to the figures, and
         the alarms and outcomes of the findings to the evidence.
         """
-        ordered = tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state)))
+        ordered = tuple(
+            sorted(
+                findings,
+                key=lambda finding: _SHOWN_ORDER.index(finding.state),
+            )
+        )
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,

@@ -335,7 +335,10 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         handlers = {}
         for number in numbers:
-            handlers[number] = signal.signal(number, lambda number, _: arrived.add(number))
+            handlers[number] = signal.signal(
+                number,
+                lambda number, _: arrived.add(number),
+            )
         # The parent may have blocked signals.
         mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:

@@ -406,7 +406,12 @@ def app_answer(
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
 
 
-def _send_once(address: str, path: str, method: str, **options: Any) -> "Response":
+def _send_once(
+    address: str,
+    path: str,
+    method: str,
+    **options: Any,
+) -> "Response":
     """Send a request to MLflow's server with the credentials of the environment, and
     without retries.
     """
@@ -563,7 +568,10 @@ def _folders_at(location: str) -> list[Path]:
     if parts.scheme not in ("", "file"):
         return []
     path = unquote(parts.path) if parts.scheme else location
-    return [Path(path).resolve(), Path(unquote(path)).resolve()]
+    return [
+        Path(path).resolve(),
+        Path(unquote(path)).resolve(),
+    ]
 
 
 def is_mlflow(uri: str) -> bool:

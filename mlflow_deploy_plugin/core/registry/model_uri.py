@@ -174,7 +174,11 @@ def default_endpoint_name(model_uri: str) -> str:
     """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises
     like `parse_model_uri`.
     """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
+    name = re.sub(
+        r"[^A-Za-z0-9._-]+",
+        "-",
+        model_name(parse_model_uri(model_uri)),
+    ).strip("-._")
     return name[:63] or "model"
 
 

@@ -234,7 +234,12 @@ def _gate_status(
         f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` "
         "again with a policy that does not skip the evaluation"
     )
-    return tags.GateStatus(passed=False, state="", reason=reason, report=status.report)
+    return tags.GateStatus(
+        passed=False,
+        state="",
+        reason=reason,
+        report=status.report,
+    )
 
 
 def _non_empty(**aspects: str | None) -> dict[str, str]:

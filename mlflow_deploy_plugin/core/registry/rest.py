@@ -444,7 +444,13 @@ class MlflowRest:
         paths = [f"{root}/{name}".rstrip("/") for name in names]
         with ThreadPoolExecutor(_FILE_THREADS) as pool:
             # The list raises the error of a failed copy.
-            list(pool.map(self._copy, paths, [copied / name for name in names]))
+            list(
+                pool.map(
+                    self._copy,
+                    paths,
+                    [copied / name for name in names],
+                )
+            )
         return copied
 
     def _file_names(self, folder: str) -> Iterator[str]:

@@ -309,7 +309,11 @@ def log_metrics(
         client.log_inputs(run_id, models=[LoggedModelInput(logged_id)])
 
 
-def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+def tag_run(
+    client: "MlflowClient",
+    run_id: str,
+    tags: Mapping[str, str],
+) -> None:
     """Set tags of a run. MLflow 3.17's `set_tag` would fail if two processes set the
     same tag at the same time.
     """

@@ -222,7 +222,10 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
     "shadow": {"disagreement": MonitorMetric("share", "<=", argument="variant")},
     "service_level": {
         "error_rate": MonitorMetric("share", "<="),
-        **dict.fromkeys(("p50", "p90", "p95", "p99"), MonitorMetric("seconds", "<=")),
+        **dict.fromkeys(
+            ("p50", "p90", "p95", "p99"),
+            MonitorMetric("seconds", "<="),
+        ),
     },
     "data_quality": dict.fromkeys(
         ("missing", "unseen", "out_of_range"),

@@ -236,7 +236,11 @@ def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> 
     return lag + max(lag, min(pairs * length, _LONGEST_SPAN))
 
 
-def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datetime, datetime]:
+def bin_period(
+    first: datetime,
+    start: datetime,
+    span: timedelta,
+) -> tuple[datetime, datetime]:
     """Return the period of the log whose rows define the bins of a `rolling:` reference
     that reads `span` of the log.
 

@@ -170,7 +170,11 @@ def _read_counts(folder: Path) -> _Counts:
     return counts
 
 
-def _document(at: float, seconds: float, counts: _Counts) -> dict[str, object]:
+def _document(
+    at: float,
+    seconds: float,
+    counts: _Counts,
+) -> dict[str, object]:
     """Return the line of an interval that ended at the time `at`, without zeros."""
     counted = [(kind, labels, number) for (kind, *labels), number in counts.items() if number]
     durations = defaultdict[tuple[str, ...], dict[str, int]](dict)

@@ -357,7 +357,10 @@ def save_capture_counters(state_dir: Path) -> None:
     if (counters := read_capture_counters(state_dir)) is not None:
         saved = [entry for entry in saved_capture_counters(state_dir) if entry.run != counters.run]
         with contextlib.suppress(OSError):  # The disk may be full.
-            write_atomically(state_dir / COUNTED, orjson.dumps([*saved, counters][-_MAX_SAVED:]))
+            write_atomically(
+                state_dir / COUNTED,
+                orjson.dumps([*saved, counters][-_MAX_SAVED:]),
+            )
 
 
 def shared_memory() -> Path | None:

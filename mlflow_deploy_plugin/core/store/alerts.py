@@ -156,8 +156,15 @@ class Silences:
         with self._store.transaction() as session:
             session.add(row)
             session.flush()
-            detail = {"monitor": monitor, "until": row.until.isoformat(), "silence": row.id}
-            write_event(session, AuditEvent(now, by, "silence", endpoint, why=why, detail=detail))
+            detail = {
+                "monitor": monitor,
+                "until": row.until.isoformat(),
+                "silence": row.id,
+            }
+            write_event(
+                session,
+                AuditEvent(now, by, "silence", endpoint, why=why, detail=detail),
+            )
             return from_row(row, Silence)
 
     def active(self, endpoint: str | None = None) -> list[Silence]:

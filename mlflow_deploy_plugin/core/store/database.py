@@ -180,7 +180,11 @@ def _create_folder(url: URL) -> None:
     if not url.database or url.database == ":memory:":
         return
     try:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        Path(url.database).parent.mkdir(
+            parents=True,
+            exist_ok=True,
+            mode=0o755,
+        )
     except OSError as error:
         raise store_unavailable(url, error) from None
 

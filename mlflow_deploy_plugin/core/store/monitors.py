@@ -665,7 +665,12 @@ def _count_retrainings(session: Session) -> dict[tuple[str, str, str], int]:
     begun = (
         select(*groups, func.count())
         .outerjoin(EndpointRow, EndpointRow.name == row.endpoint)
-        .where(or_(EndpointRow.created_at.is_(None), row.created_at >= EndpointRow.created_at))
+        .where(
+            or_(
+                EndpointRow.created_at.is_(None),
+                row.created_at >= EndpointRow.created_at,
+            )
+        )
         .group_by(*groups)
     )
     return {

@@ -712,7 +712,11 @@ def _read_spec(text: str) -> EndpointSpec:
     return spec
 
 
-def unknown_endpoint(name: str, endpoints: Iterable[str], otherwise: str = "") -> NotFound:
+def unknown_endpoint(
+    name: str,
+    endpoints: Iterable[str],
+    otherwise: str = "",
+) -> NotFound:
     """Return the error that `endpoints` lacks the name, with a similar name.
     `otherwise` ends the message.
     """

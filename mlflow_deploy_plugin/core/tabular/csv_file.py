@@ -49,7 +49,11 @@ class CsvRecord(NamedTuple):
     position: int
     error: str = ""
 
-    def fault(self, width: int, positions: Iterable[int] | None = None) -> str:
+    def fault(
+        self,
+        width: int,
+        positions: Iterable[int] | None = None,
+    ) -> str:
         """Return the reason why the record is not a row of `width` columns, or "". Only
         columns at `positions` must be UTF-8.
         """

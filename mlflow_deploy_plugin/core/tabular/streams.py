@@ -54,7 +54,10 @@ _CSV_TYPES = (
     pa.float64(),
     pa.bool_(),
     pa.date32(),
-    *starmap(pa.timestamp, product(("us", "ns"), (None, "UTC"))),
+    *starmap(
+        pa.timestamp,
+        product(("us", "ns"), (None, "UTC")),
+    ),
 )
 """The types that a CSV column may have. The first type that fits is used; otherwise the
 column is text.
@@ -219,7 +222,11 @@ class RowStream:
         numbers = range(first, first + table.num_rows)
         return RowBlock(table, numbers, position=position + end)
 
-    def _csv_table(self, content: pa.Buffer, columns: list[str]) -> pa.Table:
+    def _csv_table(
+        self,
+        content: pa.Buffer,
+        columns: list[str],
+    ) -> pa.Table:
         """Read whole rows of CSV as texts; an empty field is null."""
         names = self.schema.names
         return pyarrow.csv.read_csv(
@@ -238,7 +245,12 @@ class RowStream:
             ),
         )
 
-    def _csv_records_block(self, position: int, first: int, columns: list[str]) -> RowBlock:
+    def _csv_records_block(
+        self,
+        position: int,
+        first: int,
+        columns: list[str],
+    ) -> RowBlock:
         """Return the rows of one block of about `_BLOCK_BYTES` from `position`. `first`
         is the number of the first row. Each row is checked separately.
         """
@@ -364,7 +376,13 @@ class RowStream:
                 parts.append(pa.Table.from_pylist([_parse_record(line, fields)], fields))
                 row_numbers.append(number)
             except (pa.ArrowException, ValueError, TypeError) as error:
-                bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
+                bad.append(
+                    RejectedRow(
+                        number,
+                        first_line(error),
+                        line.decode(errors="replace"),
+                    )
+                )
         return RowBlock(
             pa.concat_tables(parts).combine_chunks(),
             row_numbers,
@@ -432,7 +450,10 @@ def row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
     return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
 
 
-def _lines_with(names: Iterable[str], lines: list[bytes]) -> list[bytes]:
+def _lines_with(
+    names: Iterable[str],
+    lines: list[bytes],
+) -> list[bytes]:
     """Return the lines of JSON that may have a value in one of these columns. A
     backslash may hide the name of a column.
     """
@@ -441,7 +462,10 @@ def _lines_with(names: Iterable[str], lines: list[bytes]) -> list[bytes]:
     return [line for line in lines if value.search(line)]
 
 
-def _read_json_lines(lines: list[bytes], options: pyarrow.json.ParseOptions) -> pa.Table:
+def _read_json_lines(
+    lines: list[bytes],
+    options: pyarrow.json.ParseOptions,
+) -> pa.Table:
     """Return a row per line of JSON. Raises ValueError or pyarrow.ArrowException if
     Arrow cannot read a line.
     """
@@ -501,7 +525,10 @@ def open_csv(path: Path) -> RowStream:
     return RowStream(file, "csv", {})
 
 
-def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
+def csv_tables(
+    path: Path,
+    most_columns: int | None = None,
+) -> Iterator[pa.Table]:
     """Yield first an empty table, then the rows of a CSV file as tables of texts; an
     empty field is null. Only the first `most_columns` columns are read. Raises OSError
     or pyarrow.ArrowException if the file cannot be read.
@@ -521,7 +548,10 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
         raise pa.ArrowInvalid(error.message) from None
 
 
-def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+def read_table(
+    path: Path,
+    types: Mapping[str, pa.DataType],
+) -> pa.Table:
     """Read a Parquet file, or a CSV file with the `types` or inferred types. Raises the
     errors of `csv_tables`.
     """
@@ -576,7 +606,10 @@ def typed_tables(
     )
     ends = np.cumsum([len(table) for table in tables]).tolist()
     return [
-        typed.slice(end - len(table), len(table)).select(table.column_names)
+        typed.slice(
+            end - len(table),
+            len(table),
+        ).select(table.column_names)
         for table, end in zip(tables, ends, strict=True)
     ]
 
@@ -587,7 +620,11 @@ def _typed(texts: pa.ChunkedArray, expected: pa.DataType | None) -> pa.ChunkedAr
     """
     if expected is not None and pa.types.is_dictionary(expected):
         expected = expected.value_type
-    if expected in (pa.string(), pa.large_string(), pa.string_view()):
+    if expected in (
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+    ):
         return texts
     if texts.null_count == len(texts):
         return pa.chunked_array([pa.nulls(len(texts), expected)])
@@ -619,7 +656,10 @@ def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
         return None
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(
+    path: Path,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
     """Read a Parquet file. Raises OSError or pyarrow.ArrowException if the file cannot
     be read or is too large.
     """
@@ -735,5 +775,11 @@ def _is_changed(value: object, kind: pa.DataType) -> bool:
     if isinstance(value, list) and pa.types.is_list(kind):
         return any(_is_changed(item, kind.value_type) for item in value)
     if isinstance(value, dict) and pa.types.is_struct(kind):
-        return any(_is_changed(value.get(field.name), field.type) for field in kind)
+        return any(
+            _is_changed(
+                value.get(field.name),
+                field.type,
+            )
+            for field in kind
+        )
     return False

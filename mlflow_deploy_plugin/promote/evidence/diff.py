@@ -245,7 +245,11 @@ def _compare_predictions(before: str, after: str) -> tuple[OutputChange, ...] | 
     return tuple(_summarize_agreement(name, agreement) for name, agreement in agreements.items())
 
 
-def _compare_outputs(old: OnnxModel, new: OnnxModel, body: bytes) -> dict[str, Agreement]:
+def _compare_outputs(
+    old: OnnxModel,
+    new: OnnxModel,
+    body: bytes,
+) -> dict[str, Agreement]:
     """Return the agreement of each output of the old version for the same request."""
     old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
     new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))

@@ -253,7 +253,11 @@ class _Source:
     def __str__(self) -> str:
         return f"{self.entry.name} version {self.entry.version}"
 
-    def copies(self, name: str, digest: str | None = None) -> list[str]:
+    def copies(
+        self,
+        name: str,
+        digest: str | None = None,
+    ) -> list[str]:
         """Return the copies of this version in the model `name` of the current
         registry, or only the copies whose files have this digest.
         """

@@ -303,7 +303,10 @@ def request_promotion(
             f"{person.user} may not request {subject}, because {person.user} may not edit the model"
         )
     reports = _gate_reports(store.events(model=subject.model, actions=("gate",)))
-    report = reports.get((subject.version, subject.files, subject.policy), {})
+    report = reports.get(
+        (subject.version, subject.files, subject.policy),
+        {},
+    )
     _require_evaluation(required, subject, report.get("verdict", ""))
     authors = version_authors(store, subject.version, subject.created)
 
@@ -439,7 +442,11 @@ def require_may_decline(
         _require_approver(required, request.subject, person)
 
 
-def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
+def version_authors(
+    store: Store,
+    version: str,
+    created: int,
+) -> tuple[str, ...]:
     """Return the people who registered the version that was created at this time, under
     any name of its model.
     """
@@ -526,7 +533,10 @@ def _find_request(
     requests: Iterable[PromotionRequest],
     subject: Subject,
 ) -> PromotionRequest | None:
-    return next((entry for entry in requests if entry.subject.key == subject.key), None)
+    return next(
+        (entry for entry in requests if entry.subject.key == subject.key),
+        None,
+    )
 
 
 def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-def approved_files(store: Store, policy: GatePolicy, version: "ModelVersion") -> tuple[str, ...]:
+def approved_files(
+    store: Store,
+    policy: GatePolicy,
+    version: "ModelVersion",
+) -> tuple[str, ...]:
     """Return the digests of the files of the version that may be served, if the policy
     requires approvals.
 
@@ -49,7 +53,11 @@ def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
     StoreUnavailable.
     """
     created = int(version.creation_timestamp)
-    events = store.events(model=version.name, actions=("approve",), newest_first=True)
+    events = store.events(
+        model=version.name,
+        actions=("approve",),
+        newest_first=True,
+    )
     subjects = filter(None, (event.detail.get(COMPLETE) for event in events))
     matching = [
         entry

@@ -160,7 +160,11 @@ def _write_tags(record: VerdictRecord) -> None:
 
 def _is_newest_in(store: Store, record: VerdictRecord) -> bool:
     """Return True if the newest verdict on the version in the store is the record's."""
-    events = store.events(model=record.model, actions=("gate",), newest_first=True)
+    events = store.events(
+        model=record.model,
+        actions=("gate",),
+        newest_first=True,
+    )
     newest = next((event for event in events if event.version == record.version), None)
     if newest is None:
         return False

@@ -139,7 +139,10 @@ def backtest(
         mean_difference=float(differences.mean()) if len(differences) else math.nan,
         max_difference=float(differences.max()) if len(differences) else math.nan,
         refused_rows=len(table) - len(accepted),
-        refused=sorted(replayed.refused, key=lambda noted: -noted.rows)[:_SHOWN],
+        refused=sorted(
+            replayed.refused,
+            key=lambda noted: -noted.rows,
+        )[:_SHOWN],
         candidate_row_us=replayed.seconds / len(table) * 1e6,
         served_request_us=_median_latency(table),
         labelled_rows=len(labelled.rows),
@@ -186,7 +189,12 @@ class _Answers:
         """Return the type of a row's prediction as a text: `numbers × 3`."""
         prediction = self.predictions.prediction
         kind = {"O": "texts", "f": "numbers"}.get(prediction.dtype.kind, "integers")
-        return " × ".join([kind, *map(str, prediction.shape[1:])])
+        return " × ".join(
+            [
+                kind,
+                *map(str, prediction.shape[1:]),
+            ]
+        )
 
 
 @dataclass(frozen=True, eq=False)

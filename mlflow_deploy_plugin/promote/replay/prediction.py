@@ -240,7 +240,13 @@ def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
     try:
         check_explainable(model.artifact)
         require_shap()
-        explained = contributions(model, feeds, max_evals=None, seed=0, progress=lambda line: None)
+        explained = contributions(
+            model,
+            feeds,
+            max_evals=None,
+            seed=0,
+            progress=lambda line: None,
+        )
         return explained.rows
     except OnnxserveError as error:
         return Refused(error.message)

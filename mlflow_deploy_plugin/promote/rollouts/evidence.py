@@ -277,7 +277,11 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
     return {**counted, "criteria": judged}
 
 
-def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:
+def _new_tests(
+    plan: RolloutPlan,
+    step: int,
+    evidence: StepEvidence,
+) -> dict[str, SequentialTest]:
     """Return the tests of a step.
 
     At 100 %, the current version receives no requests. The candidate is then compared

@@ -231,7 +231,11 @@ def _start(
         if all(name in snapshot.variants for name in added):
             return Decision(waiting, "wait")
         return Decision(waiting, "prepare")
-    evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
+    evidence = begin_step(
+        plan,
+        0,
+        add_counters(plan, 0, progress.evidence, snapshot.counters),
+    )
     return Decision(Progress("stepping", evidence=evidence), "set_traffic")
 
 
@@ -427,7 +431,11 @@ def progress_event(
         if rollout.state == "paused" or progress.state == "paused":
             before = rollout.state
             after = progress.state
-        event = replace(_new_event("rollout.step", plan, actor, now), before=before, after=after)
+        event = replace(
+            _new_event("rollout.step", plan, actor, now),
+            before=before,
+            after=after,
+        )
     else:
         return None  # Avoid computing the figures in this usual case.
     detail = {

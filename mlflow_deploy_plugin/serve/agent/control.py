@@ -260,7 +260,10 @@ class EndpointControl:
         if command.action == "load":
             return endpoints[command.endpoint]
         unloaded = {*self._control.unloaded, command.endpoint}
-        self._save(tuple(name for name in endpoints if name in unloaded), self._control.added)
+        self._save(
+            tuple(name for name in endpoints if name in unloaded),
+            self._control.added,
+        )
         return None
 
     def _check_addable(self, endpoint: str) -> None:

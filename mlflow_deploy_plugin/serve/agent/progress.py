@@ -111,7 +111,10 @@ class Totals:
         the server.
         """
         for outcome, rows in self.seen.items():
-            self.earlier[outcome] = add_rows(self.earlier.get(outcome, {}), rows)
+            self.earlier[outcome] = add_rows(
+                self.earlier.get(outcome, {}),
+                rows,
+            )
         self.ended = [*self.ended, self.run][-_MOST_ENDED:]
         self.run = run
         self.seen = {}

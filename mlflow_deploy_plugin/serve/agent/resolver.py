@@ -269,7 +269,12 @@ class VersionResolver:
             _log.exception("the poll of %s failed", uri)
             return errors.RegistryUnavailable(f"the poll of {uri} failed: {type(error).__name__}")
 
-    def _finish_poll(self, ref: ModelRef, model: FollowedModel, poll: Future[Resolution]) -> None:
+    def _finish_poll(
+        self,
+        ref: ModelRef,
+        model: FollowedModel,
+        poll: Future[Resolution],
+    ) -> None:
         """Take the result of a poll that has ended, and set the time of the next
         poll.
         """

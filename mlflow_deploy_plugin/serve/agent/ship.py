@@ -304,7 +304,14 @@ class Shipper:
         cannot be encoded, log `what` was omitted, and skip all files.
         """
         try:
-            files = [(name, encode_parquet(table), len(table)) for name, table in tables]
+            files = [
+                (
+                    name,
+                    encode_parquet(table),
+                    len(table),
+                )
+                for name, table in tables
+            ]
         except MemoryError:  # A later attempt may have enough memory.
             raise
         except Exception:  # noqa: BLE001 - Arrow raises many unrelated classes of errors

@@ -488,7 +488,11 @@ class AsyncClient:
     ready = _in_thread(Client.ready)
 
 
-def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> OnnxserveError:
+def response_error(
+    status: int,
+    content: bytes,
+    headers: Mapping[str, str],
+) -> OnnxserveError:
     """Return the error that a response reports, with the server's message, the
     request's id, and the seconds of Retry-After (None if it is missing or invalid).
     """
@@ -549,4 +553,7 @@ def _prediction(
         with _answer_errors(response):
             values = decode_predictions(response.headers.get("Content-Type", ""), response.data)
     names = ("X-Prediction-Id", "X-Model-Name", "X-Model-Version", "X-Request-Id")
-    return Prediction(values, *(response.headers.get(name, "") for name in names))
+    return Prediction(
+        values,
+        *(response.headers.get(name, "") for name in names),
+    )

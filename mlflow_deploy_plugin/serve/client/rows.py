@@ -40,7 +40,10 @@ _ARROW_TYPES = (
 Array = npt.NDArray[Any]
 
 
-def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
+def encode_json(
+    rows: Any,
+    params: Mapping[str, object] | None = None,
+) -> bytes:
     """Return the JSON body of `/invocations` for rows and params as in
     `Client.predict`. NaN and NaT become null. Raises InvalidRequest if the rows have an
     unknown type, or contain a value that JSON cannot represent.
@@ -303,7 +306,10 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
         if _has_unnamed_columns(rows):
             return {"inputs": cells}
         return {
-            "dataframe_split": {"columns": [str(column) for column in rows.columns], "data": cells},
+            "dataframe_split": {
+                "columns": [str(column) for column in rows.columns],
+                "data": cells,
+            },
         }
     return _arrow_document(rows)
 

@@ -143,7 +143,11 @@ class OpenCalls:
                 del self._arriving[context]
 
     @contextmanager
-    def stream(self, context: grpc.ServicerContext, is_public: bool = False) -> Iterator[None]:
+    def stream(
+        self,
+        context: grpc.ServicerContext,
+        is_public: bool = False,
+    ) -> Iterator[None]:
         """Reserve a slot for a stream. If all slots are taken, end the call with
         RESOURCE_EXHAUSTED.
         """
@@ -301,7 +305,10 @@ def _management_call(
         return Reply({}, response.SerializeToString())
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
-        return _finish(context, _reply(server, _raw_request(server, name, body, context), respond))
+        return _finish(
+            context,
+            _reply(server, _raw_request(server, name, body, context), respond),
+        )
 
     return answer
 

@@ -241,7 +241,11 @@ def _from_contents(
         return from_binary(head, packed[start:])
     if dtype.itemsize >= 4 or not len(values):
         return np.fromiter(values, dtype, len(values)).reshape(head.shape)
-    return _narrow_integers(head, np.fromiter(values, np.int64, len(values)), dtype)
+    return _narrow_integers(
+        head,
+        np.fromiter(values, np.int64, len(values)),
+        dtype,
+    )
 
 
 def _decode_texts(head: TensorHeader, values: Iterable[bytes]) -> list[str]:

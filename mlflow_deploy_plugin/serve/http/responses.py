@@ -40,7 +40,13 @@ def http_response(path: str, reply: Reply) -> RawResponse:
     """
     error = reply.error
     if error is None:
-        return RawResponse(200, reply.body, reply.content_type, reply.headers, pieces=reply.pieces)
+        return RawResponse(
+            200,
+            reply.body,
+            reply.content_type,
+            reply.headers,
+            pieces=reply.pieces,
+        )
     path = error.path if isinstance(error, UnfitPath) else path
     return error_response(path, error.http_status, error.error_code, error.message, reply.headers)
 

@@ -32,7 +32,11 @@ number, reading is paused.
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 
 
-def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
+def may_stream(
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+) -> bool:
     """Return True for JSON Lines at `/invocations` whose response is also JSON
     Lines.
     """
@@ -140,7 +144,11 @@ class StreamedExchange:
             else:
                 self.send(response, response.pieces)
 
-    def send(self, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
+    def send(
+        self,
+        response: RawResponse,
+        pieces: Generator[bytes, None, None],
+    ) -> None:
         """Send a response while it is computed, and close its pieces. Raises
         RuntimeError if the loop has ended.
         """

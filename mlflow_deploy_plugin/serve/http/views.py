@@ -241,7 +241,12 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
             for variant in served.variants.values():
                 mask.update(variant.captured.mask)
             try:
-                server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
+                server.capture.write_feedback(
+                    name,
+                    time.time_ns() // 1000,
+                    entries,
+                    sorted(mask),
+                )
             except OSError as error:
                 reason = error.strerror or error  # The file name is omitted.
                 raise NotReady(f"feedback cannot be stored now: {reason}", _RETRY_SECONDS) from None

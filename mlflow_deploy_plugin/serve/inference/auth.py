@@ -161,7 +161,11 @@ class Authenticator:
             )
         return entry
 
-    def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
+    def is_stranger(
+        self,
+        headers: Mapping[str, str],
+        certificate: str = "",
+    ) -> bool:
         """Return True if the caller needs a valid key and has none; the body of the
         request need not be read then.
         """
@@ -172,7 +176,11 @@ class Authenticator:
             return True
         return False
 
-    def find(self, headers: Mapping[str, str], certificate: str = "") -> KeyEntry:
+    def find(
+        self,
+        headers: Mapping[str, str],
+        certificate: str = "",
+    ) -> KeyEntry:
         """Return the caller's key, regardless of its permissions.
 
         Args:

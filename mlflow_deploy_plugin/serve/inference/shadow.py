@@ -347,7 +347,11 @@ class Shadows:
                     copy_feeds = slice_feeds(feeds, rows)
                     copy_outputs = slice_feeds(computed, rows)
                 _, _, is_written = self.capture.write(
-                    copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
+                    copy.record._replace(
+                        variant=copy.shadow.name,
+                        latency=latency,
+                        is_shadow=True,
+                    ),
                     copy.shadow.captured,
                     copy_feeds,
                     copy_outputs,

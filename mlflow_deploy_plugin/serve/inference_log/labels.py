@@ -159,7 +159,12 @@ def canonical_key(values: Mapping[str, object]) -> str:
     are the same key, and so are true, True and 1.
     """
     texts = {str(name): as_key(value) for name, value in values.items()}
-    return json.dumps(texts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(
+        texts,
+        sort_keys=True,
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
 
 
 def as_number(value: str | float | bool | None) -> float | None:
@@ -371,7 +376,11 @@ class LabelIndex:
                     tables.append(part.take(pa.array(indices)))
         return pa.concat_tables(tables)
 
-    def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
+    def _named(
+        self,
+        labels: pa.Table,
+        rows: "RowKeys | None",
+    ) -> Iterator[pa.Table]:
         """Yield labels with the hash of their key in `_name`. With `rows`, yield only
         labels that match a row.
         """

@@ -117,7 +117,11 @@ class InferenceLog:
     def endpoints(self) -> list[str]:
         return storage.list_endpoints(self.location)
 
-    def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
+    def hours(
+        self,
+        endpoint: str,
+        window: Window | None = None,
+    ) -> list[Hour]:
         """Return the hours that have rows, in ascending order. With a window, return
         only overlapping hours.
         """
@@ -141,7 +145,11 @@ class InferenceLog:
         for hour in sorted(self.all_files(endpoint, window), reverse=newest_first):
             if (
                 hour.start >= since
-                or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None
+                or next(
+                    self.scan(hour, TimeRange(), ["_row"]),
+                    None,
+                )
+                is not None
             ):
                 yield hour
 
@@ -176,7 +184,12 @@ class InferenceLog:
         Raises OnnxserveError if the log is unreachable.
         """
         for hour in storage.iter_hours(self.location, endpoint, window):
-            yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
+            yield from self.scan(
+                hour,
+                TimeRange(window.start, window.end),
+                columns,
+                shadows,
+            )
 
     def scan(
         self,
@@ -297,7 +310,10 @@ class InferenceLog:
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
-        return replace(rows, table=join_labels(rows.table, labels or self.labels(endpoint)))
+        return replace(
+            rows,
+            table=join_labels(rows.table, labels or self.labels(endpoint)),
+        )
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
         """Return the windows that have rows in this hour, newest first."""

@@ -198,7 +198,10 @@ class _RowCounts:
             _add_values(self.by_variant, pa.nulls(len(rows), pa.string()))
 
 
-def _add_values(counter: Counter[str], column: pa.Array | pa.ChunkedArray) -> None:
+def _add_values(
+    counter: Counter[str],
+    column: pa.Array | pa.ChunkedArray,
+) -> None:
     for entry in pc.value_counts(column).to_pylist():
         counter[str(entry["values"])] += entry["counts"]
 

@@ -226,7 +226,13 @@ def upload_file(
     bucket, _, key = f"{location.root}/{name}".partition("/")
     try:
         if is_new:  # boto3's managed upload has no IfNoneMatch.
-            client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", **arguments)
+            client.put_object(
+                Bucket=bucket,
+                Key=key,
+                Body=content,
+                IfNoneMatch="*",
+                **arguments,
+            )
         else:
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:

@@ -467,7 +467,10 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
     """Return hashes of texts, [N] uint64: for ids, keys and other short texts, 12 times
     as fast as `hash_texts`.
     """
-    texts = pc.fill_null(column.combine_chunks().cast(pa.string()), "\0")
+    texts = pc.fill_null(
+        column.combine_chunks().cast(pa.string()),
+        "\0",
+    )
     lengths = np.asarray(pc.binary_length(texts))
     hashes = np.empty(len(texts), np.uint64)
     is_long = lengths > _SHORT_BYTES
@@ -483,9 +486,17 @@ def _hash_texts_of_length(length: int, texts: pa.StringArray) -> Array:
     """Return hashes of texts that all have `length` bytes, [N] uint64."""
     _, offsets, content = texts.buffers()
     start = np.frombuffer(offsets, np.int32)[texts.offset]
-    text_bytes = np.frombuffer(content or b"", np.uint8, length * len(texts), start)
+    text_bytes = np.frombuffer(
+        content or b"",
+        np.uint8,
+        length * len(texts),
+        start,
+    )
     # The last byte is for the length.
-    words = np.zeros((len(texts), length // 8 + 1), np.uint64)
+    words = np.zeros(
+        (len(texts), length // 8 + 1),
+        np.uint64,
+    )
     word_bytes = words.view(np.uint8)
     word_bytes[:, :length] = text_bytes.reshape(len(texts), length)
     word_bytes[:, -1] = length % 8 + 1

@@ -102,7 +102,12 @@ class ModelControl:
     def unload(self, endpoint: str, actor: str = "") -> None:
         """Unload the endpoint from all workers. Raises the errors of `load`."""
         self._run(
-            Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()),
+            Command(
+                action="unload",
+                endpoint=endpoint,
+                actor=actor,
+                created_at=time.monotonic(),
+            ),
         )
 
     def _run(self, command: Command) -> None:

@@ -101,7 +101,10 @@ class PyfuncPredictor:
             TooManyRequests: other requests kept the process busy.
         """
         fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
-        answer = self._process.request(SideMessage("predict", fields, {"feeds": feeds}), deadline)
+        answer = self._process.request(
+            SideMessage("predict", fields, {"feeds": feeds}),
+            deadline,
+        )
         computed = dict(answer.arrays["outputs"])
         self._learn_outputs(computed)
         expected_names = self.artifact.prediction

@@ -70,7 +70,11 @@ class Repository:
             counting shadows.
     """
 
-    def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        load: Callable[[Path], WarmVersion],
+    ) -> None:
         self.state_dir = state_dir
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()

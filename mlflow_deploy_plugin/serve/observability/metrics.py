@@ -135,7 +135,13 @@ ShadowOutcome = Literal["compared", "failed", "dropped"]
 
 _DIFFERENCES = (
     0.0,
-    *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))),
+    *(
+        base * 10.0**power
+        for power, base in product(
+            range(-6, 7),
+            (1.0, 3.0),
+        )
+    ),
 )
 """The bounds of the histogram of differences, for small outputs (probabilities) as well
 as large outputs (prices).

@@ -80,7 +80,10 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
         stream = stream.slice(len(_FILE_MAGIC))
     try:
         check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
-        reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
+        reader = pa.ipc.open_stream(
+            stream,
+            options=pa.ipc.IpcReadOptions(use_threads=False),
+        )
         columns = select_columns(reader.schema, schema)
         table = reader.read_all()
         table.validate()
@@ -235,7 +238,10 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
         names = [name for name in arrow_names if name in dtypes or name in schema.keys]
     else:
         names = arrow_names
-    if doubled := next((name for name in names if counts[name] > 1), None):
+    if doubled := next(
+        (name for name in names if counts[name] > 1),
+        None,
+    ):
         raise SchemaMismatch(f"column {doubled[:100]!r} is duplicated", column=doubled)
     _check_types(arrow_schema, schema)
     return names

@@ -361,5 +361,8 @@ def packed_strings(values: Array) -> tuple[Array, bytes]:
     """Return the offsets and the bytes of an Arrow string array."""
     texts = [str(value).encode() for value in values]
     offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(text) for text in texts], out=offsets[1:])
+    np.cumsum(
+        [len(text) for text in texts],
+        out=offsets[1:],
+    )
     return offsets, b"".join(texts)

@@ -113,7 +113,13 @@ def _first_rows(split: Document, schema: Schema) -> Example | None:
     """
     data = split["data"][:MAX_ROWS]
     names = map(str, split["columns"])
-    columns = dict(zip(names, zip(*data, strict=True), strict=True))
+    columns = dict(
+        zip(
+            names,
+            zip(*data, strict=True),
+            strict=True,
+        )
+    )
     values = {name: list(columns[name]) for name in schema.names if name in columns}
     if values and data:
         return Example(values, len(data), is_own=True)

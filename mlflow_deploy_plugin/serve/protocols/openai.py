@@ -79,7 +79,11 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
     )
 
 
-def _check_model(variant: ServedVariant, route: str, document: Mapping[str, object]) -> None:
+def _check_model(
+    variant: ServedVariant,
+    route: str,
+    document: Mapping[str, object],
+) -> None:
     """Raise InvalidRequest if the model's task belongs to another route, or if the
     request asks for a stream that the model does not have.
     """

@@ -226,7 +226,12 @@ def batch_schema(schema: Schema) -> JsonSchema:
     """Return the schema of `/predict/batch`: a bare list of rows, or a body of
     `/invocations`.
     """
-    return {"anyOf": [rows_schema(schema), {**invocations_schema(schema), "title": "invocations"}]}
+    return {
+        "anyOf": [
+            rows_schema(schema),
+            {**invocations_schema(schema), "title": "invocations"},
+        ]
+    }
 
 
 def predict_answer(artifact: Artifact) -> JsonSchema:

@@ -69,7 +69,11 @@ def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
         integer: JsonSchema = {"type": "integer"}
         if dtype != "uint64":
             integer["format"] = "int32" if limits.max < 2**31 else "int64"
-        return {**integer, "minimum": int(limits.min), "maximum": int(limits.max)}
+        return {
+            **integer,
+            "minimum": int(limits.min),
+            "maximum": int(limits.max),
+        }
     return {"type": "boolean"} if kind == "b" else {}
 
 

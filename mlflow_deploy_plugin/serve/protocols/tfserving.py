@@ -102,7 +102,11 @@ def _decode_inputs(inputs: object, schema: Schema) -> Feeds:
     return schema.from_array(inputs)
 
 
-def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
+def encode(
+    is_by_row: bool,
+    artifact: Artifact,
+    outputs: Mapping[str, Array],
+) -> bytes:
     """Return `{"predictions": …}` for rows or `{"outputs": …}` for columns. A single
     output is not named.
 
@@ -122,7 +126,10 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     return dump_json({field: arrays})
 
 
-def decode_base64(document: Mapping[str, object], schema: Schema) -> dict[str, Any]:
+def decode_base64(
+    document: Mapping[str, object],
+    schema: Schema,
+) -> dict[str, Any]:
     """Return the document with each `{"b64": …}` in it replaced by its text; a column
     of bytes remains base64.
 
@@ -174,7 +181,11 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
     """
     if schema.columns:
         inputs = {
-            column.name: _tensor_info(column.name, COLUMN_TYPES[column.type], (-1,))
+            column.name: _tensor_info(
+                column.name,
+                COLUMN_TYPES[column.type],
+                (-1,),
+            )
             for column in schema.columns
         }
     else:

@@ -52,7 +52,13 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
 missing string.
 """
 
-_ACCEPTED_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
+_ACCEPTED_KINDS = {
+    "b": "b",
+    "i": "iu",
+    "u": "iu",
+    "f": "iuf",
+    "O": "O",
+}
 """The numpy kinds that an input of each kind accepts; integers are converted to
 floating point.
 """

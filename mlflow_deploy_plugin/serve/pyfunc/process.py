@@ -130,7 +130,11 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
 def _refusal(error: OnnxserveError) -> SideMessage:
     return SideMessage(
         "refused",
-        {"error": type(error).__name__, "message": error.message, "column": error.column},
+        {
+            "error": type(error).__name__,
+            "message": error.message,
+            "column": error.column,
+        },
     )
 
 

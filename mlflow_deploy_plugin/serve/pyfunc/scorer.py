@@ -398,7 +398,11 @@ def _json_texts(values: Any) -> Array:
     )
 
 
-def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
+def to_feeds(
+    data: Any,
+    artifact: Artifact,
+    types: Mapping[str, str],
+) -> Feeds:
     """Return a model's input as arrays for the log, the inverse of `to_model_input`.
     Raises NotRepresentable.
     """
@@ -406,7 +410,10 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
         columns = artifact.columns or artifact.logged_columns
         if columns:
             frame = _as_table(data, types)
-            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+            frame = frame.set_axis(
+                [str(name) for name in frame.columns],
+                axis=1,
+            )
             kinds = {
                 column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame
             }
@@ -445,7 +452,10 @@ def _typed(column: Any, dtype: str, kind: str) -> Array:
     return np.asarray(column.to_numpy(dtype=dtype))
 
 
-def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
+def _texts(
+    values: Any,
+    as_text: Callable[[Any], str | None],
+) -> Array:
     return object_array([as_text(value) for value in values])
 
 
@@ -709,7 +719,13 @@ class Scorer:
             names = [column.name for column in columns]
             kinds = map(_type_name, self._schema.input_types())
             self._types = dict(zip(names, kinds, strict=True))
-            self._names = dict(zip(names, self._schema.input_names(), strict=True))
+            self._names = dict(
+                zip(
+                    names,
+                    self._schema.input_names(),
+                    strict=True,
+                )
+            )
         self._dates = self._names_of_type("datetime")
         self._texts = self._names_of_type("string")
         self._missing: dict[str | int, float | None] = {}
@@ -849,7 +865,10 @@ class Scorer:
                 schema.has_input_names() and not schema.is_tensor_spec()
             )
             if mime_type == "text/csv" and has_columns:
-                mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
+                mlflow_protocol.check_separator(
+                    body,
+                    [str(name) for name in self._names.values()],
+                )
             # MLflow must read a key such as 007 as text.
             if mime_type == "text/csv" and keys and has_columns:
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)

@@ -95,7 +95,11 @@ class AdditiveForm:
                     self.missing_left[trees, nodes],
                     compared <= self.threshold[trees, nodes],
                 )
-                children = np.where(goes_left, self.left[trees, nodes], self.right[trees, nodes])
+                children = np.where(
+                    goes_left,
+                    self.left[trees, nodes],
+                    self.right[trees, nodes],
+                )
                 nodes = np.where(is_inner, children, nodes)
             sums[row] = self.value[trees, nodes].sum(axis=0) + self.base
         return sums

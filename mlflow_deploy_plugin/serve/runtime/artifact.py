@@ -336,7 +336,10 @@ def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
     )
 
 
-def _read_tokenizer(folder: Path, entry: dict[str, Any] | None) -> TokenizerSpec | None:
+def _read_tokenizer(
+    folder: Path,
+    entry: dict[str, Any] | None,
+) -> TokenizerSpec | None:
     if not entry:
         return None
     return TokenizerSpec(**entry | {"file": _inside(folder, entry["file"])})
@@ -436,7 +439,13 @@ def _read_signature(
         elif entry.get("type") in COLUMN_TYPES:
             # MLflow uses the position as the name of a column without a name.
             name = checked_name(entry.get("name", only_name or str(position)))
-            columns.append(Column(name, entry["type"], entry.get("required", True)))
+            columns.append(
+                Column(
+                    name,
+                    entry["type"],
+                    entry.get("required", True),
+                )
+            )
         else:
             raise InvalidArtifact(
                 f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, "

@@ -313,7 +313,10 @@ class Batcher:
         if entry.deadline == float("inf"):
             entry.wake.acquire()
             return
-        seconds = min(max(0.0, entry.deadline - time.perf_counter()), threading.TIMEOUT_MAX)
+        seconds = min(
+            max(0.0, entry.deadline - time.perf_counter()),
+            threading.TIMEOUT_MAX,
+        )
         if entry.wake.acquire(timeout=seconds):
             return
         with self._lock:

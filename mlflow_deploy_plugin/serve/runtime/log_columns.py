@@ -40,7 +40,11 @@ def to_log_columns(
     return columns
 
 
-def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
+def output_column(
+    prediction: tuple[str, ...],
+    name: str,
+    array: Array,
+) -> str:
     """Return the log column of an output; `prediction` has the names of the outputs
     that `predict` returns.
     """

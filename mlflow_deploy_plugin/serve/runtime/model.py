@@ -522,7 +522,14 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
                 f"columns {list(names)}",
             )
     elif not tensors:
-        tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
+        tensors = tuple(
+            Tensor(
+                entry.name,
+                entry.dtype,
+                entry.shape,
+            )
+            for entry in inputs
+        )
     prediction = tuple(output.name for output in outputs)
     return replace(
         artifact,

@@ -29,9 +29,21 @@ _ACCEPTED = {
     "b": frozenset("b"),
     "s": frozenset("s"),
 }
-_KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
+_KINDS = {
+    "f": "f",
+    "i": "i",
+    "u": "i",
+    "b": "b",
+    "O": "s",
+}
 """The kind of value for each numpy kind. Strings are in object arrays."""
-_SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
+_SOURCES = {
+    "f": "fiu",
+    "i": "iu",
+    "u": "iu",
+    "b": "b",
+    "O": "OUT",
+}
 """The numpy kinds of arrays that can be converted to an array of this kind."""
 
 _SHOWN = reprlib.Repr()

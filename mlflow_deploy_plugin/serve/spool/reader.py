@@ -233,7 +233,11 @@ class _Decoder:
         self._content = content
         self._begins = begins
         self._start = start
-        self.heads = _gather(content, begins + FRAME.size, _HEAD.itemsize).view(_HEAD)
+        self.heads = _gather(
+            content,
+            begins + FRAME.size,
+            _HEAD.itemsize,
+        ).view(_HEAD)
         self.hours = self.heads["event_time"] // _MICROSECONDS_AN_HOUR
         self._models: dict[int, CapturedModel] = {}
         self._layouts: dict[int, tuple[CapturedModel, Layout]] = {}

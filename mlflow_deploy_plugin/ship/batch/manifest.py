@@ -238,7 +238,12 @@ class BatchOutput:
         """
         return self._location.is_local and not _outputs(previous) & files
 
-    def _refuse_difference(self, previous: Manifest, manifest: Manifest, files: set[str]) -> None:
+    def _refuse_difference(
+        self,
+        previous: Manifest,
+        manifest: Manifest,
+        files: set[str],
+    ) -> None:
         difference = _difference(previous, manifest, files)
         if difference:
             raise AlreadyExists(
@@ -306,7 +311,10 @@ def _outputs(manifest: Manifest) -> set[str]:
     return {part["output"] for part in manifest["parts"].values()}
 
 
-def _obsolete(files: set[str], outputs: set[str]) -> set[str]:
+def _obsolete(
+    files: set[str],
+    outputs: set[str],
+) -> set[str]:
     """Return the files of killed writers, and `_SUCCESS` if an output is missing."""
     stems = set(map(unfinished_stem, outputs))
     obsolete = {name for name in files if name.rpartition(".")[0] in stems}

@@ -119,7 +119,12 @@ def predict_part(job: PartJob) -> PartResult:
             source.filesystem.open_input_file(source.root) as packed,
             _unpacked(packed, source.root) as (file, share),
         ):
-            stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
+            stream = RowStream(
+                file,
+                job.part.input_format,
+                input_types(model.schema),
+                job.keep,
+            )
             return _write_part(job, model, stream, source, share)
     except OnnxserveError as error:
         raise type(error)(f"{job.part.name}: {error.message}") from None
@@ -415,7 +420,12 @@ def _predictions(
                     yield piece, position
 
         for block in blocks:
-            running.append((pool.submit(_predict_rows, job, model, block), block.position))
+            running.append(
+                (
+                    pool.submit(_predict_rows, job, model, block),
+                    block.position,
+                )
+            )
             yield from finished(threads)
         yield from finished(0)
 

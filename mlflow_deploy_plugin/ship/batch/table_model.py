@@ -173,7 +173,11 @@ class PyfuncTable:
         """
         if content_type == arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
+            pq.write_table(
+                pa.ipc.open_stream(body).read_all(),
+                sink,
+                compression="none",
+            )
             content_type = "application/vnd.apache.parquet"
             body = sink.getvalue().to_pybytes()
         try:
@@ -257,7 +261,11 @@ def with_kept(
     return pa.Table.from_arrays(columns, names=[*keep, *outputs.column_names])
 
 
-def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
+def takes(
+    schema: Schema,
+    name: str,
+    keep: tuple[str, ...],
+) -> bool:
     """Return True if the column `name` is an input. If inputs are unnamed, every column
     not in `keep` is an input.
     """

@@ -424,7 +424,13 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         if len(lengths) == 1:
 
             def encode(rows: list[tuple[object, ...]]) -> bytes:
-                columns = dict(zip(content, zip(*rows, strict=True), strict=True))
+                columns = dict(
+                    zip(
+                        content,
+                        zip(*rows, strict=True),
+                        strict=True,
+                    )
+                )
                 return orjson.dumps({**extras, form or "inputs": columns})
 
             return list(zip(*content.values(), strict=True)), encode
@@ -488,7 +494,10 @@ def _arrow_as_json(body: bytes) -> bytes:
 
     table = _read_arrow(body)
     try:
-        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        rows = zip(
+            *(column.to_pylist() for column in table.columns),
+            strict=True,
+        )
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
     except (
@@ -537,7 +546,10 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
     if len(batch) == 1:
         return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
     first = _batch_error(predict, batch.part(0, 1))
-    last = _batch_error(predict, batch.part(len(batch) - 1, len(batch)))
+    last = _batch_error(
+        predict,
+        batch.part(len(batch) - 1, len(batch)),
+    )
     if first and first == last == error.message:  # The error is not about a row.
         return f"{name}: {first}"
     if first:

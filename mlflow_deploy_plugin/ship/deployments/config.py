@@ -205,7 +205,11 @@ def _has_field(config: Config, prefix: str | tuple[str, ...]) -> bool:
     return any(field.startswith(prefix) for field in config)
 
 
-def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
+def _absolute_paths(
+    prefix: str,
+    monitor: MonitorSpec,
+    config: Config,
+) -> dict[str, str]:
     """Return the dataset and project in `config` as absolute paths for the controller,
     which has another working folder.
     """
@@ -242,7 +246,11 @@ def _check_retraining(prefix: str, monitor: MonitorSpec, config: Config) -> None
             raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
 
 
-def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
+def check_project(
+    project: str,
+    entry_point: str,
+    parameters: Mapping[str, object],
+) -> None:
     """Check an MLflow project in a local folder. A remote project is not checked before
     its run.
 
@@ -273,7 +281,11 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
     _check_parameters(where, entries[entry_point], parameters)
 
 
-def _check_parameters(where: str, declared: Json, parameters: Mapping[str, object]) -> None:
+def _check_parameters(
+    where: str,
+    declared: Json,
+    parameters: Mapping[str, object],
+) -> None:
     """Raise InvalidConfig if a parameter is not declared, or a declared parameter has
     no value. `where` names the entry point for messages.
     """
@@ -293,7 +305,10 @@ def _check_parameters(where: str, declared: Json, parameters: Mapping[str, objec
             )
 
 
-def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
+def _known_columns(
+    spec: EndpointSpec,
+    progress: Callable[[str], None],
+) -> LoggedColumns | None:
     """Return the columns that the endpoint's variants log; None if they are unknown.
     `progress` receives the reason if they cannot be read.
     """

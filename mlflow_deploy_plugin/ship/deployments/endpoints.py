@@ -224,7 +224,11 @@ class Endpoints:
         self.store.remove_endpoint(name, why=why)
 
     @contextlib.contextmanager
-    def lock(self, name: str, target: Target | None = None) -> Iterator[None]:
+    def lock(
+        self,
+        name: str,
+        target: Target | None = None,
+    ) -> Iterator[None]:
         """Lock an endpoint (or a new endpoint at `target`) during a change.
 
         The lock is a file for the processes of this machine, and also a lease if other

@@ -490,7 +490,12 @@ class Deployments:
                 with suppress(OnnxserveError):  # The agent also polls on a schedule.
                     self._endpoints.backend(stored).poll_registry(stored.name)
 
-    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+    def logs(
+        self,
+        name: str,
+        lines: int,
+        follow: bool,
+    ) -> Iterator[str]:
         """Yield the last log lines of a deployment's server; with `follow`, also new
         lines. Raises NotFound.
         """
@@ -650,7 +655,11 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
     )
 
 
-def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
+def _stage_followers(
+    spec: EndpointSpec,
+    alias: str,
+    deployment: str | None,
+) -> list[StageFollower]:
     """Return the deployments to convert; none if they already follow the alias.
     `deployment` is None for all deployments.
 

@@ -80,7 +80,11 @@ def scoring_target(
         yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, deployed)
 
 
-def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
+def score(
+    target: ScoringTarget,
+    route: Literal["invocations", "explain"],
+    inputs: object,
+) -> Json:
     """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the
     errors of `server_client.post`.
     """
@@ -102,7 +106,12 @@ def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
     """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the
     errors of `post_for_events`.
     """
-    body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
+    body = orjson.dumps(
+        {
+            **orjson.loads(encode_body(inputs)),
+            "stream": True,
+        }
+    )
     with ServerSession() as session:
         yield from post_for_events(
             session,

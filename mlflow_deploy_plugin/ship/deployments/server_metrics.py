@@ -147,7 +147,12 @@ class ServerMetrics:
                 summed[variant, version] = summed[variant, version].plus(counters)
         return dict(summed)
 
-    def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
+    def versions_by_last_answer(
+        self,
+        endpoint: str,
+        variant: str,
+        model: str,
+    ) -> list[str]:
         """Return the model's versions that have answered for this variant, the version
         with the newest answer first.
         """
@@ -346,7 +351,11 @@ def _durations(document: Json, bounds: Sequence[float]) -> dict[_Version, dict[f
     return timed
 
 
-def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
+def _count(
+    sums: defaultdict[str, float],
+    status: str,
+    requests: float,
+) -> None:
     """Add requests with a status to the counters of a version, except requests whose
     client has disconnected.
     """

@@ -334,7 +334,13 @@ def _is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
 
 
 def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
-    return [{**asdict(answer), "places": list(answer.places)} for answer in answers]
+    return [
+        {
+            **asdict(answer),
+            "places": list(answer.places),
+        }
+        for answer in answers
+    ]
 
 
 def _permitted(

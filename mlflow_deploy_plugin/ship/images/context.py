@@ -67,7 +67,11 @@ class BuildContext:
         for name, content in sorted(self.files.items()):
             with _opened(content) as stream:
                 measured.append(
-                    (name, hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()),
+                    (
+                        name,
+                        hashlib.file_digest(stream, "sha256").hexdigest(),
+                        stream.tell(),
+                    ),
                 )
         return measured
 

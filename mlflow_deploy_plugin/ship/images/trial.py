@@ -204,7 +204,16 @@ def _ask_server(name: str, task: str, failure: str) -> str:
     Raises BuildFailed with the end of the container's log.
     """
     try:
-        return docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
+        return docker(
+            "exec",
+            "-i",
+            name,
+            "python",
+            "-c",
+            _ASK,
+            text=task,
+            what=failure,
+        )
     except BuildFailed as error:
         raise _silent_server(name, failure, error.message) from None
 
@@ -216,7 +225,14 @@ def _silent_server(name: str, failure: str, message: str) -> BuildFailed:
     `message` is the error of the request, and `failure` begins the error of a server
     that has ended.
     """
-    output = docker("logs", "--tail", "1", name, what=message, report=lambda line: None)
+    output = docker(
+        "logs",
+        "--tail",
+        "1",
+        name,
+        what=message,
+        report=lambda line: None,
+    )
     log = output.strip()[:500] or "no line"
     status = docker("inspect", "-f", _EXIT_STATUS, name, what=message).strip()
     reason = f"{failure}: its server ended with status {status}" if status else message

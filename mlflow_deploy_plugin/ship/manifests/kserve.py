@@ -53,7 +53,11 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
     document = partial(make_document, spec.name, place)
     documents = [
-        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(models.served))}),
+        document(
+            "v1",
+            "ConfigMap",
+            data={SPEC_FILE: dump_spec(spec_of_pod(models.served))},
+        ),
         document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
         document(
             "serving.kserve.io/v1beta1",

@@ -153,7 +153,11 @@ def _refuse_conflicts(spec: EndpointSpec) -> None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
 
 
-def _deployment(spec: EndpointSpec, place: Place, labels: dict[str, str]) -> Document:
+def _deployment(
+    spec: EndpointSpec,
+    place: Place,
+    labels: dict[str, str],
+) -> Document:
     """Return the spec of the Deployment, whose pods have `labels`. With an autoscaler,
     it has no number of pods.
     """

@@ -132,7 +132,10 @@ def _shares(spec: EndpointSpec) -> dict[str, int]:
     }
     total = sum(weights.values())
     shares = {name: 100 * weight // total for name, weight in weights.items()}
-    by_rest = sorted(weights, key=lambda name: -(100 * weights[name] % total))
+    by_rest = sorted(
+        weights,
+        key=lambda name: -(100 * weights[name] % total),
+    )
     for name in by_rest[: 100 - sum(shares.values())]:
         shares[name] += 1
     return {name: shares.get(name, 100) for name in spec.variants}

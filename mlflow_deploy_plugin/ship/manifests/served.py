@@ -114,7 +114,13 @@ _Dumper.add_representer(str, _Dumper.text)
 
 
 def dump_documents(documents: list[Document]) -> str:
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump_all(
+        documents,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=120,
+    )
 
 
 def http_port(spec: EndpointSpec) -> int:

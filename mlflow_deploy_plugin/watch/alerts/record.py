@@ -203,7 +203,11 @@ def _failing_fingerprint(endpoint: str, monitor: str) -> str:
     return f"{endpoint}/{monitor}/failing"
 
 
-def _channel_tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
+def _channel_tags(
+    store: Store,
+    endpoint: str,
+    monitor: str,
+) -> tuple[str, ...]:
     """Return the tags of the channels that receive the monitor's alerts; empty for all
     channels, also if the monitor is unknown or its spec cannot be read.
     """

@@ -301,7 +301,11 @@ def _log_hourly(text: str, _hour: int) -> None:
     _log.error("%s", text)
 
 
-def _due_alerts(store: Store, wait: timedelta, endpoint: str | None) -> list[Alert]:
+def _due_alerts(
+    store: Store,
+    wait: timedelta,
+    endpoint: str | None,
+) -> list[Alert]:
     """Return the alerts (of one endpoint) that at least one channel has not received
     yet, except silenced alerts and endpoints whose newest alert is younger than `wait`.
     """
@@ -380,7 +384,10 @@ def _store_outcomes(
             if is_accepted:
                 states[channel.id] = {"number": alert.detail["number"]}
             else:
-                states[channel.id] = _after_failure(states.get(channel.id, {}), now)
+                states[channel.id] = _after_failure(
+                    states.get(channel.id, {}),
+                    now,
+                )
         detail = {**stored.detail, "channels": states, "claimed_until": ""}
         after = replace(stored, detail=detail)
         if any(is_accepted for _, is_accepted in outcomes):

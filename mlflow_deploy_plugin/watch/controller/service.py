@@ -133,4 +133,11 @@ def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
         RetrainingRunner(RetrainingContext(deployments, controller_name())).advance,
         _AWAITED_SECONDS,
     )
-    lead_store(deployments.store, [task], process_name(), LEASE_SECONDS, lambda line: None, ended)
+    lead_store(
+        deployments.store,
+        [task],
+        process_name(),
+        LEASE_SECONDS,
+        lambda line: None,
+        ended,
+    )

@@ -445,7 +445,12 @@ class _ScoredColumn:
                 subject=subject,
                 check=check,
                 state="drift" if is_drift else "no drift",
-                reason=comparison.reason(check, value, usual, float(self.spread[figure])),
+                reason=comparison.reason(
+                    check,
+                    value,
+                    usual,
+                    float(self.spread[figure]),
+                ),
                 value=score,
                 threshold=threshold,
                 segment=segment,
@@ -666,7 +671,10 @@ class _Comparison:
         enough. `before` and `now` are the shares of the bins of rare values.
         """
         current = self.current
-        value, rows = next(iter(current.unseen_values.items()), ("", 0))
+        value, rows = next(
+            iter(current.unseen_values.items()),
+            ("", 0),
+        )
         present_rows = max(current.rows - current.missing, 1)
         if rows > 1 and 2 * rows / present_rows >= np.maximum(now - before, 0).sum():
             return _share_change(f"new value {value!r}", 0.0, rows / present_rows)

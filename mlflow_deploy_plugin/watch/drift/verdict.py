@@ -564,7 +564,11 @@ def _write_null(null: distribution.NullDistribution, path: Path) -> None:
     about = {name: getattr(null, name) for name in _PLAIN}
     about["held_out"] = asdict(null.held_out)
     arrays = {name: getattr(null, name) for name in _ARRAYS}
-    np.savez(path, about=np.array(json.dumps(about)), **arrays)
+    np.savez(
+        path,
+        about=np.array(json.dumps(about)),
+        **arrays,
+    )
 
 
 def _read_null(path: Path) -> distribution.NullDistribution | None:

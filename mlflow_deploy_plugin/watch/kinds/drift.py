@@ -160,7 +160,11 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
         # Only distributions have drifted, and data quality does not judge
         # distributions.
-        verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
+        verdict = replace(
+            verdict,
+            state="no drift",
+            figures={**verdict.figures, "is_drift": 0.0},
+        )
     return compared.result(
         replace(verdict, findings=(*required, *checked)),
         state,
@@ -334,7 +338,11 @@ class WindowComparison:
         notes = [*self.notes]
         if self.reference is not None:
             notes += self.reference.notes
-        notes += (*verdict.notes, *shifts.notes, *unreadable_notes(self.request.log))
+        notes += (
+            *verdict.notes,
+            *shifts.notes,
+            *unreadable_notes(self.request.log),
+        )
         return dict.fromkeys(notes)
 
     def _report_data(

@@ -75,7 +75,10 @@ class _RequestCounts:
         self.requests += len(latencies)
         self.timed += len(timed)
         buckets = np.round(np.log(np.maximum(timed, 1.0)) / _GROWTH).astype(np.int64)
-        self.buckets += np.bincount(np.minimum(buckets, _BUCKETS - 1), minlength=_BUCKETS)
+        self.buckets += np.bincount(
+            np.minimum(buckets, _BUCKETS - 1),
+            minlength=_BUCKETS,
+        )
         self.slow += (timed[:, None] > self.limits_us).sum(axis=0)
 
     def add_failures(self, statuses: Array) -> None:

@@ -313,7 +313,10 @@ def _compare(
         same=same,
         failures=failures,
         copies=len(computed),
-        segments=[("", np.ones(len(same), bool)), *segments],
+        segments=[
+            ("", np.ones(len(same), bool)),
+            *segments,
+        ],
         segment_notes=segment_notes,
     )
 

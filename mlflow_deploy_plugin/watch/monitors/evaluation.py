@@ -174,7 +174,12 @@ def _past_windows(request: WindowRequest, monitors: Monitors) -> list[JudgedWind
         aligned_to=request.window.start,
     )
     return [
-        JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
+        JudgedWindow(
+            row.start,
+            row.verdict,
+            Evidence.from_json(row.evidence),
+        )
+        for row in stored
     ]
 
 

@@ -388,7 +388,11 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
         return  # The version was deleted; the run is kept.
 
 
-def _write_tags(model: str, version: str, tags: Mapping[str, str]) -> None:
+def _write_tags(
+    model: str,
+    version: str,
+    tags: Mapping[str, str],
+) -> None:
     for name, value in tags.items():
         tag_version(model, version, name, value)
 

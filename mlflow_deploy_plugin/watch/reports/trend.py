@@ -388,7 +388,12 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
 def _format_axes(panel: "Axes", title: str) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    panel.set_title(_cut(title, _TITLE_LENGTH), fontsize=8, loc="left", parse_math=False)
+    panel.set_title(
+        _cut(title, _TITLE_LENGTH),
+        fontsize=8,
+        loc="left",
+        parse_math=False,
+    )
     panel.tick_params(labelsize=8)
     panel.margins(y=0.15)
     panel.spines[["top", "right"]].set_visible(False)

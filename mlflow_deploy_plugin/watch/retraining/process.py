@@ -136,7 +136,11 @@ def ensure_run(
     return run_id
 
 
-def _run_tags(retraining: Retraining, plan: "RetrainPlan", key: str) -> dict[str, str]:
+def _run_tags(
+    retraining: Retraining,
+    plan: "RetrainPlan",
+    key: str,
+) -> dict[str, str]:
     """Return the tags of the MLflow run; `key` identifies the attempt."""
     tags = {
         RETRAINING_TAG: key,
@@ -237,7 +241,15 @@ def start(
     """Start the training process and return its id. The process writes its output to
     `log.txt` in the folder.
     """
-    command = [sys.executable, "-m", _MODULE, run_id, plan.project, "-e", plan.entry_point]
+    command = [
+        sys.executable,
+        "-m",
+        _MODULE,
+        run_id,
+        plan.project,
+        "-e",
+        plan.entry_point,
+    ]
     command += ["--env-manager", plan.env_manager]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
@@ -245,7 +257,10 @@ def start(
     # `--env-manager local` runs `python` from PATH, so this interpreter must be first
     # in PATH.
     environment["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), environment.get("PATH", "")],
+        [
+            str(Path(sys.executable).parent),
+            environment.get("PATH", ""),
+        ],
     )
     with (folder / LOG).open("ab") as log:
         child = Child(

@@ -238,7 +238,14 @@ def _follow(context: RetrainingContext, retraining: Retraining, rollout: Rollout
     """Tag the version with its rollout, and store the state "rolling_out"."""
     text = f"rollout {rollout.id} of endpoint {retraining.endpoint}"
     tag_version(retraining.model, retraining.version, CANDIDATE_TAG, text)
-    context.write(replace(retraining, state="rolling_out", rollout_id=rollout.id, reason=""))
+    context.write(
+        replace(
+            retraining,
+            state="rolling_out",
+            rollout_id=rollout.id,
+            reason="",
+        )
+    )
 
 
 def _passed_text(retraining: Retraining) -> str:

@@ -372,7 +372,10 @@ def _select_earlier(
     since = window.start
     numbers = {"rows": 0, "selected": 0}
     if plan.mode == "full":
-        since = next((hour.start for hour in log.hours(plan.endpoint)), since)
+        since = next(
+            (hour.start for hour in log.hours(plan.endpoint)),
+            since,
+        )
     elif plan.sample is not None:
         since = window.end - length_of(plan.sample["recent"])
     if since >= window.start:
@@ -535,7 +538,10 @@ def _model_columns(table: pa.Table) -> pa.Table:
     return table.select(names)
 
 
-def _cast_to_signature(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+def _cast_to_signature(
+    table: pa.Table,
+    types: Mapping[str, str],
+) -> pa.Table:
     """Cast number columns without nulls to the signature's types, so that the new
     version has the same signature.
     """

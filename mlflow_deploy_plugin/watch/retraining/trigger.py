@@ -171,7 +171,11 @@ def request_retraining(
     reason = why
     if kind == "asked":
         reason = f"requested by {actor}: {why}" if why else f"requested by {actor}"
-    return _add(deployments.store, plan, {"kind": kind, "monitor": name, "why": reason})
+    return _add(
+        deployments.store,
+        plan,
+        {"kind": kind, "monitor": name, "why": reason},
+    )
 
 
 def _only_monitor(spec: EndpointSpec) -> str:

@@ -40,7 +40,18 @@ _EXCESS = 4
 """The factor by which the alarms of such windows exceeded the budget in simulations
 (`benchmarks/verdicts.py`).
 """
-_SHORTER = (172_800, 86_400, 43_200, 21_600, 10_800, 3_600, 1_800, 900, 300, 60)
+_SHORTER = (
+    172_800,
+    86_400,
+    43_200,
+    21_600,
+    10_800,
+    3_600,
+    1_800,
+    900,
+    300,
+    60,
+)
 """The lengths of windows in seconds that a message proposes, the longest first."""
 _UNLIKELY = 0.05
 _FAR = 1_000

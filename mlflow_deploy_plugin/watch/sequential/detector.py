@@ -195,7 +195,10 @@ class Tracking:
         windows.
         """
         has_restarted = self._windows.restarts <= now
-        self.baseline.add_level(self.levels[now], has_restarted & ~self._is_shifted[now])
+        self.baseline.add_level(
+            self.levels[now],
+            has_restarted & ~self._is_shifted[now],
+        )
         joining = now - JOINS_AFTER
         if joining >= self._windows.reference:
             self.baseline.add(
@@ -306,7 +309,11 @@ def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Arra
     """Return the number of alarms of all simulations for each of `_LIMITS`. `levels` is
     [simulations, N, m].
     """
-    baseline = RunningBaseline(levels[:, :first], season, floors.astype(np.float32))
+    baseline = RunningBaseline(
+        levels[:, :first],
+        season,
+        floors.astype(np.float32),
+    )
     theta = _THETA.astype(np.float32)
     mass = np.zeros(
         (

@@ -88,7 +88,11 @@ class ReferenceLevels:
 
     def since(self, windows: Array) -> "ReferenceLevels":
         """Return only the chosen `windows`, [R] bool."""
-        return replace(self, starts_us=self.starts_us[windows], values=self.values[windows])
+        return replace(
+            self,
+            starts_us=self.starts_us[windows],
+            values=self.values[windows],
+        )
 
     def values_of(self, windows: Iterable[Levels]) -> Array:
         """Return the figures of windows in the order of the series, [N, m] float64; NaN

@@ -404,7 +404,13 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
     for label in labels:
         values, inverse = np.unique(probability_rows[:, label], return_inverse=True)
         weights = np.bincount(inverse).astype(np.float64)
-        shares = np.bincount(inverse, (truth == label).astype(np.float64)) / weights
+        shares = (
+            np.bincount(
+                inverse,
+                (truth == label).astype(np.float64),
+            )
+            / weights
+        )
         curves.append((values, isotonic_regression(shares, weights=weights).x))
 
     def corrected(probabilities: Array) -> Array:
@@ -413,7 +419,10 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
             for label, curve in zip(labels, curves, strict=True)
         ]
         if classes == 2:
-            return np.stack([1 - parts[0], parts[0]], axis=1)
+            return np.stack(
+                [1 - parts[0], parts[0]],
+                axis=1,
+            )
         stacked = np.stack(parts, axis=1)
         total = stacked.sum(axis=1, keepdims=True)
         return np.where(

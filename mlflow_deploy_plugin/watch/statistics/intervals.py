@@ -144,7 +144,10 @@ def _sums(values: Array, parts: int) -> Array:
     """Return the sums of consecutive parts of the values, [parts]; the parts have
     nearly equal lengths.
     """
-    return np.add.reduceat(values, np.arange(parts) * len(values) // parts)
+    return np.add.reduceat(
+        values,
+        np.arange(parts) * len(values) // parts,
+    )
 
 
 def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterval:
@@ -350,7 +353,11 @@ def _area_bounds(
     return low, high
 
 
-def _area(positive: Array, score: Array, weights: Array) -> tuple[float, Array]:
+def _area(
+    positive: Array,
+    score: Array,
+    weights: Array,
+) -> tuple[float, Array]:
     """Return the area under a curve, and the influence of each row on the area, [N]."""
     above = weights * positive
     below = weights * ~positive

@@ -219,7 +219,11 @@ def _confusion_metric(
         if not rows.any():
             return Refused(refusal)
         if name != "f1":
-            return intervals.share_interval(name, (true & called)[rows], sampling.of(rows))
+            return intervals.share_interval(
+                name,
+                (true & called)[rows],
+                sampling.of(rows),
+            )
     if len(answers.classes) > MOST_CLASSES:
         return Refused(
             f"there are more than {MOST_CLASSES} different labels, the limit for a mean over "
@@ -255,7 +259,11 @@ def _mean_over_cells(
     return intervals.bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
 
 
-def _hits_of_cells(name: str, cells: Array, answers: ClassPredictions) -> tuple[Array, Array]:
+def _hits_of_cells(
+    name: str,
+    cells: Array,
+    answers: ClassPredictions,
+) -> tuple[Array, Array]:
     """Return the hits and the divisor of each cell of the confusion matrix for each
     label, [cells, labels] each.
     """

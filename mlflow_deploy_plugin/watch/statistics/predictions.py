@@ -170,7 +170,10 @@ class _Columns:
                 continue
             parts = self._parts(self._base(output))
             if len(parts) == 1 and len(self._classes) == 2:
-                return np.stack([1 - parts[0], parts[0]], axis=1)
+                return np.stack(
+                    [1 - parts[0], parts[0]],
+                    axis=1,
+                )
             if len(parts) > 1 and len(parts) == len(self._classes):
                 return np.stack(parts, axis=1)
         return None

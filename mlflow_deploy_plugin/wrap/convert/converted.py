@@ -194,7 +194,13 @@ def bind_graph(
     ]
     bound = _bind_inputs(inputs, batch)
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
-    outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
+    outputs = tuple(
+        Output(
+            value.name,
+            *served_type(value, original),
+        )
+        for value in served
+    )
     return ConvertedModel(
         proto=proto,
         inputs=tuple(bound),
@@ -378,7 +384,13 @@ def rename_values(
             value.name = name
     for value, name in zip(graph.output, outputs, strict=True):
         if value.name != name:
-            graph.node.append(helper.make_node("Identity", [value.name], [name]))
+            graph.node.append(
+                helper.make_node(
+                    "Identity",
+                    [value.name],
+                    [name],
+                )
+            )
             value.name = name
     return proto
 

@@ -153,7 +153,10 @@ def _call_in_order(
 
 
 @contextmanager
-def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
+def _move_weights(
+    model: keras.Model,
+    random: np.random.Generator,
+) -> Iterator[None]:
     """Move each weight up or down at random by some rounding steps, and restore the
     weights on exit.
     """
@@ -309,7 +312,10 @@ def _call(
     return dict(zip(names, answer, strict=True))
 
 
-def _predicted(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> Any:
+def _predicted(
+    model: keras.Model,
+    tensors: dict[str, keras.KerasTensor],
+) -> Any:
     """Return the result of the model for tensors by input name, which are passed in the
     structure of its inputs, as keywords, alone, or as a mapping.
     """

@@ -87,7 +87,12 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
         role: Role = "probabilities" if output.name == probabilities else "label"
         outputs.append(replace(output, role=role))
     label = next(output.name for output in outputs if output.role == "label")
-    return replace(bound, outputs=tuple(outputs), prediction=(label,), classes=labels)
+    return replace(
+        bound,
+        outputs=tuple(outputs),
+        prediction=(label,),
+        classes=labels,
+    )
 
 
 def _copy_of(model: TrainedModel) -> ModelProto:

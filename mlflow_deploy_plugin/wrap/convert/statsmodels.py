@@ -81,7 +81,10 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     if _has_formula(results) and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
     # The call checks the columns.
-    converted.call_original(original, Batch(batch).take(slice(0, 1)).data)
+    converted.call_original(
+        original,
+        Batch(batch).take(slice(0, 1)).data,
+    )
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     proto = _graph(results, link, [*names])
     return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)

@@ -130,7 +130,10 @@ def export(
 def _store_captured_tensors(graph: GraphProto, captured: dict[str, tf.Tensor]) -> None:
     """Turn the graph's inputs that are captured tensors, by name, into constants."""
     for value in [value for value in graph.input if value.name in captured]:
-        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
+        constant = onnx.numpy_helper.from_array(
+            captured[value.name].numpy(),
+            value.name,
+        )
         graph.initializer.append(constant)
         graph.input.remove(value)
 

@@ -441,7 +441,13 @@ def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
             keepdims=0,
         ),
     )
-    graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
+    graph.node.append(
+        helper.make_node(
+            "Gather",
+            ["class_names", "class_index"],
+            ["label"],
+        )
+    )
     label = helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"])
     graph.output.insert(0, label)
 

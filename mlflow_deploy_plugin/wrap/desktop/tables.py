@@ -77,7 +77,12 @@ def _excel_to_csv(path: Path) -> bytes:
     """
     sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
     sheet.reset_dimensions()  # Some programs write a wrong size of the sheet.
-    rows = list(filter(any, map(_texts, sheet.iter_rows(values_only=True))))
+    rows = list(
+        filter(
+            any,
+            map(_texts, sheet.iter_rows(values_only=True)),
+        )
+    )
     header = rows[0] if rows else []
     width = max(
         (index for index, name in enumerate(header, 1) if name),
@@ -110,7 +115,11 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     return inputs, _predictions(model.artifact, outputs, len(records))
 
 
-def _predictions(artifact: Artifact, outputs: Mapping[str, Array], rows: int) -> Columns:
+def _predictions(
+    artifact: Artifact,
+    outputs: Mapping[str, Array],
+    rows: int,
+) -> Columns:
     """Return the columns of all outputs for a number of rows; those of `predict` come
     first.
     """

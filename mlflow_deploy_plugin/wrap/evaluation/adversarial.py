@@ -212,7 +212,11 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     return np.square(scores.astype(np.float64) - truth)
 
 
-def _cross_entropies(truth: Array, probabilities: Array, classes: list[Any]) -> Array | Refused:
+def _cross_entropies(
+    truth: Array,
+    probabilities: Array,
+    classes: list[Any],
+) -> Array | Refused:
     """Return the cross-entropy of each row, [N], for probabilities [N, C]. Without
     `classes`, the classes are the values of the target, sorted.
     """
@@ -295,7 +299,11 @@ def torch_original(
         return Refused(f"the torch original {uri}: {error.message}")
 
 
-def _original_refusal(uri: str, flavors: Mapping[str, Any], has_consent: bool) -> str:
+def _original_refusal(
+    uri: str,
+    flavors: Mapping[str, Any],
+    has_consent: bool,
+) -> str:
     """Return the reason why an original with these flavors cannot be loaded; empty if
     it can. `uri` is empty if there is no original.
     """

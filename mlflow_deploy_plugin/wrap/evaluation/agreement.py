@@ -148,7 +148,10 @@ def _compare_outputs(
     return FormAgreement(
         rows=row_count(want),
         equal=equal,
-        max_difference=max((agreement.largest for agreement in numbers.values()), default=None),
+        max_difference=max(
+            (agreement.largest for agreement in numbers.values()),
+            default=None,
+        ),
         mean_difference=max(means.values(), default=None),
         relative_difference=relative,
         loss=_limited_loss(loss),

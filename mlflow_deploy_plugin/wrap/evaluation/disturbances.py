@@ -36,13 +36,18 @@ def with_noise(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """
 
     def disturb(values: Array) -> Array:
-        scale: Array | float = spread(values)
+        scale: Array | float
         if values.ndim == 2:
             scale = np.array([spread(column) for column in values.T])
+        else:
+            scale = spread(values)
         noise = rng.normal(size=values.shape) * share * scale
         if values.dtype.kind == "f":
             return (values + noise).astype(values.dtype)
-        return within_type(values.astype(np.float64) + np.round(noise), values.dtype)
+        return within_type(
+            values.astype(np.float64) + np.round(noise),
+            values.dtype,
+        )
 
     return rows | {
         name: disturb(values) for name, values in rows.items() if values.dtype.kind in "iuf"
@@ -165,7 +170,10 @@ def with_typos(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
 
     return _change_texts(
         rows,
-        lambda texts: np.array([mistype(text) for text in texts], dtype=object),
+        lambda texts: np.array(
+            [mistype(text) for text in texts],
+            dtype=object,
+        ),
     )
 
 
@@ -250,8 +258,15 @@ def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
             np.round(np.sqrt(share) * size).astype(int),
             1,
         )
-        corners = rng.integers(0, size - sides + 1, (len(values), 2))
-        grey = within_type(np.nanmean(values, keepdims=True), values.dtype).item()
+        corners = rng.integers(
+            0,
+            size - sides + 1,
+            (len(values), 2),
+        )
+        grey = within_type(
+            np.nanmean(values, keepdims=True),
+            values.dtype,
+        ).item()
         for image, (top, left) in zip(changed, corners, strict=True):
             image[top : top + sides[0], left : left + sides[1]] = grey
         return np.ascontiguousarray(np.moveaxis(changed, (1, 2), image_axes))

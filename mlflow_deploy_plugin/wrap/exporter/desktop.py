@@ -61,7 +61,11 @@ gigabytes.
 """
 
 
-def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path) -> Path:
+def write_desktop(
+    artifact: Artifact,
+    described: Mapping[str, Any],
+    folder: Path,
+) -> Path:
     """Build the program, and return its executable, which needs the other files of its
     folder.
 

@@ -324,7 +324,10 @@ def _write_desktop(
     program = write_desktop(version.model.artifact, version.described, folder)
     total_bytes = sum(file.lstat().st_size for file in program.parent.rglob("*"))
     start = time.monotonic()
-    outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
+    outputs = _answers(
+        ["env", "-i", str(program), "--check"],
+        version.proof.rows,
+    )
     seconds = time.monotonic() - start
     progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
     return program.parent, _difference(version.proof.expected, outputs, EXACT)
@@ -524,7 +527,14 @@ def _run(
         python: the Python that runs the process.
     """
     return _answers(
-        [str(python), "-I", "-c", _PROOF, str(runner), str(model)],
+        [
+            str(python),
+            "-I",
+            "-c",
+            _PROOF,
+            str(runner),
+            str(model),
+        ],
         rows,
     )
 

@@ -190,7 +190,12 @@ class _Operations:
         self.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
         return name
 
-    def parts(self, name: str, count: int, size: int) -> list[str]:
+    def parts(
+        self,
+        name: str,
+        count: int,
+        size: int,
+    ) -> list[str]:
         """Split a value [rows, count * size] into `count` parts."""
         parts = []
         for start in range(0, count * size, size):
@@ -369,7 +374,15 @@ class _Direction(NamedTuple):
             )
         joined = ops.add("Concat", *states[::order], axis=0)
         last = ops.add("Unsqueeze", state, ops.constant([0]))
-        last_cell = ops.add("Unsqueeze", cell, ops.constant([0])) if cell else ""
+        last_cell = (
+            ops.add(
+                "Unsqueeze",
+                cell,
+                ops.constant([0]),
+            )
+            if cell
+            else ""
+        )
         return _Unrolled(joined, last, last_cell)
 
     def _weights(self) -> _Weights:
@@ -418,7 +431,11 @@ class _Direction(NamedTuple):
         )
         state_sums = weights.recurrent_bias
         if state:
-            state_sums = ops.add("Add", ops.add("MatMul", state, weights.recurrent), state_sums)
+            state_sums = ops.add(
+                "Add",
+                ops.add("MatMul", state, weights.recurrent),
+                state_sums,
+            )
         _, add_step = _STEPS[self.kind]
         return add_step(ops, input_sums, state_sums, state, cell, self.size)
 
@@ -480,7 +497,13 @@ def _keep_layout(model: onnx.ModelProto) -> None:
             (flat, output.name, [-1, *sizes[1:]]),
         ):
             graph.initializer.append(numpy_helper.from_array(np.array(shape), f"{target}__shape"))
-            graph.node.append(helper.make_node("Reshape", [source, f"{target}__shape"], [target]))
+            graph.node.append(
+                helper.make_node(
+                    "Reshape",
+                    [source, f"{target}__shape"],
+                    [target],
+                )
+            )
 
 
 def _rename(names: MutableSequence[str], old: str, new: str) -> None:

@@ -177,7 +177,10 @@ class Model:
         missing: dict[str, str | None] = {}
         for entry in self._described["inputs"]:
             missing |= dict.fromkeys(entry["columns"], entry["missing"])
-        row_count = max((len(values) for values in data.values()), default=0)
+        row_count = max(
+            (len(values) for values in data.values()),
+            default=0,
+        )
         arrays = {}
         for column in columns:
             name = column["name"]

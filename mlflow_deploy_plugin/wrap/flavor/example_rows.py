@@ -241,7 +241,10 @@ def _made_up_column(
         return np.array(texts, dtype=object)
     low, high = _made_up_range(
         dtype,
-        np.asarray(boundary.edges.get(name, ()), dtype=np.float64),
+        np.asarray(
+            boundary.edges.get(name, ()),
+            dtype=np.float64,
+        ),
     )
     numbers = random.uniform(low, high, MADE_UP_ROWS)
     if dtype in ("bool", "int32", "int64"):

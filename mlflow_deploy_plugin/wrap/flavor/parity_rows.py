@@ -393,7 +393,11 @@ class _TableRows:
             table[name] = column
         return RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
 
-    def one_category(self, source: str, changed: Mapping[Any, pd.Series]) -> RowGroup:
+    def one_category(
+        self,
+        source: str,
+        changed: Mapping[Any, pd.Series],
+    ) -> RowGroup:
         """Return rows of which each has one changed column, in blocks of rows with the
         same column. `changed` are the new values by column.
         """
@@ -441,7 +445,11 @@ class _TableRows:
             values = [value for value in values if value in dtype.categories]
         return [values[position] for position in self.random.permutation(len(values))[:limit]]
 
-    def change_one_column(self, row_counts: Mapping[Any, int], change: _Change) -> pd.DataFrame:
+    def change_one_column(
+        self,
+        row_counts: Mapping[Any, int],
+        change: _Change,
+    ) -> pd.DataFrame:
         """Return one table in which each row has one changed column: a table per column
         would take quadratic time. `row_counts` are the changed rows per column.
         """
@@ -781,8 +789,17 @@ def _far_tensors(example: Batch, random: Generator) -> Batch:
     """Return rows of the example in which all numbers are multiplied by a factor of
     `_FAR_TOGETHER`.
     """
-    factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
-    rows = example.take(random.integers(0, len(example), len(factors)))
+    factors = np.resize(
+        np.array(_FAR_TOGETHER),
+        min(_FAR_ROWS, _chunk_rows(example)),
+    )
+    rows = example.take(
+        random.integers(
+            0,
+            len(example),
+            len(factors),
+        )
+    )
     return Batch({name: _multiply_rows(array, factors) for name, array in rows.tensors.items()})
 
 

@@ -279,7 +279,12 @@ class NetModel(PythonModel):  # type: ignore[misc]
         if "KerasSaveable" in class_names:
             import keras
 
-            return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
+            return {
+                "keras": (
+                    keras.backend.backend(),
+                    pickle.dumps(self.net),
+                )
+            }
         return {"net": self.net}
 
     def __setstate__(self, state: dict[str, TrainedModel]) -> None:
@@ -451,7 +456,11 @@ def _column_spec(series: pd.Series) -> ColSpec:
         kind = DataType.double  # MLflow refuses a missing integer.
     # MLflow refuses a missing list or object in a required column, but not a missing
     # date.
-    return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
+    return ColSpec(
+        kind,
+        series.name,
+        required=isinstance(kind, DataType) or not series.hasnans,
+    )
 
 
 def _refuses_unseen(

@@ -525,7 +525,10 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
     if flavors[0] == "pytorch":
         config = {name: value for name, value in config.items() if name != "device"}
     params = mlmodel.get_params_schema()
-    return {**config, **{spec.name: spec.default for spec in params or ()}}
+    return {
+        **config,
+        **{spec.name: spec.default for spec in params or ()},
+    }
 
 
 def _model_config(
@@ -611,7 +614,12 @@ def _log_next_version(
         description = with_description_section(origin.version.description or "", [])
         if description:
             client.update_model_version(outcome.name, version, description)
-    return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
+    return replace(
+        outcome,
+        version=version,
+        model_id=model_id or "",
+        run_id=info.run_id or "",
+    )
 
 
 class _Origin(NamedTuple):

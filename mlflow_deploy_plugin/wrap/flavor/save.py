@@ -446,7 +446,10 @@ def _as_rows(values: Any) -> Any:
     return np.asarray(values)
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
+def _load_pyfunc(
+    path: str,
+    model_config: Mapping[str, object] | None = None,
+) -> PyfuncModel:
     """Load the model in a folder for MLflow. Raises InvalidConfig for an unknown
     `device` in `model_config`.
     """

@@ -128,7 +128,12 @@ def save_model(
         _save_example(model, wrapped.example, str(folder))
     _add_mlflow_flavors(model, code)
     (folder / PARITY_FILE).write_text(
-        json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n",
+        json.dumps(
+            wrapped.report.as_dict(),
+            indent=2,
+            allow_nan=False,
+        )
+        + "\n",
     )
     (folder / LOCK_FILE).write_text(wrapped.lock)
     if wrapped.reference is not None:

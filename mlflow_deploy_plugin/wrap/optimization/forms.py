@@ -223,7 +223,10 @@ def _zero_smallest(tensor: TensorProto, share: float) -> None:
     numbers = numpy_helper.to_array(tensor).copy()
     count = round(share * numbers.size)
     if count:
-        order = np.argpartition(np.abs(numbers).reshape(-1), count - 1)
+        order = np.argpartition(
+            np.abs(numbers).reshape(-1),
+            count - 1,
+        )
         numbers.reshape(-1)[order[:count]] = 0
     tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
 

@@ -145,7 +145,10 @@ def _request_seconds(
     rounds: int,
 ) -> Array:
     """Return the mean seconds of requests with `size` rows, [rounds, forms]."""
-    request = take_rows(rows, np.resize(np.arange(row_count(rows)), size))
+    request = take_rows(
+        rows,
+        np.resize(np.arange(row_count(rows)), size),
+    )
     feeds = [LoadedOnnx(model).feeds(request) for model in models]
     for model, arrays in zip(models, feeds, strict=True):
         model.run(arrays)

@@ -235,7 +235,10 @@ class _Trace:
         """
         groups: dict[tuple[str, str], list[_NodeRun]] = {}
         for node in self.nodes:
-            groups.setdefault((name_of(node), node.operator), []).append(node)
+            groups.setdefault(
+                (name_of(node), node.operator),
+                [],
+            ).append(node)
         medians = {key: _median_us(group) for key, group in groups.items()}
         total = sum(medians.values()) or 1.0
         summed = []
@@ -414,7 +417,10 @@ def draw(done: GraphProfile) -> "Figure":
     """Return a figure with the share of each operator and the longest nodes."""
     from matplotlib.figure import Figure  # matplotlib is only in the extra `monitoring`.
 
-    panels = {"operators": done.operators[:_MOST_BARS], "nodes": done.nodes[:_MOST_BARS]}
+    panels = {
+        "operators": done.operators[:_MOST_BARS],
+        "nodes": done.nodes[:_MOST_BARS],
+    }
     bar_count = max(map(len, panels.values()))
     figure = Figure(figsize=(10, 1.5 + 0.3 * bar_count))
     for axes, (title, entries) in zip(figure.subplots(1, 2), panels.items(), strict=True):

@@ -91,7 +91,11 @@ def _present_digests(
     return {name: digest for name, digest in digests.items() if (folder / name).is_file()}
 
 
-def _write_proof(folder: Path, section: Mapping[str, Any], base: Artifact) -> None:
+def _write_proof(
+    folder: Path,
+    section: Mapping[str, Any],
+    base: Artifact,
+) -> None:
     """Write the parity of the form and of its base to `PARITY_FILE`."""
     proof = {
         **section["parity"],

@@ -192,7 +192,10 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
         ("change", "name", against, "new", ""),
         tuple(change.cells for change in changes),
     )
-    figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
+    figures = {
+        "changes": float(len(changes)),
+        "breaking": float(len(breaking)),
+    }
     if breaking:
         sentences = "; ".join(change.sentence for change in breaking)
         return CheckResult(
@@ -293,7 +296,10 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
             yield _Change("retyped", label, before.dtype, after.dtype, breaks_callers=True)
         if before.shape != after.shape:
             accepts_old = _accepts_shape(after.shape, before.shape)
-            shapes = (str(list(before.shape)), str(list(after.shape)))
+            shapes = (
+                str(list(before.shape)),
+                str(list(after.shape)),
+            )
             yield _Change("reshaped", label, *shapes, not accepts_old)
 
 

@@ -162,14 +162,24 @@ def check_robustness(
     return CheckResult(
         NAME,
         state_of(failures),
-        "; ".join(failures) or _noise_summary(noise, row_count(rows), policy, clean.measure),
+        "; ".join(failures)
+        or _noise_summary(
+            noise,
+            row_count(rows),
+            policy,
+            clean.measure,
+        ),
         figures,
         notes=tuple(notes),
         table=_outcome_table([*outcomes, *by_column], clean.measure),
     )
 
 
-def _disturb(rows: NamedArrays, policy: RobustnessPolicy, seed: int) -> dict[str, NamedArrays]:
+def _disturb(
+    rows: NamedArrays,
+    policy: RobustnessPolicy,
+    seed: int,
+) -> dict[str, NamedArrays]:
     """Return the rows under each disturbance. The first disturbance is the noise."""
     rngs = [np.random.default_rng([seed, number]) for number in range(3)]
     return {
@@ -305,7 +315,11 @@ def _current_under_noise(
         return None
     model, rows = current
     try:
-        disturbed = with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))
+        disturbed = with_noise(
+            rows,
+            policy.noise,
+            np.random.default_rng([seed, 0]),
+        )
         noise = _Undisturbed.of(model, rows, truth, metric).outcome(_NOISE, disturbed)
     except (SchemaMismatch, InferenceError, InvalidConfig):
         return None

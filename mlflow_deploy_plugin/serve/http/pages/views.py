@@ -141,7 +141,11 @@ def _is_trusted(address: str, trusted: str) -> bool:
     return False
 
 
-def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+def _try_values(
+    server: Server,
+    request: RawRequest,
+    subject: DescribedEndpoint,
+) -> dict[str, Any]:
     """Return the form's fields, the data for the page's script, an example and a body
     for the text field.
     """
@@ -166,7 +170,11 @@ def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint)
     return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
 
 
-def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+def _docs_values(
+    server: Server,
+    request: RawRequest,
+    subject: DescribedEndpoint,
+) -> dict[str, Any]:
     """Return the routes, the fields and an example of the endpoint."""
     if request.headers.get("x-forwarded-proto") == "https":
         scheme = "https"
@@ -330,7 +338,13 @@ def _request_row(
     no path, id or message.
     """
     (status, *names), arrived, seconds, rows, prediction_id, code, message = recent
-    origin = dict(zip(("endpoint", "variant", "version", "protocol"), names, strict=True))
+    origin = dict(
+        zip(
+            ("endpoint", "variant", "version", "protocol"),
+            names,
+            strict=True,
+        )
+    )
     captured = captured or _Captured(event_time=None, values={}, keys={})
     if not shows_values:
         origin["protocol"] = origin["protocol"].partition(" ")[0]

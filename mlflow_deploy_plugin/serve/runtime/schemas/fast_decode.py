@@ -206,7 +206,15 @@ def _group_by_type(columns: tuple[Column, ...]) -> list[_Group]:
     for kind, positions in positions_by_type.items():
         names = [columns[position].name for position in positions]
         dtype = numpy_dtype(COLUMN_TYPES[kind])
-        groups.append(_Group(kind, names, _picker(positions), _ACCEPTED[kind], dtype))
+        groups.append(
+            _Group(
+                kind,
+                names,
+                _picker(positions),
+                _ACCEPTED[kind],
+                dtype,
+            )
+        )
     return groups
 
 

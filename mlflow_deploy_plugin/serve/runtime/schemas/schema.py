@@ -246,7 +246,11 @@ class Schema:
             if (array := arrays.get(entry.name)) is None:
                 continue
             if entry.missing is not None:
-                array = np.where(array == entry.missing, np.array(None, object), array)
+                array = np.where(
+                    array == entry.missing,
+                    np.array(None, object),
+                    array,
+                )
             if entry.columns:
                 flat = as_table(array)
                 columns.update(
@@ -453,7 +457,12 @@ class Schema:
             if columns:
                 matrix = np.column_stack(columns)
             else:
-                matrix = list(map(list, zip(*data.values(), strict=True)))
+                matrix = list(
+                    map(
+                        list,
+                        zip(*data.values(), strict=True),
+                    )
+                )
             return self._from_tensors({self.tensors[0].name: matrix})
         raise SchemaMismatch(
             f"a table does not fit this model; send the tensors {join_names(self.names)}",

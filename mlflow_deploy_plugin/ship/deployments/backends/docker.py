@@ -152,7 +152,12 @@ class DockerBackend(MachineBackend):
             server = self._server(name)
         return server is not None and server.status in ("running", "restarting")
 
-    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+    def logs(
+        self,
+        name: str,
+        lines: int,
+        follow: bool,
+    ) -> Iterator[str]:
         with docker_errors():
             if (server := self._server(name)) is None:
                 return

@@ -398,7 +398,12 @@ class KubernetesBackend:
             for pod in self._living_pods(name):
                 self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
-    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+    def logs(
+        self,
+        name: str,
+        lines: int,
+        follow: bool,
+    ) -> Iterator[str]:
         """Yield the last log lines of each pod, with the pod's name. If `follow` is
         set, then yield new lines.
         """
@@ -778,7 +783,10 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     return kubernetes.replicas
 
 
-def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
+def pod_environment(
+    spec: EndpointSpec,
+    running: Document | None = None,
+) -> dict[str, str]:
     """Return MLflow's addresses for pods, from the `running` Deployment, or from this
     process if pods can reach them.
 

@@ -169,7 +169,13 @@ class Cluster:
             )
         document = {**document, "apiVersion": self._version(kind)}
         try:
-            self._patch(kind, name, document, _APPLY_TYPE, force=str(force).lower())
+            self._patch(
+                kind,
+                name,
+                document,
+                _APPLY_TYPE,
+                force=str(force).lower(),
+            )
         except ApiRefused as error:
             owners = dict.fromkeys(_CONFLICT.findall(error.message))
             if not owners:

@@ -116,7 +116,12 @@ class LocalBackend(MachineBackend):
     def is_running(self, name: str) -> bool:
         return _running_pid(self.settings.state_dir(name)) is not None
 
-    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+    def logs(
+        self,
+        name: str,
+        lines: int,
+        follow: bool,
+    ) -> Iterator[str]:
         folder = self.settings.state_dir(name)
         yield from read_log_tail(folder / LOG)[-lines:]
         if not follow or not (folder / LOG).exists():

@@ -154,7 +154,12 @@ class Backend(Protocol):
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         """Yield an address at which this machine reaches the running server."""
 
-    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+    def logs(
+        self,
+        name: str,
+        lines: int,
+        follow: bool,
+    ) -> Iterator[str]:
         """Yield the last lines of the server's log. If `follow` is set, also yield new
         lines until the log ends.
         """

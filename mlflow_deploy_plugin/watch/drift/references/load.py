@@ -153,7 +153,12 @@ class LogReference:
             self.span.end_us - 1,
             lag_windows,
         )
-        edges = (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
+        edges = (
+            grid.start_us,
+            grid.step_us,
+            self.span.start_us,
+            self.span.end_us,
+        )
         if any(time % HOUR_US for time in edges):
             pieces = sketch_pieces(bins, self._batches(segment), grid)
         else:
@@ -315,7 +320,12 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     else:
         rows = _load_rows(request, model, version)
     capture = request.capture
-    left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
+    left_out = (
+        *capture.drop,
+        *capture.mask,
+        *capture.keys,
+        *request.exclude,
+    )
     bins, notes = freeze_table(rows.table, request.spec.columns, rows.shown, left_out)
     key = bins_digest(bins)
     if log_reference:
@@ -353,7 +363,10 @@ def column_types(
     """Return the column types from the window's rows and the model's signature; the
     signature has precedence.
     """
-    window = View(request.endpoint, TimeRange(request.window.start, request.window.end))
+    window = View(
+        request.endpoint,
+        TimeRange(request.window.start, request.window.end),
+    )
     logged = {column.name: column.type for column in request.log.schema(window)}
     return logged | signature_types(request.settings.state_dir(request.endpoint), model, version)
 

@@ -302,7 +302,11 @@ def _read_rows(path: Path) -> tuple[pa.Table, int]:
     return table, count
 
 
-def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:
+def _time_column(
+    table: pa.Table,
+    shown: str,
+    exclude: Collection[str],
+) -> str:
     """Return the name of the event time column, which is not in `exclude`; empty if the
     table has none.
     """

@@ -203,7 +203,10 @@ def window_grid(
     first = (first_us - start_us) // length_us
     last = (last_us - start_us) // length_us
     windows = last - first + 1
-    cells = max(sum(column_bins.size + 1 for column_bins in bins.values()), 1)
+    cells = max(
+        sum(column_bins.size + 1 for column_bins in bins.values()),
+        1,
+    )
     fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
     most = _steps_of(length_us)
     steps = next(
@@ -494,7 +497,10 @@ def _count_out_of_range(values: Array, groups: Array, counted: Array) -> RestCou
     np.maximum.at(most, owners, numbers)
     least[~counted] = np.inf
     most[~counted] = -np.inf
-    below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
+    below = np.bincount(
+        owners[numbers < _of_others(least)[owners]],
+        minlength=count,
+    )
     above = np.bincount(
         owners[numbers > -_of_others(-most)[owners]],
         minlength=count,

@@ -67,7 +67,10 @@ def feature_columns(
             yield name, summarised.column(name)
 
 
-def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
+def select_columns(
+    columns: Iterable[str],
+    chosen: Sequence[str],
+) -> list[str]:
     """Return the chosen columns and their parts, such as `image.mean` for `image`. If
     `chosen` is empty, return all.
     """

@@ -204,7 +204,11 @@ def hour_profiles(
             yield start, _profile_of(profiles, model, version)
 
 
-def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Identity, int]:
+def window_versions(
+    log: InferenceLog,
+    endpoint: str,
+    window: Window,
+) -> dict[Identity, int]:
     """Return the number of rows in the window by (model, version), the most frequent
     version first.
     """
@@ -289,7 +293,10 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
         made_of = _made_of(files)
         if any(file.path in sketches.log.unreadable for file in files):
             made_of = [_UNREADABLE]
-        stored[hour.start] = StoredHour(made_of, computed.get(hour.start, {}))
+        stored[hour.start] = StoredHour(
+            made_of,
+            computed.get(hour.start, {}),
+        )
     if stale:
         sketches.store(day, dict(sorted(stored.items())))
     return {hour.start: stored[hour.start].profiles for hour in listed}

@@ -119,7 +119,12 @@ def _scores(bins: Bins, codes: Array) -> Array:
         _REACH,
     )
     dimensions = scores.shape[1]
-    padded: Array = np.vstack([scores, np.zeros((1, dimensions))])
+    padded: Array = np.vstack(
+        [
+            scores,
+            np.zeros((1, dimensions)),
+        ]
+    )
     return padded / math.sqrt(max(dimensions, 1))
 
 
@@ -149,7 +154,12 @@ def _variables(
             if isinstance(frozen, CategoryBins):
                 titles = [f"{name}={value}" for value in frozen.codes]
             for title, scores in zip(titles, _scores(frozen, before[name]).T, strict=False):
-                yield _Variable(name, title, scores[before[name]], scores[now[name]])
+                yield _Variable(
+                    name,
+                    title,
+                    scores[before[name]],
+                    scores[now[name]],
+                )
 
 
 def correlation_change(

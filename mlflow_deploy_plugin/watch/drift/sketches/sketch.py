@@ -124,7 +124,13 @@ class ColumnSketch:
 
 
 _ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
-_NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
+_NOTHING = ColumnSketch(
+    "",
+    "other",
+    "",
+    np.zeros(1, np.int64),
+    0,
+)
 _FIELDS = [
     (each_field.name, getattr(_NOTHING, each_field.name)) for each_field in fields(ColumnSketch)
 ]
@@ -196,7 +202,11 @@ def sketch_groups(
     return [*map(Profile, rows, profiles)]
 
 
-def _sketches(name: str, frozen: Bins | None, counted: ColumnCounts) -> Iterator[ColumnSketch]:
+def _sketches(
+    name: str,
+    frozen: Bins | None,
+    counted: ColumnCounts,
+) -> Iterator[ColumnSketch]:
     """Yield the sketch of a column in each group."""
     expected = frozen.arrow_type or frozen.kind if frozen else ""
     values_by_field = {
@@ -510,14 +520,26 @@ def _measure_moments(numbers: Array, is_known: Array, groups: _Groups) -> Column
     with np.errstate(all="ignore"):
         # A plain sum could overflow.
         about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)
-        about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
+        about = (
+            about
+            + np.bincount(
+                owners,
+                numbers - about[rows],
+                minlength=count,
+            )
+            / finite
+        )
         # exact for constants
         mean = np.where(
             finite > 0,
             np.where(minimum == maximum, minimum, about),
             np.nan,
         )
-        m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
+        m2 = np.bincount(
+            owners,
+            (numbers - mean[rows]) ** 2,
+            minlength=count,
+        )
     return {
         "minimum": np.where(has_numbers, minimum, np.nan).tolist(),
         "maximum": np.where(has_numbers, maximum, np.nan).tolist(),

@@ -39,7 +39,10 @@ def dependence(series: Array) -> Dependence:
     if count < _SHORTEST:
         return Dependence(1.0, 1.0)
     centred = series - series.mean()
-    run = max(5, math.ceil(math.sqrt(math.log10(count))))
+    run = max(
+        5,
+        math.ceil(math.sqrt(math.log10(count))),
+    )
     longest = min(math.ceil(math.sqrt(count)) + run, count - 1)
     covariances = (
         np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count

@@ -139,7 +139,10 @@ def count_alarms(
         for name, score in zip(columns, alarm.scores.max(axis=1), strict=True)
         if score > alarm.threshold
     )
-    spacing = min(persistence, max(min(judges, windows) / needed_windows(rate), 1.0))
+    spacing = min(
+        persistence,
+        max(min(judges, windows) / needed_windows(rate), 1.0),
+    )
     effective_n = max(round(windows / spacing), 1)
     hits = math.ceil(len(alarms) / len(tests) * effective_n - 1e-9)
     if math.isinf(judges):
@@ -281,7 +284,10 @@ class Tail:
     def fit(cls, statistics: Array) -> "Tail":
         """Fit the tail to the largest fifth of the statistics, [M], at least five."""
         largest = np.sort(statistics)[::-1]
-        count = min(max(len(largest) // _TAIL_PART, _FEWEST_IN_TAIL), len(largest) - 1)
+        count = min(
+            max(len(largest) // _TAIL_PART, _FEWEST_IN_TAIL),
+            len(largest) - 1,
+        )
         start = max(float(largest[count]), _SMALLEST_START)
         index = float(np.log(np.maximum(largest[:count], start) / start).mean())
         return cls(start, count / len(largest), max(index, _SMALLEST_INDEX))
@@ -316,7 +322,12 @@ def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Arra
         means = np.tensordot(weights, centred, 1) / counts
         squares = np.tensordot(weights, np.square(centred), 1)
     deviations = np.maximum(
-        np.sqrt(np.maximum(squares / counts - np.square(means), 0)),
+        np.sqrt(
+            np.maximum(
+                squares / counts - np.square(means),
+                0,
+            )
+        ),
         floors,
     )
     return np.where(is_known, (centred - means) / deviations, -np.inf)

@@ -314,7 +314,10 @@ def draw(
     begins = rng.random((draws, length)) < 1 / mean_length
     begins[:, 0] = True
     positions_in_series = np.arange(length)
-    latest = np.maximum.accumulate(np.where(begins, positions_in_series, 0), axis=1)
+    latest = np.maximum.accumulate(
+        np.where(begins, positions_in_series, 0),
+        axis=1,
+    )
     return (np.take_along_axis(starts, latest, axis=1) + positions_in_series - latest) % count
 
 
@@ -381,7 +384,10 @@ class IndependentRows(null.Null):
             if len(sample) > rows:
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
             codes = encode_columns(group.reference.bins, sample)
-            even = np.full(len(sample), 1 / max(len(sample), 1))
+            even = np.full(
+                len(sample),
+                1 / max(len(sample), 1),
+            )
             sizes = [
                 group.compared,
                 pieces.total.rows,
@@ -439,7 +445,11 @@ class IndependentRows(null.Null):
                 continue
             sized.append(replace(group, compared=size))
             for name in group.columns:
-                figures = _window_figures(null.GroupColumn(sized[-1], name, windows), now, before)
+                figures = _window_figures(
+                    null.GroupColumn(sized[-1], name, windows),
+                    now,
+                    before,
+                )
                 figures[rows < size] = np.nan
                 columns.append(figures)
         samples = self.compare(sized)

@@ -176,7 +176,11 @@ class GroupColumn:
 
     def total(self) -> Array:
         """Return the histogram of the whole reference, [1, K + 1] float64."""
-        return column_counts([self.group.reference.pieces.total], self.name, self.bins)
+        return column_counts(
+            [self.group.reference.pieces.total],
+            self.name,
+            self.bins,
+        )
 
     @property
     def unseen_share(self) -> float:
@@ -406,7 +410,10 @@ def smallest_deviations(
     if len(occupied) == 1 and bins.size > 1:
         usual = np.eye(bins.size)[occupied[0]]
         another = np.eye(bins.size)[-1 if occupied[0] < bins.size - 1 else 0]
-        floors[DISTANCE] = bins.distance(usual, (1 - odd) * usual + odd * another)
+        floors[DISTANCE] = bins.distance(
+            usual,
+            (1 - odd) * usual + odd * another,
+        )
     if len(occupied) == len(present) or not len(occupied):
         floors[MISSING] = odd
     return floors

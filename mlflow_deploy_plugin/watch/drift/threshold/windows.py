@@ -397,7 +397,12 @@ class Lagged(null.WindowNull):
         pairs = self.compare(groups)
         figures = pairs.figures
         befores = (
-            replace(pairs, figures=figures[:place], effective_n=float(place)) for place in later
+            replace(
+                pairs,
+                figures=figures[:place],
+                effective_n=float(place),
+            )
+            for place in later
         )
         tests = [
             before.test(figures[index], supported)

@@ -121,7 +121,10 @@ def _linear(model: Estimator) -> Boosting | None:
     return Boosting(
         trees=[],
         targets=[],
-        base=np.broadcast_to(model.intercept_, slopes.shape[1:]).astype(float),
+        base=np.broadcast_to(
+            model.intercept_,
+            slopes.shape[1:],
+        ).astype(float),
         mode="BRANCH_LEQ",
         link=link,
         lines=slopes.astype(float),
@@ -139,7 +142,11 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         return None
     value = np.zeros((len(trees), nodes, targets))
     for tree, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
-        value[owner, : len(tree.value), target] += np.where(tree.left < 0, tree.value, 0.0)
+        value[owner, : len(tree.value), target] += np.where(
+            tree.left < 0,
+            tree.value,
+            0.0,
+        )
 
     def padded(name: str, dtype: type, fill: object) -> Array:
         array: Array = np.full((len(trees), nodes), fill, dtype)
@@ -155,7 +162,11 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         feature=padded("feature", np.int32, 0),
         threshold=threshold,
         left=left,
-        right=np.where(left < 0, -1, padded("right", np.int32, -1)),
+        right=np.where(
+            left < 0,
+            -1,
+            padded("right", np.int32, -1),
+        ),
         missing_left=padded("default_left", np.bool_, False),
         value=value,
         slopes=sums.lines.reshape(-1, targets),
@@ -170,5 +181,8 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
 def _just_below(thresholds: Array, is_single: bool) -> Array:
     """Return the largest numbers below the thresholds, so that x <= t is x < t."""
     kind = np.float32 if is_single else np.float64
-    below: Array = np.nextafter(thresholds.astype(kind), kind(-np.inf)).astype(np.float64)
+    below: Array = np.nextafter(
+        thresholds.astype(kind),
+        kind(-np.inf),
+    ).astype(np.float64)
     return below

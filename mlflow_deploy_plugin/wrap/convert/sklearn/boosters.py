@@ -127,7 +127,10 @@ class _XgboostDocument:
 
     def until(self, rounds: int) -> "_XgboostDocument":
         """Return the document with the trees of the first rounds."""
-        return replace(self, trees=self.trees[: self.content["iteration_indptr"][rounds]])
+        return replace(
+            self,
+            trees=self.trees[: self.content["iteration_indptr"][rounds]],
+        )
 
     def read_trees(self) -> list[_TargetTree]:
         """Return the trees: several for a document's tree with several values per
@@ -554,8 +557,19 @@ def _nest_levels(tree: Document) -> Document:
     )
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
-        pairs = zip(level[::2], level[1::2], strict=True)
-        level = [{"split": split, "left": left, "right": right} for left, right in pairs]
+        pairs = zip(
+            level[::2],
+            level[1::2],
+            strict=True,
+        )
+        level = [
+            {
+                "split": split,
+                "left": left,
+                "right": right,
+            }
+            for left, right in pairs
+        ]
     return level[0]
 
 

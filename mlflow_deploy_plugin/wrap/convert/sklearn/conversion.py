@@ -526,7 +526,11 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
         output.type = Int64TensorType([None])  # skorch returns class indices.
         label = output.full_name
         if hasattr(estimator, "threshold"):
-            second = builder.node("Gather", [answer, np.array(1)], axis=1)
+            second = builder.node(
+                "Gather",
+                [answer, np.array(1)],
+                axis=1,
+            )
             above = builder.node(
                 "Greater",
                 [second, np.array(estimator.threshold, np.float32)],

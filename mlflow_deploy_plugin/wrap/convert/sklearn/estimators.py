@@ -312,7 +312,14 @@ def bind_inputs(
             dtype = "str"
         elif column.name in encoded and _is_code(column):
             dtype = "int64"
-        inputs.append(_input(column.name, dtype, [column], column.name in optional_texts))
+        inputs.append(
+            _input(
+                column.name,
+                dtype,
+                [column],
+                column.name in optional_texts,
+            )
+        )
     return tuple(inputs)
 
 
@@ -397,7 +404,11 @@ def _may_be_missing(
     return optional
 
 
-def _accepts_gaps(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> bool:
+def _accepts_gaps(
+    model: Estimator,
+    batch: pd.DataFrame,
+    texts: Sequence[str],
+) -> bool:
     """Return True if the model predicts a row without values in the text columns."""
 
     def predict(row: ModelInput) -> dict[str, Array]:

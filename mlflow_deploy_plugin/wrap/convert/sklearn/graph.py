@@ -540,7 +540,12 @@ def _output_of(name: str, answer: Array, value: ValueInfoProto) -> Output:
         dtype = _LABEL_DTYPES.get(kind, "str")
     else:
         dtype, _ = dtype_and_shape(value)
-    return Output(name, dtype, (-1, *answer.shape[1:]), role)
+    return Output(
+        name,
+        dtype,
+        (-1, *answer.shape[1:]),
+        role,
+    )
 
 
 def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> ValueInfoProto:
@@ -556,7 +561,13 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
     if output.role != "label" or value.type.tensor_type.elem_type != kind:
         cast = f"{name}_cast"
         graph.node.append(
-            helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind),
+            helper.make_node(
+                "Cast",
+                [current],
+                [cast],
+                name=f"onnxserve_{cast}",
+                to=kind,
+            ),
         )
         current = cast
     sizes = onnx.numpy_helper.from_array(
@@ -565,7 +576,12 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
     )
     graph.initializer.append(sizes)
     graph.node.append(
-        helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}"),
+        helper.make_node(
+            "Reshape",
+            [current, sizes.name],
+            [name],
+            name=f"onnxserve_{name}",
+        ),
     )
     return helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]])
 

@@ -97,7 +97,11 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
         axis=0,
     )
     padded = graph.node("Pad", [rows, pads])
-    shape = graph.node("Concat", [block_count, block_rows, [-1]], axis=0)
+    shape = graph.node(
+        "Concat",
+        [block_count, block_rows, [-1]],
+        axis=0,
+    )
     body = _block_sums(graph.subgraph(), levels)
     blocks = graph.node("Reshape", [padded, shape])
     stacked = graph.node("Scan", [blocks], body=body, num_scan_inputs=1)
@@ -241,7 +245,12 @@ class _Block:
             position = self._child(position, number)
         return self.graph.cast(position, TensorProto.INT32)
 
-    def _selected_step(self, level: Array, steps: list[str], comparisons: _Comparisons) -> str:
+    def _selected_step(
+        self,
+        level: Array,
+        steps: list[str],
+        comparisons: _Comparisons,
+    ) -> str:
         """Add the step of a compared level.
 
         Each earlier step, from the last to the first, selects half of the level's nodes
@@ -261,7 +270,11 @@ class _Block:
             if len(choices) == 1:
                 break
             condition = self.graph.cast(step, TensorProto.BOOL)
-            pairs = zip(choices[1::2], choices[::2], strict=True)
+            pairs = zip(
+                choices[1::2],
+                choices[::2],
+                strict=True,
+            )
             choices = [self.graph.node("Where", [condition, odd, even]) for odd, even in pairs]
         [selected] = choices
         return selected

@@ -489,7 +489,10 @@ def _node_attributes(trees: list[Tree], boosting: Boosting) -> dict[str, Any]:
     thresholds = np.where(is_leaf, 0.0, nodes.pop("nodes_values"))
     node_counts = [len(tree.left) for tree in chained]
     return {
-        "nodes_treeids": np.repeat(np.arange(len(chained)), node_counts).tolist(),
+        "nodes_treeids": np.repeat(
+            np.arange(len(chained)),
+            node_counts,
+        ).tolist(),
         "nodes_nodeids": np.concatenate([*map(np.arange, node_counts)]).tolist(),
         "nodes_modes": np.concatenate([modes for _, modes in comparisons]).tolist(),
         **{name: np.where(is_leaf, 0, array).astype(int).tolist() for name, array in nodes.items()},

@@ -82,7 +82,12 @@ def upgrade() -> None:
         _moment("window_start"),
         _moment("window_end"),
         _integer("revision"),
-        sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column(
+            "by_hand",
+            sa.Boolean,
+            nullable=False,
+            server_default=sa.false(),
+        ),
         _text("state", 31),
         _text("verdict", 31),
         _text("reason"),
@@ -209,7 +214,10 @@ def _text(
     return sa.Column(name, kind, nullable=False, server_default=default)
 
 
-def _integer(name: str, default: str | None = None) -> sa.Column[int]:
+def _integer(
+    name: str,
+    default: str | None = None,
+) -> sa.Column[int]:
     return sa.Column(name, sa.Integer, nullable=False, server_default=default)
 
 
@@ -217,5 +225,8 @@ def _moment(name: str, nullable: bool = False) -> sa.Column[datetime]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
 
 
-def _document(name: str, default: str | None = None) -> sa.Column[Any]:
+def _document(
+    name: str,
+    default: str | None = None,
+) -> sa.Column[Any]:
     return sa.Column(name, sa.JSON, nullable=False, server_default=default)

@@ -86,7 +86,11 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
     return np.hstack(parts)
 
 
-def _one_hot_codes(model: OneHotEncoder, position: int, count: int) -> tuple[Array, int]:
+def _one_hot_codes(
+    model: OneHotEncoder,
+    position: int,
+    count: int,
+) -> tuple[Array, int]:
     """Return the output columns of a column's categories, and of infrequent categories;
     -1 is no column.
 
@@ -160,7 +164,10 @@ def encoded(
         unknown: the code of all other values.
     """
     kind = column.dtype.kind
-    is_gap = np.array([kind != "O" and is_missing(entry) for entry in categories], bool)
+    is_gap = np.array(
+        [kind != "O" and is_missing(entry) for entry in categories],
+        bool,
+    )
     keys = list(compress(categories, ~is_gap))
     values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
@@ -240,7 +247,12 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     gaps = np.isnan(x)
     filled = np.where(gaps, filler, x)
     if marked:
-        return np.hstack([filled, gaps[:, marked].astype(x.dtype)])
+        return np.hstack(
+            [
+                filled,
+                gaps[:, marked].astype(x.dtype),
+            ]
+        )
     return filled
 
 

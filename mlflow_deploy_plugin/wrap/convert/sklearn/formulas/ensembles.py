@@ -202,7 +202,11 @@ def _flat(answer: Traced) -> TracedArray:
     return answer[:, 0] if answer.ndim > 1 else answer
 
 
-def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
+def _scores(
+    estimators: list[Estimator],
+    rows: Rows,
+    method: str = "",
+) -> TracedArray:
     """Return the scores of the estimators [N, k]. Without a method, regressors predict,
     and classifiers return decisions or probabilities, like
     sklearn.multiclass._predict_binary. Linear estimators are combined into one product.

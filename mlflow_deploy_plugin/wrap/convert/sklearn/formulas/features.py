@@ -112,7 +112,13 @@ def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
     """Return the pooled number of each group of columns."""
     groups = (np.flatnonzero(model.labels_ == label) for label in np.unique(model.labels_))
     return np.stack(
-        [model.pooling_func(rows.matrix[:, group], axis=1) for group in groups],
+        [
+            model.pooling_func(
+                rows.matrix[:, group],
+                axis=1,
+            )
+            for group in groups
+        ],
         axis=1,
     )
 
@@ -197,11 +203,24 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
     steps: list[tuple[np.ufunc, Array]] = []
     match model:
         case preprocessing.MinMaxScaler():
-            steps = [(np.multiply, model.scale_), (np.add, model.min_)]
+            steps = [
+                (np.multiply, model.scale_),
+                (np.add, model.min_),
+            ]
             if model.clip:
                 low, high = model.feature_range
-                steps.append((np.maximum, np.array([low], x.dtype)))
-                steps.append((np.minimum, np.array([high], x.dtype)))
+                steps.append(
+                    (
+                        np.maximum,
+                        np.array([low], x.dtype),
+                    )
+                )
+                steps.append(
+                    (
+                        np.minimum,
+                        np.array([high], x.dtype),
+                    )
+                )
         case preprocessing.StandardScaler():
             if model.with_mean:
                 steps.append((np.subtract, model.mean_.astype(x.dtype)))

@@ -208,7 +208,11 @@ def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
     return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
-def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
+def _within_radius(
+    model: Estimator,
+    rows: Rows,
+    targets: Array,
+) -> tuple[TracedArray, TracedArray]:
     """Return the weighted mean [N, t] of targets within the radius (NaN without
     neighbours), and their count [N].
     """
@@ -330,7 +334,10 @@ def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> Decision:
     spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
     distance = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(distance * distance) + 2.0 * np.log(model.class_prior_)
-    if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
+    if np.isclose(
+        model.class_prior_,
+        1 / len(model.classes_),
+    ).all():
         position = np.argmin(
             distances(rows.matrix, model.centroids_, model.metric),
             axis=1,
@@ -358,7 +365,11 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
         shift = getattr(model, "_X_mean", 0.0)
         centres = np.vstack((node.left.center, node.right.center)) + shift
         nearer = nearest_centre(rows.matrix, centres)
-        return np.where(nearer == 0, leaf_below(node.left), leaf_below(node.right))
+        return np.where(
+            nearer == 0,
+            leaf_below(node.left),
+            leaf_below(node.right),
+        )
 
     return leaf_below(model._bisecting_tree)
 
@@ -371,7 +382,10 @@ def propagated_labels(model: Estimator, rows: Rows) -> Decision:
     if model.kernel == "rbf":
         likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
     elif model.kernel == "knn":
-        _, nearest = smallest(distances(rows.matrix, model.X_, "euclidean"), model.n_neighbors)
+        _, nearest = smallest(
+            distances(rows.matrix, model.X_, "euclidean"),
+            model.n_neighbors,
+        )
         likely = take(labels, nearest).sum(axis=1)
     else:
         raise NotImplementedError("a kernel that is a Python function")

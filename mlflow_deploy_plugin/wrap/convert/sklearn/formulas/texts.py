@@ -65,7 +65,10 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
             **_vocabulary_attributes(vectorizer),
         )
         if vectorizer.binary:
-            counts = graph.node("Min", [counts, np.ones(1, np.float32)])
+            counts = graph.node(
+                "Min",
+                [counts, np.ones(1, np.float32)],
+            )
         if not isinstance(vectorizer, TfidfVectorizer):
             return counts
         return _apply_in_64_bits(graph, counts, width, partial(weighted, vectorizer._tfidf))
@@ -107,13 +110,19 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     else:
         signs = graph.node("Equal", [hashes, hashes])
     is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
-    values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
+    values = graph.node(
+        "Mul",
+        [graph.cast(signs, TensorProto.FLOAT), is_token],
+    )
     shape = graph.node(
         "Concat",
         [graph.row_count(tokens), [width]],
         axis=0,
     )
-    zeros = graph.node("Expand", [np.zeros(1, np.float32), shape])
+    zeros = graph.node(
+        "Expand",
+        [np.zeros(1, np.float32), shape],
+    )
     # The sums are added for a binary vectorizer too, although they are unused.
     sums = graph.node(
         "ScatterElements",
@@ -194,7 +203,10 @@ def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     )
     row_count = graph.node("Shape", [flat])
     block_count, block_rows = graph.equal_blocks(row_count, most_rows)
-    end = graph.node("Squeeze", [graph.node("Mul", [block_count, block_rows])])
+    end = graph.node(
+        "Squeeze",
+        [graph.node("Mul", [block_count, block_rows])],
+    )
     positions = graph.node(
         "Range",
         [np.int64(0), end, np.int64(1)],
@@ -253,7 +265,10 @@ def _with_single_spaces(graph: NodeBuilder, vectorizer: CountVectorizer, tokens:
     pattern = f"{_class_expression(_SPACES)}{{{min_length},}}"
     is_space = graph.node("RegexFullMatch", [tokens], pattern=pattern)
     is_padding = graph.node("Equal", [tokens, _text(_PAD)])
-    is_space = graph.node("And", [is_space, graph.node("Not", [is_padding])])
+    is_space = graph.node(
+        "And",
+        [is_space, graph.node("Not", [is_padding])],
+    )
     return graph.node("Where", [is_space, _text(" "), tokens])
 
 
@@ -281,7 +296,11 @@ def _without_stop_words(
     length = graph.node("Shape", [tokens], start=1)
     positions = graph.node(
         "Range",
-        [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)],
+        [
+            np.int64(0),
+            graph.node("Squeeze", [length]),
+            np.int64(1),
+        ],
     )
     keys = graph.node(
         "Add",
@@ -397,7 +416,10 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     Unicode's rule Final_Sigma.
     """
     code = _letter_codes(graph, characters)
-    is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
+    is_skipped = graph.node(
+        "Equal",
+        [code, np.zeros(1, np.float32)],
+    )
     code = graph.cast(code, TensorProto.DOUBLE)
     length = graph.node(
         "Squeeze",
@@ -419,7 +441,10 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
         near_letters.append(_is_near_letter(graph, rank, is_before=step > 0))
     is_after_letter, is_before_letter = near_letters
-    is_final = graph.node("And", [is_after_letter, graph.node("Not", [is_before_letter])])
+    is_final = graph.node(
+        "And",
+        [is_after_letter, graph.node("Not", [is_before_letter])],
+    )
     is_final = graph.node(
         "And",
         [is_final, graph.node("Equal", [characters, _text(_SIGMA)])],
@@ -534,7 +559,11 @@ def _apply_in_64_bits(
     """Apply a 64-bit formula to 32-bit floats [N, width], and return the name of 32-bit
     floats.
     """
-    numbers = Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32))
+    numbers = Traced(
+        graph,
+        name,
+        np.ones((SAMPLE_ROWS, width), np.float32),
+    )
     changed = change(numbers.astype(float))
     return str(changed.astype(np.float32).name)
 
@@ -608,8 +637,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         # A vocabulary contains only words of the class, but hashes and n-grams would
         # include other words.
         has_other_words = has_ngrams or isinstance(vectorizer, HashingVectorizer)
-        is_part_of_words = set(_members(kind)) <= set(_members(r"\w"))
-        if has_other_words or not is_part_of_words:
+        if has_other_words or not set(_members(kind)) <= set(_members(r"\w")):
             raise NotImplementedError(
                 f"token_pattern ({pattern!r}): \\b around a class other than \\w",
             )
@@ -681,7 +709,12 @@ def _class_expression(kind: str) -> str:
     """Return a character class as RE2's class of code points: the Unicode versions of
     RE2 and Python differ.
     """
-    codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
+    codes = np.sort(
+        np.frombuffer(
+            _members(kind).encode("utf-32-le"),
+            "<u4",
+        )
+    )
     runs = np.split(
         codes,
         np.flatnonzero(np.diff(codes) != 1) + 1,

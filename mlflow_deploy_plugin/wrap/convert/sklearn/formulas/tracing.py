@@ -68,7 +68,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     ) -> TracedArray:
         """Add a node. Inputs are traced arrays, or constants with unchanged dtype."""
         names = [_name_or_constant(operand) for operand in inputs]
-        return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
+        return Traced(
+            self.graph,
+            self.graph.node(operator, names, **attributes),
+            sample,
+        )
 
     def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
         """Cast to the graph's dtype for a numpy dtype. Raises NotImplementedError for
@@ -93,7 +97,10 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             raise NotImplementedError("a reshape to a fixed number of rows")
         return self.emit(
             "Reshape",
-            [self, np.array([-1, *sample.shape[1:]])],
+            [
+                self,
+                np.array([-1, *sample.shape[1:]]),
+            ],
             sample,
         )
 
@@ -477,8 +484,16 @@ def nan_to_num(
         np.asarray(nan, x.dtype),
         x,
     )
-    x = where(x == np.inf, np.asarray(highest, x.dtype), x)
-    return where(x == -np.inf, np.asarray(lowest, x.dtype), x)
+    x = where(
+        x == np.inf,
+        np.asarray(highest, x.dtype),
+        x,
+    )
+    return where(
+        x == -np.inf,
+        np.asarray(lowest, x.dtype),
+        x,
+    )
 
 
 def norm(
@@ -604,7 +619,10 @@ def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> Trace
         raise NotImplementedError("numpy.digitize with descending bins")
     column = x[..., None]
     is_below = column <= edges if right else column < edges
-    return np.sum((~is_below).astype(np.int64), axis=x.ndim)  # A missing value is above all edges.
+    return np.sum(
+        (~is_below).astype(np.int64),
+        axis=x.ndim,
+    )  # A missing value is above all edges.
 
 
 def take(values: Array, positions: TracedArray) -> TracedArray:

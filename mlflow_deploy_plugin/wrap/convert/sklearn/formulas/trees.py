@@ -183,7 +183,11 @@ def _sums(
         targets: the target of each tree.
         write: the function that adds the operators.
     """
-    return _sums_of_trees(rows.own.astype(np.float32), _forest(trees, targets), write)
+    return _sums_of_trees(
+        rows.own.astype(np.float32),
+        _forest(trees, targets),
+        write,
+    )
 
 
 def _forest(trees: list[Tree], targets: list[int]) -> Boosting:
@@ -324,7 +328,11 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
             answers.append(take(codes, _predicted_position(member, rows)))
     if answers:
         return np.column_stack(answers)
-    return _sums(rows, trees, [*range(len(trees))]).astype(float)
+    return _sums(
+        rows,
+        trees,
+        [*range(len(trees))],
+    ).astype(float)
 
 
 def _predicted_position(classifier: Estimator, rows: Rows) -> TracedArray:

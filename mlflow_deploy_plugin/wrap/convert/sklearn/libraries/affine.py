@@ -90,7 +90,11 @@ def _may_be_affine(part: Estimator) -> bool:
     return not is_predictor or (hasattr(part, "coef_") and not is_classifier(part))
 
 
-def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
+def _answers(
+    part: Estimator,
+    names: list[str] | None,
+    rows: Array,
+) -> Array:
     """Return the outputs for rows [N, k], which become a table if there are names."""
     table = rows if names is None else pd.DataFrame(rows, columns=names)
     method = "predict" if hasattr(part, "predict") else "transform"
@@ -181,7 +185,11 @@ def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
         if not reads_one.all():
             is_missing = np.isnan(x).astype(float) @ reads.astype(float) > 0
             summed = np.where(np.isnan(x), 0.0, x) @ weights
-            scaled = np.where(reads_one, scaled, np.where(is_missing, np.nan, summed))
+            scaled = np.where(
+                reads_one,
+                scaled,
+                np.where(is_missing, np.nan, summed),
+            )
         return scaled + sums.intercept
 
     return Computed(compute, stands_for=type(part).__name__)

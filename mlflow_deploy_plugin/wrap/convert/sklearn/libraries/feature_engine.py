@@ -188,7 +188,10 @@ def _relative_steps(fitted: Estimator, function: str) -> Iterator[tuple[Computed
         reason = "does not accept a divisor of 0"
         yield (
             Computed(
-                lambda x: relate(x[:, :1], x[:, -1:]),
+                lambda x: relate(
+                    x[:, :1],
+                    x[:, -1:],
+                ),
                 reason,
                 tests,
             ),

@@ -141,7 +141,10 @@ def _table(learned: dict[str, int]) -> CategoryTables:
     code_of_unknown = max(codes.values(), default=0) + 1
     numbers = [*codes.values(), 0, code_of_unknown]
     categories = np.array([*codes, np.nan], dtype)
-    return CategoryTables([categories], [np.array(numbers, float)[:, None]])
+    return CategoryTables(
+        [categories],
+        [np.array(numbers, float)[:, None]],
+    )
 
 
 def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
