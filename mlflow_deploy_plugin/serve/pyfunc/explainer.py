@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, column_contributions
-from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm, FeatureReader, read_additive
+from mlflow_deploy_plugin.serve.runtime.additive import FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
     explained_columns,
@@ -61,6 +61,7 @@ _RUN_ROWS = 2048
 _SEED = 0
 
 _load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
+_load_reader = lru_cache(_MAX_MODELS)(FeatureReader.load)
 
 
 def answer(request: SideMessage) -> SideMessage:
@@ -153,9 +154,9 @@ def explain_rows(
     Each row takes `max_evals` evaluations with all background rows. `deadline` is a
     time of `time.monotonic`.
     """
-    form = read_additive(model.artifact.folder)
-    if form is not None:
-        return _explain_exactly(form, model, background, rows, deadline)
+    reader = _load_reader(model.artifact.folder)
+    if reader is not None:
+        return _explain_exactly(reader, model, background, rows, deadline)
     features = explained_features(model.artifact, rows)
     coded = _CodedModel(model, features, background, rows, deadline)
     values, base_values = coded.explain(max_evals, seed)
@@ -171,15 +172,15 @@ def explain_rows(
 
 
 def _explain_exactly(
-    form: AdditiveForm,
+    reader: FeatureReader,
     model: OnnxModel,
     background: Feeds,
     rows: Feeds,
     deadline: float,
 ) -> RowContributions:
     """Explain the sums of the form, such as log-odds, with exact Shapley values."""
+    form = reader.form
     features = explained_features(model.artifact, rows)
-    reader = FeatureReader.load(model.artifact.folder, form)
     background_features = reader.read(background)
     values = column_contributions(
         form,

@@ -147,18 +147,25 @@ def read_additive(folder: Path) -> AdditiveForm | None:
 
 
 class FeatureReader:
-    """The function from the feeds of a model to the features of its sums."""
+    """The function from the feeds of a model to the features of its sums. `form` has
+    the trees or slopes.
+    """
 
     def __init__(self, form: AdditiveForm, session: "ort.InferenceSession | None") -> None:
         """`session` is the graph of a pipeline's earlier steps; None if the sums read
         the columns.
         """
-        self._form = form
+        self.form = form
         self._session = session
 
     @classmethod
-    def load(cls, folder: Path, form: AdditiveForm) -> "FeatureReader":
-        """Load the graph of the features, if the model has one."""
+    def load(cls, folder: Path) -> "FeatureReader | None":
+        """Load the form of the model in the folder, and the graph of its features if it
+        has one. Returns None for a model without an additive form.
+        """
+        form = read_additive(folder)
+        if form is None:
+            return None
         file = folder / FEATURES_FILE
         return cls(form, open_session(file) if file.is_file() else None)
 
@@ -173,8 +180,8 @@ class FeatureReader:
         """
         if self._session is None:
             matrices = [array.reshape(len(array), -1) for array in feeds.values()]
-            return self._form.read_features(np.hstack(matrices))
+            return self.form.read_features(np.hstack(matrices))
         names = [entry.name for entry in self._session.get_inputs()]
         # The graphs may name an input differently, but have the same order.
         renamed = dict(zip(names, feeds.values(), strict=True))
-        return self._form.read_features(self._session.run(None, renamed)[0])
+        return self.form.read_features(self._session.run(None, renamed)[0])
