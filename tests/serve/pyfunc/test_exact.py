@@ -63,6 +63,19 @@ def explain(explainer: Any, original: Any, rows: Any, folder: Path) -> Explained
     return Explained(contributions, matrix, model, read_additive(folder))
 
 
+def values_of_trees(original: Any, background: Array, rows: Array) -> Array:
+    """Return shap's values for the first rows of the original, [N, columns, sums]."""
+    import shap
+
+    explainer = shap.TreeExplainer(
+        original,
+        background.astype(float),
+        feature_perturbation="interventional",
+    )
+    values = explainer.shap_values(rows[:EXPLAINED], check_additivity=False)
+    return np.reshape(values, (EXPLAINED, rows.shape[1], -1))
+
+
 def numbers() -> Array:
     return np.random.default_rng(0).normal(size=(ROWS, 4)).astype("float32").astype(float)
 
@@ -93,22 +106,13 @@ def test_trees_have_the_contributions_of_shap(
     original: Any,
     link: str,
 ) -> None:
-    import shap
-
     rows = numbers()
     original.fit(rows, is_high(rows))
     explained = explain(explainer, original, rows, tmp_path / "model")
-    expected = shap.TreeExplainer(
-        original,
-        explained.background.astype(float),
-        feature_perturbation="interventional",
-    ).shap_values(rows[:EXPLAINED], check_additivity=False)
+    expected = values_of_trees(original, explained.background, rows)
     assert explained.contributions.method == "tree"
     assert explained.contributions.link == link
-    assert explained.contributions.values == pytest.approx(
-        np.reshape(expected, (EXPLAINED, 4, -1)),
-        abs=1e-6,
-    )
+    assert explained.contributions.values == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -121,17 +125,11 @@ def test_trees_have_the_contributions_of_shap(
     ids=lambda value: type(value).__name__,
 )
 def test_missing_values_follow_the_trees(explainer: Any, tmp_path: Path, original: Any) -> None:
-    import shap
-
     rows = with_gaps(numbers())
     original.fit(rows, is_high(numbers()))
     explained = explain(explainer, original, rows, tmp_path / "model")
-    expected = shap.TreeExplainer(
-        original,
-        explained.background.astype(float),
-        feature_perturbation="interventional",
-    ).shap_values(rows[:EXPLAINED], check_additivity=False)
-    assert explained.contributions.values[:, :, 0] == pytest.approx(expected, abs=1e-6)
+    expected = values_of_trees(original, explained.background, rows)
+    assert explained.contributions.values == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
