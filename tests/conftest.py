@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import hypothesis
 import psutil
@@ -58,6 +60,11 @@ hypothesis.settings.load_profile("shared cores")
 # and pytest every test.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Without grpc_status, pyspark's Connect takes a worker, whose main module has no file,
+# for its own doctests and ends it. MLflow handles the ImportError.
+if not IS_CONTROLLER:
+    sys.modules["pyspark.sql.connect"] = cast(ModuleType, None)
 
 # A script's background job ignores SIGINT and SIGHUP, and so would all processes of the
 # tests.
