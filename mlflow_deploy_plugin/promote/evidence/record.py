@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from onnx import GraphProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 REPORT_RUN = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?![0-9a-f])")
 """The id of the run in the address of a gate report."""
@@ -304,19 +304,12 @@ def _count_graph(
 
     Raises NotFound without an ONNX form, and InvalidArtifact if the file is damaged.
     """
-    import onnx  # The import takes 0.2 s, and most commands do not need it.
-
     flavors = mlmodel.get("flavors", {})
     section = flavors.get(FLAVOR) or flavors.get("onnx")
     if section is None:
         raise NotFound("the version has no ONNX form")
     path = file(str(section["data"]))
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
-        # `registry_errors` would attribute an error of google.protobuf to Google's
-        # storage.
-        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
+    model = _load_graph(path)
     total_bytes = path.stat().st_size
     for tensor in model.graph.initializer:
         lengths = [entry.value for entry in tensor.external_data if entry.key == "length"]
@@ -325,16 +318,26 @@ def _count_graph(
     for opset in model.opset_import:
         domain = opset.domain or "ai.onnx"
         counts[f"opset {domain}"] = opset.version
-    operators = Counter(
-        ".".join(
-            filter(
-                None,
-                (node.domain, node.op_type),
-            )
-        )
-        for node in _nodes(model.graph)
-    )
+    operators = Counter(_operator_name(node) for node in _nodes(model.graph))
     return counts | {f"operator {name}": count for name, count in operators.items()}
+
+
+def _load_graph(file: Path) -> "ModelProto":
+    """Load an ONNX file without its external weights. Raises InvalidArtifact."""
+    import onnx  # The import takes 0.2 s, and most commands do not need it.
+
+    try:
+        return onnx.load(str(file), load_external_data=False)
+    except DecodeError as error:
+        # `registry_errors` would attribute an error of google.protobuf to Google's
+        # storage.
+        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
+
+
+def _operator_name(node: "NodeProto") -> str:
+    """Return the operator of a node, with its domain unless it is ONNX's own."""
+    prefix = f"{node.domain}." if node.domain else ""
+    return f"{prefix}{node.op_type}"
 
 
 def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":

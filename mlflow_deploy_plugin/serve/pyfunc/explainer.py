@@ -40,11 +40,10 @@ from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, column_contr
 from mlflow_deploy_plugin.serve.runtime.additive import FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
-    explained_columns,
     explained_features,
-    explained_outputs,
+    explained_numbers,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions, slice_feeds
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -189,12 +188,7 @@ def _explain_exactly(
         len(features),
         deadline,
     )
-    explained = explained_outputs(model.artifact)
-    outputs = model.run(
-        {name: array[:1] for name, array in rows.items()},
-        [output.name for output in explained],
-    )
-    names, _ = explained_columns(model.artifact, explained, outputs)
+    names, _ = explained_numbers(model, slice_feeds(rows, slice(1)))
     return RowContributions(
         features,
         names[-len(form.base) :],  # One sum of two classes is the score of the last class.
@@ -281,7 +275,6 @@ class _CodedModel:
         self._model = model
         self._features = features
         self._deadline = deadline
-        self._explained = explained_outputs(model.artifact)
         self._templates = rows  # Only the shapes and dtypes of these rows are used.
         self._values: list[Array] = []  # The list has the distinct values of each feature.
         self.names: list[str | int | float | bool] = []
@@ -299,15 +292,13 @@ class _CodedModel:
 
     def __call__(self, matrix: Array) -> Array:
         """Return the predicted numbers, [N, K], for a matrix of codes, [N, features].
-        Raises _TimeIsUp after the deadline.
+        Raises DeadlinePassed after the deadline.
         """
-        output_names = [output.name for output in self._explained]
         parts = []
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
                 raise DeadlinePassed
-            outputs = self._model.run(self._feeds(rows), output_names)
-            self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
+            self.names, numbers = explained_numbers(self._model, self._feeds(rows))
             if len(numbers) != len(rows):
                 raise InvalidRequest(
                     f"the model returns {len(numbers)} rows for {len(rows)} and cannot be "

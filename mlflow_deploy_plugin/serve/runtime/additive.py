@@ -8,6 +8,7 @@ that the sums read.
 
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, read_artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.session import open_session
 
@@ -151,11 +153,22 @@ class FeatureReader:
     the trees or slopes.
     """
 
-    def __init__(self, form: AdditiveForm, session: "ort.InferenceSession | None") -> None:
-        """`session` is the graph of a pipeline's earlier steps; None if the sums read
-        the columns.
+    def __init__(
+        self,
+        form: AdditiveForm,
+        inputs: Sequence[Input],
+        session: "ort.InferenceSession | None",
+    ) -> None:
+        """Read features of rows.
+
+        Args:
+            form: the trees or slopes.
+            inputs: the inputs of the model's graph.
+            session: the graph of a pipeline's earlier steps; None if the sums read the
+                columns.
         """
         self.form = form
+        self._inputs = [entry.name for entry in inputs]
         self._session = session
 
     @classmethod
@@ -167,7 +180,8 @@ class FeatureReader:
         if form is None:
             return None
         file = folder / FEATURES_FILE
-        return cls(form, open_session(file) if file.is_file() else None)
+        session = open_session(file) if file.is_file() else None
+        return cls(form, read_artifact(folder).inputs, session)
 
     @property
     def has_steps(self) -> bool:
@@ -178,10 +192,11 @@ class FeatureReader:
         """Return the features, [N, F] float64, of rows in the form that the model's
         graph takes.
         """
+        arrays = [feeds[name] for name in self._inputs]
         if self._session is None:
-            matrices = [array.reshape(len(array), -1) for array in feeds.values()]
+            matrices = [array.reshape(len(array), -1) for array in arrays]
             return self.form.read_features(np.hstack(matrices))
         names = [entry.name for entry in self._session.get_inputs()]
         # The graphs may name an input differently, but have the same order.
-        renamed = dict(zip(names, feeds.values(), strict=True))
+        renamed = dict(zip(names, arrays, strict=True))
         return self.form.read_features(self._session.run(None, renamed)[0])

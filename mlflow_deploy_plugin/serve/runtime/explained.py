@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
 MAX_COLUMNS = 1000
 MAX_OUTPUTS = 100
@@ -139,6 +142,16 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
         "the model returns only labels, and only numbers can be explained; log the model with its "
         "probabilities",
     )
+
+
+def explained_numbers(model: "OnnxModel", feeds: Feeds) -> tuple[list[Name], Array]:
+    """Run the model, and return the names of the numbers to explain, and the numbers,
+    [N, K] float64. Raises the errors of `OnnxModel.run`, and InvalidRequest if the
+    outputs cannot be explained.
+    """
+    explained = explained_outputs(model.artifact)
+    outputs = model.run(feeds, [output.name for output in explained])
+    return explained_columns(model.artifact, explained, outputs)
 
 
 def explained_columns(

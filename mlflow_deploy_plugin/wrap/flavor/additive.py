@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
@@ -21,11 +22,16 @@ from mlflow_deploy_plugin.serve.runtime.additive import (
 )
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
-    explained_columns,
     explained_features,
-    explained_outputs,
+    explained_numbers,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, sample_positions
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    row_count,
+    sample_positions,
+    slice_feeds,
+)
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import open_session
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
@@ -85,7 +91,7 @@ def _proven_files(
         session = open_session(draft)
     sampled = rows.take(sample_positions(len(rows), _ROWS, 0))
     feeds = sampled.feeds(model.schema)
-    reader = FeatureReader(parts.form, session)
+    reader = FeatureReader(parts.form, model.artifact.inputs, session)
     columns = _columns_of_features(reader, model, feeds, categories)
     form = replace(parts.form, columns=columns)
     is_assigned = bool((columns[_read_positions(form)] >= 0).all())
@@ -114,7 +120,7 @@ def _columns_of_features(
     A column is changed to its values in other rows, and to each category from training.
     """
     features = explained_features(model.artifact, feeds)
-    width = reader.read(_rows_at(feeds, slice(0, 1))).shape[1]
+    width = reader.read(slice_feeds(feeds, slice(1))).shape[1]
     owners = np.full(width, -1)
     if not reader.has_steps:
         for position, place in enumerate(_places_in_order(model)):
@@ -149,19 +155,11 @@ def _changes(
     """Yield rows, and the same rows with other values of the feature."""
     order = np.random.default_rng(0).permutation(row_count(feeds))
     yield feeds, _with_values(feeds, feature, feature.values(feeds)[order])
-    present = [category for category in categories if not _is_missing(category)]
+    present = [category for category in categories if not pd.isna(category)]
     if present:
-        repeated = _rows_at(feeds, np.zeros(len(present), np.int64))
+        repeated = {name: array[:1].repeat(len(present), axis=0) for name, array in feeds.items()}
         values = np.array(present, dtype=feature.values(feeds).dtype)
         yield repeated, _with_values(repeated, feature, values)
-
-
-def _is_missing(category: Category) -> bool:
-    return category is None or category != category
-
-
-def _rows_at(feeds: Feeds, positions: Array | slice) -> Feeds:
-    return {name: array[positions] for name, array in feeds.items()}
 
 
 def _with_values(feeds: Feeds, feature: ExplainedFeature, values: Array) -> Feeds:
@@ -183,9 +181,7 @@ def _differ(before: Array, after: Array) -> Array:
 
 def _is_same(form: AdditiveForm, reader: FeatureReader, model: OnnxModel, feeds: Feeds) -> bool:
     """Return True if the form predicts the numbers that the graph predicts."""
-    explained = explained_outputs(model.artifact)
-    outputs = model.run(feeds, [output.name for output in explained])
-    _, numbers = explained_columns(model.artifact, explained, outputs)
+    _, numbers = explained_numbers(model, feeds)
     predicted = form.predictions(form.sums(reader.read(feeds)))
     if predicted.shape != numbers.shape:
         return False

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -20,6 +22,7 @@ from mlflow_deploy_plugin.serve.runtime.additive import (
     ADDITIVE_FILE,
     FEATURES_FILE,
     AdditiveForm,
+    FeatureReader,
     read_additive,
 )
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -91,6 +94,18 @@ def test_only_sums_with_the_predictions_of_the_graph_are_saved(
     runnable = OnnxModel.load(tmp_path / "model")
     files = with_additive_files(converted, runnable, Batch.read(ROWS)).files
     assert (ADDITIVE_FILE in files) == is_saved
+
+
+def test_features_are_read_by_the_names_of_the_inputs(tmp_path: Path) -> None:
+    table = pd.DataFrame(ROWS, columns=["a", "b", "c"])
+    scaled = make_column_transformer((StandardScaler(), ["a", "c"]), remainder="passthrough")
+    original = make_pipeline(scaled, LinearRegression()).fit(table, table["c"])
+    reader = FeatureReader.load(saved(tmp_path, original, table))
+    assert reader is not None
+    feeds = Batch(table).feeds(OnnxModel.load(tmp_path / "model").schema)
+    assert len(feeds) == 3
+    reverse = {name: feeds[name] for name in reversed(feeds)}
+    np.testing.assert_array_equal(reader.read(reverse), reader.read(feeds))
 
 
 def test_features_of_a_pipeline_belong_to_its_columns(tmp_path: Path) -> None:

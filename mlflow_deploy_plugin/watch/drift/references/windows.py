@@ -123,8 +123,8 @@ class ReferencePieces:
 
     @property
     def others(self) -> Profile:
-        """What the judged window is compared with: the window one lag before, otherwise
-        the total.
+        """The rows that the judged window is compared with: those of the window one lag
+        before, or all rows without a lag.
         """
         return self.total if self.lagged is None else self.lagged
 
