@@ -164,7 +164,7 @@ def export(
         ConversionError: the exporter fails, or an output has the name of an input.
         InvalidConfig: the model refuses the batch.
     """
-    # The axes of an unnamed tensor are those of the first input.
+    # An unnamed tensor has the axes of the first input.
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.
     traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
