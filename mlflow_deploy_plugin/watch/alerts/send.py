@@ -453,7 +453,7 @@ def _build_message(alerts: Sequence[Alert]) -> _Message:
     )
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    title = f"onnxserve: {_without_markup(first.endpoint)}: {_headline(first)}{more}"
+    title = f"onnxserve: {without_markup(first.endpoint)}: {_headline(first)}{more}"
     body = "\n\n".join(map(_paragraph, ordered))
     return _Message(title, body, _message_kind(first))
 
@@ -463,12 +463,12 @@ def _paragraph(alert: Alert) -> str:
     step.
     """
     detail = alert.detail
-    lines = [_headline(alert), *map(_without_markup, detail["lines"])]
+    lines = [_headline(alert), *map(without_markup, detail["lines"])]
     lines += [detail.get("link") or "", detail.get("next") or ""]
     return "\n".join(filter(None, lines))
 
 
-def _without_markup(text: str) -> str:
+def without_markup(text: str) -> str:
     """Turn mentions and links into plain text with zero-width spaces, because the texts
     quote column names and categories from callers.
     """

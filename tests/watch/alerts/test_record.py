@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.watch.alerts.record import (
 )
 from mlflow_deploy_plugin.watch.alerts.send import send_due
 from mlflow_deploy_plugin.watch.result import Finding
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.metrics_page import serving
 from tests.support.refusals import mentions
 from tests.support.results import result_of
@@ -280,6 +281,36 @@ def test_jump_is_announced_with_the_false_alarm_budget(
         "budget of this monitor",
         "0.5 false alarms",
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "command"),
+    [
+        ({}, " onnxserve monitor accept flights daily --column 'carrier=AA/air temp',"),
+        ({"figures": {}}, ""),
+        ({"kind": "performance"}, ""),
+        ({"evidence": Evidence()}, ""),
+    ],
+    ids=["a budget", "no budget", "no reference", "no levels"],
+)
+def test_an_alarm_names_the_command_that_accepts_its_worst_column(
+    see: Callable[..., Any],
+    receiver: Receiver,
+    fields: dict[str, Any],
+    command: str,
+) -> None:
+    shift = replace(SHIFT, subject="air temp")
+    gone = replace(SHIFT, subject="gone")  # Without levels, it has no baseline.
+    acceptable: dict[str, Any] = {
+        "findings": (gone, shift),
+        "figures": {"false_alarms_per_year": 1.0},
+        "evidence": Evidence(levels={SeriesKey(shift.key, "level"): 1.0}),
+    }
+    see(result_of(0, **acceptable | fields))
+
+    step = receiver.got["/ops"][0]["message"].splitlines()[-1]
+    silence = "onnxserve silence flights --monitor daily --for 2h"
+    assert step == f"next: onnxserve monitor list flights,{command} or {silence}"
 
 
 def test_second_shift_is_announced_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.alerts.record import announce, record_failure, record_result
 from mlflow_deploy_plugin.watch.alerts.send import send_due
 from mlflow_deploy_plugin.watch.result import Finding
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.refusals import mentions
 from tests.support.results import result_of
 from tests.support.services.alert_receiver import Receiver
@@ -117,7 +118,19 @@ def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
     value = (
         "@everyone <!channel> [the report](https://evil.example) <https://evil.example|the report>"
     )
-    finding = Finding("carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0)
+    finding = Finding(
+        "carrier",
+        "unseen",
+        "drift",
+        f"new values as {value!r}",
+        6.0,
+        3.0,
+        segment=value,
+    )
+    acceptable: dict[str, Any] = {
+        "figures": {"false_alarms_per_year": 1.0},
+        "evidence": Evidence(levels={SeriesKey(finding.key, "level"): 1.0}),
+    }
     assert settings.alert_config is not None
     settings.alert_config.write_text(
         f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n",
@@ -129,7 +142,7 @@ def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
             record_result(
                 store,
                 settings,
-                result_of(findings=(finding,), run=run),
+                result_of(findings=(finding,), run=run, **acceptable),
                 MonitorSpec(),
             )
         case "a failure":
@@ -145,6 +158,7 @@ def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
     send_due(store, settings)
 
     text = next(iter(receiver.got.values()))[0]["text"]
+    assert ("onnxserve monitor accept" in text) == (what == "a finding")
     for active in ("@everyone", "<!channel>", "](", "https://evil"):
         assert active not in text
     assert repr(value) in text.replace("\u200b", "")
