@@ -438,8 +438,8 @@ def add(
     "columns",
     multiple=True,
     metavar="COLUMN",
-    show_default="all columns with an open alarm",
-    help="Column whose alarm is accepted, in all rows and segments: delay. May be repeated.",
+    show_default="all columns with an open alarm except the relations between columns",
+    help="Column whose baseline moves, in all rows and segments: delay. May be repeated.",
 )
 @why_option
 def accept(
@@ -448,18 +448,22 @@ def accept(
     columns: tuple[str, ...],
     why: str,
 ) -> None:
-    """Accept the open alarms of the monitor MONITOR as normal.
+    """Move the baseline of columns with an open alarm to the new level.
 
-    The baseline of each column with an alarm in the newest window of the endpoint NAME
-    now begins with its shift. If no alarm of the window remains open, the window is
-    shown as `accepted`, and the alert of the monitor ends. The endpoint needs a budget
-    of alarms (alarms.false_per_year).
+    The baseline of each column with an alarm of the monitor MONITOR in the newest
+    window of the endpoint NAME now begins with its shift, and every check of the column
+    continues. If no alarm of the window remains open, the window is shown as
+    `accepted`, and the alert of the monitor ends. The endpoint needs a budget of alarms
+    (alarms.false_per_year).
+
+    \b
+      onnxserve monitor accept flights daily --column delay --why 'a new carrier'
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.budget import accept_alarms
 
         accepted = accept_alarms(deployments, name, monitor_name, why, columns)
-    lines = accepted.describe()
+    lines = [*accepted.describe(), "every check continues, against the new baseline"]
     if accepted.still_open:
         lines.append(
             f"the alert continues: the alarms of {', '.join(accepted.still_open)} are not accepted",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.ship.deployments.config import configure, traffic_weig
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import end_alert
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference
-from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS
+from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor, window_request
 from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
 from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
@@ -129,12 +129,13 @@ class AcceptedAlarms:
     still_open: tuple[str, ...]
 
     def describe(self) -> list[str]:
-        """Return a text per column, such as `delay is normal since the window of 29 to
-        31 August 2026`.
+        """Return a text per column, such as `the baseline of delay begins with the
+        window of 29 to 31 August 2026`.
         """
         starts = {key: datetime.fromisoformat(since) for key, since in self.baseline.items()}
         return [
-            f"{key} is normal since the window of {describe_span(start, start + self.length)}"
+            f"the baseline of {key} begins with the window of "
+            f"{describe_span(start, start + self.length)}"
             for key, start in starts.items()
         ]
 
@@ -146,14 +147,14 @@ def accept_alarms(
     why: str = "",
     columns: Collection[str] = (),
 ) -> AcceptedAlarms:
-    """Make the open alarms of the newest judged window normal: those of the `columns`,
-    by default of all columns.
+    """Move the baseline of columns with an open alarm in the newest judged window: of
+    the `columns`, by default of all columns except the relations between columns.
 
     A column is specified by its name, which includes its segments, or by its
-    `alarm_key`. The monitor's alert ends if no alarm of the window remains open. Raises
-    NotFound if no alarm of a column is open, InvalidConfig if the monitor has no
-    reference or the endpoint has no budget, and OnnxserveError while a window is being
-    judged.
+    `alarm_key`. Every check of it continues. The monitor's alert ends if no alarm of
+    the window remains open. Raises NotFound if no alarm of a column is open,
+    InvalidConfig if the monitor has no reference or the endpoint has no budget, and
+    OnnxserveError while a window is being judged.
     """
     store = deployments.store
     endpoint = store.require_endpoint(name).spec
@@ -167,7 +168,7 @@ def accept_alarms(
         accepted = AcceptedAlarms(baseline, length, still_open)
         actor = monitors.accept(name, monitor, baseline, why, (start, start + length))
         if not still_open:
-            line = f"{actor} accepted that {', '.join(accepted.describe())}"
+            line = f"{actor} accepted the alarms: {', '.join(accepted.describe())}"
             if why:
                 line += f": {why}"
             _end_alerts(store, name, monitor, line)
@@ -211,18 +212,22 @@ def _accepted_columns(
     columns: Collection[str],
     key: MonitorKey,
 ) -> dict[str, str]:
-    """Return the start of the new baseline of each accepted column, by default of all
-    columns. Raises NotFound if a column has no open alarm.
+    """Return the start of the new baseline of each of the `columns`, by default of all
+    columns except the relations. Raises NotFound if a column has no open alarm.
     """
     name, monitor = key
-    baseline = _new_baseline(evidence, start)
+    alarms = _new_baseline(evidence, start)
     where = f"monitor {monitor!r} of endpoint {name!r}"
-    if not baseline:
-        remedy = f"`onnxserve monitor list {name}` shows its last verdict"
-        raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
-    if columns:
-        baseline = _select_columns(baseline, columns, where)
-    return baseline | _relation_starts(baseline, evidence)
+    if alarms and columns:
+        return _select_columns(alarms, columns, where)
+    baseline = {column: since for column, since in alarms.items() if not _is_relations(column)}
+    if baseline:
+        return baseline
+    remedy = f"`onnxserve monitor list {name}` shows its last verdict"
+    if alarms:
+        command = f"onnxserve monitor accept {name} {monitor} --column '{RELATIONS}'"
+        remedy = f"`{command}` accepts the alarm of the relations"
+    raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
 
 
 def _end_alerts(store: Store, name: str, monitor: str, line: str) -> None:
@@ -243,23 +248,8 @@ def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
     return {key: since for key, since in baseline.items() if key not in evidence.accepted}
 
 
-def _relation_starts(
-    baseline: Mapping[str, str],
-    evidence: Evidence,
-) -> dict[str, str]:
-    """Return the start of the new baseline of the relations: a changed column also
-    changes them, perhaps later.
-    """
-    starts: dict[str, str] = {}
-    projected = {series.column for series in evidence.levels if series.figure in PROJECTIONS}
-    for relations in sorted(projected):
-        # A stored key has no field for its segment. All rows include those of the
-        # segments.
-        segment = relations.removesuffix(RELATIONS)
-        times = [since for key, since in baseline.items() if key.startswith(segment)]
-        if times:
-            starts[relations] = max(times)
-    return starts
+def _is_relations(key: str) -> bool:
+    return key.rpartition("/")[2] == RELATIONS
 
 
 def _select_columns(
@@ -275,10 +265,9 @@ def _select_columns(
         with_segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
         matching = {key: since for key, since in baseline.items() if with_segment.fullmatch(key)}
         if not matching:
-            hint = f"the columns with an open alarm are {join_names(sorted(baseline))}"
             raise NotFound(
-                f"{where} has no open alarm of a column "
-                f"{column!r}{did_you_mean(column, baseline, hint)}",
+                f"{where} has no open alarm of a column {column!r}; the columns with an open alarm "
+                f"are {join_names(sorted(baseline), column)}",
             )
         selected |= matching
     return selected
