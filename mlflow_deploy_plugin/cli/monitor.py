@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.cli.options import (
     why_option,
 )
 from mlflow_deploy_plugin.core.errors import AlreadyExists, NotFound
-from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.messages import format_time, join_names, one_line
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
@@ -160,8 +160,8 @@ def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
 
 
 def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
-    """Yield the limit of each endpoint for false alarms, and the problems of each
-    monitor.
+    """Yield the limit of each endpoint for false alarms, and the problems and accepted
+    baselines of each monitor.
     """
     limits = {
         item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None
@@ -174,6 +174,9 @@ def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
             yield f"{name}: {item.why}"
         if item.given_up:
             yield f"{name}: {item.given_up} of its windows could not be judged"
+        starts = [f"{key} since {format_time(at)}" for key, at in item.state.baseline.items()]
+        if starts:
+            yield f"{name}: accepted baselines: {join_names(starts)}"
 
 
 @monitor.command()
@@ -346,7 +349,7 @@ def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
     """Return a window with its verdict, or the reason why there is none. A window that
     is not new was judged before.
     """
-    outcome = window.verdict or "could not be judged"
+    outcome = window.outcome or "could not be judged"
     if outcome in _VERDICTS_WITH_REASON:
         outcome = f"{outcome}: {window.reason}"
     if not is_new:
@@ -732,6 +735,7 @@ def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
         "consecutive": overview.state.consecutive,
         "next_due": overview.next_due,
         "given_up": overview.given_up,
+        "baseline": overview.state.baseline,
         "last": overview.last and _window_document(overview.last),
         "open": overview.open and _window_document(overview.open),
     }

@@ -374,6 +374,7 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     accepted = invoke("accept", "flights", "daily", "--column", "x", "--why", "a new carrier")
     listed = invoke("list", "flights")
     document = json.loads(invoke("list", "flights", "-o", "json").stdout)[0]
+    again = invoke("backfill", "flights", "daily", "--from", "2014-01-17", "--to", "2014-01-18")
     history = CliRunner().invoke(main, ["history", "flights"])
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
 
@@ -386,9 +387,15 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     )
     assert len(other.stderr.splitlines()) == 1
     assert mentions(other.stderr, "no open alarm", "'y'", "x")
-    assert mentions(listed.stdout, "2014-01-17/2014-01-18  accepted")
+    assert mentions(
+        listed.stdout,
+        "2014-01-17/2014-01-18  accepted",
+        "flights daily: accepted baselines: x since 2013-07-01",
+    )
+    assert mentions(again.stdout, "2014-01-17/2014-01-18: accepted (already judged")
     assert document["last"]["verdict"] == "accepted"
     assert document["last"]["accepted"] == ["x"]
+    assert document["baseline"] == {"x": CALM.isoformat()}
     assert mentions(
         history.stdout,
         "monitor.accept",
