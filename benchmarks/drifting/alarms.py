@@ -11,7 +11,6 @@ from benchmarks.drifting.judging import (
     Flags,
     Judge,
     Line,
-    forward_flags,
     is_alarm,
     on_all_cores,
     rate_line,
@@ -27,7 +26,6 @@ from benchmarks.drifting.worlds import (
     independent_rows,
     reference_of,
 )
-from mlflow_deploy_plugin.core.errors import Refused
 
 SIZES = (30, 100, 300, 1_000, 3_000, 30_000)
 _COEFFICIENTS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
@@ -39,7 +37,7 @@ def of_splits(share: float) -> Iterator[Line]:
     """Judge windows of independent rows with both kinds of reference; `share` is the
     part of the references that is used.
     """
-    for null, judged in (("contiguous null", _blocks), ("`independent_rows`", _samples)):
+    for null, judged in (("windows of the reference", _blocks), ("`independent_rows`", _samples)):
         every: list[Flags] = []
         for size in SIZES:
             groups = on_all_cores(
@@ -61,23 +59,8 @@ def of_calm_time(share: float) -> Iterator[Line]:
         [[flag] for flag, _ in days],
     )
     yield rate_line("the same at 10 %", [[flag] for _, flag in days], 0.1)
-    for length, count, what in (
-        (7, 91, "a week compared with 13, overlapping null"),
-        (30, 90, "30 days compared with 90, bootstrap"),
-    ):
-        found = on_all_cores(_days, [(length, count, seed) for seed in range(_some(100, share))])
-        yield rate_line(
-            f"days that depend on the previous day, {what}",
-            [flags for flags, _, _ in found],
-        )
-        rate = max(rate for _, _, rate in found)
-        if rate:  # three months are too few to measure the rate
-            forward = [flags for _, flags, _ in found]
-            yield rate_line(
-                f"the same, rate in the reports, measured forward in time, at {rate:.2g}",
-                forward,
-                rate,
-            )
+    weeks = on_all_cores(_weeks, range(_some(100, share)))
+    yield rate_line("days that depend on the previous day, a week compared with 13", weeks)
     hours = on_all_cores(_held_out_hours, range(_some(4, share)))
     yield rate_line("flights, January to March: hours, held out in tenths", hours)
 
@@ -99,12 +82,10 @@ def _blocks(task: tuple[int, int]) -> Flags:
         np.repeat(np.arange(blocks) * HOUR_US, rows),
     )
     judge = Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US))
-    flags = [
+    return [
         is_alarm(judge(independent_rows(rng, size), (1_000 + number) * HOUR_US))
         for number in range(10)
     ]
-    judge.close()
-    return flags
 
 
 def _samples(task: tuple[int, int]) -> Flags:
@@ -113,27 +94,19 @@ def _samples(task: tuple[int, int]) -> Flags:
     rng = np.random.default_rng([seed, size, 1])
     rows = Rows(independent_rows(rng, 10_000), np.zeros(10_000, np.int64))
     judge = Judge(reference_of(rows, 0, HOUR_US, has_times=False), independent_rows=True)
-    flags = [is_alarm(judge(independent_rows(rng, size), number * HOUR_US)) for number in range(5)]
-    judge.close()
-    return flags
+    return [is_alarm(judge(independent_rows(rng, size), number * HOUR_US)) for number in range(5)]
 
 
-def _days(task: tuple[int, int, int]) -> tuple[Flags, Flags, float]:
-    """Return the verdicts on windows, the report's verdicts on the reference's own
-    windows, and the rate of the latter.
-    """
-    length, days, seed = task
-    rng = np.random.default_rng([seed, length])
-    rows = dependent_days(rng, _COEFFICIENTS, days, _DAY_ROWS)
-    judge = Judge(reference_of(rows, days * DAY_US, length * DAY_US))
-    verdicts = []
+def _weeks(seed: int) -> Flags:
+    """Return the verdicts on four weeks by a reference of 13."""
+    rng = np.random.default_rng([seed, 7])
+    rows = dependent_days(rng, _COEFFICIENTS, 91, _DAY_ROWS)
+    judge = Judge(reference_of(rows, 91 * DAY_US, 7 * DAY_US))
+    flags = []
     for number in range(4):
-        window = dependent_days(rng, _COEFFICIENTS, length, _DAY_ROWS)
-        verdicts.append(judge(window.table, days * DAY_US + number))
-    judge.close()
-    told = verdicts[0].held_out
-    rate = 0.0 if isinstance(told, Refused) else told.rate
-    return [is_alarm(verdict) for verdict in verdicts], forward_flags(verdicts[0]), rate
+        window = dependent_days(rng, _COEFFICIENTS, 7, _DAY_ROWS)
+        flags.append(is_alarm(judge(window.table, 91 * DAY_US + number)))
+    return flags
 
 
 def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
@@ -145,7 +118,6 @@ def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
     is_held = (rows.times >= start_us) & (rows.times < start_us + DAY_US)
     judge = Judge(reference_of(rows.take(~is_held), start_us, DAY_US))
     verdict = judge(rows.take(is_held).table, start_us)
-    judge.close()
     if "p_value" not in verdict.figures:
         return None, None
     return verdict.figures["p_value"] <= RATE, verdict.figures["p_value"] <= 0.1
@@ -163,5 +135,4 @@ def _held_out_hours(tenth: int) -> Flags:
         window = rows.take(hours == hour)
         if len(window.table) >= 30:
             flags.append(is_alarm(judge(window.table, FIRST_US + int(hour) * HOUR_US)))
-    judge.close()
     return flags

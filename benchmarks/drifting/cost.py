@@ -144,14 +144,13 @@ def days() -> Figures:
     states: dict[str, int] = {}
     numbers = (times - start) // _DAY_US
     present, groups = np.unique(numbers, return_inverse=True)
-    with tempfile.TemporaryDirectory() as cache:
-        for day, profile in zip(
-            present.tolist(),
-            sketch_groups(bins, table, groups, len(present)),
-            strict=True,
-        ):
-            verdict = judge_profile(whole, profile, start + day * _DAY_US, spec, Path(cache))
-            states[verdict.state] = states.get(verdict.state, 0) + 1
+    for day, profile in zip(
+        present.tolist(),
+        sketch_groups(bins, table, groups, len(present)),
+        strict=True,
+    ):
+        verdict = judge_profile(whole, profile, start + day * _DAY_US, spec)
+        states[verdict.state] = states.get(verdict.state, 0) + 1
     return begin.figures(
         days=len(present),
         **{name.replace(" ", "_"): count for name, count in states.items()},

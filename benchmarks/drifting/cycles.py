@@ -58,7 +58,6 @@ def _judged(task: tuple[int, int]) -> tuple[Flags, bool | None]:
         if hour == _SHIFTED_HOUR:
             level = pa.array(window["level"].to_numpy() + _SHIFT)
             shifted = is_alarm(judge(window.set_column(0, "level", level), start_us))
-        judge.close()
     return flags, shifted
 
 

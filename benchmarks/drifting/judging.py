@@ -2,18 +2,15 @@
 with its target.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
@@ -45,7 +42,7 @@ class Line:
 
 
 class Judge:
-    """Judges windows by one reference, whose null distribution is computed once."""
+    """Judges windows by one reference."""
 
     def __init__(
         self,
@@ -59,14 +56,10 @@ class Judge:
             false_alarm_rate=rate,
             independent_rows=independent_rows,
         )
-        self._cache = tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-")
 
     def __call__(self, window: pa.Table, start_us: int) -> DriftVerdict:
         profile = sketch_batches(self._reference.bins, [window])
-        return judge_profile(self._reference, profile, start_us, self._spec, Path(self._cache.name))
-
-    def close(self) -> None:
-        self._cache.cleanup()
+        return judge_profile(self._reference, profile, start_us, self._spec)
 
 
 def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:
@@ -124,35 +117,6 @@ def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None)
         outcome = "missed"
     target = f"at least {100 * least:g} %" if least is not None else "–"
     return Line(what, f"{share:.0%} of {len(flags)}; {first:.0%} to {last:.0%}", target, outcome)
-
-
-def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> Line:
-    """Return the rate that reports measure about themselves. The target is half to
-    twice the actual rate.
-    """
-    ours, theirs = (
-        [[bool(flag) for flag in flags if flag is not None] for flags in side]
-        for side in (reported, came)
-    )
-    share, real = (sum(map(sum, side)) / sum(map(len, side)) for side in (ours, theirs))
-    (first, last), (least, most) = interval(ours), interval(theirs)
-    outcome: Outcome = "uncertain"
-    if real / 2 <= share <= 2 * real:
-        outcome = "met"
-    elif last < least / 2 or first > 2 * most:
-        outcome = "missed"
-    figure = f"{share:.1%} of {sum(map(len, ours)):,}; {first:.1%} to {last:.1%}"
-    return Line(what, figure, f"half to twice the actual rate, {real:.1%}", outcome)
-
-
-def forward_flags(verdict: DriftVerdict) -> Flags:
-    """Return the verdicts that the report contains about the later windows of the
-    reference.
-    """
-    told = verdict.held_out
-    if isinstance(told, Refused):
-        return []
-    return [place < told.alarms for place in range(told.windows)]
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:

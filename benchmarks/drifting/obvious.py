@@ -81,7 +81,6 @@ def _judged(task: tuple[int, int]) -> tuple[Flags, dict[str, list[bool]]]:
         what: [bool(is_alarm(judge(change(window, rng), start_us)))]
         for what, change in _CHANGES.items()
     }
-    judge.close()
     return flags, found
 
 

@@ -1,5 +1,5 @@
 """Persistent days, days whose categories are replaced, and days whose level walks: the
-rate in reports and the actual rate.
+rate of alarms.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,12 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.drifting.judging import (
-    RATE,
     Flags,
     Judge,
     Line,
-    beside_line,
-    forward_flags,
     found_line,
     is_alarm,
     on_all_cores,
@@ -30,8 +27,6 @@ from benchmarks.drifting.worlds import (
     rolling_reference_of,
     walking_days,
 )
-from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.watch.drift.threshold.distribution import needed_windows
 
 _DAYS = 90
 _LATER = 45
@@ -60,22 +55,9 @@ def of_slow_time(share: float) -> Iterator[Line]:
     references = max(round(_REFERENCES * share), 4)
     for what in _WORLDS:
         found = on_all_cores(_judged, [(what, seed) for seed in range(references)])
-        came, forward, said, rolling = zip(*found, strict=True)
+        came, rolling = zip(*found, strict=True)
         is_calm = what == next(iter(_WORLDS))
         yield rate_line(what, came) if is_calm else found_line(what, _plain(came), None)
-        yield beside_line("the same, rate in the reports, measured forward in time", forward, came)
-        if is_calm:
-            yield found_line(
-                "reports without a warning about a higher rate",
-                [[not one] for one in said],
-                0.85,
-            )
-        else:
-            yield found_line(
-                "reports with a warning about a higher rate",
-                [[one] for one in said],
-                0.67,
-            )
         yield rate_line("the same days with `rolling:7d`", rolling)
     for made, what in (
         (True, "independent days of independent rows"),
@@ -104,36 +86,23 @@ def _is_judged(task: tuple[bool, int]) -> bool:
     rows = Rows(table, _independent_days(rng, _DAYS, _ROWS).times)
     judge = Judge(reference_of(rows, _DAYS * DAY_US, DAY_US), independent_rows=True)
     verdict = judge(table.take(rng.integers(0, len(table), 10 * _ROWS)), _DAYS * DAY_US)
-    judge.close()
     return verdict.state != "not judged"
 
 
-def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:
-    """Return the verdicts on the days after the reference, the verdicts of the report
-    on its own windows, True if the report contains a warning, and the verdicts on some
-    days that are compared with the same day of the week before.
+def _judged(task: tuple[str, int]) -> tuple[Flags, Flags]:
+    """Return the verdicts on the days after the reference, and those on some days that
+    are compared with the same day of the week before.
     """
     what, seed = task
     rows = _WORLDS[what](np.random.default_rng([seed, 11]), _DAYS + _LATER, _ROWS)
     judge = Judge(reference_of(rows.between(0, _DAYS * DAY_US), _DAYS * DAY_US, DAY_US))
     verdicts = [judge(_day(rows, day), day * DAY_US) for day in range(_DAYS, _DAYS + _LATER)]
-    judge.close()
-    told = verdicts[0].held_out
-    is_warned = verdicts[0].figures.get("independent_blocks", 0.0) < needed_windows(RATE) or (
-        not isinstance(told, Refused) and told.is_beyond
-    )
     rolling: Flags = []
     for day in range(_DAYS, _DAYS + _LATER, _STEP):
         past = rows.between((day - _BEFORE) * DAY_US, day * DAY_US)
         judge = Judge(rolling_reference_of(past, day * DAY_US, DAY_US, _LAG))
         rolling.append(is_alarm(judge(_day(rows, day), day * DAY_US)))
-        judge.close()
-    return (
-        [is_alarm(verdict) for verdict in verdicts],
-        forward_flags(verdicts[0]),
-        is_warned,
-        rolling,
-    )
+    return [is_alarm(verdict) for verdict in verdicts], rolling
 
 
 def _day(rows: Rows, day: int) -> pa.Table:

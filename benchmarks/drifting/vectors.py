@@ -88,5 +88,4 @@ def _judge(values: Array, changed: dict[str, Array]) -> tuple[Flags, dict[str, l
         what: [bool(is_alarm(judge(pa.table({"x": table.tolist()}), starts[-1])))]
         for what, table in changed.items()
     }
-    judge.close()
     return flags, found

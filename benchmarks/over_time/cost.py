@@ -173,7 +173,7 @@ def judge_in_library(root: Path) -> None:
         bins,
         pq.ParquetFile(root / "recent.parquet", buffer_size=2**16, pre_buffer=False).iter_batches(),
     )
-    judge_profile(reference, window, start, MonitorSpec(), root)
+    judge_profile(reference, window, start, MonitorSpec())
     print(time.process_time() - begun)
 
 

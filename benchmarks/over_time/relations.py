@@ -72,7 +72,6 @@ def _judged(task: tuple[str, int]) -> tuple[list[bool | None], list[list[bool]],
             for verdict in verdicts
             if verdict.state == "drift"
         ]
-    judge.close()
     return calm, found, named
 
 

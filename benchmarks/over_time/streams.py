@@ -2,7 +2,7 @@
 a budget of false alarms.
 
 The verdicts are the product's: `WindowComparison.verdict` for the jumps of each window,
-and `shifts.follow` for lasting shifts. The detector is a pure function of the windows'
+and its course for lasting shifts. The detector is a pure function of the windows'
 figures, so it follows all windows at once; `agrees` checks that judging each window
 with the windows before it gives the same alarms.
 """
@@ -28,18 +28,13 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_groups
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict
-from mlflow_deploy_plugin.watch.kinds.drift import CHECKS, WindowComparison
+from mlflow_deploy_plugin.watch.kinds.drift import WindowComparison
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
-from mlflow_deploy_plugin.watch.sequential import budget, shifts
+from mlflow_deploy_plugin.watch.sequential import budget
+from mlflow_deploy_plugin.watch.sequential.course import Course
 from mlflow_deploy_plugin.watch.sequential.detector import Tracking, limit_for, track
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, SeriesKey
-from mlflow_deploy_plugin.watch.sequential.levels import (
-    FLOORS,
-    MISSING,
-    ReferenceLevels,
-    reference_levels,
-    window_levels,
-)
+from mlflow_deploy_plugin.watch.sequential.levels import ROWS, window_levels
 
 CHANGED = 3
 """The column whose level changes."""
@@ -185,6 +180,7 @@ class Monitor:
         self.stream = stream
         self.per_year = per_year
         self.baseline = baseline or {}
+        self._listed = tuple(columns)
         self.columns = tuple(columns or sorted(stream.reference.bins))
         every = "1h" if stream.world.length_us == HOUR_US else "1d"
         self.spec = MonitorSpec.model_validate({"every": every, "min_rows": 30, **spec})
@@ -235,22 +231,11 @@ class Monitor:
 
     def levels(self, number: int) -> dict[SeriesKey, float]:
         stream = self.stream
-        levels = window_levels(stream.reference, stream.profiles[number], self.columns, "")
+        columns = [*self.columns, ROWS]
+        levels = window_levels(stream.reference, stream.profiles[number], columns, "")
         for name, (own, profiles) in stream.parts.items():
             levels |= window_levels(own, profiles[number], self.columns, name)
         return levels
-
-    @property
-    def _figures(self) -> Collection[str]:
-        if self.spec.kind == "data_quality":
-            return (MISSING,)
-        return FLOORS
-
-    @property
-    def reference_levels(self) -> ReferenceLevels:
-        """The figures of the reference's windows."""
-        own = {name: part for name, (part, _) in self.stream.parts.items()}
-        return reference_levels(self.stream.reference, self.columns, own, self._figures)
 
     @property
     def unkept(self) -> list[str]:
@@ -259,39 +244,30 @@ class Monitor:
         """
         if self.per_year is None:
             return []
-        return [*budget.unkept(self.reference_levels, self.spec, self.per_year)]
+        assert self.course is not None
+        return [*budget.unkept(self.course.levels, self.spec, self.per_year)]
 
     def verdict(self, number: int) -> DriftVerdict:
-        return self.comparison(number).verdict(self.columns)
+        return self.comparison(number).verdict(self._listed)
 
     @cached_property
     def jumps(self) -> Array:
-        """The windows with a jump, [judged] bool."""
-        return np.array(
-            [self._is_jump(self.verdict(number)) for number in range(len(self.stream.profiles))],
-        )
-
-    def _is_jump(self, verdict: DriftVerdict) -> bool:
-        if verdict.state == "not judged":
-            raise AssertionError(verdict.reason)
-        if self.spec.kind == "data_quality":
-            return any(finding.is_alarm and finding.check in CHECKS for finding in verdict.findings)
-        return verdict.state == "drift"
+        """The windows with an unusual figure, [judged] bool: the detector is a pure
+        function of the windows' figures, so the last course has those of all windows.
+        """
+        assert self.course is not None
+        judged = slice(self.course.windows.reference, None)
+        innovations = self.course.tracking.innovations[judged]
+        is_known = np.isfinite(self.course.windows.values[judged])
+        upward = np.where(self.course.windows.is_upward, innovations, np.abs(innovations))
+        return np.any(is_known & (upward > self.course.limits), axis=1)
 
     @cached_property
-    def course(self) -> shifts.Course | None:
+    def course(self) -> Course | None:
         """The windows and shifts of the whole stream; None if no series can be
         followed.
         """
-        reference = self.stream.reference
-        last = len(self.stream.profiles) - 1
-        request = self.comparison(last).request
-        return shifts.follow(
-            request,
-            reference,
-            self.reference_levels,
-            Evidence(reference.bins_key, self.levels(last)),
-        )
+        return self.verdict(len(self.stream.profiles) - 1).course
 
     @property
     def shift_alarms(self) -> Array:
@@ -312,8 +288,9 @@ class Monitor:
         assert self.course is not None
         windows = self.course.windows
         end = windows.reference + number + 1
-        parts = {name: getattr(windows, name)[:end] for name in ("values", "phases", "gaps")}
-        return track(replace(windows, **parts), self._limit)
+        names = ("values", "phases", "gaps", "scales")
+        parts = {name: getattr(windows, name)[:end] for name in names}
+        return track(replace(windows, **parts), self._limit, self.course.limits)
 
     @cached_property
     def _limit(self) -> float:
@@ -327,7 +304,7 @@ class Monitor:
     def findings(self, number: int) -> tuple[Finding, ...]:
         """Return the lasting shifts in the report of a window."""
         comparison = self.comparison(number)
-        return comparison.shifts(comparison.verdict(self.columns)).findings
+        return comparison.shifts(comparison.verdict(self._listed)).findings
 
     def agrees(self) -> bool:
         """Return True if judging each window with the windows before it gives the same

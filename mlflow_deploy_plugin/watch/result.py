@@ -44,6 +44,7 @@ Check = Literal[
     "presence",
     "constant",
     "range",
+    "rows",
     "criterion",
     "shift",
 ]

@@ -10,27 +10,41 @@ import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces
+from mlflow_deploy_plugin.watch.drift.samples import MIN_COMPARED_ROWS, ColumnGroup
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
+from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     PROJECTIONS,
     relation_tables,
     shown_name,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge
-from mlflow_deploy_plugin.watch.drift.threshold.distribution import NullDistribution, TestResult
-from mlflow_deploy_plugin.watch.drift.threshold.null import (
-    DISTANCE,
-    MIN_COMPARED_ROWS,
-    MISSING,
-    ColumnGroup,
-)
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
+from mlflow_deploy_plugin.watch.sequential.figures import (
+    describe_figure,
+    shown_deviation,
+    shown_figure,
+)
+from mlflow_deploy_plugin.watch.sequential.levels import (
+    MISSING,
+    NEW,
+    OUTSIDE,
+    ROWS,
+    ROWS_FIGURE,
+    FigureSeries,
+)
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
-"""The name of the check for each of the four figures in `threshold/null.py`, in the
-order of the figures.
+"""The name of the check for each of the four figures in `samples.py`, in the order of
+the figures.
 """
+_CHECKS_OF_FIGURES: Mapping[str, Check] = {
+    MISSING: "missing",
+    NEW: "unseen",
+    OUTSIDE: "range",
+    ROWS_FIGURE: "rows",
+}
 _MEASURES: Mapping[Check, str] = {
     "missing": "share of missing values",
     "unseen": "share of new values",
@@ -283,69 +297,126 @@ def not_judged_findings(
     ]
 
 
+def check_of(figure: str) -> Check:
+    """Return the check that a figure belongs to: most are part of the distribution."""
+    return _CHECKS_OF_FIGURES.get(figure, "distribution")
+
+
+@dataclass(frozen=True)
+class CheckTest:
+    """The test of one check of a column.
+
+    Attributes:
+        value: the figure of the judged window.
+        usual, spread: the mean and the standard deviation of the figure that are usual.
+        score: the figure in standard deviations from its expected value.
+        threshold: the score above which the check is an alarm.
+        figure: the name of the figure (`sequential/levels.py`); empty if it is that of
+            a comparison with samples of rows.
+        measure: the name of the figure in words.
+    """
+
+    check: Check
+    value: float
+    usual: float
+    spread: float
+    score: float
+    threshold: float
+    figure: str = ""
+    measure: str = ""
+
+    @property
+    def is_drifted(self) -> bool:
+        return self.score > self.threshold
+
+    @property
+    def ratio(self) -> float:
+        return self.score / self.threshold
+
+
+ColumnTests = Mapping[tuple[str, str], Sequence[CheckTest]]
+"""The tests of each column, by segment and column."""
+
+
 def judge_columns(
     groups: Sequence[ColumnGroup],
-    null: NullDistribution,
-    window: Array,
-    test: TestResult,
+    tests: ColumnTests,
     start_us: int,
     season_us: int,
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Return the findings and the metrics of all columns of all groups, by decreasing
-    score. The change of a distribution is described against the windows of the
-    reference in the same phase of the season, if any. All projections of a group get
-    one finding, for the largest score. It is an alarm only if no column of the group
-    has an alarm, because a changed column also changes the projections.
-
-    Args:
-        window: the figures of the judged window, [F, FIGURES].
-        test: the test of the window, with a score for each figure.
+    """Return the findings and the metrics of all columns of all groups, the largest
+    score relative to its threshold first. The change of a distribution is described
+    against the windows of the reference in the same phase of the season, if any. All
+    projections of a group get one finding, for the largest score. It is an alarm only
+    if no column of the group has an alarm, because a changed column also changes the
+    projections.
     """
-    columns = [*_by_score(groups, null, window, test.scores)]
+    columns = [*_by_score(groups, tests)]
     causes: dict[str, str] = {}
     for column in columns:
-        if column.largest > test.threshold and not column.is_relation:
+        if column.is_drifted and not column.is_relation:
             causes.setdefault(column.group.segment, column.name)
-    of_all_rows = test.scores[: len(groups[0].own_columns)].max(axis=1)
-    figures = {"share_of_drifted_columns": float((of_all_rows > test.threshold).mean())}
+    own = groups[0].own_columns
+    drifted = [column for column in columns if column.is_drifted and not column.is_relation]
+    of_all_rows = sum(not column.group.segment for column in drifted)
+    figures = {"share_of_drifted_columns": of_all_rows / max(len(own), 1)}
     findings: list[Finding] = []
     for column in columns:
-        comparison = column.comparison(test.threshold, start_us, season_us)
+        comparison = column.comparison(start_us, season_us)
         figures |= column.metrics(comparison)
-        judged: Iterable[Finding] = column.findings(comparison, test.threshold)
+        judged: Iterable[Finding] = column.findings(comparison)
         if column.is_relation and column.group.segment in causes:
             judged = (_explained(finding, causes[column.group.segment]) for finding in judged)
         findings += judged
+    for group in groups:
+        findings += map(_rows_finding, [group.segment], tests.get((group.segment, ROWS), []))
     return findings, figures
 
 
-def columns_with_group(groups: Sequence[ColumnGroup]) -> Iterator[tuple[ColumnGroup, str]]:
-    """Yield the group and the name of each column. Arrays of scores and figures have
-    one entry per pair, in this order.
-    """
-    for group in groups:
-        for name in group.columns:
-            yield group, name
+def _rows_finding(segment: str, test: CheckTest) -> Finding:
+    """Return the finding about the number of rows of a segment."""
+    return Finding(
+        subject=ROWS,
+        check="rows",
+        state="drift" if test.is_drifted else "no drift",
+        reason=_compare_with_usual(test),
+        value=test.score,
+        threshold=test.threshold,
+        segment=segment,
+        change=_figure_change(test, segment, ROWS) if test.is_drifted else "",
+        measure=test.measure,
+        unit="SD",
+    )
+
+
+def _compare_with_usual(test: CheckTest) -> str:
+    """Return the figure and what is usual, such as `mean 8.9, 3.2 ± 0.4 is usual`."""
+    value = shown_figure(test.figure, test.value)
+    usual = shown_figure(test.figure, test.usual)
+    spread = shown_deviation(test.figure, test.usual, test.spread)
+    return f"{test.measure} {value}, {usual} ± {spread} is usual"
+
+
+def _figure_change(test: CheckTest, segment: str, name: str) -> str:
+    series = FigureSeries(segment, name, test.figure)
+    return describe_figure(series, test.measure, test.usual, test.value)
 
 
 def _by_score(
     groups: Sequence[ColumnGroup],
-    null: NullDistribution,
-    window: Array,
-    scores: Array,
+    tests: ColumnTests,
 ) -> Iterator["_ScoredColumn"]:
-    """Yield the columns of all groups by decreasing score. Of the projections of a
-    group, only the one with the largest score is included.
+    """Yield the columns of all groups, the largest score relative to its threshold
+    first. Of the projections of a group, only the one with the largest score is
+    included.
     """
-    usual, spread = (part * null.scales for part in null.mean_and_deviation())
     columns = [
-        _ScoredColumn(group, name, *figures)
-        for (group, name), *figures in zip(
-            columns_with_group(groups), window, scores, usual, spread, strict=True
-        )
+        _ScoredColumn(group, name, tests.get((group.segment, name), ()))
+        for group in groups
+        for name in group.columns
     ]
     segments_of_relations: set[str] = set()
-    for column in sorted(columns, key=lambda column: -column.largest):
+    for column in sorted(columns, key=lambda column: -column.ratio):
         if column.is_relation:
             if column.group.segment in segments_of_relations:
                 continue
@@ -365,31 +436,25 @@ def _explained(finding: Finding, cause: str) -> Finding:
 
 @dataclass(frozen=True, eq=False)
 class _ScoredColumn:
-    """A judged column of a group.
-
-    Attributes:
-        figures: the figures of the judged window, [FIGURES].
-        scores: the figures in standard deviations above the null windows, [FIGURES].
-        usual, spread: the mean and the standard deviation of each figure in the null
-            windows, [FIGURES].
-    """
+    """A judged column of a group, with the tests of its checks."""
 
     group: ColumnGroup
     name: str
-    figures: Array
-    scores: Array
-    usual: Array
-    spread: Array
+    tests: Sequence[CheckTest]
 
     @property
-    def largest(self) -> float:
-        return float(self.scores.max())
+    def ratio(self) -> float:
+        return max((test.ratio for test in self.tests), default=0.0)
+
+    @property
+    def is_drifted(self) -> bool:
+        return any(test.is_drifted for test in self.tests)
 
     @property
     def is_relation(self) -> bool:
         return self.name in PROJECTIONS
 
-    def comparison(self, threshold: float, start_us: int, season_us: int) -> "_Comparison":
+    def comparison(self, start_us: int, season_us: int) -> "_Comparison":
         """Return the column in the window and in the reference. Only an alarm is
         compared with the windows in the same phase of the season.
         """
@@ -398,7 +463,7 @@ class _ScoredColumn:
         before = pieces.others.columns.get(self.name)
         seasonal = None
         phase = ""
-        if self.largest > threshold:
+        if self.is_drifted:
             seasonal, phase = _in_phase(pieces, self.name, start_us, season_us)
         return _Comparison(
             bins=self.group.reference.bins[self.name],
@@ -407,7 +472,15 @@ class _ScoredColumn:
             phase=phase,
             missing=_missing_share(current, self.group.window.rows),
             missing_before=_missing_share(before, pieces.others.rows),
+            distance=self._distance(),
         )
+
+    def _distance(self) -> float:
+        """Return the distance of the window from the rows that it is compared with."""
+        bins = self.group.reference.bins[self.name]
+        profiles = [self.group.window, self.group.reference.pieces.others]
+        window, others = column_counts(profiles, self.name, bins)
+        return float(bins.distance(window[None, :-1], others[:-1])[0])
 
     def metrics(self, comparison: "_Comparison") -> dict[str, float]:
         """Return the score and the distance, and for a column of all rows the shares of
@@ -415,49 +488,48 @@ class _ScoredColumn:
         """
         title = alarm_key(shown_name(self.name), self.group.segment)
         metrics = {
-            f"drift_score/{title}": self.largest,
-            f"drift_distance/{title}": float(self.figures[DISTANCE]),
+            f"drift_score/{title}": max((test.score for test in self.tests), default=0.0),
+            f"drift_distance/{title}": comparison.distance,
         }
         if not self.group.segment and not self.is_relation:
             metrics[f"missing/{self.name}"] = comparison.missing
             metrics[f"reference_missing/{self.name}"] = comparison.missing_before
         return metrics
 
-    def findings(self, comparison: "_Comparison", threshold: float) -> Iterator[Finding]:
+    def findings(self, comparison: "_Comparison") -> Iterator[Finding]:
         """Yield a finding for each check, except checks for values that do not occur,
         such as missing values.
         """
         subject = shown_name(self.name)
         segment = self.group.segment
-        for figure, check in enumerate(CHECKS):
-            value = float(self.figures[figure])
-            is_seen = value > 0 or (figure == MISSING and comparison.missing_before)
-            if figure != DISTANCE and not is_seen:
+        if "distribution" not in [test.check for test in self.tests]:
+            reason = "too few of the reference's own windows have this figure"
+            yield Finding(subject, "distribution", "not judged", reason, segment=segment)
+        for test in self.tests:
+            is_seen = test.value > 0 or (test.check == "missing" and comparison.missing_before)
+            if test.check != "distribution" and not is_seen:
                 continue
-            score = float(self.scores[figure])
-            if not np.isfinite(score):
-                reason = "too few of the reference's own windows have this figure"
-                yield Finding(subject, check, "not judged", reason, segment=segment)
-                continue
-            is_drift = score > threshold
-            usual = float(self.usual[figure])
             yield Finding(
                 subject=subject,
-                check=check,
-                state="drift" if is_drift else "no drift",
-                reason=comparison.reason(
-                    check,
-                    value,
-                    usual,
-                    float(self.spread[figure]),
-                ),
-                value=score,
-                threshold=threshold,
+                check=test.check,
+                state="drift" if test.is_drifted else "no drift",
+                reason=comparison.reason(test),
+                value=test.score,
+                threshold=test.threshold,
                 segment=segment,
-                change=comparison.change(check, value, usual) if is_drift else "",
-                measure=comparison.measure(check),
+                change=self._change(test, comparison) if test.is_drifted else "",
+                measure=test.measure or comparison.measure(test.check),
                 unit="SD",
             )
+
+    def _change(self, test: CheckTest, comparison: "_Comparison") -> str:
+        """Return the change of the column: of the distribution if it is known,
+        otherwise of the figure.
+        """
+        change = comparison.change(test.check, test.value, test.usual)
+        if change or not test.figure or self.is_relation:
+            return change
+        return _figure_change(test, self.group.segment, self.name)
 
 
 def _in_phase(
@@ -512,6 +584,7 @@ class _Comparison:
         phase: the name of the reference's windows in `before`, such as `Mondays`; empty
             for all windows.
         missing, missing_before: the shares of missing values.
+        distance: of the distributions (`bins.py`).
     """
 
     bins: Bins
@@ -520,6 +593,7 @@ class _Comparison:
     phase: str
     missing: float
     missing_before: float
+    distance: float
 
     @property
     def is_projection(self) -> bool:
@@ -544,36 +618,25 @@ class _Comparison:
             return "spread of a projection"
         return "Wasserstein distance"
 
-    def reason(
-        self,
-        check: Check,
-        value: float,
-        usual: float,
-        spread: float,
-    ) -> str:
-        """Return the text about a check, in the units of the check. `usual` and
-        `spread` are the mean and standard deviation of the reference's own windows.
-        """
-        current = self.current
-        if check == "distribution":
-            usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
-            if self.is_projection:
-                return (
-                    f"the spread of a projection of the rows differs by {value:.3g} deviations, "
-                    f"{usual_text}"
-                )
-            unit = " deviations" if isinstance(self.bins, OrderedBins) else ""
-            return f"{self.measure(check)} {value:.3g}{unit}, {usual_text}"
-        if check == "missing":
+    def reason(self, test: CheckTest) -> str:
+        """Return the text about a check, in the units of the check."""
+        if test.check == "missing":
             return f"{self.missing:.1%} missing, {self.missing_before:.1%} in the reference"
-        usual_text = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
-        if check == "unseen":
+        if test.check == "distribution":
+            if test.figure:
+                return _compare_with_usual(test)
+            unit = " deviations" if isinstance(self.bins, OrderedBins) else ""
+            usual = f"{test.usual:.3g} ± {test.spread:.2g} in samples of the reference"
+            return f"{self.measure(test.check)} {test.value:.3g}{unit}, {usual}"
+        current = self.current
+        usual = f"{test.usual:.1%} ± {test.spread:.1%} is usual"
+        if test.check == "unseen":
             share = _share(current.unseen, current)
             listed = ", ".join(f"{value!r}" for value in list(current.unseen_values)[:_SHOWN])
-            return f"{share} of rows have a value that the reference lacks ({listed}), {usual_text}"
+            return f"{share} of rows have a value that the reference lacks ({listed}), {usual}"
         ranges = f"{self.bins.minimum:g} to {self.bins.maximum:g}"
         share = _share(current.below + current.above, current)
-        return f"{share} of rows are outside of {ranges} ({self.side}), {usual_text}"
+        return f"{share} of rows are outside of {ranges} ({self.side}), {usual}"
 
     def change(self, check: Check, value: float, usual: float) -> str:
         """Return the change of the column; empty if unknown. `value` is the figure of
@@ -581,7 +644,7 @@ class _Comparison:
         """
         current = self.current
         if check == "distribution":
-            change = None if self.is_projection else self._distribution_change(value)
+            change = None if self.is_projection else self._distribution_change(self.distance)
             return change.text(self.phase) if change else ""
         if check == "missing":
             where = "more" if self.missing > self.missing_before else "fewer"

@@ -45,7 +45,6 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     PROJECTIONS,
     RELATIONS,
     correlation_change,
-    shown_name,
     without_projections,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
@@ -76,7 +75,8 @@ from mlflow_deploy_plugin.watch.segments import (
     texts_of,
 )
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.sequential.course import History
+from mlflow_deploy_plugin.watch.sequential.levels import ROWS
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
 from mlflow_deploy_plugin.watch.statistics.intervals import (
     bonferroni_confidence,
@@ -90,7 +90,6 @@ READ_ROWS = 100_000
 """The number of rows above which the report shows only some hours of the window."""
 CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "constant", "range")
 _MOST_COLUMNS = 20
-_CACHE = "nulls"
 _SHOWN_ROWS = 5_000
 _DROPPED = "capture.drop excludes it from the log"
 _MASKED = "capture.mask replaces its values in the log with hashes"
@@ -216,6 +215,7 @@ class WindowComparison:
         excluded: the columns that are not judged, with the reason: the log does not
             have their values, or the user has excluded them.
         segment_values: the column and the value of each segment, by name.
+        rows: the rows of the window that all versions have answered; 0 if unknown.
     """
 
     request: WindowRequest
@@ -227,6 +227,7 @@ class WindowComparison:
     notes: tuple[str, ...]
     excluded: Mapping[str, str]
     segment_values: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    rows: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -253,40 +254,32 @@ class WindowComparison:
             return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
         if request.spec.kind == "drift":
             selected += tuple(name for name in PROJECTIONS if name in self.reference.bins)
+        if not columns and ROWS not in self.excluded:
+            selected += (ROWS,)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
-        per_year = request.false_per_year
-        rate = single_window_rate(request.spec, per_year) if per_year else None
+        history = History(
+            request.past if request.follows_levels else (),
+            request.baseline,
+            request.false_per_year,
+            self.rows,
+        )
         verdict = judge_profile(
             self.reference,
             self.profile,
             request.window.start_us,
             request.spec.model_copy(update={"columns": selected}),
-            request.settings.cache_path / _CACHE,
             self.segments,
-            rate,
-            request.baseline,
+            history,
         )
         findings = (*verdict.findings, *self._not_judged(self.excluded, columns))
         return replace(verdict, findings=tuple(with_history(request, findings)))
 
     def shifts(self, verdict: DriftVerdict) -> ShiftVerdict:
         """Return the lasting shifts of the judged columns until this window."""
-        columns = {
-            finding.subject for finding in verdict.findings if finding.subject not in self.excluded
-        }
-        if self.reference is None or self.profile.rows < self.request.spec.min_rows:
-            return ShiftVerdict(Evidence())
-        self.request.progress("following the levels of the columns over the windows")
+        if verdict.course is None:
+            return ShiftVerdict()
         drifted = dict.fromkeys(item.key for item in verdict.findings if item.is_alarm)
-        names = sorted(name for name in self.reference.bins if shown_name(name) in columns)
-        return judge_shifts(
-            self.request,
-            self.reference,
-            self.profile,
-            self.segments,
-            names,
-            drifted,
-        )
+        return judge_shifts(verdict.course, drifted)
 
     @staticmethod
     def _not_judged(
@@ -328,7 +321,7 @@ class WindowComparison:
             figures={**verdict.figures, **shifts.figures},
             notes=self._notes_of(verdict, shifts),
             report=self._report_data(verdict, shifts, sample),
-            evidence=replace(shifts.evidence, outcomes=outcomes),
+            evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
         )
 
     def _notes_of(self, verdict: DriftVerdict, shifts: ShiftVerdict) -> Collection[str]:
@@ -464,7 +457,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     reference, missing_reason = _find_reference(request, version)
     request.progress(f"reading {versions[version]:,} rows of the window")
     profile = _sketch_window(request, log, version, reference)
-    columns = without_projections(_all_columns(profile, reference))
+    columns = [*without_projections(_all_columns(profile, reference)), ROWS]
     _require_columns(request, columns)
     excluded = _excluded_columns(request.capture, columns)
     segments = _find_segments(request, version, reference, excluded)
@@ -478,6 +471,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         notes=(*_version_notes(versions), *segments.notes),
         excluded=excluded | _with_parts(dict.fromkeys(request.exclude, _LEFT_OUT), columns),
         segment_values=segments.values,
+        rows=sum(versions.values()),
     )
 
 

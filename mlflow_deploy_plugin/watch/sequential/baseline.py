@@ -1,12 +1,15 @@
 """The usual course of figures over windows: a cycle, a mean, the correlation of
 neighbouring windows, and a deviation.
 
-A figure is described by x(t) = cycle(t) + mean + r(t) with r(t) = φ r(t - 1) +
-innovation (an autoregressive process). The cycle comes from the reference. The other
-parameters come from the reference and from later windows without a shift: a fixed
-reference would share its chance errors with all later windows, so that some references
-would cause many false alarms. A window joins `JOINS_AFTER` windows later, because a
-shift that is not yet found must not become usual.
+A figure is described by x(t) = cycle(t) + mean + s(t) r(t) with r(t) = φ r(t - 1) +
+innovation (an autoregressive process). The scale s(t) is the standard deviation that
+the number of rows of the window implies, relative to a usual window (Laney, Quality
+Engineering 14, 2002). The cycle comes from the reference. The other parameters come
+from the reference and from later windows without a shift: a fixed reference would share
+its chance errors with all later windows, so that some references would cause many false
+alarms. A window joins `JOINS_AFTER` windows later, because a shift that is not yet
+found must not become usual. Older windows are forgotten at the same rate, so that the
+baseline follows a figure that moves slowly.
 """
 
 import numpy as np
@@ -17,62 +20,88 @@ JOINS_AFTER = 21
 LARGEST_CORRELATION = 0.97
 
 
-def remove_cycle(values: Array, reference: int, phases: Array, season: int) -> Array:
+def remove_cycle(
+    values: Array,
+    reference: int,
+    phases: Array,
+    season: int,
+    scales: Array | float = 1.0,
+) -> Array:
     """Return the values, [..., N, m], without the mean of their phase in the first
-    `reference` windows. `phases`, [N] int64, are the positions of the windows in the
-    cycle of `season` windows. An unknown value (NaN) becomes usual.
+    `reference` windows.
+
+    Args:
+        phases: the positions of the windows in the cycle of `season` windows, [N]
+            int64.
+        scales: the relative standard deviations of the figures, [N, m]. An imprecise
+            figure has a small weight in the means.
+
+    An unknown value (NaN) becomes usual.
     """
-    with np.errstate(invalid="ignore"):
-        overall = np.nanmean(values[..., :reference, :], axis=-2)
-    result = values - overall[..., None, :]
+    known = np.isfinite(values[..., :reference, :])
+    weights = known / np.square(np.broadcast_to(scales, values.shape)[..., :reference, :])
+    filled = np.where(known, values[..., :reference, :], 0)
+    result = values - _weighted_mean(filled, weights)[..., None, :]
     if season > 1:
+        filled = np.where(known, result[..., :reference, :], 0)
         for phase in np.unique(phases):
             in_phase = np.flatnonzero(phases[:reference] == phase)
-            if len(in_phase):
-                phase_values = result[..., in_phase, :]
-                is_known = np.isfinite(phase_values)
-                mean = np.where(is_known, phase_values, 0).sum(axis=-2) / np.maximum(
-                    is_known.sum(axis=-2), 1
-                )
-                result[..., phases == phase, :] -= mean[..., None, :]
+            mean = _weighted_mean(filled[..., in_phase, :], weights[..., in_phase, :])
+            result[..., phases == phase, :] -= mean[..., None, :]
     usual: Array = np.nan_to_num(result, nan=0.0, posinf=0.0, neginf=0.0)
     return usual
 
 
+def _weighted_mean(values: Array, weights: Array) -> Array:
+    """Return the mean over the windows, [..., m]; 0 without a window."""
+    total = weights.sum(axis=-2)
+    mean: Array = (weights * values).sum(axis=-2) / np.where(total > 0, total, 1)
+    return mean
+
+
 class RunningBaseline:
     """The mean, correlation and deviation of m figures, [..., m] each, in windows that
-    may be added one by one.
+    may be added one by one. The deviation is that of a window with a scale of 1.
     """
 
-    def __init__(self, reference: Array, season: int, floors: Array) -> None:
+    def __init__(
+        self,
+        reference: Array,
+        season: int,
+        floors: Array,
+        scales: Array | float = 1.0,
+    ) -> None:
         """`reference` are the figures without their cycle, [..., R, m]; `floors` their
-        smallest deviations, [m].
+        smallest deviations, [m]; `scales` their relative deviations, [R, m].
         """
         self._season = season
         self._floors = floors
+        count = reference.shape[-2]
+        self._kept = 1 - 1 / count
+        """The weight of older windows when a window joins."""
+        scaled = reference / scales
         shape = reference.shape[:-2] + reference.shape[-1:]
-        self._count = np.full(
-            shape,
-            float(reference.shape[-2]),
-            reference.dtype,
-        )
-        self._sum = reference.sum(axis=-2)
-        self._squares = np.square(reference).sum(axis=-2)
-        self._lagged = (reference[..., 1:, :] * reference[..., :-1, :]).sum(axis=-2)
-        self._level_count = self._count.copy()
+        self._count = np.full(shape, float(count), reference.dtype)
+        weights = np.broadcast_to(1 / np.square(scales), reference.shape).sum(axis=-2)
+        self._weights = weights.astype(reference.dtype)
+        self._sum = (scaled / scales).sum(axis=-2)
+        self._squares = np.square(scaled).sum(axis=-2)
+        self._lagged = (scaled[..., 1:, :] * scaled[..., :-1, :]).sum(axis=-2)
+        self._cycle_error = 0.0 if season == 1 else season / self._weights
+        self._level_weights = self._weights.copy()
         self._level_sum = self._sum.copy()
 
     @property
     def mean(self) -> Array:
-        mean: Array = self._level_sum / np.maximum(self._level_count, 1)
+        mean: Array = self._level_sum / np.maximum(self._level_weights, 1e-9)
         return mean
 
     @property
     def deviation(self) -> Array:
         """The standard deviation of the figures around their mean and cycle."""
         count = self._count
-        variance = self._squares / count - np.square(self._sum / count)
-        deviation: Array = np.sqrt(np.maximum(variance, 0) * count / (count - self._season))
+        variance = np.maximum(self._squares - np.square(self._sum) / self._weights, 0)
+        deviation: Array = np.sqrt(variance / (count - self._season))
         return np.maximum(deviation, self._floors)
 
     @property
@@ -82,55 +111,79 @@ class RunningBaseline:
         different phases, so that a long cycle adds little bias.
         """
         count = self._count
-        mean = self._sum / self._count
+        of_mean = np.square(self._sum) / (self._weights * count)
         season = self._season
-        variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
-        raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(
-            0,
-            LARGEST_CORRELATION,
-        )
+        variance = np.maximum(self._squares / count - of_mean, 1e-30)
+        raw = ((self._lagged / (count - 1) - of_mean) / variance).clip(0, LARGEST_CORRELATION)
         over_cycle = raw ** (season - 1)
         of_means = season * over_cycle * (1 - np.square(raw)) / (1 - over_cycle * raw)
         corrected: Array = (raw + (2 * raw + of_means) / count).clip(0, LARGEST_CORRELATION)
         return corrected
 
-    def innovation(self, value: Array, previous: Array, gap: int = 1) -> Array:
+    def innovation(
+        self,
+        value: Array,
+        previous: Array,
+        gap: int = 1,
+        scale: Array | float = 1.0,
+    ) -> Array:
         """Return the part of the value that the window `gap` windows earlier does not
         explain, in deviations.
+
+        Args:
+            value: the figures of the window, without their cycle.
+            previous: what the earlier window was above its mean, divided by its scale.
+            scale: the scale of the window.
         """
-        mean = self.mean
-        correlation = self.correlation
-        explained = correlation**gap
+        explained = self.correlation**gap
         free = self._count - self._season
         deviation = self.deviation * np.sqrt((1 - np.square(explained)) * free / (free - 1))
-        # The estimated mean has an error of its own.
-        luck = np.sqrt(self._level_count / (self._level_count + 1))
-        innovation: Array = (value - mean - explained * (previous - mean)) / deviation * luck
+        # The estimated mean and cycle have errors of their own.
+        of_mean = 1 / np.maximum(np.square(scale) * self._level_weights, 1e-9)
+        of_cycle = self._cycle_error / np.square(scale)
+        luck = 1 / np.sqrt(1 + of_mean + of_cycle)
+        innovation: Array = (self.scaled(value, scale) - explained * previous) / deviation * luck
         return innovation
+
+    def scaled(self, value: Array, scale: Array | float) -> Array:
+        """Return the values above their mean, divided by their scale."""
+        scaled: Array = (value - self.mean) / scale
+        return scaled
 
     def add(
         self,
         value: Array,
         previous: Array,
         chosen: Array | bool = True,
+        scale: Array | float = 1.0,
+        previous_scale: Array | float = 1.0,
     ) -> None:
-        """Add a window for the `chosen` figures, [m] bool."""
+        """Add a window and its neighbour for the `chosen` figures, [m] bool."""
         weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)
-        self._count += weight
-        self._sum += weight * value
-        self._squares += weight * np.square(value)
-        self._lagged += weight * value * previous
-        self.add_level(value, chosen)
+        kept = np.where(chosen, self._kept, 1.0).astype(value.dtype)
+        scaled = value / scale
+        self._count = kept * self._count + weight
+        self._weights = kept * self._weights + weight / np.square(scale)
+        self._sum = kept * self._sum + weight * scaled / scale
+        self._squares = kept * self._squares + weight * np.square(scaled)
+        self._lagged = kept * self._lagged + weight * scaled * previous / previous_scale
+        self.add_level(value, chosen, scale)
 
-    def add_level(self, value: Array, chosen: Array | bool) -> None:
+    def add_level(
+        self,
+        value: Array,
+        chosen: Array | bool,
+        scale: Array | float = 1.0,
+    ) -> None:
         """Add a window only to the mean of the `chosen` figures, [m] bool."""
         weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)
-        self._level_count += weight
-        self._level_sum += weight * value
+        kept = np.where(chosen, self._kept, 1.0).astype(value.dtype)
+        self._level_weights = kept * self._level_weights + weight / np.square(scale)
+        self._level_sum = kept * self._level_sum + weight * value / np.square(scale)
 
     def restart_level(self, chosen: Array) -> None:
         """Forget the mean of the `chosen` figures, [m] bool: later windows are
         usual.
         """
-        self._level_count[..., chosen] = 0
+        self._level_weights[..., chosen] = 0
         self._level_sum[..., chosen] = 0

@@ -16,11 +16,26 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import duration_text, length_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.watch.sequential.baseline import RunningBaseline, remove_cycle
-from mlflow_deploy_plugin.watch.sequential.detector import Windows, limit_for, track
-from mlflow_deploy_plugin.watch.sequential.levels import ReferenceLevels, reference_levels
+from mlflow_deploy_plugin.watch.sequential.baseline import remove_cycle
+from mlflow_deploy_plugin.watch.sequential.detector import (
+    Windows,
+    limit_for,
+    reference_correlation,
+    track,
+)
+from mlflow_deploy_plugin.watch.sequential.levels import (
+    ReferenceLevels,
+    reference_levels,
+)
+from mlflow_deploy_plugin.watch.sequential.weights import (
+    relative_deviations,
+    sampling_factor,
+)
 
+FEWEST_OF_ONE = 8
+"""The smallest number of windows in the reference from which a window can be judged."""
 FEWEST_WINDOWS = 20
+"""The smallest number of windows in the reference for a budget."""
 FEW_WINDOWS = 40
 LASTING_SHARE = 0.75
 """The share of the budget for lasting shifts. The rest is for single windows with a
@@ -70,12 +85,17 @@ def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
     return min(rate, spec.false_alarm_rate)
 
 
-def season_windows(spec: MonitorSpec, reference: int) -> int:
-    """Return the number of windows in a cycle, 1 without a cycle, for a reference with
-    this number of windows. Raises InvalidConfig if the reference does not contain the
-    spec's season twice.
+def lasting_rate(spec: MonitorSpec, false_per_year: float) -> float:
+    """Return the number of false alarms per window for lasting shifts."""
+    return LASTING_SHARE * false_per_year / spec.windows_per_year
+
+
+def season_windows(spec: MonitorSpec, levels: ReferenceLevels) -> int:
+    """Return the number of windows in a cycle, 1 without a cycle. Raises InvalidConfig
+    if the reference does not contain the spec's season twice.
     """
-    every = length_of(spec.every)
+    reference = len(levels.starts_us)
+    every = timedelta(microseconds=levels.length_us)
     if spec.season is None:
         weekly = _WEEK // every if _WEEK % every == timedelta() else 1
         return weekly if _SEASONS * weekly <= reference else 1
@@ -94,30 +114,59 @@ def detector_windows(
     spec: MonitorSpec,
     starts_us: Array,
     values: Array,
+    rows: Array,
 ) -> Windows:
-    """Return the reference, and then the windows with `starts_us`, [N] int64, and
-    `values`, [N, m].
+    """Return the reference, and then the windows with `starts_us`, [N] int64, `values`,
+    [N, m], and `rows`, [N, m].
     """
-    starts = np.concatenate([levels.starts_us, starts_us]) // (
-        length_of(spec.every) // timedelta(microseconds=1)
-    )
-    season = season_windows(spec, len(levels.values))
+    starts = np.concatenate([levels.starts_us, starts_us]) // levels.length_us
+    count = len(levels.values)
+    season = season_windows(spec, levels)
     gaps = np.diff(starts, prepend=starts[:1] - 1)
+    all_rows = np.concatenate([levels.rows, rows])
+    values = _without_sampling(levels, np.concatenate([levels.values, values]), all_rows)
+    residuals = remove_cycle(values[:count], count, starts[:count] % season, season)
+    of_rows = np.where(levels.is_distance, 0, levels.row_variances)
     return Windows(
-        values=np.concatenate([levels.values, values]),
-        reference=len(levels.values),
+        values=values,
+        reference=count,
         phases=starts % season,
         season=season,
         gaps=np.where(gaps > 0, gaps, _FAR),
         floors=levels.floors,
         restarts=np.full(len(levels.series), len(starts)),
+        scales=relative_deviations(residuals, all_rows, of_rows, levels.rows),
+        is_upward=levels.is_upward,
+        is_followed=levels.is_followed,
     )
 
 
-def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
-    """Raise InvalidConfig if the reference has no windows, because it has no event
-    times, or too few windows for any budget, or if only some of them are kept.
+def _without_sampling(levels: ReferenceLevels, values: Array, rows: Array) -> Array:
+    """Return the values with the distances that windows of the usual number of rows
+    would have.
     """
+    for index in np.flatnonzero(levels.is_distance).tolist():
+        values[:, index] /= sampling_factor(
+            levels.values[:, index],
+            rows[:, index],
+            float(levels.row_variances[index]),
+            levels.rows[:, index],
+        )
+    return values
+
+
+def require_windows(
+    reference: DriftReference,
+    levels: ReferenceLevels,
+    spec: MonitorSpec,
+    fewest: int,
+) -> None:
+    """Raise InvalidConfig if the reference has no windows, because it has no event
+    times, or fewer than the `fewest` windows, or for a budget, if only some of them are
+    kept.
+    """
+    what = "alarms.false_per_year" if fewest == FEWEST_WINDOWS else "a verdict"
+    needs = f"{what} needs at least {fewest} windows of {spec.every} in the reference"
     if reference.pieces.total.rows and not reference.pieces.grid.windows:
         remedy = (
             "log the model with event_time= (the column or the values with the time of each row)"
@@ -125,26 +174,20 @@ def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: Mo
         if spec.reference_kind == "dataset":
             remedy = f"add the column {EVENT_TIME} with the time of each row"
         raise InvalidConfig(
-            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in "
-            f"the reference {spec.reference}, which has no event times and therefore no windows: "
+            f"{needs} {spec.reference}, which has no event times and therefore no windows: "
             f"{remedy}",
         )
     windows = len(levels.starts_us)
     seconds = int(length_of(spec.every).total_seconds())
-    if windows < FEWEST_WINDOWS:
-        shorter = next(
-            (length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows),
-            None,
-        )
+    if windows < fewest:
+        shorter = next((length for length in _SHORTER if length * fewest <= seconds * windows), 0)
         remedy = "use a longer reference"
         if shorter:
             remedy += f", or every={duration_text(shorter)}"
-        raise InvalidConfig(
-            f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in "
-            f"the reference {spec.reference}, and it has {windows}: {remedy}",
-        )
+        raise InvalidConfig(f"{needs} {spec.reference}, and it has {windows}: {remedy}")
     grid = reference.pieces.grid
-    if grid.windows > grid.max_windows and not levels.is_complete:
+    is_cut = grid.windows > grid.max_windows and not levels.is_complete
+    if is_cut and fewest == FEWEST_WINDOWS:
         longer = duration_text(seconds * -(-grid.windows // grid.max_windows))
         raise InvalidConfig(
             f"alarms.false_per_year needs consecutive windows, and only {windows} of "
@@ -169,8 +212,8 @@ def check_budget(
     contain the season twice.
     """
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
-    require_windows(reference, levels, spec)
-    season_windows(spec, len(levels.starts_us))
+    require_windows(reference, levels, spec, FEWEST_WINDOWS)
+    season_windows(spec, levels)
     return [*unkept(levels, spec, false_per_year)]
 
 
@@ -186,6 +229,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
         spec,
         levels.starts_us[:0],
         levels.values[:0],
+        levels.rows[:0],
     )
     if spec.is_rolling:
         rolling = ""
@@ -198,7 +242,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
             f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are "
             f"needed; {smallest} {2 * false_per_year:.2g}"
         )
-    correlation = _reference_correlation(windows)
+    correlation = reference_correlation(windows)
     slow = int(correlation.argmax())
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
     if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
@@ -207,7 +251,7 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
             f"of {correlation[slow]:.2f}, more than {_MOST_CORRELATED}; {smallest} "
             f"{_EXCESS * false_per_year:.2g}{rolling}"
         )
-    rate = LASTING_SHARE * false_per_year / spec.windows_per_year
+    rate = lasting_rate(spec, false_per_year)
     alarms = _later_alarms(windows, rate)
     later = count - count // 2
     if alarms and pdtrc(alarms - 1, rate * later) < _UNLIKELY:
@@ -216,12 +260,6 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
             f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} "
             f"in {later} windows; {smallest} {alarms_per_year:.2g}{rolling}"
         )
-
-
-def _reference_correlation(windows: Windows) -> Array:
-    """Return the correlation of consecutive windows of the reference, [m]."""
-    levels = remove_cycle(windows.values, windows.reference, windows.phases, windows.season)
-    return RunningBaseline(levels, windows.season, windows.floors).correlation
 
 
 def _later_alarms(windows: Windows, rate: float) -> int:

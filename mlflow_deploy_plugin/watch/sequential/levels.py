@@ -1,23 +1,31 @@
-"""The signed figures of windows: level, spread, missing share and share of the most
-frequent value of each column.
+"""The signed figures of windows, which the detector follows.
 
-- level, of numbers: the mean of the binned values, so that a single extreme value has a
-  limited effect
-- spread, of numbers: the logarithm of the standard deviation of the binned values
-- frequent, of categories, and of numbers with a value in 10 % of the rows: the share of
-  the reference's most frequent value
-- missing, of all columns: the share of missing values
+| figure | of | value |
+|---|---|---|
+| rows | all rows | the logarithm of the number of rows |
+| level | numbers | the mean of the binned values: a single value has a limited effect |
+| mean | numbers | the mean of the values, including values far outside the bins |
+| spread | numbers | the logarithm of the standard deviation of the binned values |
+| mode | numbers | the logarithm of the share of the window's most frequent bin |
+| frequent, second | categories, frequent numbers | the shares of the usual two |
+| missing | all columns | the share of missing values |
+| new | categories | the share of values that the reference lacks |
+| outside | numbers | the share of values outside of the reference's range |
+| distance | all columns | the distance from the reference (`bins.py`) |
+
+The usual two are the two values that are most frequent in the reference. Distances and
+modes depend on the level of the figure in a way that is not linear: after a reference
+with correlated windows they increase by chance, so their lasting shifts are not sought.
 
 A projection (`relations.py`) has only a spread, because its level depends only on the
-levels of the columns.
-
-With a `rolling:` reference, each figure is the difference from the window one lag
-earlier.
+levels of the columns. With a `rolling:` reference, each figure except the rows and the
+distance is the difference from the window one lag earlier.
 """
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,21 +37,49 @@ from mlflow_deploy_plugin.watch.drift.references.windows import (
     profiles_at,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts, row_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
-from mlflow_deploy_plugin.watch.drift.threshold.null import column_counts, row_counts
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey, alarm_key
 
-MISSING = "missing"
-FLOORS: Mapping[str, float] = {
-    "level": 0.005,
-    "spread": 0.01,
-    "frequent": 0.005,
-    MISSING: 0.005,
-}
-"""The smallest standard deviation of each figure, in its unit; of levels, in standard
-deviations of the rows.
+ROWS = "number of rows"
+"""The subject of the figure `rows`, which is not a column."""
+ROWS_FIGURE = "rows"
+LEVEL = "level"
+MEAN = "mean"
+SPREAD = "spread"
+MODE = "mode"
+"""The share of the most frequent bin of the window, relative to its share in rows that
+are drawn from the reference. A sensor that repeats its last value changes it.
 """
+MISSING = "missing"
+NEW = "new"
+OUTSIDE = "outside"
+DISTANCE = "distance"
+UPWARD = (NEW, OUTSIDE, MODE, DISTANCE)
+"""The figures of which only an increase is a change."""
+_SHARES = ("frequent", "second", MISSING, NEW, OUTSIDE)
+_IN_ROWS = (LEVEL, MEAN)
+"""The figures in the unit of the column."""
+FLOORS: Mapping[str, float] = {
+    ROWS_FIGURE: 0.1,
+    LEVEL: 0.005,
+    MEAN: 0.005,
+    SPREAD: 0.01,
+    MODE: 0.05,
+    "frequent": 0.005,
+    "second": 0.005,
+    MISSING: 0.005,
+    NEW: 0.005,
+    OUTSIDE: 0.005,
+    DISTANCE: 0.005,
+}
+"""The smallest standard deviation of each figure, in its unit; of the figures in the
+unit of the column, in standard deviations of the rows.
+"""
+_DRAWS = 64
+_DRAWN_ROWS = 300
+_SIZES = (10, 30, 100, 300, 1_000, 10_000)
 _LEAST_FREQUENT = 0.1
 _MOSTLY = 0.9
 
@@ -66,6 +102,11 @@ class FigureSeries(NamedTuple):
         figure = self.column if self.column in PROJECTIONS else self.figure
         return SeriesKey(self.key, figure)
 
+    @property
+    def rows_key(self) -> SeriesKey:
+        """The identity of the number of rows of the segment."""
+        return SeriesKey(alarm_key(ROWS, self.segment), ROWS_FIGURE)
+
 
 @dataclass(frozen=True, eq=False)
 class ReferenceLevels:
@@ -74,15 +115,22 @@ class ReferenceLevels:
     Attributes:
         starts_us: the start of each window in microseconds since 1970, [R] int64,
             ascending.
+        length_us: the length of the windows in microseconds.
         series: the m series that are known in at least 90 % of the windows.
         values: [R, m] float64; NaN if unknown.
+        rows: the number of rows of the series' segment in each window, [R, m] float64.
+        row_variances: the variance that a single row adds to a figure, which is divided
+            by the number of rows, [m] float64.
         floors: the smallest standard deviation of each series, [m] float64.
         is_complete: True if no window was left out because there are many.
     """
 
     starts_us: Array
+    length_us: int
     series: tuple[FigureSeries, ...]
     values: Array
+    rows: Array
+    row_variances: Array
     floors: Array
     is_complete: bool = True
 
@@ -92,17 +140,43 @@ class ReferenceLevels:
             self,
             starts_us=self.starts_us[windows],
             values=self.values[windows],
+            rows=self.rows[windows],
         )
 
     def values_of(self, windows: Iterable[Levels]) -> Array:
         """Return the figures of windows in the order of the series, [N, m] float64; NaN
         if unknown.
         """
-        keys = [series.series_key for series in self.series]
-        rows = []
-        for levels in windows:
-            rows.append([levels.get(key, math.nan) for key in keys])
-        return np.array(rows)
+        return _table([series.series_key for series in self.series], windows)
+
+    def rows_of(self, windows: Iterable[Levels]) -> Array:
+        """Return the number of rows of windows in the order of the series, [N, m]
+        float64; NaN if unknown.
+        """
+        rows: Array = np.exp(_table([series.rows_key for series in self.series], windows))
+        return rows
+
+    @property
+    def is_followed(self) -> Array:
+        """The series whose lasting shifts are sought, [m] bool."""
+        return np.array([series.figure not in (MODE, DISTANCE) for series in self.series], bool)
+
+    @property
+    def is_distance(self) -> Array:
+        """The series that are distances, [m] bool."""
+        return np.array([series.figure == DISTANCE for series in self.series], bool)
+
+    @property
+    def is_upward(self) -> Array:
+        """The series of which only an increase is a change, [m] bool."""
+        return np.array([series.figure in UPWARD for series in self.series], bool)
+
+
+def _table(keys: Sequence[SeriesKey], windows: Iterable[Levels]) -> Array:
+    rows = []
+    for levels in windows:
+        rows.append([levels.get(key, math.nan) for key in keys])
+    return np.array(rows).reshape(-1, len(keys))
 
 
 def reference_levels(
@@ -111,78 +185,51 @@ def reference_levels(
     segments: Mapping[str, DriftReference],
     figures: Collection[str] = FLOORS,
 ) -> ReferenceLevels:
-    """Return the figures of the reference's windows with at least half of the usual
-    number of rows: those of `figures` that are known in most windows, in all rows and
-    in each segment.
+    """Return the figures of the reference's windows with rows: those of `figures` that
+    are known in most windows, in all rows and in each segment. The number of rows is
+    included if the `columns` contain `ROWS`.
     """
     times, profiles = _windows(reference.pieces)
-    used = _UsedWindows.of(reference.pieces, row_counts(profiles))
-    values: dict[FigureSeries, Array] = {}
+    later, earlier = _used_windows(reference.pieces, row_counts(profiles))
+    known: list[_KnownSeries] = []
     for segment, part in {"": reference, **segments}.items():
         part_profiles = profiles_at(times, *_windows(part.pieces))
-        for series, by_window in _figure_series(part, part_profiles, columns, segment):
-            if series.figure in figures and used.is_mostly_known(by_window):
-                values[series] = used.select(by_window)
-    starts = np.array(times, np.int64)[used.later]
-    table = np.empty((len(starts), 0))
-    if values:
-        table = np.stack([*values.values()], axis=1)
+        windows = _PartWindows.of(part, part_profiles, later, earlier)
+        known += (
+            each
+            for each in windows.series(columns, segment)
+            if each.series.figure in figures
+            and each.series.column in columns
+            and each.is_mostly_known
+        )
+    starts = np.array(times, np.int64)[later]
     return ReferenceLevels(
         starts_us=starts,
-        series=tuple(values),
-        values=table,
-        floors=np.array([_floor(series, reference.bins[series.column]) for series in values]),
+        length_us=reference.pieces.grid.length_us,
+        series=tuple(each.series for each in known),
+        values=_columns([each.values for each in known], len(starts)),
+        rows=_columns([each.rows for each in known], len(starts)),
+        row_variances=np.array([each.row_variance for each in known]),
+        floors=np.array([each.floor for each in known]),
         is_complete=len(profiles) >= reference.pieces.grid.windows,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _UsedWindows:
-    """The positions of the windows with at least half of the usual number of rows, [R]
-    int64, and for `rolling:` those of the windows one lag earlier.
+def _columns(columns: Sequence[Array], rows: int) -> Array:
+    if not columns:
+        return np.empty((rows, 0))
+    return np.stack(columns, axis=1)
+
+
+def _used_windows(pieces: ReferencePieces, rows: Array) -> tuple[Array, Array | None]:
+    """Return the positions of the windows with rows, [R] int64, and for `rolling:`
+    those of the windows one lag earlier (otherwise None).
     """
-
-    later: Array
-    earlier: Array | None
-
-    @classmethod
-    def of(cls, pieces: ReferencePieces, rows: Array) -> "_UsedWindows":
-        if not pieces.grid.lag_windows:
-            return cls(np.flatnonzero(_is_full(rows)), None)
-        later, earlier = pieces.pairs()
-        is_full = _is_full(np.minimum(rows[later], rows[earlier]))
-        return cls(later[is_full], earlier[is_full])
-
-    def select(self, by_window: Array) -> Array:
-        """Return the figure in the used windows; for `rolling:`, its changes since one
-        lag earlier.
-        """
-        if self.earlier is None:
-            return by_window[self.later]
-        changes: Array = by_window[self.later] - by_window[self.earlier]
-        return changes
-
-    def is_mostly_known(self, by_window: Array) -> bool:
-        """Return True if a figure is known in most windows."""
-        is_known = np.isfinite(self.select(by_window))
-        return bool(is_known.sum() >= _MOSTLY * max(len(is_known), 1))
-
-
-def _is_full(rows: Array) -> Array:
-    """Return which windows, [N] bool, have at least half of the median number of
-    rows.
-    """
-    is_full: Array = rows > 0
-    if is_full.any():
-        is_full &= 2 * rows >= np.median(rows[is_full])
-    return is_full
-
-
-def _floor(series: FigureSeries, bins: Bins) -> float:
-    """Return the smallest standard deviation of the series, in its own unit."""
-    if series.figure == "level" and isinstance(bins, OrderedBins):
-        return FLOORS["level"] * bins.scale
-    return FLOORS[series.figure]
+    if not pieces.grid.lag_windows:
+        return np.flatnonzero(rows > 0), None
+    later, earlier = pieces.pairs()
+    has_rows = np.minimum(rows[later], rows[earlier]) > 0
+    return later[has_rows], earlier[has_rows]
 
 
 def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]:
@@ -199,69 +246,262 @@ def window_levels(
     window: Profile,
     columns: Sequence[str],
     segment: str,
+    rows: int = 0,
 ) -> dict[SeriesKey, float]:
     """Return the known figures of a judged window; for `rolling:`, their changes since
-    one lag earlier.
+    one lag earlier. `rows` is the number of rows of the window that all versions have
+    answered; 0 if they are those of the profile.
     """
-    is_rolling = bool(reference.pieces.grid.lag_windows)
-    profiles = [window, reference.pieces.others] if is_rolling else [window]
+    earlier = None
+    if reference.pieces.grid.lag_windows:
+        earlier = [reference.pieces.others]
+    windows = _PartWindows(reference, [window], earlier, is_reference=False)
     levels: dict[SeriesKey, float] = {}
-    for series, values in _figure_series(reference, profiles, columns, segment):
-        level = float(values[0])
-        if is_rolling:
-            level -= float(values[1])
+    for each in windows.series(columns, segment):
+        level = float(each.values[0])
         if math.isfinite(level):
-            levels[series.series_key] = level
+            levels[each.series.series_key] = level
+    if rows:
+        levels[FigureSeries(segment, ROWS, ROWS_FIGURE).series_key] = math.log(rows)
     return levels
 
 
-def _figure_series(
-    reference: DriftReference,
-    profiles: Sequence[Profile],
-    columns: Sequence[str],
-    segment: str,
-) -> Iterator[tuple[FigureSeries, Array]]:
-    """Yield each figure of each column with its value per profile, [P] float64. Of a
-    projection, only the spread is a figure.
-    """
-    for name in columns:
-        if name in reference.bins:
-            bins = reference.bins[name]
-            total = reference.pieces.total.columns.get(name)
-            counts = column_counts(profiles, name, bins)
-            if total is not None and len(total.counts) == bins.size + 1:
-                usual = total.counts[:-1]
-            else:
-                usual = counts[0, :-1]
-            for figure, values in _column_figures(bins, counts, usual):
-                if name not in PROJECTIONS or figure == "spread":
-                    yield FigureSeries(segment, name, figure), values
+class _KnownSeries(NamedTuple):
+    """A figure in P windows, [P] float64, with the fields of `ReferenceLevels`."""
+
+    series: FigureSeries
+    values: Array
+    rows: Array
+    row_variance: float
+    floor: float
+
+    @property
+    def is_mostly_known(self) -> bool:
+        is_known = np.isfinite(self.values)
+        return bool(is_known.sum() >= _MOSTLY * max(len(is_known), 1))
 
 
-def _column_figures(
-    bins: Bins,
-    counts: Array,
-    usual: Array,
-) -> Iterator[tuple[str, Array]]:
-    """Yield the figures of a column with the histograms `counts`, [P, K + 1]; `usual`,
-    [K], are the reference's.
+@dataclass(frozen=True, eq=False)
+class _PartWindows:
+    """The windows of all rows or of a segment, and with `rolling:` the windows one lag
+    earlier. `is_reference` is True for windows that are a part of the reference.
     """
-    present = counts[:, :-1]
-    rows = present.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        yield MISSING, counts[:, -1] / counts.sum(axis=1)
-        if isinstance(bins, OrderedBins):
-            level = present @ bins.positions / rows
-            yield "level", level
-            variance = (present * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
-            yield (
-                "spread",
-                np.where(
-                    variance > 0,
-                    np.log(variance) / 2,
-                    np.nan,
-                ),
+
+    part: DriftReference
+    windows: Sequence[Profile]
+    earlier: Sequence[Profile] | None
+    is_reference: bool
+
+    @classmethod
+    def of(
+        cls,
+        part: DriftReference,
+        profiles: Sequence[Profile],
+        later: Array,
+        earlier: Array | None,
+    ) -> "_PartWindows":
+        before = None if earlier is None else [profiles[index] for index in earlier]
+        return cls(part, [profiles[index] for index in later], before, is_reference=True)
+
+    @property
+    def _usual_rows(self) -> float:
+        """The usual number of rows of the reference's windows."""
+        rows = [window.rows for window in self.part.pieces.windows]
+        return float(np.median(rows)) if rows else 1.0
+
+    @property
+    def rows(self) -> Array:
+        """The number of rows, [P] float64; for a difference of two windows, the number
+        that has the same sampling error.
+        """
+        rows = row_counts(self.windows).astype(np.float64)
+        if self.earlier is None:
+            return rows
+        with np.errstate(divide="ignore"):
+            both: Array = 1 / (1 / rows + 1 / row_counts(self.earlier))
+        return both
+
+    def series(self, columns: Sequence[str], segment: str) -> Iterator[_KnownSeries]:
+        """Yield the number of rows, and each figure of each column."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows = self.rows
+            yield _KnownSeries(
+                FigureSeries(segment, ROWS, ROWS_FIGURE),
+                np.log(row_counts(self.windows)),
+                rows,
+                1.0,
+                FLOORS[ROWS_FIGURE],
             )
-        frequent = int(usual.argmax())
-        if not isinstance(bins, OrderedBins) or usual[frequent] >= _LEAST_FREQUENT * usual.sum():
-            yield "frequent", present[:, frequent] / rows
+            for name in columns:
+                if name in self.part.bins:
+                    yield from self._column_series(name, segment, rows)
+
+    def _column_series(self, name: str, segment: str, rows: Array) -> Iterator[_KnownSeries]:
+        """Yield each figure of a column. Of a projection, only the spread is a
+        figure.
+        """
+        column = _Column.of(self.part, name)
+        values = dict(column.figures(self.windows))
+        if self.earlier is not None:
+            before = dict(column.figures(self.earlier))
+            values = {figure: now - before[figure] for figure, now in values.items()}
+        values[DISTANCE] = column.distances(self.windows, self.earlier, self.is_reference)
+        variances = column.row_variances(values) if self.is_reference else {}
+        for figure, by_window in values.items():
+            if name not in PROJECTIONS or figure == SPREAD:
+                yield _KnownSeries(
+                    FigureSeries(segment, name, figure),
+                    by_window,
+                    rows,
+                    variances.get(figure, 0.0),
+                    column.floor(figure, self._usual_rows),
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """A column with its bins and its histogram in the whole reference, [K + 1]
+    float64.
+    """
+
+    name: str
+    bins: Bins
+    total: Array
+    whole: ColumnSketch | None
+
+    @classmethod
+    def of(cls, part: DriftReference, name: str) -> "_Column":
+        pieces = part.pieces
+        return cls(
+            name,
+            part.bins[name],
+            column_counts([pieces.total], name, part.bins[name])[0],
+            pieces.total.columns.get(name),
+        )
+
+    def floor(self, figure: str, usual_rows: float) -> float:
+        """Return the smallest standard deviation of the figure, in its own unit: for
+        shares, at least one of the usual number of rows.
+        """
+        if figure in _IN_ROWS and isinstance(self.bins, OrderedBins):
+            return FLOORS[figure] * self.bins.scale
+        if figure in _SHARES:
+            return max(FLOORS[figure], 1 / max(usual_rows, 1))
+        return FLOORS[figure]
+
+    def figures(self, profiles: Sequence[Profile]) -> Iterator[tuple[str, Array]]:
+        """Yield each figure except the distance, [P] float64; NaN if unknown."""
+        counts = column_counts(profiles, self.name, self.bins)
+        present = counts[:, :-1]
+        rows = present.sum(axis=1)
+        yield MISSING, counts[:, -1] / counts.sum(axis=1)
+        columns = [profile.columns.get(self.name) for profile in profiles]
+        usual = self.total[:-1]
+        if isinstance(self.bins, OrderedBins):
+            yield from self._number_figures(self.bins, present, columns)
+            shown = np.flatnonzero(usual >= _LEAST_FREQUENT * max(usual.sum(), 1))
+            if not self.bins.tables:
+                yield MODE, np.log(present.max(axis=1) / rows) - self._usual_mode(rows)
+        else:
+            yield NEW, _counts_of(columns, "unseen") / rows
+            shown = np.arange(len(self.bins.codes))
+        ranked = shown[np.argsort(-usual[shown], kind="stable")]
+        for figure, value in zip(("frequent", "second"), ranked, strict=False):
+            yield figure, present[:, value] / rows
+
+    def _number_figures(
+        self,
+        bins: OrderedBins,
+        present: Array,
+        columns: Sequence[ColumnSketch | None],
+    ) -> Iterator[tuple[str, Array]]:
+        rows = present.sum(axis=1)
+        level = present @ bins.positions / rows
+        yield LEVEL, level
+        variance = (present * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
+        yield SPREAD, np.where(variance > 0, np.log(variance) / 2, np.nan)
+        if not bins.tables:
+            yield MEAN, np.array([column.mean if column else math.nan for column in columns])
+            outside = _counts_of(columns, "below") + _counts_of(columns, "above")
+            yield OUTSIDE, outside / rows
+
+    def distances(
+        self,
+        windows: Sequence[Profile],
+        earlier: Sequence[Profile] | None,
+        is_reference: bool,
+    ) -> Array:
+        """Return the distance of each window from the reference (a window of the
+        reference: from the rest of it) or from the window one lag earlier, [P] float64.
+        """
+        counts = column_counts(windows, self.name, self.bins)
+        if earlier is not None:
+            others = column_counts(earlier, self.name, self.bins)
+        else:
+            others = np.maximum(self.total - counts, 0) if is_reference else self.total
+        distances: Array = self.bins.distance(counts[:, :-1], others[..., :-1])
+        return distances
+
+    def _usual_mode(self, rows: Array) -> Array:
+        """Return the logarithm of the share of the most frequent bin in windows with
+        `rows`, [P], that are drawn from the reference.
+        """
+        modes = _drawn_modes(self.total[:-1].tobytes())
+        usual: Array = np.interp(np.log(np.maximum(rows, 1)), np.log(_SIZES), modes)
+        return usual
+
+    def _distance_variance(self) -> float:
+        """Return the squared distance of n drawn rows from the reference, times n."""
+        usual = self.total[:-1]
+        if not usual.any():
+            return 0.0
+        distances = self.bins.distance(_draw(usual, _DRAWN_ROWS), usual)
+        return float(np.square(distances).mean()) * _DRAWN_ROWS
+
+    def row_variances(self, values: Mapping[str, Array]) -> dict[str, float]:
+        """Return the variance that a single row adds to each figure: of a share p, p (1
+        - p); of the logarithm of a deviation, half of a normal distribution's 2 / n;
+        of a mean, that of the values; of the logarithm of a share p, 1 / p; of a
+        distance, its square.
+        """
+        variances = {}
+        rarest = 1 / (self.total.sum() + 2)
+        for figure, by_window in values.items():
+            known = by_window[np.isfinite(by_window)]
+            share = float(known.mean()) if len(known) else 0.0
+            share = min(max(share, rarest), 1 - rarest)
+            variances[figure] = share * (1 - share)
+        variances[DISTANCE] = self._distance_variance()
+        if isinstance(self.bins, OrderedBins):
+            variances[MODE] = self.total.sum() / max(float(self.total[:-1].max()), 1.0)
+            variances[SPREAD] = 0.5
+            variances[LEVEL] = self.bins.scale**2
+            variances[MEAN] = self.bins.scale**2
+            if self.whole is not None and math.isfinite(self.whole.deviation):
+                variances[MEAN] = self.whole.deviation**2
+        return variances
+
+
+def _counts_of(columns: Sequence[ColumnSketch | None], field: str) -> Array:
+    """Return a count of each column, [P] float64; 0 without the column."""
+    return np.array([getattr(column, field) if column else 0 for column in columns], np.float64)
+
+
+def _draw(usual: Array, rows: int) -> Array:
+    """Return histograms of `rows` that are drawn from the histogram of the reference,
+    [draws, K] float64.
+    """
+    rng = np.random.default_rng([rows, len(usual)])
+    drawn: Array = rng.multinomial(rows, usual / usual.sum(), _DRAWS)
+    return drawn.astype(np.float64)
+
+
+@lru_cache(maxsize=4_096)
+def _drawn_modes(histogram: bytes) -> Array:
+    """Return the mean logarithm of the share of the most frequent bin in drawn windows
+    of each of `_SIZES`. `histogram` are the bytes of that of the reference.
+    """
+    usual = np.frombuffer(histogram)
+    if not usual.any():
+        return np.zeros(len(_SIZES))
+    return np.array([np.log(_draw(usual, size).max(axis=1) / size).mean() for size in _SIZES])

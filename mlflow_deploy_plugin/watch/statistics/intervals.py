@@ -38,8 +38,8 @@ from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.watch.result import Finding, State, WindowRequest
+from mlflow_deploy_plugin.watch.statistics.dependence import dependence
 from mlflow_deploy_plugin.wrap.evaluation.metrics import resamples, weight_below_scores
 from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bounds, wilson_bounds
 

@@ -5,9 +5,7 @@ and its reasons.
 import datetime
 import math
 import re
-from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_batches
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.result import Finding
+from mlflow_deploy_plugin.watch.sequential.course import History
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000
@@ -94,15 +93,14 @@ def verdict_on(
     reference: DriftReference,
     start: int = LATER,
     length: int = DAY,
-    cache: Path | None = None,
     segments: dict[str, tuple[DriftReference, Profile]] | None = None,
-    jump_rate: float | None = None,
-    accepted: Collection[str] = (),
+    false_per_year: float | None = None,
     **spec: Any,
 ) -> DriftVerdict:
     profile = sketch_batches(reference.bins, [table])
     monitor = MonitorSpec(**{"min_rows": 30, **spec})
-    return judge_profile(reference, profile, start, monitor, cache, segments, jump_rate, accepted)
+    history = History(false_per_year=false_per_year)
+    return judge_profile(reference, profile, start, monitor, segments, history)
 
 
 def window(
@@ -133,7 +131,7 @@ def found(verdict: DriftVerdict, subject: str, check: str = "distribution") -> F
     )
 
 
-def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_path: Path) -> None:
+def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate() -> None:
     alarms = 0
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -144,7 +142,6 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_pa
                 table,
                 reference,
                 LATER + number,
-                cache=tmp_path / str(seed),
                 false_alarm_rate=0.1,
             )
             alarms += verdict.state == "drift"
@@ -156,11 +153,8 @@ def test_verdict_reports_the_evidence_it_is_based_on(days: DriftReference) -> No
     verdict = verdict_on(window(), days)
 
     assert verdict.state == "no drift"
-    assert verdict.null == "contiguous"
     assert verdict.figures["blocks"] == DAYS
-    assert verdict.figures["measured_false_alarm_rate"] <= 0.1
-    assert mentions(verdict.notes[0], "0.05", "59 windows", "30 windows", "29")
-    assert verdict.figures["independent_blocks"] == DAYS
+    assert mentions(verdict.notes[0], "0.05", "59 windows")
     assert verdict.figures["drift_distance/temperature"] > 0
 
 
@@ -175,26 +169,26 @@ def test_a_shift_is_found_and_named_whatever_the_number_of_rows(
     assert verdict.findings[0].subject == "temperature"
     assert {finding.subject for finding in verdict.findings if finding.is_alarm} == {"temperature"}
     assert verdict.reason.startswith("temperature: ")
-    assert verdict.figures["compared_rows"] == min(rows, ROWS)
-    assert verdict.figures["p_value"] == pytest.approx(1 / (DAYS + 1))
+    assert verdict.figures["p_value"] <= 0.05
 
 
 def test_columns_above_the_threshold_and_the_verdict_agree(days: DriftReference) -> None:
     for shift in (0, 2, 4, 6):
         verdict = verdict_on(window(shift=shift), days)
-        scores = [
-            value for name, value in verdict.figures.items() if name.startswith("drift_score/")
-        ]
-        assert "p_value" in verdict.figures
+        ratios = [(item.value or 0) / item.threshold for item in verdict.findings if item.threshold]
+        largest = verdict.figures["statistic"] / verdict.figures["threshold"]
         is_drifted = verdict.figures["share_of_drifted_columns"] > 0
         assert (verdict.state == "drift") == is_drifted == (verdict.figures["p_value"] <= 0.05)
-        assert verdict.figures["statistic"] == max(scores)
+        assert largest == pytest.approx(max(ratios))
 
 
 def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
-    assert {finding.subject for finding in verdict.findings} == {*window().column_names, RELATIONS}
+    assert {finding.subject for finding in verdict.findings} == {
+        *window().column_names,
+        RELATIONS,
+    }
     assert found(verdict, "seen").state == "not judged"
     assert "timestamp" in found(verdict, "seen").reason
     # The ids are different on each day.
@@ -205,8 +199,8 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
 @pytest.mark.parametrize(
     ("name", "values", "subject", "check", "measure"),
     [
-        ("noise", [9.0] * ROWS, "noise", "distribution", "Wasserstein distance"),
-        ("carrier", ["a"] * ROWS, "carrier", "distribution", "Jensen–Shannon distance"),
+        ("noise", [9.0] * ROWS, "noise", "distribution", "mean"),
+        ("carrier", ["c"] * ROWS, "carrier", "distribution", "share of 'c'"),
         ("noise", [9.0] * ROWS, RELATIONS, "distribution", "spread of a projection"),
         ("noise", [None] * 30 + [0.0] * 30, "noise", "missing", "share of missing values"),
         ("carrier", ["z"] * 20 + ["a"] * 40, "carrier", "unseen", "share of new values"),
@@ -226,9 +220,9 @@ def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
     finding = found(verdict, subject, check)
     assert finding.measure == measure
     assert finding.unit == "SD"
-    assert finding.threshold == verdict.figures["threshold"]
+    assert finding.threshold is not None
     assert finding.value_text.endswith(" SD")
-    assert finding.threshold_text == f"{verdict.figures['threshold']:.4g} SD"
+    assert finding.threshold_text == f"{finding.threshold:.4g} SD"
 
 
 @pytest.mark.parametrize(
@@ -620,10 +614,9 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
         (0, {"min_rows": 1}, ["no rows"]),
         (1, {"min_rows": 1}, ["1 rows", "at least 30"]),
         (60, {"min_rows": 61}, ["60 rows", "min_rows is 61"]),
-        (60, {"false_alarm_rate": 0.001}, ["999 windows of 1d", "59", "worth 88", "0.0113"]),
     ],
 )
-def test_unsupported_false_alarm_rate_or_row_count_is_not_judged(
+def test_a_window_with_few_rows_is_not_judged(
     days: DriftReference,
     rows: int,
     spec: dict[str, Any],
@@ -647,20 +640,6 @@ def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged() -
 
     assert refused.state == "not judged"
     assert refused.reason.endswith("at least 30 are needed: judge longer windows (every)")
-
-
-def test_the_smallest_rate_that_is_named_can_be_had() -> None:
-    reference = reference_of(*rows_of_days(np.random.default_rng(3), 9))
-
-    refused = verdict_on(window(), reference)
-    supported = re.search(r"smallest supported rate is ([\d.]+)", refused.reason)
-    assert supported
-    rate = float(supported[1])
-
-    assert refused.state == "not judged"
-    had = verdict_on(window(), reference, false_alarm_rate=rate)
-    assert had.state == "no drift"
-    assert mentions(had.notes[0], "not measured", "5 windows")
 
 
 def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
@@ -734,42 +713,7 @@ def test_new_value_of_a_constant_column_is_drift_for_independent_rows(
     assert found(verdict_on(table, reference, independent_rows=True), "constant", check).is_alarm
 
 
-@pytest.mark.parametrize(
-    ("odd", "state"),
-    [(1, "no drift"), (50, "drift")],
-)
-def test_one_odd_row_of_a_constant_column_is_not_drift_for_the_bootstrap(
-    odd: int,
-    state: str,
-) -> None:
-    rng = np.random.default_rng(3)
-    times = np.repeat(np.arange(8) * DAY, 300) + np.tile(
-        np.arange(300) * (DAY // 300),
-        8,
-    )
-    reference = reference_of(
-        pa.table(
-            {
-                "a": rng.normal(size=2400),
-                "constant": np.ones(2400),
-            }
-        ),
-        times,
-    )
-    table = pa.table(
-        {
-            "a": rng.normal(size=300),
-            "constant": [2.0] * odd + [1.0] * (300 - odd),
-        }
-    )
-
-    verdict = verdict_on(table, reference)
-
-    assert verdict.null == "bootstrap"
-    assert verdict.state == state
-
-
-def test_independent_rows_need_no_times(tmp_path: Path) -> None:
+def test_independent_rows_need_no_times() -> None:
     rng = np.random.default_rng(5)
     table = pa.table(
         {
@@ -787,7 +731,6 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
                 }
             ),
             reference,
-            cache=tmp_path,
             independent_rows=True,
         )
         for _ in range(8)
@@ -800,126 +743,12 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
     )
 
     assert sum(verdict.state == "drift" for verdict in calm) <= 2
-    verdict = verdict_on(shifted, reference, cache=tmp_path, independent_rows=True)
+    verdict = verdict_on(shifted, reference, independent_rows=True)
     assert verdict.state == "drift"
-    assert verdict.null == "rows"
     assert verdict.findings[0].subject == "a"
-    assert verdict.notes[0].endswith(
-        "not measured: the reference has too few windows with event times",
-    )
+    assert mentions(verdict.notes[0], "400 samples of rows")
     refused = verdict_on(shifted, reference, independent_rows=True, false_alarm_rate=0.0001)
     assert mentions(refused.reason, "rate", "0.0005")
-
-
-@pytest.mark.parametrize(
-    ("days", "length", "null", "told"),
-    [
-        (
-            91,
-            7,
-            "overlapping",
-            (
-                r"on 24 overlapping windows of the later half, judged by only the earlier, "
-                r"at 0\.0894, the next"
-            ),
-        ),
-        (
-            90,
-            30,
-            "bootstrap",
-            r"; not measured: fewer than 5 reference windows have 2 windows before them$",
-        ),
-    ],
-)
-def test_long_windows_are_judged_by_the_effective_size_of_the_reference(
-    days: int,
-    length: int,
-    null: str,
-    told: str,
-    tmp_path: Path,
-) -> None:
-    rng = np.random.default_rng(6)
-    table, times = rows_of_days(rng, days, rows=24)
-    columns = ["temperature", "noise", "carrier"]
-    reference = reference_of(table.select(columns), times, length * DAY)
-    calm = rows_of_days(rng, length, rows=24)[0].select(columns)
-    warm = rows_of_days(
-        rng,
-        length,
-        shift=4,
-        rows=24,
-    )[0].select(columns)
-
-    first, second = (
-        verdict_on(
-            rows,
-            reference,
-            length=length * DAY,
-            cache=tmp_path,
-        )
-        for rows in (calm, warm)
-    )
-
-    assert first.state == "no drift"
-    assert second.state == "drift"
-    assert first.null == null
-    assert second.findings[0].subject == "temperature"
-    assert mentions(first.notes[0], f"worth {first.figures['independent_blocks']:.0f}")
-    assert re.search(told, first.notes[0])
-
-
-@pytest.mark.parametrize(
-    ("days", "length", "null"),
-    [(91, 7, "overlapping"), (90, 30, "bootstrap")],
-)
-def test_of_many_categories_new_ones_are_found_in_long_windows_too(
-    days: int,
-    length: int,
-    null: str,
-) -> None:
-    rng = np.random.default_rng(6)
-
-    def sales(count: int, first: int = 0) -> pa.Table:
-        return pa.table(
-            {
-                "sku": [
-                    f"sku-{number}" for number in rng.integers(1000 + first, 1500 + first, count)
-                ]
-            },
-        )
-
-    times = np.repeat(np.arange(days) * DAY, 100)
-    reference = reference_of(sales(days * 100), times, length * DAY)
-    calm = sales(length * 100)
-    new = pa.concat_tables(
-        [
-            sales(length * 60),
-            sales(length * 40, 5000),
-        ]
-    )
-
-    before, verdict = (verdict_on(rows, reference, length=length * DAY) for rows in (calm, new))
-
-    assert before.state == "no drift"
-    assert before.null == null
-    assert found(verdict, "sku", "unseen").state == "drift"
-    assert mentions(found(verdict, "sku", "unseen").change, "0.0% → 40.0%", "more")
-
-
-def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
-    rng = np.random.default_rng(6)
-    table, times = rows_of_days(rng, 14, rows=24)
-    calm = rows_of_days(rng, 7, rows=24)[0]
-
-    verdict = verdict_on(
-        calm,
-        reference_of(table, times, 7 * DAY),
-        length=7 * DAY,
-        false_alarm_rate=0.25,
-    )
-
-    assert verdict.null == "overlapping"
-    assert mentions(verdict.notes[0], "not measured", "5 windows")
 
 
 def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
@@ -970,9 +799,7 @@ def rolling_reference(
     )
 
 
-def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle(
-    tmp_path: Path,
-) -> None:
+def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle() -> None:
     rng = np.random.default_rng(1)
     table, times = busy_days(rng, 8)
     hour = 7 * 24 + 14
@@ -980,10 +807,10 @@ def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle(
     for current in range(hour - 3, hour + 1):
         now = table.filter(pa.array(times // HOUR == current))
         beside = rolling_reference(table, times, 24, current)
-        states.append(verdict_on(now, beside, current * HOUR, cache=tmp_path).state)
+        states.append(verdict_on(now, beside, current * HOUR).state)
     shifted = replaced(now, "level", now["level"].to_numpy() + 1.5)
 
-    verdict = verdict_on(shifted, beside, hour * HOUR, cache=tmp_path)
+    verdict = verdict_on(shifted, beside, hour * HOUR)
 
     all_hours = reference_of(
         table[: hour * ROWS],
@@ -993,47 +820,9 @@ def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle(
     )
     assert states.count("drift") <= 1
     assert verdict.state == "drift"
-    assert verdict.null == "lagged"
     assert verdict.findings[0].subject == "level"
     assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
-    assert mentions(verdict.notes[0], "158 window pairs", "79 pairs")
-    assert verdict.figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.05)
-    refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
-    assert mentions(refused.reason, "199 pairs", "24 windows of 1h", "158", "0.0063")
-    # overridden settings, like `monitor run`
-    spec = MonitorSpec(min_rows=30).model_copy(update={"false_alarm_rate": 0.001})
-    tried = judge_profile(
-        beside,
-        sketch_batches(beside.bins, [now]),
-        hour * HOUR,
-        spec,
-        None,
-    )
-    assert mentions(tried.reason, "999 pairs", "499", "0.0063", "0.002")
-
-
-def test_too_few_pairs_for_the_columns_suggests_a_rate_and_not_waiting() -> None:
-    table, times = busy_days(np.random.default_rng(1), 8)
-    beside = rolling_reference(table, times, 24, 7 * 24)
-    few = replace(
-        beside,
-        pieces=replace(
-            beside.pieces,
-            grid=beside.pieces.grid._replace(max_windows=122),
-        ),
-    )
-
-    refused = verdict_on(
-        table.slice(7 * 24 * ROWS, ROWS),
-        few,
-        7 * 24 * HOUR,
-        false_alarm_rate=0.005,
-    )
-
-    assert refused.reason.endswith(
-        "with so many columns at most 60 are kept; the smallest supported rate is 0.0069: set "
-        "this rate, or judge fewer columns",
-    )
+    assert mentions(verdict.notes[0], "158 windows")
 
 
 def test_missing_lagged_window_is_not_judged() -> None:
@@ -1058,9 +847,7 @@ def test_missing_lagged_window_is_not_judged() -> None:
 
 
 @pytest.mark.long
-def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_rate(
-    tmp_path: Path,
-) -> None:
+def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_rate() -> None:
     rng = np.random.default_rng(2)
 
     def hours(
@@ -1093,7 +880,7 @@ def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_ra
         )
         beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
         now = hours(1, shift, rows)
-        return verdict_on(now, beside, until + number * HOUR, cache=tmp_path, independent_rows=True)
+        return verdict_on(now, beside, until + number * HOUR, independent_rows=True)
 
     sizes = [
         (300, 300),
@@ -1103,8 +890,6 @@ def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_ra
     calm = [judged(number, *rows) for number, rows in enumerate(sizes)]
 
     assert 1 <= sum(verdict.state == "drift" for verdict in calm) <= 14  # 6 expected
-    assert {verdict.figures["compared_rows"] for verdict in calm} == {300, 150}
-    assert calm[0].figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.06)
     assert judged(120, 300, 300, shift=0.5).state == "drift"
 
 
@@ -1131,28 +916,6 @@ def test_segments_share_the_rate_and_are_named() -> None:
     assert not any(segment in ("carrier=a", "carrier=c") for segment, _ in alarms)
     left_out = [item.reason for item in verdict.findings if item.segment == "carrier=c"]
     assert left_out == ["the window has 20 rows; min_rows is 30"] * 2
-
-
-def test_a_second_judgement_takes_the_null_from_the_disk(
-    days: DriftReference,
-    tmp_path: Path,
-) -> None:
-    first = verdict_on(window(1), days, cache=tmp_path)
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = verdict_on(window(1), days, cache=tmp_path)
-    other = verdict_on(
-        window(2, shift=8),
-        days,
-        start=LATER + DAY,
-        cache=tmp_path,
-    )
-
-    assert first == again
-    assert len(files) == 1
-    assert other.state == "drift"
-    assert set(tmp_path.iterdir()) == set(files)
-    next(iter(files)).write_bytes(b"half a file")
-    assert verdict_on(window(1), days, cache=tmp_path) == first
 
 
 @pytest.mark.parametrize(
@@ -1186,40 +949,13 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
     ("shift", "state"),
     [(2.5, "no drift"), (15.0, "drift")],
 )
-def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_reference(
+def test_a_budget_of_alarms_raises_the_thresholds(
     days: DriftReference,
     shift: float,
     state: str,
 ) -> None:
-    verdict = verdict_on(window(shift=shift), days, jump_rate=0.0007)
+    verdict = verdict_on(window(shift=shift), days, false_per_year=1.0)
     assert verdict.state == state
-    assert verdict.figures["threshold"] > verdict_on(window(), days).figures["threshold"]
-    assert any(mentions(note, "jumps", "0.0007") for note in verdict.notes)
-
-
-def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(
-    days: DriftReference,
-) -> None:
-    verdict = verdict_on(
-        window(shift=15.0),
-        days,
-        jump_rate=0.0007,
-        accepted={"temperature"},
-    )
-    assert verdict.state == "no drift"
-    assert {finding.state for finding in verdict.findings if finding.subject == "temperature"} == {
-        "not judged",
-    }
-
-
-def test_window_with_only_accepted_shifts_is_not_drift(
-    days: DriftReference,
-) -> None:
-    verdict = verdict_on(
-        window(shift=15.0),
-        days,
-        jump_rate=0.0007,
-        accepted={*days.bins},
-    )
-    assert verdict.state == "no drift"
-    assert mentions(verdict.reason, "carrier", "more")
+    own = found(verdict, "temperature").threshold or 0
+    assert own > (found(verdict_on(window(), days), "temperature").threshold or 0)
+    assert mentions(verdict.notes[0], "single windows", "0.00068")

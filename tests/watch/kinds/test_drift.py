@@ -200,12 +200,13 @@ def test_a_change_of_only_the_relations_names_two_columns(
     segment: str,
 ) -> None:
     rows = day(100)
-    centred = np.nan_to_num(rows["temp"] - np.nanmean(rows["temp"]))
+    centred = rows["temp"] - np.nanmean(rows["temp"])
+    centred = np.where(np.isnan(centred), rows["noise"], centred)
     rows["noise"] = (
         np.where(rows["carrier"] == segment, centred, rows["noise"]) if segment else centred
     )
 
-    judged = ask(rows, segment_by=["carrier"], min_rows=50)
+    judged = ask(rows, segment_by=["carrier"], min_rows=50, false_alarm_rate=0.2)
 
     assert judged.state == "drift"
     assert judged.findings[0].subject == RELATIONS

@@ -3,8 +3,9 @@ and requests to judge them.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,9 @@ from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.watch.result import WindowRequest
-from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
-from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
+from mlflow_deploy_plugin.watch.kinds.drift import WindowComparison
+from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries
 
 REFERENCE_DAYS = 60
 ROWS = 80
@@ -76,6 +77,15 @@ def reference() -> DriftReference:
     return reference_of()
 
 
+class Judged(NamedTuple):
+    """The lasting shifts of a window, and the evidence that its result has."""
+
+    findings: tuple[Finding, ...]
+    evidence: Evidence
+    notes: tuple[str, ...]
+    charts: tuple[LevelSeries, ...]
+
+
 class Stream:
     """Judges one window after another, by default a day; each verdict sees the evidence
     of the windows before.
@@ -99,7 +109,7 @@ class Stream:
         per_year: float | None = 1.0,
         changed_from: int | None = None,
         **context: Any,
-    ) -> ShiftVerdict:
+    ) -> "Judged":
         """Return the verdict on the last of the windows, which begin at the days. By
         default, all days are changed.
         """
@@ -127,14 +137,12 @@ class Stream:
                 **context,
             )
             profile = sketch_batches(self.reference.bins, [rows])
-            verdict = judge_shifts(
-                request,
-                self.reference,
-                profile,
-                {},
-                sorted(self.reference.bins),
-            )
-            self.past.append(JudgedWindow(start, "no drift", verdict.evidence))
+            judged = WindowComparison(request, ("m", "1"), self.reference, "", profile, {}, (), {})
+            window_verdict = judged.verdict(())
+            shifts = judged.shifts(window_verdict)
+            evidence = replace(window_verdict.evidence, shifts=shifts.starts)
+            verdict = Judged(shifts.findings, evidence, shifts.notes, shifts.charts)
+            self.past.append(JudgedWindow(start, "no drift", evidence))
         return verdict
 
 

@@ -18,13 +18,15 @@ from tests.support.refusals import mentions
 from tests.watch.sequential.conftest import DAY_US, reference_of
 
 
-def levels(values: Array) -> ReferenceLevels:
-    starts = np.arange(len(values)) * DAY_US
+def levels(values: Array, length_us: int = DAY_US) -> ReferenceLevels:
     return ReferenceLevels(
-        starts,
-        (FigureSeries("", "temp", "level"),),
-        values[:, None],
-        np.array([1e-3]),
+        starts_us=np.arange(len(values)) * length_us,
+        length_us=length_us,
+        series=(FigureSeries("", "temp", "level"),),
+        values=values[:, None],
+        rows=np.full((len(values), 1), 80.0),
+        row_variances=np.zeros(1),
+        floors=np.array([1e-3]),
     )
 
 
@@ -91,20 +93,20 @@ def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftR
 
 
 @pytest.mark.parametrize(
-    ("every", "windows", "season"),
+    ("length_us", "windows", "season"),
     [
-        ("1d", 90, 7),
-        ("1d", 15, 1),
-        ("1h", 2000, 168),
-        ("7d", 90, 1),
+        (DAY_US, 90, 7),
+        (DAY_US, 15, 1),
+        (DAY_US // 24, 2000, 168),
+        (7 * DAY_US, 90, 1),
     ],
 )
 def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
-    every: str,
+    length_us: int,
     windows: int,
     season: int,
 ) -> None:
-    assert budget.season_windows(MonitorSpec(every=every), windows) == season
+    assert budget.season_windows(MonitorSpec(), levels(np.zeros(windows), length_us)) == season
 
 
 def test_few_windows_are_named_with_the_smallest_budget() -> None:

@@ -41,6 +41,9 @@ def days(
         gaps,
         floors,
         restarts,
+        np.ones(levels.shape),
+        np.zeros(COLUMNS, bool),
+        np.ones(COLUMNS, bool),
     )
 
 
@@ -104,7 +107,11 @@ def test_a_weekend_is_not_a_shift_but_a_shift_of_workdays_is_found() -> None:
 
 def test_the_answer_is_a_function_of_the_windows_so_far() -> None:
     windows = shifted(days(3, 80), since=30, by=2.5)
-    early = replace(windows, values=windows.values[: REFERENCE + 50])
+    early = replace(
+        windows,
+        values=windows.values[: REFERENCE + 50],
+        scales=windows.scales[: REFERENCE + 50],
+    )
     assert followed(windows).alarms[:1] == followed(early).alarms[:1]
 
 
@@ -174,3 +181,46 @@ def test_a_figure_that_was_constant_counts_from_its_floor() -> None:
     assert not followed(constant).shifts
     values[REFERENCE + 20 :, 3] = 0.05
     assert [shift.series for shift in followed(constant).shifts] == [3]
+
+
+def test_a_single_window_is_unusual_but_no_lasting_shift_and_not_learned() -> None:
+    windows = shifted(days(10, 60), since=20, by=12.0, until=21)
+    tracking = track(windows, limit_for(windows, YEARLY), np.full(COLUMNS, 5.0))
+
+    assert np.abs(tracking.innovations[REFERENCE + 20, 3]) > 5
+    assert not tracking.alarms
+    assert tracking.baseline.deviation[3] == pytest.approx(2.0, rel=0.2)
+
+
+def test_windows_with_few_rows_are_judged_by_their_own_deviation() -> None:
+    """Every third window has a ninth of the rows, and therefore three times the
+    deviation.
+    """
+    alarms = 0
+    for seed in range(4):
+        windows = days(seed, 365)
+        scales = np.ones(windows.values.shape)
+        scales[::3] = 3.0
+        values = 50 + (windows.values - 50) * scales
+        alarms += len(followed(replace(windows, values=values, scales=scales)).alarms)
+
+    assert alarms <= 10
+
+
+def test_an_alarm_without_further_evidence_ends_as_not_confirmed() -> None:
+    brief = shifted(days(11, 60), since=10, by=3.0, until=15)
+    tracking = followed(brief)
+
+    assert tracking.alarms
+    assert not tracking.shifts
+    assert len(tracking.red) < 20
+
+
+def test_a_shift_of_one_deviation_is_open_while_it_lasts() -> None:
+    shares = []
+    for seed in range(6):
+        tracking = followed(shifted(days(seed, 200), since=0, by=1.0))
+        found = tracking.alarms[0]
+        shares.append(len(tracking.red) / (REFERENCE + 200 - found))
+
+    assert np.mean(shares) > 0.75

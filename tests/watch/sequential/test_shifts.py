@@ -149,7 +149,7 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
             },
             "temp",
             "wider",
-            "logarithm of the deviation",
+            "deviation",
         ),
     ],
 )

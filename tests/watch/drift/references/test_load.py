@@ -20,9 +20,9 @@ from mlflow_deploy_plugin.watch.drift.references.load import (
     load_segment_references,
     rolling_windows,
 )
+from mlflow_deploy_plugin.watch.drift.samples import ColumnGroup
 from mlflow_deploy_plugin.watch.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
-from mlflow_deploy_plugin.watch.drift.threshold.null import ColumnGroup
 from mlflow_deploy_plugin.watch.drift.verdict import too_few_rows
 from tests.support.inference_log import MODEL, LogWriter
 from tests.support.refusals import mentions, refused

@@ -19,10 +19,10 @@ from mlflow_deploy_plugin.watch.drift.references.windows import (
     cut_pieces,
     window_grid,
 )
+from mlflow_deploy_plugin.watch.drift.samples import needed_windows
 from mlflow_deploy_plugin.watch.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import merge
-from mlflow_deploy_plugin.watch.drift.threshold.distribution import needed_windows
 from tests.support.inference_log import event_table
 from tests.watch.conftest import FIRST_DAY, reference_of_days
 

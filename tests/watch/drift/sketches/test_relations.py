@@ -130,26 +130,6 @@ def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days: DriftRe
     assert mentions(relations.reason, "temp")
 
 
-def test_the_relations_of_an_accepted_column_are_not_judged(days: DriftReference) -> None:
-    wide = sketch_batches(
-        days.bins,
-        [rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS))],
-    )
-
-    verdict = judge_profile(
-        days,
-        wide,
-        100 * DAY,
-        MonitorSpec(min_rows=30),
-        None,
-        jump_rate=0.01,
-        accepted=["temp"],
-    )
-
-    assert verdict.state == "no drift"
-    assert [finding.state for finding in about_relations(verdict)] == ["not judged"]
-
-
 def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None:
     def named(seed: int, count: int) -> pa.Table:
         values = pa.array(np.random.default_rng(seed + 20).normal(size=count))

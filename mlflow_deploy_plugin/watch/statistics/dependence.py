@@ -74,51 +74,6 @@ def dependence(series: Array) -> Dependence:
     )
 
 
-def persistence(series: Array, family: int = 1) -> float:
-    """Return the number of consecutive windows that are worth one independent window, 1
-    to N / 2. `family` is the number of series from which the caller takes the maximum.
-
-    The result is the long-run variance of the series [N] divided by the variance, from
-    an autoregressive process with an order chosen by an information criterion (Chen &
-    Chen, Extended Bayesian Information Criteria, Biometrika 95, 2008). The first
-    coefficient is corrected for the bias of a short series (Kendall, Biometrika 41,
-    1954). For 90 windows and a coefficient of 0.95, the result is 40 (true: 39), while
-    a sum of autocorrelations gives only 14.
-    """
-    count = len(series)
-    if count < _SHORTEST:
-        return 1.0
-    centred = series - series.mean()
-    longest = min(int(10 * math.log10(count)), count // 4)
-    covariances = (
-        np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
-    )
-    if covariances[0] <= 1e-12 * max(
-        float(np.square(series).mean()),
-        1e-300,
-    ):
-        return 1.0
-    weights = np.empty(0)
-    rest = float(covariances[0])
-    best = (count * math.log(rest), weights, rest)
-    for order in range(1, longest + 1):  # Levinson's recursion fits a process of each order.
-        partial = float(covariances[order] - weights @ covariances[order - 1 : 0 : -1]) / rest
-        weights = np.append(weights - partial * weights[::-1], partial)
-        rest *= 1 - partial**2
-        if rest <= 1e-12 * covariances[0]:
-            break
-        criterion = count * math.log(rest) + order * (math.log(count) + 2 * math.log(family))
-        if criterion < best[0]:
-            best = (criterion, weights, rest)
-    _, weights, rest = best
-    total = float(weights.sum())
-    if len(weights) == 1 and total > 0:
-        total = min((total + 1 / count) / (1 - 4 / count), _MOST_PERSISTENT)
-        rest = float(covariances[0]) * (1 - total**2)
-    ratio = rest / (1 - min(total, _MOST_PERSISTENT)) ** 2 / float(covariances[0])
-    return float(np.clip(ratio, 1.0, count / 2))
-
-
 def _last_lag(correlations: Array, count: int, run: int) -> int:
     """Return the lag after which `run` consecutive autocorrelations count as zero; at
     least 1.

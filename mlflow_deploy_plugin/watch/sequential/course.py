@@ -1,0 +1,289 @@
+"""The course of the figures until a judged window: the windows of the reference, the
+past and the judged window, as the detector follows them, and the test of the judged
+window alone.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.watch.sequential import budget
+from mlflow_deploy_plugin.watch.sequential.detector import (
+    Tracking,
+    Windows,
+    limit_for,
+    reference_innovations,
+    track,
+)
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.levels import (
+    FLOORS,
+    ROWS,
+    FigureSeries,
+    ReferenceLevels,
+    reference_levels,
+    window_levels,
+)
+from mlflow_deploy_plugin.watch.sequential.tails import Tails
+
+_QUALITY = ("rows", "missing", "new", "outside")
+_FIRST_WINDOWS = 7
+_COMPARABLE = math.log(1.5)
+"""The number of rows is compared with the reference only if the first judged windows
+have about as many: a reference may be a sample of the traffic.
+"""
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known about a monitor besides its window and its reference.
+
+    Attributes:
+        past: the earlier windows, oldest first.
+        baseline: the columns whose shift a user has accepted (`alarm_key`), each with
+            the start of the new baseline.
+        false_per_year: the monitor's share of the budget of alarms; None without one.
+        rows: the rows of the window that all versions have answered; 0 if they are
+            those of the profile.
+    """
+
+    past: Sequence[JudgedWindow] = ()
+    baseline: Mapping[str, datetime] = field(default_factory=dict)
+    false_per_year: float | None = None
+    rows: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class FigureTest:
+    """The test of a figure of the judged window.
+
+    Attributes:
+        value: the figure.
+        usual, deviation: the mean and the standard deviation that are usual in this
+            window.
+        score: the deviations by which the figure differs from its expected value.
+        threshold: the score above which the figure is unusual.
+        p_value: the probability of such a score by chance.
+    """
+
+    series: FigureSeries
+    value: float
+    usual: float
+    deviation: float
+    score: float
+    threshold: float
+    p_value: float
+
+    @property
+    def ratio(self) -> float:
+        return self.score / self.threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The windows of the reference, the past and the judged window, and what the
+    detector has found.
+
+    Attributes:
+        rate: the false alarms per window for single windows.
+        limits: the innovation above which a figure of a single window is unusual, [m].
+        shortfall: the reason why lasting shifts are not judged although there is a
+            budget; otherwise empty.
+    """
+
+    spec: MonitorSpec
+    history: History
+    reference: DriftReference
+    levels: ReferenceLevels
+    starts: Sequence[datetime]
+    windows: Windows
+    rate: float
+    tails: Tails
+    limits: Array
+    tracking: Tracking
+    shortfall: str
+
+    @property
+    def series(self) -> Sequence[FigureSeries]:
+        return self.levels.series
+
+    def tests(self) -> Iterator[FigureTest]:
+        """Yield the test of each figure that is known in the judged window."""
+        tracking = self.tracking
+        values = self.windows.values[-1]
+        usual = values - tracking.levels[-1] + tracking.baseline.mean
+        deviation = tracking.baseline.deviation * self.windows.scales[-1]
+        scores = tracking.innovations[-1]
+        upward = self.windows.is_upward
+        tails = self.tails.p_values(scores)
+        one_sided = np.where(scores > 0, tails, 1 - tails)
+        p_values = np.where(upward, one_sided, 2 * tails)
+        signed = np.where(upward, np.maximum(scores, 0), np.abs(scores))
+        for index in np.flatnonzero(np.isfinite(values)).tolist():
+            is_first = self.windows.restarts[index] == len(self.starts) - 1
+            if self.series[index].column == ROWS and is_first:
+                continue
+            yield FigureTest(
+                self.series[index],
+                float(values[index]),
+                float(usual[index]),
+                float(deviation[index]),
+                float(signed[index]),
+                float(self.limits[index]),
+                float(p_values[index]),
+            )
+
+
+def evidence_of(
+    reference: DriftReference,
+    window: Profile,
+    segments: Mapping[str, tuple[DriftReference, Profile]],
+    columns: Sequence[str],
+    spec: MonitorSpec,
+    rows: int,
+) -> Evidence:
+    """Return the figures of the window for later judgements."""
+    levels = window_levels(reference, window, columns, "", rows)
+    for segment, part in segments.items():
+        levels |= window_levels(*part, columns, segment)
+    return Evidence(spec.reference if spec.is_rolling else reference.bins_key, levels)
+
+
+def follow(
+    reference: DriftReference,
+    segments: Mapping[str, DriftReference],
+    columns: Sequence[str],
+    spec: MonitorSpec,
+    start_us: int,
+    evidence: Evidence,
+    history: History,
+) -> Course | Refused:
+    """Follow the figures of the `columns` until the window that begins at `start_us`
+    and has the `evidence`; Refused if the reference has too few windows.
+    """
+    figures = _QUALITY if spec.kind == "data_quality" else tuple(FLOORS)
+    levels = reference_levels(reference, columns, segments, figures)
+    past = _comparable(history.past, evidence.basis, start_us)
+    judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
+    levels = _levels_outside(levels, judged, spec)
+    try:
+        budget.require_windows(reference, levels, spec, budget.FEWEST_OF_ONE)
+        outside = ~np.isin(judged, levels.starts_us)
+        judged = judged[outside]
+        by_window = [*(window.evidence.levels for window in past), evidence.levels]
+        windows = budget.detector_windows(
+            levels,
+            spec,
+            judged,
+            levels.values_of(by_window)[outside],
+            levels.rows_of(by_window)[outside],
+        )
+    except InvalidConfig as error:
+        return Refused(error.message)
+    starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged)]
+    windows = replace(windows, restarts=_restarts(windows, starts, levels, history.baseline))
+    rate = spec.false_alarm_rate
+    limit = math.inf
+    shortfall = ""
+    if history.false_per_year:
+        rate = budget.single_window_rate(spec, history.false_per_year)
+        try:
+            budget.require_windows(reference, levels, spec, budget.FEWEST_WINDOWS)
+            limit = limit_for(windows, budget.lasting_rate(spec, history.false_per_year))
+        except InvalidConfig as error:
+            shortfall = error.message
+    tails = Tails(reference_innovations(windows), windows.season)
+    limits = tails.limits(rate / len(levels.series) / np.where(windows.is_upward, 1, 2))
+    return Course(
+        spec=spec,
+        history=history,
+        reference=reference,
+        levels=levels,
+        starts=starts,
+        windows=windows,
+        rate=rate,
+        tails=tails,
+        limits=limits,
+        tracking=track(windows, limit, limits),
+        shortfall=shortfall,
+    )
+
+
+def _comparable(
+    past: Sequence[JudgedWindow],
+    basis: str,
+    start_us: int,
+) -> Sequence[JudgedWindow]:
+    """Return the windows before the judged window whose figures are comparable."""
+    return [
+        window
+        for window in past
+        if window.evidence.basis == basis and microseconds(window.start) < start_us
+    ]
+
+
+def _levels_outside(levels: ReferenceLevels, judged: Array, spec: MonitorSpec) -> ReferenceLevels:
+    """Return the levels without the judged window. A rolling reference contains all
+    windows before this window: return those before the first judged window, but at
+    least those of the first windows.
+    """
+    levels = levels.since(levels.starts_us != judged[-1])
+    if not spec.is_rolling:
+        return levels
+    older = levels.starts_us < judged[0]
+    if older.sum() < budget.FEWEST_WINDOWS:
+        older = np.arange(len(older)) < budget.FEW_WINDOWS
+    return levels.since(older)
+
+
+def _restarts(
+    windows: Windows,
+    starts: Sequence[datetime],
+    levels: ReferenceLevels,
+    baseline: Mapping[str, datetime],
+) -> Array:
+    """Return the window at which the accepted baseline of each series begins, [m]
+    int64; the number of windows without one. A changed column also changes the
+    relations, so these begin a baseline with the last accepted column of their segment.
+    """
+    count = len(starts)
+    judged = range(windows.reference, count)
+    restarts = np.full(len(levels.series), count)
+    for index, series in enumerate(levels.series):
+        accepted = [baseline[series.key]] if series.key in baseline else []
+        if series.column in PROJECTIONS:
+            accepted += [since for key, since in baseline.items() if _is_of(key, series.segment)]
+        if accepted:
+            since = max(accepted)
+            restarts[index] = next((each for each in judged if starts[each] >= since), count)
+        elif series.column == ROWS and not _is_comparable(windows, index):
+            restarts[index] = min(windows.reference, count - 1)
+    return restarts
+
+
+def _is_of(key: str, segment: str) -> bool:
+    """Return True if the `alarm_key` is that of a column of the segment."""
+    return key.startswith(f"{segment}/") if segment else "=" not in key
+
+
+def _is_comparable(windows: Windows, rows: int) -> bool:
+    """Return True if the first judged windows have about as many rows as the windows of
+    the reference. `rows` is the index of the series.
+    """
+    values = windows.values[:, rows]
+    first = values[windows.reference : -1][:_FIRST_WINDOWS]
+    first = first[np.isfinite(first)]
+    if not len(first):
+        return False
+    return bool(abs(np.median(first) - np.nanmedian(values[: windows.reference])) < _COMPARABLE)

@@ -1,0 +1,103 @@
+"""The words for figures: their names, their values and their changes."""
+
+import math
+from collections.abc import Mapping
+
+from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
+from mlflow_deploy_plugin.watch.sequential.levels import (
+    DISTANCE,
+    MEAN,
+    MISSING,
+    MODE,
+    NEW,
+    OUTSIDE,
+    ROWS_FIGURE,
+    SPREAD,
+    FigureSeries,
+)
+
+VAGUE = (DISTANCE, MEAN, MODE, "second")
+"""The figures that are shown only if no other figure of the column is unusual."""
+_LOGARITHMIC = (ROWS_FIGURE, SPREAD, MODE)
+"""The figures that are logarithms."""
+_IN_UNIT = ("level", MEAN, DISTANCE)
+_NAMES: Mapping[str, str] = {
+    ROWS_FIGURE: "rows",
+    "level": "mean",
+    MEAN: "mean of all values",
+    SPREAD: "deviation",
+    MODE: "share of the most frequent interval, relative to the reference",
+    MISSING: "share of missing values",
+    NEW: "share of new values",
+    OUTSIDE: "share out of range",
+}
+_DIRECTIONS: Mapping[str, tuple[str, str]] = {
+    ROWS_FIGURE: ("more", "fewer"),
+    "level": ("higher", "lower"),
+    MEAN: ("higher", "lower"),
+    SPREAD: ("wider", "narrower"),
+    MODE: ("more often", "less often"),
+    DISTANCE: ("farther", "closer"),
+    MISSING: ("more", "fewer"),
+}
+_OF_SHARES = ("more often", "less often")
+
+
+def figure_name(series: FigureSeries, bins: Mapping[str, Bins]) -> str:
+    """Return the name of the figure, such as `share of 'AA'`."""
+    of_column = bins.get(series.column)
+    if series.column in PROJECTIONS:
+        return "spread of a projection"
+    if series.figure == DISTANCE:
+        if isinstance(of_column, OrderedBins):
+            return "Wasserstein distance"
+        return "Jensen–Shannon distance"
+    if series.figure in _NAMES:
+        return _NAMES[series.figure]
+    value = _frequent_value(of_column, series.figure)
+    return f"share of {value or 'the most frequent value'}"
+
+
+def _frequent_value(bins: Bins | None, figure: str) -> str:
+    """Return the most frequent or second value of the reference as text; empty if the
+    column has intervals of numbers instead of values.
+    """
+    position = ("frequent", "second").index(figure)
+    if not isinstance(bins, CategoryBins) or len(bins.codes) <= position:
+        return ""
+    value = [*bins.codes][position]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value)
+
+
+def shown_figure(figure: str, value: float) -> str:
+    """Return the value of a figure as text, such as `38.28` or `1.2%`."""
+    if figure == ROWS_FIGURE:
+        return f"{math.exp(value):,.0f}"
+    if figure in _LOGARITHMIC:
+        return f"{math.exp(value):.3g}"
+    if figure in _IN_UNIT:
+        return f"{value:.4g}"
+    return f"{value:.1%}"
+
+
+def shown_deviation(figure: str, usual: float, deviation: float) -> str:
+    """Return the standard deviation of a figure as text, in the unit of its value."""
+    if figure in _LOGARITHMIC:
+        return f"{math.exp(usual) * math.expm1(min(deviation, 50)):.2g}"
+    if figure in _IN_UNIT:
+        return f"{deviation:.2g}"
+    return f"{deviation:.1%}"
+
+
+def describe_figure(series: FigureSeries, name: str, before: float, now: float) -> str:
+    """Return the change of a figure in words, such as `mean 3.2 → 8.9, higher`."""
+    figure = series.figure
+    up, down = _DIRECTIONS.get(figure, _OF_SHARES)
+    direction = up if now > before else down
+    first = shown_figure(figure, before)
+    if name.startswith("share of '"):
+        name = name.removeprefix("share of ")
+    return f"{name} {first} → {shown_figure(figure, now)}, {direction}"

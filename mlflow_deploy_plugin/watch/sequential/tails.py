@@ -1,0 +1,81 @@
+"""The limit of a single window: the innovation of a figure that is exceeded by chance
+at a given rate.
+
+The innovations of a figure have Student's distribution with an unknown number of
+degrees of freedom. A reference of 90 windows says little about the tail of one figure,
+so the proportions of light and heavy tails are estimated from all figures together (an
+empirical Bayes estimate by expectation maximisation: Efron, Large-Scale Inference,
+2010, chapter 1), and each figure's limit is that of its own mixture.
+"""
+
+import numpy as np
+from scipy.special import gammaln, stdtr
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+
+_FREEDOMS = np.array([2.5, 3.5, 5.0, 8.0, 15.0, 60.0])
+_STEPS = 30
+_PRIOR = 0.05
+_SMALLEST = 0.8
+"""The smallest variance of the innovations, which have a variance of 1."""
+_GRID = np.geomspace(2.0, 500.0, 400)
+
+
+class Tails:
+    """The tails of m figures, from innovations in deviations, [R, m]."""
+
+    def __init__(self, innovations: Array, season: int) -> None:
+        freedom = max(len(innovations) - season, 2)
+        # The deviations are estimated, too.
+        self._freedoms = 1 / (1 / _FREEDOMS + 1 / freedom)
+        fits = [_fit(innovations, each) for each in _FREEDOMS]
+        self._scales = np.stack([scale for scale, _ in fits])
+        self._shares = _mixtures(np.stack([likelihood for _, likelihood in fits]))
+
+    def p_values(self, innovations: Array) -> Array:
+        """Return the probability of at least the absolute innovations, [..., m], on
+        their side.
+        """
+        scaled = -np.abs(innovations)[..., None, :] / self._scales
+        tails = stdtr(self._freedoms[:, None], scaled)
+        p_values: Array = (self._shares * tails).sum(axis=-2)
+        return p_values
+
+    def limits(self, p_values: Array) -> Array:
+        """Return the innovation of each figure, [m], that has the probability of the
+        figure, [m].
+        """
+        figures = self._scales.shape[1]
+        logs = np.log(self.p_values(np.repeat(_GRID[:, None], figures, axis=1)))
+        targets = np.log(p_values)
+        limits = [np.interp(-targets[each], -logs[:, each], _GRID) for each in range(figures)]
+        return np.array(limits)
+
+
+def _fit(innovations: Array, freedom: float) -> tuple[Array, Array]:
+    """Return the scale of each figure, [m], for Student's distribution with this
+    freedom, and its log likelihood, [m] (Lange, Little and Taylor, JASA 84, 1989).
+    """
+    squares = np.square(innovations)
+    # Figures that hardly vary have the smallest deviation, not their own.
+    smallest = _SMALLEST * (freedom - 2) / freedom
+    scale = np.maximum(squares.mean(axis=0), smallest)
+    for _ in range(_STEPS):
+        weights = (freedom + 1) / (freedom + squares / scale)
+        scale = np.maximum((weights * squares).mean(axis=0), smallest)
+    constant = gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - np.log(freedom * np.pi) / 2
+    kernels = (freedom + 1) / 2 * np.log1p(squares / scale / freedom)
+    likelihood = (constant - np.log(scale) / 2 - kernels).sum(axis=0)
+    return np.sqrt(scale), likelihood
+
+
+def _mixtures(likelihoods: Array) -> Array:
+    """Return the probability of each freedom for each figure, [freedoms, m]."""
+    relative = np.exp(likelihoods - likelihoods.max(axis=0))
+    proportions = np.full((len(relative), 1), 1 / len(relative))
+    for _ in range(_STEPS):
+        shares: Array = proportions * relative / (proportions * relative).sum(axis=0)
+        proportions = (shares.sum(axis=1, keepdims=True) + _PRIOR) / (
+            shares.shape[1] + len(shares) * _PRIOR
+        )
+    return shares

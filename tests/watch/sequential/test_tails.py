@@ -1,0 +1,57 @@
+"""The limits of single windows: heavy tails have higher limits, and the figures of a
+monitor share what is known about their tails.
+"""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.sequential.tails import Tails
+
+FIGURES = 30
+
+
+def innovations(freedom: float = 0, windows: int = 90) -> Array:
+    """Return innovations with a variance of 1 and normal tails, or Student's."""
+    rng = np.random.default_rng(0)
+    if not freedom:
+        return rng.normal(size=(windows, FIGURES))
+    return rng.standard_t(freedom, (windows, FIGURES)) * np.sqrt(1 - 2 / freedom)
+
+
+def limits(values: Array, p_value: float) -> Array:
+    return Tails(values, season=1).limits(np.full(FIGURES, p_value))
+
+
+def test_limits_of_normal_figures_are_near_the_quantiles() -> None:
+    # 3.09 for a known deviation, a little more for one that is estimated
+    assert np.median(limits(innovations(), 1e-3)) == pytest.approx(3.2, abs=0.2)
+    assert np.median(limits(innovations(), 1e-5)) == pytest.approx(4.6, abs=0.4)
+
+
+def test_heavy_tails_have_a_limit_that_single_windows_rarely_exceed() -> None:
+    heavy = limits(innovations(3), 1e-4)
+
+    assert np.median(heavy) > 8
+    later = np.random.default_rng(1).standard_t(3, (20_000, FIGURES)) / np.sqrt(3)
+    assert 0 < (later > heavy).mean() < 1.5e-4
+
+
+def test_a_smaller_reference_has_higher_limits() -> None:
+    assert (limits(innovations(windows=20), 1e-4) > limits(innovations(), 1e-4)).all()
+
+
+def test_figures_that_were_constant_do_not_have_a_limit_of_nothing() -> None:
+    values = innovations()
+    values[:, 0] = 0
+
+    assert limits(values, 1e-5)[0] > 3
+
+
+@pytest.mark.parametrize("p_value", [1e-2, 1e-4, 1e-6])
+def test_the_limit_has_the_stated_probability(p_value: float) -> None:
+    tails = Tails(innovations(5), season=7)
+
+    at_limit = tails.p_values(tails.limits(np.full(FIGURES, p_value)))
+
+    assert at_limit == pytest.approx(np.full(FIGURES, p_value), rel=0.1)

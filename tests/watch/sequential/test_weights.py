@@ -1,0 +1,52 @@
+"""What the number of rows of a window implies for its figures."""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.sequential.weights import relative_deviations, sampling_factor
+
+USUAL = np.full((400, 1), 100.0)
+
+
+def deviation_at(rows: float, between: float) -> float:
+    """Return the relative deviation of a figure of windows with these rows; its rows
+    have a variance of 1, and it varies by `between` from window to window.
+    """
+    rng = np.random.default_rng(0)
+    residuals = rng.normal(0, np.sqrt(between**2 + 1 / 100), (400, 1))
+    (relative,) = relative_deviations(residuals, np.array([[rows]]), np.ones(1), USUAL)
+    return float(relative[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "between", "expected"),
+    [
+        (100, 0.0, 1.0),
+        (25, 0.0, 2.0),
+        (400, 0.0, 0.5),
+        (25, 10.0, 1.0),
+        (25, 0.1, np.sqrt(2.5)),
+    ],
+)
+def test_few_rows_count_only_as_far_as_the_figure_depends_on_them(
+    rows: float,
+    between: float,
+    expected: float,
+) -> None:
+    assert deviation_at(rows, between) == pytest.approx(expected, rel=0.1)
+
+
+def test_an_unknown_number_of_rows_is_usual() -> None:
+    assert deviation_at(np.nan, 0.1) == 1.0
+
+
+def distance_factor(distances: Array, rows: float) -> float:
+    (factor,) = sampling_factor(distances, np.array([rows]), 1.0, USUAL[:, 0])
+    return float(factor)
+
+
+def test_distances_that_are_due_to_sampling_shrink_with_the_rows() -> None:
+    assert distance_factor(np.full(400, 0.1), 25) == pytest.approx(2.0)
+    assert distance_factor(np.full(400, 3.0), 25) == pytest.approx(1.0, abs=0.01)
+    assert distance_factor(np.full(400, 0.1), np.nan) == 1.0
