@@ -230,7 +230,7 @@ def format_number(number: float) -> str:
 
 def describe_interval(earliest: datetime, latest: datetime) -> str:
     """Return the interval of a shift's start in words, such as `95 % interval: 5 to 10
-    June 2013, if it was a step`. The interval seldom contains the start of a slope.
+    June 2013, if it was a step`. It contains the starts of half of all slopes.
     """
     return f"95 % interval: {describe_span(earliest, latest)}, if it was a step"
 
