@@ -195,7 +195,7 @@ class Finding:
     @property
     def since_text(self) -> str:
         """Return the alarm's first window with its interval: `8 June 2013 (95 %
-        interval: 5 to 10 June 2013)`.
+        interval: 5 to 10 June 2013, if it was a step)`.
         """
         if self.since_range is None:
             return self.first_window
@@ -213,13 +213,12 @@ class Finding:
 
     @property
     def since_interval(self) -> str:
-        """Return the interval of a shift's start in words, such as `95 % interval: 5 to
-        10 June 2013`; empty for other alarms.
+        """Return the interval of a shift's start in words, as `describe_interval` does;
+        empty for other alarms.
         """
         if self.since_range is None:
             return ""
-        earliest, latest = map(datetime.fromisoformat, self.since_range)
-        return f"95 % interval: {describe_span(earliest, latest)}"
+        return describe_interval(*map(datetime.fromisoformat, self.since_range))
 
 
 def format_number(number: float) -> str:
@@ -228,6 +227,13 @@ def format_number(number: float) -> str:
     """
     is_whole = number == int(min(max(number, -1e15), 1e15))
     return f"{number:,.0f}" if is_whole else f"{number:.4g}"
+
+
+def describe_interval(earliest: datetime, latest: datetime) -> str:
+    """Return the interval of a shift's start in words, such as `95 % interval: 5 to 10
+    June 2013, if it was a step`. It contains the starts of half of all slopes.
+    """
+    return f"95 % interval: {describe_span(earliest, latest)}, if it was a step"
 
 
 def describe_span(start: datetime, end: datetime) -> str:

@@ -106,6 +106,7 @@ def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
     )
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 100
+    frame.get_by_text("Evidently's charts").click()
     expect(frame.locator(".js-plotly-plot")).to_be_visible()
     reader.picture("report")
     assert not [url for url in reader.elsewhere if "report" in url]

@@ -393,7 +393,8 @@ def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
 
     assert told(result_of(10, findings=(shift(),)), past) == [shift()]
     since = (
-        "drift since the window of 5 July 2013 (95 % interval: 4 to 6 July 2013), window 6 in a row"
+        "drift since the window of 5 July 2013 (95 % interval: 4 to 6 July 2013, if it was a "
+        "step), window 6 in a row"
     )
     assert shift().history == since
 
@@ -419,7 +420,9 @@ def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
         since_end="2013-07-05T15:00:00+00:00",
     )
 
-    assert start.since_text == "5 July 2013, 14:00 to 15:00 UTC (95 % interval: 4 to 6 July 2013)"
+    assert start.since_text == (
+        "5 July 2013, 14:00 to 15:00 UTC (95 % interval: 4 to 6 July 2013, if it was a step)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
+from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.result import MonitorResult
 
-MAX_ROWS = 5_000
 _CATEGORIES = 50
 _LONGEST_VALUE = 80
 _MIN_ROWS = 3  # Evidently fails on one or two rows of text.
 _LARGEST = 1e100
-_SEED = 0  # the seed for choosing `MAX_ROWS` rows
 _MISSING = "(missing)"
 _OTHER = "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
@@ -58,19 +56,23 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     has the reason.
     """
     judged = _judged_columns(result, pairs)
-    columns = judged[:most]
-    if not columns:
+    if not judged:
         return EvidentlyReport(notes=("no column has a score and rows to draw",))
-    row_counts = [len(side.values) for side in columns[0]]
-    if min(row_counts) < _MIN_ROWS:
+    if min(len(side.values) for side in judged[0]) < _MIN_ROWS:
         return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
-    if len(columns) < len(judged):
-        notes.append(f"charts show only the first {len(columns)} of {len(judged)} columns")
-    if max(row_counts) > MAX_ROWS:
+    empty = [pair[0].name for pair in judged if not all(map(_has_values, pair))]
+    if empty:
         notes.append(
-            f"charts show at most {MAX_ROWS:,} rows of each side; the verdict uses all rows",
+            "charts omit columns without a value in the window or in the reference: "
+            f"{join_names(empty)}",
         )
+    filled = [pair for pair in judged if pair[0].name not in empty]
+    columns = filled[:most]
+    if not columns:
+        return EvidentlyReport(notes=tuple(notes))
+    if len(columns) < len(filled):
+        notes.append(f"charts show only the first {len(columns)} of {len(filled)} columns")
     try:
         page, figures = _run_evidently(columns)
     except Exception as error:  # noqa: BLE001 - A failure of Evidently must not prevent the report.
@@ -81,19 +83,21 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
 
 
 def _judged_columns(result: MonitorResult, pairs: Sequence[ColumnPair]) -> list[ColumnPair]:
-    """Return the columns with a finite score and a threshold, in the order of the
+    """Return the columns with a judged finding on all rows, in the order of the
     findings.
     """
     # If names are equal, use the first pair.
     by_name = {pair[0].name: pair for pair in reversed(pairs)}
-    judged: dict[str, ColumnPair] = {}
-    for finding in result.findings:
-        is_score = finding.check == "distribution" and not finding.segment
-        has_score = finding.value is not None and np.isfinite(finding.value)
-        has_threshold = finding.threshold is not None
-        if is_score and has_score and has_threshold and finding.subject in by_name:
-            judged.setdefault(finding.subject, by_name[finding.subject])
-    return list(judged.values())
+    judged = dict.fromkeys(
+        finding.subject
+        for finding in result.findings
+        if finding.state != "not judged" and not finding.segment
+    )
+    return [by_name[name] for name in judged if name in by_name]
+
+
+def _has_values(column: ColumnValues) -> bool:
+    return bool(pd.notna(column.values).any())
 
 
 def _run_evidently(columns: Sequence[ColumnPair]) -> tuple[str, str]:
@@ -101,7 +105,7 @@ def _run_evidently(columns: Sequence[ColumnPair]) -> tuple[str, str]:
     from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
     from evidently.presets import ValueStats
 
-    reference, current, text = _frames(columns, np.random.default_rng(_SEED))
+    reference, current, text = _frames(columns)
     definition = DataDefinition(
         numerical_columns=[name for name in reference.columns if name not in text],
         categorical_columns=sorted(text),
@@ -120,23 +124,17 @@ def _run_evidently(columns: Sequence[ColumnPair]) -> tuple[str, str]:
     return page, snapshot.json()
 
 
-def _frames(
-    columns: Sequence[ColumnPair],
-    rng: np.random.Generator,
-) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Return a sample of the reference and of the window as DataFrames for Evidently,
-    and the names of the text columns. Numbers that have no histogram become text.
+def _frames(columns: Sequence[ColumnPair]) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
+    """Return the reference and the window as DataFrames for Evidently, and the names of
+    the text columns. Numbers that have no histogram become text.
     """
-    first_reference, first_window = columns[0]
-    reference_rows = sample_positions(len(first_reference.values), MAX_ROWS, rng)
-    window_rows = sample_positions(len(first_window.values), MAX_ROWS, rng)
     references: dict[str, Array] = {}
     windows: dict[str, Array] = {}
     text = set()
     for reference, window in columns:
         name = reference.name
-        left = reference.values[reference_rows]
-        right = window.values[window_rows]
+        left = reference.values
+        right = window.values
         has_histograms = False
         if reference.kind == window.kind == "number":
             left = np.where(np.isfinite(left), left, np.nan)

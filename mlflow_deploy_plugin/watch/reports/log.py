@@ -12,6 +12,7 @@ import html
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.runs import (
     IdempotentRun,
@@ -73,8 +75,6 @@ _EMPTY = (
     "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
     "content='width=device-width'></head><body></body></html>"
 )
-_MOST_FINDINGS = 300
-_MOST_FIGURES = 100
 EVIDENTLY = "evidently.json"
 LARGEST_PAGE = 6_000_000
 """The maximum size of a page in bytes. MLflow's viewer loads a page as a single text
@@ -114,10 +114,10 @@ def build_report(
 
 
 def _draw_charts(result: MonitorResult) -> EvidentlyReport:
-    """Draw the first judged columns, as many as fit on a page. The report is empty if
-    the window is not judged or has no columns.
+    """Draw the first judged columns, as many as fit on a page. The report is empty
+    without columns, such as of a window that is not judged.
     """
-    if not result.report.pairs or result.state == "not judged":
+    if not result.report.pairs:
         return EvidentlyReport()
     columns = _MOST_COLUMNS
     while True:
@@ -138,17 +138,23 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    pages.filters |= {"number": _number, "class": mark_of}
+    pages.filters |= {"number": format_number, "class": mark_of, "quote": shlex.quote}
+    alarms = sorted(
+        (finding for finding in result.findings if finding.is_alarm),
+        key=lambda finding: -finding.weight,
+    )
+    others = [finding for finding in result.findings if not finding.is_alarm]
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
     main = pages.get_template("report.html").render(
         title=title,
         result=result,
-        notes=[*result.notes, *charts.notes],
+        findings=[*alarms, *others],
+        alarms=alarms,
+        sentence=_describe_alarms(alarms) if alarms else result.reason,
+        charts=charts,
         picture=base64.b64encode(picture).decode(),
         words=words,
-        most_findings=_MOST_FINDINGS,
         sd_legend=SD_LEGEND,
-        figures=list(islice(result.figures.items(), _MOST_FIGURES)),
     )
     page = (charts.page or _EMPTY).replace(
         "</head>",
@@ -159,8 +165,21 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
     return page[:body] + main + page[body:]
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else format_number(value)
+def _describe_alarms(alarms: Sequence[Finding]) -> str:
+    """Return the sentence at the top of the page: the first alarm with its start, its
+    size and its effect, and the names of the others.
+    """
+    worst = alarms[0]
+    verb = "has drifted" if worst.state == "drift" else "has violated its requirement"
+    since = f" since the window of {worst.since_text}" if worst.since else ""
+    size = worst.value_text
+    if worst.threshold_text:
+        size += f" (threshold {worst.threshold_text})"
+    others = {alarm.title: None for alarm in alarms if alarm.title != worst.title}
+    also = f"also {join_names(others)}" if others else ""
+    # An effect, such as on the prediction, follows the size.
+    details = "; ".join(filter(None, [worst.change, size or worst.reason, also]))
+    return f"{worst.title} {verb}{since}: {details}"
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:

@@ -20,7 +20,9 @@ from mlflow_deploy_plugin.watch.result import (
     Check,
     Finding,
     MonitorResult,
+    describe_interval,
     describe_span,
+    format_number,
     mark_of,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSeries, Outcome
@@ -38,6 +40,12 @@ _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the
 reference's windows.
 """
+_FARTHEST = 4
+"""A value is cut if its distance from the mean of most values is greater than this
+number of ranges of these values.
+"""
+_EDGE = 0.3
+"""The distance of a cut mark from the other values, in ranges of these values."""
 _ALARM = "#cf222e"
 _FINE = "#1a7f37"
 _LINE = "#57606a"
@@ -76,6 +84,7 @@ class TrendLine:
 
     @property
     def bounds(self) -> list[float]:
+        """The thresholds of the windows; an unknown threshold is NaN."""
         return [_drawable(outcome.threshold) for outcome in self.outcomes]
 
     @property
@@ -152,6 +161,14 @@ class LevelLine:
         return self.series.values
 
     @property
+    def bounds(self) -> Array:
+        """The lower and the upper end of the usual band, [2, K]; K is 0 without a
+        reference.
+        """
+        half = _DEVIATIONS * self.series.deviation
+        return np.add([[-half], [half]], self.series.usual)
+
+    @property
     def colours(self) -> list[str]:
         # A level without a reference is not judged.
         other = _FINE if len(self.series.usual) else _LINE
@@ -165,7 +182,7 @@ class LevelLine:
         newest = max(until_judged or finite)
         text = self.title
         if onset := self.series.onset:
-            text += f" (95 % interval: {describe_span(onset.earliest, onset.latest)})"
+            text += f" ({describe_interval(onset.earliest, onset.latest)})"
         text += f": newest {self.values[newest]:.4g}"
         if len(self.series.usual):
             text += (
@@ -179,13 +196,9 @@ class LevelLine:
         interval.
         """
         if len(self.series.usual):
-            usual = np.asarray(self.series.usual)
-            half = _DEVIATIONS * self.series.deviation
-            times = _to_days(self.starts)
             panel.fill_between(
-                times,
-                usual - half,
-                usual + half,
+                _to_days(self.starts),
+                *self.bounds,
                 color=_BAND,
                 linewidth=0,
                 zorder=0,
@@ -222,12 +235,11 @@ def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[
             values=values,
             usual=series.usual[last],
         )
-        alarm = alarms.get(series.key)
-        if alarm is None:
-            lines.append(LevelLine(shown, result.window.start))
-            continue
-        starts = {window.start for window in windows if was_alarm(result.kind, alarm, window)}
-        lines.append(LevelLine(shown, result.window.start, series.key, starts))
+        line = LevelLine(shown, result.window.start)
+        if alarm := alarms.get(series.key):
+            starts = {window.start for window in windows if was_alarm(result.kind, alarm, window)}
+            line = replace(line, key=series.key, alarms=starts)
+        lines.append(line)
     return lines
 
 
@@ -371,10 +383,11 @@ def _to_days(times: Sequence[datetime]) -> Array:
 def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
     days = _to_days(line.starts)
     values = np.array(line.values)
+    drawn = np.clip(values, *_cut_axis(values, np.array(line.bounds)))
     colours = np.array(line.colours)
-    panel.plot(days, values, color=_LINE, linewidth=1, zorder=1)
+    panel.plot(days, drawn, color=_LINE, linewidth=1, zorder=1)
     for colour, marker in _MARKERS.items():
-        marked = np.where(colours == colour, values, math.nan)
+        marked = np.where(colours == colour, drawn, math.nan)
         panel.scatter(
             days,
             marked,
@@ -383,6 +396,47 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
             s=20,
             zorder=2,
         )
+    _label_cut_marks(panel, days, values, drawn)
+
+
+def _label_cut_marks(panel: "Axes", days: Array, values: Array, drawn: Array) -> None:
+    """Write the most extreme of consecutive cut values next to their marks, on the side
+    with more room. The white background interrupts the line below the marks.
+    """
+    beyond = np.sign(np.nan_to_num(values - drawn))
+    for run in np.split(np.arange(len(days)), np.flatnonzero(np.diff(beyond)) + 1):
+        sign = beyond[run[0]]
+        if not sign:
+            continue
+        arrow = "↑" if sign > 0 else "↓"
+        extreme = float(f"{sign * (sign * values[run]).max():.4g}")
+        is_early = run[0] < len(days) / 2
+        place = run[-1] if is_early else run[0]
+        panel.text(
+            days[place],
+            drawn[place],
+            f"  {arrow} {format_number(extreme)}  ",
+            horizontalalignment="left" if is_early else "right",
+            verticalalignment="center",
+            fontsize=8,
+            backgroundcolor="white",
+            zorder=1.5,
+        )
+
+
+def _cut_axis(values: Array, bounds: Array) -> tuple[float, float]:
+    """Return the smallest and the largest value that can be drawn, so that a few faulty
+    windows do not flatten the others. All other values and the `bounds` lie between
+    them.
+    """
+    known = np.sort(values[np.isfinite(values)])
+    few = (len(known) + 5) // 10
+    most = np.array([*known[few : len(known) - few], *bounds[np.isfinite(bounds)]])
+    # Constant values have no scale for a distance.
+    farthest = _FARTHEST * np.ptp(most) or math.inf
+    near = [*known[np.abs(known - most.mean()) <= farthest], *most]
+    edge = _EDGE * np.ptp(near)
+    return min(near) - edge, max(near) + edge
 
 
 def _format_axes(panel: "Axes", title: str) -> None:
@@ -406,8 +460,6 @@ def _format_axes(panel: "Axes", title: str) -> None:
 
 
 def _to_png(figure: "Figure") -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
+    figure.savefig(file)
     return file.getvalue()

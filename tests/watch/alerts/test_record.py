@@ -252,7 +252,7 @@ def test_lasting_shift_is_announced_with_its_size_start_and_budget_until_it_ends
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
     message = receiver.got["/ops"][0]["message"]
-    since = "since the window of 8 June 2013 (95 % interval: 5 to 10 June 2013)"
+    since = "since the window of 8 June 2013 (95 % interval: 5 to 10 June 2013, if it was a step)"
     assert mentions(
         message,
         "wind [carrier=AA]",

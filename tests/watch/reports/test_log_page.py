@@ -2,6 +2,7 @@
 report fail.
 """
 
+import html
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from playwright.sync_api import expect
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from mlflow_deploy_plugin.watch.result import Check, Finding, ReportData
-from mlflow_deploy_plugin.watch.sequential.evidence import LevelSeries
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, LevelSeries, SeriesKey
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, past_of, result_of
@@ -131,6 +132,9 @@ TRAPS = {
 }
 
 
+WITHOUT_VALUES = {"no value in the window", "no value in the reference", "no value at all"}
+
+
 @pytest.mark.long
 def test_no_column_kills_the_report() -> None:
     """A report with all difficult columns of FACTS, and a normal column."""
@@ -148,8 +152,28 @@ def test_no_column_kills_the_report() -> None:
         ),
     )
 
-    assert columns_of(files) == {"plain", *TRAPS}
+    assert columns_of(files) == {"plain", *TRAPS} - WITHOUT_VALUES
     assert "<script>alert(1)" not in files["report.html"]
+
+
+def test_columns_without_a_value_are_not_drawn_and_are_listed_there() -> None:
+    pairs = [
+        (replace(left, name=name), replace(right, name=name))
+        for name, (left, right) in TRAPS.items()
+        if name in WITHOUT_VALUES
+    ]
+    result = result_of(plain=9.0, **scores_of(WITHOUT_VALUES))
+
+    drawn = build_report(
+        replace(result, report=ReportData([(plain(SIZE), plain(ROWS)), *pairs])),
+    )
+    bare = build_report(replace(result, report=ReportData(pairs)))
+
+    assert columns_of(drawn) == {"plain"}
+    assert "evidently.json" not in bare
+    for files in (drawn, bare):
+        charts = str(files["report.html"]).partition("<details class='charts'>")[2]
+        assert mentions(charts.partition("</details>")[0], "omit", *WITHOUT_VALUES)
 
 
 @pytest.mark.long
@@ -222,9 +246,19 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     )
 
     assert page.count("<body") == 1
+    assert "<p>plain has drifted: 9 SD (threshold 3 SD).</p>" in page
     assert result.reason in page
     assert "a note &lt;b&gt;" in page
     assert 'src="http' not in page
+
+
+def rows_of(page: str) -> list[str]:
+    """Return the cells of each row, with the explanation of a finding as the last
+    cell.
+    """
+    plain_text = re.sub(r"</tr>\s*<tr class=why>", "", page)
+    rows = [re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:] for row in plain_text.split("</tr>")]
+    return [re.sub("<[^>]*>", "", "|".join(cells)) for cells in rows]
 
 
 SINCE = "2013-06-29T00:00:00+00:00"
@@ -248,14 +282,14 @@ def test_page_shows_the_change_of_a_finding_and_its_start(check: Check) -> None:
 
     page = str(build_report(result_of(calm=1.0, findings=(finding,)))["report.html"])
 
-    heads = ["since the window of", "in a row", "measure", "value", "threshold", "change", "reason"]
-    assert "".join(f"<th>{head}" for head in heads) in page in page
-    rows = ["|".join(re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:]) for row in page.split("</tr>")]
-    assert f"wind|{check}|drift|29 June 2013|3||6|3|{change}|on 500 rows" in rows
-    assert "calm|distribution|no drift|||Wasserstein distance|1 SD|3 SD||" in rows
+    heads = ["since the window of", "in a row", "measure", "value", "threshold"]
+    assert "".join(f"<th>{head}" for head in heads) in page
+    rows = rows_of(page)
+    assert f"wind|{check}|drift|29 June 2013|3||6|3|{change}; on 500 rows" in rows
+    assert "calm|distribution|no drift|||Wasserstein distance|1 SD|3 SD" in rows
     assert mentions(page, "SD: standard deviations")
     calm = build_report(result_of(calm=1.0))["report.html"]
-    assert not any(name in calm for name in ("since the window", "in a row", "<th>change"))
+    assert not any(name in calm for name in ("since the window", "in a row"))
 
 
 def test_an_exact_check_has_no_value_and_no_threshold_and_a_latency_is_in_seconds() -> None:
@@ -264,25 +298,105 @@ def test_an_exact_check_has_no_value_and_no_threshold_and_a_latency_is_in_second
 
     page = str(build_report(result_of(findings=(gone, slow)))["report.html"])
 
-    rows = ["|".join(re.split(r"\s*<t[rdh][^>]*>\s*", row)[2:]) for row in page.split("</tr>")]
+    rows = rows_of(page)
     assert "wind|presence|drift|–|–|not in the window" in rows
     assert "p99|criterion|violated|0.31 s|0.25 s|2 % took longer" in rows
     assert "SD: standard" not in page
 
 
+SHIFT = Finding(
+    "wind",
+    "shift",
+    "drift",
+    "",
+    6.0,
+    since=SINCE,
+    since_end=SINCE_END,
+    change="mean 3.2 → 8.9, higher",
+    measure="mean",
+    unit="SD",
+)
+
+
+def test_the_largest_effect_is_first_and_five_findings_are_visible() -> None:
+    scores: dict[str, Any] = {f"column_{number}": float(number) for number in range(4, 11)}
+    page = str(build_report(result_of(**scores, calm=1.0, findings=(SHIFT,)))["report.html"])
+
+    visible, _, hidden = page.partition("<details><summary>4 more findings, 3 of them alarms<")
+
+    def order(part: str) -> list[str]:
+        return [row.partition("|")[0] for row in rows_of(part) if "|dr" in row or "|no dr" in row]
+
+    assert order(visible) == [f"column_{number}" for number in range(10, 5, -1)]
+    assert order(hidden) == ["column_5", "column_4", "wind", "calm"]
+    assert "more findings" not in build_report(result_of(a=1.0, b=1.0))["report.html"]
+
+
+def test_the_first_sentence_states_the_change_its_start_and_its_size() -> None:
+    shifted, broken, gone = (
+        str(build_report(result_of(findings=findings))["report.html"])
+        for findings in (
+            (SHIFT, replace(SHIFT, segment="carrier=AA")),
+            (Finding("p99", "criterion", "violated", "slow", 0.31, 0.25, unit="s"),),
+            (Finding("wind", "presence", "drift", "not in the window", 1.0, 0.0, change="gone"),),
+        )
+    )
+
+    sentence = "wind has drifted since the window of 29 June 2013: mean 3.2 → 8.9, higher; +6 SD"
+    assert f"<p>{sentence}; also wind (carrier=AA).</p>" in shifted
+    assert "<p>p99 has violated its requirement: 0.31 s (threshold 0.25 s).</p>" in broken
+    assert "<p>wind has drifted: gone; not in the window.</p>" in gone
+
+
+ACCEPT = "onnxserve monitor accept flights daily --column 'wind speed'"
+RETRAIN = "onnxserve retrain flights --monitor daily"
+ROLLBACK = "onnxserve rollback flights"
+
+
+LEVELS = Evidence(levels={SeriesKey("wind speed", "level"): 1.0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "commands"),
+    [
+        ({}, [ACCEPT, RETRAIN, ROLLBACK]),
+        ({"figures": {}}, [RETRAIN, ROLLBACK]),
+        ({"evidence": Evidence()}, [RETRAIN, ROLLBACK]),
+        ({"kind": "service_level"}, [ROLLBACK]),
+        ({"kind": "shadow"}, []),
+        ({"tried": "min_rows=50"}, []),
+        ({"endpoint_created": ""}, []),
+    ],
+)
+def test_the_page_of_an_alarm_has_the_commands_that_can_follow(
+    fields: dict[str, Any],
+    commands: list[str],
+) -> None:
+    result = result_of(
+        findings=(replace(SHIFT, subject="wind speed"),),
+        figures={"false_alarms_per_year": 1.0},
+        endpoint_created=SINCE,
+        evidence=LEVELS,
+    )
+
+    page = str(build_report(replace(result, **fields))["report.html"])
+
+    assert [html.unescape(text) for text in re.findall("<code>(.*?)</code>", page)] == commands
+
+
+def test_a_usual_distribution_next_to_a_shift_is_explained() -> None:
+    both, one = (
+        str(build_report(result_of(findings=(SHIFT,), **scores))["report.html"])
+        for scores in (scores_of(["wind"]), scores_of(["calm"]))
+    )
+
+    assert mentions(both, "of wind", "are both true")
+    assert "both true" not in one
+
+
 def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level() -> None:
     interval = ("2013-06-25T00:00:00+00:00", "2013-07-02T00:00:00+00:00")
-    finding = Finding(
-        "wind",
-        "shift",
-        "drift",
-        "",
-        6.0,
-        3.0,
-        since=SINCE,
-        since_end=SINCE_END,
-        since_range=interval,
-    )
+    finding = replace(SHIFT, since_range=interval)
     starts = (FIRST - timedelta(days=1), FIRST)
     report = ReportData(
         levels=(
@@ -300,13 +414,9 @@ def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level()
         build_report(result_of(findings=(finding,), report=data)) for data in (report, ReportData())
     )
 
-    row = re.sub(
-        "<[^>]*>",
-        "|",
-        str(shifted["report.html"]).rpartition("<tr><td>")[2],
-    )
-    assert "|29 June 2013 |(95 % interval: 25 June to 1 July 2013)||" in row
-    assert "|+6|" in row
+    since = "29 June 2013 (95 % interval: 25 June to 1 July 2013, if it was a step)"
+    row = f"wind|shift|drift|{since}||mean|+6 SD|–|mean 3.2 → 8.9, higher"
+    assert row in rows_of(str(shifted["report.html"]))
     assert mentions(
         str(shifted["report.html"]),
         "wind, mean: newest 5, usual 3 ± 1",
@@ -391,6 +501,38 @@ def test_unjudged_window_has_a_page_with_the_reason() -> None:
 
     assert "not judged" in page
     assert result.reason in page
+
+
+@pytest.mark.long
+@NEEDS_CHROMIUM[0]
+@NEEDS_CHROMIUM[1]
+@pytest.mark.parametrize("columns", [15, 40])
+def test_the_page_is_short_until_its_details_are_opened(columns: int, tmp_path: Path) -> None:
+    names = [f"column_{number}" for number in range(columns)]
+    pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
+    reason = "Wasserstein distance 0.19 deviations, 0.1 ± 0.05 in the reference's own windows"
+    findings = tuple(
+        Finding(name, "distribution", "drift", reason, 9.0, 3.0, measure="Wasserstein distance")
+        for name in names
+    )
+    result = result_of(findings=findings, report=ReportData(pairs))
+    past = [result_of(-day, findings=findings) for day in range(60, 0, -1)]
+    page_file = tmp_path / "report.html"
+    page_file.write_text(str(build_report(result, past_of(*past))["report.html"]))
+
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(page_file.as_uri())
+        expect(page.locator(".js-plotly-plot")).to_have_count(min(columns, 30))
+        height = page.evaluate("document.documentElement.scrollHeight")
+        expect(page.locator(".js-plotly-plot").first).not_to_be_visible()
+        page.get_by_text(f"{columns - 5} more findings").click()
+        with_findings = page.evaluate("document.documentElement.scrollHeight")
+        page.get_by_text("Evidently's charts").click()
+        expect(page.locator(".js-plotly-plot").first).to_be_visible()
+
+    assert height < 2_500
+    assert with_findings < 6_000
 
 
 @pytest.mark.long

@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, past_of, result_of
 
+GREEN = (0x1A, 0x7F, 0x37)
+RED = (0xCF, 0x22, 0x2E)
 DAY = timedelta(days=1)
 START = datetime(2013, 6, 30, tzinfo=UTC)
 
@@ -205,11 +207,46 @@ def red_and_green(picture: bytes) -> tuple[int, int]:
     alarm.
     """
     pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
-    red, green = (
-        int((pixels == colour).all(axis=-1).sum())
-        for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37))
-    )
+    red, green = (int((pixels == colour).all(axis=-1).sum()) for colour in (RED, GREEN))
     return red, green
+
+
+def height_of_marks(picture: bytes, colour: tuple[int, int, int]) -> int:
+    """Return the height of the part of the picture with marks of the colour, in
+    pixels.
+    """
+    pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
+    rows = (pixels == colour).all(axis=-1).any(axis=1).nonzero()[0]
+    return int(rows.max() - rows.min())
+
+
+USUAL = [1.0, 2.0] * 20
+
+
+@pytest.mark.parametrize("faulty", [440.0, -440.0, 4e20])
+@pytest.mark.parametrize("day", [0, 20, 39])
+def test_a_faulty_window_does_not_flatten_the_others(faulty: float, day: int) -> None:
+    calm, _ = draw_trend([score(*USUAL)], DAY)
+
+    picture, words = draw_trend([score(*USUAL[:day], faulty, *USUAL[day + 1 :])], DAY)
+
+    assert height_of_marks(picture, GREEN) > 0.6 * height_of_marks(calm, GREEN)
+    assert mentions(words, "newest")
+
+
+def test_the_value_of_a_cut_window_is_written() -> None:
+    pictures = {
+        draw_trend([score(*USUAL, *values, *USUAL)], DAY)[0]
+        for values in ([440.0, -500.0], [441.0, -500.0], [440.0, -501.0], [440.0, 440.0])
+    }
+
+    assert len(pictures) == 4
+
+
+def test_lasting_alarms_are_not_cut() -> None:
+    picture, _ = draw_trend([score(*USUAL, *[30.0, 60.0] * 4)], DAY)
+
+    assert height_of_marks(picture, RED) > 100
 
 
 def shift(state: State = "drift") -> Finding:
@@ -291,7 +328,7 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     ]
     assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
     assert not lines[1].alarms
-    since = "since the window of 8 July 2013 (95 % interval: 6 to 9 July 2013)"
+    since = "8 July 2013 (95 % interval: 6 to 9 July 2013, if it was a step)"
     assert mentions(words, since, "newest 5, usual 3 ± 1", "newest 0.8;")
     assert words.index("delay, mean") < words.index("accuracy") < words.index("largest score")
     assert min(red_and_green(picture)) > 0
