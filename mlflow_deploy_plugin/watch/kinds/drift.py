@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
+from mlflow_deploy_plugin.watch.drift.effects import measure_effects, quiet_reason
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
@@ -310,23 +311,42 @@ class WindowComparison:
         """
         window_state = state or verdict.state
         shifts = self.shifts(verdict)
-        state = "drift" if shifts.findings and window_state != "violated" else window_state
-        sample = self._report_rows() if state != "not judged" else None
+        is_judged = window_state != "not judged" or shifts.findings
+        sample = self._report_rows() if is_judged else None
         verdict = replace(
             verdict,
             findings=tuple(self._with_correlation(item, sample) for item in verdict.findings),
         )
-        shift_findings = [self._with_correlation(item, sample) for item in shifts.findings]
+        shift_findings = tuple(self._with_correlation(item, sample) for item in shifts.findings)
+        effects = measure_effects(
+            self.request,
+            self.version,
+            sample,
+            self.segment_values,
+            (*shift_findings, *verdict.findings),
+        )
+        verdict = replace(verdict, findings=effects.on(verdict.findings))
+        shifts = replace(shifts, findings=effects.on(shift_findings))
+        findings = (*shifts.findings, *verdict.findings)
+        figures = {**verdict.figures, **shifts.figures}
+        reason = reason or verdict.reason
+        if quiet := quiet_reason(findings):
+            reason = quiet
+            figures["is_drift"] = 0.0
+        if window_state == "drift" and not any(item.is_alarm for item in verdict.findings):
+            window_state = "no drift"
+        shifted = [item for item in shifts.findings if item.is_alarm]
+        state = "drift" if shifted and window_state != "violated" else window_state
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
         return self.request.result(
             state,
-            _with_shifts(reason or verdict.reason, window_state, shifts),
+            _with_shifts(reason, window_state, shifted),
             self.version,
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
-            findings=(*shift_findings, *verdict.findings),
-            figures={**verdict.figures, **shifts.figures},
-            notes=self._notes_of(verdict, shifts),
+            findings=findings,
+            figures=figures,
+            notes=(*self._notes_of(verdict, shifts), *effects.notes),
             report=self._report_data(verdict, shifts, sample),
             evidence=replace(shifts.evidence, outcomes=outcomes),
         )
@@ -436,14 +456,14 @@ class WindowComparison:
         ]
 
 
-def _with_shifts(reason: str, state: State, shifts: ShiftVerdict) -> str:
+def _with_shifts(reason: str, state: State, shifts: Sequence[Finding]) -> str:
     """Return the reason of the result. The shifts are added to the reason of an alarm,
     and replace the reason of another state.
     """
-    if not shifts.findings:
+    if not shifts:
         return reason
-    shifted = [item.title for item in shifts.findings]
-    shift = f"lasting shift of {describe_worst(shifted, shifts.findings[0].account)}"
+    shifted = [item.title for item in shifts]
+    shift = f"lasting shift of {describe_worst(shifted, shifts[0].account)}"
     if state in ALARMS:
         return f"{reason}; {shift}"
     return shift

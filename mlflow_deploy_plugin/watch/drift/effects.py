@@ -1,0 +1,274 @@
+"""The effect of a drifted column on the predictions: the served version predicts rows
+of the window twice, with the window's values of the column and with the reference's.
+
+The values of the reference are drawn at random with a fixed seed. A row keeps its value
+if the value is as frequent in the reference; other numbers are exchanged in the order
+of their size. Therefore the relations to other columns remain, and without drift hardly
+any prediction changes.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.promote.replay.traffic import arrays_of
+from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, read_artifact
+from mlflow_deploy_plugin.serve.runtime.explained import (
+    Name,
+    explained_numbers,
+    explained_outputs,
+)
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst
+from mlflow_deploy_plugin.watch.drift.references.rows import SEED, model_folder
+from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
+from mlflow_deploy_plugin.watch.result import Check, Finding, ModelVersion, WindowRequest
+from mlflow_deploy_plugin.watch.segments import is_segment
+from mlflow_deploy_plugin.wrap.evaluation.dataset import own_columns
+
+MOST_ROWS = 50_000
+"""The maximum number of rows to predict for all columns of a window together."""
+MOST_COLUMNS = 50
+_ALWAYS_ALARMS: tuple[Check, ...] = ("type", "presence", "criterion")
+_NOUNS = {"probabilities": "probability", "scores": "score"}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The effect of a column, with the fields of `Finding`."""
+
+    effect: float
+    effect_size: float
+    effect_unit: str
+    changed_classes: float | None = None
+
+
+@dataclass(frozen=True)
+class ColumnEffects:
+    """The effects of columns by subject and segment, and notes on unknown effects.
+    Without `min_effect`, all alarms remain.
+    """
+
+    effects: Mapping[tuple[str, str], Effect] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    min_effect: float | None = None
+
+    def on(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        """Return the findings. Alarms get their effect, and remain alarms unless the
+        effect is small.
+        """
+        return tuple(self._on(finding) for finding in findings)
+
+    def _on(self, finding: Finding) -> Finding:
+        effect = self.effects.get((finding.subject, finding.segment))
+        if effect is None or not finding.is_alarm or finding.check == "criterion":
+            return finding
+        finding = replace(finding, **vars(effect))
+        least = self.min_effect
+        if least is None or effect.effect_size >= least or finding.check in _ALWAYS_ALARMS:
+            return finding
+        reason = (
+            f"effect {effect.effect_size:.2g} on the {effect.effect_unit} is below "
+            f"alarms.min_effect {least:g}"
+        )
+        return replace(
+            finding,
+            state="no drift",
+            reason="; ".join(filter(None, [reason, finding.reason])),
+            since="",
+            since_end="",
+            since_range=None,
+            in_a_row=0,
+        )
+
+
+def quiet_reason(findings: Sequence[Finding]) -> str:
+    """Return the reason of a window whose only drifts have small effects; empty for
+    other windows.
+    """
+    quiet = [item for item in findings if item.effect is not None and not item.is_alarm]
+    if not quiet or any(item.is_alarm for item in findings):
+        return ""
+    titles = [*dict.fromkeys(item.title for item in quiet)]
+    return describe_worst(titles, quiet[0].reason)
+
+
+def measure_effects(
+    request: WindowRequest,
+    version: ModelVersion,
+    sample: tuple[pa.Table, pa.Table] | None,
+    segments: Mapping[str, tuple[str, str]],
+    findings: Iterable[Finding],
+) -> ColumnEffects:
+    """Return the effects of the version's input columns with an alarm. If the version
+    cannot predict here, there is a note instead.
+
+    Args:
+        sample: rows of the reference and of the window.
+        segments: the column and the value of each segment, by name.
+    """
+    keys = dict.fromkeys((item.subject, item.segment) for item in findings if item.is_alarm)
+    if not keys or sample is None or not version[0]:
+        return ColumnEffects()
+    try:
+        with model_folder(request.settings.state_dir(request.endpoint), *version) as folder:
+            artifact = read_artifact(folder)
+            inputs = {column.name for column in artifact.columns}
+            columns = [key for key in keys if key[0] in inputs][:MOST_COLUMNS]
+            if not columns:
+                return ColumnEffects()
+            request.progress(f"measuring the effect of {len(columns)} columns on the predictions")
+            _require_inputs(request, inputs)
+            check_unit(artifact, request.min_effect)
+            model = OnnxModel.load(folder)
+    except OnnxserveError as error:
+        note = f"effects on the predictions are unknown, so all alarms remain: {error.message}"
+        return ColumnEffects(notes=(note,))
+    effects = {}
+    for column, segment in columns:
+        reference, window = sample
+        if segment:
+            name, value = segments[segment]
+            reference = reference.filter(is_segment(reference, name, value))
+            window = window.filter(is_segment(window, name, value))
+        effect = measure_effect(model, reference, window, column, MOST_ROWS // len(columns))
+        if effect is not None:
+            effects[column, segment] = effect
+    return ColumnEffects(effects, min_effect=request.min_effect)
+
+
+def check_unit(artifact: Artifact, min_effect: float | None) -> None:
+    """Raise InvalidConfig if the version's predictions have no effect of this size, and
+    InvalidRequest if they are not numbers.
+    """
+    if artifact.flavor == PYTHON_FUNCTION:
+        raise InvalidConfig("the version has no ONNX form, and only an ONNX model predicts here")
+    role = explained_outputs(artifact)[0].role
+    if min_effect is not None and min_effect >= 1 and role == "probabilities":
+        raise InvalidConfig(
+            f"alarms.min_effect is {min_effect:g}, but the model predicts probabilities: set a "
+            "number below 1",
+        )
+
+
+def _require_inputs(request: WindowRequest, inputs: Collection[str]) -> None:
+    """Raise InvalidConfig if the log does not have the values of all inputs."""
+    hidden = sorted({*request.capture.drop, *request.capture.mask}.intersection(inputs))
+    if hidden:
+        raise InvalidConfig(
+            f"capture.drop or capture.mask withholds the input {hidden[0]!r} from the log",
+        )
+
+
+def measure_effect(
+    model: OnnxModel,
+    reference: pa.Table,
+    window: pa.Table,
+    column: str,
+    most_rows: int,
+) -> Effect | None:
+    """Return the effect of the column on at most `most_rows` rows of the window; None
+    if one of the tables lacks values, or the model refuses the rows.
+    """
+    if column not in reference.column_names or column not in window.column_names:
+        return None
+    window = window.take(sample_positions(len(window), most_rows, SEED))
+    both = concat_tables([table.select([column]) for table in (window, reference)])
+    values = read_columns(both)[0].get(column)
+    if values is None or not len(window) or not len(reference):
+        return None
+    rows = _restored_rows(values.values, len(window))
+    restored = window.set_column(
+        window.column_names.index(column),
+        column,
+        both.column(column).take(pa.array(rows)),
+    )
+    try:
+        names, before = _predict(model, restored)
+        _, now = _predict(model, window)
+    except OnnxserveError:
+        return None
+    return _describe(explained_outputs(model.artifact)[0].role, names, before, now)
+
+
+def _predict(model: OnnxModel, rows: pa.Table) -> tuple[list[Name], Array]:
+    """Return the names of the predicted numbers, and the numbers, [N, K]."""
+    columns = own_columns(model.artifact, arrays_of(rows, model.schema.names))
+    return explained_numbers(model, model.schema.from_columns(columns))
+
+
+def _describe(role: str, names: Sequence[Name], before: Array, now: Array) -> Effect | None:
+    """Return the effect on the number that changes most; of two classes, the second.
+
+    Args:
+        before, now: the predicted numbers of the rows, [N, K], with the values of the
+            reference and those of the window.
+    """
+    is_finite = np.isfinite(before).all(axis=1) & np.isfinite(now).all(axis=1)
+    if not is_finite.any():
+        return None
+    before = before[is_finite]
+    now = now[is_finite]
+    sizes = np.abs(now - before).mean(axis=0)
+    place = 1 if len(names) == 2 else int(sizes.argmax())
+    unit = _NOUNS.get(role, "prediction")
+    if len(names) > 1:
+        unit += f" of {names[place]}"
+    changed = None
+    if role == "probabilities":
+        changed = float((_classes(before) != _classes(now)).mean())
+    effect = float((now - before)[:, place].mean())
+    return Effect(effect, float(sizes[place]), unit, changed)
+
+
+def _classes(probabilities: Array) -> Array:
+    """Return the most likely class of each row, [N] int64. A single probability is that
+    of the second of two classes.
+    """
+    if probabilities.shape[1] == 1:
+        probabilities = np.hstack([1 - probabilities, probabilities])
+    classes: Array = probabilities.argmax(axis=1)
+    return classes
+
+
+def _restored_rows(values: Array, rows: int) -> Array:
+    """Return the position in `values` of the value that each row gets, [rows] int64.
+    The window has the first `rows` of the `values`, and the reference the others.
+    """
+    rng = np.random.default_rng(SEED)
+    drawn = rng.integers(rows, len(values), rows)
+    positions = np.arange(rows)
+    replaced = positions[_is_surplus(values[:rows], values[drawn])]
+    inserted = drawn[_is_surplus(values[drawn], values[:rows])]
+    if values.dtype.kind == "f":
+        old = values[replaced]
+        new = values[inserted]
+        # A missing value is exchanged with any value: only one side has missing values.
+        replaced = replaced[np.argsort(np.where(np.isnan(old), new, old))]
+        inserted = inserted[np.argsort(np.where(np.isnan(new), old, new))]
+    positions[replaced] = inserted
+    return positions
+
+
+def _is_surplus(values: Array, others: Array) -> Array:
+    """Return a mask, [N] bool: True for a value beyond its number of occurrences in
+    `others`, [N]. All missing values are equal.
+    """
+    available = Counter(map(_comparable, others.tolist()))
+    surplus = []
+    for value in map(_comparable, values.tolist()):
+        surplus.append(not available[value])
+        available[value] -= available[value] > 0
+    return np.array(surplus, bool)
+
+
+def _comparable(value: object) -> object:
+    """Return the value, with None for NaN, which is unequal to itself."""
+    return value if value == value else None
