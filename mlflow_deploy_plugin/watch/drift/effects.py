@@ -8,8 +8,8 @@ any prediction changes.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import own_columns
 MOST_ROWS = 50_000
 """The maximum number of rows to predict for all columns of a window together."""
 MOST_COLUMNS = 50
-_ALWAYS_ALARMS: tuple[Check, ...] = ("type", "presence", "criterion")
+_ALWAYS_ALARMS: tuple[Check, ...] = ("type", "presence")
 _NOUNS = {"probabilities": "probability", "scores": "score"}
 
 
@@ -50,65 +50,26 @@ class Effect:
     changed_classes: float | None = None
 
 
-@dataclass(frozen=True)
-class ColumnEffects:
-    """The effects of columns by subject and segment, and notes on unknown effects.
-    Without `min_effect`, all alarms remain.
-    """
-
-    effects: Mapping[tuple[str, str], Effect] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    min_effect: float | None = None
-
-    def on(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
-        """Return the findings. Alarms get their effect, and remain alarms unless the
-        effect is small.
-        """
-        return tuple(self._on(finding) for finding in findings)
-
-    def _on(self, finding: Finding) -> Finding:
-        effect = self.effects.get((finding.subject, finding.segment))
-        if effect is None or not finding.is_alarm or finding.check == "criterion":
-            return finding
-        finding = replace(finding, **vars(effect))
-        least = self.min_effect
-        if least is None or effect.effect_size >= least or finding.check in _ALWAYS_ALARMS:
-            return finding
-        reason = (
-            f"effect {effect.effect_size:.2g} on the {effect.effect_unit} is below "
-            f"alarms.min_effect {least:g}"
-        )
-        return replace(
-            finding,
-            state="no drift",
-            reason="; ".join(filter(None, [reason, finding.reason])),
-            since="",
-            since_end="",
-            since_range=None,
-            in_a_row=0,
-        )
-
-
 def quiet_reason(findings: Sequence[Finding]) -> str:
     """Return the reason of a window whose only drifts have small effects; empty for
     other windows.
     """
-    quiet = [item for item in findings if item.effect is not None and not item.is_alarm]
+    quiet = [item for item in findings if item.effect is not None]
     if not quiet or any(item.is_alarm for item in findings):
         return ""
-    titles = [*dict.fromkeys(item.title for item in quiet)]
-    return describe_worst(titles, quiet[0].reason)
+    return describe_worst([item.title for item in quiet], quiet[0].reason)
 
 
-def measure_effects(
+def with_effects(
     request: WindowRequest,
     version: ModelVersion,
     sample: tuple[pa.Table, pa.Table] | None,
     segments: Mapping[str, tuple[str, str]],
-    findings: Iterable[Finding],
-) -> ColumnEffects:
-    """Return the effects of the version's input columns with an alarm. If the version
-    cannot predict here, there is a note instead.
+    findings: Sequence[Finding],
+) -> tuple[Sequence[Finding], Sequence[str]]:
+    """Return the findings, and a note if effects are unknown because the version cannot
+    predict here. Alarms of input columns get their effect, and remain alarms unless the
+    effect is below `min_effect`.
 
     Args:
         sample: rows of the reference and of the window.
@@ -116,54 +77,77 @@ def measure_effects(
     """
     keys = dict.fromkeys((item.subject, item.segment) for item in findings if item.is_alarm)
     if not keys or sample is None or not version[0]:
-        return ColumnEffects()
+        return findings, ()
     try:
         with model_folder(request.settings.state_dir(request.endpoint), *version) as folder:
             artifact = read_artifact(folder)
             inputs = {column.name for column in artifact.columns}
             columns = [key for key in keys if key[0] in inputs][:MOST_COLUMNS]
             if not columns:
-                return ColumnEffects()
-            request.progress(f"measuring the effect of {len(columns)} columns on the predictions")
-            _require_inputs(request, inputs)
+                return findings, ()
+            hidden = inputs.intersection((*request.capture.drop, *request.capture.mask))
+            if hidden:
+                raise InvalidConfig(
+                    f"capture.drop or capture.mask withholds {min(hidden)!r} from the log",
+                )
             check_unit(artifact, request.min_effect)
             model = OnnxModel.load(folder)
     except OnnxserveError as error:
-        note = f"effects on the predictions are unknown, so all alarms remain: {error.message}"
-        return ColumnEffects(notes=(note,))
-    effects = {}
+        return findings, (f"effects are unknown, so all alarms remain: {error.message}",)
+    effects: dict[tuple[str, str], Effect | None] = {}
     for column, segment in columns:
         reference, window = sample
         if segment:
             name, value = segments[segment]
             reference = reference.filter(is_segment(reference, name, value))
             window = window.filter(is_segment(window, name, value))
-        effect = measure_effect(model, reference, window, column, MOST_ROWS // len(columns))
-        if effect is not None:
-            effects[column, segment] = effect
-    return ColumnEffects(effects, min_effect=request.min_effect)
+        effects[column, segment] = measure_effect(
+            model,
+            reference,
+            window,
+            column,
+            MOST_ROWS // len(columns),
+        )
+    return [
+        with_effect(item, effects.get((item.subject, item.segment)), request.min_effect)
+        for item in findings
+    ], ()
+
+
+def with_effect(finding: Finding, effect: Effect | None, min_effect: float | None) -> Finding:
+    """Return the finding. An alarm gets the effect, and does not remain an alarm if the
+    effect is below `min_effect`, except for a changed type or a new or removed column.
+    """
+    if effect is None or not finding.is_alarm:
+        return finding
+    finding = replace(finding, **vars(effect))
+    if not min_effect or effect.effect_size >= min_effect or finding.check in _ALWAYS_ALARMS:
+        return finding
+    return replace(
+        finding,
+        state="no drift",
+        reason=f"effect {effect.effect_size:.2g} on the {effect.effect_unit} is below "
+        f"alarms.min_effect {min_effect:g}; {finding.reason}",
+        since="",
+        since_end="",
+        since_range=None,
+        in_a_row=0,
+    )
 
 
 def check_unit(artifact: Artifact, min_effect: float | None) -> None:
-    """Raise InvalidConfig if the version's predictions have no effect of this size, and
-    InvalidRequest if they are not numbers.
+    """Raise InvalidConfig if the version cannot predict here, or if its predictions
+    cannot have an effect of this size, and InvalidRequest if they are not numbers.
     """
     if artifact.flavor == PYTHON_FUNCTION:
         raise InvalidConfig("the version has no ONNX form, and only an ONNX model predicts here")
+    if not artifact.outputs:  # A model of the flavor onnx has no described outputs.
+        return
     role = explained_outputs(artifact)[0].role
-    if min_effect is not None and min_effect >= 1 and role == "probabilities":
+    if min_effect and min_effect >= 1 and role == "probabilities":
         raise InvalidConfig(
-            f"alarms.min_effect is {min_effect:g}, but the model predicts probabilities: set a "
-            "number below 1",
-        )
-
-
-def _require_inputs(request: WindowRequest, inputs: Collection[str]) -> None:
-    """Raise InvalidConfig if the log does not have the values of all inputs."""
-    hidden = sorted({*request.capture.drop, *request.capture.mask}.intersection(inputs))
-    if hidden:
-        raise InvalidConfig(
-            f"capture.drop or capture.mask withholds the input {hidden[0]!r} from the log",
+            f"min_effect {min_effect:g} is not a change of a probability, which the model "
+            "predicts: a number below 1 is expected",
         )
 
 
@@ -177,23 +161,20 @@ def measure_effect(
     """Return the effect of the column on at most `most_rows` rows of the window; None
     if one of the tables lacks values, or the model refuses the rows.
     """
-    if column not in reference.column_names or column not in window.column_names:
+    if not len(reference):
         return None
     window = window.take(sample_positions(len(window), most_rows, SEED))
-    both = concat_tables([table.select([column]) for table in (window, reference)])
-    values = read_columns(both)[0].get(column)
-    if values is None or not len(window) or not len(reference):
-        return None
-    rows = _restored_rows(values.values, len(window))
-    restored = window.set_column(
-        window.column_names.index(column),
-        column,
-        both.column(column).take(pa.array(rows)),
-    )
     try:
+        both = concat_tables([table.select([column]) for table in (window, reference)])
+        rows = _restored_rows(read_columns(both)[0][column].values, len(window))
+        restored = window.set_column(
+            window.column_names.index(column),
+            column,
+            both.column(column).take(pa.array(rows)),
+        )
         names, before = _predict(model, restored)
         _, now = _predict(model, window)
-    except OnnxserveError:
+    except (OnnxserveError, pa.ArrowException, KeyError):
         return None
     return _describe(explained_outputs(model.artifact)[0].role, names, before, now)
 
@@ -206,26 +187,24 @@ def _predict(model: OnnxModel, rows: pa.Table) -> tuple[list[Name], Array]:
 
 def _describe(role: str, names: Sequence[Name], before: Array, now: Array) -> Effect | None:
     """Return the effect on the number that changes most; of two classes, the second.
+    Return None if a prediction is not a number.
 
     Args:
         before, now: the predicted numbers of the rows, [N, K], with the values of the
             reference and those of the window.
     """
-    is_finite = np.isfinite(before).all(axis=1) & np.isfinite(now).all(axis=1)
-    if not is_finite.any():
+    change = now - before
+    if not np.isfinite(change).all():
         return None
-    before = before[is_finite]
-    now = now[is_finite]
-    sizes = np.abs(now - before).mean(axis=0)
-    place = 1 if len(names) == 2 else int(sizes.argmax())
+    sizes = np.abs(change).mean(axis=0)
+    place = np.flatnonzero(np.isclose(sizes, sizes.max(), atol=1e-6))[-1]
     unit = _NOUNS.get(role, "prediction")
     if len(names) > 1:
         unit += f" of {names[place]}"
     changed = None
     if role == "probabilities":
         changed = float((_classes(before) != _classes(now)).mean())
-    effect = float((now - before)[:, place].mean())
-    return Effect(effect, float(sizes[place]), unit, changed)
+    return Effect(float(change[:, place].mean()), float(sizes[place]), unit, changed)
 
 
 def _classes(probabilities: Array) -> Array:
@@ -242,11 +221,11 @@ def _restored_rows(values: Array, rows: int) -> Array:
     """Return the position in `values` of the value that each row gets, [rows] int64.
     The window has the first `rows` of the `values`, and the reference the others.
     """
-    rng = np.random.default_rng(SEED)
-    drawn = rng.integers(rows, len(values), rows)
+    drawn = np.random.default_rng(SEED).integers(rows, len(values), rows)
+    texts = values.astype(str)  # NaN is unequal to itself.
     positions = np.arange(rows)
-    replaced = positions[_is_surplus(values[:rows], values[drawn])]
-    inserted = drawn[_is_surplus(values[drawn], values[:rows])]
+    replaced = positions[_is_surplus(texts[:rows], texts[drawn])]
+    inserted = drawn[_is_surplus(texts[drawn], texts[:rows])]
     if values.dtype.kind == "f":
         old = values[replaced]
         new = values[inserted]
@@ -259,16 +238,11 @@ def _restored_rows(values: Array, rows: int) -> Array:
 
 def _is_surplus(values: Array, others: Array) -> Array:
     """Return a mask, [N] bool: True for a value beyond its number of occurrences in
-    `others`, [N]. All missing values are equal.
+    `others`, [N].
     """
-    available = Counter(map(_comparable, others.tolist()))
+    available = Counter(others.tolist())
     surplus = []
-    for value in map(_comparable, values.tolist()):
+    for value in values.tolist():
         surplus.append(not available[value])
         available[value] -= available[value] > 0
     return np.array(surplus, bool)
-
-
-def _comparable(value: object) -> object:
-    """Return the value, with None for NaN, which is unequal to itself."""
-    return value if value == value else None

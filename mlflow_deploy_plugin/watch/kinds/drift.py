@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
-from mlflow_deploy_plugin.watch.drift.effects import measure_effects, quiet_reason
+from mlflow_deploy_plugin.watch.drift.effects import quiet_reason, with_effects
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
@@ -313,21 +313,17 @@ class WindowComparison:
         shifts = self.shifts(verdict)
         is_judged = window_state != "not judged" or shifts.findings
         sample = self._report_rows() if is_judged else None
-        verdict = replace(
-            verdict,
-            findings=tuple(self._with_correlation(item, sample) for item in verdict.findings),
-        )
-        shift_findings = tuple(self._with_correlation(item, sample) for item in shifts.findings)
-        effects = measure_effects(
+        findings, effect_notes = with_effects(
             self.request,
             self.version,
             sample,
             self.segment_values,
-            (*shift_findings, *verdict.findings),
+            [
+                self._with_correlation(item, sample)
+                for item in (*shifts.findings, *verdict.findings)
+            ],
         )
-        verdict = replace(verdict, findings=effects.on(verdict.findings))
-        shifts = replace(shifts, findings=effects.on(shift_findings))
-        findings = (*shifts.findings, *verdict.findings)
+        verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
         figures = {**verdict.figures, **shifts.figures}
         reason = reason or verdict.reason
         if quiet := quiet_reason(findings):
@@ -335,7 +331,7 @@ class WindowComparison:
             figures["is_drift"] = 0.0
         if window_state == "drift" and not any(item.is_alarm for item in verdict.findings):
             window_state = "no drift"
-        shifted = [item for item in shifts.findings if item.is_alarm]
+        shifted = [item for item in findings if item.check == "shift" and item.is_alarm]
         state = "drift" if shifted and window_state != "violated" else window_state
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
         return self.request.result(
@@ -346,7 +342,7 @@ class WindowComparison:
             model_id=self.reference.model_id if self.reference else "",
             findings=findings,
             figures=figures,
-            notes=(*self._notes_of(verdict, shifts), *effects.notes),
+            notes=(*self._notes_of(verdict, shifts), *effect_notes),
             report=self._report_data(verdict, shifts, sample),
             evidence=replace(shifts.evidence, outcomes=outcomes),
         )

@@ -1,5 +1,6 @@
 """The effect of a column on the predictions of a version."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.watch.drift.effects import (
-    ColumnEffects,
     Effect,
     check_unit,
     measure_effect,
     quiet_reason,
+    with_effect,
 )
 from mlflow_deploy_plugin.watch.result import Check, Finding
 from tests.support.classifiers import write_classifier, write_regressor
@@ -167,6 +168,33 @@ def test_rows_that_the_model_cannot_predict_have_no_effect(
     assert measure_effect(regressor, table(1), window, "a", ROWS) is None
 
 
+def test_rows_without_a_predicted_number_leave_the_effect_unknown(regressor: OnnxModel) -> None:
+    values = normal(2)
+    values[:100] = np.nan
+
+    assert measure_effect(regressor, table(1), table(2, a=values), "a", ROWS) is None
+    assert measure_effect(regressor, table(1).slice(0, 0), table(2), "a", ROWS) is None
+
+
+def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(
+    tmp_path: Path,
+) -> None:
+    """The model returns a and b."""
+    graph = "same (double[N,2] x) => (double[N,2] y) { y = Identity(x) }"
+    section = {
+        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": ["a", "b"]}],
+        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 2], "role": "values"}],
+        "prediction": ["y"],
+    }
+    signature = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
+    model = OnnxModel.load(write_model(tmp_path, graph, signature, section))
+
+    effect = effect_of(model, table(2, a=normal(2, mean=3)))
+
+    assert effect.effect_unit == "prediction of 0"
+    assert effect.effect == pytest.approx(3, abs=0.1)
+
+
 def test_effect_is_measured_on_a_part_of_the_rows(regressor: OnnxModel) -> None:
     window = table(2, a=normal(2, mean=1.5))
 
@@ -176,7 +204,7 @@ def test_effect_is_measured_on_a_part_of_the_rows(regressor: OnnxModel) -> None:
     assert part != effect_of(regressor, window)
 
 
-def drifted(check: Check = "distribution", segment: str = "", change: str = "") -> Finding:
+def drifted(check: Check = "distribution", change: str = "") -> Finding:
     return Finding(
         "a",
         check,
@@ -184,7 +212,6 @@ def drifted(check: Check = "distribution", segment: str = "", change: str = "") 
         "far away",
         value=9.0,
         threshold=5.0,
-        segment=segment,
         change=change,
         since="2013-04-01T00:00:00+00:00",
         since_end="2013-04-02T00:00:00+00:00",
@@ -193,9 +220,9 @@ def drifted(check: Check = "distribution", segment: str = "", change: str = "") 
 
 
 def test_finding_with_a_small_effect_is_listed_without_an_alarm() -> None:
-    effects = ColumnEffects({("a", ""): Effect(-0.01, 0.01, "probability of 1", 0.03)}, (), 0.02)
+    effect = Effect(-0.01, 0.01, "probability of 1", 0.03)
 
-    (finding,) = effects.on([drifted()])
+    finding = with_effect(drifted(), effect, min_effect=0.02)
 
     assert finding.state == "no drift"
     assert (finding.value, finding.threshold) == (9.0, 5.0)
@@ -205,25 +232,21 @@ def test_finding_with_a_small_effect_is_listed_without_an_alarm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "segment", "least", "size"),
+    ("check", "min_effect", "effect"),
     [
-        ("distribution", "", None, 0.0),
-        ("distribution", "", 0.02, 0.02),
-        ("distribution", "carrier=AA", 0.02, 0.0),
-        ("type", "", 0.02, 0.0),
-        ("presence", "", 0.02, 0.0),
-        ("criterion", "", 0.02, 0.0),
+        ("distribution", None, Effect(0.0, 0.0, "prediction")),
+        ("distribution", 0.02, Effect(0.0, 0.02, "prediction")),
+        ("distribution", 0.02, None),
+        ("type", 0.02, Effect(0.0, 0.0, "prediction")),
+        ("presence", 0.02, Effect(0.0, 0.0, "prediction")),
     ],
 )
 def test_finding_remains_an_alarm(
     check: Check,
-    segment: str,
-    least: float | None,
-    size: float,
+    min_effect: float | None,
+    effect: Effect | None,
 ) -> None:
-    effects = ColumnEffects({("a", ""): Effect(0.0, size, "prediction")}, (), least)
-
-    (finding,) = effects.on([drifted(check, segment=segment)])
+    finding = with_effect(drifted(check), effect, min_effect)
 
     assert finding.is_alarm
     assert finding.in_a_row == 2
@@ -231,30 +254,35 @@ def test_finding_remains_an_alarm(
 
 
 def test_history_has_the_effect_between_the_change_and_the_start() -> None:
-    effects = ColumnEffects({("a", ""): Effect(3.1, 3.2, "prediction", 0.25)})
+    effect = Effect(3.1, 3.2, "prediction", 0.25)
 
-    (finding,) = effects.on([drifted(change="mean 1 → 2, higher")])
+    finding = with_effect(drifted(change="mean 1 → 2, higher"), effect, min_effect=None)
 
-    change, effect, since = finding.history.split("; ")
+    change, in_words, since = finding.history.split("; ")
     assert change == "mean 1 → 2, higher"
-    assert mentions(effect, "changes the prediction by +3.1 on average", "25.0% of the rows")
+    assert mentions(in_words, "changes the prediction by +3.1 on average", "25.0% of the rows")
     assert mentions(since, "1 April 2013")
 
 
 def test_alarm_of_another_column_leaves_the_reason_of_the_window() -> None:
-    effects = ColumnEffects({("a", ""): Effect(0.0, 0.0, "prediction")}, (), 0.02)
+    quiet = with_effect(drifted(), Effect(0.0, 0.0, "prediction"), min_effect=0.02)
 
-    findings = effects.on([drifted(), Finding("b", "shift", "drift")])
-
-    assert [item.is_alarm for item in findings] == [False, True]
-    assert quiet_reason(findings) == ""
+    assert quiet_reason([quiet]) != ""
+    assert quiet_reason([quiet, Finding("b", "shift", "drift")]) == ""
 
 
 def test_effect_in_a_unit_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     classifier = read_artifact(write_classifier(tmp_path / "classifier"))
     regressor = read_artifact(write_regressor(tmp_path / "regressor"))
+    undescribed = read_artifact(write_model(tmp_path / "undescribed"))
+    labels = tuple(output for output in classifier.outputs if output.role == "label")
 
     check_unit(classifier, 0.5)
     check_unit(regressor, 20)
-    with refused(InvalidConfig, "alarms.min_effect", "20", "probabilities", "below 1"):
+    check_unit(undescribed, 20)
+    with refused(InvalidConfig, "min_effect 20", "probability", "below 1"):
         check_unit(classifier, 20)
+    with refused(InvalidRequest, "labels"):
+        check_unit(replace(classifier, outputs=labels), 0.02)
+    with refused(InvalidConfig, "ONNX"):
+        check_unit(replace(classifier, flavor="python_function"), 0.02)

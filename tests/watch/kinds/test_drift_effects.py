@@ -171,4 +171,4 @@ def test_unknown_effects_leave_all_alarms_with_a_note(
 
     assert judged.state == "drift"
     assert finding(judged, "b", "distribution").effect is None
-    assert any(mentions(note, "effects", *names) for note in judged.notes)
+    assert any(mentions(note, "effects are unknown", *names) for note in judged.notes)
