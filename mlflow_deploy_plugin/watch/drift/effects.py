@@ -8,7 +8,7 @@ any prediction changes.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,17 +26,17 @@ from mlflow_deploy_plugin.serve.runtime.explained import (
 )
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED, model_folder
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.watch.result import Check, Finding, ModelVersion, WindowRequest
-from mlflow_deploy_plugin.watch.segments import is_segment
 from mlflow_deploy_plugin.wrap.evaluation.dataset import own_columns
 
+Sample = tuple[pa.Table, pa.Table]
+"""Rows of the reference and of the window."""
 MOST_ROWS = 50_000
 """The maximum number of rows to predict for all columns of a window together."""
 MOST_COLUMNS = 50
-_ALWAYS_ALARMS: tuple[Check, ...] = ("type", "presence")
+_ALWAYS_ALARMS: tuple[Check, ...] = ("type", "presence", "criterion")
 _NOUNS = {"probabilities": "probability", "scores": "score"}
 
 
@@ -50,21 +50,11 @@ class Effect:
     changed_classes: float | None = None
 
 
-def quiet_reason(findings: Sequence[Finding]) -> str:
-    """Return the reason of a window whose only drifts have small effects; empty for
-    other windows.
-    """
-    quiet = [item for item in findings if item.effect is not None]
-    if not quiet or any(item.is_alarm for item in findings):
-        return ""
-    return describe_worst([item.title for item in quiet], quiet[0].reason)
-
-
 def with_effects(
     request: WindowRequest,
     version: ModelVersion,
-    sample: tuple[pa.Table, pa.Table] | None,
-    segments: Mapping[str, tuple[str, str]],
+    sample: Sample | None,
+    in_segment: Callable[[Sample, str], Sample],
     findings: Sequence[Finding],
 ) -> tuple[Sequence[Finding], Sequence[str]]:
     """Return the findings, and a note if effects are unknown because the version cannot
@@ -72,46 +62,54 @@ def with_effects(
     effect is below `min_effect`.
 
     Args:
-        sample: rows of the reference and of the window.
-        segments: the column and the value of each segment, by name.
+        in_segment: returns the rows of a segment in the `sample`.
     """
     keys = dict.fromkeys((item.subject, item.segment) for item in findings if item.is_alarm)
     if not keys or sample is None or not version[0]:
         return findings, ()
     try:
-        with model_folder(request.settings.state_dir(request.endpoint), *version) as folder:
-            artifact = read_artifact(folder)
-            inputs = {column.name for column in artifact.columns}
-            columns = [key for key in keys if key[0] in inputs][:MOST_COLUMNS]
-            if not columns:
-                return findings, ()
-            hidden = inputs.intersection((*request.capture.drop, *request.capture.mask))
-            if hidden:
-                raise InvalidConfig(
-                    f"capture.drop or capture.mask withholds {min(hidden)!r} from the log",
-                )
-            check_unit(artifact, request.min_effect)
-            model = OnnxModel.load(folder)
+        model = _load_model(request, version, {column for column, _ in keys})
     except OnnxserveError as error:
         return findings, (f"effects are unknown, so all alarms remain: {error.message}",)
-    effects: dict[tuple[str, str], Effect | None] = {}
-    for column, segment in columns:
-        reference, window = sample
-        if segment:
-            name, value = segments[segment]
-            reference = reference.filter(is_segment(reference, name, value))
-            window = window.filter(is_segment(window, name, value))
-        effects[column, segment] = measure_effect(
+    if model is None:
+        return findings, ()
+    names = model.schema.names
+    columns = [key for key in keys if key[0] in names][:MOST_COLUMNS]
+    effects = {
+        (column, segment): measure_effect(
             model,
-            reference,
-            window,
+            *in_segment(sample, segment),
             column,
             MOST_ROWS // len(columns),
         )
+        for column, segment in columns
+    }
     return [
         with_effect(item, effects.get((item.subject, item.segment)), request.min_effect)
         for item in findings
     ], ()
+
+
+def _load_model(
+    request: WindowRequest,
+    version: ModelVersion,
+    columns: Set[str],
+) -> OnnxModel | None:
+    """Return the loaded version; None if it reads none of the columns. Raises
+    OnnxserveError if it cannot predict here.
+    """
+    with model_folder(request.settings.state_dir(request.endpoint), *version) as folder:
+        artifact = read_artifact(folder)
+        inputs = {column.name for column in artifact.columns}
+        if inputs.isdisjoint(columns):
+            return None
+        hidden = inputs.intersection((*request.capture.drop, *request.capture.mask))
+        if hidden:
+            raise InvalidConfig(
+                f"capture.drop or capture.mask withholds {min(hidden)!r} from the log",
+            )
+        check_unit(artifact, request.min_effect)
+        return OnnxModel.load(folder)
 
 
 def with_effect(finding: Finding, effect: Effect | None, min_effect: float | None) -> Finding:
@@ -202,19 +200,9 @@ def _describe(role: str, names: Sequence[Name], before: Array, now: Array) -> Ef
     if len(names) > 1:
         unit += f" of {names[place]}"
     changed = None
-    if role == "probabilities":
-        changed = float((_classes(before) != _classes(now)).mean())
+    if role == "probabilities" and len(names) > 1:
+        changed = float((before.argmax(axis=1) != now.argmax(axis=1)).mean())
     return Effect(float(change[:, place].mean()), float(sizes[place]), unit, changed)
-
-
-def _classes(probabilities: Array) -> Array:
-    """Return the most likely class of each row, [N] int64. A single probability is that
-    of the second of two classes.
-    """
-    if probabilities.shape[1] == 1:
-        probabilities = np.hstack([1 - probabilities, probabilities])
-    classes: Array = probabilities.argmax(axis=1)
-    return classes
 
 
 def _restored_rows(values: Array, rows: int) -> Array:
@@ -222,7 +210,8 @@ def _restored_rows(values: Array, rows: int) -> Array:
     The window has the first `rows` of the `values`, and the reference the others.
     """
     drawn = np.random.default_rng(SEED).integers(rows, len(values), rows)
-    texts = values.astype(str)  # NaN is unequal to itself.
+    # As texts, because NaN is unequal to itself; as objects, because texts may be long.
+    texts = np.array([*map(str, values.tolist())], object)
     positions = np.arange(rows)
     replaced = positions[_is_surplus(texts[:rows], texts[drawn])]
     inserted = drawn[_is_surplus(texts[drawn], texts[:rows])]
