@@ -33,9 +33,9 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import own_columns
 
 Sample = tuple[pa.Table, pa.Table]
 """Rows of the reference and of the window."""
-MOST_ROWS = 50_000
+_MOST_ROWS = 50_000
 """The maximum number of rows to predict for all columns of a window together."""
-MOST_COLUMNS = 50
+_MOST_COLUMNS = 50
 _ALWAYS_ALARMS: tuple[Check, ...] = ("type", "presence", "criterion")
 _NOUNS = {"probabilities": "probability", "scores": "score"}
 
@@ -74,13 +74,13 @@ def with_effects(
     if model is None:
         return findings, ()
     names = model.schema.names
-    columns = [key for key in keys if key[0] in names][:MOST_COLUMNS]
+    columns = [key for key in keys if key[0] in names][:_MOST_COLUMNS]
     effects = {
         (column, segment): measure_effect(
             model,
             *in_segment(sample, segment),
             column,
-            MOST_ROWS // len(columns),
+            _MOST_ROWS // len(columns),
         )
         for column, segment in columns
     }

@@ -47,8 +47,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return OnnxModel.load(write_classifier(tmp_path_factory.mktemp("classifier")))
 
 
-def effect_of(model: OnnxModel, window: pa.Table, column: str = "a", rows: int = ROWS) -> Effect:
-    effect = measure_effect(model, table(1), window, column, rows)
+def effect_of(model: OnnxModel, window: pa.Table) -> Effect:
+    effect = measure_effect(model, table(1), window, "a", ROWS)
     assert effect is not None
     return effect
 
@@ -72,20 +72,13 @@ def test_effect_of_a_wider_spread_has_a_size_without_a_direction(regressor: Onnx
     assert effect.effect_size == pytest.approx(2 * np.sqrt(2 / np.pi), abs=0.1)
 
 
-@pytest.mark.parametrize("column", ["a", "b"])
-def test_calm_column_has_no_effect_although_columns_are_correlated(
+def test_calm_column_has_no_effect_although_it_is_related_to_another(
     regressor: OnnxModel,
-    column: str,
 ) -> None:
-    """The predictions change in size if the relation between a and b is lost."""
+    """Values in another order would change 2 a - 2 a, which is 0 in all rows."""
     a = normal(4)
 
-    effect = effect_of(regressor, table(4, a=a, b=2 * a), column)
-
-    if column == "a":
-        assert effect.effect_size < 0.15
-    else:
-        assert effect.effect_size == pytest.approx(np.sqrt(2 / np.pi), abs=0.1)
+    assert effect_of(regressor, table(4, a=a, b=2 * a)).effect_size < 0.15
 
 
 def test_effect_on_a_classifier_is_that_on_the_second_class(classifier: OnnxModel) -> None:
@@ -94,13 +87,6 @@ def test_effect_on_a_classifier_is_that_on_the_second_class(classifier: OnnxMode
     assert effect.effect_unit == "probability of 1"
     assert effect.effect == pytest.approx(0.29, abs=0.04)
     assert effect.changed_classes == pytest.approx(0.32, abs=0.05)
-
-
-def test_columns_without_weight_have_no_effect(tmp_path: Path) -> None:
-    model = OnnxModel.load(write_classifier(tmp_path, (1.0, 0.0)))
-
-    assert effect_of(model, table(2, b=normal(2, mean=9))) is not None
-    assert effect_of(model, table(2, b=normal(2, mean=9)), "b").effect_size == 0
 
 
 def test_effect_of_missing_values_is_that_of_the_rows_that_miss_them(
@@ -193,15 +179,6 @@ def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(
 
     assert effect.effect_unit == "prediction of 0"
     assert effect.effect == pytest.approx(3, abs=0.1)
-
-
-def test_effect_is_measured_on_a_part_of_the_rows(regressor: OnnxModel) -> None:
-    window = table(2, a=normal(2, mean=1.5))
-
-    part = effect_of(regressor, window, rows=500)
-
-    assert part.effect == pytest.approx(3, abs=0.4)
-    assert part != effect_of(regressor, window)
 
 
 def drifted(check: Check = "distribution", change: str = "") -> Finding:
