@@ -73,8 +73,7 @@ def with_effects(
         return findings, (f"effects are unknown, so all alarms remain: {error.message}",)
     if model is None:
         return findings, ()
-    names = model.schema.names
-    columns = [key for key in keys if key[0] in names][:_MOST_COLUMNS]
+    columns = [key for key in keys if key[0] in model.schema.names][:_MOST_COLUMNS]
     effects = {
         (column, segment): measure_effect(
             model,
