@@ -139,6 +139,18 @@ def simulate(world: World, seed: int, reference: int, judged: int, change: Chang
     """Return a stream with `reference` windows in the reference and `judged` windows
     after it.
     """
+    table, numbers = simulated_rows(world, seed, reference, judged, change)
+    return stream_of(table, numbers, world, reference, judged)
+
+
+def simulated_rows(
+    world: World,
+    seed: int,
+    reference: int,
+    judged: int,
+    change: Change = CALM,
+) -> tuple[pa.Table, Array]:
+    """Return the rows of a stream, and the number of each row's window, [N] int64."""
     rng = np.random.default_rng([seed, judged, world.columns])
     windows = reference + judged
     levels = world.levels(rng, windows)
@@ -151,7 +163,7 @@ def simulate(world: World, seed: int, reference: int, judged: int, change: Chang
         values[rng.random(values.shape) < np.repeat(shares, world.rows, axis=0)] = np.nan
     numbers = np.repeat(np.arange(windows), world.rows)
     table = pa.table({f"x{number}": column for number, column in enumerate(values.T)})
-    return stream_of(table, numbers, world, reference, judged)
+    return table, numbers
 
 
 def stream_of(table: pa.Table, numbers: Array, world: World, reference: int, judged: int) -> Stream:

@@ -109,6 +109,12 @@ class Finding:
         unit: `SD`: the value is the difference of the measure from its mean in the
             reference's own windows, in standard deviations of these windows; `s` for
             seconds; empty for shares, counts and exact checks.
+        effect: the mean change of the prediction that the drift of the column causes;
+            None if unknown.
+        effect_size: the mean of the absolute change, with which `min_effect` is
+            compared.
+        effect_unit: the changed number, such as `prediction` or `probability of 1`.
+        changed_classes: the share of rows whose class changes; None without classes.
     """
 
     subject: str
@@ -125,6 +131,10 @@ class Finding:
     since_range: tuple[str, str] | None = None
     measure: str = ""
     unit: str = ""
+    effect: float | None = None
+    effect_size: float | None = None
+    effect_unit: str = ""
+    changed_classes: float | None = None
 
     @property
     def is_alarm(self) -> bool:
@@ -183,14 +193,28 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since
-        the window of 29 June …`.
+        """Return the change, its effect and the alarm's start: `mean 3.2 → 8.9, higher;
+        changes the prediction by +3.1 on average; drift since the window of 29 June …`.
         """
-        if not self.since:
-            return self.change
-        row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
-        since = f"{self.state} since the window of {self.since_text}{row}"
-        return f"{self.change}; {since}" if self.change else since
+        since = ""
+        if self.since:
+            row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
+            since = f"{self.state} since the window of {self.since_text}{row}"
+        return "; ".join(filter(None, [self.change, self.effect_text, since]))
+
+    @property
+    def effect_text(self) -> str:
+        """Return the effect in words, such as `changes the prediction by +3.1 on
+        average`; empty if unknown.
+        """
+        if self.effect is None or self.effect_size is None:
+            return ""
+        text = f"changes the {self.effect_unit} by {self.effect:+.2g} on average"
+        if self.effect_size > 1.5 * abs(self.effect):
+            text += f", by {self.effect_size:.2g} in either direction"
+        if self.changed_classes is not None:
+            text += f", and the class of {self.changed_classes:.1%} of the rows"
+        return text
 
     @property
     def since_text(self) -> str:
@@ -387,6 +411,8 @@ class WindowRequest:
             same name are not read.
         false_per_year: the monitor's share of the endpoint's budget of alarms; None
             without a budget.
+        min_effect: the effect of a column on the predictions below which its drift is
+            not an alarm; None if every drift is an alarm.
         past: the earlier windows of the monitor in their last revision, oldest first.
         baseline: the columns whose shift a user has accepted (`alarm_key`), each with
             the start of the new baseline.
@@ -413,6 +439,7 @@ class WindowRequest:
     progress: ProgressCallback = field(default=no_progress, compare=False)
     rows_since: datetime | None = None
     false_per_year: float | None = None
+    min_effect: float | None = None
     past: Sequence[JudgedWindow] = field(default=(), repr=False)
     baseline: Mapping[str, datetime] = field(default_factory=dict)
     accuracy: LevelSeries | None = field(default=None, repr=False)

@@ -538,6 +538,16 @@ class AlarmsSpec(SpecPart):
     """Number of false alarms per year that all monitors of the endpoint together may
     raise. Default: no budget, but each monitor's false_alarm_rate per window.
     """
+    min_effect: float | None = Field(default=None, gt=0)
+    """Change of the prediction, or of a class's probability, below which the drift of a
+    column is listed without an alarm: 0.02. Default: every drift is an alarm.
+    """
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> "AlarmsSpec":
+        if self.min_effect is not None and self.false_per_year is None:
+            raise ValueError("min_effect needs a budget: set false_per_year, or remove min_effect")
+        return self
 
 
 class EndpointSpec(SpecPart):

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
+from mlflow_deploy_plugin.watch.drift.effects import with_effects
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
@@ -303,23 +304,33 @@ class WindowComparison:
         """
         window_state = state or verdict.state
         shifts = self.shifts(verdict)
-        state = "drift" if shifts.findings and window_state != "violated" else window_state
-        sample = self._report_rows() if state != "not judged" else None
-        verdict = replace(
-            verdict,
-            findings=tuple(self._with_correlation(item, sample) for item in verdict.findings),
+        is_judged = window_state != "not judged" or shifts.findings
+        sample = self._report_rows() if is_judged else None
+        findings, effect_notes = with_effects(
+            self.request,
+            self.version,
+            sample,
+            self._in_segment,
+            [
+                self._with_correlation(item, sample)
+                for item in (*shifts.findings, *verdict.findings)
+            ],
         )
-        shift_findings = [self._with_correlation(item, sample) for item in shifts.findings]
+        verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
+        state, reason = _combine(findings, window_state, reason or verdict.reason)
+        figures = {**verdict.figures, **shifts.figures}
+        if state == "no drift" and "is_drift" in figures:
+            figures["is_drift"] = 0.0
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
         return self.request.result(
             state,
-            _with_shifts(reason or verdict.reason, window_state, shifts),
+            reason,
             self.version,
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
-            findings=(*shift_findings, *verdict.findings),
-            figures={**verdict.figures, **shifts.figures},
-            notes=self._notes_of(verdict, shifts),
+            findings=findings,
+            figures=figures,
+            notes=(*self._notes_of(verdict, shifts), *effect_notes),
             report=self._report_data(verdict, shifts, sample),
             evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
         )
@@ -374,15 +385,24 @@ class WindowComparison:
         is_relation_alarm = finding.subject == RELATIONS and finding.is_alarm
         if not is_relation_alarm or self.reference is None or sample is None:
             return finding
-        if finding.segment:
-            column, value = self.segment_values[finding.segment]
-            reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
-            sample = reference, window
-        before, now = (encode_columns(self.reference.bins, table) for table in sample)
+        rows = self._in_segment(sample, finding.segment)
+        before, now = (encode_columns(self.reference.bins, table) for table in rows)
         return replace(
             finding,
             change=correlation_change(self.reference.bins, before, now) or finding.change,
         )
+
+    def _in_segment(
+        self,
+        sample: tuple[pa.Table, pa.Table],
+        segment: str,
+    ) -> tuple[pa.Table, pa.Table]:
+        """Return the rows of the segment in the sample; all rows if it is empty."""
+        if not segment:
+            return sample
+        column, value = self.segment_values[segment]
+        reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
+        return reference, window
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
         """Return about `_SHOWN_ROWS` rows of the reference and of the window; None
@@ -429,17 +449,31 @@ class WindowComparison:
         ]
 
 
-def _with_shifts(reason: str, state: State, shifts: ShiftVerdict) -> str:
-    """Return the reason of the result. The shifts are added to the reason of an alarm,
-    and replace the reason of another state.
+def _combine(
+    findings: Sequence[Finding],
+    window_state: State,
+    reason: str,
+) -> tuple[State, str]:
+    """Return the state and the reason of the result. The shifts are added to the reason
+    of a window with an alarm, and replace the reason of another window.
+
+    Args:
+        findings: the findings of the window and the shifts, with their effects.
+        window_state: the state of the window alone without effects, with its `reason`.
     """
-    if not shifts.findings:
-        return reason
-    shifted = [item.title for item in shifts.findings]
-    shift = f"lasting shift of {describe_worst(shifted, shifts.findings[0].account)}"
-    if state in ALARMS:
-        return f"{reason}; {shift}"
-    return shift
+    alarms = [item for item in findings if item.is_alarm]
+    quiet = [item for item in findings if item.effect is not None]
+    shifts = [item for item in alarms if item.check == "shift"]
+    if quiet and not alarms:
+        reason = describe_worst([item.title for item in quiet], quiet[0].reason)
+    if window_state == "drift" and len(shifts) == len(alarms):
+        window_state = "no drift"
+    if not shifts:
+        return window_state, reason
+    shift = f"lasting shift of {describe_worst([item.title for item in shifts], shifts[0].account)}"
+    if window_state in ALARMS:
+        shift = f"{reason}; {shift}"
+    return "violated" if window_state == "violated" else "drift", shift
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:

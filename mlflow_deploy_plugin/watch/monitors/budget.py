@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import (
 from mlflow_deploy_plugin.ship.deployments.config import configure, traffic_weights
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import end_alert
+from mlflow_deploy_plugin.watch.drift.effects import check_unit
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor, window_request
@@ -32,6 +33,7 @@ from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
 from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
 from mlflow_deploy_plugin.watch.sequential.budget import check_budget
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
+from mlflow_deploy_plugin.watch.statistics.predictions import version_artifact
 
 _CHECKED_LATER = "the first judgement checks the budget of alarms"
 
@@ -45,7 +47,8 @@ def check_change(
     without changing the endpoint.
 
     Raises InvalidConfig if the reference of a monitor is too short or overlaps the
-    windows that will be judged, and the errors of `configure`. If a reference cannot be
+    windows that will be judged, or if the predictions do not have the unit of
+    `alarms.min_effect`, and the errors of `configure`. If a reference cannot be
     loaded yet, its line states the reason.
     """
     stored = deployments.store.require_endpoint(name)
@@ -69,7 +72,8 @@ def _check_monitor(
     """Return how a monitor of the changed `spec` cannot keep its share of the budget.
     If this cannot be known yet, return the reason.
 
-    Raises InvalidConfig if the reference is too short or overlaps the next window.
+    Raises InvalidConfig if the reference is too short or overlaps the next window, or
+    if the predictions do not have the unit of the smallest effect.
     """
     if spec.budget_share is None:
         return []
@@ -78,9 +82,16 @@ def _check_monitor(
     _require_earlier_reference(selected, window)
     request = window_request(selected, window, deployments.settings, stored)
     try:
-        reference = load_reference(request, *_served_version(spec))
+        version = _served_version(spec)
+        reference = load_reference(request, *version)
     except OnnxserveError as error:
         return [f"{_CHECKED_LATER}: {error.message}"]
+    artifact = version_artifact(request, *version)
+    if artifact is not None and spec.alarms.min_effect:
+        try:
+            check_unit(artifact, spec.alarms.min_effect)
+        except OnnxserveError as error:
+            raise InvalidConfig(f"alarms.min_effect: {error.message}") from None
     try:
         return check_budget(reference, monitor, spec.budget_share)
     except OnnxserveError as error:

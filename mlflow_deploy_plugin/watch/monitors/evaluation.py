@@ -197,7 +197,11 @@ def _with_budget(
     window = request.window
     spec = request.spec
     budget = endpoint.spec.alarms.false_per_year
-    request = replace(request, false_per_year=endpoint.spec.budget_share)
+    request = replace(
+        request,
+        false_per_year=endpoint.spec.budget_share,
+        min_effect=endpoint.spec.alarms.min_effect,
+    )
     scheduled = window_at(window.start_us, spec.every)
     if window != scheduled:
         request = replace(request, follows_levels=False)

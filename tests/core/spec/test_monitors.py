@@ -129,3 +129,14 @@ def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
     assert apply_config(spec, {"alarms.false_per_year": ""}).budget_share is None
     with refused(InvalidConfig, "alarms.false_per_year", "at least 0.1", "'0'"):
         apply_config(spec, {"alarms.false_per_year": "0"})
+
+
+def test_smallest_effect_is_positive_and_needs_a_budget_of_alarms() -> None:
+    spec = apply_config(flights(), {"alarms.false_per_year": "1", "alarms.min_effect": "0.02"})
+
+    assert spec.alarms.min_effect == 0.02
+    with refused(InvalidConfig, "alarms", "min_effect", "set false_per_year"):
+        apply_config(spec, {"alarms.false_per_year": ""})
+    for number in ("0", "-0.02", "nan", "a tenth"):
+        with refused(InvalidConfig, "alarms.min_effect", f"'{number}'"):
+            apply_config(spec, {"alarms.min_effect": number})

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.settings import Settings
@@ -351,6 +352,27 @@ def served(deployments: Deployments, tmp_path: Path) -> None:
         "version": "",
     }
     wanted.write_text(json.dumps(document))
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("role", ["values", "probabilities", "label"])
+def test_smallest_effect_in_a_unit_that_the_model_does_not_have_is_refused(
+    deployments: Deployments,
+    tmp_path: Path,
+    role: str,
+) -> None:
+    file = tmp_path / "model-of-flights/MLmodel"
+    document = yaml.safe_load(file.read_text())
+    output = {"name": "y", "dtype": "float32", "shape": [-1, 2], "role": role}
+    document["flavors"]["onnxserve"] |= {"outputs": [output], "prediction": ["y"]}
+    file.write_text(yaml.safe_dump(document))
+    change: dict[str, object] = {"alarms.false_per_year": 1, "alarms.min_effect": 20}
+
+    if role == "values":
+        assert check_change(deployments, "flights", change) == []
+    else:
+        with refused(InvalidConfig, "alarms.min_effect"):
+            check_change(deployments, "flights", change)
 
 
 @pytest.mark.usefixtures("served")

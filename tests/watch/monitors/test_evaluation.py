@@ -96,7 +96,7 @@ def test_worker_logs_in_the_format_of_the_controller_without_retry_warnings(
     assert line["message"] == "memory is short"
 
 
-BUDGET = {"alarms.false_per_year": 3}
+BUDGET = {"alarms.false_per_year": 3, "alarms.min_effect": 0.02}
 X_LEVEL = SeriesKey("x", "level")
 
 
@@ -145,6 +145,7 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
     request = asked(world, Window(NOON + 3 * HOUR, NOON + 4 * HOUR))
 
     assert request.false_per_year == 1.5
+    assert request.min_effect == 0.02
     past = [(earlier.start, earlier.evidence.levels) for earlier in request.past]
     assert past == [
         (NOON, {}),

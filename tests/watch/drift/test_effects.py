@@ -1,0 +1,256 @@
+"""The effect of a column on the predictions of a version."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.watch.drift.effects import (
+    Effect,
+    check_unit,
+    measure_effect,
+    with_effect,
+)
+from mlflow_deploy_plugin.watch.result import Check, Finding
+from tests.support.classifiers import write_classifier, write_regressor
+from tests.support.models import write_model
+from tests.support.refusals import mentions, refused
+
+ROWS = 4_000
+
+
+def table(seed: int, **columns: Any) -> pa.Table:
+    """Return rows with the independent columns a and b, unless `columns` has them."""
+    rng = np.random.default_rng(seed)
+    return pa.table({"a": rng.normal(size=ROWS), "b": rng.normal(size=ROWS), **columns})
+
+
+def normal(seed: int, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, deviation, ROWS)
+
+
+@pytest.fixture(scope="module")
+def regressor(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    """The model 2 a - b."""
+    return OnnxModel.load(write_regressor(tmp_path_factory.mktemp("regressor")))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    """The probability of 1 is the sigmoid of 2 a - b."""
+    return OnnxModel.load(write_classifier(tmp_path_factory.mktemp("classifier")))
+
+
+def effect_of(model: OnnxModel, window: pa.Table) -> Effect:
+    effect = measure_effect(model, table(1), window, "a", ROWS)
+    assert effect is not None
+    return effect
+
+
+def test_effect_of_a_shift_is_its_part_of_the_mean_prediction(regressor: OnnxModel) -> None:
+    window = table(2, a=normal(2, mean=1.5), b=normal(3, mean=7))
+
+    effect = effect_of(regressor, window)
+
+    assert effect.effect == pytest.approx(3.0, abs=0.1)
+    assert effect.effect_size == pytest.approx(3.0, abs=0.1)
+    assert effect.effect_unit == "prediction"
+    assert effect.changed_classes is None
+    assert effect == effect_of(regressor, window)
+
+
+def test_effect_of_a_wider_spread_has_a_size_without_a_direction(regressor: OnnxModel) -> None:
+    effect = effect_of(regressor, table(2, a=normal(2, deviation=2)))
+
+    assert effect.effect == pytest.approx(0, abs=0.15)
+    assert effect.effect_size == pytest.approx(2 * np.sqrt(2 / np.pi), abs=0.1)
+
+
+def test_calm_column_has_no_effect_although_it_is_related_to_another(
+    regressor: OnnxModel,
+) -> None:
+    """Values in another order would change 2 a - 2 a, which is 0 in all rows."""
+    a = normal(4)
+
+    assert effect_of(regressor, table(4, a=a, b=2 * a)).effect_size < 0.15
+
+
+def test_effect_on_a_classifier_is_that_on_the_second_class(classifier: OnnxModel) -> None:
+    effect = effect_of(classifier, table(2, a=normal(2, mean=1)))
+
+    assert effect.effect_unit == "probability of 1"
+    assert effect.effect == pytest.approx(0.29, abs=0.04)
+    assert effect.changed_classes == pytest.approx(0.32, abs=0.05)
+
+
+def test_effect_of_missing_values_is_that_of_the_rows_that_miss_them(
+    tmp_path: Path,
+) -> None:
+    """The model takes 5 for a missing value."""
+    model = OnnxModel.load(
+        write_classifier(
+            tmp_path,
+            extra="m = IsNaN(x) five = Constant <value = double[1] {5.0}> () z = Where(m, five, x)",
+        )
+    )
+    values = normal(2)
+    values[: ROWS // 4] = np.nan
+
+    with_missing = effect_of(model, table(2, a=values))
+    all_missing = effect_of(model, table(2, a=np.full(ROWS, np.nan)))
+
+    assert with_missing.changed_classes == pytest.approx(0.25 / 2, abs=0.03)
+    assert all_missing.effect == pytest.approx(0.5, abs=0.03)
+
+
+def test_effect_of_a_new_category_is_that_of_its_rows(tmp_path: Path) -> None:
+    """The prediction is 10 for UA, and 0 for other carriers."""
+    graph = """carriers (string[N,1] carrier) => (float[N,1] y) {
+      y = ai.onnx.ml.LabelEncoder <keys_strings = ["UA"], values_floats = [10.0],
+                                   default_float = 0.0> (carrier)
+    }"""
+    section = {
+        "inputs": [
+            {"name": "carrier", "dtype": "str", "shape": [-1, 1], "columns": ["carrier"]},
+        ],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    signature = [{"name": "carrier", "type": "string", "required": True}]
+    model = OnnxModel.load(write_model(tmp_path, graph, signature, section))
+    rng = np.random.default_rng(0)
+    reference = pa.table({"carrier": rng.choice(["UA", "AA"], ROWS)})
+    carriers = rng.choice(["UA", "AA", "XX"], ROWS, p=[0.3, 0.5, 0.2]).tolist()
+    window = pa.table({"carrier": ["a long name" * 1_000_000, *carriers[1:]]})
+
+    effect = measure_effect(model, reference, window, "carrier", ROWS)
+
+    assert effect is not None
+    assert effect.effect == pytest.approx(-2, abs=0.3)
+    assert effect.effect_size == pytest.approx(2, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        table(2).drop_columns(["a"]),
+        table(2).slice(0, 0),
+        table(2, a=["1.0"] * ROWS),
+        table(2, a=[[1.0]] * ROWS),
+        table(2).drop_columns(["b"]),
+    ],
+    ids=["without the column", "without rows", "texts", "lists", "without another column"],
+)
+def test_rows_that_the_model_cannot_predict_have_no_effect(
+    regressor: OnnxModel,
+    window: pa.Table,
+) -> None:
+    assert measure_effect(regressor, table(1), window, "a", ROWS) is None
+
+
+def test_rows_without_a_predicted_number_leave_the_effect_unknown(regressor: OnnxModel) -> None:
+    values = normal(2)
+    values[:100] = np.nan
+
+    assert measure_effect(regressor, table(1), table(2, a=values), "a", ROWS) is None
+    assert measure_effect(regressor, table(1).slice(0, 0), table(2), "a", ROWS) is None
+
+
+def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(
+    tmp_path: Path,
+) -> None:
+    """The model returns a and b."""
+    graph = "same (double[N,2] x) => (double[N,2] y) { y = Identity(x) }"
+    section = {
+        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": ["a", "b"]}],
+        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 2], "role": "values"}],
+        "prediction": ["y"],
+    }
+    signature = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
+    model = OnnxModel.load(write_model(tmp_path, graph, signature, section))
+
+    effect = effect_of(model, table(2, a=normal(2, mean=3)))
+
+    assert effect.effect_unit == "prediction of 0"
+    assert effect.effect == pytest.approx(3, abs=0.1)
+
+
+def drifted(check: Check = "distribution", change: str = "") -> Finding:
+    return Finding(
+        "a",
+        check,
+        "drift",
+        "far away",
+        value=9.0,
+        threshold=5.0,
+        change=change,
+        since="2013-04-01T00:00:00+00:00",
+        since_end="2013-04-02T00:00:00+00:00",
+        in_a_row=2,
+    )
+
+
+def test_finding_with_a_small_effect_is_listed_without_an_alarm() -> None:
+    effect = Effect(-0.01, 0.01, "probability of 1", 0.03)
+
+    finding = with_effect(drifted(), effect, min_effect=0.02)
+
+    assert finding.state == "no drift"
+    assert (finding.value, finding.threshold) == (9.0, 5.0)
+    assert (finding.since, finding.in_a_row) == ("", 0)
+    assert mentions(finding.reason, "0.01", "min_effect 0.02", "far away")
+
+
+@pytest.mark.parametrize(
+    ("check", "min_effect", "effect"),
+    [
+        ("distribution", None, Effect(0.0, 0.0, "prediction")),
+        ("distribution", 0.02, Effect(0.0, 0.02, "prediction")),
+        ("distribution", 0.02, None),
+        ("type", 0.02, Effect(0.0, 0.0, "prediction")),
+        ("presence", 0.02, Effect(0.0, 0.0, "prediction")),
+    ],
+)
+def test_finding_remains_an_alarm(
+    check: Check,
+    min_effect: float | None,
+    effect: Effect | None,
+) -> None:
+    finding = with_effect(drifted(check), effect, min_effect)
+
+    assert finding.is_alarm
+    assert finding.in_a_row == 2
+
+
+def test_history_has_the_effect_between_the_change_and_the_start() -> None:
+    effect = Effect(3.1, 3.2, "prediction", 0.25)
+
+    finding = with_effect(drifted(change="mean 1 → 2, higher"), effect, min_effect=None)
+
+    change, in_words, since = finding.history.split("; ")
+    assert change == "mean 1 → 2, higher"
+    assert mentions(in_words, "changes the prediction by +3.1 on average", "25.0% of the rows")
+    assert mentions(since, "1 April 2013")
+
+
+def test_effect_in_a_unit_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
+    classifier = read_artifact(write_classifier(tmp_path / "classifier"))
+    regressor = read_artifact(write_regressor(tmp_path / "regressor"))
+    undescribed = read_artifact(write_model(tmp_path / "undescribed"))
+    labels = tuple(output for output in classifier.outputs if output.role == "label")
+
+    check_unit(classifier, 0.5)
+    check_unit(regressor, 20)
+    check_unit(undescribed, 20)
+    with refused(InvalidConfig, "min_effect 20", "probability", "below 1"):
+        check_unit(classifier, 20)
+    with refused(InvalidRequest, "labels"):
+        check_unit(replace(classifier, outputs=labels), 0.02)
+    with refused(InvalidConfig, "ONNX"):
+        check_unit(replace(classifier, flavor="python_function"), 0.02)

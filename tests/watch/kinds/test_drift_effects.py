@@ -1,0 +1,174 @@
+"""Drift with the effect of each column on the predictions of a served version."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
+from mlflow_deploy_plugin.watch.kinds import drift
+from mlflow_deploy_plugin.watch.result import MonitorResult, to_document
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
+from tests.support.classifiers import write_classifier
+from tests.support.inference_log import event_table
+from tests.support.refusals import mentions
+from tests.watch.conftest import serve
+from tests.watch.kinds.conftest import DAY, EndpointWorld, finding
+
+ROWS = 240
+REFERENCE_DAYS = 40
+
+
+def day(seed: int, **shifts: float) -> dict[str, Any]:
+    """Return rows whose columns a and b have levels that are shared by the day."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, Any] = {}
+    for name in ("a", "b"):
+        level = rng.normal(shifts.get(name, 0.0), 0.3)
+        columns[name] = rng.normal(level, 1, ROWS)
+    columns["carrier"] = rng.choice(["UA", "AA"], ROWS).astype(object)
+    columns["prediction"] = (columns["a"] > 0).astype(np.int64)
+    return columns
+
+
+@pytest.fixture(scope="module")
+def reference() -> pa.Table:
+    first = DAY - timedelta(days=REFERENCE_DAYS)
+    days = []
+    for number in range(REFERENCE_DAYS):
+        start = first + timedelta(days=number)
+        times = [start + timedelta(seconds=86_400 * row // ROWS) for row in range(ROWS)]
+        days.append(event_table({"_event_time": times, **day(number)}))
+    return pa.concat_tables(days)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of null distributions, which are computed once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def model(tmp_path: Path, reference: pa.Table) -> Path:
+    """A version that predicts 1 with the probability sigmoid(2 a); b is ignored."""
+    columns = {name: reference.column(name) for name in reference.column_names}
+    return write_classifier(tmp_path / "model", (2.0, 0.0), reference=columns)
+
+
+@pytest.fixture
+def ask(endpoint: EndpointWorld, model: Path, cache: Path) -> Callable[..., MonitorResult]:
+    """Judge days with these rows by a monitor with a budget of alarms, and return the
+    result of the last day.
+    """
+    serve(endpoint.state_dir, model)
+    endpoint.settings.cache_path.symlink_to(cache)
+
+    def asked(
+        *days: dict[str, Any],
+        min_effect: float | None = 0.02,
+        capture: CaptureSpec | None = None,
+        **spec: Any,
+    ) -> MonitorResult:
+        past: list[JudgedWindow] = []
+        for number, rows in enumerate(days):
+            start = DAY + timedelta(days=number)
+            endpoint.answer(rows, start)
+            request = replace(
+                endpoint.ask(f"{start:%F}/1d", min_rows=100, **spec),
+                false_per_year=1.0,
+                min_effect=min_effect,
+                capture=capture or CaptureSpec(),
+                past=tuple(past),
+            )
+            judged = drift.judge(request)
+            past.append(JudgedWindow(start, judged.state, judged.evidence))
+        return judged
+
+    return asked
+
+
+def test_drift_of_a_column_that_the_model_uses_is_an_alarm_with_its_effect(
+    ask: Callable[..., MonitorResult],
+) -> None:
+    judged = ask(day(100, a=3.0, b=9.0))
+
+    assert judged.state == "drift"
+    used = finding(judged, "a", "distribution")
+    assert used.effect == pytest.approx(0.45, abs=0.05)
+    assert used.changed_classes == pytest.approx(0.5, abs=0.1)
+    assert mentions(judged.reason, "changes the probability of 1 by", "on average")
+    ignored = finding(judged, "b", "distribution")
+    assert (ignored.state, ignored.effect) == ("no drift", 0.0)
+
+
+@pytest.mark.parametrize("min_effect", [0.02, None])
+def test_lasting_shift_of_a_column_that_the_model_ignores_is_an_alarm_only_without_min_effect(
+    ask: Callable[..., MonitorResult],
+    min_effect: float | None,
+) -> None:
+    judged = ask(*(day(number, b=2.0) for number in range(100, 104)), min_effect=min_effect)
+
+    shift = finding(judged, "b", "shift")
+    assert shift.effect == 0
+    assert mentions(shift.change, "higher")
+    assert {series.column for series in judged.evidence.shifts} == {"b"}
+    if min_effect is None:
+        assert (judged.state, shift.state) == ("drift", "drift")
+    else:
+        assert (judged.state, shift.state, shift.since) == ("no drift", "no drift", "")
+        assert judged.figures["is_drift"] == 0
+        assert judged.evidence.alarms == ()
+        assert mentions(judged.reason, "b", "alarms.min_effect 0.02")
+    document: Any = to_document(judged)
+    assert "probability of 1" in {entry["effect_unit"] for entry in document["findings"]}
+
+
+def test_effect_in_a_segment_is_that_on_its_rows(ask: Callable[..., MonitorResult]) -> None:
+    rows = day(100)
+    rows["a"] = np.where(rows["carrier"] == "UA", rows["a"] + 9, rows["a"])
+
+    judged = ask(rows, segment_by=["carrier"])
+
+    in_segment = finding(judged, "a", "distribution", "carrier=UA").effect
+    assert in_segment == pytest.approx(0.5, abs=0.1)
+    assert finding(judged, "a", "distribution").effect == pytest.approx(in_segment / 2, abs=0.1)
+
+
+def test_type_of_a_column_remains_an_alarm(ask: Callable[..., MonitorResult]) -> None:
+    judged = ask({**day(100), "b": np.array(["x"] * ROWS, object)})
+
+    assert judged.state == "drift"
+    assert finding(judged, "b", "type").effect is None
+
+
+@pytest.mark.parametrize(
+    ("capture", "min_effect", "graph", "names"),
+    [
+        (CaptureSpec(mask=("a",)), 0.02, b"", ("capture.mask", "'a'")),
+        (CaptureSpec(drop=("a",)), 0.02, b"", ("capture.drop", "'a'")),
+        (None, 3.0, b"", ("min_effect", "3", "below 1")),
+        (None, 0.02, b"not a graph", ("model.onnx",)),
+    ],
+    ids=["masked", "dropped", "no probability", "no graph"],
+)
+def test_unknown_effects_leave_all_alarms_with_a_note(
+    ask: Callable[..., MonitorResult],
+    model: Path,
+    capture: CaptureSpec | None,
+    min_effect: float,
+    graph: bytes,
+    names: tuple[str, ...],
+) -> None:
+    if graph:
+        (model / "model.onnx").write_bytes(graph)
+
+    judged = ask(day(100, b=9.0), min_effect=min_effect, capture=capture)
+
+    assert judged.state == "drift"
+    assert finding(judged, "b", "distribution").effect is None
+    assert any(mentions(note, "effects are unknown", *names) for note in judged.notes)
