@@ -1,0 +1,219 @@
+"""Exact Shapley values of trees for many rows: a lookup per leaf instead of a walk per
+background row.
+
+The path to a leaf is one condition per feature, an interval. A coalition takes its
+features from the row and the others from a background row. So the contributions of a
+leaf depend only on the conditions that the row meets and on those that each background
+row meets. The table of a leaf has the contributions of its features for each set of
+conditions that a row may meet, as the mean over the background rows.
+
+Nadel and Wettenstein, From Decision Trees to Boolean Logic: A Fast and Unified SHAP
+Algorithm, 2025, https://arxiv.org/abs/2511.09376.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import beta
+
+from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
+
+_MOST_TREE_BYTES = 32 * 1024 * 1024
+"""The maximum bytes of a tree's tables. Their computation takes five times as much."""
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """A feature's numbers above `low` (NaN: all) up to `high`, and missing values if
+    `has_missing`.
+    """
+
+    feature: int
+    low: float = np.nan
+    high: float = np.inf
+    has_missing: bool = True
+
+    def below(self, threshold: float, missing_left: bool) -> "_Interval":
+        high = min(self.high, threshold)
+        return _Interval(self.feature, self.low, high, self.has_missing and missing_left)
+
+    def above(self, threshold: float, missing_left: bool) -> "_Interval":
+        low = float(np.fmax(self.low, threshold))
+        return _Interval(self.feature, low, self.high, self.has_missing and not missing_left)
+
+
+_Path = dict[int, _Interval]
+"""The conditions of a path by feature."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Leaves:
+    """L leaves whose paths have k features.
+
+    Attributes:
+        conditions: the positions of the conditions among those of the tree, [L, k].
+        features: the features of the conditions, [L, k].
+        value: the summands of the leaves, [L, K].
+        tables: the contributions to a summand of 1, [L, k, 2**k] float64. Bit j of the
+            last position is set if the row meets condition j.
+    """
+
+    conditions: Array
+    features: Array
+    value: Array
+    tables: Array
+
+
+class LeafTables:
+    """The tables of the leaves of a tree."""
+
+    def __init__(self, form: AdditiveForm, tree: int, background: Array) -> None:
+        """Compute the tables.
+
+        Args:
+            form: the trees.
+            tree: the position of the tree.
+            background: the features of the background rows, [F, B].
+        """
+        paths = defaultdict(list)
+        for leaf, path in _paths(form, tree):
+            if path:
+                paths[len(path)].append((leaf, path))
+        positions: dict[_Interval, int] = {}
+        for of_length in paths.values():
+            for _, path in of_length:
+                for interval in path.values():
+                    positions.setdefault(interval, len(positions))
+        self._intervals = list(positions)
+        met = self._conditions_met(background)
+        self._groups = []
+        for of_length in paths.values():
+            conditions = np.array(
+                [[positions[interval] for interval in path.values()] for _, path in of_length]
+            )
+            self._groups.append(
+                _Leaves(
+                    conditions=conditions,
+                    features=np.array([list(path) for _, path in of_length]),
+                    value=form.value[tree, [leaf for leaf, _ in of_length]],
+                    tables=_tables(_sets(met, conditions), conditions.shape[1]),
+                )
+            )
+
+    def add_to(self, totals: Array, features: Array) -> None:
+        """Add the contributions of the tree to `totals`, [K, F, N], for rows with these
+        features, [F, N].
+        """
+        met = self._conditions_met(features)
+        for leaves in self._groups:
+            sets = _sets(met, leaves.conditions)
+            for position, value in enumerate(leaves.value):
+                weights = leaves.tables[position].take(sets[position], axis=1)
+                for target in np.flatnonzero(value):
+                    totals[target, leaves.features[position]] += weights * value[target]
+
+    def _conditions_met(self, features: Array) -> Array:
+        """Return True for the conditions, [conditions, N], that rows with these
+        features, [F, N], meet.
+        """
+        met = np.empty((len(self._intervals), features.shape[1]), bool)
+        for position, interval in enumerate(self._intervals):
+            numbers = features[interval.feature]
+            met[position] = ~(numbers <= interval.low) & (numbers <= interval.high)
+            if interval.has_missing:
+                met[position] |= np.isnan(numbers)
+        return met
+
+
+def fits(form: AdditiveForm, most_bytes: int) -> bool:
+    """Return True if the tables of the trees have at most this number of bytes. A leaf
+    with k features has 8 * k * 2**k bytes.
+    """
+    total = 0
+    for tree in range(len(form.left)):
+        of_tree = sum(8 * len(path) * 2 ** len(path) for _, path in _paths(form, tree))
+        total += of_tree
+        if of_tree > _MOST_TREE_BYTES or total > most_bytes:
+            return False
+    return True
+
+
+def _paths(form: AdditiveForm, tree: int) -> list[tuple[int, _Path]]:
+    """Return the leaves of the tree, and the conditions of their paths."""
+    leaves = []
+    nodes: list[tuple[int, _Path]] = [(0, {})]
+    while nodes:
+        node, path = nodes.pop()
+        if form.left[tree, node] < 0:
+            leaves.append((node, path))
+            continue
+        feature = int(form.feature[tree, node])
+        interval = path.get(feature, _Interval(feature))
+        split = float(form.threshold[tree, node]), bool(form.missing_left[tree, node])
+        nodes.append((form.left[tree, node], path | {feature: interval.below(*split)}))
+        nodes.append((form.right[tree, node], path | {feature: interval.above(*split)}))
+    return leaves
+
+
+def _sets(met: Array, conditions: Array) -> Array:
+    """Return the sets of conditions that rows meet, [L, N]: bit j is condition j.
+
+    Args:
+        met: True for the conditions of the tree that a row meets, [conditions, N].
+        conditions: the positions of the conditions of L leaves, [L, k].
+    """
+    sets = np.zeros((len(conditions), met.shape[1]), np.intp)
+    for bit, positions in enumerate(conditions.T):
+        sets += met[positions].astype(np.intp) << bit
+    return sets
+
+
+def _tables(background: Array, count: int) -> Array:
+    """Return the tables of L leaves, [L, k, 2**k].
+
+    A row of the background counts if the explained row meets all conditions that it
+    does not meet. With s such conditions, and c conditions that the explained row does
+    not meet, the Shapley value of each of the s features is (s - 1)! c! / (s + c)!, and
+    that of each of the c features is -s! (c - 1)! / (s + c)!.
+
+    Args:
+        background: the sets of conditions that the background rows meet, [L, B].
+        count: the number k of conditions.
+    """
+    sets = np.arange(2**count)
+    sizes = np.arange(count + 1)[:, np.newaxis]
+    unmet = count - np.bitwise_count(sets)
+    gained = beta(np.maximum(sizes, 1), unmet + 1)
+    lost = beta(sizes + 1, np.maximum(unmet, 1))
+    shares = _shares_within(sets[-1] ^ background, count)
+    loss = np.einsum("sx,lsx->lx", lost, shares)
+    tables = np.empty((len(background), count, len(sets)))
+    for bit in range(count):
+        is_met = sets >> bit & 1
+        with_bit = shares - shares[:, :, sets & ~(1 << bit)]
+        gain = np.einsum("sx,lsx->lx", gained, with_bit)
+        tables[:, bit] = np.where(is_met, gain, -loss)
+    return tables
+
+
+def _shares_within(missed: Array, count: int) -> Array:
+    """Return the shares of background rows, [L, k + 1, 2**k], that miss as many
+    conditions as the second position, all of which are in the set of the third
+    position.
+
+    Args:
+        missed: the sets of conditions that the background rows do not meet, [L, B].
+        count: the number k of conditions.
+    """
+    leaves, rows = missed.shape
+    shape = leaves, count + 1, 2**count
+    numbers = np.arange(leaves)[:, np.newaxis]
+    cells = np.ravel_multi_index((numbers, np.bitwise_count(missed), missed), shape)
+    counts = np.bincount(cells.ravel(), minlength=np.prod(shape)) / rows
+    by_bit = counts.reshape(leaves, count + 1, *[2] * count)
+    for axis in range(2, by_bit.ndim):
+        by_bit = by_bit.cumsum(axis)
+    shares: Array = by_bit.reshape(shape)
+    return shares
