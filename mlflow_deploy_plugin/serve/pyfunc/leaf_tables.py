@@ -12,7 +12,9 @@ Algorithm, 2025, https://arxiv.org/abs/2511.09376.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import beta
@@ -24,10 +26,9 @@ _MOST_TREE_BYTES = 32 * 1024 * 1024
 """The maximum bytes of a tree's tables. Their computation takes five times as much."""
 
 
-@dataclass(frozen=True)
-class _Interval:
-    """A feature's numbers above `low` (NaN: all) up to `high`, and missing values if
-    `has_missing`.
+class _Interval(NamedTuple):
+    """The condition that the number of a feature is above `low` (NaN: any number) up to
+    `high`, or is missing and `has_missing` is True.
     """
 
     feature: int
@@ -35,33 +36,19 @@ class _Interval:
     high: float = np.inf
     has_missing: bool = True
 
-    def below(self, threshold: float, missing_left: bool) -> "_Interval":
-        high = min(self.high, threshold)
-        return _Interval(self.feature, self.low, high, self.has_missing and missing_left)
-
-    def above(self, threshold: float, missing_left: bool) -> "_Interval":
-        low = float(np.fmax(self.low, threshold))
-        return _Interval(self.feature, low, self.high, self.has_missing and not missing_left)
-
-
-_Path = dict[int, _Interval]
-"""The conditions of a path by feature."""
-
 
 @dataclass(frozen=True, eq=False)
 class _Leaves:
-    """L leaves whose paths have k features.
+    """L leaves whose paths have k conditions.
 
     Attributes:
         conditions: the positions of the conditions among those of the tree, [L, k].
-        features: the features of the conditions, [L, k].
         value: the summands of the leaves, [L, K].
         tables: the contributions to a summand of 1, [L, k, 2**k] float64. Bit j of the
             last position is set if the row meets condition j.
     """
 
     conditions: Array
-    features: Array
     value: Array
     tables: Array
 
@@ -77,28 +64,24 @@ class LeafTables:
             tree: the position of the tree.
             background: the features of the background rows, [F, B].
         """
-        paths = defaultdict(list)
-        for leaf, path in _paths(form, tree):
-            if path:
-                paths[len(path)].append((leaf, path))
         positions: dict[_Interval, int] = {}
-        for of_length in paths.values():
-            for _, path in of_length:
-                for interval in path.values():
-                    positions.setdefault(interval, len(positions))
+        nodes = defaultdict(list)
+        conditions = defaultdict(list)
+        for leaf, path in _paths(form, tree):
+            nodes[len(path)].append(leaf)
+            conditions[len(path)].append(
+                [positions.setdefault(interval, len(positions)) for interval in path]
+            )
         self._intervals = list(positions)
         met = self._conditions_met(background)
         self._groups = []
-        for of_length in paths.values():
-            conditions = np.array(
-                [[positions[interval] for interval in path.values()] for _, path in of_length]
-            )
+        for count, of_leaves in conditions.items():
+            sets = _sets(met, np.array(of_leaves))
             self._groups.append(
                 _Leaves(
-                    conditions=conditions,
-                    features=np.array([list(path) for _, path in of_length]),
-                    value=form.value[tree, [leaf for leaf, _ in of_length]],
-                    tables=_tables(_sets(met, conditions), conditions.shape[1]),
+                    conditions=np.array(of_leaves),
+                    value=form.value[tree, nodes[count]],
+                    tables=_tables(sets, count),
                 )
             )
 
@@ -111,8 +94,10 @@ class LeafTables:
             sets = _sets(met, leaves.conditions)
             for position, value in enumerate(leaves.value):
                 weights = leaves.tables[position].take(sets[position], axis=1)
-                for target in np.flatnonzero(value):
-                    totals[target, leaves.features[position]] += weights * value[target]
+                for condition, of_feature in zip(leaves.conditions[position], weights, strict=True):
+                    feature = self._intervals[condition].feature
+                    for target in np.flatnonzero(value):
+                        totals[target, feature] += of_feature * value[target]
 
     def _conditions_met(self, features: Array) -> Array:
         """Return True for the conditions, [conditions, N], that rows with these
@@ -140,21 +125,28 @@ def fits(form: AdditiveForm, most_bytes: int) -> bool:
     return True
 
 
-def _paths(form: AdditiveForm, tree: int) -> list[tuple[int, _Path]]:
-    """Return the leaves of the tree, and the conditions of their paths."""
-    leaves = []
-    nodes: list[tuple[int, _Path]] = [(0, {})]
+def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval, ...]]]:
+    """Yield the leaves of the tree, and the conditions of their paths."""
+    nodes: list[tuple[int, dict[int, _Interval]]] = [(0, {})]
     while nodes:
         node, path = nodes.pop()
         if form.left[tree, node] < 0:
-            leaves.append((node, path))
+            yield node, tuple(path.values())
             continue
         feature = int(form.feature[tree, node])
-        interval = path.get(feature, _Interval(feature))
-        split = float(form.threshold[tree, node]), bool(form.missing_left[tree, node])
-        nodes.append((form.left[tree, node], path | {feature: interval.below(*split)}))
-        nodes.append((form.right[tree, node], path | {feature: interval.above(*split)}))
-    return leaves
+        threshold = float(form.threshold[tree, node])
+        missing_left = bool(form.missing_left[tree, node])
+        parent = path.get(feature, _Interval(feature))
+        below = parent._replace(
+            high=min(parent.high, threshold),
+            has_missing=parent.has_missing and missing_left,
+        )
+        above = parent._replace(
+            low=float(np.fmax(parent.low, threshold)),
+            has_missing=parent.has_missing and not missing_left,
+        )
+        nodes.append((form.left[tree, node], path | {feature: below}))
+        nodes.append((form.right[tree, node], path | {feature: above}))
 
 
 def _sets(met: Array, conditions: Array) -> Array:
@@ -164,10 +156,10 @@ def _sets(met: Array, conditions: Array) -> Array:
         met: True for the conditions of the tree that a row meets, [conditions, N].
         conditions: the positions of the conditions of L leaves, [L, k].
     """
-    sets = np.zeros((len(conditions), met.shape[1]), np.intp)
+    sets = np.zeros((len(conditions), met.shape[1]), np.uint32)
     for bit, positions in enumerate(conditions.T):
-        sets += met[positions].astype(np.intp) << bit
-    return sets
+        sets |= met[positions].astype(np.uint32) << bit
+    return sets.astype(np.intp)
 
 
 def _tables(background: Array, count: int) -> Array:
