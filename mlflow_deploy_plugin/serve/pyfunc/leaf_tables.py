@@ -22,19 +22,24 @@ from scipy.special import beta
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
+MOST_BYTES = 4 * 1024 * 1024 * 1024
+"""The maximum bytes of all tables if only those of a tree are in memory. Their
+computation takes 100 s.
+"""
 _MOST_TREE_BYTES = 32 * 1024 * 1024
 """The maximum bytes of a tree's tables. Their computation takes five times as much."""
 
 
 class _Interval(NamedTuple):
     """The condition that the number of a feature is above `low` (NaN: any number) up to
-    `high`, or is missing and `has_missing` is True.
+    `high` and a set bit in `codes` (-1: all), or is missing and `has_missing` is True.
     """
 
     feature: int
     low: float = np.nan
     high: float = np.inf
     has_missing: bool = True
+    codes: int = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +112,18 @@ class LeafTables:
         for position, interval in enumerate(self._intervals):
             numbers = features[interval.feature]
             met[position] = ~(numbers <= interval.low) & (numbers <= interval.high)
+            if interval.codes != -1:
+                met[position] &= _has_code(numbers, interval.codes)
             if interval.has_missing:
                 met[position] |= np.isnan(numbers)
         return met
+
+
+def _has_code(numbers: Array, codes: int) -> Array:
+    """Return True for the numbers of the set bits of `codes`."""
+    if codes < 0:
+        return ~_has_code(numbers, ~codes)
+    return np.isin(numbers, [code for code in range(codes.bit_length()) if codes >> code & 1])
 
 
 def fits(form: AdditiveForm, most_bytes: int) -> bool:
@@ -134,19 +148,28 @@ def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval
             yield node, tuple(path.values())
             continue
         feature = int(form.feature[tree, node])
-        threshold = float(form.threshold[tree, node])
-        missing_left = bool(form.missing_left[tree, node])
-        parent = path.get(feature, _Interval(feature))
-        below = parent._replace(
-            high=min(parent.high, threshold),
-            has_missing=parent.has_missing and missing_left,
-        )
-        above = parent._replace(
-            low=float(np.fmax(parent.low, threshold)),
-            has_missing=parent.has_missing and not missing_left,
-        )
+        below, above = _split(path.get(feature, _Interval(feature)), form, (tree, node))
         nodes.append((form.left[tree, node], path | {feature: below}))
         nodes.append((form.right[tree, node], path | {feature: above}))
+
+
+def _split(
+    interval: _Interval,
+    form: AdditiveForm,
+    node: tuple[int, int],
+) -> tuple[_Interval, _Interval]:
+    """Return the parts of the interval that go left and right at the node of a tree."""
+    threshold = form.threshold[node]  # The threshold of categories is NaN.
+    missing_left = bool(form.missing_left[node])
+    left = interval._replace(has_missing=interval.has_missing and missing_left)
+    right = interval._replace(has_missing=interval.has_missing and not missing_left)
+    if np.isnan(threshold):
+        positions = np.flatnonzero(form.members[form.membership[node]]).tolist()
+        codes = sum(1 << position for position in positions)
+        return left._replace(codes=left.codes & codes), right._replace(codes=right.codes & ~codes)
+    high = min(left.high, float(threshold))
+    low = float(np.fmax(right.low, threshold))
+    return left._replace(high=high), right._replace(low=low)
 
 
 def _sets(met: Array, conditions: Array) -> Array:

@@ -1,6 +1,7 @@
 """Exact contributions are those of shap for the original model."""
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,73 @@ def test_the_contributions_of_an_encoded_column_are_summed(
         np.stack(expected, axis=1),
         abs=1e-6,
     )
+
+
+def shops() -> pd.DataFrame:
+    """Return rows with missing values, two columns of categories, and a number."""
+    rng = np.random.default_rng(0)
+    cities = pd.Categorical(rng.choice([*"abcdefgh"], ROWS))
+    rows = pd.DataFrame({"city": cities, "km": rng.normal(size=ROWS)})
+    rows = rows.mask(rng.random(rows.shape) < 0.05)
+    return rows.assign(rooms=pd.Categorical(rng.integers(5, 9, ROWS)))
+
+
+def shapley_values(score: Any, background: pd.DataFrame, row: pd.DataFrame) -> list[float]:
+    """Return the values of the columns by their definition: the mean change of the
+    score over all orders of the columns.
+    """
+    columns = list(background)
+    values = dict.fromkeys(columns, 0.0)
+    orders = list(permutations(columns))
+    for order in orders:
+        mixed = background.copy()
+        before = score(mixed).mean()
+        for column in order:
+            filled = row[[column]].iloc[np.zeros(len(mixed), int)]
+            mixed[column] = filled[column].set_axis(mixed.index)
+            after = score(mixed).mean()
+            values[column] += (after - before) / len(orders)
+            before = after
+    return [values[column] for column in columns]
+
+
+@pytest.mark.parametrize("count", [5, EXPLAINED])
+@pytest.mark.parametrize(
+    ("original", "score"),
+    [
+        (
+            LGBMClassifier(n_estimators=10, min_data_per_group=2, verbose=-1),
+            lambda original, rows: original.predict(rows, raw_score=True),
+        ),
+        (
+            XGBClassifier(n_estimators=10, enable_categorical=True),
+            lambda original, rows: original.predict(rows, output_margin=True),
+        ),
+        (
+            HistGradientBoostingClassifier(max_iter=10, categorical_features="from_dtype"),
+            lambda original, rows: original.decision_function(rows),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_native_categories_have_exact_contributions(
+    explainer: Any,
+    tmp_path: Path,
+    original: Any,
+    score: Any,
+    count: int,
+) -> None:
+    rows = shops()
+    is_even = rows["city"].isin([*"aceg"]) == rows["rooms"].isin([5, 7])
+    original.fit(rows, (rows["km"].fillna(0) + 2 * is_even > 1).astype(int))
+    explained = explain(explainer, original, rows, tmp_path / "model", count)
+    background = pd.DataFrame(explained.background, columns=rows.columns).astype(rows.dtypes)
+    assert explained.contributions.method == "tree"
+    for position in range(5):
+        row = rows.iloc[position : position + 1]
+        expected = shapley_values(lambda mixed: score(original, mixed), background, row)
+        values = explained.contributions.values[position, :, 0]
+        assert values == pytest.approx(expected, abs=1e-6)
 
 
 def test_other_models_are_explained_by_permutations(explainer: Any, tmp_path: Path) -> None:
