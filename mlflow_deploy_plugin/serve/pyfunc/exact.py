@@ -19,17 +19,19 @@ from typing import Any
 import numpy as np
 import shap
 
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import MOST_BYTES, LeafTables, fits
+from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, LeafTables, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _MAX_MODELS = 4
 _SHAP_ROWS = 50
 """The maximum number of rows that shap explains faster than tables."""
-KEPT_BYTES = 64 * 1024 * 1024
-"""The maximum bytes of a model's tables in memory."""
 _MANY_ROWS = 2_000
 """The minimum number of rows for tables that are too large to be kept."""
+_MOST_BYTES = 4 * 1024 * 1024 * 1024
+"""The maximum bytes of all tables if only those of a tree are in memory. Their
+computation takes 100 s.
+"""
 _MOST_VALUES = 4_000_000
 """The maximum number of the features' values in memory."""
 _TABLE_ROWS = 16_384
@@ -85,7 +87,7 @@ class ExactExplainer:
             return self._linear_values, most_rows
         # shap compares features only with thresholds.
         has_tables = self.form.has_members or (rows > _SHAP_ROWS and bool(self._kept_tables))
-        if has_tables or (rows >= _MANY_ROWS and fits(self.form, MOST_BYTES)):
+        if has_tables or (rows >= _MANY_ROWS and fits(self.form, _MOST_BYTES)):
             return self._table_values, min(most_rows, _TABLE_ROWS)
         return self._shap_values, _SHAP_ROWS
 

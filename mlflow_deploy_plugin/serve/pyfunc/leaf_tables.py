@@ -22,10 +22,8 @@ from scipy.special import beta
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
-MOST_BYTES = 4 * 1024 * 1024 * 1024
-"""The maximum bytes of all tables if only those of a tree are in memory. Their
-computation takes 100 s.
-"""
+KEPT_BYTES = 64 * 1024 * 1024
+"""The maximum bytes of a model's tables in memory."""
 _MOST_TREE_BYTES = 32 * 1024 * 1024
 """The maximum bytes of a tree's tables. Their computation takes five times as much."""
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._glm import _GeneralizedLinearRegressor
 from sklearn.pipeline import Pipeline
 
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import MOST_BYTES, fits
+from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
@@ -63,7 +63,7 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
     if sums is None or sums.slopes:
         return None
     form = _as_arrays(sums)
-    if form is not None and form.has_members and not fits(form, MOST_BYTES):
+    if form is not None and form.has_members and not fits(form, KEPT_BYTES):
         return None  # shap compares features only with thresholds.
     return form
 
