@@ -11,62 +11,143 @@ trees, Nature Machine Intelligence 2, 2020.
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import shap
 
+from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, LeafTables, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
-_ROWS = 100
-"""The number of rows between two checks of the deadline."""
+_MAX_MODELS = 4
+_SHAP_ROWS = 50
+"""The maximum number of rows that shap explains faster than tables."""
+_MANY_ROWS = 2_000
+"""The minimum number of rows for tables that are too large to be kept."""
+_MOST_BYTES = 4 * 1024 * 1024 * 1024
+"""The maximum bytes of all tables if only those of a tree are in memory. Their
+computation takes 100 s.
+"""
+_MOST_VALUES = 4_000_000
+"""The maximum number of the features' values in memory."""
+_TABLE_ROWS = 16_384
 
 
 class DeadlinePassed(Exception):
     """The deadline of an explain request has passed."""
 
 
-def column_contributions(
-    form: AdditiveForm,
-    background: Array,
-    features: Array,
-    columns: int,
-    deadline: float = math.inf,
-) -> Array:
-    """Return the contributions of the columns to the sums, [N, columns, K] float64.
-
-    Args:
-        form: the trees or slopes.
-        background: the features of the background rows, [B, F].
-        features: the features of the explained rows, [N, F].
-        columns: the number of columns.
-        deadline: a time of `time.monotonic`, after which DeadlinePassed is raised.
+@dataclass(frozen=True, eq=False)
+class ExactExplainer:
+    """The exact contributions of columns to the sums of a form. The features of the
+    background rows are `background`, [B, F].
     """
-    if form.is_linear:
-        distances = features - background.mean(axis=0)
-        return _sum_by_column(distances[:, :, None] * form.slopes, form.columns, columns)
-    explainer = shap.TreeExplainer(
-        _shap_model(form),
-        background,
-        feature_perturbation="interventional",
-    )
-    parts = []
-    for start in range(0, len(features), _ROWS):
-        if time.monotonic() > deadline:
-            raise DeadlinePassed
-        part = features[start : start + _ROWS]
-        values = np.asarray(explainer.shap_values(part, check_additivity=False))
-        values = values.reshape(*part.shape, -1)  # shap drops the last dimension of one sum.
-        parts.append(_sum_by_column(values, form.columns, columns))
-    return np.concatenate(parts)
+
+    form: AdditiveForm
+    background: Array
+
+    @cached_property
+    def base_values(self) -> Array:
+        """The means of the sums over the background, [K]."""
+        means: Array = self.form.sums(self.background).mean(axis=0)
+        return means
+
+    def contributions(
+        self,
+        features: Array,
+        columns: int,
+        deadline: float = math.inf,
+    ) -> Array:
+        """Return the contributions of the columns to the sums, [N, columns, K] float64.
+
+        Args:
+            features: the features of the explained rows, [N, F].
+            columns: the number of columns.
+            deadline: a time of `time.monotonic`, after which DeadlinePassed is raised.
+        """
+        is_of_column = np.arange(columns)[:, np.newaxis] == self.form.columns
+        summed = np.empty((len(features), columns, len(self.form.base)))
+        explain, most_rows = self._method(len(features))
+        for start in range(0, len(features), most_rows):
+            part = slice(start, start + most_rows)
+            values = is_of_column.astype(float) @ explain(features[part], deadline)
+            summed[part] = values.transpose(2, 1, 0)
+        return summed
+
+    def _method(self, rows: int) -> tuple[Callable[[Array, float], Array], int]:
+        """Return the fastest function from features, [N, F], and the deadline to the
+        contributions of the features, [K, F, N], and the maximum N.
+        """
+        most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
+        if self.form.is_linear:
+            return self._linear_values, most_rows
+        # shap compares features only with thresholds.
+        has_tables = self.form.has_members or (rows > _SHAP_ROWS and bool(self._kept_tables))
+        if has_tables or (rows >= _MANY_ROWS and fits(self.form, _MOST_BYTES)):
+            return self._table_values, min(most_rows, _TABLE_ROWS)
+        return self._shap_values, _SHAP_ROWS
+
+    def _linear_values(self, features: Array, _: float) -> Array:
+        distances = features - self.background.mean(axis=0)
+        values: Array = self.form.slopes.T[:, :, np.newaxis] * distances.T
+        return values
+
+    def _table_values(self, features: Array, deadline: float) -> Array:
+        by_feature = np.ascontiguousarray(features.T)
+        totals = np.zeros((len(self.form.base), *by_feature.shape))
+        for tables in self._kept_tables or self._tables():
+            _check(deadline)
+            tables.add_to(totals, by_feature)
+        return totals
+
+    def _shap_values(self, features: Array, deadline: float) -> Array:
+        _check(deadline)
+        values = np.asarray(self._shap.shap_values(features, check_additivity=False))
+        # shap drops the last dimension of one sum.
+        return values.reshape(*features.shape, -1).transpose(2, 1, 0)
+
+    @cached_property
+    def _shap(self) -> shap.TreeExplainer:
+        return shap.TreeExplainer(
+            _shap_model(self.form),
+            self.background,
+            feature_perturbation="interventional",
+        )
+
+    @cached_property
+    def _kept_tables(self) -> tuple[LeafTables, ...]:
+        """The tables of all trees; empty if they are too large."""
+        if not fits(self.form, KEPT_BYTES):
+            return ()
+        return tuple(self._tables())
+
+    def _tables(self) -> Iterator[LeafTables]:
+        by_feature = np.ascontiguousarray(self.background.T)
+        for tree in range(len(self.form.left)):
+            yield LeafTables(self.form, tree, by_feature)
 
 
-def _sum_by_column(values: Array, columns_of_features: Array, columns: int) -> Array:
-    """Return the sums of the features' values [N, F, K] by column, [N, columns, K]."""
-    is_of_column = columns_of_features[:, None] == np.arange(columns)
-    summed: Array = np.einsum("nfk,fc->nck", values, is_of_column.astype(float))
-    return summed
+def exact_explainer(form: AdditiveForm, background: Array) -> ExactExplainer:
+    """Return the explainer of a form against the features of the background rows,
+    [B, F]. The explainers of the last models are kept.
+    """
+    return _cached_explainer(form, background.tobytes())
+
+
+@lru_cache(_MAX_MODELS)
+def _cached_explainer(form: AdditiveForm, background: bytes) -> ExactExplainer:
+    rows = np.frombuffer(background).reshape(-1, len(form.columns))
+    return ExactExplainer(form, rows)
+
+
+def _check(deadline: float) -> None:
+    """Raise DeadlinePassed after the deadline, a time of `time.monotonic`."""
+    if time.monotonic() > deadline:
+        raise DeadlinePassed
 
 
 def _shap_model(form: AdditiveForm) -> dict[str, Any]:

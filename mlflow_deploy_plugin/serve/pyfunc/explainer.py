@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.core.tabular.streams import read_parquet
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, column_contributions
+from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, exact_explainer
 from mlflow_deploy_plugin.serve.runtime.additive import FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
@@ -181,19 +181,14 @@ def _explain_exactly(
     form = reader.form
     features = explained_features(model.artifact, rows)
     background_features = reader.read(background)
-    values = column_contributions(
-        form,
-        background_features,
-        reader.read(rows),
-        len(features),
-        deadline,
-    )
+    exact = exact_explainer(form, background_features)
+    values = exact.contributions(reader.read(rows), len(features), deadline)
     names, _ = explained_numbers(model, slice_feeds(rows, slice(1)))
     return RowContributions(
         features,
         names[-len(form.base) :],  # One sum of two classes is the score of the last class.
         values,
-        form.sums(background_features).mean(axis=0),
+        exact.base_values,
         len(background_features),
         method="linear" if form.is_linear else "tree",
         link=form.link,

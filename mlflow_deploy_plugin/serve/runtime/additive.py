@@ -39,7 +39,11 @@ class AdditiveForm:
     Attributes:
         feature: the feature that a node compares, [T, M] int32.
         threshold: a row goes left if its feature is not above this number, [T, M]
-            float64.
+            float64; NaN for a node that compares a category.
+        membership: the position in `members` of the categories that go left, [T, M]
+            int32; -1 for a node with a threshold.
+        members: True for the codes of categories, [tests + 1, codes + 1] bool. The last
+            row and the last column are False.
         left: the left child, [T, M] int32; -1 for a leaf.
         right: the right child, [T, M] int32.
         missing_left: True if a missing value goes left, [T, M] bool.
@@ -56,6 +60,8 @@ class AdditiveForm:
 
     feature: Array
     threshold: Array
+    membership: Array
+    members: Array
     left: Array
     right: Array
     missing_left: Array
@@ -70,6 +76,11 @@ class AdditiveForm:
     @property
     def is_linear(self) -> bool:
         return len(self.slopes) > 0
+
+    @property
+    def has_members(self) -> bool:
+        """True if nodes compare categories."""
+        return len(self.members) > 1
 
     def read_features(self, features: Array) -> Array:
         """Return the features, [N, F], as the sums read them: with the precision of
@@ -92,10 +103,12 @@ class AdditiveForm:
             nodes = np.zeros(len(trees), np.int64)
             while (is_inner := self.left[trees, nodes] >= 0).any():
                 compared = values[self.feature[trees, nodes]]
+                codes = np.clip(np.nan_to_num(compared), 0, self.members.shape[1] - 1)
+                is_member = self.members[self.membership[trees, nodes], codes.astype(np.int64)]
                 goes_left = np.where(
                     np.isnan(compared),
                     self.missing_left[trees, nodes],
-                    compared <= self.threshold[trees, nodes],
+                    is_member | (compared <= self.threshold[trees, nodes]),
                 )
                 children = np.where(
                     goes_left,

@@ -1,6 +1,7 @@
 """Exact contributions are those of shap for the original model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm, read_addit
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
+from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 
 ROWS = 400
-EXPLAINED = 20
+EXPLAINED = 60  # More rows than shap explains in exact.py.
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,16 @@ class Explained:
     form: AdditiveForm | None
 
 
-def explain(explainer: Any, original: Any, rows: Any, folder: Path) -> Explained:
+def explain(
+    explainer: Any,
+    original: Any,
+    rows: Any,
+    folder: Path,
+    count: int = EXPLAINED,
+) -> Explained:
     mlflow_deploy_plugin.save_model(original, folder, input_example=rows)
     model = OnnxModel.load(folder)
-    feeds = Batch.read(rows[:EXPLAINED]).feeds(model.schema)
+    feeds = Batch.read(rows[:count]).feeds(model.schema)
     background = explainer.read_background(model, 50, 0)
     contributions = explainer.explain_rows(model, background.feeds, feeds, 50, 0)
     features = contributions.features
@@ -237,13 +245,123 @@ def test_the_contributions_of_an_encoded_column_are_summed(
     )
 
 
+def shops() -> pd.DataFrame:
+    """Return rows with missing values, two columns of categories, and a number."""
+    rng = np.random.default_rng(0)
+    cities = pd.Categorical(rng.choice([*"abcdefgh"], ROWS))
+    rows = pd.DataFrame({"city": cities, "km": rng.normal(size=ROWS)})
+    rows = rows.mask(rng.random(rows.shape) < 0.05)
+    return rows.assign(rooms=pd.Categorical(rng.integers(5, 9, ROWS)))
+
+
+def shapley_values(score: Any, background: pd.DataFrame, row: pd.DataFrame) -> list[float]:
+    """Return the values of the columns by their definition: the mean change of the
+    score over all orders of the columns.
+    """
+    columns = list(background)
+    values = dict.fromkeys(columns, 0.0)
+    orders = list(permutations(columns))
+    for order in orders:
+        mixed = background.copy()
+        before = score(mixed).mean()
+        for column in order:
+            filled = row[[column]].iloc[np.zeros(len(mixed), int)]
+            mixed[column] = filled[column].set_axis(mixed.index)
+            after = score(mixed).mean()
+            values[column] += (after - before) / len(orders)
+            before = after
+    return [values[column] for column in columns]
+
+
+@pytest.mark.parametrize("count", [5, EXPLAINED])
+@pytest.mark.parametrize(
+    ("original", "score"),
+    [
+        (
+            LGBMClassifier(n_estimators=10, min_data_per_group=2, verbose=-1),
+            lambda original, rows: original.predict(rows, raw_score=True),
+        ),
+        (
+            XGBClassifier(n_estimators=10, enable_categorical=True),
+            lambda original, rows: original.predict(rows, output_margin=True),
+        ),
+        (
+            HistGradientBoostingClassifier(max_iter=10, categorical_features="from_dtype"),
+            lambda original, rows: original.decision_function(rows),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_native_categories_have_exact_contributions(
+    explainer: Any,
+    tmp_path: Path,
+    original: Any,
+    score: Any,
+    count: int,
+) -> None:
+    rows = shops()
+    is_even = rows["city"].isin([*"aceg"]) == rows["rooms"].isin([5, 7])
+    original.fit(rows, (rows["km"].fillna(0) + 2 * is_even > 1).astype(int))
+    explained = explain(explainer, original, rows, tmp_path / "model", count)
+    background = pd.DataFrame(explained.background, columns=rows.columns).astype(rows.dtypes)
+    assert explained.contributions.method == "tree"
+    for position in range(5):
+        row = rows.iloc[position : position + 1]
+        expected = shapley_values(lambda mixed: score(original, mixed), background, row)
+        values = explained.contributions.values[position, :, 0]
+        assert values == pytest.approx(expected, abs=1e-6)
+
+
 def test_other_models_are_explained_by_permutations(explainer: Any, tmp_path: Path) -> None:
     rows = numbers()
     original = MLPRegressor(hidden_layer_sizes=(4,), max_iter=50).fit(rows, rows[:, 0])
-    explained = explain(explainer, original, rows, tmp_path / "model")
+    explained = explain(explainer, original, rows, tmp_path / "model", count=5)
     assert explained.form is None
     assert explained.contributions.method == "permutation"
     assert explained.contributions.link == "identity"
+
+
+def small_forest() -> tuple[AdditiveForm, Array]:
+    """Return the form of a forest, and its rows."""
+    rows = np.resize(numbers(), (2_100, 4))
+    form = additive_form(RandomForestRegressor(5, max_depth=4).fit(rows, is_high(rows)))
+    assert form is not None
+    return replace(form, columns=np.arange(4)), rows
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+def test_the_contributions_do_not_depend_on_the_number_of_rows(
+    explainer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kept_bytes: int,
+) -> None:
+    from mlflow_deploy_plugin.serve.pyfunc import exact
+
+    monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
+    form, rows = small_forest()
+    tables = exact.ExactExplainer(form, rows[:30])
+    expected = tables.contributions(rows[:10], 4)
+    for count in (51, 2_100):
+        values = tables.contributions(rows[:count], 4)
+        assert values[:10] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 51])
+def test_no_tree_is_explained_after_the_deadline(explainer: Any, count: int) -> None:
+    from mlflow_deploy_plugin.serve.pyfunc import exact
+
+    form, rows = small_forest()
+    with pytest.raises(exact.DeadlinePassed):
+        exact.ExactExplainer(form, rows[:30]).contributions(rows[:count], 4, deadline=0.0)
+
+
+def test_explainers_are_kept_by_model_and_background(explainer: Any) -> None:
+    from mlflow_deploy_plugin.serve.pyfunc.exact import exact_explainer
+
+    form, rows = small_forest()
+    kept = exact_explainer(form, rows[:30])
+    assert exact_explainer(form, rows[:30].copy()) is kept
+    assert exact_explainer(form, rows[30:60]) is not kept
 
 
 def test_a_forest_of_regression_keeps_its_unit(explainer: Any, tmp_path: Path) -> None:

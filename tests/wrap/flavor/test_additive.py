@@ -10,7 +10,11 @@ import pandas as pd
 import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+)
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -28,6 +32,8 @@ from mlflow_deploy_plugin.serve.runtime.additive import (
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts
+from mlflow_deploy_plugin.wrap.convert.sklearn import additive as additive_forms
+from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 from mlflow_deploy_plugin.wrap.flavor.additive import with_additive_files
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
@@ -54,6 +60,38 @@ def test_the_sums_are_the_scores_of_the_original(tmp_path: Path) -> None:
     rows = form.read_features(ROWS[:20])
     assert form.sums(rows)[:, 0] == pytest.approx(original.decision_function(ROWS[:20]))
     assert form.predictions(form.sums(rows)) == pytest.approx(original.predict_proba(ROWS[:20]))
+
+
+def of_categories() -> tuple[HistGradientBoostingClassifier, pd.DataFrame]:
+    """Return a model of a column of categories and a column of numbers, and its
+    rows.
+    """
+    kinds = np.random.default_rng(0).integers(0, 8, len(ROWS))
+    names = np.array([*"abcdefgh"])[kinds]
+    table = pd.DataFrame({"kind": pd.Categorical(names), "a": ROWS[:, 0]})
+    original = HistGradientBoostingClassifier(max_iter=5, categorical_features="from_dtype")
+    return original.fit(table, kinds % 3 + ROWS[:, 0] > 1), table
+
+
+def test_the_sums_of_categories_are_the_scores_of_the_original() -> None:
+    original, table = of_categories()
+    form = additive_form(original)
+    assert form is not None
+    rows = table[:30].copy()
+    rows.loc[:5, "kind"] = np.nan
+    codes = rows["kind"].cat.codes.to_numpy(float)
+    codes[codes < 0] = np.nan
+    sums = form.sums(np.column_stack([codes, rows["a"]]))
+    assert sums[:, 0] == pytest.approx(original.decision_function(rows))
+
+
+def test_categories_have_no_form_if_their_tables_cannot_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """shap cannot replace the tables: it compares features only with thresholds."""
+    original, _ = of_categories()
+    monkeypatch.setattr(additive_forms, "KEPT_BYTES", 0)
+    assert additive_form(original) is None
 
 
 def test_the_files_are_among_those_whose_digests_are_checked(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._glm import _GeneralizedLinearRegressor
 from sklearn.pipeline import Pipeline
 
+from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
@@ -59,11 +60,19 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
         sums = _sums_of(predictor)
     except NotImplementedError:
         return None
-    if sums is None or sums.slopes or sums.categories:
+    if sums is None or sums.slopes:
         return None
-    if any(tree.members for tree in sums.trees):
+    form = _as_arrays(sums)
+    if form is not None and form.has_members and not fits(form, KEPT_BYTES):
         return None  # shap compares features only with thresholds.
-    return _as_arrays(sums)
+    return form
+
+
+def reads_categories(predictor: Estimator) -> bool:
+    """Return True if the features of the trees have a code per category."""
+    if hasattr(predictor, "_predictors"):
+        return predictor.is_categorical_ is not None
+    return bool(library_of(predictor) and read_boosting(predictor).categories)
 
 
 def _sums_of(predictor: Estimator) -> Boosting | None:
@@ -140,13 +149,6 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     targets = len(sums.base)
     if len(trees) * nodes * targets > _MOST_VALUES:
         return None
-    value = np.zeros((len(trees), nodes, targets))
-    for tree, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
-        value[owner, : len(tree.value), target] += np.where(
-            tree.left < 0,
-            tree.value,
-            0.0,
-        )
 
     def padded(name: str, dtype: type, fill: object) -> Array:
         array: Array = np.full((len(trees), nodes), fill, dtype)
@@ -158,9 +160,12 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     threshold = padded("threshold", np.float64, 0.0)
     if sums.mode == "BRANCH_LT":
         threshold = _just_below(threshold, sums.has_single_rows)
+    membership, members = _memberships(trees, nodes)
     return AdditiveForm(
         feature=padded("feature", np.int32, 0),
-        threshold=threshold,
+        threshold=np.where(membership < 0, threshold, np.nan),
+        membership=membership,
+        members=members,
         left=left,
         right=np.where(
             left < 0,
@@ -168,7 +173,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
             padded("right", np.int32, -1),
         ),
         missing_left=padded("default_left", np.bool_, False),
-        value=value,
+        value=_summands(sums, owners, nodes),
         slopes=sums.lines.reshape(-1, targets),
         base=np.asarray(sums.base, np.float64),
         columns=np.empty(0, np.int64),
@@ -176,6 +181,41 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         is_single=sums.has_single_rows,
         missing=sums.missing,
     )
+
+
+def _summands(sums: Boosting, owners: list[int], nodes: int) -> Array:
+    """Return the summands of the leaves, [T, nodes, K].
+
+    Args:
+        sums: the trees.
+        owners: the position of the merged tree, up to T, of each tree.
+        nodes: the maximum number of nodes of a tree.
+    """
+    value = np.zeros((max(owners, default=-1) + 1, nodes, len(sums.base)))
+    for tree, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
+        value[owner, : len(tree.value), target] += np.where(
+            tree.left < 0,
+            tree.value,
+            0.0,
+        )
+    return value
+
+
+def _memberships(trees: list[Tree], nodes: int) -> tuple[Array, Array]:
+    """Return `membership` and `members` of the form of trees with at most this number
+    of nodes.
+    """
+    membership = np.full((len(trees), nodes), -1, np.int32)
+    tests: list[list[int]] = []
+    for position, tree in enumerate(trees):
+        for node, codes in tree.members.items():
+            membership[position, node] = len(tests)
+            tests.append([code for code in codes if code >= 0])
+    most = max(map(max, filter(None, tests)), default=-1)
+    members = np.zeros((len(tests) + 1, most + 2), bool)
+    for test, codes in enumerate(tests):
+        members[test, codes] = True
+    return membership, members
 
 
 def _just_below(thresholds: Array, is_single: bool) -> Array:

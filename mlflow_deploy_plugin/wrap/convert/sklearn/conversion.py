@@ -47,7 +47,11 @@ from mlflow_deploy_plugin.wrap.convert.converted import (
     OriginalModel,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn import boosters, formulas, graph, levels
-from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form, predictor_and_steps
+from mlflow_deploy_plugin.wrap.convert.sklearn.additive import (
+    additive_form,
+    predictor_and_steps,
+    reads_categories,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     MISSING,
@@ -66,7 +70,11 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import FORMULAS
 from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.wrap.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.wrap.convert.sklearn.row_order import sort_rows
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets, Transforming
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import (
+    SeveralTargets,
+    Transforming,
+    TreeFeatures,
+)
 
 F = TypeVar("F")
 _HEAD = slice(0, 3)
@@ -332,6 +340,9 @@ def _additive_parts(
     form = additive_form(predictor)
     if form is None:
         return None
+    if reads_categories(predictor):
+        earlier = [] if steps is None else steps.steps
+        steps = Pipeline([*earlier, ("features", TreeFeatures(predictor))])
     features = None
     if steps is not None:
         # The form rounds the features, so that they need no cast to 32 bits here.

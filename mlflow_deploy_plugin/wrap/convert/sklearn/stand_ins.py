@@ -62,6 +62,15 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
         return np.hstack(numbers)
 
 
+class TreeFeatures(TransformerMixin, _Fitted):  # type: ignore[misc]
+    """The step before the trees of `model`: the columns as numbers, with a code per
+    category.
+    """
+
+    def __init__(self, model: BaseEstimator) -> None:
+        self.model = model
+
+
 class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
     """A step that replaces unknown categories by one string. Missing values are not
     replaced.

@@ -106,7 +106,7 @@ def convert_formula(
     graph.node("Identity", [answer.name], output.full_name)
 
 
-_PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE
+_PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE | trees.PRECISE
 PRECISE = dict.fromkeys(_PRECISE, partial(convert_formula, True))
 """Converters for the precision `double`, which replace converters with 32-bit
 operators.

@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     take,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import TreeFeatures
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     Boosting,
     Tree,
@@ -58,10 +59,7 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     """Return predictions, or a classifier's decision, probabilities and scores. A
     positive score means class 1.
     """
-    if hasattr(model, "_predictors"):
-        boosting = histogram_boosting(model)
-    else:
-        boosting = read_boosting(model)
+    boosting = _boosting_of(model)
     scores = _boosting_scores(_features(model, rows, boosting), boosting)
     likely = _LINKS[boosting.link](scores)
     if not is_classifier(model):
@@ -70,6 +68,17 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
         return np.argmax(scores, axis=1), likely, scores
     flat = scores.reshape(-1)
     return (flat > 0).astype(np.int64), both_classes(likely), flat
+
+
+def tree_features(model: TreeFeatures, rows: Rows) -> TracedArray:
+    """Return the features of the trees, with a code per category."""
+    return _features(model.model, rows, _boosting_of(model.model))
+
+
+def _boosting_of(model: Estimator) -> Boosting:
+    if hasattr(model, "_predictors"):
+        return histogram_boosting(model)
+    return read_boosting(model)
 
 
 def _boosting_scores(x: TracedArray, boosting: Boosting) -> TracedArray:
@@ -412,7 +421,10 @@ FORMULAS: dict[type, Formula] = {
     ensemble.ExtraTreesRegressor: grown,
     ensemble.RandomTreesEmbedding: embedded,
     ensemble.IsolationForest: isolated,
+    TreeFeatures: tree_features,
 }
+PRECISE: dict[type, Formula] = {TreeFeatures: tree_features}
+"""The formula of `TreeFeatures` in the precision `double`, with 64-bit numbers."""
 
 FORESTS = tuple(kind for kind, formula in FORMULAS.items() if formula is grown)
 """The estimators whose predictions are the means of trees."""
