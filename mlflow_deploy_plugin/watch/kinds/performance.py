@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.spec.monitors import REGRESSION, REPEATED_WINDOWS
+from mlflow_deploy_plugin.core.spec.monitors import REGRESSION
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
@@ -29,9 +29,8 @@ from mlflow_deploy_plugin.watch.statistics.cbpe import (
     COMPLETE,
     CbpeEstimate,
     LabelledWindow,
-    LabelTrust,
     estimate,
-    trust_labels,
+    labels_fit,
 )
 from mlflow_deploy_plugin.watch.statistics.label_weights import (
     LabelWeights,
@@ -52,6 +51,10 @@ _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
+_ASK = (
+    "set `labels: sampled` (a random sample of the rows gets labels), `labels: reported` (mostly "
+    "rows with one outcome, such as complaints) or `labels: late` (all rows in the end)"
+)
 
 _Expectations = list[tuple[str, int, CbpeEstimate]]
 """The name, the number of rows and the estimates of each segment."""
@@ -64,14 +67,14 @@ class _JoinedWindows:
     Attributes:
         classified: the predictions; all windows share class indices.
         number: the number of each row's window, [N]; 0 is the judged window.
-        shares: the share of labelled rows in each window.
+        windows: the number of windows.
     """
 
     table: pa.Table
     predictions: Predictions
     classified: ClassPredictions
     number: Array
-    shares: list[float]
+    windows: int
     notes: list[str]
 
     @property
@@ -83,16 +86,12 @@ class _JoinedWindows:
         `least` chosen labelled rows.
         """
         rows = chosen & self.predictions.is_labelled
-        windows = [self._labelled(window, rows) for window in range(1, len(self.shares))]
+        windows = [self._labelled(window, rows) for window in range(1, self.windows)]
         return [window for window in windows if len(window.truth) >= least]
 
     def _labelled(self, window: int, rows: Array) -> LabelledWindow:
         indices = np.flatnonzero(rows & (self.number == window))
-        return LabelledWindow(
-            self.predictions.truth[indices],
-            self.classified.take(indices),
-            self.shares[window],
-        )
+        return LabelledWindow(self.predictions.truth[indices], self.classified.take(indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,18 +186,33 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     segments, segment_notes = find_segments(table, window.request.spec, window.labelled.rows)
     confidence = window.confidence(1 + len(segments))
     sampling = intervals.event_sampling(window.request, table, confidence)
-    labelled, label_notes = _usable_labels(window)
-    measure = partial(weighted_metrics, window.predictions, labelled, sampling=sampling)
-    measured = measure(np.ones(len(table), bool), window.names)
+    usable = _usable_labels(window)
+    labelled = usable.labelled
+    everyone = np.ones(len(table), bool)
+    measure = partial(weighted_metrics, window.predictions, sampling=sampling)
+    measured = measure(labelled, everyone, window.names)
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
-        findings += _findings(window, measure(rows, window.required), confidence, segment)
+        of_rows = measure(labelled, rows, window.required)
+        findings += _findings(window, of_rows, confidence, segment)
+    if usable.may_be_complaints:
+        findings = [_without_violation(finding) for finding in findings]
     return _result(
         window,
         findings,
         _label_figures(measured, labelled),
-        [*_unlabelled_notes(window, labelled), *label_notes, *segment_notes],
+        [*_unlabelled_notes(window, labelled), *usable.notes, *segment_notes],
     )
+
+
+def _without_violation(finding: Finding) -> Finding:
+    """Return the finding, which cannot tell if only labels that may be complaints
+    violate its requirement.
+    """
+    if finding.state != "violated":
+        return finding
+    reason = f"{finding.reason}; labelled rows may be complaints"
+    return replace(finding, state="cannot tell", reason=reason)
 
 
 def _label_figures(measured: Metrics, labelled: LabelWeights) -> dict[str, float]:
@@ -227,10 +241,22 @@ def _unlabelled_notes(window: _Window, labelled: LabelWeights) -> Iterator[str]:
     yield text
 
 
-def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
-    """Return the labels with the weights to use, and notes on unlabelled rows that the
-    labels may not represent.
+@dataclass(frozen=True, eq=False)
+class _UsableLabels:
+    """The labels with the weights to use, and notes on unlabelled rows that the labels
+    may not represent.
+
+    Attributes:
+        may_be_complaints: True if it is unknown why rows have no label, and if the
+            labels could not be tested.
     """
+
+    labelled: LabelWeights
+    notes: list[str]
+    may_be_complaints: bool = False
+
+
+def _usable_labels(window: _Window) -> _UsableLabels:
     labelled = window.labelled
     spec = window.request.spec
     unlabelled = int((~labelled.rows).sum())
@@ -241,37 +267,42 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
         f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)} (chi-square "
         f"tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
     )
-    if spec.labels == "reported":
-        notes = [f"the monitor sets `labels: reported`, {bounds}"] if unlabelled else []
-        return labelled.at_worst, notes
+    is_complete = labelled.rows.mean() >= COMPLETE
+    if spec.labels == "reported" or (spec.labels == "late" and not is_complete):
+        notes = [f"the monitor sets `labels: {spec.labels}`, {bounds}"] if unlabelled else []
+        return _UsableLabels(labelled.at_worst, notes)
     if spec.labels == "sampled":
         text = (
             "the monitor sets `labels: sampled`, and the metrics use the labelled rows without "
             "weights; but"
         )
         notes = [f"{text} {unlike}"] if labelled.differing else []
-        return labelled.as_sample, notes
-    is_tested = spec.labels is None and (labelled.is_selected or labelled.rows.mean() < COMPLETE)
-    trust, notes = _trust_labels(window) if is_tested else (None, [])
-    if trust is not None and trust.outcome != "fits":
+        return _UsableLabels(labelled.as_sample, notes)
+    if is_complete and not labelled.is_selected:
+        notes = [unlike + _describe_weights(labelled)] if labelled.differing else []
+        return _UsableLabels(labelled, notes)
+    fits, notes = _test_labels(window)
+    is_unknown = spec.labels is None
+    if fits is False:
+        text = "the labels do not fit the model's probabilities: the model may have changed, or "
         if labelled.is_selected:
-            text = (
-                "and they do not fit the model's probabilities: labels may be missing because of "
-                "their values"
-            )
-            return labelled.at_worst, [f"{unlike}, {text}, {bounds}", *notes]
-        if trust.outcome == "doubted":
-            return labelled.at_worst, [f"{_describe_trust(trust)}, {bounds}", *notes]
-        notes = [_describe_trust(trust), *notes]
-    if not labelled.differing:
-        return labelled, notes
-    note = unlike + _describe_weights(labelled)
-    if is_tested and labelled.is_selected and trust is None:
-        note += (
-            "; without probabilities, it cannot be tested whether labels are missing because of "
-            "their values"
-        )
-    return labelled, [note, *notes]
+            text = f"{unlike}, and they do not fit the model's probabilities: "
+        notes = [f"{text}labels may be missing because of their values, {bounds}", *notes]
+        assumed = "that the unlabelled rows may have any label"
+        labelled = labelled.at_worst
+    else:
+        assumed = "that labels are not missing because of their values"
+        if labelled.differing:
+            note = unlike + _describe_weights(labelled)
+            if labelled.is_selected and fits is None:
+                note += (
+                    "; without probabilities, it cannot be tested whether labels are missing "
+                    "because of their values"
+                )
+            notes = [note, *notes]
+    if is_unknown:
+        notes.append(f"the monitor does not set `labels`, and assumes {assumed}: {_ASK}")
+    return _UsableLabels(labelled, notes, may_be_complaints=is_unknown and fits is None)
 
 
 def _describe_weights(labelled: LabelWeights) -> str:
@@ -290,32 +321,6 @@ def _describe_weights(labelled: LabelWeights) -> str:
             "label"
         )
     return text
-
-
-def _describe_trust(trust: LabelTrust) -> str:
-    """Return the note on labels that do not fit the model's probabilities. The trust
-    must have another outcome than "fits".
-    """
-    if trust.windows == 1:
-        row = "in this window"
-    else:
-        row = f"in {trust.windows} windows in a row, in the same direction"
-    reasons = {
-        "changed": (
-            f"in this window, but in {trust.windows} earlier windows with a similar share of "
-            "labels: the model has changed, and the metrics use the labels"
-        ),
-        "repeated": (
-            f"{row}, and the metrics use the labels. If labels are missing because of their "
-            "values, set `labels: reported`"
-        ),
-        "doubted": (
-            f"{row} ({REPEATED_WINDOWS} are needed to use the labels; if you know how rows get "
-            "their labels, set `labels`). The model may have changed, or labels may be missing "
-            "because of their values"
-        ),
-    }
-    return f"the labels do not fit the model's probabilities {reasons[trust.outcome]}"
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
@@ -492,24 +497,23 @@ def _why_not_estimated(window: _Window) -> Refused | None:
     )
 
 
-def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
-    """Return how far the labels are trusted, None if the model returns no
-    probabilities, and notes on skipped windows. If labelled and unlabelled rows differ,
-    only earlier windows with nearly all labels are used.
+def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:
+    """Return True if the labels fit the model's probabilities, calibrated on earlier
+    windows with nearly all labels, None if the model returns no probabilities, and
+    notes on skipped windows.
     """
     spec = window.request.spec
     classified = window.predictions.classified
     if classified is None or classified.probabilities is None:
         return None, []
-    least_share = COMPLETE if window.labelled.is_selected else 0.0
-    joined = _join_earlier_windows(window, least_share)
+    joined = _join_earlier_windows(window, COMPLETE)
     if joined is None or joined.classified.probabilities is None:
         return None, []
-    earlier = joined.earlier(
+    complete = joined.earlier(
         np.ones(len(joined.table), bool),
         spec.min_rows,
     )
-    return trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate), joined.notes
+    return labels_fit(joined.judged, complete, 1 - spec.false_alarm_rate), joined.notes
 
 
 def _join_earlier_windows(
@@ -527,7 +531,6 @@ def _join_earlier_windows(
         wait: the time until labels are available.
     """
     tables = [window.rows.table]
-    shares = [float(window.labelled.rows.mean())]
     skipped = 0
     for past in islice(_earlier_windows(window.request, wait), _LOOKED_AT):
         earlier = _read_earlier(window, past, least_share)
@@ -537,7 +540,6 @@ def _join_earlier_windows(
         if labelled.is_selected and window.request.spec.labels != "sampled":
             skipped += 1
             continue
-        shares.append(float(labelled.rows.mean()))
         tables.append(table.filter(pa.array(labelled.rows)))
         if len(tables) > _EARLIER_WINDOWS:
             break
@@ -555,7 +557,14 @@ def _join_earlier_windows(
         np.arange(len(tables)),
         [*map(len, tables)],
     )
-    return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
+    return _JoinedWindows(
+        together,
+        predictions,
+        predictions.classified,
+        number,
+        len(tables),
+        notes,
+    )
 
 
 def _read_earlier(
