@@ -24,6 +24,13 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
+from mlflow_deploy_plugin.watch.sequential.budget import LASTING_SHARE
+from mlflow_deploy_plugin.watch.sequential.evidence import Levels
+from mlflow_deploy_plugin.watch.sequential.metrics import (
+    COMPLAINTS,
+    follow_metrics,
+    metric_levels,
+)
 from mlflow_deploy_plugin.watch.statistics import intervals
 from mlflow_deploy_plugin.watch.statistics.cbpe import (
     COMPLETE,
@@ -125,9 +132,14 @@ class _Window:
         return tuple(name for name in required if name in self.names)
 
     def confidence(self, parts: int) -> float:
-        """Return the confidence of each interval for this number of groups of rows."""
+        """Return the confidence of each interval for this number of groups of rows.
+        Lasting shifts use a part of a budget.
+        """
         count = len(self.request.spec.requirements) * parts
-        return intervals.bonferroni_confidence(self.request.requirement_rate, count)
+        rate = self.request.requirement_rate
+        if self.request.false_per_year:
+            rate *= 1 - LASTING_SHARE
+        return intervals.bonferroni_confidence(rate, count)
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -197,11 +209,20 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         findings += _findings(window, of_rows, confidence, segment)
     if usable.may_be_complaints:
         findings = [_without_violation(finding) for finding in findings]
+    followed = measured
+    if window.request.spec.labels is None and labelled is not window.labelled:
+        followed = measure(window.labelled, everyone, window.required)
+    values = {
+        name: metric.value
+        for name, metric in followed.items()
+        if isinstance(metric, intervals.MetricInterval)
+    }
     return _result(
         window,
         findings,
         _label_figures(measured, labelled),
         [*_unlabelled_notes(window, labelled), *usable.notes, *segment_notes],
+        metric_levels(values, window.required, window.labels),
     )
 
 
@@ -433,13 +454,21 @@ def _result(
     findings: list[Finding],
     figures: Mapping[str, float] = MappingProxyType({}),
     notes: Sequence[str] = (),
+    levels: Levels = MappingProxyType({}),
 ) -> MonitorResult:
-    """Return the result with the findings and their history. The window's notes precede
-    the `notes`.
+    """Return the result with the findings and their history, and with the shifts of the
+    window's `levels`; reported labels are complaints, whose number is the only level.
+    The window's notes precede the `notes`.
     """
     rows = window.rows
+    spec = window.request.spec
     share = window.labels / max(len(rows.table), 1)
-    findings = with_history(window.request, findings)
+    if spec.labels == "reported":
+        is_enough = len(rows.table) >= spec.min_rows
+        complaints = {COMPLAINTS: 1_000 * share}
+        levels = metric_levels(complaints, [COMPLAINTS], len(rows.table)) if is_enough else {}
+    evidence, shifts = follow_metrics(window.request, levels)
+    findings = [*with_history(window.request, findings), *shifts]
     return window.request.result(
         *intervals.overall_state(findings),
         (rows.model, rows.version),
@@ -448,6 +477,7 @@ def _result(
         findings=findings,
         figures={"labelled_rows": float(window.labels), "labelled_share": share, **figures},
         notes=(*window.notes, *notes),
+        evidence=evidence,
     )
 
 

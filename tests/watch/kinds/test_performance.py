@@ -1098,6 +1098,73 @@ def test_run_of_a_violated_window_reports_the_earlier_value_and_the_start(
     )
 
 
+def test_a_fall_within_the_requirement_is_drift_since_its_first_day(
+    endpoint: EndpointWorld,
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    results: list[MonitorResult] = []
+    for number in range(24):
+        flights(
+            endpoint,
+            rows=300,
+            skill=8.0 if number < 21 else 2.0,
+            seed=number,
+            day=DAY + timedelta(days=number),
+            first=1_000 * number,
+        )
+        request = replace(
+            endpoint.ask(
+                f"{DAY + timedelta(days=number):%Y-%m-%d}/1d",
+                **(ACCURACY | {"require": ["accuracy>=0.5"]}),
+            ),
+            past=past_of(*results),
+            false_per_year=1.0 if number > 20 else None,
+        )
+        results.append(judge(request))
+
+    assert [result.state for result in results[:21]] == ["kept"] * 21
+    assert [result.state for result in results[22:]] == ["drift", "drift"]
+    shift = finding(results[-1], "accuracy", "shift")
+    assert shift.since == "2013-04-22T00:00:00+00:00"
+    assert mentions(results[-1].reason, "accuracy", "lower", "drift since the window of 22 April")
+    assert finding(results[-1], "accuracy", "criterion").state in ("kept", "cannot tell")
+
+
+@pytest.mark.parametrize("labelled", [0, 12])
+def test_reported_labels_are_followed_as_complaints(
+    endpoint: EndpointWorld,
+    labelled: int,
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, labelled=labelled)
+
+    levels = judge(endpoint.ask(**ACCURACY, labels="reported")).evidence.levels
+
+    assert {str(key): level for key, level in levels.items()} == {
+        "complaints per 1,000 rows/metric": labelled / 0.6,
+        "/rows": 600,
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_known"),
+    [(None, True), ("sampled", True), ("late", False)],
+)
+def test_metrics_of_labelled_rows_are_followed_unless_late_labels_depend_on_their_value(
+    endpoint: EndpointWorld,
+    labels: str | None,
+    is_known: bool,
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
+
+    result = judge(endpoint.ask(**ACCURACY, labels=labels))
+
+    levels = {str(key): level for key, level in result.evidence.levels.items()}
+    assert ("accuracy/metric" in levels) is is_known
+    assert levels.get("/rows", result.figures["labelled_rows"]) == result.figures["labelled_rows"]
+
+
 @pytest.mark.parametrize(
     "withheld",
     [
