@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
-from mlflow_deploy_plugin.watch.sequential.metrics import follow_metrics, metric_levels
+from mlflow_deploy_plugin.watch.sequential.metrics import follow_metrics
 from mlflow_deploy_plugin.watch.statistics.cbpe import COMPLETE, LabelledWindow, labels_fit
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.watch.statistics.label_weights import (
@@ -229,8 +229,7 @@ def _falls(task: tuple[int, int]) -> list[bool]:
                 false_per_year=0.5 if day >= calm_days else None,
             )
             accuracy = rng.binomial(_DAY_ROWS, share) / _DAY_ROWS
-            levels = metric_levels({"accuracy": accuracy}, ["accuracy"], _DAY_ROWS)
-            evidence, findings = follow_metrics(request, levels)
+            evidence, findings = follow_metrics(request, {"accuracy": accuracy}, _DAY_ROWS)
             past.append(JudgedWindow(start, "cannot tell", evidence))
         found.append(len(findings) > 0)
     return found

@@ -25,12 +25,7 @@ from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
 from mlflow_deploy_plugin.watch.sequential.budget import LASTING_SHARE
-from mlflow_deploy_plugin.watch.sequential.evidence import Levels
-from mlflow_deploy_plugin.watch.sequential.metrics import (
-    COMPLAINTS,
-    follow_metrics,
-    metric_levels,
-)
+from mlflow_deploy_plugin.watch.sequential.metrics import COMPLAINTS, follow_metrics
 from mlflow_deploy_plugin.watch.statistics import intervals
 from mlflow_deploy_plugin.watch.statistics.cbpe import (
     COMPLETE,
@@ -74,14 +69,12 @@ class _JoinedWindows:
     Attributes:
         classified: the predictions; all windows share class indices.
         number: the number of each row's window, [N]; 0 is the judged window.
-        windows: the number of windows.
     """
 
     table: pa.Table
     predictions: Predictions
     classified: ClassPredictions
     number: Array
-    windows: int
     notes: list[str]
 
     @property
@@ -93,7 +86,8 @@ class _JoinedWindows:
         `least` chosen labelled rows.
         """
         rows = chosen & self.predictions.is_labelled
-        windows = [self._labelled(window, rows) for window in range(1, self.windows)]
+        numbers = range(1, int(self.number.max()) + 1)
+        windows = [self._labelled(window, rows) for window in numbers]
         return [window for window in windows if len(window.truth) >= least]
 
     def _labelled(self, window: int, rows: Array) -> LabelledWindow:
@@ -200,8 +194,8 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     sampling = intervals.event_sampling(window.request, table, confidence)
     usable = _usable_labels(window)
     labelled = usable.labelled
-    everyone = np.ones(len(table), bool)
     measure = partial(weighted_metrics, window.predictions, sampling=sampling)
+    everyone = np.ones(len(table), bool)
     measured = measure(labelled, everyone, window.names)
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
@@ -210,19 +204,14 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     if usable.may_be_complaints:
         findings = [_without_violation(finding) for finding in findings]
     followed = measured
-    if window.request.spec.labels is None and labelled is not window.labelled:
+    if usable.is_assumed and labelled is not window.labelled:
         followed = measure(window.labelled, everyone, window.required)
-    values = {
-        name: metric.value
-        for name, metric in followed.items()
-        if isinstance(metric, intervals.MetricInterval)
-    }
     return _result(
         window,
         findings,
         _label_figures(measured, labelled),
         [*_unlabelled_notes(window, labelled), *usable.notes, *segment_notes],
-        metric_levels(values, window.required, window.labels),
+        _label_figures(followed, labelled),
     )
 
 
@@ -268,62 +257,80 @@ class _UsableLabels:
     may not represent.
 
     Attributes:
-        may_be_complaints: True if it is unknown why rows have no label, and if the
-            labels could not be tested.
+        is_assumed: True if the monitor does not set why rows have no label. The
+            labelled rows are then followed, even if the metrics are bounds.
+        may_be_complaints: True if the labels could also not be tested.
     """
 
     labelled: LabelWeights
     notes: list[str]
+    is_assumed: bool = False
     may_be_complaints: bool = False
 
 
 def _usable_labels(window: _Window) -> _UsableLabels:
     labelled = window.labelled
-    spec = window.request.spec
-    unlabelled = int((~labelled.rows).sum())
-    bounds = (
-        f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
-    )
-    unlike = (
-        f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)} (chi-square "
-        f"tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
-    )
+    labels = window.request.spec.labels
     is_complete = labelled.rows.mean() >= COMPLETE
-    if spec.labels == "reported" or (spec.labels == "late" and not is_complete):
-        notes = [f"the monitor sets `labels: {spec.labels}`, {bounds}"] if unlabelled else []
+    if labels == "reported" or (labels == "late" and not is_complete):
+        is_bounded = not labelled.rows.all()
+        notes = [f"the monitor sets `labels: {labels}`, {_bounds(window)}"] if is_bounded else []
         return _UsableLabels(labelled.at_worst, notes)
-    if spec.labels == "sampled":
+    if labels == "sampled":
         text = (
             "the monitor sets `labels: sampled`, and the metrics use the labelled rows without "
             "weights; but"
         )
-        notes = [f"{text} {unlike}"] if labelled.differing else []
+        notes = [f"{text} {_difference(window)}"] if labelled.differing else []
         return _UsableLabels(labelled.as_sample, notes)
-    if is_complete and not labelled.is_selected:
-        notes = [unlike + _describe_weights(labelled)] if labelled.differing else []
-        return _UsableLabels(labelled, notes)
+    if labelled.is_selected or not is_complete:
+        return _tested_labels(window)
+    notes = [_difference(window) + _describe_weights(labelled)] if labelled.differing else []
+    return _UsableLabels(labelled, notes)
+
+
+def _tested_labels(window: _Window) -> _UsableLabels:
+    """Return the labels, which represent the unlabelled rows unless they do not fit the
+    model's probabilities.
+    """
+    labelled = window.labelled
     fits, notes = _test_labels(window)
-    is_unknown = spec.labels is None
+    assumed = "that labels are not missing because of their values"
     if fits is False:
+        assumed = "that the unlabelled rows may have any label"
         text = "the labels do not fit the model's probabilities: the model may have changed, or "
         if labelled.is_selected:
-            text = f"{unlike}, and they do not fit the model's probabilities: "
-        notes = [f"{text}labels may be missing because of their values, {bounds}", *notes]
-        assumed = "that the unlabelled rows may have any label"
+            text = f"{_difference(window)}, and they do not fit the model's probabilities: "
+        text += f"labels may be missing because of their values, {_bounds(window)}"
         labelled = labelled.at_worst
-    else:
-        assumed = "that labels are not missing because of their values"
-        if labelled.differing:
-            note = unlike + _describe_weights(labelled)
-            if labelled.is_selected and fits is None:
-                note += (
-                    "; without probabilities, it cannot be tested whether labels are missing "
-                    "because of their values"
-                )
-            notes = [note, *notes]
-    if is_unknown:
-        notes.append(f"the monitor does not set `labels`, and assumes {assumed}: {_ASK}")
-    return _UsableLabels(labelled, notes, may_be_complaints=is_unknown and fits is None)
+        notes = [text, *notes]
+    elif labelled.differing:
+        text = _difference(window) + _describe_weights(labelled)
+        if labelled.is_selected and fits is None:
+            text += (
+                "; without probabilities, it cannot be tested whether labels are missing because "
+                "of their values"
+            )
+        notes = [text, *notes]
+    if window.request.spec.labels is not None:
+        return _UsableLabels(labelled, notes)
+    ask = f"the monitor does not set `labels`, and assumes {assumed}: {_ASK}"
+    return _UsableLabels(labelled, [*notes, ask], is_assumed=True, may_be_complaints=fits is None)
+
+
+def _bounds(window: _Window) -> str:
+    unlabelled = int((~window.labelled.rows).sum())
+    return f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
+
+
+def _difference(window: _Window) -> str:
+    """Return how the labelled rows differ from the unlabelled rows."""
+    labelled = window.labelled
+    return (
+        f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)} (chi-square "
+        f"tests of {', '.join(labelled.compared)}, together at "
+        f"{window.request.spec.false_alarm_rate:g})"
+    )
 
 
 def _describe_weights(labelled: LabelWeights) -> str:
@@ -454,20 +461,21 @@ def _result(
     findings: list[Finding],
     figures: Mapping[str, float] = MappingProxyType({}),
     notes: Sequence[str] = (),
-    levels: Levels = MappingProxyType({}),
+    followed: Mapping[str, float] = MappingProxyType({}),
 ) -> MonitorResult:
     """Return the result with the findings and their history, and with the shifts of the
-    window's `levels`; reported labels are complaints, whose number is the only level.
-    The window's notes precede the `notes`.
+    required metrics among the `followed` figures. Reported labels are complaints, of
+    which only the number is followed. The window's notes precede the `notes`.
     """
     rows = window.rows
     spec = window.request.spec
     share = window.labels / max(len(rows.table), 1)
+    metrics = {name: followed[name] for name in window.required if name in followed}
+    size = window.labels
     if spec.labels == "reported":
-        is_enough = len(rows.table) >= spec.min_rows
-        complaints = {COMPLAINTS: 1_000 * share}
-        levels = metric_levels(complaints, [COMPLAINTS], len(rows.table)) if is_enough else {}
-    evidence, shifts = follow_metrics(window.request, levels)
+        size = len(rows.table)
+        metrics = {COMPLAINTS: 1_000 * share} if size >= spec.min_rows else {}
+    evidence, shifts = follow_metrics(window.request, metrics, size)
     findings = [*with_history(window.request, findings), *shifts]
     return window.request.result(
         *intervals.overall_state(findings),
@@ -587,14 +595,7 @@ def _join_earlier_windows(
         np.arange(len(tables)),
         [*map(len, tables)],
     )
-    return _JoinedWindows(
-        together,
-        predictions,
-        predictions.classified,
-        number,
-        len(tables),
-        notes,
-    )
+    return _JoinedWindows(together, predictions, predictions.classified, number, notes)
 
 
 def _read_earlier(

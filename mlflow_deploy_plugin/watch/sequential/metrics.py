@@ -2,11 +2,10 @@
 shift for the worse is a finding.
 """
 
-import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
@@ -29,7 +28,6 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     Evidence,
     JudgedWindow,
-    Levels,
     SeriesKey,
 )
 
@@ -38,59 +36,54 @@ _METRIC = "metric"
 _ROWS = SeriesKey("", "rows")
 """The number of rows that the metrics of a window are measured on."""
 _MOST_WINDOWS = 90
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _FLOOR = 0.005
 """The smallest standard deviation of a metric, as a share of its usual value."""
 _SMALLEST = 1e-9
+"""The smallest standard deviation of all metrics. For complaints, it is one complaint
+in the usual number of rows.
+"""
 
 
-def metric_levels(values: Mapping[str, float], names: Sequence[str], rows: int) -> Levels:
-    """Return the levels of a window whose values are measured on this number of rows:
-    the known values (not NaN) of these metrics.
-    """
-    known = [name for name in names if math.isfinite(values.get(name, math.nan))]
-    levels = {SeriesKey(name, _METRIC): values[name] for name in known}
-    return {**levels, _ROWS: float(rows)} if levels else {}
-
-
-def follow_metrics(request: WindowRequest, levels: Levels) -> tuple[Evidence, list[Finding]]:
-    """Return the evidence of a window with these levels, and a finding for each metric
-    with an open shift for the worse.
+def follow_metrics(
+    request: WindowRequest,
+    metrics: Mapping[str, float],
+    rows: int,
+) -> tuple[Evidence, list[Finding]]:
+    """Return the evidence of a window, whose metrics are measured on this number of
+    rows, and a finding for each metric with an open shift for the worse.
 
     Without a budget, or with fewer than 20 earlier windows that have the same metrics,
     there is no finding.
     """
-    evidence = Evidence(f"labels: {request.spec.labels}", levels)
+    levels = {SeriesKey(name, _METRIC): value for name, value in metrics.items()}
+    evidence = Evidence(f"labels: {request.spec.labels}", {**levels, _ROWS: float(rows)})
     past = [
         window
         for window in request.past
-        if window.start < request.window.start
-        and window.evidence.basis == evidence.basis
+        if window.evidence.basis == evidence.basis
         and window.evidence.levels.keys() >= levels.keys()
     ]
-    is_followed = request.follows_levels and levels and len(past) >= FEWEST_WINDOWS
+    is_followed = request.follows_levels and len(levels) > 0 and len(past) >= FEWEST_WINDOWS
     if not request.false_per_year or not is_followed:
         return evidence, []
     judged = JudgedWindow(request.window.start, "", evidence)
     course = _follow(request, [*past, judged], request.false_per_year)
-    worse = [shift for shift in course.tracking.shifts if shift.sign > 0]
-    since = {
-        SeriesKey(course.names[shift.series], _METRIC): course.starts[shift.onset].isoformat()
-        for shift in worse
-    }
-    findings = [course.finding(shift, request.window.length) for shift in worse]
-    return replace(evidence, shifts=since), findings
+    length = request.window.length
+    findings = [course.finding(shift, length) for shift in course.tracking.shifts if shift.sign > 0]
+    shifts = {SeriesKey(finding.subject, _METRIC): finding.since for finding in findings}
+    return replace(evidence, shifts=shifts), findings
 
 
 @dataclass(frozen=True, eq=False)
 class _Course:
-    """The metrics of all windows, [N, m], and the shifts that the detector has found.
-    The detector's figures increase if a metric becomes worse.
+    """The metrics of all windows, [N, m], and the shifts that the detector has
+    found.
     """
 
     names: Sequence[str]
     starts: Sequence[datetime]
     values: Array
-    reference: int
     tracking: Tracking
 
     def finding(self, shift: Shift, length: timedelta) -> Finding:
@@ -98,24 +91,23 @@ class _Course:
         deviations, and the interval in which it began.
         """
         name = self.names[shift.series]
-        values = self.values[:, shift.series]
         baseline = self.tracking.baseline
         levels = self.tracking.levels[shift.onset :, shift.series]
-        size = levels.mean() - baseline.mean[shift.series]
-        sizes = _worse_sign(name) * size / baseline.deviation[shift.series]
-        before = values[: self.reference].mean()
-        now = values[shift.onset :].mean()
-        direction = "higher" if now > before else "lower"
+        change = _worse_sign(name) * (levels.mean() - baseline.mean[shift.series])
+        deviations = change / baseline.deviation[shift.series]
+        now = self.values[shift.onset :, shift.series].mean()
+        direction = "higher" if change > 0 else "lower"
         start = self.starts[shift.onset]
         return Finding(
             subject=name,
             check="shift",
             state="drift",
             reason=(
-                f"{sizes:+.1f} standard deviations of the earlier windows, on average since then"
+                f"{deviations:+.1f} standard deviations of the earlier windows, on average since "
+                "then"
             ),
-            value=float(sizes),
-            change=f"{before:.4g} → {now:.4g}, {direction}",
+            value=float(deviations),
+            change=f"{now - change:.4g} → {now:.4g}, {direction}",
             since=start.isoformat(),
             since_end=(start + length).isoformat(),
             in_a_row=len(levels),
@@ -139,37 +131,51 @@ def _follow(
     false_per_year: float,
 ) -> _Course:
     """Follow the windows, the last of which is the judged window."""
-    spec = request.spec
-    names = [key.column for key in windows[-1].evidence.levels if key != _ROWS]
-    starts = [window.start for window in windows]
-    keys = [SeriesKey(name, _METRIC) for name in names]
-    levels = [window.evidence.levels for window in windows]
-    values = np.array([[of_window[key] for key in keys] for of_window in levels])
-    rows = np.array([of_window[_ROWS] for of_window in levels])
+    keys = [key for key in windows[-1].evidence.levels if key != _ROWS]
+    names = [key.column for key in keys]
+    values = np.stack([_levels(windows, key) for key in keys], axis=1)
     first = _reference_size(windows)
-    numbers = np.array([(start - EPOCH) // length_of(spec.every) for start in starts])
-    season = season_windows(spec, first)
+    followed = _detector_windows(request, windows, names, values, first)
+    rate = LASTING_SHARE * false_per_year / request.spec.windows_per_year
+    starts = [window.start for window in windows]
+    return _Course(names, starts, values, track(followed, limit_for(followed, rate)))
+
+
+def _levels(windows: Sequence[JudgedWindow], key: SeriesKey) -> Array:
+    """Return the level of each window, [N] float64."""
+    return np.array([window.evidence.levels[key] for window in windows])
+
+
+def _detector_windows(
+    request: WindowRequest,
+    windows: Sequence[JudgedWindow],
+    names: Sequence[str],
+    values: Array,
+    first: int,
+) -> Windows:
+    """Return the windows of the detector, the first of which are the reference. Its
+    figures increase if a metric becomes worse.
+    """
+    starts = [window.start for window in windows]
+    numbers = np.array([(start - EPOCH) // length_of(request.spec.every) for start in starts])
+    season = season_windows(request.spec, first)
     usual = values[:first].mean(axis=0)
+    rows = _levels(windows, _ROWS)
     usual_rows = np.median(rows[:first])
-    # The deviation of a metric depends on the number of rows, so deviations in windows
-    # with few rows are reduced.
+    # A metric of few rows varies more, so its distance from the usual counts less.
     weights = np.sqrt(np.minimum(rows / usual_rows, 1))[:, None]
-    signs = np.array([_worse_sign(name) for name in names])
-    one_complaint = [1_000 / usual_rows if name == COMPLAINTS else _SMALLEST for name in names]
-    accepted = [request.baseline.get(name) for name in names]
-    followed = Windows(
-        values=signs * (usual + weights * (values - usual)),
+    smallest = [1_000 / usual_rows if name == COMPLAINTS else _SMALLEST for name in names]
+    return Windows(
+        values=np.array([*map(_worse_sign, names)]) * (usual + weights * (values - usual)),
         reference=first,
         phases=numbers % season,
         season=season,
         gaps=np.diff(numbers, prepend=numbers[0] - 1),
-        floors=np.maximum(_FLOOR * np.abs(usual), one_complaint),
+        floors=np.maximum(_FLOOR * np.abs(usual), smallest),
         restarts=np.array(
-            [bisect_left(starts, since) if since else len(starts) for since in accepted]
+            [bisect_left(starts, request.baseline.get(name, _NEVER)) for name in names]
         ),
     )
-    rate = LASTING_SHARE * false_per_year / spec.windows_per_year
-    return _Course(names, starts, values, first, track(followed, limit_for(followed, rate)))
 
 
 def _reference_size(windows: Sequence[JudgedWindow]) -> int:
