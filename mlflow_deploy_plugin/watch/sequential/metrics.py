@@ -64,7 +64,7 @@ def follow_metrics(
         if window.evidence.basis == evidence.basis
         and window.evidence.levels.keys() >= levels.keys()
     ]
-    is_followed = request.follows_levels and len(levels) > 0 and len(past) >= FEWEST_WINDOWS
+    is_followed = request.follows_levels and metrics and len(past) >= FEWEST_WINDOWS
     if not request.false_per_year or not is_followed:
         return evidence, []
     judged = JudgedWindow(request.window.start, "", evidence)
