@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from mlflow_deploy_plugin.core.spec.monitors import MONITOR_METRICS
-from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
+from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.budget import (
@@ -157,7 +157,7 @@ def _detector_windows(
     figures increase if a metric becomes worse.
     """
     starts = [window.start for window in windows]
-    numbers = np.array([(start - EPOCH) // length_of(request.spec.every) for start in starts])
+    numbers = np.array([(start - EPOCH) // request.window.length for start in starts])
     season = season_windows(request.spec, first)
     usual = values[:first].mean(axis=0)
     rows = _levels(windows, _ROWS)
