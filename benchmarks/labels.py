@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.watch.statistics.cbpe import (
     LabelledWindow,
     estimate,
     expected_metrics,
-    trust_labels,
+    labels_fit,
 )
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.watch.statistics.label_weights import (
@@ -174,15 +174,9 @@ def _trial(rng: np.random.Generator, scheme: str, model: str, table: pa.Table) -
     has_label = rng.random(rows) < labelled_share
     predictions = Predictions(drawn.answers, None, np.where(has_label, drawn.truth, -1))
     labelled = weigh_labels(table, predictions, [], RATE)
-    window = LabelledWindow(
-        drawn.truth[has_label],
-        drawn.answers.take(has_label),
-        float(has_label.mean()),
-    )
+    window = LabelledWindow(drawn.truth[has_label], drawn.answers.take(has_label))
     earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
-    outcome = trust_labels(window, earlier, CONFIDENCE).outcome
-    is_at_worst = outcome != "fits" if labelled.is_selected else outcome == "doubted"
-    weights = labelled.at_worst if is_at_worst else labelled
+    weights = labelled if labels_fit(window, earlier, CONFIDENCE) else labelled.at_worst
     now = _weighted_accuracy(predictions, weights)
     plain = _unweighted_accuracy(window)
     real = float((drawn.truth == drawn.answers.predicted).mean())

@@ -1,9 +1,9 @@
 """Accuracies if labels depend on the truth, and the delay until a worse model is
 reported.
 
-The windows are judged like the windows of a monitor of kind `performance` without the
-field `labels`. The method "before" doubts labels only if labelled and unlabelled rows
-differ by score, answer or segment.
+The windows are judged like the windows of a monitor of kind `performance`, without the
+field `labels` or with `labels: late`. The method "before" doubts labels only if
+labelled and unlabelled rows differ by score, answer or segment, and "weighted" never.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,13 @@ import pyarrow as pa
 from benchmarks.drifting.judging import Line, Outcome, found_line, interval, on_all_cores
 from benchmarks.drifting.worlds import Array
 from benchmarks.labels import CONFIDENCE, RATE, START, answers_of
-from mlflow_deploy_plugin.watch.statistics.cbpe import COMPLETE, LabelledWindow, trust_labels
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.metrics import follow_metrics
+from mlflow_deploy_plugin.watch.statistics.cbpe import COMPLETE, LabelledWindow, labels_fit
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.watch.statistics.label_weights import (
     LabelWeights,
@@ -36,22 +42,30 @@ _MODELS = {
 """The skill of the scores, the factor by which the probabilities are too extreme, and
 the log odds of the positives.
 """
-_MECHANISMS: dict[str, Callable[[Array, Array], Array]] = {
+_Mechanism = Callable[[Array, Array], Array]
+_MECHANISMS: dict[str, _Mechanism] = {
     "90 % of positives, 20 % of negatives": lambda is_right, true: np.where(true == 1, 0.9, 0.2),
     "60 % of positives, 40 % of negatives": lambda is_right, true: np.where(true == 1, 0.6, 0.4),
     "70 % of right, 40 % of wrong answers": lambda is_right, true: np.where(is_right, 0.7, 0.4),
     "reports of positives": lambda is_right, true: np.where(true == 1, 0.5, 0.02),
     "reports of wrong answers": lambda is_right, true: np.where(is_right, 0.05, 0.5),
+    "late positives": lambda is_right, true: np.where(true == 1, 0.3, 0.8),
 }
+_LATE = "late positives"
 _SHARES = (0.1, 0.3, 0.5, 0.9)
 _ROWS = 1_000
 _STREAM_ROWS = 2_000
-_EARLIER = 5
+_LATE_WINDOWS = 3
 _FLIPPED = 0.3
 _MARGIN = 0.05
-"""The number of windows before a model becomes worse, the share of rows with the other
-class afterwards, and the distance of the required accuracy from the usual accuracy.
+"""The number of windows in a stream of late labels, the share of rows with the other
+class after a model becomes worse, and the distance of the required accuracy from the
+usual accuracy.
 """
+_DAY = timedelta(days=1)
+_DAY_ROWS = 460
+_CALM_DAYS = (20, 45, 90)
+_FALL = (0.81, 0.62)
 
 
 class _Partly(NamedTuple):
@@ -63,8 +77,7 @@ class _Partly(NamedTuple):
     @property
     def labelled(self) -> LabelledWindow:
         rows = self.all_rows
-        labels = self.has_label
-        return LabelledWindow(rows.truth[labels], rows.answers.take(labels), float(labels.mean()))
+        return LabelledWindow(rows.truth[self.has_label], rows.answers.take(self.has_label))
 
     @property
     def accuracy(self) -> float:
@@ -72,20 +85,20 @@ class _Partly(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """The interval of the accuracy now and before, and True if labels raise no
-    suspicion by score.
-    """
+    """The interval of the accuracy by each method."""
 
     now: MetricInterval
     before: MetricInterval
-    is_alike: bool
+    late: MetricInterval
+    weighted: MetricInterval
+    sampled: MetricInterval
 
 
 def _draw(
     rng: np.random.Generator,
     model: str,
     rows: int,
-    chance: Callable[[Array, Array], Array],
+    chance: _Mechanism,
     flipped: float = 0.0,
 ) -> _Partly:
     skill, sharper, odds = _MODELS[model]
@@ -95,23 +108,21 @@ def _draw(
     return _Partly(LabelledWindow(truth, drawn.answers), has_label)
 
 
-def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
-    """Judge as `watch/kinds/performance.py` does; `earlier` are the labelled rows of
-    earlier windows, the latest first.
-    """
+def _judge(window: _Partly) -> _Judged:
+    """Judge as `watch/kinds/performance.py` does, without earlier complete windows."""
     answers = window.all_rows.answers
     rows = len(window.has_label)
     predictions = Predictions(answers, None, np.where(window.has_label, window.all_rows.truth, -1))
     moments = pa.array([START + timedelta(seconds=row) for row in range(rows)])
     labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], RATE)
-    own = window.labelled
-    before = now = labelled
-    if labelled.is_selected:
-        complete = [past for past in earlier if past.share >= COMPLETE]
-        if trust_labels(own, complete, CONFIDENCE).outcome != "fits":
-            before = now = labelled.at_worst
-    elif own.share < COMPLETE and trust_labels(own, earlier, CONFIDENCE).outcome == "doubted":
-        now = labelled.at_worst
+    before = now = late = labelled
+    if window.has_label.mean() < COMPLETE:
+        late = labelled.at_worst
+    if not labels_fit(window.labelled, [], CONFIDENCE):
+        if labelled.is_selected:
+            before = labelled.at_worst
+        if labelled.is_selected or window.has_label.mean() < COMPLETE:
+            now = labelled.at_worst
 
     def accuracy(labels: LabelWeights) -> MetricInterval:
         figure = weighted_metrics(
@@ -124,80 +135,104 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
         assert isinstance(figure["accuracy"], MetricInterval)
         return figure["accuracy"]
 
-    return _Judged(accuracy(now), accuracy(before), not labelled.is_selected)
+    return _Judged(*map(accuracy, (now, before, late, labelled, labelled.as_sample)))
+
+
+def _holds(interval: MetricInterval, real: float, tolerance: float = 0.0) -> bool:
+    return interval.low - tolerance <= real <= interval.high + tolerance
+
+
+def _rng(part: int, model: str, mechanism: str = "") -> np.random.Generator:
+    number = list(_MECHANISMS).index(mechanism) if mechanism else 0
+    return np.random.default_rng([part, list(_MODELS).index(model), number])
 
 
 def _dependent(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
-    """Return four flags per window. The first two: does the interval contain the
-    accuracy of all rows, now and before? The others: does it exclude this accuracy by
-    more than 0.03?
+    """Return five flags per window. The first two: does the interval contain the
+    accuracy of all rows, now and before? The next two: does it exclude this accuracy by
+    more than 0.03? The last: is a requirement that the model meets violated?
     """
     model, mechanism, times = task
-    rng = np.random.default_rng([1, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
+    rng = _rng(1, model, mechanism)
     flags: list[tuple[bool, ...]] = []
     for _ in range(times):
         window = _draw(rng, model, _ROWS, _MECHANISMS[mechanism])
         judged = _judge(window)
         real = window.accuracy
         sides = (judged.now, judged.before)
-        held = [side.low <= real <= side.high for side in sides]
-        wrong = [side.low > real + 0.03 or side.high < real - 0.03 for side in sides]
-        flags.append((held[0], held[1], wrong[0], wrong[1]))
+        held = [_holds(side, real) for side in sides]
+        wrong = [not _holds(side, real, 0.03) for side in sides]
+        is_violated = judged.now.high < real - _MARGIN
+        flags.append((held[0], held[1], wrong[0], wrong[1], is_violated))
     return flags
 
 
-def _repeated(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
-    """Return six flags per stream, for its windows: does the interval contain the
-    accuracy of all rows? The labels depend on the truth in every window.
+def _late(task: tuple[str, int]) -> list[tuple[bool, ...]]:
+    """Return two flags per stream whose positive rows get their labels late: do the
+    intervals of all its windows contain the accuracy of all rows, now and weighted?
     """
-    model, mechanism, times = task
-    rng = np.random.default_rng([2, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
-    return [
-        tuple(
-            judged.now.low <= real <= judged.now.high
-            for judged, real in _stream(rng, model, mechanism)
-        )
-        for _ in range(times)
-    ]
+    model, times = task
+    rng = _rng(2, model)
+    flags: list[tuple[bool, ...]] = []
+    for _ in range(times):
+        windows = [_draw(rng, model, _ROWS, _MECHANISMS[_LATE]) for _ in range(_LATE_WINDOWS)]
+        judged = [(_judge(window), window.accuracy) for window in windows]
+        now = all(_holds(methods.late, real) for methods, real in judged)
+        weighted = all(_holds(methods.weighted, real) for methods, real in judged)
+        flags.append((now, weighted))
+    return flags
 
 
-def _stream(
-    rng: np.random.Generator,
-    model: str,
-    mechanism: str,
-) -> Iterator[tuple[_Judged, float]]:
-    earlier: list[LabelledWindow] = []
-    for _ in range(6):
-        window = _draw(rng, model, _ROWS, _MECHANISMS[mechanism])
-        judged = _judge(window, earlier)
-        yield judged, window.accuracy
-        if judged.is_alike:
-            earlier = [window.labelled, *earlier]
-
-
-def _worse(task: tuple[str, float, int, int]) -> list[tuple[bool, ...]]:
-    """Return five flags per stream, for the first windows of a worse model: is the
-    requirement violated?
+def _worse(task: tuple[str, float, int]) -> list[tuple[bool, ...]]:
+    """Return two flags per stream: is the requirement violated within the first two
+    windows of a worse model, with `labels: sampled` and without the field?
     """
-    model, share, windows, times = task
-    rng = np.random.default_rng([3, list(_MODELS).index(model), round(100 * share), windows])
+    model, share, times = task
+    rng = np.random.default_rng([3, list(_MODELS).index(model), round(100 * share)])
     usual = _draw(rng, model, 50_000, lambda is_right, true: np.ones(len(true))).accuracy
 
     def at_random(is_right: Array, true: Array) -> Array:
         return np.full(len(true), share)
 
-    flags = []
+    flags: list[tuple[bool, ...]] = []
     for _ in range(times):
-        earlier = [_draw(rng, model, _STREAM_ROWS, at_random).labelled for _ in range(windows)]
-        violated = []
-        for _ in range(5):
-            window = _draw(rng, model, _STREAM_ROWS, at_random, _FLIPPED)
-            judged = _judge(window, earlier)
-            violated.append(judged.now.high < usual - _MARGIN)
-            if judged.is_alike:
-                earlier = [window.labelled, *earlier][:8]
-        flags.append(tuple(violated))
+        judged = [_judge(_draw(rng, model, _STREAM_ROWS, at_random, _FLIPPED)) for _ in range(2)]
+        bound = usual - _MARGIN
+        sampled = any(methods.sampled.high < bound for methods in judged)
+        unknown = any(methods.now.high < bound for methods in judged)
+        flags.append((sampled, unknown))
     return flags
+
+
+def _falls(task: tuple[int, int]) -> list[bool]:
+    """Return a flag per stream: is a fall of the accuracy found within three days, with
+    a budget of half an alarm per year?
+    """
+    calm_days, times = task
+    spec = MonitorSpec(kind="performance", require=("accuracy>=0.6",))
+    found = []
+    for number in range(times):
+        rng = np.random.default_rng([4, calm_days, number])
+        past: list[JudgedWindow] = []
+        shares = [_FALL[0]] * calm_days + [_FALL[1]] * 3
+        findings: list[Finding] = []
+        for day, share in enumerate(shares):
+            start = START + day * _DAY
+            request = WindowRequest(
+                "flights",
+                "hits",
+                spec,
+                Window(start, start + _DAY),
+                1,
+                load_settings(),
+                past=past,
+                false_per_year=0.5 if day >= calm_days else None,
+            )
+            accuracy = rng.binomial(_DAY_ROWS, share) / _DAY_ROWS
+            evidence, findings = follow_metrics(request, {"accuracy": accuracy}, _DAY_ROWS)
+            past.append(JudgedWindow(start, "cannot tell", evidence))
+        found.append(len(findings) > 0)
+    return found
 
 
 def _at_most(what: str, groups: Sequence[Sequence[bool]], most: float) -> Line:
@@ -215,11 +250,13 @@ def _at_most(what: str, groups: Sequence[Sequence[bool]], most: float) -> Line:
 
 def lines(share: float) -> Iterator[Line]:
     times = max(round(200 * share), 20)
+    violated = []
     for model in _MODELS:
         cells = on_all_cores(_dependent, [(model, mechanism, times) for mechanism in _MECHANISMS])
-        now, before, wrong, wrong_before = (
-            [[row[side] for row in cell] for cell in cells] for side in range(4)
+        now, before, wrong, wrong_before, violated_now = (
+            [[row[side] for row in cell] for cell in cells] for side in range(5)
         )
+        violated += violated_now
         what = f"labels depend on the truth, {model} model"
         yield found_line(
             f"{what}: held or `cannot tell` (before: {np.mean(before):.0%})",
@@ -231,30 +268,30 @@ def lines(share: float) -> Iterator[Line]:
             wrong,
             0.1,
         )
-    times = max(round(60 * share), 10)
-    streams = on_all_cores(
-        _repeated,
-        [(model, mechanism, times) for model in _MODELS for mechanism in _MECHANISMS],
+    yield _at_most(
+        "the same, all models: `violated` although the model is as usual", violated, 0.01
     )
-    for number in (4, 5):
-        held = [[stream[number - 1] for stream in cell] for cell in streams]
-        yield found_line(
-            f"the same in every window, all models, window {number}: held or `cannot tell`",
-            held,
-            None,
-        )
+    times = max(round(60 * share), 10)
+    late = on_all_cores(_late, [(model, times) for model in _MODELS])
+    weighted = np.mean([stream[1] for cell in late for stream in cell])
+    yield found_line(
+        f"`labels: late`, 30 % of positives and 80 % of negatives so far, {_LATE_WINDOWS} windows: "
+        f"all held or `cannot tell` (weighted: {weighted:.0%})",
+        [[stream[0] for stream in cell] for cell in late],
+        0.92,
+    )
     for part in _SHARES:
-        cells = on_all_cores(_worse, [(model, part, _EARLIER, times) for model in _MODELS])
-        soon = [[any(stream[:2]) for stream in cell] for cell in cells]
-        what = f"worse model, labels of {part:.0%} at random"
-        yield found_line(
-            f"{what}, {_EARLIER} windows before: `violated` within 2 windows",
-            soon,
-            0.95,
+        cells = on_all_cores(_worse, [(model, part, times) for model in _MODELS])
+        what = f"worse model, labels of {part:.0%} at random: `violated` within 2 windows"
+        sampled, unknown = (
+            [[stream[side] for stream in cell] for cell in cells] for side in (0, 1)
         )
-    for part in (0.1, 0.5):
-        fresh = on_all_cores(_worse, [(model, part, 0, times) for model in _MODELS])
-        for within in (2, 5):
-            flags = [[any(stream[:within]) for stream in cell] for cell in fresh]
-            what = f"worse model, labels of {part:.0%} at random, no windows before"
-            yield found_line(f"{what}: `violated` within {within} windows", flags, None)
+        yield found_line(f"{what}, `labels: sampled`", sampled, 0.95)
+        yield found_line(f"{what}, no field", unknown, None)
+    falls = on_all_cores(_falls, [(days, times) for days in _CALM_DAYS])
+    yield found_line(
+        f"accuracy of {_DAY_ROWS} rows falls from {_FALL[0]} to {_FALL[1]} after 20, 45 or 90 "
+        "days, budget 0.5: `drift` within 3 days",
+        falls,
+        0.95,
+    )

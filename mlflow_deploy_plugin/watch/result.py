@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
 """Drift kinds use the first two states, `require` the next three, data_quality all
-five, and every kind the last.
+five, performance all but `no drift`, and every kind the last.
 """
 ModelVersion = tuple[str, str]
 """A model name and a version."""

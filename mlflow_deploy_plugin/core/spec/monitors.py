@@ -250,9 +250,9 @@ the fields.
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""
-REPEATED_WINDOWS = 5
-"""The number of windows in a row after which labels are trusted that differ from the
-probabilities in one direction.
+MIN_LABELLED_WINDOWS = 3
+"""The number of earlier labelled windows that are needed to determine the error of an
+estimate.
 """
 
 
@@ -475,8 +475,8 @@ class MonitorSpec(SpecPart):
 
     @property
     def history(self) -> timedelta:
-        """The span of the log before a window that a rolling reference, or the trust in
-        labels and estimates, needs.
+        """The span of the log before a window that a rolling reference or an estimate
+        needs.
         """
         every = length_of(self.every)
         if self.is_rolling:
@@ -489,7 +489,7 @@ class MonitorSpec(SpecPart):
             requirement.name not in REGRESSION for requirement in self.requirements
         ):
             label_windows = ceil(length_of(self.labels_within or "0s") / every)
-            return (max(label_windows - 1, 0) + REPEATED_WINDOWS - 1) * every
+            return (max(label_windows - 1, 0) + MIN_LABELLED_WINDOWS) * every
         return timedelta()
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.spec.monitors import REGRESSION, REPEATED_WINDOWS
+from mlflow_deploy_plugin.core.spec.monitors import REGRESSION
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
@@ -24,14 +24,15 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
+from mlflow_deploy_plugin.watch.sequential.budget import LASTING_SHARE
+from mlflow_deploy_plugin.watch.sequential.metrics import COMPLAINTS, follow_metrics
 from mlflow_deploy_plugin.watch.statistics import intervals
 from mlflow_deploy_plugin.watch.statistics.cbpe import (
     COMPLETE,
     CbpeEstimate,
     LabelledWindow,
-    LabelTrust,
     estimate,
-    trust_labels,
+    labels_fit,
 )
 from mlflow_deploy_plugin.watch.statistics.label_weights import (
     LabelWeights,
@@ -52,6 +53,10 @@ _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
+_ASK = (
+    "set `labels: sampled` (a random sample of the rows gets labels), `labels: reported` (mostly "
+    "rows with one outcome, such as complaints) or `labels: late` (all rows in the end)"
+)
 
 _Expectations = list[tuple[str, int, CbpeEstimate]]
 """The name, the number of rows and the estimates of each segment."""
@@ -64,14 +69,12 @@ class _JoinedWindows:
     Attributes:
         classified: the predictions; all windows share class indices.
         number: the number of each row's window, [N]; 0 is the judged window.
-        shares: the share of labelled rows in each window.
     """
 
     table: pa.Table
     predictions: Predictions
     classified: ClassPredictions
     number: Array
-    shares: list[float]
     notes: list[str]
 
     @property
@@ -83,16 +86,13 @@ class _JoinedWindows:
         `least` chosen labelled rows.
         """
         rows = chosen & self.predictions.is_labelled
-        windows = [self._labelled(window, rows) for window in range(1, len(self.shares))]
+        numbers = range(1, int(self.number.max()) + 1)
+        windows = [self._labelled(window, rows) for window in numbers]
         return [window for window in windows if len(window.truth) >= least]
 
     def _labelled(self, window: int, rows: Array) -> LabelledWindow:
         indices = np.flatnonzero(rows & (self.number == window))
-        return LabelledWindow(
-            self.predictions.truth[indices],
-            self.classified.take(indices),
-            self.shares[window],
-        )
+        return LabelledWindow(self.predictions.truth[indices], self.classified.take(indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +126,14 @@ class _Window:
         return tuple(name for name in required if name in self.names)
 
     def confidence(self, parts: int) -> float:
-        """Return the confidence of each interval for this number of groups of rows."""
+        """Return the confidence of each interval for this number of groups of rows.
+        Lasting shifts use a part of a budget.
+        """
         count = len(self.request.spec.requirements) * parts
-        return intervals.bonferroni_confidence(self.request.requirement_rate, count)
+        rate = self.request.requirement_rate
+        if self.request.false_per_year:
+            rate *= 1 - LASTING_SHARE
+        return intervals.bonferroni_confidence(rate, count)
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -187,18 +192,37 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     segments, segment_notes = find_segments(table, window.request.spec, window.labelled.rows)
     confidence = window.confidence(1 + len(segments))
     sampling = intervals.event_sampling(window.request, table, confidence)
-    labelled, label_notes = _usable_labels(window)
-    measure = partial(weighted_metrics, window.predictions, labelled, sampling=sampling)
-    measured = measure(np.ones(len(table), bool), window.names)
+    usable = _usable_labels(window)
+    labelled = usable.labelled
+    measure = partial(weighted_metrics, window.predictions, sampling=sampling)
+    everyone = np.ones(len(table), bool)
+    measured = measure(labelled, everyone, window.names)
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
-        findings += _findings(window, measure(rows, window.required), confidence, segment)
+        of_rows = measure(labelled, rows, window.required)
+        findings += _findings(window, of_rows, confidence, segment)
+    if usable.may_be_complaints:
+        findings = [_without_violation(finding) for finding in findings]
+    followed = measured
+    if usable.is_assumed and labelled is not window.labelled:
+        followed = measure(window.labelled, everyone, window.required)
     return _result(
         window,
         findings,
         _label_figures(measured, labelled),
-        [*_unlabelled_notes(window, labelled), *label_notes, *segment_notes],
+        [*_unlabelled_notes(window, labelled), *usable.notes, *segment_notes],
+        _label_figures(followed, labelled),
     )
+
+
+def _without_violation(finding: Finding) -> Finding:
+    """Return the finding, which cannot tell if only labels that may be complaints
+    violate its requirement.
+    """
+    if finding.state != "violated":
+        return finding
+    reason = f"{finding.reason}; labelled rows may be complaints"
+    return replace(finding, state="cannot tell", reason=reason)
 
 
 def _label_figures(measured: Metrics, labelled: LabelWeights) -> dict[str, float]:
@@ -227,51 +251,86 @@ def _unlabelled_notes(window: _Window, labelled: LabelWeights) -> Iterator[str]:
     yield text
 
 
-def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
-    """Return the labels with the weights to use, and notes on unlabelled rows that the
-    labels may not represent.
+@dataclass(frozen=True, eq=False)
+class _UsableLabels:
+    """The labels with the weights to use, and notes on unlabelled rows that the labels
+    may not represent.
+
+    Attributes:
+        is_assumed: True if the monitor does not set why rows have no label. The
+            labelled rows are then followed, even if the metrics are bounds.
+        may_be_complaints: True if the labels could also not be tested.
     """
+
+    labelled: LabelWeights
+    notes: list[str]
+    is_assumed: bool = False
+    may_be_complaints: bool = False
+
+
+def _usable_labels(window: _Window) -> _UsableLabels:
     labelled = window.labelled
-    spec = window.request.spec
-    unlabelled = int((~labelled.rows).sum())
-    bounds = (
-        f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
-    )
-    unlike = (
-        f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)} (chi-square "
-        f"tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
-    )
-    if spec.labels == "reported":
-        notes = [f"the monitor sets `labels: reported`, {bounds}"] if unlabelled else []
-        return labelled.at_worst, notes
-    if spec.labels == "sampled":
+    labels = window.request.spec.labels
+    is_complete = labelled.rows.mean() >= COMPLETE
+    if labels == "reported" or (labels == "late" and not is_complete):
+        is_bounded = not labelled.rows.all()
+        notes = [f"the monitor sets `labels: {labels}`, {_bounds(window)}"] if is_bounded else []
+        return _UsableLabels(labelled.at_worst, notes)
+    if labels == "sampled":
         text = (
             "the monitor sets `labels: sampled`, and the metrics use the labelled rows without "
             "weights; but"
         )
-        notes = [f"{text} {unlike}"] if labelled.differing else []
-        return labelled.as_sample, notes
-    is_tested = spec.labels is None and (labelled.is_selected or labelled.rows.mean() < COMPLETE)
-    trust, notes = _trust_labels(window) if is_tested else (None, [])
-    if trust is not None and trust.outcome != "fits":
+        notes = [f"{text} {_difference(window)}"] if labelled.differing else []
+        return _UsableLabels(labelled.as_sample, notes)
+    if labelled.is_selected or not is_complete:
+        return _tested_labels(window)
+    notes = [_difference(window) + _describe_weights(labelled)] if labelled.differing else []
+    return _UsableLabels(labelled, notes)
+
+
+def _tested_labels(window: _Window) -> _UsableLabels:
+    """Return the labels, which represent the unlabelled rows unless they do not fit the
+    model's probabilities.
+    """
+    labelled = window.labelled
+    fits, notes = _test_labels(window)
+    assumed = "that labels are not missing because of their values"
+    if fits is False:
+        assumed = "that the unlabelled rows may have any label"
+        text = "the labels do not fit the model's probabilities: the model may have changed, or "
         if labelled.is_selected:
-            text = (
-                "and they do not fit the model's probabilities: labels may be missing because of "
-                "their values"
+            text = f"{_difference(window)}, and they do not fit the model's probabilities: "
+        text += f"labels may be missing because of their values, {_bounds(window)}"
+        labelled = labelled.at_worst
+        notes = [text, *notes]
+    elif labelled.differing:
+        text = _difference(window) + _describe_weights(labelled)
+        if labelled.is_selected and fits is None:
+            text += (
+                "; without probabilities, it cannot be tested whether labels are missing because "
+                "of their values"
             )
-            return labelled.at_worst, [f"{unlike}, {text}, {bounds}", *notes]
-        if trust.outcome == "doubted":
-            return labelled.at_worst, [f"{_describe_trust(trust)}, {bounds}", *notes]
-        notes = [_describe_trust(trust), *notes]
-    if not labelled.differing:
-        return labelled, notes
-    note = unlike + _describe_weights(labelled)
-    if is_tested and labelled.is_selected and trust is None:
-        note += (
-            "; without probabilities, it cannot be tested whether labels are missing because of "
-            "their values"
-        )
-    return labelled, [note, *notes]
+        notes = [text, *notes]
+    if window.request.spec.labels is not None:
+        return _UsableLabels(labelled, notes)
+    ask = f"the monitor does not set `labels`, and assumes {assumed}: {_ASK}"
+    return _UsableLabels(labelled, [*notes, ask], is_assumed=True, may_be_complaints=fits is None)
+
+
+def _bounds(window: _Window) -> str:
+    unlabelled = int((~window.labelled.rows).sum())
+    return f"so that the metrics are bounds for any labels of the unlabelled rows ({unlabelled:,})"
+
+
+def _difference(window: _Window) -> str:
+    """Return how the labelled rows differ from the unlabelled rows."""
+    labelled = window.labelled
+    return (
+        f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)} (chi-square "
+        f"tests of {', '.join(labelled.compared)}, together at "
+        f"{window.request.spec.false_alarm_rate:g})"
+    )
 
 
 def _describe_weights(labelled: LabelWeights) -> str:
@@ -290,32 +349,6 @@ def _describe_weights(labelled: LabelWeights) -> str:
             "label"
         )
     return text
-
-
-def _describe_trust(trust: LabelTrust) -> str:
-    """Return the note on labels that do not fit the model's probabilities. The trust
-    must have another outcome than "fits".
-    """
-    if trust.windows == 1:
-        row = "in this window"
-    else:
-        row = f"in {trust.windows} windows in a row, in the same direction"
-    reasons = {
-        "changed": (
-            f"in this window, but in {trust.windows} earlier windows with a similar share of "
-            "labels: the model has changed, and the metrics use the labels"
-        ),
-        "repeated": (
-            f"{row}, and the metrics use the labels. If labels are missing because of their "
-            "values, set `labels: reported`"
-        ),
-        "doubted": (
-            f"{row} ({REPEATED_WINDOWS} are needed to use the labels; if you know how rows get "
-            "their labels, set `labels`). The model may have changed, or labels may be missing "
-            "because of their values"
-        ),
-    }
-    return f"the labels do not fit the model's probabilities {reasons[trust.outcome]}"
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
@@ -428,13 +461,22 @@ def _result(
     findings: list[Finding],
     figures: Mapping[str, float] = MappingProxyType({}),
     notes: Sequence[str] = (),
+    followed: Mapping[str, float] = MappingProxyType({}),
 ) -> MonitorResult:
-    """Return the result with the findings and their history. The window's notes precede
-    the `notes`.
+    """Return the result with the findings and their history, and with the shifts of the
+    required metrics among the `followed` figures. Reported labels are complaints, of
+    which only the number is followed. The window's notes precede the `notes`.
     """
     rows = window.rows
+    spec = window.request.spec
     share = window.labels / max(len(rows.table), 1)
-    findings = with_history(window.request, findings)
+    metrics = {name: followed[name] for name in window.required if name in followed}
+    size = window.labels
+    if spec.labels == "reported":
+        size = len(rows.table)
+        metrics = {COMPLAINTS: 1_000 * share} if size >= spec.min_rows else {}
+    evidence, shifts = follow_metrics(window.request, metrics, size)
+    findings = [*with_history(window.request, findings), *shifts]
     return window.request.result(
         *intervals.overall_state(findings),
         (rows.model, rows.version),
@@ -443,6 +485,7 @@ def _result(
         findings=findings,
         figures={"labelled_rows": float(window.labels), "labelled_share": share, **figures},
         notes=(*window.notes, *notes),
+        evidence=evidence,
     )
 
 
@@ -492,24 +535,23 @@ def _why_not_estimated(window: _Window) -> Refused | None:
     )
 
 
-def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
-    """Return how far the labels are trusted, None if the model returns no
-    probabilities, and notes on skipped windows. If labelled and unlabelled rows differ,
-    only earlier windows with nearly all labels are used.
+def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:
+    """Return True if the labels fit the model's probabilities, calibrated on earlier
+    windows with nearly all labels, None if the model returns no probabilities, and
+    notes on skipped windows.
     """
     spec = window.request.spec
     classified = window.predictions.classified
     if classified is None or classified.probabilities is None:
         return None, []
-    least_share = COMPLETE if window.labelled.is_selected else 0.0
-    joined = _join_earlier_windows(window, least_share)
+    joined = _join_earlier_windows(window, COMPLETE)
     if joined is None or joined.classified.probabilities is None:
         return None, []
-    earlier = joined.earlier(
+    complete = joined.earlier(
         np.ones(len(joined.table), bool),
         spec.min_rows,
     )
-    return trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate), joined.notes
+    return labels_fit(joined.judged, complete, 1 - spec.false_alarm_rate), joined.notes
 
 
 def _join_earlier_windows(
@@ -527,7 +569,6 @@ def _join_earlier_windows(
         wait: the time until labels are available.
     """
     tables = [window.rows.table]
-    shares = [float(window.labelled.rows.mean())]
     skipped = 0
     for past in islice(_earlier_windows(window.request, wait), _LOOKED_AT):
         earlier = _read_earlier(window, past, least_share)
@@ -537,7 +578,6 @@ def _join_earlier_windows(
         if labelled.is_selected and window.request.spec.labels != "sampled":
             skipped += 1
             continue
-        shares.append(float(labelled.rows.mean()))
         tables.append(table.filter(pa.array(labelled.rows)))
         if len(tables) > _EARLIER_WINDOWS:
             break
@@ -555,7 +595,7 @@ def _join_earlier_windows(
         np.arange(len(tables)),
         [*map(len, tables)],
     )
-    return _JoinedWindows(together, predictions, predictions.classified, number, shares, notes)
+    return _JoinedWindows(together, predictions, predictions.classified, number, notes)
 
 
 def _read_earlier(

@@ -21,13 +21,12 @@ errors, this rule gives a coverage of k/(k+1) for any distribution.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.spec.monitors import REPEATED_WINDOWS
+from mlflow_deploy_plugin.core.spec.monitors import MIN_LABELLED_WINDOWS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval
 from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions
@@ -42,18 +41,6 @@ COMPLETE = 0.95
 """The share of labelled rows above which the reason for missing labels hardly affects
 the metrics.
 """
-MIN_LABELLED_WINDOWS = 3
-"""The number of earlier labelled windows that are needed to determine the error of an
-estimate.
-"""
-_SIMILAR = 4 / 3
-"""The largest ratio of two shares of labelled rows for which rows are assumed to get
-their labels in the same way.
-"""
-_NEGLIGIBLE = 0.03
-"""The largest mean excess of earlier windows that is not a contradiction, because
-models are not exactly calibrated.
-"""
 _DRAWS = 100
 _DRAWN_ROWS = 2_000
 """The number of simulations of a window's labels, and of rows per simulation. The
@@ -63,30 +50,12 @@ variance is scaled to all rows.
 
 @dataclass(frozen=True, eq=False)
 class LabelledWindow:
-    """The labelled rows of a window, which are the part `share` of its rows. `truth` is
-    [N] int64, indices into the classes of the answers.
+    """The labelled rows of a window. `truth` is [N] int64, indices into the classes of
+    the answers.
     """
 
     truth: Array
     answers: ClassPredictions
-    share: float = 1.0
-
-
-class LabelTrust(NamedTuple):
-    """The reason why labels of a part of the rows represent all rows, or may not.
-
-    Attributes:
-        outcome: "fits": the labels fit the probabilities. "changed": they do not, but
-            the labels of earlier windows with a similar share of labels did, so that
-            the model has changed. "repeated": the labels of several windows in a row
-            differ in the same direction. "doubted": the model may have changed, or
-            labels may be missing depending on their value.
-        windows: the number of windows in a row that differ in the same direction; for
-            "changed", the number of earlier windows whose labels fit.
-    """
-
-    outcome: Literal["fits", "changed", "repeated", "doubted"]
-    windows: int
 
 
 @dataclass(frozen=True)
@@ -175,67 +144,35 @@ def estimate(
     return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
 
 
-def trust_labels(
+def labels_fit(
     judged: LabelledWindow,
-    earlier: Sequence[LabelledWindow],
+    complete: Sequence[LabelledWindow],
     confidence: float,
-) -> LabelTrust:
-    """Return the trust in the labels of a window in which some rows have no label.
+) -> bool:
+    """Return True if the labels of a part of a window's rows fit the model's
+    probabilities, so that they may represent all rows.
 
-    Labels fit the probabilities if the numbers of labels per class and of correct
-    answers are as expected. The margin is the interval of an estimate. With fewer than
-    `MIN_LABELLED_WINDOWS` earlier windows with nearly all labels, the margin includes
-    only the error of sampling.
+    Labels fit if the numbers of labels per class and of correct answers are as
+    expected. The margin is the interval of an estimate. With fewer than
+    `MIN_LABELLED_WINDOWS` complete windows, the margin includes only the error of
+    sampling.
 
     Args:
         judged: the labelled rows, at least one, whose answers have probabilities.
-        earlier: earlier windows, the latest first. Windows with nearly all labels
-            calibrate the probabilities.
-    """
-    windows = [judged, *earlier]
-    complete = [window for window in earlier if window.share >= COMPLETE]
-    excess, margin = _excesses(windows, complete, confidence)
-    direction = np.where(
-        np.abs(excess) > margin,
-        np.sign(excess),
-        0,
-    )
-    if not direction[0].any():
-        return LabelTrust("fits", 0)
-    is_same = (direction == direction[0]) & (direction[0] != 0)
-    in_a_row = int(np.logical_and.accumulate(is_same).any(axis=1).sum())
-    if in_a_row >= REPEATED_WINDOWS:
-        return LabelTrust("repeated", in_a_row)
-    ratios = np.array([window.share for window in windows]) / judged.share
-    before = np.flatnonzero((ratios <= _SIMILAR) & (ratios >= 1 / _SIMILAR))
-    before = before[before >= in_a_row]
-    if len(before) >= MIN_LABELLED_WINDOWS:
-        usual = np.abs(excess[before].mean(axis=0))
-        if (usual <= np.maximum(margin[0] / 2, _NEGLIGIBLE)).all():
-            return LabelTrust("changed", len(before))
-    return LabelTrust("doubted", in_a_row)
-
-
-def _excesses(
-    windows: Sequence[LabelledWindow],
-    complete: Sequence[LabelledWindow],
-    confidence: float,
-) -> tuple[Array, Array]:
-    """Return how far the share of each class and of correct answers exceeds the
-    expected share, and the margin of this excess: [windows, k] each. `complete` windows
-    calibrate the probabilities.
+        complete: earlier windows with nearly all labels, which calibrate the
+            probabilities.
     """
     fitted = _calibrate(complete)
-    classes = windows[0].answers.judged_classes
-    chances = [fitted.curve(_probabilities(window)) for window in windows]
-    excess, variance = _mean_excesses(windows, chances, classes)
+    classes = judged.answers.judged_classes
+    chances = fitted.curve(_probabilities(judged))
+    excess, variance = _mean_excesses([judged], [chances], classes)
     level = 1 - (1 - confidence) / (2 * excess.shape[1])
     quantile = float(ndtri(level))
     if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
         errors, variances = _mean_excesses(fitted.windows, fitted.chances, classes)
         variance = _prediction_variance(errors, variances, variance)
         quantile = float(stdtrit(len(errors), level))
-    return excess, quantile * np.sqrt(variance)
+    return bool((np.abs(excess) <= quantile * np.sqrt(variance)).all())
 
 
 def _mean_excesses(

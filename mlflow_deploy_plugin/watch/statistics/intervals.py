@@ -437,12 +437,16 @@ def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
 
 def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     """Return the overall state and the reason: "violated" if any finding is violated,
-    and "kept" if all are kept. A segment that was not judged does not prevent "kept",
-    because the requirement also applies to all rows.
+    otherwise "drift" if a figure has shifted, and "kept" if all are kept. A segment
+    that was not judged does not prevent "kept", because the requirement also applies to
+    all rows.
     """
     violated = [finding for finding in findings if finding.state == "violated"]
     if violated:
         return "violated", _shown(violated)
+    shifted = [finding for finding in findings if finding.state == "drift"]
+    if shifted:
+        return "drift", _shown(shifted)
     satisfied = [finding for finding in findings if finding.state == "kept"]
     unknown = [finding for finding in findings if finding.state == "cannot tell"]
     if satisfied or unknown:

@@ -8,7 +8,7 @@ JASA 1952). Rows are similar if they are in the same of ten strata of the propen
 from a logistic regression (Rosenbaum & Rubin, JASA 1984). Rows with fewer than five
 similar labelled rows are not represented: the metric is reported as the range over all
 possible labels of these rows (Manski, American Economic Review 80, 1990). Weights do
-not help if labels are missing because of their values (`cbpe.trust_labels`). No
+not help if labels are missing because of their values (`cbpe.labels_fit`). No
 unlabelled row is then represented, and the value of the metric is unknown.
 """
 

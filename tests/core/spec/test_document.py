@@ -184,7 +184,7 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "monitors: {d: {kind: performance, require: 'f1>=0.7', every: 1d, labels_within: 2d}}",
             (
                 "capture.retention 7d is shorter than the period of the log that monitor 'd' "
-                "reads: at least 9d"
+                "reads: at least 8d"
             ),
         ),
         (

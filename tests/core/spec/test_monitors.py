@@ -27,10 +27,10 @@ def test_only_estimated_figures_read_rows_of_earlier_windows() -> None:
 
     waited = timedelta(hours=1, minutes=5)
     assert reads("rmse<=3") == waited
-    # The figure needs the four windows before its window.
-    assert reads("f1>=0.7") == waited + timedelta(hours=4)
+    # The figure needs the three windows before its window.
+    assert reads("f1>=0.7") == waited + timedelta(hours=3)
     assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(
-        hours=5,
+        hours=4,
     )
 
 

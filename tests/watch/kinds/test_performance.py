@@ -183,42 +183,51 @@ def half_labelled(
     )
 
 
-def test_a_model_that_has_become_worse_is_violated_on_half_of_the_labels_as_they_used_to_fit(
-    endpoint: EndpointWorld,
-) -> None:
-    endpoint.serve(CLASSIFIER)
-    for days_ago in (4, 3, 2):
-        half_labelled(endpoint, days_ago)
-    for days_ago in (1, 0):
-        half_labelled(endpoint, days_ago, is_worse=True)
-
-    result = judge(endpoint.ask(**ACCURACY))
-
-    assert result.state == "violated"
-    assert any(
-        mentions(note, "probabilities", "3 earlier windows", "has changed") for note in result.notes
-    )
-
-
-def test_labels_that_contradict_the_model_are_believed_in_the_fifth_window_in_a_row(
+def test_labels_that_contradict_the_model_are_bounds_until_the_monitor_declares_a_sample(
     endpoint: EndpointWorld,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     for days_ago in (4, 3, 2, 1, 0):
         half_labelled(endpoint, days_ago, is_worse=True)
 
-    fourth, fifth = (
-        judge(endpoint.ask(f"2013-{day}/1d", **ACCURACY)) for day in ("03-31", "04-01")
+    undeclared = judge(endpoint.ask(**ACCURACY))
+    declared = judge(endpoint.ask(**ACCURACY, labels="sampled"))
+
+    assert undeclared.state == "cannot tell"
+    assert "worst case" in finding(undeclared, "accuracy").reason
+    assert any(mentions(note, "probabilities", "bounds") for note in undeclared.notes)
+    assert mentions(
+        undeclared.notes[-1],
+        "assumes that the unlabelled rows may have any label",
+        "labels: sampled",
+        "labels: reported",
+        "labels: late",
+    )
+    assert declared.state == "violated"
+    assert not any("labels: reported" in note for note in declared.notes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "state"),
+    [(None, "cannot tell"), ("sampled", "violated"), ("late", "cannot tell")],
+)
+def test_labels_of_an_unknown_origin_that_cannot_be_tested_violate_nothing(
+    endpoint: EndpointWorld,
+    labels: str | None,
+    state: str,
+) -> None:
+    endpoint.serve(REGRESSOR)
+    errors = np.where(np.arange(1_000) % 5 == 0, 9.0, 1.0)
+    endpoint.answer({"flight": np.arange(1_000), "prediction": np.zeros(1_000)})
+    complaints = {key: float(errors[key]) for key in range(0, 1_000, 5)}
+    endpoint.label("flight", complaints)
+
+    result = judge(
+        endpoint.ask(kind="performance", require=["mae<=4"], min_rows=100, labels=labels),
     )
 
-    assert fourth.state == "cannot tell"
-    assert fifth.state == "violated"
-    assert "worst case" in finding(fourth, "accuracy").reason
-    assert any(
-        mentions(note, "4 windows in a row", "labels may be missing", "bounds")
-        for note in fourth.notes
-    )
-    assert any(mentions(note, "5 windows in a row", "labels: reported") for note in fifth.notes)
+    assert result.state == state
+    assert ("labelled rows may be complaints" in result.reason) == (labels is None)
 
 
 def test_complete_labels_do_not_show_that_half_of_the_labels_are_a_sample(
@@ -239,9 +248,14 @@ def right_answers(said: Any, true: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("labels", "state"),
-    [(None, "cannot tell"), ("late", "kept"), ("reported", "cannot tell")],
+    [
+        (None, "cannot tell"),
+        ("late", "cannot tell"),
+        ("sampled", "kept"),
+        ("reported", "cannot tell"),
+    ],
 )
-def test_labels_of_right_answers_do_not_keep_a_requirement_unless_they_are_declared_to_be_late(
+def test_labels_of_right_answers_do_not_keep_a_requirement_unless_they_are_declared_a_sample(
     endpoint: EndpointWorld,
     labels: str | None,
     state: str,
@@ -1082,6 +1096,73 @@ def test_run_of_a_violated_window_reports_the_earlier_value_and_the_start(
         "window 2",
         last.reason,
     )
+
+
+def test_a_fall_within_the_requirement_is_drift_since_its_first_day(
+    endpoint: EndpointWorld,
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    results: list[MonitorResult] = []
+    for number in range(24):
+        flights(
+            endpoint,
+            rows=300,
+            skill=8.0 if number < 21 else 2.0,
+            seed=number,
+            day=DAY + timedelta(days=number),
+            first=1_000 * number,
+        )
+        request = replace(
+            endpoint.ask(
+                f"{DAY + timedelta(days=number):%Y-%m-%d}/1d",
+                **(ACCURACY | {"require": ["accuracy>=0.5"]}),
+            ),
+            past=past_of(*results),
+            false_per_year=1.0 if number > 20 else None,
+        )
+        results.append(judge(request))
+
+    assert [result.state for result in results[:21]] == ["kept"] * 21
+    assert [result.state for result in results[22:]] == ["drift", "drift"]
+    shift = finding(results[-1], "accuracy", "shift")
+    assert shift.since == "2013-04-22T00:00:00+00:00"
+    assert mentions(results[-1].reason, "accuracy", "lower", "drift since the window of 22 April")
+    assert finding(results[-1], "accuracy", "criterion").state in ("kept", "cannot tell")
+
+
+@pytest.mark.parametrize("labelled", [0, 12])
+def test_reported_labels_are_followed_as_complaints(
+    endpoint: EndpointWorld,
+    labelled: int,
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, labelled=labelled)
+
+    levels = judge(endpoint.ask(**ACCURACY, labels="reported")).evidence.levels
+
+    assert {str(key): level for key, level in levels.items()} == {
+        "complaints per 1,000 rows/metric": labelled / 0.6,
+        "/rows": 600,
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_known"),
+    [(None, True), ("sampled", True), ("late", False)],
+)
+def test_metrics_of_labelled_rows_are_followed_unless_late_labels_depend_on_their_value(
+    endpoint: EndpointWorld,
+    labels: str | None,
+    is_known: bool,
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
+
+    result = judge(endpoint.ask(**ACCURACY, labels=labels))
+
+    levels = {str(key): level for key, level in result.evidence.levels.items()}
+    assert ("accuracy/metric" in levels) is is_known
+    assert levels.get("/rows", result.figures["labelled_rows"]) == result.figures["labelled_rows"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.watch.statistics.cbpe import (
     LabelledWindow,
     estimate,
     expected_metrics,
-    trust_labels,
+    labels_fit,
 )
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.watch.statistics.metrics import (
@@ -207,56 +207,23 @@ def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it(
     )
 
 
-def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
-    """Return 500 labelled rows that fit the probabilities, or of which 30 % more are
-    wrong or right.
-    """
-    labelled, _ = window(seed, rows=500)
-    is_changed = np.random.default_rng(seed).random(500) < 0.3
-    other = {
+@pytest.mark.parametrize(
+    ("kind", "fits"),
+    [("fits", True), ("worse", False), ("better", False)],
+)
+def test_labels_fit_if_classes_and_right_answers_are_as_probable_as_the_model_says(
+    kind: str,
+    fits: bool,
+) -> None:
+    labelled, _ = window(0, rows=500)
+    changed = {
         "fits": labelled.truth,
         "worse": 1 - labelled.answers.predicted,
         "better": labelled.answers.predicted,
     }[kind]
-    return LabelledWindow(np.where(is_changed, other, labelled.truth), labelled.answers, share)
+    is_changed = np.random.default_rng(0).random(500) < 0.6
+    judged = LabelledWindow(np.where(is_changed, changed, labelled.truth), labelled.answers)
+    complete = [window(seed, rows=500)[0] for seed in range(1, 5)]
 
-
-@pytest.mark.parametrize(
-    ("earlier", "share", "expected"),
-    [
-        ([], 0.5, ("doubted", 1)),
-        (["fits"] * 2, 0.5, ("doubted", 1)),
-        (["fits"] * 3, 0.5, ("changed", 3)),
-        (["fits"] * 3, 0.4, ("changed", 3)),
-        (["fits"] * 3, 0.9, ("doubted", 1)),  # Rows got their labels in another way.
-        (["fits"] * 3, 1.0, ("doubted", 1)),
-        (
-            ["worse", "worse", *["fits"] * 5],
-            0.5,
-            ("changed", 5),
-        ),
-        (["worse"] * 3, 0.5, ("doubted", 4)),
-        (["worse"] * 3, 0.9, ("doubted", 4)),
-        (["worse"] * 4, 0.5, ("repeated", 5)),
-        (["worse"] * 4, 0.9, ("repeated", 5)),
-        (["better"] * 4, 0.5, ("doubted", 1)),
-        (["fits", *["worse"] * 4], 0.5, ("doubted", 1)),
-    ],
-)
-def test_labels_of_a_part_of_the_rows_are_trusted_if_they_used_to_fit_or_differ_five_times_in_a_row(
-    earlier: list[str],
-    share: float,
-    expected: tuple[str, int],
-) -> None:
-    past = [partly_labelled(seed, kind, share) for seed, kind in enumerate(earlier, start=1)]
-
-    assert trust_labels(partly_labelled(0, "worse"), past, 0.95) == expected
-
-
-def test_labels_that_fit_are_trusted_without_earlier_windows_and_after_windows_that_did_not() -> (
-    None
-):
-    past = [partly_labelled(seed, "worse") for seed in range(1, 5)]
-
-    assert trust_labels(partly_labelled(0, "fits"), [], 0.95).outcome == "fits"
-    assert trust_labels(partly_labelled(0, "fits"), past, 0.95).outcome == "fits"
+    assert labels_fit(judged, [], 0.95) is fits
+    assert labels_fit(judged, complete, 0.95) is fits

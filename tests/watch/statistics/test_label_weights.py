@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, trust_labels
+from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, labels_fit
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.watch.statistics.label_weights import (
     LabelWeights,
@@ -150,7 +150,7 @@ def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds()
             predictions.truth[labelled.rows],
             classes_of(predictions).take(labelled.rows),
         )
-        seen.append(labelled.is_selected and trust_labels(window, [], 0.95).outcome == "doubted")
+        seen.append(labelled.is_selected and not labels_fit(window, [], 0.95))
         interval = accuracy_of(labelled.at_worst, predictions)
         assert interval.method == "worst case"
         held.append(
@@ -172,7 +172,7 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
             predictions.truth[labelled.rows],
             classes_of(predictions).take(labelled.rows),
         )
-        departing += trust_labels(window, [], 0.95).outcome == "doubted"
+        departing += not labels_fit(window, [], 0.95)
 
     assert departing <= 11  # 5 are expected
 
@@ -187,8 +187,8 @@ def test_wrong_probabilities_are_corrected_by_earlier_windows_before_comparing_l
 
     earlier = [window(seed) for seed in range(1, 6)]
 
-    assert trust_labels(window(0), [], 0.95).outcome == "doubted"
-    assert trust_labels(window(0), earlier, 0.95).outcome == "fits"
+    assert not labels_fit(window(0), [], 0.95)
+    assert labels_fit(window(0), earlier, 0.95)
 
 
 def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:

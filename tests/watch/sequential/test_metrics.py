@@ -1,0 +1,218 @@
+"""Metrics and complaints over windows: a lasting shift for the worse is a finding."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, SeriesKey
+from mlflow_deploy_plugin.watch.sequential.metrics import (
+    COMPLAINTS,
+    follow_metrics,
+)
+
+FIRST = datetime(2026, 4, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+ROWS = 460
+
+
+class Days:
+    """Judges one day after another; each day sees the evidence of the days before."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.spec = MonitorSpec(kind="performance", require=("accuracy>=0.6",), **spec)
+        self.past: list[JudgedWindow] = []
+
+    def judge(
+        self,
+        metrics: Mapping[str, float],
+        rows: int = ROWS,
+        false_per_year: float | None = 0.5,
+        **context: Any,
+    ) -> tuple[Evidence, list[Finding]]:
+        start = FIRST + len(self.past) * DAY
+        request = WindowRequest(
+            "flights",
+            "hits",
+            self.spec,
+            Window(start, start + DAY),
+            1,
+            load_settings(),
+            past=tuple(self.past),
+            false_per_year=false_per_year,
+            **context,
+        )
+        evidence, findings = follow_metrics(request, metrics, rows)
+        self.past.append(JudgedWindow(start, "cannot tell", evidence))
+        return evidence, findings
+
+    def judge_calm(self, count: int, **shares: float) -> None:
+        """Judge days with these shares of `ROWS` rows, without a budget."""
+        for name, share in shares.items():
+            for value in share_of_days(share, count):
+                self.judge({name: value}, false_per_year=None)
+
+
+def share_of_days(share: float, count: int, rows: int = ROWS, seed: int = 0) -> Sequence[float]:
+    drawn: Sequence[float] = (
+        np.random.default_rng(seed).binomial(rows, share, count) / rows
+    ).tolist()
+    return drawn
+
+
+def days_until_found(days: Days, values: Sequence[float], name: str = "accuracy") -> int:
+    """Return the number of days until the first finding; 0 without a finding."""
+    for day, value in enumerate(values, start=1):
+        if days.judge({name: value})[1]:
+            return day
+    return 0
+
+
+@pytest.mark.parametrize("before", [20, 45, 99])
+def test_a_lasting_fall_of_the_accuracy_is_found_within_three_days(before: int) -> None:
+    days = Days()
+    days.judge_calm(before, accuracy=0.81)
+
+    found = days_until_found(days, share_of_days(0.62, 3, seed=1))
+    evidence, (shift,) = days.judge({"accuracy": 0.62})
+
+    start = FIRST + before * DAY
+    assert 1 <= found <= 3
+    assert (shift.subject, shift.check, shift.state) == ("accuracy", "shift", "drift")
+    assert (shift.since, shift.in_a_row) == (start.isoformat(), found + 1)
+    assert shift.since_range is not None
+    assert shift.since_range[0] <= shift.since < shift.since_range[1]
+    assert shift.value is not None
+    assert shift.value < -3
+    usual, _, fallen, direction = shift.change.replace(",", "").split()
+    assert float(usual) == pytest.approx(0.81, abs=0.03)
+    assert float(fallen) == pytest.approx(0.62, abs=0.03)
+    assert direction == "lower"
+    assert evidence.shifts == {SeriesKey("accuracy", "metric"): start.isoformat()}
+
+
+def test_a_shift_does_not_become_usual() -> None:
+    days = Days()
+    days.judge_calm(40, accuracy=0.81)
+    days_until_found(days, share_of_days(0.62, 60, seed=1))
+    for value in share_of_days(0.62, 60, seed=2):
+        _, findings = days.judge({"accuracy": value})
+
+    assert [finding.since for finding in findings] == [(FIRST + 40 * DAY).isoformat()]
+
+
+def test_a_fall_ends_after_the_return() -> None:
+    days = Days()
+    days.judge_calm(40, accuracy=0.81)
+    days_until_found(days, share_of_days(0.62, 10, seed=1))
+
+    for value in share_of_days(0.81, 10, seed=2):
+        evidence, findings = days.judge({"accuracy": value})
+
+    assert (findings, evidence.shifts) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "is_found"),
+    [
+        ("accuracy", 0.81, 0.95, False),
+        ("brier", 0.2, 0.4, True),
+        ("brier", 0.4, 0.2, False),
+    ],
+)
+def test_only_a_change_for_the_worse_is_a_shift(
+    name: str,
+    before: float,
+    after: float,
+    is_found: bool,
+) -> None:
+    days = Days()
+    days.judge_calm(40, **{name: before})
+
+    assert bool(days_until_found(days, share_of_days(after, 5, seed=1), name)) is is_found
+
+
+def test_more_complaints_are_found() -> None:
+    days = Days(labels="reported")
+    rng = np.random.default_rng(0)
+    for count in rng.poisson(2, 40):
+        days.judge({COMPLAINTS: float(count)}, rows=1_000, false_per_year=None)
+
+    findings = [days.judge({COMPLAINTS: 12.0}, rows=1_000)[1] for _ in range(4)]
+
+    assert findings[-1][0].subject == COMPLAINTS
+    assert findings[-1][0].change.endswith("→ 12, higher")
+
+
+@pytest.mark.parametrize(
+    ("before", "context"),
+    [
+        (19, {}),
+        (40, {"false_per_year": None}),
+        (40, {"follows_levels": False}),
+    ],
+)
+def test_metrics_are_followed_with_a_budget_and_twenty_earlier_windows_of_the_schedule(
+    before: int,
+    context: dict[str, Any],
+) -> None:
+    days = Days()
+    days.judge_calm(before, accuracy=0.81)
+
+    for _ in range(5):
+        evidence, findings = days.judge({"accuracy": 0.3}, **context)
+        days.past = days.past[:before]
+        assert findings == []
+    assert evidence.levels == {SeriesKey("accuracy", "metric"): 0.3, SeriesKey("", "rows"): ROWS}
+
+
+def test_windows_with_other_metrics_or_labels_are_not_compared() -> None:
+    days = Days()
+    days.judge_calm(40, accuracy=0.81)
+
+    assert not days_until_found(days, [0.3] * 4, "f1")
+    days.spec = days.spec.model_copy(update={"labels": "sampled"})
+    assert not days_until_found(days, [0.3] * 4)
+
+
+def test_an_accepted_level_is_usual() -> None:
+    days = Days()
+    days.judge_calm(40, accuracy=0.81)
+    days_until_found(days, share_of_days(0.62, 5, seed=1))
+
+    _, findings = days.judge({"accuracy": 0.62}, baseline={"accuracy": FIRST + 40 * DAY})
+
+    assert findings == []
+
+
+def test_few_rows_make_a_metric_less_certain() -> None:
+    few = Days()
+    many = Days()
+    for days in (few, many):
+        days.judge_calm(40, accuracy=0.81)
+
+    fall = [0.73] * 6
+    found = [bool(few.judge({"accuracy": value}, rows=20)[1]) for value in fall]
+
+    assert days_until_found(many, fall) > 0
+    assert not any(found)
+
+
+@pytest.mark.long
+def test_the_budget_is_kept() -> None:
+    alarms = 0
+    for seed in range(3):
+        days = Days()
+        is_open = False
+        for value in share_of_days(0.81, 120, seed=seed):
+            _, findings = days.judge({"accuracy": value}, false_per_year=1.0)
+            alarms += bool(findings) and not is_open
+            is_open = bool(findings)
+
+    assert alarms <= 4  # 0.6 are expected.
