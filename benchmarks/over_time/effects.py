@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.watch.drift.effects import measure_effect
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS, shown_name
+from mlflow_deploy_plugin.watch.sequential.shifts import shown_shifts
 
 _WORLD = World(10, 0.2, 400)
 _REFERENCE = 90
@@ -114,7 +115,7 @@ def _alarms(monitor: Monitor, day: int) -> set[str]:
     """Return the shifted column and the relations, if they have an alarm."""
     assert monitor.course is not None
     course = replace(monitor.course, tracking=monitor.tracking(day))
-    names = {shown_name(course.series[shift.series].column) for shift in course.shown_shifts}
+    names = {shown_name(course.series[shift.series].column) for shift in shown_shifts(course)}
     names |= {item.subject for item in monitor.verdict(day).findings if item.is_alarm}
     return names & {_WORLD.changed, RELATIONS}
 

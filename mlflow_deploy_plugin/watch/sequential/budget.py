@@ -90,12 +90,12 @@ def lasting_rate(spec: MonitorSpec, false_per_year: float) -> float:
     return LASTING_SHARE * false_per_year / spec.windows_per_year
 
 
-def season_windows(spec: MonitorSpec, levels: ReferenceLevels) -> int:
-    """Return the number of windows in a cycle, 1 without a cycle. Raises InvalidConfig
-    if the reference does not contain the spec's season twice.
+def season_windows(spec: MonitorSpec, reference: int, length_us: int) -> int:
+    """Return the number of windows of this length in a cycle, 1 without a cycle. Raises
+    InvalidConfig if the reference, which has this number of windows, does not contain
+    the spec's season twice.
     """
-    reference = len(levels.starts_us)
-    every = timedelta(microseconds=levels.length_us)
+    every = timedelta(microseconds=length_us)
     if spec.season is None:
         weekly = _WEEK // every if _WEEK % every == timedelta() else 1
         return weekly if _SEASONS * weekly <= reference else 1
@@ -121,7 +121,7 @@ def detector_windows(
     """
     starts = np.concatenate([levels.starts_us, starts_us]) // levels.length_us
     count = len(levels.values)
-    season = season_windows(spec, levels)
+    season = season_windows(spec, count, levels.length_us)
     gaps = np.diff(starts, prepend=starts[:1] - 1)
     all_rows = np.concatenate([levels.rows, rows])
     values = _without_sampling(levels, np.concatenate([levels.values, values]), all_rows)
@@ -213,7 +213,7 @@ def check_budget(
     """
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
     require_windows(reference, levels, spec, FEWEST_WINDOWS)
-    season_windows(spec, levels)
+    season_windows(spec, len(levels.starts_us), levels.length_us)
     return [*unkept(levels, spec, false_per_year)]
 
 

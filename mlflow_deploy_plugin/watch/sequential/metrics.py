@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.budget import (
     FEWEST_WINDOWS,
-    LASTING_SHARE,
+    lasting_rate,
     season_windows,
 )
 from mlflow_deploy_plugin.watch.sequential.detector import (
@@ -136,7 +136,7 @@ def _follow(
     values = np.stack([_levels(windows, key) for key in keys], axis=1)
     first = _reference_size(windows)
     followed = _detector_windows(request, windows, names, values, first)
-    rate = LASTING_SHARE * false_per_year / request.spec.windows_per_year
+    rate = lasting_rate(request.spec, false_per_year)
     starts = [window.start for window in windows]
     return _Course(names, starts, values, track(followed, limit_for(followed, rate)))
 
@@ -157,16 +157,16 @@ def _detector_windows(
     figures increase if a metric becomes worse.
     """
     starts = [window.start for window in windows]
-    numbers = np.array([(start - EPOCH) // request.window.length for start in starts])
-    season = season_windows(request.spec, first)
+    length = request.window.length
+    numbers = np.array([(start - EPOCH) // length for start in starts])
+    season = season_windows(request.spec, first, length // timedelta(microseconds=1))
     usual = values[:first].mean(axis=0)
     rows = _levels(windows, _ROWS)
     usual_rows = np.median(rows[:first])
-    # A metric of few rows varies more, so its distance from the usual counts less.
-    weights = np.sqrt(np.minimum(rows / usual_rows, 1))[:, None]
+    scales = np.sqrt(usual_rows / np.minimum(rows, usual_rows))[:, None]
     smallest = [1_000 / usual_rows if name == COMPLAINTS else _SMALLEST for name in names]
     return Windows(
-        values=np.array([*map(_worse_sign, names)]) * (usual + weights * (values - usual)),
+        values=np.array([*map(_worse_sign, names)]) * values,
         reference=first,
         phases=numbers % season,
         season=season,
@@ -175,6 +175,9 @@ def _detector_windows(
         restarts=np.array(
             [bisect_left(starts, request.baseline.get(name, _NEVER)) for name in names]
         ),
+        scales=np.broadcast_to(scales, values.shape),
+        is_upward=np.ones(len(names), bool),
+        is_followed=np.ones(len(names), bool),
     )
 
 

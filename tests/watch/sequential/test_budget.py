@@ -106,7 +106,7 @@ def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
     windows: int,
     season: int,
 ) -> None:
-    assert budget.season_windows(MonitorSpec(), levels(np.zeros(windows), length_us)) == season
+    assert budget.season_windows(MonitorSpec(), windows, length_us) == season
 
 
 def test_few_windows_are_named_with_the_smallest_budget() -> None:
