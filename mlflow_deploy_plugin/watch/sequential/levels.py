@@ -329,7 +329,7 @@ class _PartWindows:
                 FigureSeries(segment, ROWS, ROWS_FIGURE),
                 np.log(row_counts(self.windows)),
                 rows,
-                1.0,
+                0.0,
                 FLOORS[ROWS_FIGURE],
             )
             for name in columns:
