@@ -3,10 +3,12 @@ at a given rate.
 
 The innovations of a figure have Student's distribution with an unknown number of
 degrees of freedom. A reference of 90 windows says little about the tail of one figure,
-so the proportions of light and heavy tails are estimated from all figures together (an
-empirical Bayes estimate by expectation maximisation: Efron, Large-Scale Inference,
-2010, chapter 1), and each figure's limit is that of its own mixture.
+so the proportions of light and heavy tails are estimated from all figures of a kind
+together (an empirical Bayes estimate by expectation maximisation: Efron, Large-Scale
+Inference, 2010, chapter 1), and each figure's limit is that of its own mixture.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import gammaln, stdtr
@@ -22,15 +24,22 @@ _GRID = np.geomspace(2.0, 500.0, 400)
 
 
 class Tails:
-    """The tails of m figures, from innovations in deviations, [R, m]."""
+    """The tails of m figures."""
 
-    def __init__(self, innovations: Array, season: int) -> None:
+    def __init__(self, innovations: Array, season: int, kinds: Sequence[str]) -> None:
+        """`innovations` are those of the reference in deviations, [R, m]; `kinds` are
+        the names of the figures' kinds, m.
+        """
         freedom = max(len(innovations) - season, 2)
         # The deviations are estimated, too.
         self._freedoms = 1 / (1 / _FREEDOMS + 1 / freedom)
         fits = [_fit(innovations, each) for each in _FREEDOMS]
         self._scales = np.stack([scale for scale, _ in fits])
-        self._shares = _mixtures(np.stack([likelihood for _, likelihood in fits]))
+        likelihoods = np.stack([likelihood for _, likelihood in fits])
+        self._shares = np.empty_like(likelihoods)
+        for kind in {*kinds}:
+            is_of_kind = np.array([each == kind for each in kinds])
+            self._shares[:, is_of_kind] = _mixtures(likelihoods[:, is_of_kind])
 
     def p_values(self, innovations: Array) -> Array:
         """Return the probability of at least the absolute innovations, [..., m], on
