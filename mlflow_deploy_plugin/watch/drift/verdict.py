@@ -59,8 +59,8 @@ class DriftVerdict:
         findings: the outcome of every column, or the reason why the column was not
             judged; the worst finding is first.
         figures: metrics by name; metrics of columns are sorted by decreasing score.
-        largest: the largest score of all columns, with the threshold; None if
-            distributions are not judged.
+        largest: the score that is closest to its threshold, or the farthest beyond it,
+            with the threshold; None if distributions are not judged.
         course: the course of the figures until the window; None if it is not followed.
         evidence: the figures of the window for later judgements.
     """

@@ -1,7 +1,7 @@
 """Data drift, prediction drift and data quality: does the window differ from the
 reference more than the reference's own windows do? The verdict uses sketches of all
 rows in the window; the report uses a bounded sample of rows. All columns and segments
-share a null distribution and a false alarm rate (`drift/verdict.py`).
+share a false alarm rate (`drift/verdict.py`).
 """
 
 import math
