@@ -146,21 +146,20 @@ def usual_rows(request: WindowRequest) -> float | Refused:
     spec = request.spec
     if spec.kind not in ("drift", "data_quality") or not request.follows_levels:
         return Refused(NO_ROWS)
-    rows: dict[datetime, float | None] = {}
+    rows: dict[datetime, float] = {}
     for window in request.past:
-        level = window.evidence.levels.get(ROWS_KEY)
-        if level is not None or ROWS_KEY.column not in window.evidence.alarms:
-            rows[window.start] = level
+        level = window.evidence.levels.get(ROWS_KEY, -math.inf)
+        if level > 0 or ROWS_KEY.column not in window.evidence.alarms:
+            rows[window.start] = math.exp(level)
     if len(rows) < _FEWEST_WINDOWS:
         return Refused(f"{NO_ROWS}, and fewer than {_FEWEST_WINDOWS} earlier windows are known")
     season = spec.season or spec.every
     start = request.window.start
     in_phase = [rows[each] for each in rows if not (start - each) % length_of(season)]
     latest = in_phase[-_LATEST:]
-    known = [level for level in latest if level is not None]
-    if known and len(known) >= _USUAL_SHARE * len(latest):
-        return math.exp(np.median(known))
+    known = np.count_nonzero(latest)
+    if 0 < _USUAL_SHARE * len(latest) <= known:
+        return float(np.median(latest))
     return Refused(
-        f"{NO_ROWS}; {len(known)} of {len(latest)} earlier windows, one per {season}, had rows "
-        "to judge"
+        f"{NO_ROWS}; {known} of {len(latest)} earlier windows, one per {season}, had rows to judge"
     )

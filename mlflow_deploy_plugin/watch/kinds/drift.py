@@ -520,7 +520,7 @@ def _judge_no_rows(request: WindowRequest) -> MonitorResult:
     change = f"rows {usual:,.0f} → 0, fewer"
     findings = with_history(request, [Finding(ROWS, "rows", "drift", NO_ROWS, change=change)])
     reason = f"{ROWS}: {findings[0].account}"
-    return request.result("drift", reason, findings=findings, figures={"is_drift": 1.0})
+    return request.result("drift", reason, findings=findings)
 
 
 def _version_notes(versions: Mapping[ModelVersion, int]) -> Iterator[str]:
