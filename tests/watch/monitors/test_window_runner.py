@@ -107,18 +107,11 @@ def test_hours_without_rows_are_one_alert_until_the_next_hour_with_rows(
     assert not any(action.startswith("retrain") for action in actions)
 
 
-@pytest.mark.parametrize(
-    ("kind", "hours"),
-    [("drift", 6), ("data_quality", 0), ("service_level", 7)],
-)
 def test_an_hour_without_rows_is_neither_judged_nor_reported_where_this_may_be_usual(
     world: MonitoredWorld,
-    kind: str,
-    hours: int,
 ) -> None:
-    level = {"require": "error_rate<=1%"} if kind == "service_level" else {}
-    world.endpoint(hourly={"kind": kind, **level})
-    add_hours_with_rows(world, hours)
+    world.endpoint()
+    add_hours_with_rows(world, 6)
     world.now = NOON + 2 * HOUR
 
     (window,) = run_next(world)
@@ -127,15 +120,6 @@ def test_an_hour_without_rows_is_neither_judged_nor_reported_where_this_may_be_u
     assert window.reason.startswith("the window has no rows")
     assert window.run_id == ""
     assert Alerts(world.store).firing("flights") == []
-
-
-def test_an_hour_whose_rows_are_not_shipped_yet_waits(world: MonitoredWorld) -> None:
-    world.endpoint()
-    add_hours_with_rows(world, 7)
-    world.now = NOON + 2 * HOUR
-    world.watermark(NOON + HOUR / 2)
-
-    assert run_next(world) == [Idle.WAITS_FOR_ROWS]
 
 
 @pytest.mark.parametrize(
