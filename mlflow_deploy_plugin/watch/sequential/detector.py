@@ -178,8 +178,10 @@ class Tracking:
         self._mass = np.zeros((len(_THETA), self.levels.shape[1]))
         """The evidence by sign, size and series."""
         self._followed = max(int(windows.is_followed.sum()), 1)
-        self._is_left_out = np.zeros(self.levels.shape, bool)
-        """The figures that are shifted or unusual, and not a part of the baseline."""
+        self._is_left_out = ~np.isfinite(windows.values)
+        """The figures that are unknown, shifted or unusual, and not a part of the
+        baseline.
+        """
         self._previous = self.baseline.scaled(self.levels[first - 1], windows.scales[first - 1])
         self.shifts: list[Shift] = []
         self.alarms: list[int] = []
@@ -192,6 +194,8 @@ class Tracking:
         levels.
         """
         self._restart(self._windows.restarts == now)
+        is_known = np.isfinite(self._windows.values[now])
+        self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
         innovation = self._innovation(now)
         self._end_shifts(now, innovation)
         self._mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)

@@ -85,6 +85,10 @@ unit of the column, in standard deviations of the rows.
 _DRAWS = 64
 _DRAWN_ROWS = 300
 _SIZES = (10, 30, 100, 300, 1_000, 10_000)
+_FARTHEST = 1e9
+"""The limit of a mean of all values, in standard deviations of the rows beyond the
+bins: the square of a larger mean may be infinite.
+"""
 _LEAST_FREQUENT = 0.1
 _MOSTLY = 0.9
 
@@ -426,7 +430,9 @@ class _Column:
         variance = (present * np.square(bins.positions - level[:, None])).sum(axis=1) / rows
         yield SPREAD, np.where(variance > 0, np.log(variance) / 2, np.nan)
         if not bins.tables:
-            yield MEAN, np.array([column.mean if column else math.nan for column in columns])
+            means = np.array([column.mean if column else math.nan for column in columns])
+            reach = _FARTHEST * bins.scale
+            yield MEAN, means.clip(bins.positions[0] - reach, bins.positions[-1] + reach)
             outside = _counts_of(columns, "below") + _counts_of(columns, "above")
             yield OUTSIDE, outside / rows
 

@@ -25,10 +25,10 @@ def relative_deviations(
         row_variances: the variance that a single row adds to a figure, [m].
         of_reference: the number of rows of the reference's windows, [R, m].
     """
-    by_rows = row_variances / of_reference
+    by_rows = np.where(of_reference > 0, row_variances / np.maximum(of_reference, 1), 0)
     between = np.maximum((np.square(residuals) - by_rows).mean(axis=0), 0)
-    usual = between + row_variances / np.median(of_reference, axis=0)
-    variances = between + row_variances / rows
+    usual = between + row_variances / np.maximum(np.median(of_reference, axis=0), 1)
+    variances = between + row_variances / np.maximum(rows, 1)
     is_known = np.isfinite(variances) & (usual > 0)
     deviations: Array = np.sqrt(np.where(is_known, variances / np.where(usual > 0, usual, 1), 1))
     return deviations
@@ -43,14 +43,16 @@ def sampling_factor(
     """Return the factor by which the distances of windows with `rows`, [N], are larger
     because of their number of rows, relative to a usual window; 1 where it is unknown.
     The squared distance of n rows is the sum of that between windows and `row_variance`
-    / n.
+    / n, and / N for the N rows of the reference.
 
     Args:
         distances: the distances of the reference's windows, [R].
         of_reference: the number of rows of these windows, [R].
     """
     squared = max(float(np.nanmean(np.square(distances))), 1e-12)
-    usual = np.median(of_reference)
-    share = min(row_variance / usual / squared, 1.0)
-    factors: Array = np.sqrt(1 - share + share * usual / rows)
+    of_total = 1 / np.maximum(of_reference.sum(), 1)
+    usual = 1 / np.maximum(np.median(of_reference), 1) + of_total
+    share = min(row_variance * usual / squared, 1.0)
+    by_rows = 1 / np.maximum(rows, 1) + of_total
+    factors: Array = np.sqrt(1 - share + share * by_rows / usual)
     return np.nan_to_num(factors, nan=1.0)

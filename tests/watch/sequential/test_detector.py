@@ -149,6 +149,15 @@ def test_gaps_and_unknown_levels_are_no_shifts() -> None:
     assert not followed(replace(windows, values=values, gaps=gaps)).shifts
 
 
+def test_unknown_windows_are_not_a_part_of_an_accepted_baseline() -> None:
+    windows = shifted(days(1, 8), 0, by=8)
+    windows.values[REFERENCE : REFERENCE + 4, 3] = np.nan
+    windows.values[-1, 3] = np.nan
+    windows.restarts[3] = REFERENCE
+
+    assert np.abs(track(windows, np.inf).innovations[:, 3]).max() < 4
+
+
 def test_a_smaller_budget_has_a_higher_limit() -> None:
     windows = days(7, 0)
     limits = [

@@ -6,6 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
+from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import (
     FigureSeries,
     reference_levels,
@@ -34,6 +35,16 @@ def test_figures_describe_level_spread_missing_and_frequent_values(
     assert figures["carrier/second"] < figures["carrier/frequent"]
     assert figures["temp/distance"] > 0
     assert figures["number of rows/rows"] == pytest.approx(np.log(ROWS))
+
+
+def test_the_square_of_the_largest_mean_is_finite(reference: DriftReference) -> None:
+    rows = rows_of(500)
+    rows["temp"][0] = 1.7e308
+    window = sketch_batches(reference.bins, [pa.table(rows)])
+
+    mean = window_levels(reference, window, ["temp"], "")[SeriesKey("temp", "mean")]
+
+    assert 1e6 < mean < 1e12
 
 
 def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> None:

@@ -41,12 +41,30 @@ def test_an_unknown_number_of_rows_is_usual() -> None:
     assert deviation_at(np.nan, 0.1) == 1.0
 
 
+def test_a_window_without_rows_does_not_hide_the_variance_between_windows() -> None:
+    residuals = np.random.default_rng(0).normal(0, 1, (400, 1))
+    of_reference = USUAL / 100
+    of_reference[:100] = 0
+
+    (relative,) = relative_deviations(residuals, np.array([[25.0]]), np.ones(1), of_reference)
+
+    assert np.square(relative) == pytest.approx((0.25 + 1 / 25) / 1.25, rel=0.2)
+
+
 def distance_factor(distances: Array, rows: float) -> float:
     (factor,) = sampling_factor(distances, np.array([rows]), 1.0, USUAL[:, 0])
     return float(factor)
 
 
 def test_distances_that_are_due_to_sampling_shrink_with_the_rows() -> None:
-    assert distance_factor(np.full(400, 0.1), 25) == pytest.approx(2.0)
+    assert distance_factor(np.full(400, 0.1), 25) == pytest.approx(2.0, rel=0.01)
     assert distance_factor(np.full(400, 3.0), 25) == pytest.approx(1.0, abs=0.01)
     assert distance_factor(np.full(400, 0.1), np.nan) == 1.0
+
+
+def test_the_distance_of_many_rows_is_at_least_that_of_the_reference() -> None:
+    of_reference = USUAL[:8, 0]
+
+    (factor,) = sampling_factor(np.full(8, 0.1), np.array([1e6]), 1.0, of_reference)
+
+    assert factor == pytest.approx(np.sqrt(1 / 9), rel=0.01)
