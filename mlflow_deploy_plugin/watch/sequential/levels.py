@@ -34,7 +34,6 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
     ReferencePieces,
-    profiles_at,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts, row_counts
@@ -198,11 +197,12 @@ def reference_levels(
     are known in most windows, in all rows and in each segment. The number of rows is
     included if the `columns` contain `ROWS`.
     """
-    times, profiles = _windows(reference.pieces)
+    times = reference.pieces.window_starts_us
+    profiles = reference.pieces.windows
     later, earlier = _used_windows(reference.pieces, row_counts(profiles))
     known: list[_KnownSeries] = []
     for segment, part in {"": reference, **segments}.items():
-        part_profiles = profiles_at(times, *_windows(part.pieces))
+        part_profiles = part.pieces.windows_at(times)
         windows = _PartWindows.of(part, part_profiles, later, earlier)
         known += (
             each
@@ -239,15 +239,6 @@ def _used_windows(pieces: ReferencePieces, rows: Array) -> tuple[Array, Array | 
     later, earlier = pieces.pairs()
     has_rows = np.minimum(rows[later], rows[earlier]) > 0
     return later[has_rows], earlier[has_rows]
-
-
-def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]:
-    """Return the starts and profiles of the windows. If a window is one step, all
-    windows are known as steps.
-    """
-    if pieces.grid.window_steps == 1 and pieces.steps:
-        return pieces.step_starts_us, pieces.steps
-    return pieces.window_starts_us, pieces.windows
 
 
 def window_levels(

@@ -55,7 +55,9 @@ def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> Non
     assert of_temp.std() == pytest.approx(0.5, abs=0.15)
 
 
-def test_all_hours_of_a_long_reference_are_known() -> None:
-    hourly = reference_of(30, DAY_US // 24)
-    assert len(hourly.pieces.windows) == 500
-    assert len(reference_levels(hourly, ["temp"], {}).starts_us) == 30 * 24
+def test_all_hours_of_a_long_reference_are_known_and_compared_with_the_others() -> None:
+    levels = reference_levels(reference_of(30, DAY_US // 24), ["temp"], {})
+
+    assert len(levels.starts_us) == 30 * 24
+    outside = levels.values[:, levels.series.index(FigureSeries("", "temp", "outside"))]
+    assert (outside > 0).sum() == 2  # the hours of the minimum and the maximum

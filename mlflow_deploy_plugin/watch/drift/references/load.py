@@ -169,7 +169,11 @@ class LogReference:
         if not len(sample):
             return pieces
         windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
-        return replace(pieces, windows=windows)
+        pieces = replace(pieces, windows=windows)
+        if pieces.lagged is None:
+            return pieces
+        lagged_us = window.start_us - lag_windows * length_us
+        return replace(pieces, lagged=pieces.windows_at([lagged_us])[0])
 
     def _batches(
         self,

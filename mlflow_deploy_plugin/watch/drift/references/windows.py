@@ -104,11 +104,12 @@ class ReferencePieces:
 
     Attributes:
         windows: the windows with rows, in order of time; at most `MAX_WINDOWS` (for
-            pairs, twice as many), evenly spaced. If the rows are available, `unseen`,
-            `below` and `above` are counted against all other windows.
+            pairs, twice as many; all windows of one step), evenly spaced. If the rows
+            are available, `unseen`, `below` and `above` are counted against all other
+            windows.
         window_starts_us: [B] the start of each window, microseconds since 1970.
         steps: all steps of the grid, including steps without rows; empty if the
-            reference is too long.
+            reference is too long, or if a step is a window.
         total: all rows of the reference, including rows outside of the windows.
         lagged: with `lag_windows`, the window that the judged window is compared with.
             This window may have no rows.
@@ -127,12 +128,6 @@ class ReferencePieces:
         before, or all rows without a lag.
         """
         return self.total if self.lagged is None else self.lagged
-
-    @property
-    def step_starts_us(self) -> range:
-        first = self.grid.start_us
-        step_us = self.grid.step_us
-        return range(first, first + len(self.steps) * step_us, step_us)
 
     def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
         """Return the windows that begin at `starts_us`, with an empty profile for each
@@ -216,6 +211,9 @@ def window_grid(
     max_windows = 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS
     max_windows = min(max(fitting, _FEW_WINDOWS), max_windows)
     keeps_steps = windows * steps <= fitting and not lag_windows
+    if keeps_steps and steps == 1:  # Keep the steps as windows.
+        max_windows = max(windows, max_windows)
+        keeps_steps = False
     return WindowGrid(
         start_us=start_us + first * length_us,
         length_us=length_us,
@@ -383,21 +381,19 @@ def count_out_of_rest(
     table: pa.Table,
     groups: Array,
     count: int,
-    counted: Array | None = None,
 ) -> dict[str, RestCounts]:
     """Return the counts `unseen`, `below` and `above` of each column with bins, per
     group of rows, against all other groups. `groups`, [N] int64, is the group of each
-    row; `counted`, [count] bool, are the others (None: all).
+    row.
     """
-    counted = np.ones(count, bool) if counted is None else counted
     counts: dict[str, RestCounts] = {}
     for name, raw_column in feature_columns(table, bins):
         column = decoded(raw_column)
         column_bins = bins.get(name)
         if isinstance(column_bins, OrderedBins):
-            counts[name] = _count_out_of_range(as_floats(column), groups, counted)
+            counts[name] = _count_out_of_range(as_floats(column), groups, count)
         elif column_bins is not None:
-            counts[name] = _count_unseen(column, groups, counted)
+            counts[name] = _count_unseen(column, groups, count)
     return counts
 
 
@@ -407,7 +403,6 @@ def correct_for_rest(
     starts_us: Sequence[int],
     length_us: int,
     sample: pa.Table,
-    until_us: int | None = None,
 ) -> tuple[Profile, ...]:
     """Return the windows with `unseen`, `below` and `above` counted against the other
     windows, for bins that were frozen on a sample of the same rows. The counts in the
@@ -416,16 +411,13 @@ def correct_for_rest(
 
     Args:
         sample: rows with event times.
-        until_us: only windows before this time count as other windows; None for all
-            windows.
     """
     if not windows:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
     present_us = starts_us[0] + present * length_us
-    counted = None if until_us is None else present_us < until_us
-    rest = count_out_of_rest(bins, sample, groups, len(present), counted)
+    rest = count_out_of_rest(bins, sample, groups, len(present))
     window_at = dict(zip(starts_us, windows, strict=True))
     for index, rows in enumerate(np.bincount(groups).tolist()):
         start_us = int(present_us[index])
@@ -462,7 +454,7 @@ def _extrapolate(window: Profile, counts: _ColumnCounts, rows: int) -> Profile:
     return _with_counts(window, larger)
 
 
-def _count_unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
+def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> RestCounts:
     """Return, for each group, the number of rows whose value occurs in no other
     group.
     """
@@ -470,33 +462,28 @@ def _count_unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> Res
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
     owners = groups[is_known]
-    count = len(counted)
     size = len(encoded.dictionary)
     first = np.full(size, count)
     last = np.full(size, -1)
-    is_counted = counted[owners]
-    np.minimum.at(first, values[is_counted], owners[is_counted])
-    np.maximum.at(last, values[is_counted], owners[is_counted])
+    np.minimum.at(first, values, owners)
+    np.maximum.at(last, values, owners)
     first = first[values]
     last = last[values]
-    is_alone = (last < 0) | ((first == last) & (first == owners))
+    is_alone = first == last
     return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
 
 
-def _count_out_of_range(values: Array, groups: Array, counted: Array) -> RestCounts:
+def _count_out_of_range(values: Array, groups: Array, count: int) -> RestCounts:
     """Return, for each group, the number of values below the minimum and above the
     maximum of all other groups.
     """
     is_known = ~np.isnan(values)
     numbers = values[is_known]
     owners = groups[is_known]
-    count = len(counted)
     least = np.full(count, np.inf)
     most = np.full(count, -np.inf)
     np.minimum.at(least, owners, numbers)
     np.maximum.at(most, owners, numbers)
-    least[~counted] = np.inf
-    most[~counted] = -np.inf
     below = np.bincount(
         owners[numbers < _of_others(least)[owners]],
         minlength=count,

@@ -171,9 +171,11 @@ def test_values_found_in_one_captured_window_only_count_as_new_there(
     for day in days:
         LogWriter(captured).write(day)
 
+    earlier = ask("rolling:3d", window=parse_window("2013-03-25/1d")).pieces.others
     blocks = ask("window:2013-03-22/2013-03-25").pieces.windows
 
     assert [block.columns["carrier"].unseen for block in blocks] == [5, 0, 0]
+    assert earlier.columns["carrier"].unseen == 5
     assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
 
 

@@ -116,34 +116,7 @@ FOUR_DAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("until", "unseen", "above"),
-    [
-        # `new` and 8 are in the third and the fourth day.
-        (
-            None,
-            [0, 1, 0, 0],
-            [0, 0, 1, 0],
-        ),
-        # `b` and `c` occur on a single day.
-        (
-            2,
-            [1, 1, 1, 1],
-            [0, 1, 1, 1],
-        ),
-        # 9 and `new` are only in the third day.
-        (
-            3,
-            [1, 1, 1, 0],
-            [0, 0, 1, 0],
-        ),
-    ],
-)
-def test_a_day_is_measured_against_the_others_or_those_before_a_time(
-    until: int | None,
-    unseen: list[int],
-    above: list[int],
-) -> None:
+def test_a_day_is_measured_against_the_others() -> None:
     times = np.repeat(np.arange(4) * DAY_US, 2)
     table = pa.table(FOUR_DAYS).append_column(
         "_event_time",
@@ -151,16 +124,8 @@ def test_a_day_is_measured_against_the_others_or_those_before_a_time(
     )
     bins = {name: freeze_bins(feature) for name, feature in read_columns(table)[0].items()}
     pieces = cut_pieces(bins, table, times, 0, DAY_US)
-    until_us = None if until is None else until * DAY_US
 
-    blocks = correct_for_rest(
-        bins,
-        pieces.windows,
-        pieces.window_starts_us,
-        DAY_US,
-        table,
-        until_us,
-    )
+    blocks = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, DAY_US, table)
 
-    assert [block.columns["text"].unseen for block in blocks] == unseen
-    assert [block.columns["number"].above for block in blocks] == above
+    assert [block.columns["text"].unseen for block in blocks] == [0, 1, 0, 0]
+    assert [block.columns["number"].above for block in blocks] == [0, 0, 1, 0]
