@@ -155,7 +155,8 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
         for requirement in request.spec.requirements:
             findings = _requirement_findings(compared, requirement, draws)
             required += with_history(request, findings)
-    checked = _quality_findings(verdict.findings)
+    series = verdict.course.series if verdict.course else ()
+    checked = _quality_findings(verdict.findings, {each.key for each in series})
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
         # Only distributions have drifted, and data quality does not judge
@@ -188,16 +189,16 @@ def _independent_draws(request: WindowRequest, version: ModelVersion) -> float:
     return max(requests, 1) / left_out
 
 
-def _quality_findings(findings: Sequence[Finding]) -> list[Finding]:
+def _quality_findings(findings: Sequence[Finding], judged: Container[str]) -> list[Finding]:
     """Return the findings of data quality, and one for each column that has only a
-    finding about its distribution.
+    finding about its distribution. `judged` are the columns with figures (`alarm_key`).
     """
     checked = [finding for finding in findings if finding.check in CHECKS]
     with_check = {finding.subject for finding in checked}
     for item in findings:
         if item.subject in with_check or item.check != "distribution" or item.segment:
             continue
-        if item.state == "not judged":
+        if item.state == "not judged" and item.subject not in judged:
             checked.append(Finding(item.subject, "missing", item.state, item.reason))
         else:
             reason = "nothing missing, unseen or out of range"

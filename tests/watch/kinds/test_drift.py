@@ -464,6 +464,7 @@ def test_quality_ignores_drift_of_the_distribution_alone(
     assert drifted.figures["is_drift"] == 1
     assert quality.state == "no drift"
     assert quality.figures["is_drift"] == 0
+    assert {finding.state for finding in quality.findings} == {"no drift"}
 
 
 def test_quality_requirements_on_rows_alone_need_no_reference(
