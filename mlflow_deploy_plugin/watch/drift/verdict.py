@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.watch.sequential.course import (
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome
 from mlflow_deploy_plugin.watch.sequential.figures import VAGUE, figure_name
-from mlflow_deploy_plugin.watch.sequential.levels import ROWS
+from mlflow_deploy_plugin.watch.sequential.levels import ROWS, SHARES
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK = "7d"
@@ -285,10 +285,13 @@ def _clearest_first(test: FigureTest) -> tuple[bool, float]:
 
 
 def _check_test(test: FigureTest, course: Course) -> CheckTest:
+    usual = test.usual
+    if test.series.figure in SHARES and not course.spec.is_rolling:
+        usual = max(0.0, usual)
     return CheckTest(
         check=column_findings.check_of(test.series.figure),
         value=test.value,
-        usual=test.usual,
+        usual=usual,
         spread=test.deviation,
         score=test.score,
         threshold=test.threshold,

@@ -88,7 +88,7 @@ def shown_deviation(figure: str, usual: float, deviation: float) -> str:
     if figure in _LOGARITHMIC:
         return f"{math.exp(usual) * math.expm1(min(deviation, 50)):.2g}"
     if figure in _IN_UNIT:
-        return f"{deviation:.2g}"
+        return f"{deviation:.3g}"
     return f"{deviation:.1%}"
 
 

@@ -62,7 +62,7 @@ OUTSIDE = "outside"
 DISTANCE = "distance"
 UPWARD = (NEW, OUTSIDE, MODE, DISTANCE)
 """The figures of which only an increase is a change."""
-_SHARES = ("frequent", "second", MISSING, NEW, OUTSIDE)
+SHARES = ("frequent", "second", MISSING, NEW, OUTSIDE)
 _IN_ROWS = (LEVEL, MEAN)
 """The figures in the unit of the column."""
 FLOORS: Mapping[str, float] = {
@@ -385,7 +385,7 @@ class _Column:
         """
         if figure in _IN_ROWS and isinstance(self.bins, OrderedBins):
             return FLOORS[figure] * self.bins.scale
-        if figure in _SHARES:
+        if figure in SHARES:
             return max(FLOORS[figure], 1 / max(usual_rows, 1))
         return FLOORS[figure]
 
@@ -462,9 +462,8 @@ class _Column:
 
     def row_variances(self, values: Mapping[str, Array]) -> dict[str, float]:
         """Return the variance that a single row adds to each figure: of a share p, p (1
-        - p); of the logarithm of a deviation, half of a normal distribution's 2 / n;
-        of a mean, that of the values; of the logarithm of a share p, 1 / p; of a
-        distance, its square.
+        - p); of the logarithm of a deviation, (kurtosis - 1) / 4; of a mean, that of
+        the values; of the logarithm of a share p, 1 / p; of a distance, its square.
         """
         variances = {}
         rarest = 1 / (self.total.sum() + 2)
@@ -476,8 +475,12 @@ class _Column:
         variances[DISTANCE] = self._distance_variance()
         if isinstance(self.bins, OrderedBins):
             variances[MODE] = self.total.sum() / max(float(self.total[:-1].max()), 1.0)
-            variances[SPREAD] = 0.5
-            variances[LEVEL] = self.bins.scale**2
+            shares = self.total[:-1] / max(self.total[:-1].sum(), 1)
+            squares = np.square(self.bins.positions - shares @ self.bins.positions)
+            variance = max(float(shares @ squares), 1e-300)
+            kurtosis = float(shares @ np.square(squares / variance))
+            variances[SPREAD] = max(kurtosis - 1, 0) / 4
+            variances[LEVEL] = variance
             variances[MEAN] = self.bins.scale**2
             if self.whole is not None and math.isfinite(self.whole.deviation):
                 variances[MEAN] = self.whole.deviation**2

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import (
@@ -61,3 +62,22 @@ def test_all_hours_of_a_long_reference_are_known_and_compared_with_the_others() 
     assert len(levels.starts_us) == 30 * 24
     outside = levels.values[:, levels.series.index(FigureSeries("", "temp", "outside"))]
     assert (outside > 0).sum() == 2  # the hours of the minimum and the maximum
+
+
+@pytest.mark.parametrize(("outlier", "expected"), [(0.0, 0.5), (20.0, 20.0)])
+def test_a_row_of_a_heavy_tailed_column_adds_more_variance_to_its_spread(
+    outlier: float,
+    expected: float,
+) -> None:
+    rng = np.random.default_rng(0)
+    size = 40 * 100
+    rows = rng.normal(size=size) + outlier * (rng.random(size) < 0.01)
+    table = pa.table({"x": rows})
+    bins, _ = freeze_table(table, (), "the rows")
+    days = np.repeat(np.arange(40) * DAY_US, 100)
+    pieces = cut_pieces(bins, table, days, 0, DAY_US)
+    levels = reference_levels(DriftReference(bins, "", pieces, table), ["x"], {})
+
+    variance = levels.row_variances[levels.series.index(FigureSeries("", "x", "spread"))]
+
+    assert variance == pytest.approx(expected, rel=0.3)
