@@ -34,7 +34,7 @@ _HOURS = {
     "hours, a twentieth of the rows at night": World(
         5,
         0.2,
-        800,
+        1_000,
         season=24,
         quiet=0.05,
         length_us=HOUR_US,
