@@ -108,7 +108,11 @@ def _judge(monitor: Monitor, number: int, column: str = "") -> _Day:
     of_column = [test for test in tests if test.series.column == column]
     closest = max(of_column or tests, key=lambda test: test.ratio)
     shown = f"{closest.series.series_key} {closest.score:.1f} of {closest.threshold:.1f}"
-    exact = [item.title for item in verdict.findings if item.is_alarm and item.threshold == 0]
+    exact = [
+        f"{item.subject} {item.check}"
+        for item in verdict.findings
+        if item.is_alarm and item.threshold == 0
+    ]
     return _Day(is_found, ", ".join([shown, *exact]))
 
 
