@@ -157,7 +157,7 @@ class Settings(BaseModel):
     """File of the channels that receive alerts, in Apprise's YAML or text format; tags
     select among the channels. Default: no alert is sent.
     """
-    alert_repeat_seconds: float = Field(default=86400.0, ge=60)
+    alert_repeat_seconds: float = Field(default=604800.0, ge=60)
     """Seconds after which an alert that still fires is sent again."""
     monitor_retention_days: int | None = Field(default=None, ge=7, le=36500)
     """Days after which the controller deletes judged windows of monitors and resolved

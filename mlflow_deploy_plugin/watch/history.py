@@ -1,21 +1,29 @@
-"""The history of a finding: the change of its value, and the start of its alarm.
+"""The history of a finding: the change of its value, and the start of its alarm; and
+the number of rows that earlier windows have.
 
 Columns are compared with the reference; criteria are compared with earlier windows.
 Undecided windows are skipped when alarms are counted.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 
+from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
+from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds
 from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED, Finding, WindowRequest, same_phase
-from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, JudgedWindow
 
+NO_ROWS = "the window has no rows"
 _WINDOWS_BEFORE = 8
+_FEWEST_WINDOWS = 7
+_LATEST = 30
+_USUAL_SHARE = 0.95
 
 
 def with_history(request: WindowRequest, findings: Iterable[Finding]) -> list[Finding]:
@@ -128,3 +136,30 @@ def _usual_value(
         return usual, "the window before"
     windows = phase or "windows"
     return usual, f"the median of the {len(before)} {windows} before"
+
+
+def usual_rows(request: WindowRequest) -> float | Refused:
+    """Return the median number of rows of the latest windows in the same phase of the
+    season. Refused if so few of them were judged with rows that a window without rows
+    is not an alarm. Earlier such alarms are skipped.
+    """
+    spec = request.spec
+    if spec.kind not in ("drift", "data_quality") or not request.follows_levels:
+        return Refused(NO_ROWS)
+    rows: dict[datetime, float] = {}
+    for window in request.past:
+        level = window.evidence.levels.get(ROWS_KEY, -math.inf)
+        if level > 0 or ROWS_KEY.column not in window.evidence.alarms:
+            rows[window.start] = math.exp(level)
+    if len(rows) < _FEWEST_WINDOWS:
+        return Refused(f"{NO_ROWS}, and fewer than {_FEWEST_WINDOWS} earlier windows are known")
+    season = spec.season or spec.every
+    start = request.window.start
+    in_phase = [rows[each] for each in rows if not (start - each) % length_of(season)]
+    latest = in_phase[-_LATEST:]
+    known = np.count_nonzero(latest)
+    if 0 < _USUAL_SHARE * len(latest) <= known:
+        return float(np.median(latest))
+    return Refused(
+        f"{NO_ROWS}; {known} of {len(latest)} earlier windows, one per {season}, had rows to judge"
+    )

@@ -28,7 +28,12 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
 @pytest.mark.parametrize(
     ("model", "columns", "spec", "reason"),
     [
-        (CLASSIFIER, {}, DRIFT, "the window has no rows"),
+        (
+            CLASSIFIER,
+            {},
+            DRIFT,
+            "the window has no rows, and fewer than 7 earlier windows are known",
+        ),
         (
             CLASSIFIER,
             {"_latency_us": np.full(50, 900)},

@@ -346,8 +346,8 @@ class MonitorSpec(SpecPart):
     false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """Share of windows without drift that may be reported as drifted."""
     season: Length | None = None
-    """Cycle of the rows, a multiple of `every`: 7d, 1d. With alarms.false_per_year, it
-    is removed before windows are compared over time. Default: 7d.
+    """Cycle of the rows, a multiple of `every`: 7d, 1d. It is removed before windows
+    are compared. Default: 7d, if the reference has three weeks.
     """
     independent_rows: bool = False
     """true: rows do not depend on neighbouring rows in time, so that single rows may be

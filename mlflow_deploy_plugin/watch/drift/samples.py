@@ -143,7 +143,7 @@ def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     other_counts = column_counts([pieces.others], name, bins)
-    # Limit the earlier window to the judged window's size, as in the null.
+    # Limit the earlier window to the judged window's size, as in the samples.
     if pieces.grid.lag_windows:
         other_counts = subsample(other_counts, group.compared, rng)
     figures: Array = window.figures(bins, other_counts)[0]

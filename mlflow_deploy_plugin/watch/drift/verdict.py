@@ -59,8 +59,8 @@ class DriftVerdict:
         findings: the outcome of every column, or the reason why the column was not
             judged; the worst finding is first.
         figures: metrics by name; metrics of columns are sorted by decreasing score.
-        largest: the largest score of all columns, with the threshold; None if
-            distributions are not judged.
+        largest: the score that is closest to its threshold, or the farthest beyond it,
+            with the threshold; None if distributions are not judged.
         course: the course of the figures until the window; None if it is not followed.
         evidence: the figures of the window for later judgements.
     """
@@ -118,31 +118,44 @@ def judge_profile(
     for segment, part in parts.items():
         prepared.append(_prepare_group(segment, *part, spec))
     groups = [each.group for each in prepared if not each.reason]
+    evidence = evidence_of(reference, window, parts, _columns(groups, spec), spec, history.rows)
+    course = _follow_groups(groups, spec, start_us, evidence, history)
+    test = _test_window(groups, course, spec, start_us)
+    if isinstance(test, Refused):
+        verdict = _unjudged(rows, whole.without_test(test.reason), schema)
+    else:
+        others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
+        season_us = 1_000_000 * duration_seconds(spec.season or _WEEK)
+        verdict = _conclude(rows, groups, test, start_us, season_us, others)
+    followed = None if isinstance(course, Refused) else course
+    return replace(verdict, evidence=evidence, course=followed)
+
+
+def _columns(groups: Sequence[ColumnGroup], spec: MonitorSpec) -> list[str]:
+    """Return the columns of all groups, and the number of rows if it is judged."""
     columns = sorted({name for group in groups for name in group.columns})
     if not spec.columns or ROWS in spec.columns:
         columns.append(ROWS)
-    evidence = evidence_of(reference, window, parts, columns, spec, history.rows)
-    course = follow(
-        reference,
+    return columns
+
+
+def _follow_groups(
+    groups: Sequence[ColumnGroup],
+    spec: MonitorSpec,
+    start_us: int,
+    evidence: Evidence,
+    history: History,
+) -> Course | Refused:
+    """Follow the figures of all groups, the first of which has all rows."""
+    return follow(
+        groups[0].reference,
         {group.segment: group.reference for group in groups if group.segment},
-        columns,
+        _columns(groups, spec),
         spec,
         start_us,
         evidence,
         history,
     )
-    if spec.independent_rows and history.false_per_year is None:
-        test = _test_samples(groups, spec.false_alarm_rate, start_us)
-    else:
-        test = course if isinstance(course, Refused) else _test_figures(course)
-    followed = None if isinstance(course, Refused) else course
-    if isinstance(test, Refused):
-        verdict = _unjudged(rows, whole.without_test(test.reason), schema)
-        return replace(verdict, evidence=evidence, course=followed)
-    others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
-    season_us = 1_000_000 * duration_seconds(spec.season or _WEEK)
-    verdict = _conclude(rows, groups, test, start_us, season_us, others)
-    return replace(verdict, evidence=evidence, course=followed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +233,23 @@ class _WindowTest:
     @property
     def is_drifted(self) -> bool:
         return self.largest.is_drifted
+
+
+def _test_window(
+    groups: Sequence[ColumnGroup],
+    course: Course | Refused,
+    spec: MonitorSpec,
+    start_us: int,
+) -> _WindowTest | Refused:
+    """Return the tests of the figures; without a budget, those against samples of rows
+    if the spec declares that rows are independent.
+    """
+    has_budget = not isinstance(course, Refused) and course.history.false_per_year is not None
+    if spec.independent_rows and not has_budget:
+        return _test_samples(groups, spec.false_alarm_rate, start_us)
+    if isinstance(course, Refused):
+        return course
+    return _test_figures(course)
 
 
 def _test_figures(course: Course) -> _WindowTest | Refused:

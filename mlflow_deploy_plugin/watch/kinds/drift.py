@@ -1,7 +1,7 @@
 """Data drift, prediction drift and data quality: does the window differ from the
 reference more than the reference's own windows do? The verdict uses sketches of all
 rows in the window; the report uses a bounded sample of rows. All columns and segments
-share a null distribution and a false alarm rate (`drift/verdict.py`).
+share a false alarm rate (`drift/verdict.py`).
 """
 
 import math
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
@@ -57,7 +57,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
     sketch_groups,
 )
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
-from mlflow_deploy_plugin.watch.history import with_history
+from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
 from mlflow_deploy_plugin.watch.result import (
     ALARMS,
     Check,
@@ -484,7 +484,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     log = request.log
     versions = window_versions(log, request.endpoint, request.window)
     if not versions:
-        return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
+        return _judge_no_rows(request)
     version = next(iter(versions))
     request = _with_output_names(request, version)
     request.progress(f"reading the reference, {request.spec.reference}")
@@ -507,6 +507,20 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         segment_values=segments.values,
         rows=sum(versions.values()),
     )
+
+
+def _judge_no_rows(request: WindowRequest) -> MonitorResult:
+    """Return the result of a window without rows: drift where rows are usual, if every
+    file can be read.
+    """
+    log = request.log
+    usual = Refused(NO_ROWS) if log.unreadable else usual_rows(request)
+    if isinstance(usual, Refused):
+        return request.result("not judged", usual.reason, notes=unreadable_notes(log))
+    change = f"rows {usual:,.0f} → 0, fewer"
+    findings = with_history(request, [Finding(ROWS, "rows", "drift", NO_ROWS, change=change)])
+    reason = f"{ROWS}: {findings[0].account}"
+    return request.result("drift", reason, findings=findings)
 
 
 def _version_notes(versions: Mapping[ModelVersion, int]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from itertools import chain, takewhile
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError, Refused
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import record_failure, record_result
+from mlflow_deploy_plugin.watch.history import usual_rows
 from mlflow_deploy_plugin.watch.monitors import evaluation, schedule
 from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor
 from mlflow_deploy_plugin.watch.monitors.maintenance import add_revisions, files_digests
@@ -43,7 +44,6 @@ MAX_OUTAGE = timedelta(days=1)
 """The time for which a window is retried during an outage. Failures of other kinds
 count as attempts.
 """
-NO_ROWS = "the window has no rows"
 KILLED = "the process that judged the window was killed or lost the lease"
 
 _LOOKED_BACK = 200
@@ -268,8 +268,8 @@ class WindowRunner:
         notes: Sequence[str],
     ) -> Attempt:
         """Judge the window, send its alerts and start its retrainings, and return the
-        attempt. A window without rows is not judged by the evaluator, and is not
-        reported.
+        attempt. A window without rows is judged by the evaluator and reported only if
+        rows are usual.
         """
         store = self.deployments.store
         settings = self.deployments.settings
@@ -277,13 +277,12 @@ class WindowRunner:
         log = evaluation.endpoint_log(settings, store.endpoint(window.endpoint))
         (digest,) = files_digests(log, [window], monitor.spec)
         window = replace(window, log_digest=digest)
-        if not digest or not evaluation.has_rows(
+        has_rows = digest and evaluation.has_rows(
             log,
             window.endpoint,
             span,
             monitor.spec.kind,
-        ):
-            return Attempt(_without_rows(window, notes))
+        )
         request = evaluation.request_from_store(
             store,
             settings,
@@ -292,6 +291,9 @@ class WindowRunner:
             window.revision,
             notes,
         )
+        usual = usual_rows(request)
+        if not has_rows and isinstance(usual, Refused):
+            return Attempt(_without_rows(window, [usual.reason, *notes]))
         result = self.evaluator.judge(request)
         if not self.by_hand:
             self._report(window, monitor.spec, result)
@@ -331,7 +333,8 @@ class WindowRunner:
             return
         try:
             record_result(store, settings, result, spec)
-            retrain_on_alarm(self.deployments, result, spec)
+            if result.rows:
+                retrain_on_alarm(self.deployments, result, spec)
         except TRANSIENT_ERRORS:
             raise  # The window is retried, including its alerts and retrainings.
         except Exception:  # noqa: BLE001 — the verdict must be stored even if its alert or retraining fails
@@ -413,14 +416,14 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     return count
 
 
-def _without_rows(window: MonitorWindow, notes: Sequence[str]) -> MonitorWindow:
-    """Return the window after an attempt that found no rows."""
+def _without_rows(window: MonitorWindow, reasons: Sequence[str]) -> MonitorWindow:
+    """Return the window after an attempt that found no rows to judge."""
     return replace(
         window,
         state="judged",
         not_before=None,
         verdict="not judged",
-        reason="; ".join([NO_ROWS, *notes]),
+        reason="; ".join(reasons),
     )
 
 

@@ -193,6 +193,20 @@ def follow(
         return Refused(error.message)
     starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged)]
     windows = replace(windows, restarts=_restarts(windows, starts, levels, history.baseline))
+    return _track(reference, levels, spec, history, starts, windows)
+
+
+def _track(
+    reference: DriftReference,
+    levels: ReferenceLevels,
+    spec: MonitorSpec,
+    history: History,
+    starts: Sequence[datetime],
+    windows: Windows,
+) -> Course:
+    """Return the course of the windows, which begin at `starts`, with the limits of the
+    budget or of the false-alarm rate.
+    """
     rate = spec.false_alarm_rate
     limit = math.inf
     shortfall = ""
@@ -203,7 +217,8 @@ def follow(
             limit = limit_for(windows, budget.lasting_rate(spec, history.false_per_year))
         except InvalidConfig as error:
             shortfall = error.message
-    tails = Tails(reference_innovations(windows), windows.season)
+    kinds = [series.figure for series in levels.series]
+    tails = Tails(reference_innovations(windows), windows.season, kinds)
     limits = tails.limits(rate / len(levels.series) / np.where(windows.is_upward, 1, 2))
     return Course(
         spec=spec,

@@ -21,6 +21,7 @@ with a budget of 1 and 4 alarms per year were red on 2 % and 9 % of the days wit
 shift, and on 91 % of the days after the alarm of a shift of one deviation.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,8 @@ _SIMULATIONS = 200
 _HORIZON = 365
 _LIMITS = np.linspace(1.0, 14.0, 53)
 _FEWEST_ALARMS = 8
+_KEPT_LIMITS = 64
+_known_limits: dict[bytes, float] = {}
 CONFIRMED_IN = 14
 _CONFIRMED = math.log(20)
 _REFUTED = math.log(12)
@@ -318,8 +321,35 @@ def _find_shifts(
 
 def limit_for(windows: Windows, rate: float) -> float:
     """Return the limit at which the mean number of alarms per window is `rate`, if
-    nothing shifts.
+    nothing shifts. The limits of the last references are kept, because all windows of a
+    monitor have the same one.
     """
+    reference = _reference_of(_only_followed(windows))
+    digest = hashlib.blake2b(repr((rate, reference.season)).encode())
+    for part in (reference.values, reference.phases, reference.scales, reference.floors):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    digest.update(reference.is_upward.tobytes())
+    key = digest.digest()
+    if key not in _known_limits:
+        if len(_known_limits) >= _KEPT_LIMITS:
+            _known_limits.clear()
+        _known_limits[key] = _simulated_limit(reference, rate)
+    return _known_limits[key]
+
+
+def _reference_of(windows: Windows) -> Windows:
+    """Return only the windows of the reference."""
+    first = windows.reference
+    return replace(
+        windows,
+        values=windows.values[:first],
+        phases=windows.phases[:first],
+        scales=windows.scales[:first],
+    )
+
+
+def _simulated_limit(windows: Windows, rate: float) -> float:
+    """Return the limit by simulations of a reference and of the windows after it."""
     first = windows.reference
     season = windows.season
     phases = np.concatenate(
@@ -328,7 +358,6 @@ def limit_for(windows: Windows, rate: float) -> float:
             (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season,
         ],
     )
-    windows = _only_followed(windows)
     levels, baseline = _reference_baseline(windows)
     scaled = levels / windows.scales[:first]
     correlation = baseline.correlation

@@ -27,6 +27,10 @@ class SeriesKey:
         return f"{self.column}/{self.figure}"
 
 
+ROWS_KEY = SeriesKey("number of rows", "rows")
+"""The identity of the logarithm of the number of all rows."""
+
+
 @lru_cache(maxsize=10_000)
 def _stored_key(text: str) -> SeriesKey:
     """Return the key that was stored as this text. All windows of a monitor share

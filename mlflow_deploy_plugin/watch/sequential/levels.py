@@ -40,11 +40,16 @@ from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts, row_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile
-from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey, alarm_key
+from mlflow_deploy_plugin.watch.sequential.evidence import (
+    ROWS_KEY,
+    Levels,
+    SeriesKey,
+    alarm_key,
+)
 
-ROWS = "number of rows"
+ROWS = ROWS_KEY.column
 """The subject of the figure `rows`, which is not a column."""
-ROWS_FIGURE = "rows"
+ROWS_FIGURE = ROWS_KEY.figure
 LEVEL = "level"
 MEAN = "mean"
 SPREAD = "spread"
@@ -329,7 +334,7 @@ class _PartWindows:
                 FigureSeries(segment, ROWS, ROWS_FIGURE),
                 np.log(row_counts(self.windows)),
                 rows,
-                1.0,
+                0.0,
                 FLOORS[ROWS_FIGURE],
             )
             for name in columns:

@@ -3,10 +3,12 @@ at a given rate.
 
 The innovations of a figure have Student's distribution with an unknown number of
 degrees of freedom. A reference of 90 windows says little about the tail of one figure,
-so the proportions of light and heavy tails are estimated from all figures together (an
-empirical Bayes estimate by expectation maximisation: Efron, Large-Scale Inference,
-2010, chapter 1), and each figure's limit is that of its own mixture.
+so the proportions of light and heavy tails are estimated from all figures of a kind
+together (an empirical Bayes estimate by expectation maximisation: Efron, Large-Scale
+Inference, 2010, chapter 1), and each figure's limit is that of its own mixture.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import gammaln, stdtr
@@ -15,22 +17,36 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _FREEDOMS = np.array([2.5, 3.5, 5.0, 8.0, 15.0, 60.0])
 _STEPS = 30
-_PRIOR = 0.05
+_PRIOR = 0.3 * np.array([[0.02], [0.03], [0.05], [0.1], [0.3], [0.5]])
+"""The freedoms of a part of an imagined figure: most figures are means of many rows,
+and nearly normal.
+"""
+_QUIET = 0.25
 _SMALLEST = 0.8
 """The smallest variance of the innovations, which have a variance of 1."""
 _GRID = np.geomspace(2.0, 500.0, 400)
 
 
 class Tails:
-    """The tails of m figures, from innovations in deviations, [R, m]."""
+    """The tails of m figures."""
 
-    def __init__(self, innovations: Array, season: int) -> None:
+    def __init__(self, innovations: Array, season: int, kinds: Sequence[str]) -> None:
+        """`innovations` are those of the reference in deviations, [R, m]; `kinds` are
+        the names of the figures' kinds, m.
+        """
         freedom = max(len(innovations) - season, 2)
         # The deviations are estimated, too.
         self._freedoms = 1 / (1 / _FREEDOMS + 1 / freedom)
         fits = [_fit(innovations, each) for each in _FREEDOMS]
         self._scales = np.stack([scale for scale, _ in fits])
-        self._shares = _mixtures(np.stack([likelihood for _, likelihood in fits]))
+        likelihoods = np.stack([likelihood for _, likelihood in fits])
+        self._shares = np.empty_like(likelihoods)
+        for kind in {*kinds}:
+            is_of_kind = np.array([each == kind for each in kinds])
+            self._shares[:, is_of_kind] = _mixtures(likelihoods[:, is_of_kind])
+        # Of figures that hardly vary, nothing is known but their smallest deviation.
+        is_quiet = np.square(innovations).mean(axis=0) < _QUIET
+        self._shares[:, is_quiet] = np.eye(len(_FREEDOMS))[:, -1:]
 
     def p_values(self, innovations: Array) -> Array:
         """Return the probability of at least the absolute innovations, [..., m], on
@@ -72,10 +88,9 @@ def _fit(innovations: Array, freedom: float) -> tuple[Array, Array]:
 def _mixtures(likelihoods: Array) -> Array:
     """Return the probability of each freedom for each figure, [freedoms, m]."""
     relative = np.exp(likelihoods - likelihoods.max(axis=0))
-    proportions = np.full((len(relative), 1), 1 / len(relative))
+    proportions = _PRIOR / _PRIOR.sum()
     for _ in range(_STEPS):
         shares: Array = proportions * relative / (proportions * relative).sum(axis=0)
-        proportions = (shares.sum(axis=1, keepdims=True) + _PRIOR) / (
-            shares.shape[1] + len(shares) * _PRIOR
-        )
+        found = shares.sum(axis=1, keepdims=True) + _PRIOR
+        proportions = found / found.sum()
     return shares

@@ -2,6 +2,7 @@
 bad input.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,12 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.kinds import drift
 from mlflow_deploy_plugin.watch.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.watch.result import MonitorResult
-from mlflow_deploy_plugin.watch.sequential.evidence import LevelSeries
+from mlflow_deploy_plugin.watch.sequential.evidence import (
+    ROWS_KEY,
+    Evidence,
+    JudgedWindow,
+    LevelSeries,
+)
 from tests.support.inference_log import ENDPOINT, event_table
 from tests.support.refusals import mentions
 from tests.watch.kinds.conftest import EndpointWorld, finding
@@ -128,6 +134,7 @@ def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
 
     assert calm.state == "no drift"
     assert calm.rows == ROWS
+    assert calm.evidence.levels[ROWS_KEY] == pytest.approx(math.log(ROWS))
     assert shifted.state == "drift"
     assert finding(shifted, "temp", "distribution").is_alarm
     assert not finding(shifted, "noise", "distribution").is_alarm
@@ -535,6 +542,88 @@ def test_columns_without_any_value_are_drift(ask: Callable[..., Any], kind: str)
     assert states(judged)["prediction", "missing"] == "drift"
 
 
+def past_days(rows: str) -> list[JudgedWindow]:
+    """Return the days before DAY, one letter each: `r` with 460 rows, `-` without rows,
+    `!` without rows as an alarm.
+    """
+    evidence = {
+        "r": Evidence("bins", {ROWS_KEY: math.log(460)}),
+        "-": Evidence(),
+        "!": Evidence(alarms=(ROWS_KEY.column,)),
+    }
+    states = {"r": "no drift", "-": "not judged", "!": "drift"}
+    return [
+        JudgedWindow(DAY - timedelta(days=len(rows) - number), states[day], evidence[day])
+        for number, day in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["drift", "data_quality"])
+@pytest.mark.parametrize(
+    ("past", "season", "since", "in_a_row"),
+    [
+        ("rrrrrrr", None, 0, 1),
+        ("rrrrr--rrrrr--", "7d", 0, 1),  # DAY is a Monday.
+        ("rrrrrrr!!", None, 2, 3),
+        ("-" + 29 * "r", None, 0, 1),
+        ("------" + 30 * "r", None, 0, 1),
+    ],
+)
+def test_a_day_without_rows_is_drift_where_rows_are_usual(
+    endpoint: EndpointWorld,
+    kind: str,
+    past: str,
+    season: str | None,
+    since: int,
+    in_a_row: int,
+) -> None:
+    request = replace(endpoint.ask(kind=kind, season=season), past=past_days(past))
+
+    judged = KINDS[kind](request)
+
+    assert judged.state == "drift"
+    alarm = finding(judged, "number of rows", "rows")
+    assert alarm.change == "rows 460 → 0, fewer"
+    assert alarm.since == (DAY - timedelta(days=since)).isoformat()
+    assert alarm.in_a_row == in_a_row
+    assert judged.evidence.alarms == ("number of rows",)
+    assert judged.rows == 0
+
+
+@pytest.mark.parametrize(
+    ("past", "spec", "reason"),
+    [
+        ("rrrrrr", {}, "fewer than 7 earlier windows are known"),
+        ("-" * 12, {}, "0 of 12 earlier windows"),
+        ("rrrrr--" * 4, {}, "20 of 28 earlier windows, one per 1d"),
+        ("--rrrrr" * 4, {"season": "7d"}, "0 of 4 earlier windows, one per 7d"),
+        ("rrrrrrr", {"kind": "prediction_drift"}, "the window has no rows"),
+    ],
+)
+def test_a_day_without_rows_is_not_judged_where_this_may_be_usual(
+    endpoint: EndpointWorld,
+    past: str,
+    spec: dict[str, Any],
+    reason: str,
+) -> None:
+    request = replace(endpoint.ask(**spec), past=past_days(past))
+
+    judged = KINDS[request.spec.kind](request)
+
+    assert judged.state == "not judged"
+    assert mentions(judged.reason, reason)
+
+
+def test_an_unreadable_file_may_have_the_rows_of_a_day(endpoint: EndpointWorld) -> None:
+    folder = endpoint.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
+    folder.mkdir(parents=True)
+    (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
+
+    judged = drift.judge(replace(endpoint.ask(), past=past_days("rrrrrrr")))
+
+    assert judged.state == "not judged"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [0, 1])
 def test_no_row_and_one_row_are_not_judged(
@@ -545,7 +634,7 @@ def test_no_row_and_one_row_are_not_judged(
     judged = ask(day(100, rows=rows), kind)
 
     assert judged.state == "not judged"
-    assert judged.reason == (
+    assert judged.reason.startswith(
         "the window has 1 rows; min_rows is 100" if rows else "the window has no rows"
     )
 

@@ -78,9 +78,12 @@ def reference() -> DriftReference:
 
 
 class Judged(NamedTuple):
-    """The lasting shifts of a window, and the evidence that its result has."""
+    """The lasting shifts of a window, the findings about the window alone, and the
+    evidence that its result has.
+    """
 
     findings: tuple[Finding, ...]
+    alone: tuple[Finding, ...]
     evidence: Evidence
     notes: tuple[str, ...]
     charts: tuple[LevelSeries, ...]
@@ -141,7 +144,13 @@ class Stream:
             window_verdict = judged.verdict(())
             shifts = judged.shifts(window_verdict)
             evidence = replace(window_verdict.evidence, shifts=shifts.starts)
-            verdict = Judged(shifts.findings, evidence, shifts.notes, shifts.charts)
+            verdict = Judged(
+                shifts.findings,
+                window_verdict.findings,
+                evidence,
+                shifts.notes,
+                shifts.charts,
+            )
             self.past.append(JudgedWindow(start, "no drift", evidence))
         return verdict
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     reference_levels,
     window_levels,
 )
-from tests.watch.sequential.conftest import DAY_US, REFERENCE_DAYS, reference_of, rows_of
+from tests.watch.sequential.conftest import DAY_US, REFERENCE_DAYS, ROWS, reference_of, rows_of
 
 
 def test_figures_describe_level_spread_missing_and_frequent_values(
@@ -28,6 +28,12 @@ def test_figures_describe_level_spread_missing_and_frequent_values(
     assert figures["delay/missing"] == np.isnan(rows["delay"]).mean()
     assert figures["carrier/frequent"] == (rows["carrier"] == "UA").mean()
     assert "carrier/level" not in figures
+    assert figures["temp/mean"] == pytest.approx(rows["temp"].mean())
+    assert figures["temp/outside"] == 0
+    assert figures["carrier/new"] == 0
+    assert figures["carrier/second"] < figures["carrier/frequent"]
+    assert figures["temp/distance"] > 0
+    assert figures["number of rows/rows"] == pytest.approx(np.log(ROWS))
 
 
 def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> None:

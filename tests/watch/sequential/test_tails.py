@@ -9,6 +9,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
 
 FIGURES = 30
+KINDS = ["level"] * FIGURES
 
 
 def innovations(freedom: float = 0, windows: int = 90) -> Array:
@@ -20,7 +21,7 @@ def innovations(freedom: float = 0, windows: int = 90) -> Array:
 
 
 def limits(values: Array, p_value: float) -> Array:
-    return Tails(values, season=1).limits(np.full(FIGURES, p_value))
+    return Tails(values, 1, KINDS).limits(np.full(FIGURES, p_value))
 
 
 def test_limits_of_normal_figures_are_near_the_quantiles() -> None:
@@ -50,8 +51,19 @@ def test_figures_that_were_constant_do_not_have_a_limit_of_nothing() -> None:
 
 @pytest.mark.parametrize("p_value", [1e-2, 1e-4, 1e-6])
 def test_the_limit_has_the_stated_probability(p_value: float) -> None:
-    tails = Tails(innovations(5), season=7)
+    tails = Tails(innovations(5), 7, KINDS)
 
     at_limit = tails.p_values(tails.limits(np.full(FIGURES, p_value)))
 
     assert at_limit == pytest.approx(np.full(FIGURES, p_value), rel=0.1)
+
+
+def test_the_tails_of_another_kind_do_not_raise_a_limit() -> None:
+    mixed = innovations()
+    mixed[:, 15:] = innovations(3)[:, 15:]
+    kinds = ["level"] * 15 + ["outside"] * 15
+
+    own = Tails(mixed, 1, kinds).limits(np.full(FIGURES, 1e-5))
+
+    assert np.median(own[:15]) == pytest.approx(4.6, abs=0.5)
+    assert np.median(own[15:]) > 10

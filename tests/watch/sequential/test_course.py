@@ -1,0 +1,95 @@
+"""The judged window alone: the number of rows, values that are far away or repeated,
+and columns with an accepted baseline.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.watch.sequential.levels import ROWS as NUMBER_OF_ROWS
+from tests.watch.sequential.conftest import FIRST, REFERENCE_DAYS, ROWS, Change, Judged, Stream
+
+CALM = 10
+
+
+def alarms(judged: Judged) -> set[tuple[str, str]]:
+    return {(finding.subject, finding.check) for finding in judged.alone if finding.is_alarm}
+
+
+def first(rows: dict[str, Any], count: int) -> dict[str, Any]:
+    return {name: values[:count] for name, values in rows.items()}
+
+
+def twice(rows: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.concatenate([values, values]) for name, values in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "direction"),
+    [
+        (lambda rows: first(rows, ROWS // 2), "fewer"),
+        (twice, "more"),
+    ],
+)
+def test_half_of_the_rows_and_every_row_twice_are_found_on_their_first_day(
+    stream: Stream,
+    change: Change,
+    direction: str,
+) -> None:
+    calm = stream.judge(range(CALM))
+    judged = stream.judge([CALM], change)
+
+    assert not alarms(calm)
+    (found,) = [item for item in judged.alone if item.subject == NUMBER_OF_ROWS]
+    assert found.is_alarm
+    assert found.check == "rows"
+    assert found.change.startswith("rows 8") or found.change.startswith("rows 7")
+    assert found.change.endswith(direction)
+
+
+def test_a_reference_that_is_a_sample_of_the_traffic_has_other_rows(stream: Stream) -> None:
+    stream.judge(range(CALM), twice)
+    judged = stream.judge([CALM], twice)
+
+    assert (NUMBER_OF_ROWS, "rows") not in alarms(judged)
+    assert (NUMBER_OF_ROWS, "rows") in alarms(
+        stream.judge([CALM + 1], lambda rows: first(rows, 40))
+    )
+
+
+def with_sentinels(rows: dict[str, Any]) -> dict[str, Any]:
+    return {**rows, "temp": np.where(np.arange(ROWS) % 10 == 0, -999.0, rows["temp"])}
+
+
+def stuck(rows: dict[str, Any]) -> dict[str, Any]:
+    is_stuck = np.arange(ROWS) % 2 == 0
+    return {**rows, "temp": np.where(is_stuck, rows["temp"][0], rows["temp"])}
+
+
+@pytest.mark.parametrize("change", [with_sentinels, stuck])
+def test_sentinels_and_a_sensor_that_repeats_its_value_are_found(
+    stream: Stream,
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    stream.judge(range(CALM))
+
+    assert "temp" in {subject for subject, _ in alarms(stream.judge([CALM], change))}
+
+
+def test_every_check_of_an_accepted_column_continues(stream: Stream) -> None:
+    def warmer(rows: dict[str, Any]) -> dict[str, Any]:
+        return {**rows, "temp": rows["temp"] + 3}
+
+    def all_null(rows: dict[str, Any]) -> dict[str, Any]:
+        return {**rows, "temp": np.full(ROWS, np.nan)}
+
+    accepted = {"temp": FIRST + timedelta(days=REFERENCE_DAYS + 5)}
+    stream.judge(range(5))
+    usual = stream.judge(range(5, 20), warmer, baseline=accepted)
+    empty = stream.judge([20], all_null, baseline=accepted)
+
+    assert not alarms(usual)
+    assert ("temp", "missing") in alarms(empty)
