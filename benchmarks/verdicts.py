@@ -1,5 +1,6 @@
 """Measure verdicts over time: false alarms per year with a budget, delays, onsets,
-relations, labels, effects on predictions and costs.
+relations, labels, effects on predictions and costs; red windows, unequal numbers of
+rows, moving columns and incidents of single days.
 
     .venv/bin/python benchmarks/verdicts.py                  # on two cores
     .venv/bin/python benchmarks/verdicts.py --only levels    # or another of PARTS
@@ -20,7 +21,18 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # each core runs one process
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-PARTS = ("levels", "segments", "relations", "labels", "effects", "cost")
+PARTS = (
+    "levels",
+    "unequal",
+    "red",
+    "moving",
+    "incidents",
+    "segments",
+    "relations",
+    "labels",
+    "effects",
+    "cost",
+)
 """The modules of `benchmarks/over_time`. Each has a function `lines(share)` that yields
 `judging.Line`s.
 """

@@ -19,6 +19,7 @@ from benchmarks.over_time.streams import (
     count_alarms,
     first_alarm,
     median_line,
+    share_line,
     simulate,
     some,
     yearly_line,
@@ -46,16 +47,18 @@ OTHERS = {
     "two of 10 columns walk by .06": replace(INDEPENDENT, walk=0.06),
     "AR .95, 5 columns": replace(PERSISTENT, correlation=0.95),
 }
-DELAYS = (
+DELAYS: tuple[tuple[str, World, Change, float | None, bool], ...] = (
     ("+1", INDEPENDENT, Change(shift=1), 35, True),
     ("+2", INDEPENDENT, Change(shift=2), 10, True),
     ("+4", INDEPENDENT, Change(shift=4), 6, True),
     ("+.1 per day", INDEPENDENT, Change(slope=0.1), 22, True),
     ("+4, AR .8", PERSISTENT, Change(shift=4), 12, False),
     ("+2, AR .8", PERSISTENT, Change(shift=2), 60, False),
+    ("+2 on weekends", INDEPENDENT, Change(shift=2, is_weekly=True), 25, False),
+    ("+4 on weekends", INDEPENDENT, Change(shift=4, is_weekly=True), None, False),
 )
 """The change in deviations of days, the most days until the alarm, and whether 90 %
-must be found in 120 days.
+must be found in 120 days. The levels of weekends are those of any two of seven days.
 """
 _CALM_DAYS = 365
 _LATER_DAYS = 120
@@ -72,32 +75,22 @@ _HOURS = World(5, 0.2, 200, season=24, length_us=HOUR_US)
 
 class Calm(NamedTuple):
     """The false alarms of one stream: all, for single windows, and for lasting shifts;
-    and the notes on the budget.
+    the windows that are red, [judged] bool; and the notes on the budget.
     """
 
     alarms: int
     jumps: int
     shifts: int
+    red: Array
     is_unkept: bool
 
 
 def lines(share: float) -> Iterator[Line]:
     """Yield the lines of the table; `share` is the part of the streams that is used."""
     for what, world in WORLDS.items():
-        yield from _calm_lines(what, world, some(_CALM_STREAMS, share), 1.5)
+        yield from calm_lines(what, world, some(_CALM_STREAMS, share), 1.5, 0.03)
     yield from _endpoint_lines(some(_CALM_STREAMS, share))
-    for what, world, change, most, is_required in DELAYS:
-        days = on_all_cores(
-            _delay,
-            [(world, change, seed) for seed in range(some(_CHANGED_STREAMS, share))],
-        )
-        yield median_line(f"lasting shift {what}: days until the alarm", days, most)
-        least = 0.9 if is_required else None
-        yield found_line(
-            f"the same, found within {_LATER_DAYS} days",
-            [[day <= _LATER_DAYS] for day in days],
-            least,
-        )
+    yield from delay_lines(some(_CHANGED_STREAMS, share))
     yield from _onset_lines(some(_CHANGED_STREAMS, share))
     for shift in _SINGLE_DAYS:
         found = on_all_cores(
@@ -111,15 +104,15 @@ def lines(share: float) -> Iterator[Line]:
         )
     others = some(_OTHER_STREAMS, share)
     for what, world in OTHERS.items():
-        yield from _calm_lines(what, world, others)
-    yield from _calm_lines(
+        yield from calm_lines(what, world, others)
+    yield from calm_lines(
         "independent days, 10 columns, reference of 30 days",
         INDEPENDENT,
         others,
         reference=30,
     )
     hours = "hours with a daily cycle, reference of 30 days"
-    yield from _calm_lines(
+    yield from calm_lines(
         hours,
         _HOURS,
         others,
@@ -132,17 +125,32 @@ def lines(share: float) -> Iterator[Line]:
         yield from _without_budget(what, world, others)
 
 
-def _calm_lines(
+def delay_lines(streams: int) -> Iterator[Line]:
+    for what, world, change, most, is_required in DELAYS:
+        days = on_all_cores(_delay, [(world, change, seed) for seed in range(streams)])
+        yield median_line(f"lasting shift {what}: days until the alarm", days, most)
+        least = 0.9 if is_required else None
+        yield found_line(
+            f"the same, found within {_LATER_DAYS} days",
+            [[day <= _LATER_DAYS] for day in days],
+            least,
+        )
+
+
+def calm_lines(
     what: str,
     world: World,
     streams: int,
     most: float | None = None,
+    most_red: float | None = None,
     reference: int = 0,
     judged: int = _CALM_DAYS,
+    per_year: float = 1.0,
     spec: dict[str, Any] | None = None,
 ) -> Iterator[Line]:
+    """Yield the false alarms and red windows of streams without a change."""
     tasks = [
-        (world, reference or _reference_days(world), judged, spec or {}, seed)
+        (world, reference or _reference_days(world), judged, per_year, spec or {}, seed)
         for seed in range(streams)
     ]
     calm = on_all_cores(_calm, tasks)
@@ -150,6 +158,7 @@ def _calm_lines(
     yield yearly_line(f"false alarms per year, {what}", [one.alarms for one in calm], years, most)
     yield yearly_line("of these, single windows", [one.jumps for one in calm], years)
     yield yearly_line("of these, lasting shifts", [one.shifts for one in calm], years)
+    yield share_line("red windows", [one.red for one in calm], most_red)
     yield found_line(
         "references with a note that the budget is not kept",
         [[one.is_unkept] for one in calm],
@@ -157,15 +166,16 @@ def _calm_lines(
     )
 
 
-def _calm(task: tuple[World, int, int, dict[str, Any], int]) -> Calm:
-    world, reference, judged, spec, seed = task
-    with Monitor(simulate(world, seed, reference, judged), 1.0, **spec) as monitor:
+def _calm(task: tuple[World, int, int, float, dict[str, Any], int]) -> Calm:
+    world, reference, judged, per_year, spec, seed = task
+    with Monitor(simulate(world, seed, reference, judged), per_year, **spec) as monitor:
         jumps = monitor.jumps
         shifts = monitor.shift_alarms
         return Calm(
             count_alarms(jumps | shifts),
             count_alarms(jumps),
             count_alarms(shifts),
+            monitor.red,
             bool(monitor.unkept),
         )
 
@@ -292,12 +302,10 @@ def _end(seed: int) -> float | None:
         simulate(INDEPENDENT, seed, 90, _SHIFTED_DAYS + _LATER_DAYS, change),
         1.0,
     ) as monitor:
-        if not monitor.tracking(_SHIFTED_DAYS - 1).shifts:
-            return None
-        open_days = [
-            bool(monitor.tracking(_SHIFTED_DAYS + day).shifts) for day in range(_LATER_DAYS)
-        ]
-        return first_alarm(~np.array(open_days))
+        open_shifts = monitor.open_shifts
+    if not open_shifts[_SHIFTED_DAYS - 1]:
+        return None
+    return first_alarm(~open_shifts[_SHIFTED_DAYS:])
 
 
 def _accepted(seed: int) -> int | None:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from benchmarks.drifting.judging import Line, Outcome
+from benchmarks.drifting.judging import Line, Outcome, interval
 from benchmarks.drifting.worlds import DAY_US, HOUR_US, Array, Rows, reference_of
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.watch.sequential.course import Course
 from mlflow_deploy_plugin.watch.sequential.detector import Tracking, limit_for, track
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS, window_levels
+from mlflow_deploy_plugin.watch.sequential.shifts import judge_shifts
 
 CHANGED = 3
 """The column whose level changes."""
@@ -56,6 +57,9 @@ class World:
         season: the number of windows in the cycle; the last two of seven windows
             differ, or a sine of 24 windows.
         missing: the usual share of missing values.
+        quiet: the number of rows in the quiet windows of the cycle (the last two of
+            seven, or a third of the others), divided by `rows`. Below 1, the numbers
+            vary by chance (Poisson).
     """
 
     columns: int
@@ -66,6 +70,7 @@ class World:
     walk: float = 0.0
     season: int = 1
     missing: float = 0.0
+    quiet: float = 1.0
     length_us: int = DAY_US
 
     def levels(self, rng: np.random.Generator, windows: int) -> Array:
@@ -89,6 +94,16 @@ class World:
             levels[:, :2] += np.cumsum(self.walk * rng.normal(size=(windows, 2)), axis=0)
         return levels
 
+    def counts(self, rng: np.random.Generator, windows: int) -> Array:
+        """Return the number of rows of each window, [windows] int64."""
+        if self.quiet == 1:
+            return np.full(windows, self.rows)
+        phases = np.arange(windows) % self.season
+        busy = 5 if self.season == 7 else self.season - self.season // 3
+        expected = np.where(phases >= busy, self.quiet, 1.0) * self.rows
+        numbers: Array = rng.poisson(expected)
+        return numbers
+
     @property
     def changed(self) -> str:
         return f"x{min(CHANGED, self.columns - 1)}"
@@ -97,21 +112,22 @@ class World:
 @dataclass(frozen=True)
 class Change:
     """A change of the level of one column, in deviations of its levels, in the judged
-    windows `start` <= t < `end`.
+    windows `start` <= t < `end`; with `is_weekly`, only in the last two of seven.
     """
 
     shift: float = 0.0
     slope: float = 0.0
     start: int = 0
     end: int = 10_000
+    is_weekly: bool = False
 
     def steps(self, windows: int) -> Array:
-        late = np.arange(windows) - self.start
-        return np.where(
-            (late >= 0) & (np.arange(windows) < self.end),
-            self.shift + self.slope * (late + 1),
-            0.0,
-        )
+        numbers = np.arange(windows)
+        late = numbers - self.start
+        is_changed = (late >= 0) & (numbers < self.end)
+        if self.is_weekly:
+            is_changed &= numbers % 7 >= 5
+        return np.where(is_changed, self.shift + self.slope * (late + 1), 0.0)
 
 
 CALM = Change()
@@ -155,13 +171,14 @@ def simulated_rows(
     windows = reference + judged
     levels = world.levels(rng, windows)
     levels[reference:, min(CHANGED, world.columns - 1)] += world.deviation * change.steps(judged)
-    values = np.repeat(levels, world.rows, axis=0) + rng.normal(
-        size=(windows * world.rows, world.columns),
+    counts = world.counts(rng, windows)
+    values = np.repeat(levels, counts, axis=0) + rng.normal(
+        size=(int(counts.sum()), world.columns),
     )
     if world.missing:
         shares = world.missing * np.exp(0.3 * rng.normal(size=levels.shape))
-        values[rng.random(values.shape) < np.repeat(shares, world.rows, axis=0)] = np.nan
-    numbers = np.repeat(np.arange(windows), world.rows)
+        values[rng.random(values.shape) < np.repeat(shares, counts, axis=0)] = np.nan
+    numbers = np.repeat(np.arange(windows), counts)
     table = pa.table({f"x{number}": column for number, column in enumerate(values.T)})
     return table, numbers
 
@@ -295,6 +312,29 @@ class Monitor:
     def alarms(self) -> Array:
         return self.jumps | self.shift_alarms
 
+    @property
+    def open_shifts(self) -> Array:
+        """The windows in which a lasting shift is open, [judged] bool."""
+        flags = np.zeros(len(self.stream.profiles), bool)
+        if self.course is not None:
+            flags[np.array(self.course.tracking.red, np.int64) - self.course.windows.reference] = (
+                True
+            )
+        return flags
+
+    @property
+    def red(self) -> Array:
+        """The windows whose state is drift, [judged] bool."""
+        return self.jumps | self.open_shifts
+
+    @property
+    def is_warned(self) -> bool:
+        """True if the notes of the last window say that the budget cannot be kept. The
+        first note states the budget itself.
+        """
+        assert self.course is not None
+        return len(judge_shifts(self.course).notes) > 1
+
     def tracking(self, number: int) -> Tracking:
         """Return the state of the detector after a window."""
         assert self.course is not None
@@ -389,6 +429,18 @@ def median_line(what: str, values: Collection[float], most: float | None = None)
         figure,
         f"at most {most:g}" if most is not None else "–",
         _at_most(middle, first, most),
+    )
+
+
+def share_line(what: str, groups: Sequence[Array], most: float | None = None) -> Line:
+    """Return the share of windows with a flag; each group is that of one stream."""
+    share = float(np.mean(np.concatenate(groups)))
+    low, high = interval([group.tolist() for group in groups])
+    return Line(
+        what,
+        f"{share:.1%}; {low:.1%} to {high:.1%}",
+        f"at most {most:.0%}" if most is not None else "–",
+        _at_most(share, low, most),
     )
 
 
