@@ -17,7 +17,7 @@ An alarm is confirmed if the windows since then are 20 times as likely under the
 as under the usual mean. It ends as not confirmed if they are 12 times less likely, or
 if they have added no evidence after `CONFIRMED_IN` windows. A confirmed shift is over
 if later windows are 400 times as likely under the usual mean. In simulations, monitors
-with a budget of 1 and 4 alarms per year were red on 2 % and 9 % of the days without a
+with a budget of 1 and 4 alarms per year were red on 2 % and 14 % of the days without a
 shift, and on 91 % of the days after the alarm of a shift of one deviation.
 """
 

@@ -66,7 +66,7 @@ SHARES = ("frequent", "second", MISSING, NEW, OUTSIDE)
 _IN_ROWS = (LEVEL, MEAN)
 """The figures in the unit of the column."""
 FLOORS: Mapping[str, float] = {
-    ROWS_FIGURE: 0.1,
+    ROWS_FIGURE: 0.07,
     LEVEL: 0.005,
     MEAN: 0.005,
     SPREAD: 0.01,
