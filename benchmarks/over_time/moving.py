@@ -55,7 +55,7 @@ def lines(share: float) -> Iterator[Line]:
         yield found_line("the same, said in the notes of the last window", warned, None)
         most = _FACTOR * length
         kept = [[year.is_warned or year.alarms <= most] for year in years]
-        yield found_line(f"the same, at most {_FACTOR} alarms or said", kept, 0.9)
+        yield found_line(f"the same, at most {_FACTOR} alarms or a note", kept, 0.9)
 
 
 def _year(make: Callable[[int], Stream], seed: int) -> _Year:
