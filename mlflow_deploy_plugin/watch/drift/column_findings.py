@@ -314,6 +314,7 @@ class CheckTest:
         figure: the name of the figure (`sequential/levels.py`); empty if it is that of
             a comparison with samples of rows.
         measure: the name of the figure in words.
+        is_change: True if the figure is the difference from an earlier window.
     """
 
     check: Check
@@ -324,6 +325,7 @@ class CheckTest:
     threshold: float
     figure: str = ""
     measure: str = ""
+    is_change: bool = False
 
     @property
     def is_drifted(self) -> bool:
@@ -391,6 +393,9 @@ def _rows_finding(segment: str, test: CheckTest) -> Finding:
 
 def _compare_with_usual(test: CheckTest) -> str:
     """Return the figure and what is usual, such as `mean 8.9, 3.2 ± 0.4 is usual`."""
+    if test.is_change:
+        usual = f"{test.usual:+.3g} ± {test.spread:.2g} is usual"
+        return f"change of the {test.measure} {test.value:+.3g}, {usual}"
     value = shown_figure(test.figure, test.value)
     usual = shown_figure(test.figure, test.usual)
     spread = shown_deviation(test.figure, test.usual, test.spread)
@@ -527,7 +532,7 @@ class _ScoredColumn:
         otherwise of the figure.
         """
         change = comparison.change(test.check, test.value, test.usual)
-        if change or not test.figure or self.is_relation:
+        if change or not test.figure or test.is_change or self.is_relation:
             return change
         return _figure_change(test, self.group.segment, self.name)
 

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.watch.sequential.course import (
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome
 from mlflow_deploy_plugin.watch.sequential.figures import VAGUE, figure_name
-from mlflow_deploy_plugin.watch.sequential.levels import ROWS, SHARES
+from mlflow_deploy_plugin.watch.sequential.levels import DISTANCE, ROWS, ROWS_FIGURE, SHARES
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK = "7d"
@@ -286,7 +286,9 @@ def _clearest_first(test: FigureTest) -> tuple[bool, float]:
 
 def _check_test(test: FigureTest, course: Course) -> CheckTest:
     usual = test.usual
-    if test.series.figure in SHARES and not course.spec.is_rolling:
+    is_lagged = bool(course.reference.pieces.grid.lag_windows)
+    is_change = is_lagged and test.series.figure not in (DISTANCE, ROWS_FIGURE)
+    if test.series.figure in SHARES and not is_change:
         usual = max(0.0, usual)
     return CheckTest(
         check=column_findings.check_of(test.series.figure),
@@ -297,6 +299,7 @@ def _check_test(test: FigureTest, course: Course) -> CheckTest:
         threshold=test.threshold,
         figure=test.series.figure,
         measure=figure_name(test.series, course.reference.bins),
+        is_change=is_change,
     )
 
 

@@ -571,6 +571,7 @@ def test_change_is_measured_from_the_lagged_window() -> None:
         "level",
     )
 
+    assert re.match(r"change of the mean \+\S+, \S+ ± \S+ is usual", finding.reason)
     means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
     assert means
     before, after = (float(text) for text in means.groups())

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,21 +78,13 @@ def reference() -> pa.Table:
     return pa.concat_tables(days)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of null distributions, which are computed once for all tests."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def ask(
     endpoint: EndpointWorld,
     reference: pa.Table,
-    cache: Path,
 ) -> Callable[..., MonitorResult]:
     """Judge one day with these rows by a kind of monitor."""
     endpoint.serve(CLASSIFIER, reference)
-    endpoint.settings.cache_path.symlink_to(cache)
 
     def asked(
         rows: dict[str, Any],

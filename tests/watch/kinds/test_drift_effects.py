@@ -47,12 +47,6 @@ def reference() -> pa.Table:
     return pa.concat_tables(days)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of null distributions, which are computed once for all tests."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def model(tmp_path: Path, reference: pa.Table) -> Path:
     """A version that predicts 1 with the probability sigmoid(2 a); b is ignored."""
@@ -61,12 +55,11 @@ def model(tmp_path: Path, reference: pa.Table) -> Path:
 
 
 @pytest.fixture
-def ask(endpoint: EndpointWorld, model: Path, cache: Path) -> Callable[..., MonitorResult]:
+def ask(endpoint: EndpointWorld, model: Path) -> Callable[..., MonitorResult]:
     """Judge days with these rows by a monitor with a budget of alarms, and return the
     result of the last day.
     """
     serve(endpoint.state_dir, model)
-    endpoint.settings.cache_path.symlink_to(cache)
 
     def asked(
         *days: dict[str, Any],
