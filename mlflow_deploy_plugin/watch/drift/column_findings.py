@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     OUTSIDE,
     ROWS,
     ROWS_FIGURE,
-    FigureSeries,
 )
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
@@ -385,7 +384,7 @@ def _rows_finding(segment: str, test: CheckTest) -> Finding:
         value=test.score,
         threshold=test.threshold,
         segment=segment,
-        change=_figure_change(test, segment, ROWS) if test.is_drifted else "",
+        change=_figure_change(test) if test.is_drifted else "",
         measure=test.measure,
         unit="SD",
     )
@@ -402,9 +401,8 @@ def _compare_with_usual(test: CheckTest) -> str:
     return f"{test.measure} {value}, {usual} ± {spread} is usual"
 
 
-def _figure_change(test: CheckTest, segment: str, name: str) -> str:
-    series = FigureSeries(segment, name, test.figure)
-    return describe_figure(series, test.measure, test.usual, test.value)
+def _figure_change(test: CheckTest) -> str:
+    return describe_figure(test.figure, test.measure, test.usual, test.value)
 
 
 def _by_score(
@@ -534,7 +532,7 @@ class _ScoredColumn:
         change = comparison.change(test.check, test.value, test.usual)
         if change or not test.figure or test.is_change or self.is_relation:
             return change
-        return _figure_change(test, self.group.segment, self.name)
+        return _figure_change(test)
 
 
 def _in_phase(

@@ -159,11 +159,10 @@ def out_of_reference(
     bins: Bins,
     counts: Array,
     others: Array,
-    unseen_share: float = math.nan,
 ) -> WindowCounts:
     """Return windows with `counts` and the number of rows that are unseen or out of
-    range in `others`, [M, K + 1] both. Rare categories share bins, so if `others` has
-    rare categories, `unseen_share` is assumed for each window.
+    range in `others`, [M, K + 1] both. Rare categories share bins, so the number of
+    unseen rows is unknown (NaN) if `others` has rare categories.
     """
     present = counts[..., :-1]
     has = others[..., :-1] > 0
@@ -187,7 +186,7 @@ def out_of_reference(
     rest = others[..., len(bins.codes) : -1].any(axis=-1)
     return WindowCounts(
         counts,
-        np.where(rest, unseen_share * counts.sum(axis=-1), unseen),
+        np.where(rest, math.nan, unseen),
         nothing,
     )
 

@@ -118,8 +118,17 @@ def judge_profile(
     for segment, part in parts.items():
         prepared.append(_prepare_group(segment, *part, spec))
     groups = [each.group for each in prepared if not each.reason]
-    evidence = evidence_of(reference, window, parts, _columns(groups, spec), spec, history.rows)
-    course = _follow_groups(groups, spec, start_us, evidence, history)
+    columns = _columns(groups, spec)
+    evidence = evidence_of(reference, window, parts, columns, spec, history.rows)
+    course = follow(
+        reference,
+        {group.segment: group.reference for group in groups if group.segment},
+        columns,
+        spec,
+        start_us,
+        evidence,
+        history,
+    )
     test = _test_window(groups, course, spec, start_us)
     if isinstance(test, Refused):
         verdict = _unjudged(rows, whole.without_test(test.reason), schema)
@@ -137,25 +146,6 @@ def _columns(groups: Sequence[ColumnGroup], spec: MonitorSpec) -> list[str]:
     if not spec.columns or ROWS in spec.columns:
         columns.append(ROWS)
     return columns
-
-
-def _follow_groups(
-    groups: Sequence[ColumnGroup],
-    spec: MonitorSpec,
-    start_us: int,
-    evidence: Evidence,
-    history: History,
-) -> Course | Refused:
-    """Follow the figures of all groups, the first of which has all rows."""
-    return follow(
-        groups[0].reference,
-        {group.segment: group.reference for group in groups if group.segment},
-        _columns(groups, spec),
-        spec,
-        start_us,
-        evidence,
-        history,
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ have about as many: a reference may be a sample of the traffic.
 
 @dataclass(frozen=True)
 class History:
-    """What is known about a monitor besides its window and its reference.
+    """The past of a monitor, its accepted baselines and its budget of alarms.
 
     Attributes:
         past: the earlier windows, oldest first.

@@ -92,9 +92,8 @@ def shown_deviation(figure: str, usual: float, deviation: float) -> str:
     return f"{deviation:.1%}"
 
 
-def describe_figure(series: FigureSeries, name: str, before: float, now: float) -> str:
+def describe_figure(figure: str, name: str, before: float, now: float) -> str:
     """Return the change of a figure in words, such as `mean 3.2 → 8.9, higher`."""
-    figure = series.figure
     up, down = _DIRECTIONS.get(figure, _OF_SHARES)
     direction = up if now > before else down
     first = shown_figure(figure, before)

@@ -156,7 +156,7 @@ def _describe_change(course: Course, series: FigureSeries, before: float, now: f
     if course.spec.is_rolling and series.figure not in (DISTANCE, ROWS_FIGURE):
         lag = course.spec.reference_value
         return f"change of the {name} from {lag} before: {before:+.3g} → {now:+.3g}"
-    return describe_figure(series, name, before, now)
+    return describe_figure(series.figure, name, before, now)
 
 
 def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:

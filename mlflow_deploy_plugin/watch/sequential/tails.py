@@ -35,7 +35,7 @@ class Tails:
         the names of the figures' kinds, m.
         """
         freedom = max(len(innovations) - season, 2)
-        # The deviations are estimated, too.
+        # Estimated deviations make the tails heavier.
         self._freedoms = 1 / (1 / _FREEDOMS + 1 / freedom)
         fits = [_fit(innovations, each) for each in _FREEDOMS]
         self._scales = np.stack([scale for scale, _ in fits])
@@ -44,7 +44,7 @@ class Tails:
         for kind in {*kinds}:
             is_of_kind = np.array([each == kind for each in kinds])
             self._shares[:, is_of_kind] = _mixtures(likelihoods[:, is_of_kind])
-        # Of figures that hardly vary, nothing is known but their smallest deviation.
+        # The windows of figures that hardly vary do not show the weight of their tails.
         is_quiet = np.square(innovations).mean(axis=0) < _QUIET
         self._shares[:, is_quiet] = np.eye(len(_FREEDOMS))[:, -1:]
 

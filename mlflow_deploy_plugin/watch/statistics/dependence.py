@@ -1,6 +1,5 @@
 """The autocorrelation of a series: block length (Politis & White, Econometric Reviews
-23, 2004; corrected by Patton, Politis & White, 28, 2009), correlation time, and the
-number of items that are worth one independent item.
+23, 2004; corrected by Patton, Politis & White, 28, 2009), and correlation time.
 """
 
 import math
@@ -11,7 +10,6 @@ import numpy as np
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _SHORTEST = 8
-_MOST_PERSISTENT = 0.99
 _CRITICAL = 2.0
 """An autocorrelation below this many standard errors (times a logarithmic factor)
 counts as 0 (section 3.2).
