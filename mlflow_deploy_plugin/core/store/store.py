@@ -28,6 +28,8 @@ from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store import audit
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, append_events, counted_events
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.leases import Lease, LeaseView, held_row
 from mlflow_deploy_plugin.core.store.tables import (
     IS_DELETED,
@@ -128,7 +130,8 @@ class Store:
     `open_store`.
 
     An endpoint and its audit event are written in one transaction. By default, `actor`
-    is the `user` of this process.
+    is the `user` of this process. `keys` sign the events, and only MLflow's server has
+    them.
     """
 
     def __init__(
@@ -137,7 +140,9 @@ class Store:
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
         login: Callable[[], str] = lambda: "",
+        keys: Keys | None = None,
     ) -> None:
+        self.keys = keys
         self._engine = engine
         self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
@@ -389,15 +394,33 @@ class Store:
         Return False if there is no such event. The events are read and written in one
         transaction.
         """
-        query = (
-            select(AuditRow)
-            .where(AuditRow.model == model, AuditRow.action.in_(actions))
-            .order_by(AuditRow.id)
-        )
         with self.transaction(alone_with=f"events of {model}") as session:
-            if (event := decide(read_rows(session, query, AuditEvent))) is not None:
+            event = decide(self._counted_events(session, model, actions))
+            if event is not None:
                 audit.write_event(session, event)
         return event is not None
+
+    def counted_events(self, model: str, actions: Collection[str]) -> list[AuditEvent]:
+        """Return the events of a model with one of the `actions`, oldest first, that
+        may decide something.
+
+        On MLflow's server, these are its signed events
+        (`audit_chain.counted_events`). Other processes return all events.
+        """
+        with self.transaction(is_read_only=True) as session:
+            return self._counted_events(session, model, actions)
+
+    def _counted_events(
+        self,
+        session: Session,
+        model: str,
+        actions: Collection[str],
+    ) -> list[AuditEvent]:
+        if self.keys is None:
+            query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions))
+            return read_rows(session, query.order_by(AuditRow.id), AuditEvent)
+        counted = counted_events(session, model, self.keys)
+        return [event for event in counted if event.action in (*actions, BROKEN)]
 
     def events(
         self,
@@ -629,6 +652,7 @@ class Store:
                         select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))),
                     )
                 yield session
+                append_events(session, session.info.pop(audit.PENDING, ()), self.keys)
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeout) as error:
