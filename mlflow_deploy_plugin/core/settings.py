@@ -198,6 +198,16 @@ class Settings(BaseModel):
     caller.
     """
 
+    audit_key_file: Path | None = None
+    """PEM file with the Ed25519 key with which MLflow's server signs the audit trail,
+    and the public keys of other servers; created if missing. Default: a file in HOME
+    if the store is SQLite, else no signatures.
+    """
+    audit_checkpoints: str = ""
+    """Folder or s3:// URI to which MLflow's server also writes its hourly checkpoint of
+    the audit trail, such as a bucket with object lock.
+    """
+
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 
     @cached_property
@@ -228,6 +238,15 @@ class Settings(BaseModel):
             self.store_uri.replace(_OF_WORKSPACE, self._workspace or DEFAULT_WORKSPACE)
             or f"sqlite:///{file}"
         )
+
+    @property
+    def audit_key_path(self) -> Path | None:
+        """The key file of MLflow's server; None if it signs no events. Several servers
+        may share a PostgreSQL store, and each must trust the keys of the others.
+        """
+        if self.audit_key_file is None and self.store_url.startswith("sqlite"):
+            return self.root_path / "console" / "audit.pem"
+        return self.audit_key_file and absolute_path(self.audit_key_file)
 
     @property
     def inference_log(self) -> str:

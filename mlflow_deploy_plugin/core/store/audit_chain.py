@@ -9,7 +9,7 @@ seal count as they did before, and later events count only with a signature.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC
 from operator import attrgetter
@@ -102,6 +102,13 @@ def event_digest(row: Any, previous: str) -> str:
     document["previous"] = previous
     document["at"] = row.at.astimezone(UTC).isoformat(timespec="microseconds")
     return hashlib.sha256(canonical_json(document).encode()).hexdigest()
+
+
+def chain_id(model: str) -> str:
+    """Return the name of a model's chain in checkpoints, which people may read who may
+    not know the model.
+    """
+    return hashlib.sha256(model.encode()).hexdigest()[:32]
 
 
 def append_events(session: Session, rows: Iterable[AuditRow], keys: Keys | None) -> None:
@@ -204,13 +211,14 @@ def verify_trail(
     Raises StoreUnavailable, and NotInstalled without the package cryptography.
     """
     keys = keys or store.keys or published_keys(store)
-    heads = checkpoint.heads if checkpoint else {}
+    heads = dict(checkpoint.heads) if checkpoint else {}
     faults: list[Fault] = []
     events = 0
     signed = 0
     with store.transaction(is_read_only=True) as session:
-        for name in _models(session, model, heads):
-            missing = heads.get(name)
+        all_models = sorted(session.scalars(select(AuditRow.model).distinct()))
+        for name in all_models if model is None else [model]:
+            missing = heads.pop(chain_id(name), None)
             for checked in _check(session.execute(_chain(name)), keys):
                 events += 1
                 signed += checked.is_signed
@@ -220,18 +228,22 @@ def verify_trail(
                 if missing == (row.id, row.digest):
                     missing = None
             if missing is not None:
-                text = f"event {missing[0]} of the checkpoint was removed or changed"
-                faults.append(Fault(name, missing[0], text))
+                faults.append(_missing(name, missing[0]))
+    if model is None:
+        faults += [_missing("", event) for event, _ in heads.values()]
     state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
     if faults:
         state = "changed"
     return TrailState(state, events, tuple(faults), signed, tuple(keys.public))
 
 
-def _models(session: Session, model: str | None, heads: Collection[str]) -> list[str]:
-    if model is not None:
-        return [model]
-    return sorted({*heads, *session.scalars(select(AuditRow.model).distinct())})
+def _missing(model: str, event: int) -> Fault:
+    chain = f"the chain of {model}" if model else "its chain"
+    return Fault(
+        model,
+        event,
+        f"event {event} of the checkpoint was removed or changed: the end of {chain} is missing",
+    )
 
 
 def _chain(model: str) -> Select[Any]:

@@ -88,29 +88,30 @@ def parse_keys(pem: str, origin: str) -> Keys:
         ) from None
     expected = f"{origin}: one Ed25519 private key and any Ed25519 public keys in PEM are expected"
     public: dict[str, Ed25519PublicKey] = {}
-    private = None
-    key_id = ""
+    private = {}
     for block in _BLOCK.finditer(pem):
         content = block[0].encode()
         try:
-            if "PRIVATE" not in block[1]:
-                key = serialization.load_pem_public_key(content)
-            elif private is None:
-                private = serialization.load_pem_private_key(content, password=None)
-                key = private.public_key()
+            if "PRIVATE" in block[1]:
+                key: object = serialization.load_pem_private_key(content, password=None)
             else:
-                raise InvalidConfig(expected)
+                key = serialization.load_pem_public_key(content)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise InvalidConfig(expected) from None
+        if isinstance(key, ed25519.Ed25519PrivateKey):
+            private[_key_id(key.public_key())] = key
+            key = key.public_key()
         if not isinstance(key, ed25519.Ed25519PublicKey):
             raise InvalidConfig(expected)
-        added = hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
-        public[added] = key
-        if "PRIVATE" in block[1]:
-            key_id = added
-    if not public:
+        public[_key_id(key)] = key
+    if not public or len(private) > 1:
         raise InvalidConfig(expected)
-    return Keys(public, private, key_id)
+    key_id, signing = next(iter(private.items()), ("", None))
+    return Keys(public, signing, key_id)
+
+
+def _key_id(key: "Ed25519PublicKey") -> str:
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 def read_key_file(path: Path) -> Keys:

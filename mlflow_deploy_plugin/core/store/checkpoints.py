@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit_chain import canonical_json
+from mlflow_deploy_plugin.core.store.audit_chain import canonical_json, chain_id
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
@@ -24,7 +24,7 @@ class Checkpoint:
     """The state of the trail at a time.
 
     Attributes:
-        heads: the model of each chain → the id and the hash of its last event.
+        heads: the `chain_id` of each model → the id and the hash of its last event.
     """
 
     at: datetime
@@ -36,7 +36,7 @@ def make_checkpoint(store: Store) -> Checkpoint:
     columns = select(AuditRow.model, AuditRow.id, AuditRow.digest)
     with store.transaction(is_read_only=True) as session:
         rows = session.execute(columns.where(AuditRow.id.in_(last))).all()
-    return Checkpoint(store.now(), {row.model: (row.id, row.digest) for row in rows})
+    return Checkpoint(store.now(), {chain_id(row.model): (row.id, row.digest) for row in rows})
 
 
 def dump_checkpoint(checkpoint: Checkpoint, keys: Keys) -> str:

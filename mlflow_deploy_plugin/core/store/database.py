@@ -55,6 +55,7 @@ def open_store(
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
     login: Callable[[], str] = lambda: "",
+    *,
     keys: Keys | None = None,
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
