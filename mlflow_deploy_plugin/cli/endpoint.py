@@ -239,6 +239,23 @@ def get(name: str, output: str) -> None:
         _show(deployments.get_endpoint(name), output)
 
 
+@endpoint.command()
+@name_argument
+@why_option
+@flag("--release", help="Release the endpoint.")
+def hold(name: str, why: str, release: bool) -> None:
+    """Keep all data of the endpoint NAME until it is released.
+
+    Its captured rows, judged windows and alerts are then not deleted, neither by
+    commands nor by a controller, and the endpoint cannot be deleted.
+    """
+    from mlflow_deploy_plugin.core.store.holds import hold as put_on_hold
+
+    with opened_store() as store:
+        put_on_hold(store, name, why, release)
+    click.echo(f"endpoint {name} is {'released' if release else 'on hold'}")
+
+
 @endpoint.command("list")
 @output_option
 def list_endpoints(output: str) -> None:

@@ -163,6 +163,10 @@ class Settings(BaseModel):
     """Days after which the controller deletes judged windows of monitors and resolved
     alerts from the store. Default: never.
     """
+    retention_floor_days: int | None = Field(default=None, ge=1, le=36500)
+    """Age in days below which no captured rows, judged windows and alerts are deleted.
+    Default: none.
+    """
     webhook_secret: str = Field(default="", repr=False)
     """Secret with which MLflow signs the webhooks for `onnxserve controller
     --webhook-port`.

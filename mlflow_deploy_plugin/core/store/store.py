@@ -52,6 +52,8 @@ from mlflow_deploy_plugin.core.store.tables import (
     write_fields,
 )
 
+HOLD = "hold"
+RELEASE = "release"
 _ABANDONED = "abandoned"
 _DELETED = "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
@@ -247,7 +249,9 @@ class Store:
     def remove_endpoint(self, name: str, *, why: str = "") -> bool:
         """Delete the endpoint and its monitors' windows, and end its rollout. MLflow
         runs and audit events are kept. Return False if the endpoint does not exist.
+        Raises InvalidConfig if the endpoint is on hold.
         """
+        self.require_not_held(name)
         user = self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
@@ -280,6 +284,16 @@ class Store:
             rollout.ended_at = now
             detail = {"rollout": rollout.id, "state": _ABANDONED}
             self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=detail)
+
+    def require_not_held(self, endpoint: str) -> None:
+        """Raise InvalidConfig if the data of the endpoint is on hold (`holds.py`)."""
+        events = self.events(endpoint, actions=(HOLD, RELEASE), newest_first=True)
+        event = next(events, None)
+        if event is not None and event.action == HOLD:
+            raise InvalidConfig(
+                f"the data of endpoint {endpoint!r} is on hold by {event.actor} ({event.why}); "
+                f"`onnxserve endpoint hold {endpoint} --release --why REASON` releases it"
+            )
 
     def clear_if_deleted(self, name: str) -> None:
         """Delete rows that other processes wrote for the endpoint's monitors after the
