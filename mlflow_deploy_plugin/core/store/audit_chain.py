@@ -122,8 +122,7 @@ def append_events(session: Session, rows: Iterable[AuditRow], keys: Keys | None)
         if is_postgresql:
             name = func.hashtextextended(f"audit trail of {row.model}", 0)
             session.execute(select(func.pg_advisory_xact_lock(name)))
-        head = select(AuditRow.digest).where(AuditRow.model == row.model)
-        row.previous = session.scalar(head.order_by(AuditRow.id.desc()).limit(1)) or ""
+        row.previous = _head(session, row.model)
         row.signed_by = keys.key_id if keys else ""
         row.digest = ""
         session.add(row)
@@ -131,6 +130,18 @@ def append_events(session: Session, rows: Iterable[AuditRow], keys: Keys | None)
         row.digest = event_digest(row, row.previous)
         row.signature = keys.sign(_PURPOSE, row.digest) if keys else ""
         session.flush()
+
+
+def _head(session: Session, model: str) -> str:
+    """Return the hash of the last event of a chain. An older onnxserve has written
+    events without a hash, which is then computed.
+    """
+    digests = select(AuditRow.digest).where(AuditRow.model == model)
+    head = session.scalar(digests.order_by(AuditRow.id.desc()).limit(1))
+    if head == "":
+        for row in session.execute(_chain(model)):
+            head = row.digest or event_digest(row, head or "")
+    return head or ""
 
 
 def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]:
@@ -259,18 +270,18 @@ def _check(rows: Iterable[Row[Any]], keys: Keys) -> Iterator[_Checked]:
     for row in rows:
         name = _name(row)
         faults = []
-        is_unchanged = row.digest == event_digest(row, row.previous)
-        if not is_unchanged:
-            faults.append(f"{name} was changed, inserted or moved")
-        if row.previous != head:
-            faults.append(f"before {name}, an event was removed, inserted or moved")
-        is_signed = is_unchanged and keys.is_signed(
+        digest = event_digest(row, row.previous if row.digest else head)
+        if row.digest not in ("", digest):
+            faults.append(f"{name} was changed or moved")
+        if row.digest and row.previous != head:
+            faults.append(f"before {name}, an event was removed, inserted, changed or moved")
+        is_signed = row.digest == digest and keys.is_signed(
             _PURPOSE,
-            row.digest,
+            digest,
             row.signed_by,
             row.signature,
         )
-        head = row.digest
+        head = row.digest or digest
         yield _Checked(row, is_signed, tuple(faults))
 
 

@@ -135,11 +135,11 @@ def reorder_events(connection: Connection, ids: list[int]) -> None:
 
 
 def insert_copied_event(connection: Connection, ids: list[int]) -> None:
-    insert_copy(connection, ids[2], id=ids[-1] + 1)
+    insert_copy(connection, ids[2], id=0)
 
 
 def insert_event_without_hash(connection: Connection, ids: list[int]) -> None:
-    insert_copy(connection, ids[2], id=ids[-1] + 1, previous="", digest="", signed_by="")
+    insert_copy(connection, ids[2], id=0, previous="", digest="", signed_by="")
 
 
 TAMPERS: list[Tamper] = [
@@ -354,7 +354,7 @@ def test_two_servers_record_at_once(
     other.close()
 
 
-def test_a_clock_that_runs_backwards_is_no_tampering(
+def test_a_clock_that_runs_backwards_leaves_the_trail_intact(
     store_url: str, server: Store, keys: Keys
 ) -> None:
     times = (START - timedelta(days=days) for days in count())
