@@ -164,9 +164,7 @@ class Settings(BaseModel):
     alerts from the store. Default: never.
     """
     retention_floor_days: int | None = Field(default=None, ge=1, le=36500)
-    """Age in days below which no captured rows, judged windows and alerts are deleted.
-    Default: none.
-    """
+    """Age in days below which no captured rows, windows and alerts expire."""
     webhook_secret: str = Field(default="", repr=False)
     """Secret with which MLflow signs the webhooks for `onnxserve controller
     --webhook-port`.
@@ -203,13 +201,12 @@ class Settings(BaseModel):
     """
 
     audit_key_file: Path | None = None
-    """PEM file with the Ed25519 key with which MLflow's server signs the audit trail,
-    and the public keys of other servers; created if missing. Default: a file in HOME
-    if the store is SQLite, else no signatures.
+    """PEM file of MLflow's server with the Ed25519 key that signs the audit trail, and
+    the public keys of other servers. Default for SQLite: a file in HOME.
     """
     audit_checkpoints: str = ""
-    """Folder or s3:// URI to which MLflow's server also writes its hourly checkpoint of
-    the audit trail, such as a bucket with object lock.
+    """Folder or s3:// URI to which MLflow's server also writes checkpoints of the audit
+    trail.
     """
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)

@@ -65,12 +65,12 @@ def log_checkpoint(store: Store, every_seconds: float = _EVERY_SECONDS) -> bool:
         if age < every_seconds * 0.9:
             return False
         checkpoint = make_checkpoint(store)
-        name = f"{checkpoint.at:%Y-%m-%dT%H%M%S}.json"
+        name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
         content = dump_checkpoint(checkpoint, store.keys)
+        _log_run(name, content)
         if place := load_settings().audit_checkpoints:
             location = locate_log(place, _SETTING)
             write_file(location, name, content.encode(), is_new=True)
-        _log_run(name, content)
         return True
     finally:
         store.release_lease(lease)
