@@ -528,7 +528,7 @@ def _verify(
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
     from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
 
-    published = published_trail()
+    published = None if keys_file and checkpoint_file else published_trail()
     with opened_store() as store:
         if keys_file:
             keys = parse_keys(read_text(keys_file, "the file of --keys"), str(keys_file))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-EXPERIMENT = "onnxserve audit trail"
+EXPERIMENT = "onnxserve-audit-trail"
 CHECKPOINT_FILE = "checkpoint.json"
 _EVERY_SECONDS = 3600
 _FIRST_SECONDS = 300

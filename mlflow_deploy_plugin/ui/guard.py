@@ -139,6 +139,8 @@ class AuditTrail:
                 store = open_store(url, keys=read_key_file(path) if path else None)
                 if path:
                     seal(store)
+                else:
+                    _log.warning("events are not signed: set ONNXSERVE_AUDIT_KEY_FILE")
                 self._opened(store)
                 self._stores[url] = store
             return self._stores[url]
