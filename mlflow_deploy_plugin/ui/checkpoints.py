@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import current_actor
-from mlflow_deploy_plugin.core.store.checkpoints import dump_checkpoint, make_checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
 from mlflow_deploy_plugin.ui import guard
@@ -64,9 +64,9 @@ def log_checkpoint(store: Store, every_seconds: float = _EVERY_SECONDS) -> bool:
         age = time.time() - newest.info.start_time / 1000 if newest else every_seconds
         if age < every_seconds * 0.9:
             return False
-        checkpoint = make_checkpoint(store)
+        checkpoint = make_checkpoint(store, store.keys)
         name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
-        content = dump_checkpoint(checkpoint, store.keys)
+        content = checkpoint.model_dump_json(indent=1)
         _log_run(name, content)
         if place := load_settings().audit_checkpoints:
             location = locate_log(place, _SETTING)

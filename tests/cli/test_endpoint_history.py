@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_chain import seal
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-from mlflow_deploy_plugin.core.store.checkpoints import dump_checkpoint, make_checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.commands import said
 from tests.support.refusals import mentions
@@ -241,7 +241,7 @@ def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:
     keys = read_key_file(tmp_path / "audit.pem")
     with closing(open_store(load_settings().store_url, keys=keys)) as store:
         seal(store)
-        checkpoint = dump_checkpoint(make_checkpoint(store), keys)
+        checkpoint = make_checkpoint(store, keys).model_dump_json()
     (tmp_path / "public.pem").write_text(keys.public_pem())
     (tmp_path / "latest.json").write_text(checkpoint)
     options = ("--keys", f"{tmp_path}/public.pem", "--checkpoint", f"{tmp_path}/latest.json")

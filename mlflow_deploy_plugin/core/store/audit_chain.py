@@ -32,7 +32,7 @@ BROKEN = "broken"
 never stored.
 """
 _PURPOSE = "audit event"
-_PUBLIC_KEY = "public_key"
+_PUBLIC_KEYS = "public_keys"
 _AT_ONCE = 1000
 _EVENT = tuple(field.name for field in fields(AuditEvent))
 _CHAIN = ("id", "previous", "digest", "signed_by", "signature")
@@ -170,12 +170,12 @@ def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]
 
 
 def seal(store: "Store") -> None:
-    """Publish the key of this server in a signed event, and seal all chains if the
+    """Publish the keys of this server in a signed event, and seal all chains if the
     store has no event that is signed by a trusted key yet.
     """
     keys = store.keys
     assert keys is not None
-    public_key = keys.public_pem([keys.key_id])
+    public_keys = keys.public_pem()
     with store.transaction(alone_with="audit seal") as session:
         signed = select(AuditRow.id).limit(1)
         if session.scalar(signed.where(AuditRow.signed_by == keys.key_id)):
@@ -190,7 +190,7 @@ def seal(store: "Store") -> None:
                 SEAL,
                 model=model,
                 after=keys.key_id,
-                detail={_PUBLIC_KEY: public_key},
+                detail={_PUBLIC_KEYS: public_keys},
             )
             write_event(session, event)
 
@@ -200,7 +200,7 @@ def published_keys(store: "Store") -> Keys:
     a key.
     """
     events = store.events(actions=(SEAL,))
-    pems = {str(event.detail[_PUBLIC_KEY]) for event in events}
+    pems = {str(event.detail[_PUBLIC_KEYS]) for event in events}
     if not pems:
         return Keys({})
     return parse_keys("".join(sorted(pems)), "the keys in the audit trail")

@@ -7,7 +7,7 @@ servers, and earlier keys of this server, whose events also count.
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,18 +57,16 @@ class Keys:
             return False
         return True
 
-    def public_pem(self, key_ids: Iterable[str] = ()) -> str:
-        """Return the public keys with these ids (empty: all) as PEM."""
+    def public_pem(self) -> str:
+        """Return the public keys as PEM."""
         from cryptography.hazmat.primitives import serialization
 
         return "".join(
-            self.public[key_id]
-            .public_bytes(
+            key.public_bytes(
                 serialization.Encoding.PEM,
                 serialization.PublicFormat.SubjectPublicKeyInfo,
-            )
-            .decode()
-            for key_id in key_ids or self.public
+            ).decode()
+            for key in self.public.values()
         )
 
 

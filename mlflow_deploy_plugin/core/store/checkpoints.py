@@ -3,11 +3,9 @@ server and stored outside of the store. With a checkpoint, it is found that the 
 events of a chain were removed.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import func, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -19,31 +17,37 @@ from mlflow_deploy_plugin.core.store.tables import AuditRow
 _PURPOSE = "audit checkpoint"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(BaseModel):
     """The state of the trail at a time.
 
     Attributes:
         heads: the `chain_id` of each model → the id and the hash of its last event.
+        signed_by: the id of the key.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     at: datetime
-    heads: Mapping[str, tuple[int, str]]
+    heads: dict[str, tuple[int, str]]
+    signed_by: str = ""
+    signature: str = ""
+
+    @property
+    def content(self) -> str:
+        """The signed text."""
+        return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
 
 
-def make_checkpoint(store: Store) -> Checkpoint:
+def make_checkpoint(store: Store, keys: Keys) -> Checkpoint:
+    """Return a signed checkpoint of now."""
     last = select(func.max(AuditRow.id)).group_by(AuditRow.model)
     columns = select(AuditRow.model, AuditRow.id, AuditRow.digest)
     with store.transaction(is_read_only=True) as session:
         rows = session.execute(columns.where(AuditRow.id.in_(last))).all()
-    return Checkpoint(store.now(), {chain_id(row.model): (row.id, row.digest) for row in rows})
-
-
-def dump_checkpoint(checkpoint: Checkpoint, keys: Keys) -> str:
-    """Return the signed checkpoint as JSON."""
-    content = {"at": checkpoint.at.isoformat(), "heads": checkpoint.heads}
-    signature = keys.sign(_PURPOSE, canonical_json(content))
-    return json.dumps({**content, "key": keys.key_id, "signature": signature}, indent=1)
+    heads = {chain_id(row.model): (row.id, row.digest) for row in rows}
+    checkpoint = Checkpoint(at=store.now(), heads=heads, signed_by=keys.key_id)
+    signature = keys.sign(_PURPOSE, checkpoint.content)
+    return checkpoint.model_copy(update={"signature": signature})
 
 
 def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
@@ -52,14 +56,11 @@ def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
     Raises InvalidConfig if it is not a checkpoint that is signed by one of the keys.
     """
     try:
-        document = json.loads(text)
-        signature = str(document.pop("signature"))
-        key_id = str(document.pop("key"))
-        heads = {model: (int(head[0]), str(head[1])) for model, head in document["heads"].items()}
-        checkpoint = Checkpoint(datetime.fromisoformat(document["at"]), heads)
-    except (AttributeError, LookupError, TypeError, ValueError):
+        checkpoint = Checkpoint.model_validate_json(text)
+    except ValidationError:
         raise InvalidConfig(f"{origin} is not a checkpoint of the audit trail") from None
-    if not keys.is_signed(_PURPOSE, canonical_json(document), key_id, signature):
+    signature = checkpoint.signature
+    if not keys.is_signed(_PURPOSE, checkpoint.content, checkpoint.signed_by, signature):
         raise InvalidConfig(
             f"the checkpoint {origin} has no valid signature of a key that is trusted here: it "
             "was changed, or its key is missing"
