@@ -287,7 +287,7 @@ def _check(rows: Iterable[Row[Any]], keys: Keys) -> Iterator[_Checked]:
 
 def _signature_faults(checked: _Checked, keys: Keys) -> Iterator[str]:
     row = checked.row
-    if row.signed_by and not checked.is_signed:
+    if row.signed_by and not checked.is_signed and not checked.faults:
         known = "" if row.signed_by in keys.public else "unknown "
         yield f"{_name(row)} has no valid signature of the {known}key {row.signed_by}"
 
