@@ -1,18 +1,19 @@
-"""An ONNX version needs no model code: each command works with
+"""An ONNX version needs no model code: commands and servers work with
 MLFLOW_ALLOW_MODEL_CODE_EXECUTION=false, and a version without an ONNX form is refused.
 
-The loader of the versions' pyfunc does not exist, so that each attempt to load a version
-as a pyfunc fails, also with a version of MLflow that does not know the variable.
+The ONNX versions name a loader of pyfuncs that does not exist, so each attempt to load
+them as pyfunc fails, also with a version of MLflow that does not read the variable.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import joblib
 import mlflow
+import mlflow.sklearn
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import requests
 from click.testing import CliRunner, Result
@@ -22,41 +23,51 @@ from sklearn.linear_model import LogisticRegression
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
-from mlflow_deploy_plugin.core.registry.model_files import download
-from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.statedir.files import AGENT
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.serving import Served
 from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
 
+LOADER = "loader_module: mlflow_deploy_plugin"
 REFUSAL = f"a version without an ONNX form runs its own code, and {MODEL_CODE} does not allow this"
 ROWS = "a,b,when,name\n0.5,1.0,2013-07-01,x\n-2.0,0.25,2013-07-02,y\n"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def registry(
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     """A registered model `toy` with two ONNX versions, and a pyfunc as version 3. Model
     code is switched off.
     """
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
-    (pyfunc,) = save_pyfuncs(tmp_path, only=["days"]).values()
-    (tmp_path / "rows.csv").write_text(ROWS)
-    monkeypatch.setenv(MODEL_CODE, "false")
-    # In this process, MLflow finds no function that loads an ONNX version as a pyfunc.
-    monkeypatch.delitem(mlflow_deploy_plugin._HOMES, "_load_pyfunc")
-    with tracking_at(new_database(tmp_path)):
+    folder = tmp_path_factory.mktemp("registry")
+    (folder / "rows.csv").write_text(ROWS)
+    (pyfunc,) = save_pyfuncs(folder, only=["days"]).values()
+    joblib.dump(LogisticRegression(), folder / "model.joblib")
+    mlflow.sklearn.save_model(
+        LogisticRegression(),
+        folder / "sklearn",
+        serialization_format="cloudpickle",
+        pip_requirements=[],
+    )
+    with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.chdir(folder)  # MLflow writes artifacts here.
+        patch.setenv(MODEL_CODE, "false")
+        # In this process, MLflow finds no function that loads a pyfunc of onnxserve.
+        patch.delitem(mlflow_deploy_plugin._HOMES, "_load_pyfunc")
         for seed in (0, 1):
             log_version(seed)
-        for file in tmp_path.glob("mlruns/**/MLmodel"):
+        files = list(folder.glob("mlruns/**/MLmodel"))
+        assert len(files) == 2
+        for file in files:
             text = file.read_text()
-            file.write_text(text.replace("loader_module: mlflow_deploy_plugin", "loader_module: no"))
+            assert LOADER in text
+            file.write_text(text.replace(LOADER, "loader_module: no_module"))
         client = MlflowClient()
         client.create_model_version("toy", pyfunc.as_uri())
-        client.set_registered_model_alias("toy", "champion", "1")
         yield client
 
 
@@ -80,8 +91,9 @@ def run(*arguments: str) -> Result:
 def test_code_execution_is_not_needed_to_log_a_version(
     registry: MlflowClient,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    logging.getLogger("mlflow").propagate = True
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
     log_version(2)
     assert [record for record in caplog.records if record.name.startswith("mlflow.")] == []
 
@@ -97,7 +109,6 @@ def test_code_execution_is_not_needed_to_log_a_version(
         ("explain", "models:/toy/1", "--data", "rows.csv"),
         ("profile", "models:/toy/1"),
         ("export", "models:/toy/1", "-o", "exported"),
-        ("optimize", "models:/toy/1", "--int8", "dynamic"),
     ],
     ids=lambda arguments: str(arguments[0]),
 )
@@ -110,21 +121,25 @@ def test_code_execution_is_not_needed_by_a_command(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("refusal", "arguments"),
     [
-        ("gate", "toy", "3"),
-        ("batch", "-m", "models:/toy/3", "-i", "rows.csv", "-o", "out", "--workers", "1"),
+        (REFUSAL, ("gate", "toy", "3")),
+        (REFUSAL, ("batch", "-m", "models:/toy/3", "-i", "rows.csv", "-o", "none")),
+        ("model.joblib runs its own", ("wrap", "model.joblib", "--allow-pickle", "--dry-run")),
+        ("sklearn", ("wrap", "sklearn", "--dry-run")),
     ],
-    ids=lambda arguments: str(arguments[0]),
 )
-def test_code_execution_is_refused_to_a_pyfunc(
+def test_code_execution_is_refused_by_a_command(
     registry: MlflowClient,
+    refusal: str,
     arguments: tuple[str, ...],
 ) -> None:
     result = run(*arguments)
     assert result.exit_code == 1
-    assert REFUSAL in result.stderr
-    assert result.stderr.count("Error: ") == 1
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert refusal in error
+    assert MODEL_CODE in error
 
 
 def test_code_execution_is_refused_by_a_server(
@@ -140,21 +155,36 @@ def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(
     registry: MlflowClient,
     serve: Callable[..., Served],
 ) -> None:
-    served = serve("-m", "models:/toy@champion").wait_ready()
+    registry.set_registered_model_alias("toy", "live", "1")
+    allowed = "variants.toy.allow_pyfunc=true"
+    served = serve("-m", "models:/toy@live", "-C", allowed).wait_ready()
     body = {"dataframe_records": [{"a": 1.0, "b": 2.0}]}
-    answer = requests.post(f"{served.url}/explain", json=body, timeout=60)
-    assert answer.status_code == 200, answer.text
+    answer = requests.post(f"{served.url}/invocations", json=body, timeout=60)
+    explained = requests.post(f"{served.url}/explain", json=body, timeout=60)
+    assert (answer.status_code, explained.status_code) == (200, 200), explained.text
+    identity = answer.headers["X-Prediction-Id"]
+    wait_until(lambda: run("replay", identity).exit_code == 0, 60, "the request is replayed")
+
+    registry.set_registered_model_alias("toy", "live", "3")
+    agent = served.state_dir / AGENT
+    wait_until(lambda: REFUSAL in agent.read_text(), 60, "version 3 is refused")
+    answer = requests.post(f"{served.url}/invocations", json=body, timeout=60)
+    assert answer.headers["X-Model-Version"] == "1"
 
 
-def test_code_execution_is_switched_off_for_processes_that_need_none(
+def test_code_execution_is_switched_on_only_for_the_process_of_a_pyfunc(
     registry: MlflowClient,
     serve: Callable[..., Served],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(MODEL_CODE)
     served = serve("-m", "models:/toy/3").wait_ready()
-    (pyfunc,) = (
-        member for member in served.members() if "mlflow_deploy_plugin.serve.pyfunc" in member.cmdline()
-    )
-    assert psutil.Process(pyfunc.pid).environ()[MODEL_CODE] == "false"
-    assert download(resolve("models:/toy/3").source, Path("copy")).is_dir()
+    (inherited,) = {
+        member.environ()[MODEL_CODE]
+        for member in served.members()
+        if "mlflow_deploy_plugin.serve.pyfunc" in member.cmdline()
+    }
+    assert inherited == "false"
+    body = {"dataframe_records": [{"when": "2013-07-01T12:00:00", "name": "x"}]}
+    answer = requests.post(f"{served.url}/invocations", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
