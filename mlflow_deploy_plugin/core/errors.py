@@ -244,9 +244,7 @@ class CallerRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENI
 
 
 class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A version without an ONNX form would run its own code, which is not allowed
-    here.
-    """
+    """A model would run its own code, which is not allowed here."""
 
 
 class RuntimeMissing(OnnxserveError):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.model_code import switch_model_code_off
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.core.statedir.files import METRICS, worker_file
@@ -118,6 +119,7 @@ def on_starting(arbiter: "Arbiter") -> None:
     workers' folders.
     """
     configure_logging(load_settings(), "gunicorn")
+    switch_model_code_off()  # The process of a pyfunc that may run switches it on.
     gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
     import_module(arbiter.app.app_uri.partition(":")[0])
     gc.enable()

@@ -23,9 +23,11 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.model_code import model_code_is_allowed
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE as REPORT
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.result import MonitorResult
+from mlflow_deploy_plugin.wrap.flavor.save import PyfuncModel, load_model
 from projects.demo.workspace import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES
 from projects.flight_delay.drift import describe, judge_window
@@ -60,14 +62,16 @@ class Version:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The agreement of `mlflow.pyfunc.load_model` and the server on the same flights.
+    """The agreement of a model in this process and the server on the same flights.
 
     Attributes:
+        loader: the function that loaded the model.
         equal: the number of flights with equal predictions.
         served: [rows] the predictions of the server.
         version: the version that predicted.
     """
 
+    loader: str
     rows: int
     equal: int
     served: np.ndarray
@@ -238,9 +242,9 @@ def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple
     return time.monotonic() - start, requests_answered
 
 
-def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
-    """Predict the same flights with `mlflow.pyfunc.load_model` in this process and with
-    the server.
+def compare_with_server(url: str, flights: pd.DataFrame) -> Agreement:
+    """Predict the same flights in this process and with the server. If model code is
+    switched off, `mlflow.pyfunc.load_model` refuses each model, and onnxserve loads it.
     """
     answer = requests.post(
         f"{url}/invocations",
@@ -250,8 +254,15 @@ def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
     )
     answer.raise_for_status()
     served = np.asarray(answer.json()["predictions"])
-    loaded = np.asarray(mlflow.pyfunc.load_model(MODEL).predict(flights[list(FEATURES)]))
+    if model_code_is_allowed():
+        loader = "mlflow.pyfunc.load_model"
+        model = mlflow.pyfunc.load_model(MODEL)
+    else:
+        loader = "mlflow_deploy_plugin.load_model"
+        model = PyfuncModel(load_model(MODEL))
+    loaded = np.asarray(model.predict(flights[list(FEATURES)]))
     return Agreement(
+        loader,
         len(flights),
         int((served == loaded).sum()),
         served,

@@ -197,15 +197,15 @@ def _promote(server: str, first: steps.Version, watched: Watched, printer: StepP
         "none failed",
     )
 
-    printer.step("mlflow.pyfunc.load_model and the server, on the same flights")
+    printer.step("The model in this process and on the server, on the same flights")
     chosen = slice(None, None, len(watched.flights) // _COMPARED_ROWS)
-    agreement = steps.compare_with_pyfunc(server, watched.flights.iloc[chosen])
+    agreement = steps.compare_with_server(server, watched.flights.iloc[chosen])
     printer.line(
         f"{agreement.equal} of {agreement.rows} predictions are equal, version {agreement.version}",
     )
     if agreement.equal != agreement.rows:
         raise OnnxserveError(
-            "the server and mlflow.pyfunc.load_model disagree, which must not happen",
+            f"the server and {agreement.loader} disagree, which must not happen",
         )
     changed = int((watched.predictions[chosen] != agreement.served).sum())
     printer.line(f"version {first.number} predicted {changed} of these flights differently")
@@ -232,10 +232,7 @@ def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
         ),
         (
             "Agreement",
-            (
-                f"{agreement.equal} of {agreement.rows} predictions are equal to "
-                "mlflow.pyfunc.load_model"
-            ),
+            (f"{agreement.equal} of {agreement.rows} predictions are equal to {agreement.loader}"),
         ),
     ]
 

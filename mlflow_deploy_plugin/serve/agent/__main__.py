@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.model_code import switch_model_code_off
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, end_on_signals
 from mlflow_deploy_plugin.core.registry.connection import (
     hidden_pandas,
@@ -187,6 +188,7 @@ def _run(
     failed = threading.Event()
     if not only_ship:
         own_process(imports_mlflow=False)
+        switch_model_code_off()
         set_service_timeouts()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
         follower = _open_follower(state_dir, settings, shipper, follow, stop)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.model_code import WITHOUT_ONNX, model_code_refusal
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.change_feed import Selected
 from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
@@ -107,6 +108,8 @@ class PyfuncPolicy:
         """Raise InvalidArtifact if a version without an ONNX form must not be served
         for this URI.
         """
+        if reason := model_code_refusal(WITHOUT_ONNX):
+            raise errors.InvalidArtifact(reason)
         if model_uri in self.named and not (is_followed and model_uri in self.refused):
             return
         what = "the version has no ONNX form, so serving it would run its own code"

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.model_code import WITHOUT_ONNX, require_model_code
 from mlflow_deploy_plugin.serve.models.side_process import SideProcess
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
@@ -56,8 +57,10 @@ class PyfuncPredictor:
         concurrency: int = 1,
     ) -> "PyfuncPredictor":
         """Start the process and wait until the model has answered its example. Raises
-        InvalidArtifact if that fails.
+        CodeRefused if model code is switched off, and InvalidArtifact if the start
+        fails.
         """
+        require_model_code(WITHOUT_ONNX)
         command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.pyfunc", str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, pass_exit
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.serve.protocols import side_messages
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.process import (
@@ -29,9 +30,13 @@ from mlflow_deploy_plugin.serve.pyfunc.process import (
 
 _log = logging.getLogger("mlflow_deploy_plugin.serve.pyfunc")
 
-_SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+_SERVING = {
+    "_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    MODEL_CODE: "true",
+}
 """Environment variables for the model. MLflow's scoring server also sets the first
-variable, and models may read it.
+variable, and models may read it. The worker has checked that this model may run.
 """
 _PREDICTION_ID = "onnxserve.prediction_id"
 """The tag of an MLflow trace that contains the ID of the prediction."""

@@ -46,6 +46,7 @@ from mlflow_deploy_plugin.core.errors import (
     pass_exit,
 )
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.model_code import WITHOUT_ONNX, require_model_code
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols import side_messages
 from mlflow_deploy_plugin.serve.protocols.content import JSON
@@ -692,9 +693,10 @@ def _type_name(kind: Any) -> str:
 
 
 def load_scorer(folder: Path) -> "Scorer":
-    """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load
-    the model.
+    """Load a model outside of a server. Raises CodeRefused if model code is switched
+    off, and InvalidArtifact if MLflow cannot load the model.
     """
+    require_model_code(WITHOUT_ONNX)
     _log.addHandler(logging.NullHandler())  # The errors of a command do not show a traceback.
     try:
         return Scorer.load(folder)

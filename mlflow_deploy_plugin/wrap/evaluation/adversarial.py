@@ -28,6 +28,7 @@ from numpy.random import Generator
 from mlflow_deploy_plugin.core.errors import OnnxserveError, Refused
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
+from mlflow_deploy_plugin.core.model_code import model_code_refusal
 from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, wrapped_from
@@ -322,7 +323,7 @@ def _original_refusal(
         return (
             f"loading the torch original {uri} runs its own code; to consent, set --original {uri}"
         )
-    return ""
+    return model_code_refusal(f"the torch original {uri}")
 
 
 def _original_uri(

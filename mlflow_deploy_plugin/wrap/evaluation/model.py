@@ -15,6 +15,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.model_code import WITHOUT_ONNX, require_model_code
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
@@ -102,7 +103,8 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     """Load the model of an MLmodel folder, to run in one thread.
 
     Raises:
-        CodeRefused: the model is a pyfunc, and `allow_pyfunc` is false.
+        CodeRefused: the model is a pyfunc, and `allow_pyfunc` is false or model code is
+            switched off.
         InvalidArtifact: the folder has no valid model.
         InferenceError: loading fails.
     """
@@ -114,6 +116,7 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
             "a version without an ONNX form would run its own code, which is not allowed on this "
             "server; run `onnxserve gate MODEL VERSION` on your machine",
         )
+    require_model_code(WITHOUT_ONNX)
     return _LoadedPyfunc(artifact)
 
 

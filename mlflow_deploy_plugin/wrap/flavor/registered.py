@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_args
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow import MlflowClient
+from mlflow import MlflowClient, environment_variables
 from mlflow.entities import LoggedModel, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.mlmodel import (
     PYTHON_FUNCTION,
     read_mlmodel,
 )
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE, require_model_code
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
@@ -752,6 +753,7 @@ def load_folder(folder: Path, source: str) -> Original:
     Raises:
         InvalidArtifact: MLflow cannot read the MLmodel file.
         InvalidConfig: the model is wrapped already.
+        CodeRefused: model code is switched off, and this MLflow cannot load only data.
         NotInstalled: the framework is missing.
         ConversionError: the model is Python code or a pyfunc with another method, or
             its files cannot be read.
@@ -759,6 +761,8 @@ def load_folder(folder: Path, source: str) -> Original:
     mlmodel, flavors = _read_flavors(folder, source)
     flavor, predict_fn = _framework_flavor(flavors, source)
     differences = version_differences(folder)
+    if not hasattr(environment_variables, MODEL_CODE):
+        require_model_code(source)  # MLflow 3.18 and newer refuses only files with code.
     try:
         converters.check_flavor(flavor)
         backend = flavors.get("keras", {}).get("keras_backend")
@@ -839,7 +843,8 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
     """Load a joblib or pickle file, or a file in the format of a framework.
 
     Raises:
-        CodeRefused: the file is a joblib or pickle file, and `allow_pickle` is false.
+        CodeRefused: the file is a joblib or pickle file, and `allow_pickle` is false or
+            model code is switched off.
         InvalidConfig: the ending of the file is unknown.
         InvalidArtifact: a joblib or pickle file cannot be loaded.
         ConversionError: a file of a framework cannot be loaded.
@@ -853,6 +858,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
             f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; "
             "alternatively name a model in MLflow, or the folder of an MLmodel file",
         )
+    require_model_code(str(path))
     if not allow_pickle:
         raise errors.CodeRefused(
             f"{path} can run any code while it is loaded; if you trust its author, pass "

@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR
+from mlflow_deploy_plugin.core.model_code import model_code_is_allowed
 from mlflow_deploy_plugin.core.registry.model_files import open_repository
 from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG
 from mlflow_deploy_plugin.core.registry.runs import log_flavor
@@ -327,7 +328,15 @@ def log_wrapped(
     """
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
-    info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
+    info = log_flavor(
+        saved_model,
+        flavor_name=FLAVOR,
+        wrapped=wrapped,
+        tags=tags,
+        # To validate the example, MLflow would load the model as a pyfunc.
+        validate_serving_input=model_code_is_allowed(),
+        **mlflow_options,
+    )
     if info.run_id:
         mlflow.log_metrics(
             wrapped.report.metrics(),

@@ -102,6 +102,7 @@ def save_model(
     pip_requirements: str | list[str] | None = None,
     extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
+    validate_serving_input: bool = True,
 ) -> None:
     """Write the model, its proofs and its environment.
 
@@ -115,6 +116,7 @@ def save_model(
         pip_requirements: the requirements; default: those of a server of this model.
         extra_pip_requirements: requirements in addition to the default ones.
         code_paths: Python files or folders that are copied into the folder.
+        validate_serving_input: read only by `mlflow.models.Model.log`.
     """
     environment._validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     _validate_and_prepare_target_save_path(str(path))

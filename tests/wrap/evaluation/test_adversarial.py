@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
@@ -228,6 +229,16 @@ def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(
     (broken / "data" / "model.pth").write_bytes(b"")
     cannot = measured(folders["onnx"], original=str(broken)).cannot["pgd"]
     assert cannot.startswith("the torch original cannot be loaded: ")
+
+
+def test_code_execution_is_refused_to_an_original(
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(MODEL_CODE, "false")
+    original = str(folders["original"])
+    cannot = measured(folders["onnx"], original=original).cannot["pgd"]
+    assert cannot.startswith(f"the torch original {original} runs its own code")
 
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])

@@ -1,0 +1,188 @@
+"""An ONNX version needs no model code: commands and servers work with
+MLFLOW_ALLOW_MODEL_CODE_EXECUTION=false, and a version without an ONNX form is refused.
+
+The ONNX versions name a loader of pyfuncs that does not exist, so each attempt to load
+them as pyfunc fails, also with a version of MLflow that does not read the variable.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import joblib
+import mlflow
+import mlflow.sklearn
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
+
+import mlflow_deploy_plugin
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE
+from mlflow_deploy_plugin.core.statedir.files import AGENT
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.serving import Served
+from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
+
+LOADER = "loader_module: mlflow_deploy_plugin"
+REFUSAL = f"a version without an ONNX form runs its own code, and {MODEL_CODE} does not allow this"
+ROWS = "a,b,when,name\n0.5,1.0,2013-07-01,x\n-2.0,0.25,2013-07-02,y\n"
+
+
+@pytest.fixture(scope="module")
+def registry(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[MlflowClient]:
+    """A registered model `toy` with two ONNX versions, and a pyfunc as version 3. Model
+    code is switched off.
+    """
+    folder = tmp_path_factory.mktemp("registry")
+    (folder / "rows.csv").write_text(ROWS)
+    (pyfunc,) = save_pyfuncs(folder, only=["days"]).values()
+    joblib.dump(LogisticRegression(), folder / "model.joblib")
+    mlflow.sklearn.save_model(
+        LogisticRegression(),
+        folder / "sklearn",
+        serialization_format="cloudpickle",
+        pip_requirements=[],
+    )
+    with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.chdir(folder)  # MLflow writes artifacts here.
+        patch.setenv(MODEL_CODE, "false")
+        # In this process, MLflow finds no function that loads a pyfunc of onnxserve.
+        patch.delitem(mlflow_deploy_plugin._HOMES, "_load_pyfunc")
+        for seed in (0, 1):
+            log_version(seed)
+        for file in folder.glob("mlruns/**/MLmodel"):
+            text = file.read_text()
+            file.write_text(text.replace(LOADER, "loader_module: no_module"))
+            assert file.read_text() != text
+        client = MlflowClient()
+        client.create_model_version("toy", pyfunc.as_uri())
+        yield client
+
+
+def log_version(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = pd.DataFrame(random.normal(size=(120, 2)), columns=["a", "b"])
+    model = LogisticRegression().fit(rows, rows.a > rows.b)
+    with mlflow.start_run(experiment_id="0"):
+        mlflow_deploy_plugin.log_model(
+            model,
+            name="model",
+            input_example=rows,
+            registered_model_name="toy",
+        )
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def post(served: Served, path: str, row: object) -> requests.Response:
+    body = {"dataframe_records": [row]}
+    answer = requests.post(f"{served.url}/{path}", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def test_code_execution_is_not_needed_to_log_a_version(
+    registry: MlflowClient,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
+    log_version(2)
+    assert [record for record in caplog.records if record.name.startswith("mlflow.")] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("gate", "toy", "2"),
+        ("promote", "toy", "2", "--to", "@champion"),
+        ("diff", "models:/toy/1", "models:/toy/2"),
+        ("card", "models:/toy/1", "-o", "card.html"),
+        ("batch", "-m", "models:/toy/1", "-i", "rows.csv", "-o", "out", "--workers", "1"),
+        ("explain", "models:/toy/1", "--data", "rows.csv"),
+        ("profile", "models:/toy/1"),
+        ("export", "models:/toy/1", "-o", "exported"),
+    ],
+    ids=lambda arguments: str(arguments[0]),
+)
+def test_code_execution_is_not_needed_by_a_command(
+    registry: MlflowClient,
+    arguments: tuple[str, ...],
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("refusal", "arguments"),
+    [
+        (REFUSAL, ("gate", "toy", "3")),
+        (REFUSAL, ("batch", "-m", "models:/toy/3", "-i", "rows.csv", "-o", "none")),
+        ("model.joblib runs its own", ("wrap", "model.joblib", "--allow-pickle", "--dry-run")),
+        ("sklearn", ("wrap", "sklearn", "--dry-run")),
+    ],
+)
+def test_code_execution_is_refused_by_a_command(
+    registry: MlflowClient,
+    refusal: str,
+    arguments: tuple[str, ...],
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert refusal in error
+    assert MODEL_CODE in error
+
+
+def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(
+    registry: MlflowClient,
+    serve: Callable[..., Served],
+) -> None:
+    registry.set_registered_model_alias("toy", "live", "1")
+    allowed = "variants.toy.allow_pyfunc=true"
+    served = serve("-m", "models:/toy@live", "-C", allowed).wait_ready()
+    row = {"a": 1.0, "b": 2.0}
+    answer = post(served, "invocations", row)
+    post(served, "explain", row)
+    identity = answer.headers["X-Prediction-Id"]
+    wait_until(lambda: run("replay", identity).exit_code == 0, 60, "the request is replayed")
+
+    registry.set_registered_model_alias("toy", "live", "3")
+    agent = served.state_dir / AGENT
+    wait_until(lambda: REFUSAL in agent.read_text(), 60, "version 3 is refused")
+    assert post(served, "invocations", row).headers["X-Model-Version"] == "1"
+
+
+def test_code_execution_is_switched_on_only_for_the_process_of_a_pyfunc(
+    registry: MlflowClient,
+    serve: Callable[..., Served],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(MODEL_CODE)
+    served = serve("-m", "models:/toy/3").wait_ready()
+    (inherited,) = {
+        member.environ()[MODEL_CODE]
+        for member in served.members()
+        if "mlflow_deploy_plugin.serve.pyfunc" in member.cmdline()
+    }
+    assert inherited == "false"
+    post(served, "invocations", {"when": "2013-07-01T12:00:00", "name": "x"})
+    served.end()
+
+    monkeypatch.setenv(MODEL_CODE, "false")
+    again = serve("-m", "models:/toy/3")
+    assert again.process.wait(120) == 1
+    assert REFUSAL in again.log.read_text()
