@@ -78,6 +78,9 @@ REMEDIES = {
         "permission."
     ),
     "GateRefused": "Run `onnxserve gate`, which lists the failed checks ([the gate](gate.md)).",
+    "SignatureRefused": (
+        "Restore the signed files, or run `onnxserve sign` ([the gate](gate.md#signatures))."
+    ),
     "CallerRefused": "Send the request from a program, or from a page of the server.",
     "CodeRefused": (
         "Consent to the model's own code only if you trust its author ([pyfuncs](pyfunc.md))."

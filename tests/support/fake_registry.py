@@ -137,7 +137,7 @@ class World:
             gate_status=status,
         )
 
-    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+    def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
         self.fetched.append(resolved.version)
         if resolved.version in self.unusable:
             raise self.unusable[resolved.version]

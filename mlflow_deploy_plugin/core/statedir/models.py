@@ -250,6 +250,7 @@ class FollowedReference(State):
 
     model_uri: str
     require: str = ""
+    trusted_file: str = ""
     version: FetchedVersion | None = None
     previous: FetchedVersion | None = None
     told: tuple[str, str] = ("", "")
