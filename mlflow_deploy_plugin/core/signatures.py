@@ -79,7 +79,7 @@ class Signer:
         """Return the library's configuration with this key."""
         from model_signing import signing  # The extra `signing`.
 
-        config = signing.Config()
+        config = signing.Config()  # type: ignore[no-untyped-call]
         certificates: dict[str, Any] = {}
         if self.certificate:
             certificates["signing_certificate"] = Path(self.certificate)
@@ -116,7 +116,7 @@ class Trust:
 
         file = folder / "trusted.pem"
         file.write_bytes(self.pem)
-        config = verifying.Config()
+        config = verifying.Config()  # type: ignore[no-untyped-call]
         if self.is_authority:
             return config.use_certificate_verifier(certificate_chain=[file])
         return config.use_elliptic_key_verifier(public_key=file)
@@ -180,7 +180,8 @@ def read_bundle(file: Path) -> bytes:
 def _hashing() -> "hashing.Config":
     from model_signing import hashing  # The extra `signing`.
 
-    return hashing.Config().set_ignored_paths(paths=UNSIGNED, ignore_git_paths=False)
+    config = hashing.Config()  # type: ignore[no-untyped-call]
+    return config.set_ignored_paths(paths=UNSIGNED, ignore_git_paths=False)
 
 
 def _refuse_unsigned_files(document: Mapping[str, Any], folder: Path) -> None:

@@ -567,9 +567,8 @@ class EndpointSpec(SpecPart):
     kubernetes: KubernetesSpec = KubernetesSpec()
     require: str | None = Field(default=None, pattern=REQUIREMENTS)
     """gate=passed: serve only versions that have passed the gate of their model.
-    signature=FILE: serve only versions that are signed with the key, or by an
-    authority, in this PEM file, whose absolute path exists where the server runs. Both:
-    gate=passed,signature=/etc/onnxserve/release.pem.
+    signature=/FILE: serve only versions that the key or authority in this PEM file has
+    signed. Both: gate=passed,signature=/FILE.
     """
 
     model_config = ConfigDict(populate_by_name=True)
