@@ -41,14 +41,16 @@ class Journey:
     def run(self, line: str) -> Result:
         return CliRunner().invoke(main, line.split())
 
-    def log(self, factor: float, **options: object) -> Path:
-        """Log a version, and return its folder in the artifact store."""
+    def log(self, factor: float, key: Path | None = None) -> Path:
+        """Log a version, sign it with the key, and return its folder in the artifact
+        store.
+        """
         info = onnxserve.log_model(
             LinearRegression().fit(ROWS, ROWS.sum(axis=1) * factor),
             name="model",
             input_example=ROWS,
             registered_model_name=MODEL,
-            **options,
+            sign=None if key is None else str(key),
         )
         (folder,) = self.artifacts.glob(f"*/models/{info.model_id}/artifacts")
         return folder
@@ -85,7 +87,7 @@ def journey(
 def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(
     journey: Journey,
 ) -> None:
-    signed = journey.log(1.0, sign=str(journey.keys.key))
+    signed = journey.log(1.0, journey.keys.key)
     assert (signed / BUNDLE).exists()
     journey.client.set_registered_model_alias(MODEL, "live", "1")
     config = {"require": f"signature={journey.keys.public}"}
@@ -99,7 +101,7 @@ def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(
     assert mentions(shown.output, "version 2 is refused", "version 1 is still served")
     assert mentions(journey.run("logs line").output, f"models:/{MODEL}@live: version 2 is refused")
 
-    changed = journey.log(3.0, sign=str(journey.keys.key))
+    changed = journey.log(3.0, journey.keys.key)
     shutil.copy(signed / BUNDLE, changed)
     assert mentions(journey.error_of("3"), BUNDLE, "model.onnx")
     assert journey.served() == "1"
