@@ -100,13 +100,28 @@ def find_signature(source: str, trust: Trust) -> Signature:
     """Return the signature at `source` (of a `ResolvedModel`). Raises SignatureRefused
     if there is none, and the errors of `download`.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxserve-signature-") as folder:
+    bundle = fetch_bundle(source)
+    if bundle is None:
+        raise SignatureRefused(
+            f"it has no signature {BUNDLE}; sign it with `onnxserve sign {source} --key KEY`"
+        )
+    return Signature(bundle, trust)
+
+
+def fetch_bundle(source: str) -> bytes | None:
+    """Return the bundle of the signature at `source` (of a `ResolvedModel`); None if
+    there is none. Raises the errors of `download`.
+    """
+    location = _location(source)
+    folder = _local_folder(location)
+    what = f"{BUNDLE} of {connection.redact_credentials(source)}"
+    with tempfile.TemporaryDirectory(prefix="onnxserve-signature-") as temporary:
         try:
-            return Signature(read_bundle(fetch_file(source, BUNDLE, Path(folder))), trust)
-        except (NotFound, OSError):
-            raise SignatureRefused(
-                f"it has no signature {BUNDLE}; sign it with `onnxserve sign {source} --key KEY`"
-            ) from None
+            if folder is not None:
+                return read_bundle(folder / BUNDLE)
+            return read_bundle(fetch(f"{location}/{BUNDLE}", Path(temporary), what))
+        except (NotFound, FileNotFoundError):
+            return None
 
 
 def require_signed(resolved: "ResolvedModel", folder: Path, signature: Signature) -> None:
@@ -138,17 +153,6 @@ def add_file(source: str, file: Path) -> None:
             return
         repository, path = open_repository(location)
         repository.log_artifact(str(file), path)
-
-
-def fetch_file(source: str, name: str, destination: Path) -> Path:
-    """Return a file of the files at `source` (of a `ResolvedModel`). A file on this
-    machine is not copied. Raises the errors of `fetch`.
-    """
-    location = _location(source)
-    if (folder := _local_folder(location)) is not None:
-        return folder / name
-    what = f"{name} of {connection.redact_credentials(source)}"
-    return fetch(f"{location}/{name}", destination, what)
 
 
 def version_digest(source: str) -> str:

@@ -10,7 +10,6 @@ judges.
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
 from mlflow_deploy_plugin.core.registry.model_files import (
     download,
     fetch,
-    fetch_file,
+    fetch_bundle,
     version_digest,
 )
 from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
@@ -328,8 +327,9 @@ def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None
     """
     progress(f"reading {source} from {source.registry}")
     download(source.uri, folder / "download").rename(folder / "model")
-    with suppress(NotFound, FileNotFoundError):
-        shutil.copy(fetch_file(source.uri, BUNDLE, folder / "signature"), folder)
+    bundle = fetch_bundle(source.uri)
+    if bundle is not None:
+        (folder / BUNDLE).write_bytes(bundle)
     report = f"the gate report of {source}"
     with suppress(NotFound):  # The run of the gate may be deleted.
         for run_id in REPORT_RUN.findall(source.gate.report)[:1]:

@@ -10,10 +10,9 @@ from pathlib import Path
 import mlflow.onnx
 import pytest
 from click.testing import CliRunner
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.errors import OnnxserveError, SignatureRefused
+from mlflow_deploy_plugin.core.errors import SignatureRefused
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.signatures import BUNDLE
@@ -78,9 +77,9 @@ def agent(folder: Path, clock: Clock[float] | None = None) -> MlflowRegistry:
     return MlflowRegistry(ModelCache(folder / "cache", folder / "state"), clock or Clock(0.0))
 
 
-def refusal(registry: MlflowRegistry, trusted: Path, version: str = "1") -> str:
+def refusal(registry: MlflowRegistry, trusted: Path) -> str:
     with pytest.raises(SignatureRefused) as refused:
-        registry.fetch(resolve(f"models:/{MODEL}/{version}"), str(trusted))
+        registry.fetch(resolve(f"models:/{MODEL}/1"), str(trusted))
     return refused.value.message
 
 
@@ -183,21 +182,3 @@ def test_the_command_refuses_a_signature_in_one_line(signed: Signed, folder: Pat
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert mentions(result.stderr, BUNDLE, str(signed.keys.public))
-
-
-def test_a_version_without_a_signature_names_the_command(
-    signed: Signed,
-    folder: Path,
-    tmp_path: Path,
-) -> None:
-    (folder / BUNDLE).unlink()
-    with pytest.raises(OnnxserveError, match=f"onnxserve sign models:/{MODEL}/1 --key"):
-        agent(tmp_path).fetch(resolve(f"models:/{MODEL}/1"), str(signed.keys.public))
-
-
-def test_the_client_of_mlflow_keeps_the_signature(signed: Signed, tmp_path: Path) -> None:
-    copied = Path(
-        mlflow.artifacts.download_artifacts(f"models:/{MODEL}/1", dst_path=str(tmp_path)),
-    )
-    assert (copied / BUNDLE).read_bytes() == (signed.folders["1"] / BUNDLE).read_bytes()
-    assert MlflowClient().get_model_version(MODEL, "1").status == "READY"
