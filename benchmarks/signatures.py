@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mlflow_deploy_plugin.core.mlmodel import hash_files
 from mlflow_deploy_plugin.core.signatures import Signature, Signer, read_bundle, trust_file
-from tests.support.signing import write_key
+from tests.support.keypairs import write_key
 
 ROUNDS = 7
 FOLDERS = ((1, 1), (1, 10), (10, 10), (1, 100), (1, 500))

@@ -19,9 +19,9 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.signatures import BUNDLE
 from tests.support.deployments import empty_home
+from tests.support.keypairs import KeyFiles, write_key
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.signing import KeyFiles, write_key
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 

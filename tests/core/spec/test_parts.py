@@ -35,7 +35,6 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
 @pytest.mark.parametrize(
     ("require", "requires_gate", "trusted_file"),
     [
-        ("", False, ""),
         ("gate=passed", True, ""),
         ("signature=/etc/release.pem", False, "/etc/release.pem"),
         ("gate=passed,signature=/etc/release.pem", True, "/etc/release.pem"),

@@ -25,11 +25,11 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import said
+from tests.support.keypairs import write_key
 from tests.support.refusals import mentions
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
-from tests.support.signing import write_key
 from tests.support.tracking import tracking_at
 
 pytestmark = pytest.mark.long

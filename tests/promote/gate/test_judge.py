@@ -19,9 +19,9 @@ from mlflow_deploy_plugin.promote.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from tests.support.classifiers import labelled, write_classifier, write_rows
+from tests.support.keypairs import write_key
 from tests.support.models import write_model
 from tests.support.refusals import mentions, refused
-from tests.support.signing import write_key
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
