@@ -73,7 +73,8 @@ class Signer:
 
     def _errors(self) -> AbstractContextManager[None]:
         # The query of a PKCS#11 URI has the PIN.
-        return _library_errors(f"the key {self.key.partition('?')[0]} cannot sign", InvalidConfig)
+        name = self.key.partition("?")[0]
+        return _library_errors(f"the elliptic-curve key {name} cannot sign", InvalidConfig)
 
     def _configured(self) -> "signing.Config":
         """Return the library's configuration with this key."""
@@ -151,7 +152,7 @@ class Signature:
         """Raise SignatureRefused unless the bundle is by the trusted key or authority,
         and covers exactly the files in the folder, and NotInstalled.
         """
-        unusable = f"the key or certificate {self.trust.name} cannot be used"
+        unusable = f"{self.trust.name} has no elliptic-curve key or certificate in PEM"
         refused = f"its signature {BUNDLE} is refused with {self.trust.name}"
         with TemporaryDirectory(prefix="onnxserve-signature-") as temporary:
             file = Path(temporary, BUNDLE)
@@ -230,5 +231,5 @@ def _library_errors(
         ) from None
     except BaseException as error:  # noqa: BLE001 - the libraries in Rust raise PanicException
         pass_exit(error)
-        reason = _PIN.sub("pin-value=…", one_line(error)) or type(error).__name__
+        reason = _PIN.sub("pin-value=…", one_line(error))
         raise error_class(f"{what}: {reason}") from None

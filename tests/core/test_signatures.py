@@ -121,7 +121,7 @@ def test_a_file_without_a_key_cannot_verify_a_signature(
 ) -> None:
     file = model.parent / "trusted.pem"
     file.write_bytes(content)
-    with pytest.raises(SignatureRefused, match=r"trusted\.pem cannot be used"):
+    with pytest.raises(SignatureRefused, match=r"trusted\.pem has no elliptic-curve key"):
         check(model, bundle, file)
 
 

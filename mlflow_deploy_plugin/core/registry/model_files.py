@@ -124,6 +124,15 @@ def fetch_bundle(source: str) -> bytes | None:
             return None
 
 
+def copy_bundle(source: str, folder: Path) -> None:
+    """Write the bundle of the signature at `source` (of a `ResolvedModel`), if there is
+    one, into a folder. Raises the errors of `download`.
+    """
+    bundle = fetch_bundle(source)
+    if bundle is not None:
+        (folder / BUNDLE).write_bytes(bundle)
+
+
 def require_signed(resolved: "ResolvedModel", folder: Path, signature: Signature) -> None:
     """Check the signature of the downloaded files of a version. Raises SignatureRefused
     if it is refused, or if the files are another model than MLflow has registered.

@@ -41,9 +41,9 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_errors,
 )
 from mlflow_deploy_plugin.core.registry.model_files import (
+    copy_bundle,
     download,
     fetch,
-    fetch_bundle,
     version_digest,
 )
 from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
@@ -327,9 +327,7 @@ def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None
     """
     progress(f"reading {source} from {source.registry}")
     download(source.uri, folder / "download").rename(folder / "model")
-    bundle = fetch_bundle(source.uri)
-    if bundle is not None:
-        (folder / BUNDLE).write_bytes(bundle)
+    copy_bundle(source.uri, folder)
     report = f"the gate report of {source}"
     with suppress(NotFound):  # The run of the gate may be deleted.
         for run_id in REPORT_RUN.findall(source.gate.report)[:1]:
