@@ -10,7 +10,7 @@ import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,6 @@ UNSIGNED = (BUNDLE, "registered_model_meta")
 """The files that a signature never covers. MLflow writes the second file when it
 downloads a registered version.
 """
-_PKCS11 = "pkcs11:"
 _PIN = re.compile(r"pin-value=[^&;\s]*")
 _MOST_BYTES = 16 * 2**20
 """The largest bundle that is read; a bundle has some 200 bytes per file."""
@@ -53,7 +52,7 @@ class Signer:
         chain: the paths of the certificates between `certificate` and the authority.
     """
 
-    key: str
+    key: str = field(repr=False)  # It may have a PIN.
     certificate: str = ""
     chain: tuple[str, ...] = ()
 
@@ -87,7 +86,7 @@ class Signer:
             # The library cannot read an empty chain.
             chain = self.chain or (self.certificate,)
             certificates["certificate_chain"] = list(map(Path, chain))
-        if self.key.startswith(_PKCS11):
+        if self.key.startswith("pkcs11:"):
             if certificates:
                 return config.use_pkcs11_certificate_signer(pkcs11_uri=self.key, **certificates)
             return config.use_pkcs11_signer(pkcs11_uri=self.key)
