@@ -195,8 +195,6 @@ def parse_requirements(
 
 MonitorKind = Literal[
     "drift",
-    "prediction_drift",
-    "data_quality",
     "performance",
     "shadow",
     "service_level",
@@ -227,19 +225,17 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
             MonitorMetric("seconds", "<="),
         ),
     },
-    "data_quality": dict.fromkeys(
+    "drift": dict.fromkeys(
         ("missing", "unseen", "out_of_range"),
         MonitorMetric("share", "<=", argument="column"),
     ),
 }
 """The metrics for the `require` of a monitor, by kind of monitor."""
 
-KINDS_WITH_REFERENCE: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
-"""The kinds of monitors that compare the sketches of a window and of a reference."""
 _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
-    "reference": KINDS_WITH_REFERENCE,
-    "columns": KINDS_WITH_REFERENCE,
-    "season": KINDS_WITH_REFERENCE,
+    "reference": ("drift",),
+    "columns": ("drift",),
+    "season": ("drift",),
     "labels": ("performance",),
     "labels_within": ("performance",),
     "estimate": ("performance",),
@@ -248,6 +244,7 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
 the fields.
 """
 
+_DEFAULT_RATE = 0.05
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""
 MIN_LABELLED_WINDOWS = 3
@@ -343,8 +340,11 @@ class MonitorSpec(SpecPart):
     """
     min_rows: int = Field(default=200, ge=1)
     """Minimum number of rows in a window. A smaller window is not judged."""
-    false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
-    """Share of windows without drift that may be reported as drifted."""
+    false_alarm_rate: float | None = Field(default=None, gt=0, lt=1)
+    """Share of windows without drift that may be reported as drifted, instead of the
+    default budget of alarms. Default: the budget, or 0.05 if the reference is too short
+    for a budget.
+    """
     season: Length | None = None
     """Cycle of the rows, a multiple of `every`: 7d, 1d. It is removed before windows
     are compared. Default: 7d, if the reference has three weeks.
@@ -366,7 +366,7 @@ class MonitorSpec(SpecPart):
     require: TextList = ()
     """Requirements: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05
     (shadow); p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares);
-    missing<=0.1 (data_quality).
+    missing<=0.1, missing(COLUMN)<=0.1, unseen, out_of_range (drift).
     """
     labels_within: Length | None = None
     """performance: time to wait for labels after the end of a window."""
@@ -388,18 +388,8 @@ class MonitorSpec(SpecPart):
         """Raise ValueError if the kind of the monitor needs another field or does not
         accept a field, or if a field does not fit the length of the windows.
         """
-        if (
-            not self.require
-            and self.kind in MONITOR_METRICS
-            and self.kind not in KINDS_WITH_REFERENCE
-        ):
+        if not self.require and self.kind != "drift":
             raise ValueError(f"a monitor of kind {self.kind} needs requirements in `require`")
-        if self.require and self.kind not in MONITOR_METRICS:
-            if self.kind in KINDS_WITH_REFERENCE:
-                why = "it uses its reference instead"
-            else:
-                why = "it has no metrics"
-            raise ValueError(f"a monitor of kind {self.kind} does not accept `require`: {why}")
         for name, kinds in _READ_BY.items():
             if (
                 self.kind not in kinds
@@ -426,10 +416,8 @@ class MonitorSpec(SpecPart):
                 "retrain.sample requires retrain.mode incremental: set the mode, or remove the "
                 "sample",
             )
-        tells_by_pairs = (
-            self.is_rolling and self.kind != "data_quality" and not self.independent_rows
-        )
-        rate = self.false_alarm_rate
+        tells_by_pairs = self.is_rolling and not self.independent_rows
+        rate = self.window_rate
         least = SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
             raise ValueError(
@@ -471,7 +459,7 @@ class MonitorSpec(SpecPart):
     @property
     def is_rolling(self) -> bool:
         """True if a window is compared with an earlier window at a fixed lag."""
-        return self.kind in KINDS_WITH_REFERENCE and self.reference_kind == "rolling"
+        return self.kind == "drift" and self.reference_kind == "rolling"
 
     @property
     def history(self) -> timedelta:
@@ -483,7 +471,7 @@ class MonitorSpec(SpecPart):
             return rolling_span(
                 length_of(self.reference_value),
                 every,
-                self.false_alarm_rate,
+                self.window_rate,
             )
         if self.kind == "performance" and any(
             requirement.name not in REGRESSION for requirement in self.requirements
@@ -491,6 +479,18 @@ class MonitorSpec(SpecPart):
             label_windows = ceil(length_of(self.labels_within or "0s") / every)
             return (max(label_windows - 1, 0) + MIN_LABELLED_WINDOWS) * every
         return timedelta()
+
+    @property
+    def window_rate(self) -> float:
+        """The rate of false alarms of a window without a budget."""
+        return self.false_alarm_rate or _DEFAULT_RATE
+
+    @property
+    def has_own_rate(self) -> bool:
+        """True if the spec sets the rate of a window, or declares that single rows may
+        be resampled, which judges windows by such a rate.
+        """
+        return self.false_alarm_rate is not None or self.independent_rows
 
     @property
     def windows_per_year(self) -> float:

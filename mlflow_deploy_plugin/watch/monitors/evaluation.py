@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.monitors import (
-    KINDS_WITH_REFERENCE,
     REGRESSION,
     MonitorKind,
     MonitorSpec,
@@ -94,11 +93,10 @@ class SelectedMonitor:
         """
         names_by_option = {"columns": columns, "exclude": exclude}
         options = {name: ",".join(names) for name, names in names_by_option.items() if names}
-        if options and self.spec.kind not in KINDS_WITH_REFERENCE:
+        if options and self.spec.kind != "drift":
             option = next(iter(options))
-            kinds = ", ".join(KINDS_WITH_REFERENCE)
             raise InvalidConfig(
-                f"--{option}: monitors of {kinds} judge columns; {self.spec.kind} does not",
+                f"--{option}: only monitors of kind drift judge columns; {self.spec.kind} does not",
             )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | options).items())
@@ -196,10 +194,11 @@ def _with_budget(
     """
     window = request.window
     spec = request.spec
-    budget = endpoint.spec.alarms.false_per_year
+    budget = endpoint.spec.budget_share(spec)
     request = replace(
         request,
-        false_per_year=endpoint.spec.budget_share,
+        false_per_year=budget,
+        has_default_budget=endpoint.spec.alarms.false_per_year is None,
         min_effect=endpoint.spec.alarms.min_effect,
     )
     scheduled = window_at(window.start_us, spec.every)
@@ -217,12 +216,12 @@ def _with_budget(
         request,
         baseline={column: datetime.fromisoformat(start) for column, start in starts.items()},
     )
-    if spec.kind in KINDS_WITH_REFERENCE:
+    if spec.kind == "drift":
         since = request.past[0].start if request.past else window.start
         return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
     if budget is None:
         return request
-    note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
+    note = f"the requirements share a budget of {budget:.2g} false alarms per year"
     return replace(request, notes=(*request.notes, note))
 
 

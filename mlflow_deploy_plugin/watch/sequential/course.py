@@ -28,7 +28,6 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.sequential.levels import (
-    FLOORS,
     ROWS,
     FigureSeries,
     ReferenceLevels,
@@ -37,7 +36,6 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
 )
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
 
-_QUALITY = ("rows", "missing", "new", "outside")
 _FIRST_WINDOWS = 7
 _COMPARABLE = math.log(1.5)
 """The number of rows is compared with the reference only if the first judged windows
@@ -54,6 +52,8 @@ class History:
         baseline: the columns whose shift a user has accepted (`alarm_key`), each with
             the start of the new baseline.
         false_per_year: the monitor's share of the budget of alarms; None without one.
+        has_default_budget: True if the budget applies only if the reference is long
+            enough.
         rows: the rows of the window that all versions have answered; 0 if they are
             those of the profile.
     """
@@ -61,6 +61,7 @@ class History:
     past: Sequence[JudgedWindow] = ()
     baseline: Mapping[str, datetime] = field(default_factory=dict)
     false_per_year: float | None = None
+    has_default_budget: bool = False
     rows: int = 0
 
 
@@ -98,8 +99,7 @@ class Course:
     Attributes:
         rate: the false alarms per window for single windows.
         limits: the innovation above which a figure of a single window is unusual, [m].
-        shortfall: the reason why lasting shifts are not judged although there is a
-            budget; otherwise empty.
+        shortfall: the reason why the budget is not kept; otherwise empty.
     """
 
     spec: MonitorSpec
@@ -172,8 +172,7 @@ def follow(
     """Follow the figures of the `columns` until the window that begins at `start_us`
     and has the `evidence`; Refused if the reference has too few windows.
     """
-    figures = _QUALITY if spec.kind == "data_quality" else tuple(FLOORS)
-    levels = reference_levels(reference, columns, segments, figures)
+    levels = reference_levels(reference, columns, segments)
     past = _comparable(history.past, evidence.basis, start_us)
     judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
     levels = _levels_outside(levels, judged, spec)
@@ -207,16 +206,20 @@ def _track(
     """Return the course of the windows, which begin at `starts`, with the limits of the
     budget or of the false-alarm rate.
     """
-    rate = spec.false_alarm_rate
+    rate = spec.window_rate
     limit = math.inf
     shortfall = ""
     if history.false_per_year:
-        rate = budget.single_window_rate(spec, history.false_per_year)
         try:
             budget.require_windows(reference, levels, spec, budget.FEWEST_WINDOWS)
             limit = limit_for(windows, budget.lasting_rate(spec, history.false_per_year))
         except InvalidConfig as error:
             shortfall = error.message
+            if history.has_default_budget:
+                history = replace(history, false_per_year=None)
+                shortfall += f". Until then, {rate:g} of the windows may be false alarms"
+    if history.false_per_year:
+        rate = budget.single_window_rate(spec, history.false_per_year)
     kinds = [series.figure for series in levels.series]
     tails = Tails(reference_innovations(windows), windows.season, kinds)
     limits = tails.limits(rate / len(levels.series) / np.where(windows.is_upward, 1, 2))
