@@ -95,6 +95,8 @@ boto3.client("s3", region_name="none")
 mlflow.MlflowClient("http://none")
 with contextlib.suppress(ImportError):  # not on Python 3.14
     import simdjson
+with contextlib.suppress(ImportError):  # the extra `signing`
+    import model_signing
 """
 """Modules of other packages that a server imports. Python keeps the byte code of these
 modules and their imports only.

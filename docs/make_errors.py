@@ -30,7 +30,7 @@ A command prints an error as one line on stderr, and exits with status 1. \
 A server answers with the HTTP status of
 the error, the code of MLflow (`error_code`) and the `message`. \
 `…` stands for a name, a number or a text from your
-input. To find a message, search for some of its fixed words. \
+input. \
 A remedy that ends a message is on the line below it.
 Messages that only state which option, field or request is accepted are not listed. \
 The traceback of an internal error
@@ -78,6 +78,9 @@ REMEDIES = {
         "permission."
     ),
     "GateRefused": "Run `onnxserve gate`, which lists the failed checks ([the gate](gate.md)).",
+    "SignatureRefused": (
+        "Restore the signed files, or run `onnxserve sign` ([signatures](promote.md#signatures))."
+    ),
     "CallerRefused": "Send the request from a program, or from a page of the server.",
     "CodeRefused": (
         "Consent to the model's own code only if you trust its author ([pyfuncs](pyfunc.md))."

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.signatures import Signer
     from mlflow_deploy_plugin.serve.client.client import (
         AsyncClient,
         Client,
@@ -40,6 +41,7 @@ __all__ = [
     "Client",
     "Prediction",
     "RetryPolicy",
+    "Signer",
     "__version__",
     "asgi_app",
     "explain",
@@ -61,6 +63,7 @@ _HOMES = {
     "Client": ("serve.client.client", "Client"),
     "Prediction": ("serve.client.client", "Prediction"),
     "RetryPolicy": ("serve.client.client", "RetryPolicy"),
+    "Signer": ("core.signatures", "Signer"),
     "_load_pyfunc": ("wrap.flavor.save", "_load_pyfunc"),
     "asgi_app": ("serve.embed", "asgi_app"),
     "explain": ("wrap.evaluation.explanation", "explain"),

@@ -24,6 +24,8 @@ from mlflow_deploy_plugin.core.version import __version__
 _GROUPS = {
     "Wrap": {
         "wrap": ("wrap", "Convert a model to checked ONNX as a new registered version."),
+        "sign": ("wrap", "Sign all files of a version."),
+        "verify": ("wrap", "Check the signature of a version."),
         "optimize": ("evaluation", "Make a version smaller or faster, and measure the loss."),
         "auto-optimize": ("evaluation", "Make all forms of a version, and register the fastest."),
         "profile": ("evaluation", "Show which nodes of a version take the most time."),

@@ -1,8 +1,9 @@
 """`onnxserve wrap` converts an existing model to checked ONNX and registers it as the
-next version.
+next version; `sign` and `verify` write and check the signature of a version.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mlflow_deploy_plugin.cli.options import (
     flag,
     option,
     output_option,
+    path_option,
     show_progress,
     show_result,
 )
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
     from mlflow_deploy_plugin.wrap.flavor.parity import OutputFigures
     from mlflow_deploy_plugin.wrap.flavor.registered import WrappedVersion
+    from mlflow_deploy_plugin.wrap.flavor.signing import SignedVersion
 
 
 @click.command()
@@ -96,6 +99,78 @@ def wrap(
     rows = None if data is None else read_rows(data, content_type)
     wrapped = wrap_registered(model, data=rows, progress=show_progress, **options)
     show_result(output, _as_json(wrapped), _version_lines(wrapped))
+
+
+@click.command()
+@click.argument("model_uri")
+@option(
+    "--key",
+    required=True,
+    metavar="FILE|URI",
+    help="Private key: a PEM file with an elliptic-curve key, or a PKCS#11 URI.",
+)
+@option(
+    "--certificate",
+    default="",
+    metavar="FILE",
+    help="Certificate of the key, if servers trust its authority and not the key.",
+)
+@option(
+    "--chain",
+    multiple=True,
+    metavar="FILE",
+    help="Certificate between --certificate and the authority. May be repeated.",
+)
+@output_option
+def sign(
+    model_uri: str,
+    key: str,
+    certificate: str,
+    chain: tuple[str, ...],
+    output: str,
+) -> None:
+    """Sign all files of a version.
+
+    The signature is a bundle of OpenSSF Model Signing, the file model.sig next to the
+    files of the version. It changes neither the digest of the version nor its verdicts.
+
+    \b
+      onnxserve sign models:/flight-delay/7 --key release.key
+      onnxserve sign models:/flight-delay/7 --key 'pkcs11:object=key?pin-source=pin'
+    """
+    from mlflow_deploy_plugin.core.signatures import Signer
+    from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
+
+    signed = sign_version(model_uri, Signer(key, certificate, chain))
+    show_result(output, asdict(signed), [_signature_line(signed, "signed")])
+
+
+@click.command()
+@click.argument("model_uri")
+@path_option(
+    "--key",
+    required=True,
+    help="PEM file with the public key, or with the certificates of authorities.",
+)
+@output_option
+def verify(model_uri: str, key: Path, output: str) -> None:
+    """Check the signature of a version.
+
+    Exit status 1 unless the key, or a certificate of an authority, has signed exactly
+    the files that the version has now.
+
+    \b
+      onnxserve verify models:/flight-delay/7 --key release.pub
+    """
+    from mlflow_deploy_plugin.core.signatures import trust_file
+    from mlflow_deploy_plugin.wrap.flavor.signing import verify_version
+
+    verified = verify_version(model_uri, trust_file(key))
+    show_result(output, asdict(verified), [_signature_line(verified, "verified")])
+
+
+def _signature_line(version: "SignedVersion", what: str) -> str:
+    return f"{version.model_uri}: {version.files} files are {what} (sha256 {version.digest})"
 
 
 def _as_json(wrapped: "WrappedVersion") -> dict[str, object]:

@@ -28,6 +28,7 @@ an error.
     ├── Unauthenticated             401 UNAUTHENTICATED
     ├── ScopeMissing                403 PERMISSION_DENIED
     ├── GateRefused                 403 PERMISSION_DENIED
+    ├── SignatureRefused            403 PERMISSION_DENIED
     ├── CodeRefused                 403 PERMISSION_DENIED
     ├── CallerRefused               403 PERMISSION_DENIED
     ├── RuntimeMissing              500 INTERNAL_ERROR
@@ -234,6 +235,12 @@ class ScopeMissing(OnnxserveError, http_status=403, error_code="PERMISSION_DENIE
 class GateRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
     """A version cannot be promoted or served, because it has not passed its gate; the
     message contains the reason.
+    """
+
+
+class SignatureRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
+    """A version has no signature of the required key or authority over exactly its
+    files, or the key cannot be read.
     """
 
 

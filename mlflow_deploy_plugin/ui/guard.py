@@ -41,7 +41,7 @@ from flask import Flask, Response, jsonify, make_response, request
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.model_files import is_loading_trace
+from mlflow_deploy_plugin.core.registry.model_files import is_extra_file
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.resolution import all_versions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
@@ -889,7 +889,7 @@ def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
             for entry in store.list_artifacts(folders.pop() or None):
                 if entry.is_dir:
                     folders.append(entry.path)
-                elif not is_loading_trace(Path(entry.path).relative_to(root)):
+                elif not is_extra_file(Path(entry.path).relative_to(root)):
                     files.append((entry.path, entry.file_size))
         mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
         read = (

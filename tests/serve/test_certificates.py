@@ -8,8 +8,6 @@ import shutil
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,6 @@ from typing import Any
 import grpc
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    EllipticCurvePrivateKey,
-    generate_private_key,
-)
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -34,6 +23,7 @@ from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, make_local_key
 from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
 from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.supervisor import supervise
+from tests.support.keypairs import Authority
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, write_spec
 from tests.support.serving import Served
@@ -41,81 +31,6 @@ from tests.support.waiting import free_port
 
 ROW = b'{"inputs": [[1, 2, 3]]}'
 JSON = {"Content-Type": "application/json"}
-
-
-@dataclass
-class Authority:
-    """Signs certificates; `folder` contains each certificate and its key as NAME.pem
-    and NAME.key.
-    """
-
-    folder: Path
-    name: str
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        self._key = generate_private_key(SECP256R1())
-        self.certificate = ""
-        self.certificate = self._write(
-            "ca",
-            self._key,
-            self._built(self.name, self._key, is_authority=True),
-        )
-
-    def issue(self, name: str) -> tuple[str, str]:
-        """Return the files of a certificate for `name` and 127.0.0.1, with its
-        authority's, and of its key.
-        """
-        key = generate_private_key(SECP256R1())
-        certificate = self._write(
-            name,
-            key,
-            self._built(name, key, is_authority=False),
-        )
-        return certificate, str(self.folder / f"{name}.key")
-
-    def _built(
-        self,
-        name: str,
-        key: EllipticCurvePrivateKey,
-        is_authority: bool,
-    ) -> x509.Certificate:
-        def named(common: str) -> x509.Name:
-            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
-        now = datetime.now(UTC)
-        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
-        builder = x509.CertificateBuilder(
-            named(self.name),
-            named(name),
-            key.public_key(),
-            x509.random_serial_number(),
-        )
-        builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(
-            now + timedelta(days=1),
-        )
-        builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        # Python 3.13 requires these extensions of RFC 5280.
-        if is_authority:
-            builder = builder.add_extension(
-                x509.KeyUsage(*(False,) * 5, True, True, False, False),
-                critical=True,
-            )
-        builder = builder.add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-            critical=False,
-        )
-        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        return builder.add_extension(signer, critical=False).sign(self._key, hashes.SHA256())
-
-    def _write(self, name: str, key: EllipticCurvePrivateKey, certificate: x509.Certificate) -> str:
-        file = self.folder / f"{name}.pem"
-        chain = Path(self.certificate).read_bytes() if self.certificate else b""
-        file.write_bytes(certificate.public_bytes(Encoding.PEM) + chain)
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        file.with_suffix(".key").write_bytes(private)
-        return str(file)
 
 
 @pytest.fixture(scope="module")

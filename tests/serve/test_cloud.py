@@ -17,7 +17,7 @@ import requests
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.cloud import Cloud, is_healthy, read_cloud
-from tests.serve.test_certificates import Authority
+from tests.support.keypairs import Authority
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import free_port
 

@@ -104,6 +104,7 @@ class World:
     pyfuncs: set[str] = field(default_factory=set)
     resolved: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
+    trusted: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     gates: dict[str, str] = field(default_factory=dict)
     judged: dict[str, str] = field(default_factory=dict)
@@ -137,8 +138,9 @@ class World:
             gate_status=status,
         )
 
-    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+    def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
         self.fetched.append(resolved.version)
+        self.trusted.append(trusted_file)
         if resolved.version in self.unusable:
             raise self.unusable[resolved.version]
         folder = self.root / resolved.version

@@ -19,14 +19,18 @@ from mlflow_deploy_plugin.core.errors import (
     NotFound,
     NotInstalled,
     RegistryUnavailable,
+    SignatureRefused,
 )
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, parse_model_uri
+from mlflow_deploy_plugin.core.signatures import BUNDLE, Signature, Trust, read_bundle
 
 if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+    from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
 _PACKAGES = {
@@ -45,8 +49,7 @@ def download(source: str, destination: Path) -> Path:
     """Copy the files at `source` (of a `ResolvedModel`) into an empty folder. Return
     the folder of the MLmodel file.
 
-    Files that MLflow or Python writes when it loads a model in place
-    (`is_loading_trace`) are not copied.
+    Files that are not part of a version (`is_extra_file`) are not copied.
 
     Raises:
         NotFound: the files of the version do not exist.
@@ -66,7 +69,7 @@ def download(source: str, destination: Path) -> Path:
         what = f"the files of {connection.redact_credentials(source)}"
         copied = fetch(location, destination, what)
     for path in copied.rglob("*"):
-        if path.is_file() and is_loading_trace(path.relative_to(copied)):
+        if path.is_file() and is_extra_file(path.relative_to(copied)):
             path.unlink()
     return copied
 
@@ -86,11 +89,79 @@ def _copy_folder(folder: Path, copied: Path) -> None:
         raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
 
 
-def is_loading_trace(path: Path) -> bool:
-    """Return True if MLflow or Python writes this file when a model is loaded in place.
-    It is not part of a version.
+def is_extra_file(path: Path) -> bool:
+    """Return True if the file is not part of a version: its signature, or a file that
+    MLflow or Python writes when a model is loaded in place.
     """
-    return "__pycache__" in path.parts or path == Path(REGISTERED_META)
+    return "__pycache__" in path.parts or str(path) in (BUNDLE, REGISTERED_META)
+
+
+def find_signature(source: str, trust: Trust) -> Signature:
+    """Return the signature at `source` (of a `ResolvedModel`). Raises SignatureRefused
+    if there is none, and the errors of `download`.
+    """
+    bundle = fetch_bundle(source)
+    if bundle is None:
+        raise SignatureRefused(
+            f"it has no signature {BUNDLE}; sign it with `onnxserve sign {source} --key KEY`"
+        )
+    return Signature(bundle, trust)
+
+
+def fetch_bundle(source: str) -> bytes | None:
+    """Return the bundle of the signature at `source` (of a `ResolvedModel`); None if
+    there is none. Raises the errors of `download`.
+    """
+    location = _location(source)
+    folder = _local_folder(location)
+    what = f"{BUNDLE} of {connection.redact_credentials(source)}"
+    with tempfile.TemporaryDirectory(prefix="onnxserve-signature-") as temporary:
+        try:
+            if folder is not None:
+                return read_bundle(folder / BUNDLE)
+            return read_bundle(fetch(f"{location}/{BUNDLE}", Path(temporary), what))
+        except (NotFound, FileNotFoundError):
+            return None
+
+
+def copy_bundle(source: str, folder: Path) -> None:
+    """Write the bundle of the signature at `source` (of a `ResolvedModel`), if there is
+    one, into a folder. Raises the errors of `download`.
+    """
+    bundle = fetch_bundle(source)
+    if bundle is not None:
+        (folder / BUNDLE).write_bytes(bundle)
+
+
+def require_signed(resolved: "ResolvedModel", folder: Path, signature: Signature) -> None:
+    """Check the signature of the downloaded files of a version. Raises SignatureRefused
+    if it is refused, or if the files are another model than MLflow has registered.
+    """
+    # PyYAML is not needed by most commands.
+    from mlflow_deploy_plugin.core.mlmodel import read_mlmodel
+
+    signature.check(folder)
+    registered = resolved.aspects.get("model_id")
+    model_id = read_mlmodel(folder).get("model_id")
+    if registered not in (None, model_id):
+        raise SignatureRefused(
+            f"its signed files are those of the logged model {model_id}, but MLflow has "
+            f"registered {registered}"
+        )
+
+
+def add_file(source: str, file: Path) -> None:
+    """Add a file to the files at `source` (of a `ResolvedModel`), or replace it. Raises
+    the errors of `download`.
+    """
+    location = _location(source)
+    what = f"{file.name} of {connection.redact_credentials(source)}"
+    with connection.registry_errors(what):
+        if (folder := _local_folder(location)) is not None:
+            shutil.copy(file, folder)
+            return
+        repository, path = open_repository(location)
+        repository.log_artifact(str(file), path)
 
 
 def version_digest(source: str) -> str:

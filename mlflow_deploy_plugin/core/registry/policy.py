@@ -355,6 +355,13 @@ class GatePolicy(_Part):
     skip: tuple[Literal["signature", "evaluation", "robustness", "budget", "backtest"], ...] = (
         Field(default=(), description="Checks to skip.")
     )
+    signer: str = Field(
+        default="",
+        description=(
+            "The public key or the certificates of authorities, as PEM text, that must have "
+            "signed the version. Default: no signature is required."
+        ),
+    )
     seed: int = Field(default=7, ge=0, description="The seed of rows, noise and resamples.")
     fresh_hours: float = Field(
         default=24.0,
@@ -424,6 +431,8 @@ class GatePolicy(_Part):
         omitted: dict[str, bool | set[str]] = {"unapproved": True}
         if self.approvals is None or self.approvals.evaluation == "required":
             omitted["approvals"] = {"evaluation"}
+        if not self.signer:
+            omitted["signer"] = True
         return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]
 
 

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.spec.types import (
     NETWORK,
     NODE_LABEL,
     PROVIDER,
+    REQUIREMENTS,
     SECRET_KEY,
     TAINT,
     VARIABLE,
@@ -51,6 +52,7 @@ Provider = Annotated[
         {"type": ["string", "object"], "pattern": PROVIDER, "minProperties": 1, "maxProperties": 1},
     ),
 ]
+GATE_PASSED = "gate=passed"
 _OF_NVIDIA = {"cuda", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
@@ -561,8 +563,11 @@ class EndpointSpec(SpecPart):
     alarms: AlarmsSpec = AlarmsSpec()
     sticky: StickySpec | None = None
     kubernetes: KubernetesSpec = KubernetesSpec()
-    require: Literal["gate=passed"] | None = None
-    """gate=passed: serve only versions that have passed the gate of their model."""
+    require: str | None = Field(default=None, pattern=REQUIREMENTS)
+    """gate=passed: serve only versions that have passed the gate of their model.
+    signature=/FILE: serve only versions that the key or authority in this PEM file has
+    signed. Both: gate=passed,signature=/FILE.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -578,6 +583,17 @@ class EndpointSpec(SpecPart):
                 "no variant receives traffic: a weight above 0 and shadow: false are expected",
             )
         return self
+
+    @property
+    def requires_gate(self) -> bool:
+        return (self.require or "").startswith(GATE_PASSED)
+
+    @property
+    def trusted_file(self) -> str:
+        """The path of the key or certificates that must have signed each version; empty
+        if no signature is required.
+        """
+        return (self.require or "").partition("signature=")[2]
 
     def budget_share(self, monitor: MonitorSpec) -> float | None:
         """Return the number of false alarms per year that the monitor may raise; None

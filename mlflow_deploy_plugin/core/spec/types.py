@@ -38,6 +38,7 @@ TAINT = f"^{_LABEL}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?
 IMAGE = r"^\S+$"
 HTTP_URL = r"^https?://[!-~]{1,500}$"
 SECRET_KEY = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+$"
+REQUIREMENTS = r"^(gate=passed|(gate=passed,)?signature=/[^,\x00]+)$"
 PROVIDER = r"^[A-Za-z0-9]{1,60}ExecutionProvider$"
 PATTERNS_IN_WORDS = {
     DNS_NAME: "the name of a Kubernetes object is expected: lower-case letters, digits, - and .",
@@ -46,6 +47,10 @@ PATTERNS_IN_WORDS = {
     IMAGE: "the name of an image without spaces is expected",
     HTTP_URL: "an address is expected that begins with http:// or https://",
     SECRET_KEY: "SECRET/KEY is expected",
+    REQUIREMENTS: (
+        "gate=passed, signature=FILE with the absolute path of a PEM file, or "
+        "gate=passed,signature=FILE is expected"
+    ),
     PROVIDER: "the name of an ONNX Runtime provider is expected, e.g. CPUExecutionProvider",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",
     VARIABLE_VALUE: (

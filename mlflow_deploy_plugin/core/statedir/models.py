@@ -189,7 +189,8 @@ class ShippingState(State):
 
 class RefusedVersion(State):
     """A version that the registry names for a variant and that is not served. `cause`
-    is gate, fetch, artifact, load or consent (the version would run its own code).
+    is gate, signature, fetch, artifact, load or consent (the version would run its own
+    code).
     """
 
     endpoint: str
@@ -250,6 +251,7 @@ class FollowedReference(State):
 
     model_uri: str
     require: str = ""
+    trusted_file: str = ""
     version: FetchedVersion | None = None
     previous: FetchedVersion | None = None
     told: tuple[str, str] = ("", "")

@@ -40,7 +40,12 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_client,
     registry_errors,
 )
-from mlflow_deploy_plugin.core.registry.model_files import download, fetch, version_digest
+from mlflow_deploy_plugin.core.registry.model_files import (
+    copy_bundle,
+    download,
+    fetch,
+    version_digest,
+)
 from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
 from mlflow_deploy_plugin.core.registry.runs import IdempotentRun, log_metrics, logged_run
 from mlflow_deploy_plugin.core.settings import (
@@ -49,6 +54,7 @@ from mlflow_deploy_plugin.core.settings import (
     workspace_of,
     workspace_query,
 )
+from mlflow_deploy_plugin.core.signatures import BUNDLE
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, original_of
 from mlflow_deploy_plugin.promote.gate.promotion import Promotion
@@ -316,11 +322,12 @@ def _page_of(entry: ModelVersion) -> str:
 
 
 def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None:
-    """Download the files of the version to `model` in the folder, and its gate report
-    to `source_gate`.
+    """Download the files of the version to `model` in the folder, its signature next to
+    them, and its gate report to `source_gate`.
     """
     progress(f"reading {source} from {source.registry}")
     download(source.uri, folder / "download").rename(folder / "model")
+    copy_bundle(source.uri, folder)
     report = f"the gate report of {source}"
     with suppress(NotFound):  # The run of the gate may be deleted.
         for run_id in REPORT_RUN.findall(source.gate.report)[:1]:
@@ -340,6 +347,8 @@ def _copy(
     the run for the copy, differ from the source.
     """
     digest = combine_hashes(hash_files(folder / "model"))
+    with suppress(FileNotFoundError):  # Few versions are signed.
+        (folder / BUNDLE).rename(folder / "model" / BUNDLE)
     has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
     gate = f"{source.gate.state}: {source.gate.report}" if has_report else "no report"
     progress(f"gate of {source}: {gate}")

@@ -11,6 +11,7 @@ import numpy as np
 from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry.model_files import find_signature, require_signed
 from mlflow_deploy_plugin.core.registry.policy import (
     ALL_PERMISSIONS,
     GatePolicy,
@@ -18,6 +19,7 @@ from mlflow_deploy_plugin.core.registry.policy import (
     require_mlflow_data,
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.signatures import Trust
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.checks.artifact import (
     PARITY,
@@ -125,6 +127,8 @@ class _Checks:
         }
         if self.policy.robustness.disturbances:
             checks["disturbances"] = self.disturbances
+        if self.policy.signer:
+            checks["signed"] = self.signed
         checks["budget"] = self.budget
         if self.policy.backtest.endpoint:
             checks["backtest"] = self.backtest
@@ -212,6 +216,13 @@ class _Checks:
         if self.current is None:
             return CheckResult("signature", "skipped", NO_CURRENT)
         return check_signature(self.candidate.artifact, self.current.artifact, self.against)
+
+    def signed(self) -> CheckResult:
+        """Check that the policy's key or authority has signed the files."""
+        trust = Trust(self.policy.signer.encode(), "the signer of the policy")
+        signature = find_signature(self.resolved.source, trust)
+        require_signed(self.resolved, self.folder, signature)
+        return CheckResult("signed", "passed", "the policy's signer has signed its files")
 
     def evaluation(self) -> CheckResult:
         """Compare the predictions for the policy's dataset, and keep rows and

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import (
     registered_model_names,
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import GATE_PASSED, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import utc_now
@@ -199,9 +199,9 @@ def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) ->
         )
     if (resolved.name, resolved.version) == (served.name, before):
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
-    if spec.require and not resolved.gate_status.passed:
+    if spec.requires_gate and not resolved.gate_status.passed:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: "
+            f"endpoint {spec.name!r} requires {GATE_PASSED}, which {what} does not have: "
             f"{resolved.gate_status.reason}"
         )
     return resolved

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
     RegistryRefused,
     RegistryUnavailable,
+    SignatureRefused,
 )
 from mlflow_deploy_plugin.core.mlmodel import (
     FLAVOR,
@@ -43,10 +44,16 @@ from mlflow_deploy_plugin.core.mlmodel import (
 )
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, approval_of
 from mlflow_deploy_plugin.core.registry.connection import registry_address
-from mlflow_deploy_plugin.core.registry.model_files import download, refuse_links
+from mlflow_deploy_plugin.core.registry.model_files import (
+    download,
+    find_signature,
+    refuse_links,
+    require_signed,
+)
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, untag_version
+from mlflow_deploy_plugin.core.signatures import Signature, trust_file
 from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, Wanted
 from mlflow_deploy_plugin.serve.runtime.artifact import (
@@ -149,6 +156,11 @@ class ModelCache:
                     raise
         return folder
 
+    def forget(self, identity: str | None) -> None:
+        """Fetch the files of a version from the artifact store next time."""
+        if identity is not None:
+            (self._root / "sources" / _key(identity)).unlink(missing_ok=True)
+
     def received_bytes(self, source: str) -> int:
         """Return the size on this disk of the running download of `source`; 0 if there
         is no download.
@@ -220,16 +232,16 @@ class ModelCache:
 
 @dataclass(frozen=True)
 class _RefusedFiles:
-    """Files of a version that are not the approved files.
+    """Files of a version that are not the approved or signed files.
 
     Attributes:
-        approved: the digests of the approved files.
+        approved: the digests of the approved files, and of the signature.
         pause: the seconds until the files may be downloaded again, at `until`
             (monotonic).
     """
 
     approved: tuple[str, ...]
-    message: str
+    error: OnnxserveError
     pause: int
     until: float
 
@@ -237,7 +249,7 @@ class _RefusedFiles:
 @dataclass(frozen=True)
 class MlflowRegistry:
     """The `Registry` of the resolver, which uses MLflow and the cache. `_refused` has
-    the refused files by identity.
+    the refused files by identity and key.
     """
 
     cache: ModelCache
@@ -247,14 +259,16 @@ class MlflowRegistry:
     def resolve(self, model_uri: str) -> ResolvedModel:
         return resolve(model_uri)
 
-    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+    def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
         """Fetch and verify a version. A folder on this disk is not copied. If the model
-        requires approvals, an approved version needs the files that were approved.
+        requires approvals, an approved version needs the files that were approved. With
+        a `trusted_file`, its key or authority must have signed the version.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they
                 contain links.
             GateRefused: the files are not the approved files.
+            SignatureRefused: the files are not the signed files.
             NotFound: the version, or its files, are missing.
             RegistryUnavailable: the registry or the artifact store does not answer, or
                 a file differs from the saved file.
@@ -262,16 +276,21 @@ class MlflowRegistry:
         """
         kind = parse_model_uri(resolved.source).kind
         approval = approval_of(resolved.name, resolved.version) if kind == "version" else Approval()
+        signature = None
+        if trusted_file:
+            signature = find_signature(resolved.source, trust_file(Path(trusted_file)))
         if kind == "path":
             folder = Path(resolved.source)
             refuse_links(folder)
+            if signature is not None:
+                require_signed(resolved, folder, signature)
             artifact = read_served_artifact(folder)
             check_digests(artifact)
         else:
             # The files of a registered or logged model never change; files of a URI or
             # a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
-            folder = self._fetch_approved(resolved, approval, is_lasting)
+            folder = self._fetch_approved(resolved, approval, is_lasting, signature)
             artifact = read_served_artifact(folder)
         return FetchedVersion(
             model=resolved.name,
@@ -290,51 +309,63 @@ class MlflowRegistry:
         resolved: ResolvedModel,
         approval: Approval,
         is_lasting: bool,
+        signature: Signature | None,
     ) -> Path:
-        """Return the folder of the version in the cache. Raises GateRefused if its
-        files are not the approved files. With `is_lasting`, files are fetched only
-        once.
+        """Return the folder of the version in the cache. Raises GateRefused or
+        SignatureRefused if its files are not the approved and signed files. With
+        `is_lasting`, files are fetched only once.
         """
         identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
         approved = approval.files or approval.earlier
-        self._check_refused(resolved.identity, approved)
+        subject = resolved.identity
+        required = approved
+        if signature is not None:
+            subject += f" {signature.trust.name}"
+            required += signature.marks
+        self._check_refused(subject, required)
         judged = approved[0] if approved else resolved.gate_status.digest
         folder = self.cache.fetch(resolved.source, identity, judged)
         self.cache.prune()
         if approved and folder.name not in approved:
-            self._refuse(resolved, folder.name, approved)
-        self._refused.pop(resolved.identity, None)
+            message = _unapproved_message(resolved, folder.name, approved[0])
+            self._refuse(subject, required, GateRefused(message))
+        if signature is not None:
+            try:
+                require_signed(resolved, folder, signature)
+            except SignatureRefused as error:
+                self.cache.forget(identity)
+                self._refuse(subject, required, error)
+        self._refused.pop(subject, None)
         return folder
 
-    def _check_refused(self, identity: str, approved: tuple[str, ...]) -> None:
-        """Raise GateRefused if the files were refused a short time ago and no other
-        files have been approved since.
+    def _check_refused(self, subject: str, approved: tuple[str, ...]) -> None:
+        """Raise the error of files that were refused a short time ago, unless other
+        files have been approved or signed since.
         """
-        refusal = self._refused.get(identity)
+        refusal = self._refused.get(subject)
         if refusal is not None and refusal.approved == approved and self.clock() < refusal.until:
-            raise GateRefused(refusal.message)
+            raise type(refusal.error)(refusal.error.message)
 
     def _refuse(
         self,
-        resolved: ResolvedModel,
-        digest: str,
+        subject: str,
         approved: tuple[str, ...],
+        error: OnnxserveError,
     ) -> NoReturn:
-        """Raise GateRefused. The time until the next download doubles, because all
-        files of the version are loaded.
+        """Raise the error. The time until the next download doubles, because all files
+        of the version are loaded.
         """
-        previous = self._refused.get(resolved.identity)
+        previous = self._refused.get(subject)
         pause = _FIRST_PAUSE
         if previous is not None and previous.approved == approved:
             pause = min(previous.pause * 2, _HOUR)
-        message = _unapproved_message(resolved, digest, approved[0])
-        self._refused[resolved.identity] = _RefusedFiles(
+        self._refused[subject] = _RefusedFiles(
             approved=approved,
-            message=message,
+            error=error,
             pause=pause,
             until=self.clock() + pause,
         )
-        raise GateRefused(message)
+        raise error
 
     def received_bytes(self, resolved: ResolvedModel) -> int:
         return self.cache.received_bytes(resolved.source)

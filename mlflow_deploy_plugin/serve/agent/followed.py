@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError, OnnxserveError
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.spec.parts import GATE_PASSED, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, assert_state, read_state
 from mlflow_deploy_plugin.core.statedir.models import (
     FetchedVersion,
@@ -27,9 +27,10 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 _log = logging.getLogger(__name__)
 
 NEVER = float("inf")
-RejectionCause = Literal["gate", "fetch", "artifact", "consent", "load"]
+RejectionCause = Literal["gate", "signature", "fetch", "artifact", "consent", "load"]
 _CAUSE_TEXTS: dict[RejectionCause, str] = {
     "gate": "is not served",
+    "signature": "is refused",
     "fetch": "cannot be fetched",
     "artifact": "cannot be served",
     "consent": "is not served",
@@ -38,12 +39,13 @@ _CAUSE_TEXTS: dict[RejectionCause, str] = {
 
 
 class ModelRef(NamedTuple):
-    """A model URI of the spec, and the endpoint's requirements for its versions; empty
-    if there are none.
+    """A model URI of the spec, and the endpoint's requirements for its versions: the
+    gate, and the path of the key that must have signed them; empty if there are none.
     """
 
     uri: str
     require: str = ""
+    trusted_file: str = ""
 
     @property
     def is_followed(self) -> bool:
@@ -64,7 +66,8 @@ class ModelRef(NamedTuple):
 
 
 def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
-    return ModelRef(variant.model, spec.require or "")
+    gate = GATE_PASSED if spec.requires_gate else ""
+    return ModelRef(variant.model, gate, spec.trusted_file)
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,7 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
             FollowedReference(
                 model_uri=ref.uri,
                 require=ref.require,
+                trusted_file=ref.trusted_file,
                 version=model.version,
                 previous=model.previous,
                 told=model.reported,
@@ -257,7 +261,8 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
         ]
         if whole_versions:
             previous = whole_versions[1] if len(whole_versions) > 1 else None
-            models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
+            ref = ModelRef(reference.model_uri, reference.require, reference.trusted_file)
+            models[ref] = FollowedModel(
                 whole_versions[0],
                 previous,
                 reported=reference.told,

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.model_code import WITHOUT_ONNX, model_code_refusal
@@ -47,8 +47,8 @@ _STALL_SECONDS = 600.0
 minutes before the first byte.
 """
 _REFUSED_SECONDS = 60.0
-"""The time after which a version without an approval, or with other files than the
-approved files, is tried again.
+"""The time after which a version without an approval or a signature, or with other
+files than the approved or signed files, is tried again.
 """
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
 """The registry's metadata that can change while the resolved version remains the same.
@@ -59,7 +59,7 @@ class Registry(Protocol):
     """The calls from this process to the model registry and the artifact store."""
 
     def resolve(self, model_uri: str) -> ResolvedModel: ...
-    def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
+    def fetch(self, resolved: ResolvedModel, trusted_file: str) -> FetchedVersion: ...
     def received_bytes(self, resolved: ResolvedModel) -> int: ...
     def report_failure(self, source: str, error: str) -> bool: ...
 
@@ -122,6 +122,13 @@ class PyfuncPolicy:
         raise errors.InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
 
 
+class _FetchKey(NamedTuple):
+    """The version of a fetch, and the path of the key that must have signed it."""
+
+    identity: str
+    trusted_file: str
+
+
 @dataclass
 class _Fetch:
     """A fetch of a version.
@@ -156,7 +163,7 @@ class VersionResolver:
     models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
     finished_polls: int = 0
     covered: frozenset[str] = frozenset()
-    _fetches: dict[str, _Fetch] = field(default_factory=dict)
+    _fetches: dict[_FetchKey, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
         """Return the polls and fetches for which `advance` waits. A kept result waits
@@ -226,39 +233,36 @@ class VersionResolver:
                 waiting.append((ref, model, target))
         # `done` is evaluated once, so that all waiting models process the result of a
         # fetch in the same round.
-        ended = {
-            identity: fetch.future
-            for identity, fetch in self._fetches.items()
-            if fetch.future.done()
-        }
+        ended = {key: fetch.future for key, fetch in self._fetches.items() if fetch.future.done()}
         for ref, model, target in waiting:
-            if target.identity in ended:
-                self._take_fetched(ref, model, target, ended[target.identity])
-            elif target.identity in self._fetches:
-                self._update_stall(model, target, self._fetches[target.identity])
+            key = _FetchKey(target.identity, ref.trusted_file)
+            if key in ended:
+                self._take_fetched(ref, model, target, ended[key])
+            elif key in self._fetches:
+                self._update_stall(model, target, self._fetches[key])
         self._drop_fetches(ended)
         self._report_failures()
 
-    def _drop_fetches(self, ended: Iterable[str]) -> None:
+    def _drop_fetches(self, ended: Iterable[_FetchKey]) -> None:
         """Forget the fetches whose results were processed (`ended`), and cancel those
         that no reference needs any more.
         """
         needing = [
-            (model, model.target.identity)
-            for model in self.models.values()
+            (model, _FetchKey(model.target.identity, ref.trusted_file))
+            for ref, model in self.models.items()
             if model.target is not None
         ]
         # A model that is being polled takes the result afterwards. With a slow
         # registry, it is polled almost always.
-        polled = {identity for model, identity in needing if model.poll}
-        for identity in ended:
-            if identity in polled:
-                self._fetches[identity].is_kept = True
+        polled = {key for model, key in needing if model.poll}
+        for key in ended:
+            if key in polled:
+                self._fetches[key].is_kept = True
             else:
-                del self._fetches[identity]
-        for identity in self._fetches.keys() - {identity for _, identity in needing}:
+                del self._fetches[key]
+        for key in self._fetches.keys() - {key for _, key in needing}:
             # A running fetch continues.
-            self._fetches.pop(identity).future.cancel()
+            self._fetches.pop(key).future.cancel()
 
     def _resolve(self, uri: str) -> Resolution:
         """Return the version that the registry names for the URI, or the error. Runs in
@@ -344,7 +348,8 @@ class VersionResolver:
         if ref.require and not model.serves_target and not target.gate_status.passed:
             model.rejection = _gate_rejection(ref, target, target.gate_status, retry_at=0.0)
             return False
-        if target.identity not in self._fetches:
+        key = _FetchKey(target.identity, ref.trusted_file)
+        if key not in self._fetches:
             # A fetch that takes long does not keep other fetches waiting.
             young_fetches = [
                 fetch
@@ -352,11 +357,8 @@ class VersionResolver:
                 if not fetch.future.done() and now - fetch.started_at < _TURN_SECONDS
             ]
             if len(young_fetches) < _TURNS:
-                self._fetches[target.identity] = _Fetch(
-                    self.fetch_pool.submit(self._fetch, target),
-                    now,
-                    now,
-                )
+                future = self.fetch_pool.submit(self._fetch, target, ref.trusted_file)
+                self._fetches[key] = _Fetch(future, now, now)
         return True
 
     def _update_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
@@ -384,10 +386,10 @@ class VersionResolver:
                 error_class=errors.RegistryUnavailable,
             )
 
-    def _fetch(self, target: ResolvedModel) -> FetchedVersion:
+    def _fetch(self, target: ResolvedModel, trusted_file: str) -> FetchedVersion:
         """Fetch the version in a thread of `fetch_pool`. Raises only OnnxserveError."""
         try:
-            return self.registry.fetch(target)
+            return self.registry.fetch(target, trusted_file)
         except errors.OnnxserveError:
             raise
         except Exception as error:  # noqa: BLE001 - an error of any class fails only this fetch
@@ -409,7 +411,9 @@ class VersionResolver:
         except errors.ModelError as error:
             model.rejection = _rejection(target, "artifact", error.message)
         except errors.GateRefused as error:
-            model.rejection = self._gate_refusal(target, error.message)
+            model.rejection = self._temporary_refusal(target, "gate", error.message)
+        except errors.SignatureRefused as error:
+            model.rejection = self._temporary_refusal(target, "signature", error.message)
         except errors.OnnxserveError as error:
             model.fetch_failures += 1
             retry_at = self.polling.clock() + self.polling.pause(model.fetch_failures)
@@ -446,7 +450,7 @@ class VersionResolver:
                 "administrator can set the policy again, also unchanged, which records the files "
                 "of the served versions; or request the promotion again"
             )
-            return self._gate_refusal(target, reason)
+            return self._temporary_refusal(target, "gate", reason)
         try:
             if fetched.runs_code:
                 self.pyfunc_policy.check(ref.uri, target.followed)
@@ -454,11 +458,16 @@ class VersionResolver:
             return _rejection(target, "consent", error.message)
         return None
 
-    def _gate_refusal(self, target: ResolvedModel, reason: str) -> Rejection:
-        """Return the rejection of a version without approved files, which is tried
-        again after `_REFUSED_SECONDS`.
+    def _temporary_refusal(
+        self,
+        target: ResolvedModel,
+        cause: RejectionCause,
+        reason: str,
+    ) -> Rejection:
+        """Return the rejection of a version without approved or signed files, which is
+        tried again after `_REFUSED_SECONDS`.
         """
-        return _rejection(target, "gate", reason, self.polling.clock() + _REFUSED_SECONDS)
+        return _rejection(target, cause, reason, self.polling.clock() + _REFUSED_SECONDS)
 
     def _report_failures(self) -> None:
         """Write the errors of versions to their tags. If the registry is down, retry

@@ -14,7 +14,7 @@ import yaml
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.model_files import copy_bundle, download
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.spec.parts import Device
@@ -139,10 +139,11 @@ def _server_image_name(
 
 
 def _download(resolved: ResolvedModel, temporary: Path) -> Path:
-    """Return the folder of the version with its registration. Raises ModelError if the
-    version has no ONNX form.
+    """Return the folder of the version with its registration and signature. Raises
+    ModelError if the version has no ONNX form.
     """
     folder = download(resolved.source, temporary)
+    copy_bundle(resolved.source, folder)
     if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
         raise ModelError(
             f"{resolved.model_uri} has no ONNX form, and the image has no library to run its "

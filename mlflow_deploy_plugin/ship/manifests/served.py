@@ -210,7 +210,7 @@ def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
 
 def local_files(spec: EndpointSpec) -> list[str]:
     """Return the local paths in the spec: model folders, certificate and key, files of
-    secrets.
+    secrets, the key of signatures.
 
     Raises InvalidConfig if a path is relative, because the server has another working
     directory.
@@ -226,6 +226,8 @@ def local_files(spec: EndpointSpec) -> list[str]:
             paths[f"server.{name}"] = file
     for name, file in spec.container.secret_files.items():
         paths[f"container.secret_files.{name}"] = file
+    if spec.trusted_file:
+        paths["require"] = spec.trusted_file
     for name, path in paths.items():
         if not path.startswith("/"):
             raise InvalidConfig(f"{name}: an absolute path is expected, not {path!r}")

@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.core.model_code import model_code_is_allowed
 from mlflow_deploy_plugin.core.registry.model_files import open_repository
 from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG
 from mlflow_deploy_plugin.core.registry.runs import log_flavor
+from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -50,6 +51,7 @@ from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
 from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
+from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from mlflow_deploy_plugin.wrap.flavor.wrap import (
     EventTimes,
     ParityPolicy,
@@ -173,6 +175,7 @@ def log_model(
     model_type: str | None = None,
     step: int = 0,
     model_id: str | None = None,
+    sign: str | Signer | None = None,
 ) -> ModelInfo:
     """Log `model` to MLflow as checked ONNX, and register it if `registered_model_name`
     is set.
@@ -224,13 +227,19 @@ def log_model(
         model_type: a category for the logged model, such as "agent", as in MLflow.
         step: the training step to which the logged model belongs.
         model_id: the logged model that receives the files; default: a new logged model.
+        sign: the key that signs all files, as for `onnxserve sign`; default: the model
+            is not signed.
 
     Raises:
-        NotInstalled: `explain` is set, and shap or matplotlib is not installed.
+        NotInstalled: `explain` is set, and shap or matplotlib is not installed; or
+            `sign` is set, and model-signing is not installed.
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
         _check_explainable(has_rows=input_example is not None or reference_data is not None)
+    signer = Signer(sign) if isinstance(sign, str) else sign
+    if signer is not None:
+        signer.check_key()
     mlflow_options: LogOptions = {
         "name": name,
         "registered_model_name": registered_model_name,
@@ -280,8 +289,12 @@ def log_model(
         )
         sampled = example if reference is None else reference
         _log_dataset(info.run_id, sampled)
+        if signer is not None:
+            sign_version(info.model_uri, signer)
         return info
     info = log_wrapped(wrapped, **mlflow_options)
+    if signer is not None:
+        sign_version(info.model_uri, signer)
     _log_dataset(info.run_id, wrapped.data)
     _print_outcome(info, registered_model_name, wrapped.report)
     if explain:

@@ -32,6 +32,40 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
         apply_config(gated, {"require": "gate=maybe"})
 
 
+@pytest.mark.parametrize(
+    ("require", "requires_gate", "trusted_file"),
+    [
+        ("gate=passed", True, ""),
+        ("signature=/etc/release.pem", False, "/etc/release.pem"),
+        ("gate=passed,signature=/etc/release.pem", True, "/etc/release.pem"),
+    ],
+)
+def test_a_signature_can_be_required_next_to_the_gate(
+    require: str,
+    requires_gate: bool,
+    trusted_file: str,
+) -> None:
+    spec = apply_config(flights(), {"require": require})
+    assert spec.requires_gate is requires_gate
+    assert spec.trusted_file == trusted_file
+    assert load_specs(dump_spec(spec)) == [spec]
+
+
+@pytest.mark.parametrize(
+    "require",
+    [
+        "signature",
+        "signature=",
+        "signature=release.pem",
+        "signature=/a,gate=passed",
+        "gate=passed,",
+    ],
+)
+def test_a_required_signature_needs_the_absolute_path_of_a_key(require: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"require: .*absolute path"):
+        apply_config(flights(), {"require": require})
+
+
 OPENVINO = "OpenVINOExecutionProvider"
 CPU = "CPUExecutionProvider"
 

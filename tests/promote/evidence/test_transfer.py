@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import said
+from tests.support.keypairs import write_key
 from tests.support.refusals import mentions
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
@@ -222,6 +223,19 @@ def check_copied_once(source: Registry, target: Registry, model: str, folder: Pa
         "promote",
     ]
     return version
+
+
+def test_a_signature_is_copied_with_its_version(
+    target: Registry,
+    model: str,
+    tmp_path: Path,
+) -> None:
+    keys = write_key(tmp_path)
+    assert run_command(f"sign models:/{model}/1 --key {keys.key}").exit_code == 0
+    assert promote(model, target).exit_code == 0
+    with tracking_at(target.server.url):
+        verified = run_command(f"verify models:/{model}/1 --key {keys.public}")
+    assert verified.exit_code == 0, verified.output
 
 
 def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_target(

@@ -14,9 +14,12 @@ from mlflow_deploy_plugin.core.registry.policy import (
     parse_policy,
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.promote.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
+from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from tests.support.classifiers import labelled, write_classifier, write_rows
+from tests.support.keypairs import write_key
 from tests.support.models import write_model
 from tests.support.refusals import mentions, refused
 
@@ -73,6 +76,23 @@ def test_a_version_that_is_as_good_passes_every_check(
     assert evaluated is not None
     assert evaluated.current is not None
     assert "noise_loss" in checks["robustness"].figures
+
+
+def test_a_signature_can_be_required_by_the_policy(
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
+    tmp_path: Path,
+) -> None:
+    keys = write_key(tmp_path)
+    signer = keys.public.read_text()
+    policy = policy.model_copy(update={"signer": signer})
+    _, checks, _, _ = judged(version("equal"), None, policy)
+    assert checks["signed"].state == "failed"
+    assert mentions(checks["signed"].reason, "model.sig", "onnxserve sign")
+
+    sign_version(version("equal").source, Signer(str(keys.key)))
+    _, checks, _, _ = judged(version("equal"), None, policy)
+    assert checks["signed"].state == "passed"
 
 
 def test_a_worse_one_fails_with_the_figures(

@@ -4,7 +4,7 @@ gate.
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import GateRefused
+from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
 from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 
@@ -150,14 +150,21 @@ def test_a_pinned_version_without_approvals_is_served_because_the_deployment_lim
     assert case.versions == {"v1": "2"}
 
 
-def test_other_files_than_the_approved_ones_are_not_served_until_they_are_back(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("error_class", "cause"), [(GateRefused, "gate"), (SignatureRefused, "signature")]
+)
+def test_other_files_than_the_approved_or_signed_ones_are_not_served_until_they_are_back(
+    case: Case,
+    error_class: type[OnnxserveError],
+    cause: str,
+) -> None:
     follower = case.serving("1")
-    case.world.unusable["2"] = GateRefused("its files differ from the files that were approved")
+    case.world.unusable["2"] = error_class("its files differ from the files that were approved")
     case.move("2")
     state = follower.round()
     assert case.versions == {"v1": "1"}
-    assert [refusal.cause for refusal in state.refused] == ["gate"]
-    assert mentions(state.error, "version 2", "differ", "approved")
+    assert [refusal.cause for refusal in state.refused] == [cause]
+    assert mentions(state.error, "version 2", "differ", "version 1 is still served")
     del case.world.unusable["2"]
     case.now += 61
     state = follower.round()

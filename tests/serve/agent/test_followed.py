@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
 )
 
 MakeModel = Callable[..., Path]
-STAGE = ModelRef("models:/x/Production", "gate=passed")
+STAGE = ModelRef("models:/x/Production", "gate=passed", "/etc/release.pem")
 
 
 def version(number: str, folder: Path, **fields: Any) -> FetchedVersion:

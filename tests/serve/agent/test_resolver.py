@@ -90,6 +90,17 @@ def test_a_version_is_fetched_once_for_all_references_to_it(case: Case) -> None:
     assert all(model.is_settled and model.version for model in resolver.models.values())
 
 
+def test_a_version_is_fetched_for_each_key_that_must_have_signed_it(case: Case) -> None:
+    resolver = case.follower().resolver
+    uri = "models:/tiny/1"
+    refs = [ModelRef(uri), ModelRef(uri, trusted_file="/a.pub"), ModelRef(uri, "", "/b.pub")]
+    resolver.models = {ref: FollowedModel() for ref in refs}
+    case.world.versions[uri] = "1"
+    while resolver.pending() or not all(model.is_settled for model in resolver.models.values()):
+        resolver.advance()
+    assert case.world.trusted == ["", "/a.pub", "/b.pub"]
+
+
 def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case: Case) -> None:
     polls = Later()
     fetches = Later()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, default_endpoint_name
 from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.signatures import BUNDLE
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.ship.images.build import planned_image
 from tests.core.registry.conftest import Store, built_store, store  # noqa: F401 - fixtures
@@ -33,13 +34,17 @@ def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> 
         assert default_endpoint_name(str(note.parent)) == "tiny"
 
 
-def test_a_folder_that_mlflow_downloaded_keeps_its_name_and_version(tmp_path: Path) -> None:
+def test_a_folder_that_mlflow_downloaded_keeps_its_name_version_and_signature(
+    tmp_path: Path,
+) -> None:
     folder = tensor_model(tmp_path / "m")
+    (folder / BUNDLE).write_text("{}")
     (folder / REGISTERED_META).write_text("{model_name: tiny, model_version: '3'}")
     with planned_image(str(folder)) as plan:
         note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
         assert isinstance(note, Path)
         resolved = resolve(str(note.parent))
+        assert f"rootfs/opt/ml/model/{BUNDLE}" in plan.model.files
     assert resolved.name == "tiny"
     assert resolved.version == "3"
 

@@ -53,6 +53,8 @@ def test_folders_certificates_and_keys_are_files_of_this_machine() -> None:
         "/etc/tls.key",
     ]
     assert local_files(new_endpoint("a", "s3://bucket/model")) == []
+    signed = {"require": "signature=/etc/release.pub"}
+    assert local_files(new_endpoint("a", "s3://bucket/model", signed)) == ["/etc/release.pub"]
     with refused(InvalidConfig, "server.keyfile", "absolute path", "'tls.key'"):
         local_files(new_endpoint("a", "/srv/a", {**tls, "server.keyfile": "tls.key"}))
 

@@ -1,0 +1,172 @@
+"""Tests of the agent's fetch of versions that a key must have signed, from a real
+MLflow server whose artifacts other people change.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.onnx
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.errors import SignatureRefused
+from mlflow_deploy_plugin.core.registry.model_files import version_digest
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.signatures import BUNDLE
+from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
+from tests.support.clocks import Clock
+from tests.support.keypairs import KeyFiles, write_key
+from tests.support.models import adder
+from tests.support.refusals import mentions
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+
+MODEL = "signed-adder"
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Versions 1 and 2 with their folders in the artifact store, and their key."""
+
+    folders: dict[str, Path]
+    keys: KeyFiles
+
+
+@pytest.fixture(scope="module")
+def signed(
+    mlflow_server: MlflowServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Signed]:
+    keys = write_key(tmp_path_factory.mktemp("keys"))
+    folders = {}
+    with tracking_at(mlflow_server.url):
+        for version in ("1", "2"):
+            info = mlflow.onnx.log_model(
+                adder(float(version)),
+                name="model",
+                registered_model_name=MODEL,
+            )
+            run(f"sign models:/{MODEL}/{version} --key {keys.key}")
+            artifacts = mlflow_server.folder / "artifacts"
+            (folder,) = artifacts.glob(f"*/models/{info.model_id}/artifacts")
+            folders[version] = folder
+        yield Signed(folders, keys)
+
+
+@pytest.fixture
+def folder(signed: Signed, tmp_path: Path) -> Iterator[Path]:
+    """The folder of version 1, which is restored after the test."""
+    folder = signed.folders["1"]
+    shutil.copytree(folder, tmp_path / "backup")
+    yield folder
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "backup", folder)
+
+
+def run(line: str) -> str:
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def agent(folder: Path, clock: Clock[float] | None = None) -> MlflowRegistry:
+    """Return the registry of an agent with the cache in `folder`."""
+    return MlflowRegistry(ModelCache(folder / "cache", folder / "state"), clock or Clock(0.0))
+
+
+def refusal(registry: MlflowRegistry, trusted: Path) -> str:
+    with pytest.raises(SignatureRefused) as refused:
+        registry.fetch(resolve(f"models:/{MODEL}/1"), str(trusted))
+    return refused.value.message
+
+
+def test_a_signature_is_not_part_of_the_version(signed: Signed, folder: Path) -> None:
+    digest = version_digest(f"models:/{MODEL}/1")
+    line = run(f"verify models:/{MODEL}/1 --key {signed.keys.public}")
+    assert mentions(line, f"models:/{MODEL}/1", "verified", digest)
+    (folder / BUNDLE).unlink()
+    assert version_digest(f"models:/{MODEL}/1") == digest
+
+
+def change_a_byte(folder: Path, _: Path) -> None:
+    file = folder / "model.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+
+
+def link_a_file(folder: Path, other: Path) -> None:
+    (folder / "conda.yaml").unlink()
+    (folder / "conda.yaml").symlink_to(other / "MLmodel")
+
+
+def take_all_files(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (change_a_byte, "model.onnx"),
+        (link_a_file, "conda.yaml"),
+        (take_all_files, "MLflow has registered"),
+        (lambda folder, _: (folder / BUNDLE).unlink(), "onnxserve sign"),
+        (lambda folder, other: shutil.copy(other / BUNDLE, folder), "model.onnx"),
+        (lambda folder, _: (folder / "added.py").touch(), "added.py"),
+        (lambda folder, _: (folder / "conda.yaml").unlink(), "conda.yaml"),
+    ],
+)
+def test_a_tampered_version_is_refused_until_its_signature_is_right(
+    signed: Signed,
+    folder: Path,
+    tmp_path: Path,
+    tamper: Callable[[Path, Path], None],
+    reason: str,
+) -> None:
+    clock = Clock(0.0)
+    registry = agent(tmp_path, clock)
+    tamper(folder, signed.folders["2"])
+    assert reason in refusal(registry, signed.keys.public)
+
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "backup", folder)
+    clock.now = 60.0
+    fetched = registry.fetch(resolve(f"models:/{MODEL}/1"), str(signed.keys.public))
+    assert fetched.digest == version_digest(f"models:/{MODEL}/1")
+    assert not (fetched.folder / BUNDLE).exists()
+
+
+def test_a_version_in_the_cache_needs_the_signature_of_the_key(
+    signed: Signed,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    registry = agent(tmp_path)
+    assert registry.fetch(resolve(f"models:/{MODEL}/1")).version == "1"
+    other = write_key(tmp_path, "other")
+    message = refusal(registry, other.public)
+    assert mentions(message, BUNDLE, str(other.public), "Key mismatch")
+    run(f"sign models:/{MODEL}/1 --key {other.key}")
+    fetched = registry.fetch(resolve(f"models:/{MODEL}/1"), str(other.public))
+    assert fetched.version == "1"
+    assert mentions(refusal(registry, tmp_path / "gone.pub"), "gone.pub", "No such file")
+
+
+def test_a_folder_needs_a_signature_too(signed: Signed, folder: Path, tmp_path: Path) -> None:
+    registry = agent(tmp_path)
+    resolved = resolve(str(folder))
+    assert registry.fetch(resolved, str(signed.keys.public)).folder == folder
+    (folder / "added.py").touch()
+    with pytest.raises(SignatureRefused, match=r"added\.py"):
+        registry.fetch(resolved, str(signed.keys.public))
+
+
+def test_the_command_refuses_a_signature_in_one_line(signed: Signed, folder: Path) -> None:
+    (folder / BUNDLE).write_text("{}")
+    command = f"verify models:/{MODEL}/1 --key {signed.keys.public}"
+    result = CliRunner().invoke(main, command.split())
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert mentions(result.stderr, BUNDLE, str(signed.keys.public))
