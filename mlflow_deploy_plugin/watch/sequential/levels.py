@@ -76,10 +76,11 @@ FLOORS: Mapping[str, float] = {
     MISSING: 0.005,
     NEW: 0.005,
     OUTSIDE: 0.005,
-    DISTANCE: 0.005,
+    DISTANCE: 0.01,
 }
 """The smallest standard deviation of each figure, in its unit; of the figures in the
-unit of the column, in standard deviations of the rows.
+unit of the column, in standard deviations of the rows; of a distance, to the power
+`NEARLY_NORMAL`.
 """
 _DRAWS = 64
 _DRAWN_ROWS = 300
@@ -88,7 +89,7 @@ _FARTHEST = 1e9
 """The limit of a mean of all values, in standard deviations of the rows beyond the
 bins: the square of a larger mean may be infinite.
 """
-_LEAST_MODE = -0.2
+_LEAST_MODE = -0.3
 _LEAST_FREQUENT = 0.1
 _MOSTLY = 0.9
 
