@@ -13,7 +13,7 @@ reference's innovations are drawn with replacement, window by window, so that se
 that move together count less. The mean number of alarms of these simulated windows
 equals the budget.
 
-An alarm is confirmed if the windows since then are 20 times as likely under the shift
+An alarm is confirmed if the windows since then are 100 times as likely under the shift
 as under the usual mean. It ends as not confirmed if they are 12 times less likely, or
 if they have added no evidence after `CONFIRMED_IN` windows. A confirmed shift is over
 if later windows are 400 times as likely under the usual mean. In simulations, monitors
@@ -48,7 +48,7 @@ _FEWEST_ALARMS = 8
 _KEPT_LIMITS = 64
 _known_limits: dict[bytes, float] = {}
 CONFIRMED_IN = 14
-_CONFIRMED = math.log(20)
+_CONFIRMED = math.log(100)
 _REFUTED = math.log(12)
 _LEAST_GAIN = 0.5
 _OVER = math.log(400)

@@ -527,5 +527,6 @@ def _drawn_modes(histogram: bytes, bin_weights: bytes) -> Array:
     weights = np.frombuffer(bin_weights)
     if not usual.any():
         return np.zeros(len(_SIZES))
-    modes = [(_draw(usual, size) * weights).max(axis=1) / size for size in _SIZES]
-    return np.log(modes).mean(axis=1)
+    modes = np.array([(_draw(usual, size) * weights).max(axis=1) / size for size in _SIZES])
+    logs: Array = np.log(modes).mean(axis=1)
+    return logs
