@@ -90,6 +90,7 @@ _FARTHEST = 1e9
 bins: the square of a larger mean may be infinite.
 """
 _LEAST_MODE = -0.3
+_WIDE = 3
 _LEAST_FREQUENT = 0.1
 _MOSTLY = 0.9
 
@@ -450,9 +451,9 @@ class _Column:
         """Return the logarithm of the share of the most frequent bin in each window,
         relative to windows with as many rows that are drawn from the reference.
 
-        Bins that are wider than usual have a smaller weight. Otherwise they are the
-        most frequent ones if the level moves into the tail of the reference. There, the
-        weights differ, so small shares all count as `_LEAST_MODE`.
+        Bins that are `_WIDE` times wider than usual have a smaller weight. Otherwise
+        they are the most frequent ones if the level moves into the tail of the
+        reference. There, the weights differ, so small shares count as `_LEAST_MODE`.
 
         Args:
             positions: the positions of the bins, [K] float64.
@@ -461,7 +462,7 @@ class _Column:
         usual = self.total[:-1]
         widths = np.gradient(positions)
         usual_width = np.median(widths[usual >= min(usual.max(), 1)])
-        weights = np.minimum(usual_width / widths, 1)
+        weights = np.minimum(_WIDE * usual_width / widths, 1)
         rows = present.sum(axis=1)
         modes = _drawn_modes(usual.tobytes(), weights.tobytes())
         drawn = np.interp(np.log(np.maximum(rows, 1)), np.log(_SIZES), modes)
