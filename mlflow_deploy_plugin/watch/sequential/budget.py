@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     reference_levels,
 )
 from mlflow_deploy_plugin.watch.sequential.weights import (
+    NEARLY_NORMAL,
     relative_deviations,
     sampling_factor,
 )
@@ -143,7 +144,7 @@ def detector_windows(
 
 def _without_sampling(levels: ReferenceLevels, values: Array, rows: Array) -> Array:
     """Return the values with the distances that windows of the usual number of rows
-    would have.
+    would have, to the power `NEARLY_NORMAL`.
     """
     for index in np.flatnonzero(levels.is_distance).tolist():
         values[:, index] /= sampling_factor(
@@ -152,6 +153,7 @@ def _without_sampling(levels: ReferenceLevels, values: Array, rows: Array) -> Ar
             float(levels.row_variances[index]),
             levels.rows[:, index],
         )
+        values[:, index] **= NEARLY_NORMAL
     return values
 
 

@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     window_levels,
 )
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
+from mlflow_deploy_plugin.watch.sequential.weights import NEARLY_NORMAL
 
 _FIRST_WINDOWS = 7
 _COMPARABLE = math.log(1.5)
@@ -130,15 +131,18 @@ class Course:
         one_sided = np.where(scores > 0, tails, 1 - tails)
         p_values = np.where(upward, one_sided, 2 * tails)
         signed = np.where(upward, np.maximum(scores, 0), np.abs(scores))
+        shown = np.stack([values, usual, usual + deviation])
+        of_distances = shown[:, self.levels.is_distance].clip(min=0) ** (1 / NEARLY_NORMAL)
+        shown[:, self.levels.is_distance] = of_distances
         for index in np.flatnonzero(np.isfinite(values)).tolist():
             is_first = self.windows.restarts[index] == len(self.starts) - 1
             if self.series[index].column == ROWS and is_first:
                 continue
             yield FigureTest(
                 self.series[index],
-                float(values[index]),
-                float(usual[index]),
-                float(deviation[index]),
+                float(shown[0, index]),
+                float(shown[1, index]),
+                float(shown[2, index] - shown[1, index]),
                 float(signed[index]),
                 float(self.limits[index]),
                 float(p_values[index]),

@@ -76,10 +76,11 @@ FLOORS: Mapping[str, float] = {
     MISSING: 0.005,
     NEW: 0.005,
     OUTSIDE: 0.005,
-    DISTANCE: 0.005,
+    DISTANCE: 0.01,
 }
 """The smallest standard deviation of each figure, in its unit; of the figures in the
-unit of the column, in standard deviations of the rows.
+unit of the column, in standard deviations of the rows; of a distance, to the power
+`NEARLY_NORMAL`.
 """
 _DRAWS = 64
 _DRAWN_ROWS = 300
@@ -88,6 +89,8 @@ _FARTHEST = 1e9
 """The limit of a mean of all values, in standard deviations of the rows beyond the
 bins: the square of a larger mean may be infinite.
 """
+_LEAST_MODE = -0.3
+_WIDE = 3
 _LEAST_FREQUENT = 0.1
 _MOSTLY = 0.9
 
@@ -398,7 +401,7 @@ class _Column:
             yield from self._number_figures(self.bins, present, columns)
             shown = np.flatnonzero(usual >= _LEAST_FREQUENT * max(usual.sum(), 1))
             if not self.bins.tables:
-                yield MODE, np.log(present.max(axis=1) / rows) - self._usual_mode(rows)
+                yield MODE, self._mode(self.bins.positions, present)
         else:
             yield NEW, _counts_of(columns, "unseen") / rows
             shown = np.arange(len(self.bins.codes))
@@ -441,13 +444,27 @@ class _Column:
         distances: Array = self.bins.distance(counts[:, :-1], others[..., :-1])
         return distances
 
-    def _usual_mode(self, rows: Array) -> Array:
-        """Return the logarithm of the share of the most frequent bin in windows with
-        `rows`, [P], that are drawn from the reference.
+    def _mode(self, positions: Array, present: Array) -> Array:
+        """Return the logarithm of the share of the most frequent bin in each window,
+        relative to windows with as many rows that are drawn from the reference.
+
+        Bins that are `_WIDE` times wider than usual have a smaller weight. Otherwise
+        they are the most frequent ones if the level moves into the tail of the
+        reference. There, the weights differ, so small shares count as `_LEAST_MODE`.
+
+        Args:
+            positions: the positions of the bins, [K] float64.
+            present: the histograms of the windows, [P, K] float64.
         """
-        modes = _drawn_modes(self.total[:-1].tobytes())
-        usual: Array = np.interp(np.log(np.maximum(rows, 1)), np.log(_SIZES), modes)
-        return usual
+        usual = self.total[:-1]
+        widths = np.gradient(positions)
+        usual_width = np.median(widths[usual >= min(usual.max(), 1)])
+        weights = np.minimum(_WIDE * usual_width / widths, 1)
+        rows = present.sum(axis=1)
+        modes = _drawn_modes(usual.tobytes(), weights.tobytes())
+        drawn = np.interp(np.log(np.maximum(rows, 1)), np.log(_SIZES), modes)
+        mode: Array = np.log((present * weights).max(axis=1) / rows) - drawn
+        return np.maximum(mode, _LEAST_MODE)
 
     def _distance_variance(self) -> float:
         """Return the squared distance of n drawn rows from the reference, times n."""
@@ -499,11 +516,15 @@ def _draw(usual: Array, rows: int) -> Array:
 
 
 @lru_cache(maxsize=4_096)
-def _drawn_modes(histogram: bytes) -> Array:
-    """Return the mean logarithm of the share of the most frequent bin in drawn windows
-    of each of `_SIZES`. `histogram` are the bytes of that of the reference.
+def _drawn_modes(histogram: bytes, bin_weights: bytes) -> Array:
+    """Return the mean logarithm of the weighted share of the most frequent bin in drawn
+    windows of each of `_SIZES`. The arguments are the bytes of the histogram of the
+    reference and of the weights.
     """
     usual = np.frombuffer(histogram)
+    weights = np.frombuffer(bin_weights)
     if not usual.any():
         return np.zeros(len(_SIZES))
-    return np.array([np.log(_draw(usual, size).max(axis=1) / size).mean() for size in _SIZES])
+    modes = np.array([(_draw(usual, size) * weights).max(axis=1) / size for size in _SIZES])
+    logs: Array = np.log(modes).mean(axis=1)
+    return logs

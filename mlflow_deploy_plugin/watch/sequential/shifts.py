@@ -27,7 +27,7 @@ _MOST_CHARTS = 5
 _SHOWN_WINDOWS = 60
 """The number of windows in a chart, as in `reports/trend.py`."""
 _MOST_RED = 0.2
-_OPEN_WINDOWS = 13
+_OPEN_WINDOWS = 10
 """The windows for which a false alarm is open on average, by simulation."""
 
 

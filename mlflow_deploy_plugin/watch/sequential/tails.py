@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import gammaln, stdtr
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.sequential.levels import LEVEL, OUTSIDE
 
 _FREEDOMS = np.array([2.5, 3.5, 5.0, 8.0, 15.0, 60.0])
 _STEPS = 30
@@ -41,12 +42,17 @@ class Tails:
         self._scales = np.stack([scale for scale, _ in fits])
         likelihoods = np.stack([likelihood for _, likelihood in fits])
         self._shares = np.empty_like(likelihoods)
+        kind_of = np.array(kinds)
         for kind in {*kinds}:
-            is_of_kind = np.array([each == kind for each in kinds])
-            self._shares[:, is_of_kind] = _mixtures(likelihoods[:, is_of_kind])
+            self._shares[:, kind_of == kind] = _mixtures(likelihoods[:, kind_of == kind])
         # The windows of figures that hardly vary do not show the weight of their tails.
         is_quiet = np.square(innovations).mean(axis=0) < _QUIET
         self._shares[:, is_quiet] = np.eye(len(_FREEDOMS))[:, -1:]
+        # Rows are out of range on days with a distant level.
+        is_level = kind_of == LEVEL
+        if is_level.any():
+            of_levels = self._shares[:, is_level].mean(axis=1, keepdims=True)
+            self._shares[:, is_quiet & (kind_of == OUTSIDE)] = of_levels
 
     def p_values(self, innovations: Array) -> Array:
         """Return the probability of at least the absolute innovations, [..., m], on

@@ -6,6 +6,11 @@ import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
+NEARLY_NORMAL = 2 / 3
+"""The power of a distance that is nearly normal, because its square has about a
+chi-square distribution (Wilson and Hilferty, PNAS 17, 1931).
+"""
+
 
 def relative_deviations(
     residuals: Array,

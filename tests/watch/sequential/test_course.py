@@ -7,10 +7,25 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
+from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
+from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS as NUMBER_OF_ROWS
-from tests.watch.sequential.conftest import FIRST, REFERENCE_DAYS, ROWS, Change, Judged, Stream
+from tests.watch.sequential.conftest import (
+    FIRST,
+    REFERENCE_DAYS,
+    ROWS,
+    Change,
+    Judged,
+    Stream,
+    rows_of,
+)
 
 CALM = 10
 
@@ -93,3 +108,17 @@ def test_every_check_of_an_accepted_column_continues(stream: Stream) -> None:
 
     assert not alarms(usual)
     assert ("temp", "missing") in alarms(empty)
+
+
+def test_distances_are_shown_in_their_unit(reference: DriftReference) -> None:
+    window = sketch_batches(reference.bins, [pa.table(rows_of(REFERENCE_DAYS))])
+    start_us = microseconds(FIRST + timedelta(days=REFERENCE_DAYS))
+    verdict = judge_profile(reference, window, start_us, MonitorSpec(min_rows=30))
+    of_temp = SeriesKey("temp", "distance")
+    assert verdict.course
+
+    (test,) = [test for test in verdict.course.tests() if test.series.series_key == of_temp]
+
+    assert test.value == pytest.approx(verdict.evidence.levels[of_temp], rel=0.01)
+    assert test.usual == pytest.approx(0.45, abs=0.2)
+    assert test.deviation == pytest.approx(0.3, abs=0.15)

@@ -81,3 +81,19 @@ def test_a_row_of_a_heavy_tailed_column_adds_more_variance_to_its_spread(
     variance = levels.row_variances[levels.series.index(FigureSeries("", "x", "spread"))]
 
     assert variance == pytest.approx(expected, rel=0.3)
+
+
+@pytest.mark.parametrize(("share_stuck", "is_usual"), [(0.0, True), (0.3, False)])
+def test_repeated_values_raise_the_mode_and_a_level_in_the_tail_does_not(
+    reference: DriftReference,
+    share_stuck: float,
+    is_usual: bool,
+) -> None:
+    rows = rows_of(501)
+    stuck = np.arange(ROWS) < share_stuck * ROWS
+    rows["temp"] = np.where(stuck, rows["temp"][0], rows["temp"] + 2.5)
+    window = sketch_batches(reference.bins, [pa.table(rows)])
+
+    mode = window_levels(reference, window, ["temp"], "")[SeriesKey("temp", "mode")]
+
+    assert (mode < 0.5) == is_usual

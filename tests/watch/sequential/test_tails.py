@@ -67,3 +67,16 @@ def test_the_tails_of_another_kind_do_not_raise_a_limit() -> None:
 
     assert np.median(own[:15]) == pytest.approx(4.6, abs=0.5)
     assert np.median(own[15:]) > 10
+
+
+@pytest.mark.parametrize(("freedom", "limit"), [(0, 4.4), (3, 28)])
+def test_quiet_shares_out_of_range_have_the_tails_of_the_levels(
+    freedom: float, limit: float
+) -> None:
+    mixed = innovations(freedom)
+    mixed[:, 15:] = 0
+    kinds = ["level"] * 15 + ["outside"] * 15
+
+    of_outside = Tails(mixed, 1, kinds).limits(np.full(FIGURES, 1e-5))[15:]
+
+    assert of_outside == pytest.approx(np.full(15, limit), rel=0.3)
