@@ -34,6 +34,7 @@ _GROUPS = {
         "diff": ("promote", "Compare two versions of a registered model."),
         "card": ("promote", "Write the model card of a version."),
         "bom": ("promote", "Write the bill of materials of a version or an endpoint."),
+        "dossier": ("promote", "Write the record of an endpoint in a period for a reviewer."),
         "gate": ("promote", "Check whether a version may be promoted."),
         "promote": ("promote", "Move a version to a stage or alias if it passes its gate."),
         "requests": ("promote", "List the promotions that people requested, and their approvals."),

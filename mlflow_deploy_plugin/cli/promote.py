@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     combine_options,
     flag,
+    name_argument,
     opened_deployments,
     opened_store,
     option,
@@ -31,6 +32,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
     show_table,
+    usage_errors,
 )
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.messages import one_line
@@ -613,3 +615,43 @@ def bom(model_uri: str, endpoint: str, output_path: str) -> None:
         document = version_bom(model_uri)
     with open_output(output_path, sys.stdout.buffer) as file:
         file.write(f"{json.dumps(document, indent=2)}\n".encode())
+
+
+@click.command()
+@name_argument
+@option(
+    "--period",
+    required=True,
+    metavar="PERIOD",
+    help="Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
+)
+@option(
+    "-o",
+    "--output-path",
+    type=_FOLDER,
+    metavar="FOLDER",
+    show_default="NAME-PERIOD-dossier",
+    help="Folder.",
+)
+def dossier(name: str, period: str, output_path: Path | None) -> None:
+    """Write the record of the endpoint NAME in a period for a reviewer.
+
+    The files dossier.html and dossier.json list the versions that served, the requests
+    and failures, the promotions with their approvals and gates, signatures, the
+    verdicts of monitors, alarms and responses, and the state of the audit trail. Each
+    sentence has a link to its run, event or report.
+
+    \b
+      onnxserve dossier flights --period 2026-Q4
+      onnxserve dossier flights --period 2026-11-01/2026-11-15 -o review
+    """
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
+
+    with opened_store() as store:
+        with usage_errors():
+            window = parse_period(period, store.now())
+        made = make_dossier(store, name, window, load_settings().inference_log)
+    folder = output_path or Path(f"{name}-{period.replace('/', '-')}-dossier")
+    made.write(folder)
+    click.echo(f"{name} in {period}: {folder}/dossier.html, {folder}/dossier.json")
