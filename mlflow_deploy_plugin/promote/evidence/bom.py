@@ -7,18 +7,13 @@ card. Its datasets and packages are components on which the version depends.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from cyclonedx.contrib.license.factories import LicenseFactory
-from cyclonedx.model import (
-    ExternalReference,
-    ExternalReferenceType,
-    HashAlgorithm,
-    HashType,
-    Property,
-    XsUri,
-)
+from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentScope, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
@@ -45,8 +40,7 @@ from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 if TYPE_CHECKING:
     from cyclonedx.model.license import License
 
-_LICENCE_TAGS = ("license", "licence")
-_SHA256_LENGTH = 64
+_LICENCE_TAG = "license"
 
 
 @dataclass(frozen=True)
@@ -54,17 +48,14 @@ class _Version:
     """A version as a component.
 
     Attributes:
-        parts: the datasets and packages by their references in the document.
+        parts: the datasets and packages. A package may be part of both the training
+            and the serving.
         card: the model card, which the library cannot write.
     """
 
     component: Component
-    parts: Mapping[str, Component] = field(default_factory=dict)
+    parts: Sequence[Component] = ()
     card: Json = field(default_factory=dict)
-
-    @property
-    def reference(self) -> str:
-        return str(self.component.bom_ref.value)
 
 
 def version_bom(model_uri: str) -> Json:
@@ -87,40 +78,35 @@ def endpoint_bom(observed: ObservedEndpoint) -> Json:
         "target": endpoint.target,
         "traffic": describe_traffic(endpoint.spec),
     }
-    versions = {version.reference: version for version in _loaded_versions(observed)}
     application = Component(
         name=endpoint.name,
         type=ComponentType.APPLICATION,
         bom_ref=f"endpoint:{endpoint.name}",
         properties=_properties("onnxserve", facts),
     )
-    return _document(application, [*versions.values()])
+    return _document(application, [*_loaded_versions(observed)])
 
 
 def _document(subject: Component, versions: Sequence[_Version]) -> Json:
     """Return the document about `subject`, which is an endpoint or the only version."""
-    parts = dict[str, Component]()
-    for version in versions:
-        # A package may be for the training of one version and for serving another.
-        parts |= {
-            reference: part
-            for reference, part in version.parts.items()
-            if reference not in parts or part.scope is ComponentScope.REQUIRED
-        }
     models = [version.component for version in versions if version.component is not subject]
-    bom = Bom(components=[*models, *parts.values()])
-    bom.metadata.component = subject
-    bom.metadata.tools.components.add(
-        Component(name="mlflow-onnxserve", version=__version__, type=ComponentType.APPLICATION)
+    parts = sorted(
+        chain.from_iterable(version.parts for version in versions),
+        key=lambda part: part.scope is ComponentScope.REQUIRED,
     )
+    # The last component of a reference is listed.
+    listed = {part.bom_ref.value: part for part in (*models, *parts)}
+    bom = Bom(components=listed.values())
+    bom.metadata.component = subject
+    bom.metadata.tools.components.add(Component(name="mlflow-onnxserve", version=__version__))
     bom.register_dependency(subject, models)
     for version in versions:
-        bom.register_dependency(version.component, version.parts.values())
+        bom.register_dependency(version.component, version.parts)
     document: Json = json.loads(JsonV1Dot6(bom).output_as_string())
-    cards = {version.reference: version.card for version in versions if version.card}
+    cards = {version.component.bom_ref.value: version.card for version in versions}
     for component in (document["metadata"]["component"], *document.get("components", ())):
-        if card := cards.get(component["bom-ref"]):
-            component["modelCard"] = card
+        if cards.get(component["bom-ref"]):
+            component["modelCard"] = cards[component["bom-ref"]]
     return document
 
 
@@ -135,17 +121,19 @@ def _loaded_versions(observed: ObservedEndpoint) -> Iterator[_Version]:
             for worker in observed.observation.workers
         }
         for number in sorted(loaded - {""}):
-            try:
+            with suppress(InvalidConfig, NotFound):
                 yield _read_version(read_record(f"models:/{resolved.model}/{number}"))
-            except (InvalidConfig, NotFound):
-                yield _Version(
-                    Component(
-                        name=resolved.model,
-                        version=number,
-                        type=ComponentType.MACHINE_LEARNING_MODEL,
-                        bom_ref=f"{resolved.model}/{number}",
-                    )
-                )
+                continue
+            yield _Version(_model(resolved.model, number, f"{resolved.model}/{number}"))
+
+
+def _model(name: str, version: str, reference: str) -> Component:
+    return Component(
+        name=name,
+        version=version,
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref=reference,
+    )
 
 
 def _read_version(record: VersionRecord) -> _Version:
@@ -155,32 +143,22 @@ def _read_version(record: VersionRecord) -> _Version:
         files = _hash_version(record.uri)
     except NotFound as error:
         missing["files"] = error.message
-    datasets = {str(part.bom_ref.value): part for part in _datasets(record)}
-    packages = {
-        str(part.bom_ref.value): part
-        for listed, scope in (
-            (record.environment, ComponentScope.EXCLUDED),
-            (record.requirements, ComponentScope.REQUIRED),
-        )
-        for part in _packages(listed, scope)
-    }
-    properties = [
+    datasets = [*_datasets(record)]
+    component = _model(record.name, record.version, record.uri)
+    component.description = redact_credentials(record.description) or None
+    component.licenses = _licences(record)
+    component.components = files
+    component.properties = [
         *_properties("onnxserve", _facts(record)),
         *_properties("onnxserve:missing", missing),
         *_properties("mlflow:tag", record.tags),
     ]
-    component = Component(
-        name=record.name,
-        version=record.version,
-        type=ComponentType.MACHINE_LEARNING_MODEL,
-        bom_ref=record.uri,
-        description=redact_credentials(record.description) or None,
-        licenses=_licences(record),
-        external_references=_pages(record),
-        properties=properties,
-        components=files,
-    )
-    return _Version(component, datasets | packages, _model_card(record, datasets))
+    parts = [
+        *datasets,
+        *_packages(record.environment, ComponentScope.EXCLUDED),
+        *_packages(record.requirements, ComponentScope.REQUIRED),
+    ]
+    return _Version(component, parts, _model_card(record, datasets))
 
 
 def _hash_version(uri: str) -> list[Component]:
@@ -199,21 +177,17 @@ def _hash_version(uri: str) -> list[Component]:
 
 
 def _facts(record: VersionRecord) -> dict[str, str]:
-    """Return the framework, the proof of parity, the gate and the origin, without empty
-    values.
-    """
+    """Return the framework, the parity and the origin, without empty values."""
     section = record.section
-    parity = section.get("parity") or {}
+    parity = section.get("parity", {})
     facts = {
         "framework": section.get("framework"),
         "framework_version": section.get("framework_version"),
         "parity": parity.get("state"),
         "parity_rows": parity.get("rows"),
-        "gate": record.gate.status.state if record.gate else None,
-        "gate_report": record.gate.status.report if record.gate else None,
         "git_commit": record.git_commit,
-        "run_id": record.run.run_id if record.run else None,
-        "copy_of": record.original,
+        "run_id": record.run and record.run.run_id,
+        "page": record.url,
     }
     return {name: str(value) for name, value in facts.items() if value}
 
@@ -226,33 +200,20 @@ def _properties(prefix: str, values: Mapping[str, str]) -> list[Property]:
 
 
 def _licences(record: VersionRecord) -> "list[License]":
-    """Return the licence in a tag of the version or, without such a tag, of its
-    model.
-    """
+    """Return the licence in a tag of the version or, without this tag, of its model."""
     with registry_errors(record.uri):
         inherited = registry_client().get_registered_model(record.name).tags
-    tags = {**inherited, **record.tags}
-    values = [tags[name] for name in _LICENCE_TAGS if tags.get(name)]
-    return [LicenseFactory().make_from_string(value) for value in values[:1]]
-
-
-def _pages(record: VersionRecord) -> list[ExternalReference]:
-    if not record.url:
-        return []
-    return [ExternalReference(type=ExternalReferenceType.WEBSITE, url=XsUri(record.url))]
+    text = {**inherited, **record.tags}.get(_LICENCE_TAG)
+    return [LicenseFactory().make_from_string(text)] if text else []
 
 
 def _datasets(record: VersionRecord) -> Iterator[Component]:
     for name, digest in record.datasets.items():
-        hashes = list[HashType]()
-        if len(digest) == _SHA256_LENGTH:  # MLflow's digests have 8 characters.
-            hashes.append(HashType(alg=HashAlgorithm.SHA_256, content=digest))
         yield Component(
             name=name,
             version=digest,
             type=ComponentType.DATA,
             bom_ref=f"dataset:{name}@{digest}",
-            hashes=hashes,
         )
 
 
@@ -277,30 +238,19 @@ def _packages(versions: Mapping[str, str], scope: ComponentScope) -> Iterator[Co
         )
 
 
-def _model_card(record: VersionRecord, datasets: Mapping[str, Component]) -> Json:
+def _model_card(record: VersionRecord, datasets: Sequence[Component]) -> Json:
     """Return the parameters and the figures as a model card of CycloneDX."""
-    parameters: dict[str, Any] = {"datasets": [{"ref": reference} for reference in datasets]}
+    parameters: Json = {"datasets": [{"ref": data.bom_ref.value} for data in datasets]}
     for side in ("inputs", "outputs"):
         parameters[side] = [
             {"format": entry}
             for name, entry in record.signature.items()
             if name.startswith(f"{side} ")
         ]
-    if algorithm := record.section.get("provenance", {}).get("algorithm"):
-        parameters["modelArchitecture"] = str(algorithm)
-    metrics = [
-        {"type": name, "value": f"{value:.6g}"}
-        for name, value in (record.run.metrics if record.run else {}).items()
-    ]
-    metrics += [
-        {
-            "type": "parity.max_absolute_error",
-            "value": str(output["max_absolute_error"]),
-            "slice": str(output["name"]),
-        }
-        for output in record.section.get("parity", {}).get("outputs", ())
-        if "max_absolute_error" in output
-    ]
+    algorithm = record.section.get("provenance", {}).get("algorithm", "")
+    parameters["modelArchitecture"] = str(algorithm)
+    figures = record.run.metrics if record.run else {}
+    metrics = [{"type": name, "value": f"{value:.6g}"} for name, value in figures.items()]
     return {
         "modelParameters": parameters,
         "quantitativeAnalysis": {"performanceMetrics": metrics},

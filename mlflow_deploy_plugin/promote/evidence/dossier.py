@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import attrgetter
@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
     OnnxserveError,
-    Refused,
     RegistryRefused,
 )
 from mlflow_deploy_plugin.core.messages import join_names
@@ -32,6 +31,7 @@ from mlflow_deploy_plugin.core.registry.runs import LoggedRun, mlflow_page
 from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
@@ -77,7 +77,7 @@ _ACTIONS = {
     "responses": ("monitor", "silence", "retrain"),
 }
 """A section → the first words of its actions. The section `changes` has the others."""
-_PERIOD = re.compile(r"(\d{4})(?:-Q([1-4])|-(\d{2}))?", re.ASCII)
+_PERIOD = re.compile(r"([12]\d{3})(?:-Q([1-4])|-(0[1-9]|1[0-2]))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def parse_period(text: str, now: datetime) -> Window:
     UTC. Raises InvalidConfig for another text, or if the period has not begun.
     """
     if match := _PERIOD.fullmatch(text):
-        period = _calendar_period(text, *match.groups())
+        period = _calendar_period(*match.groups(default=""))
     elif "/" in text:
         period = parse_window(text)
     else:
@@ -122,26 +122,19 @@ def parse_period(text: str, now: datetime) -> Window:
     return period
 
 
-def _calendar_period(
-    text: str,
-    year: str,
-    quarter: str | None,
-    month: str | None,
-) -> Window:
-    first = 1
-    length = 12
+def _calendar_period(year: str, quarter: str, month: str) -> Window:
+    months = 12
     if quarter:
-        first = 3 * int(quarter) - 2
-        length = 3
+        months = 3
     elif month:
-        first = int(month)
-        length = 1
-    years, last = divmod(first - 1 + length, 12)
-    try:
-        start = datetime(int(year), first, 1, tzinfo=UTC)
-        return Window(start, datetime(int(year) + years, last + 1, 1, tzinfo=UTC))
-    except ValueError as error:
-        raise InvalidConfig(f"the period {text} does not exist: {error}") from None
+        months = 1
+    first = 12 * int(year) + months * (int(quarter or month or 1) - 1)
+    return Window(_month(first), _month(first + months))
+
+
+def _month(number: int) -> datetime:
+    """Return the first day of a month, counted from January of the year 0."""
+    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
 
 
 def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> Dossier:
@@ -155,8 +148,8 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     trail = _read_trail(store, endpoint, period)
     pages = {name: console_page(model=name) for name in trail.names}
     pages[""] = console_page(endpoint=endpoint)
-    requested = _read_requests(log_uri, endpoint, period)
-    facts = _Facts(store, endpoint, period, trail, requested, pages)
+    captured = _read_requests(log_uri, endpoint, period)
+    facts = _Facts(store, endpoint, period, trail, captured, pages)
     groups = dict[str, dict[str, list[Statement]]]()
     for group, sections in _SECTIONS.items():
         by_section = {section: [*facts.statements(section)] for section in sections}
@@ -172,12 +165,12 @@ class _Trail:
 
     Attributes:
         models: the URIs of the variants during the period.
-        begun_with: the last event before the period that has a spec.
+        begun_with: the last event before the period that has a spec, and this spec.
         earlier / events: the events before and in the period.
     """
 
     models: frozenset[ModelURI]
-    begun_with: AuditEvent | None
+    begun_with: tuple[AuditEvent, EndpointSpec] | None
     earlier: Sequence[AuditEvent]
     events: Sequence[AuditEvent]
 
@@ -192,7 +185,7 @@ class _Trail:
         followed = {(uri.name, uri.place.lower()) for uri in self.models}
         moves = dict[tuple[str, str], AuditEvent]()
         for event in self.earlier:
-            place = str(event.detail.get("moved", {}).get("place") or event.detail.get("to"))
+            place = _place_of(event)
             if event.action in _MOVES and (event.model, place.lower()) in followed:
                 moves[event.model, place] = event
         return moves
@@ -212,12 +205,13 @@ def _read_trail(store: Store, endpoint: str, period: Window) -> _Trail:
     begun_with = None
     own = [event for event in store.events(endpoint) if event.at < period.end]
     for event in own:
-        if "spec" not in event.detail:
+        spec = _spec_in(event)
+        if spec is None:
             continue
         if event.at < period.start:
             models.clear()
-            begun_with = event
-        models.update(_models_in(event.detail["spec"]))
+            begun_with = (event, spec)
+        models.update(registered_model_uris(spec))
     events = list(own)
     for name in {uri.name for uri in models}:
         # A model event with an endpoint belongs only to the trail of that endpoint.
@@ -231,37 +225,45 @@ def _read_trail(store: Store, endpoint: str, period: Window) -> _Trail:
     return _Trail(frozenset(models), begun_with, events[:first], events[first:])
 
 
-def _models_in(spec: str) -> Sequence[ModelURI]:
-    """Return the URIs of the variants; empty if another version of onnxserve wrote the
-    spec.
+def _spec_in(event: AuditEvent) -> EndpointSpec | None:
+    """Return the spec after the event; None if there is none, or if another version of
+    onnxserve wrote it.
     """
     with suppress(InvalidConfig):
-        (read,) = load_stored_specs(spec)
-        return [*registered_model_uris(read)]
-    return []
+        (spec,) = load_stored_specs(str(event.detail.get("spec", "")))
+        return spec
+    return None
+
+
+def _place_of(event: AuditEvent) -> str:
+    moved = event.detail.get("moved")
+    if isinstance(moved, dict):
+        return str(moved.get("place"))
+    return str(event.detail.get("to"))
 
 
 @dataclass(frozen=True)
 class _Requests:
-    """The captured requests of a period. `unreadable` has the malformed files with the
-    reasons.
+    """The captured requests of a period.
+
+    Attributes:
+        failures: the number of failed requests by error code.
+        unreadable: the malformed files, or the whole log, with the reasons.
     """
 
-    location: str
-    answers: Sequence[VersionAnswers]
-    failures: Mapping[str, int]
-    unreadable: Mapping[str, str]
+    answers: Sequence[VersionAnswers] = ()
+    failures: Mapping[str, int] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
-def _read_requests(log_uri: str, endpoint: str, period: Window) -> _Requests | Refused:
+def _read_requests(log_uri: str, endpoint: str, period: Window) -> _Requests:
     times = TimeRange(received_from=period.start, received_until=period.end)
     try:
         log = open_log(log_uri)
         answers = answers_by_version(log, endpoint, times)
-        failures = failures_by_code(log, endpoint, times)
+        return _Requests(answers, failures_by_code(log, endpoint, times), log.unreadable)
     except OnnxserveError as error:
-        return Refused(error.message)
-    return _Requests(log.location.shown, answers, failures, log.unreadable)
+        return _Requests(unreadable={log_uri: error.message})
 
 
 @dataclass(frozen=True)
@@ -276,15 +278,13 @@ class _Facts:
     endpoint: str
     period: Window
     trail: _Trail
-    requested: _Requests | Refused
+    captured: _Requests
     pages: Mapping[str, str]
 
     @cached_property
     def versions_served(self) -> list[_Version]:
-        served = self.trail.versions()
-        if isinstance(self.requested, _Requests):
-            served |= {(answer.model, answer.version) for answer in self.requested.answers}
-        return sorted(served)
+        answered = {(answer.model, answer.version) for answer in self.captured.answers}
+        return sorted(answered | self.trail.versions())
 
     def statements(self, section: str) -> Statements:
         """Yield the statements of a section: the facts, earlier decisions, and the
@@ -302,7 +302,7 @@ class _Facts:
 
     def in_trail(self, event: AuditEvent) -> Statement:
         """Return a statement about an event, which links to the report of a gate."""
-        page = self.pages.get("" if event.endpoint else event.model, "")
+        page = self.pages["" if event.endpoint else event.model]
         described = event_statement(event, page)
         if event.action != "gate":
             return described
@@ -310,19 +310,16 @@ class _Facts:
         return statement_of(described.text, "run", source, str(event.detail.get("report", "")))
 
     def in_log(self, text: str) -> Statement:
-        location = self.requested.location if isinstance(self.requested, _Requests) else "log"
-        return statement_of(text, "log", location, self.pages[""])
+        return statement_of(text, "log", self.endpoint, self.pages[""])
 
     def versions(self) -> Statements:
         """Yield the versions at the start of the period and those that answered."""
-        if (event := self.trail.begun_with) is not None:
-            yield self.at_start(f"the variants were: {_traffic_of(event)}", event)
+        if self.trail.begun_with is not None:
+            event, spec = self.trail.begun_with
+            yield self.at_start(f"the variants were: {describe_traffic(spec)}", event)
         for (model, place), event in self.trail.standing().items():
             yield self.at_start(f"{place} of {model} was version {event.version}", event)
-        if isinstance(self.requested, Refused):
-            yield self.in_log(f"The captured requests cannot be read: {self.requested.reason}")
-            return
-        for answer in self.requested.answers:
+        for answer in self.captured.answers:
             text = (
                 f"{answer.model} version {answer.version} answered from "
                 f"{answer.first:%Y-%m-%d %H:%M} to {answer.last:%Y-%m-%d %H:%M} UTC. The number of "
@@ -331,24 +328,22 @@ class _Facts:
             yield self.in_log(text)
 
     def at_start(self, text: str, event: AuditEvent) -> Statement:
-        described = f"At the start of the period, {text}, since {event.at:%Y-%m-%d %H:%M} UTC"
-        return replace(self.in_trail(event), text=statement_of(described, "event", "", "").text)
+        return replace(self.in_trail(event), text=f"At the start of the period, {text}.")
 
     def requests(self) -> Statements:
         """Yield the numbers of answered and failed requests."""
-        if isinstance(self.requested, Refused):
-            return
-        answered = sum(answer.requests for answer in self.requested.answers)
-        rows = sum(answer.rows for answer in self.requested.answers)
-        failed = sum(self.requested.failures.values())
+        captured = self.captured
+        answered = sum(answer.requests for answer in captured.answers)
+        rows = sum(answer.rows for answer in captured.answers)
+        failed = sum(captured.failures.values())
         yield self.in_log(
             f"The log has {answered:,} answered requests with {rows:,} rows, and {failed:,} "
             "failed requests"
         )
-        for code, count in sorted(self.requested.failures.items()):
+        for code, count in sorted(captured.failures.items()):
             yield self.in_log(f"The number of requests that failed with the code {code} is {count}")
-        for path, reason in self.requested.unreadable.items():
-            yield self.in_log(f"The file {path} cannot be read and is not counted: {reason}")
+        for path, reason in captured.unreadable.items():
+            yield self.in_log(f"Captured requests in {path} cannot be read: {reason}")
 
     def signatures(self) -> Statements:
         """Yield the tags of the served versions that are about signatures."""
@@ -368,7 +363,8 @@ class _Facts:
         for monitor, judged in by_monitor.items():
             counts = Counter(window.outcome or window.state for window in judged.values())
             verdicts = join_names(f"{count} {outcome}" for outcome, count in counts.items())
-            yield _in_window(f"The windows of the monitor {monitor} are: {verdicts}", window)
+            newest = max(judged.values(), key=lambda window: (bool(window.run_id), window.start))
+            yield _in_window(f"The windows of the monitor {monitor} are: {verdicts}", newest)
             for window in judged.values():
                 if window.evidence.get("alarms") or window.state == "failed":
                     outcome = window.outcome or window.state
@@ -405,15 +401,6 @@ def _section_of(event: AuditEvent) -> str:
         if kind in actions:
             return section
     return "changes"
-
-
-def _traffic_of(event: AuditEvent) -> str:
-    """Return the variants in the event's spec, or the reason why it cannot be read."""
-    try:
-        (spec,) = load_stored_specs(event.detail["spec"])
-    except InvalidConfig as error:
-        return error.message
-    return describe_traffic(spec)
 
 
 def _in_window(text: str, window: MonitorWindow) -> Statement:

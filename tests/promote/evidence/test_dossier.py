@@ -86,7 +86,7 @@ def test_dossier_period(
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "soon", "2026-Q5", "2026-13", "2026-00", "0000", "9999", "26-Q4", "٢٠٢٦"),
+        *("", "soon", "2026-Q5", "2026-13", "2026-00", "0000", "9999", "2026-1", "26-Q4", "٢٠٢٦"),
         *("2026-11-05/2026-11-03", "2026-11-05/", "2027", "2027-01-01/1d"),
     ],
 )
@@ -143,9 +143,10 @@ def test_dossier_of_requests(quarter: Store, tmp_path: Path) -> None:
     failed = {"_event_time": [QUARTER] * 2, "_row": [0, 0], "_error_code": ["BAD_REQUEST", "X"]}
     LogWriter(tmp_path / "log" / "_failed").write({**failed, "_offset": [0, 1]})
     dossier = make_dossier(quarter, "flights", PERIOD, str(writer.root))
-    _, _, first, second = texts(dossier, "versions").splitlines()
-    assert mentions(first, "flight-delay version 1", "2013-10-01 00:00 to 2013-10-02 00:00", "2")
-    assert mentions(second, "flight-delay version 2", "2013-10-03 00:00", "1")
+    served = texts(dossier, "versions")
+    assert mentions(served, "flight-delay version 1 answered from 2013-10-01 00:00 to 2013-10-02")
+    assert mentions(served, "flight-delay version 2 answered from 2013-10-03 00:00")
+    assert mentions(served, "captured requests is 2", "captured requests is 1")
     counts = texts(dossier, "requests")
     assert mentions(
         counts, "3 answered requests", "9 rows", "2 failed requests", "BAD_REQUEST is 1"
@@ -167,33 +168,44 @@ def test_dossier_of_signatures(
     assert mentions(signed, "onnxserve.signature", "toy version 2 is: key c0ffee", "ada", "sign")
 
 
-def test_dossier_of_monitoring(quarter: Store, clock: Clock[datetime], tmp_path: Path) -> None:
-    clock.now = QUARTER + 5 * DAY
-    outcomes: dict[str, dict[str, list[str]]]
-    outcomes = {"drift": {"alarms": ["x"]}, "no drift": {"alarms": []}, "": {}}
-    for day, (verdict, evidence) in enumerate(outcomes.items()):
-        begin = QUARTER + day * DAY
-        window = Monitors(quarter).add("flights", "daily", begin, begin + DAY)
-        judged = replace(
-            window,
-            state="judged" if verdict else "failed",
-            verdict=verdict,
-            reason="the mean moved",
-            evidence=evidence,
-            run_id=f"r{day}",
-            run_url=f"{MLFLOW}/r{day}",
-        )
-        Monitors(quarter).update(judged)
-    for name, at in (("now", clock.now), ("later", PERIOD.end)):
+def judge(store: Store, day: int, verdict: str, *alarms: str) -> None:
+    """Store a judged window of the monitor `daily`, or a failed window."""
+    begin = QUARTER + day * DAY
+    window = Monitors(store).add("flights", "daily", begin, begin + DAY)
+    judged = replace(
+        window,
+        state="judged" if verdict else "failed",
+        verdict=verdict,
+        reason="the mean moved",
+        evidence={"alarms": alarms},
+        run_id=f"r{day}",
+        run_url=f"{MLFLOW}/r{day}",
+    )
+    Monitors(store).update(judged)
+
+
+def test_dossier_of_verdicts(quarter: Store, tmp_path: Path) -> None:
+    judge(quarter, 0, "drift", "x")
+    judge(quarter, 1, "no drift")
+    judge(quarter, 2, "")
+    judge(quarter, 92, "drift", "x")
+    Monitors(quarter).add("flights", "hourly", QUARTER + 3 * DAY, QUARTER + 4 * DAY)
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    counts, drift, failure, hourly = statements(dossier)["verdicts"]
+    assert mentions(counts.text, "daily", "1 drift", "1 no drift", "1 failed")
+    assert counts.url == f"{MLFLOW}/r2/artifacts/report.html"
+    assert mentions(drift.text, "2013-10-01", "daily is drift", "the mean moved")
+    assert drift.url == f"{MLFLOW}/r0/artifacts/report.html"
+    assert mentions(failure.text, "2013-10-03", "failed")
+    assert mentions(hourly.text, "hourly", "1 pending")
+
+
+def test_dossier_of_alarms(quarter: Store, tmp_path: Path) -> None:
+    for name, at in (("before", QUARTER - DAY), ("now", QUARTER), ("later", PERIOD.end)):
         detail = {"lines": [f"it drifts {name}"], "link": f"{MLFLOW}/{name}"}
         alert = Alert(name, "flights", "daily", "firing", at, at, detail=detail)
         Alerts(quarter).add_once(alert)
     dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
-    counts, drift, failure = statements(dossier)["verdicts"]
-    assert mentions(counts.text, "daily", "1 drift", "1 no drift", "1 failed")
-    assert mentions(drift.text, "2013-10-01", "daily is drift", "the mean moved")
-    assert drift.url == f"{MLFLOW}/r0/artifacts/report.html"
-    assert mentions(failure.text, "2013-10-03", "failed")
     (alarm,) = statements(dossier)["alarms"]
     assert mentions(alarm.text, "daily", "firing", "it drifts now")
     assert alarm.url == f"{MLFLOW}/now"
@@ -219,8 +231,7 @@ def test_dossier_of_unreadable_log(quarter: Store, tmp_path: Path) -> None:
     (tmp_path / "log" / "endpoint=flights").write_text("not a folder")
     for log in (str(tmp_path / "log"), "ftp://example.com/log"):
         dossier = make_dossier(quarter, "flights", PERIOD, log)
-        assert mentions(texts(dossier, "versions"), "cannot be read", log)
-        assert "requests" not in statements(dossier)
+        assert mentions(texts(dossier, "requests"), "cannot be read", log)
     hour = tmp_path / "rows" / "endpoint=flights" / "date=2013-10-01" / "hour=00"
     hour.mkdir(parents=True)
     (hour / "torn.parquet").write_text("PAR1")
@@ -231,7 +242,9 @@ def test_dossier_of_unreadable_log(quarter: Store, tmp_path: Path) -> None:
 def test_dossier_of_period_without_events(quarter: Store, tmp_path: Path) -> None:
     period = parse_period("2013-11", PERIOD.end)
     dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
-    assert mentions(texts(dossier, "versions"), "toy was version 2", "2013-10-02")
+    place = statements(dossier)["versions"][1]
+    assert mentions(place.text, "@champion of toy was version 2")
+    assert place.source.startswith("promote 2013-10-02")
     assert mentions(texts(dossier, "promotions"), "approve", "2013-10-02")
     assert mentions(texts(dossier, "trail_state"), "0 events")
     before = parse_period("2012", PERIOD.end)
