@@ -1,17 +1,21 @@
 """The dossier of an endpoint: its period, its statements and their sources."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html import escape
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import requests
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
 
+import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings
@@ -22,11 +26,14 @@ from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, make_dossier, parse_period
 from mlflow_deploy_plugin.promote.evidence.statements import Statement
+from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.clocks import Clock
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions, refused
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
 
 GROUPS = ("serving", "decisions", "monitoring", "record")
 QUARTER = datetime(2013, 10, 1, tzinfo=UTC)
@@ -289,3 +296,40 @@ def test_dossier_is_refused(quarter: Store, tmp_path: Path) -> None:
     for period in ("soon", "2999"):
         result = CliRunner().invoke(main, ["dossier", "flights", "--period", period])
         assert (result.exit_code, mentions(result.stderr, period)) == (2, True)
+
+
+@pytest.mark.long
+def test_dossier_links_exist(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = Settings(home=tmp_path / "home")
+    monkeypatch.setenv("ONNXSERVE_HOME", str(home.home))
+    new_database(tmp_path)
+    server = MlflowServer(tmp_path, app="onnxserve", variables={"ONNXSERVE_HOME": str(home.home)})
+    server.start()
+    try:
+        with tracking_at(server.url), closing(open_store(home.store_url)) as store:
+            onnxserve.log_model(
+                LogisticRegression().fit([[0.0], [1.0]], [0, 1]),
+                "model",
+                registered_model_name="toy",
+                input_example=pd.DataFrame({"a": [0.0, 1.0]}),
+            )
+            spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+            store.add_endpoint("onnxserve", spec)
+            promote("toy", "1", "@champion", store=store, actor="eva")
+            period = parse_period(f"{store.now():%Y}", store.now())
+            dossier = make_dossier(store, "flights", period, str(tmp_path / "log"))
+        found = [entry for entries in statements(dossier).values() for entry in entries]
+        assert {"log", "event", "run", "registry", "trail"} == {entry.kind for entry in found}
+        pages = {entry.url for entry in found}
+        assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
+        trail = requests.get(f"{server.url}/onnxserve/history.jsonl", timeout=30).text
+        events = {
+            f"{event['action']} {event['at']}" for event in map(json.loads, trail.splitlines())
+        }
+        assert {entry.source for entry in found if entry.kind == "event"} <= events
+    finally:
+        server.kill()
