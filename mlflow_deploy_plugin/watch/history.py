@@ -50,9 +50,9 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
         if outcomes[finding.key].state in UNDECIDED:
             return None
         return False
-    # Data quality has findings only for columns that violate a requirement, so other
+    # A requirement on columns has findings only for columns that violate it, so other
     # columns were not an alarm.
-    if kind == "data_quality" and window.state not in UNDECIDED:
+    if kind == "drift" and window.state not in UNDECIDED:
         return False
     return None
 
@@ -144,7 +144,7 @@ def usual_rows(request: WindowRequest) -> float | Refused:
     is not an alarm. Earlier such alarms are skipped.
     """
     spec = request.spec
-    if spec.kind not in ("drift", "data_quality") or not request.follows_levels:
+    if spec.kind != "drift" or not request.follows_levels:
         return Refused(NO_ROWS)
     rows: dict[datetime, float] = {}
     for window in request.past:

@@ -31,8 +31,8 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""Drift kinds use the first two states, `require` the next three, data_quality all
-five, performance all but `no drift`, and every kind the last.
+"""`drift` uses all states, `performance` all but `no drift`, and the other kinds all
+but the first two.
 """
 ModelVersion = tuple[str, str]
 """A model name and a version."""

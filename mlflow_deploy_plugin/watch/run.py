@@ -13,8 +13,6 @@ from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
 
 KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
     "drift": drift.judge,
-    "prediction_drift": drift.judge_predictions,
-    "data_quality": drift.judge_quality,
     "performance": performance.judge,
     "shadow": shadow.judge,
     "service_level": service_level.judge,

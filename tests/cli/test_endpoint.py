@@ -197,7 +197,7 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     home.create_deployment(
         "sum",
         models.once,
-        config={"server.port": free_port, "monitors.daily.kind": "data_quality"},
+        config={"server.port": free_port, "monitors.daily.kind": "drift"},
     )
     home.create_endpoint("spare")
     with closing(open_store(load_settings().store_url)) as store:
@@ -208,12 +208,7 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
         )
     load_settings().state_dir("pair").mkdir(parents=True)
     assert CliRunner().invoke(main, ["stop", "pair"]).exit_code == 0
-    assert (
-        CliRunner()
-        .invoke(main, ["monitor", "add", "pair", "idle", "--kind", "data_quality"])
-        .exit_code
-        == 0
-    )
+    assert CliRunner().invoke(main, ["monitor", "add", "pair", "idle"]).exit_code == 0
     assert CliRunner().invoke(main, ["monitor", "pause", "pair", "idle"]).exit_code == 0
     judged("sum", "daily", "unhealthy")
 

@@ -132,8 +132,6 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
         "add",
         "flights",
         "later",
-        "--kind",
-        "data_quality",
         "--require",
         "missing<=10%",
     ]

@@ -89,9 +89,9 @@ monitors:
     segment_by: [carrier]
     consecutive: 2
     alert: [oncall]
-  answers: {kind: prediction_drift, every: 1h, reference: "window:2026-10-01/2026-10-08", \
-independent_rows: true}
-  quality: {kind: data_quality, reference: "dataset:s3://flights/reference.parquet", \
+  answers: {kind: drift, columns: [prediction], every: 1h, \
+reference: "window:2026-10-01/2026-10-08", independent_rows: true}
+  quality: {kind: drift, reference: "dataset:s3://flights/reference.parquet", \
 require: [missing(distance)<=0.1]}
   labels:
     kind: performance

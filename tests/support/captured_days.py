@@ -78,7 +78,7 @@ def two_captured_days(
             with tracking_at(server.url):
                 _register()
                 _capture(serve("-m", "models:/flights/1", "--name", "flights").wait_ready())
-            monitors = {"monitors.daily.kind": "drift", "monitors.answers.kind": "prediction_drift"}
+            monitors = {"monitors.daily.kind": "drift", "monitors.answers.columns": "prediction"}
             store.add_endpoint(
                 "onnxserve",
                 apply_config(new_endpoint("flights", "models:/flights/1"), monitors),

@@ -262,19 +262,16 @@ def test_columns_with_similar_names_have_separate_histories() -> None:
     ]
 
 
-def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the_row() -> None:
+def test_a_window_without_the_column_among_the_violations_ends_the_row() -> None:
     def missing(column: str, value: float) -> Finding:
         return Finding(f"missing({column})", "criterion", "violated", "", value, 0.1)
 
     before = past_of(
-        *(
-            judged(day, missing(name, 0.3), kind="data_quality")
-            for day, name in ((8, "a"), (9, "b"))
-        ),
+        *(judged(day, missing(name, 0.3), kind="drift") for day, name in ((8, "a"), (9, "b"))),
     )
 
     (finding,) = told(
-        judged(10, missing("a", 0.4), kind="data_quality"),
+        judged(10, missing("a", 0.4), kind="drift"),
         before,
     )
 

@@ -49,8 +49,7 @@ def test_every_kind_of_the_spec_has_its_function() -> None:
 def test_every_kind_logs_a_run_with_its_verdict(world: Any) -> None:
     world.capture_day(CALM)
     cases: dict[str, tuple[dict[str, Any], str]] = {
-        "prediction_drift": ({}, "no drift"),
-        "data_quality": ({"require": ["missing<=0.2"]}, "kept"),
+        "drift": ({"require": ["missing<=0.2"]}, "no drift"),
         "performance": ({"require": ["accuracy>=0.8"]}, "not judged"),
         "shadow": ({"require": ["disagreement<=0.1"]}, "not judged"),
         "service_level": ({"require": ["p99<=0.2"]}, "not judged"),
@@ -82,9 +81,9 @@ def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(
         "1 column: two\nlines",
         notes=["of two\nlines"],
     )
-    monkeypatch.setitem(KINDS, "data_quality", judge)
+    monkeypatch.setitem(KINDS, "drift", judge)
 
-    result, shown_by = run(world, kind="data_quality")
+    result, shown_by = run(world)
 
     assert result.reason == "1 column: two lines"
     assert result.notes == ("of two lines",)
@@ -110,11 +109,10 @@ def test_missing_report_package_is_reported_before_any_data_is_read(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["drift", "data_quality"])
-def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any, kind: Any) -> None:
+def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any) -> None:
     world.capture_day(CALM)
 
-    result, _ = run(world, kind=kind, min_rows=100, reference="dataset:/nowhere.parquet")
+    result, _ = run(world, min_rows=100, reference="dataset:/nowhere.parquet")
 
     assert result.state == "not judged"
     assert mentions(result.reason, "/nowhere.parquet")

@@ -195,8 +195,6 @@ def parse_requirements(
 
 MonitorKind = Literal[
     "drift",
-    "prediction_drift",
-    "data_quality",
     "performance",
     "shadow",
     "service_level",
@@ -227,19 +225,17 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
             MonitorMetric("seconds", "<="),
         ),
     },
-    "data_quality": dict.fromkeys(
+    "drift": dict.fromkeys(
         ("missing", "unseen", "out_of_range"),
         MonitorMetric("share", "<=", argument="column"),
     ),
 }
 """The metrics for the `require` of a monitor, by kind of monitor."""
 
-KINDS_WITH_REFERENCE: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
-"""The kinds of monitors that compare the sketches of a window and of a reference."""
 _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
-    "reference": KINDS_WITH_REFERENCE,
-    "columns": KINDS_WITH_REFERENCE,
-    "season": KINDS_WITH_REFERENCE,
+    "reference": ("drift",),
+    "columns": ("drift",),
+    "season": ("drift",),
     "labels": ("performance",),
     "labels_within": ("performance",),
     "estimate": ("performance",),
@@ -366,7 +362,7 @@ class MonitorSpec(SpecPart):
     require: TextList = ()
     """Requirements: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05
     (shadow); p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares);
-    missing<=0.1 (data_quality).
+    missing<=0.1, missing(COLUMN)<=0.1, unseen, out_of_range (drift).
     """
     labels_within: Length | None = None
     """performance: time to wait for labels after the end of a window."""
@@ -388,18 +384,8 @@ class MonitorSpec(SpecPart):
         """Raise ValueError if the kind of the monitor needs another field or does not
         accept a field, or if a field does not fit the length of the windows.
         """
-        if (
-            not self.require
-            and self.kind in MONITOR_METRICS
-            and self.kind not in KINDS_WITH_REFERENCE
-        ):
+        if not self.require and self.kind != "drift":
             raise ValueError(f"a monitor of kind {self.kind} needs requirements in `require`")
-        if self.require and self.kind not in MONITOR_METRICS:
-            if self.kind in KINDS_WITH_REFERENCE:
-                why = "it uses its reference instead"
-            else:
-                why = "it has no metrics"
-            raise ValueError(f"a monitor of kind {self.kind} does not accept `require`: {why}")
         for name, kinds in _READ_BY.items():
             if (
                 self.kind not in kinds
@@ -426,9 +412,7 @@ class MonitorSpec(SpecPart):
                 "retrain.sample requires retrain.mode incremental: set the mode, or remove the "
                 "sample",
             )
-        tells_by_pairs = (
-            self.is_rolling and self.kind != "data_quality" and not self.independent_rows
-        )
+        tells_by_pairs = self.is_rolling and not self.independent_rows
         rate = self.false_alarm_rate
         least = SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
@@ -471,7 +455,7 @@ class MonitorSpec(SpecPart):
     @property
     def is_rolling(self) -> bool:
         """True if a window is compared with an earlier window at a fixed lag."""
-        return self.kind in KINDS_WITH_REFERENCE and self.reference_kind == "rolling"
+        return self.kind == "drift" and self.reference_kind == "rolling"
 
     @property
     def history(self) -> timedelta:

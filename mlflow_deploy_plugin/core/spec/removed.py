@@ -7,10 +7,13 @@ reads every stored spec.
 
 import copy
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from mlflow_deploy_plugin.core.spec.types import SMALLEST_ROLLING_RATE
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,24 @@ def _list_tensorrt(server: dict[str, Any]) -> None:
     server["providers"] = [{_TENSORRT: gpu}, {_CUDA: set_options | gpu}]
 
 
+def _judge_all_outputs(monitor: dict[str, Any]) -> None:
+    """Judge the predictions by drift: the columns that the spec lists, otherwise all
+    columns of predictions.
+    """
+    monitor["kind"] = "drift"
+    monitor["columns"] = monitor.get("columns") or ["prediction", "output"]
+
+
+def _judge_quality(monitor: dict[str, Any]) -> None:
+    """Judge the requirements by drift. With a rolling reference, drift has a minimum
+    rate of false alarms, which the removed kind did not have.
+    """
+    monitor["kind"] = "drift"
+    is_rolling = str(monitor.get("reference")).startswith("rolling:")
+    if is_rolling and monitor.get("false_alarm_rate", 1) < SMALLEST_ROLLING_RATE:
+        monitor["false_alarm_rate"] = SMALLEST_ROLLING_RATE
+
+
 _OF_TENSORRT = f"set the option of {_TENSORRT} in server.providers of a spec file"
 _REMOVED = {
     "server.device=openvino": Removed(
@@ -73,8 +94,17 @@ _REMOVED = {
         f"use a server with -C server.providers={_TENSORRT},{_CUDA}, which is as strict",
         _list_tensorrt,
     ),
+    "monitors.*.kind=prediction_drift": Removed(
+        "use kind drift with columns=prediction or the names of other outputs",
+        _judge_all_outputs,
+    ),
+    "monitors.*.kind=data_quality": Removed(
+        "use kind drift, which finds the same and accepts the same requirements",
+        _judge_quality,
+    ),
 }
 """The removed fields, as `FIELD`, and the removed values of fields, as `FIELD=VALUE`.
+`*` is any name.
 """
 
 
@@ -82,13 +112,18 @@ def removal_reason(dotted: str, value: object = None) -> str:
     """Return why a field or its value is refused, with the replacement. Return an empty
     text if it was not removed.
     """
-    names = [dotted]
+    names = {_pattern(dotted): dotted}
     if isinstance(value, str):
-        names.append(f"{dotted}={value}")
-    for name in names:
-        if name in _REMOVED:
-            return f"{name} was removed: {_REMOVED[name].advice}"
+        names[f"{_pattern(dotted)}={value}"] = f"{dotted}={value}"
+    for pattern, name in names.items():
+        if pattern in _REMOVED:
+            return f"{name} was removed: {_REMOVED[pattern].advice}"
     return ""
+
+
+def _pattern(dotted: str) -> str:
+    """Return the field with `*` for the name of a monitor."""
+    return re.sub(r"^monitors\.[^.]+\.", "monitors.*.", dotted)
 
 
 def without_removed(document: object) -> object:
@@ -99,15 +134,25 @@ def without_removed(document: object) -> object:
     for name, removed in _REMOVED.items():
         dotted, _, value = name.partition("=")
         *parents, leaf = dotted.split(".")
-        part: object = converted
-        for parent in parents:
-            part = part.get(parent) if isinstance(part, dict) else None
-        if not isinstance(part, dict) or leaf not in part or (value and part[leaf] != value):
-            continue
-        if part.pop(leaf):
-            _warn_once(name)
-        removed.replace(part)
+        for part in _parts(converted, parents):
+            if leaf not in part or (value and part[leaf] != value):
+                continue
+            if part.pop(leaf):
+                _warn_once(name)
+            removed.replace(part)
     return converted
+
+
+def _parts(document: object, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the mappings at the path of `names`, where `*` is any name."""
+    if not isinstance(document, dict):
+        return
+    if not names:
+        yield document
+        return
+    first, *rest = names
+    for name in document if first == "*" else [first]:
+        yield from _parts(document.get(name), rest)
 
 
 @cache
@@ -115,4 +160,6 @@ def _warn_once(name: str) -> None:
     """Log that stored specs have a removed field. The controller reads every spec every
     few seconds.
     """
-    _log.warning("a stored spec is read without a removed field: %s", removal_reason(name))
+    dotted, _, value = name.partition("=")
+    reason = removal_reason(dotted, value)
+    _log.warning("a stored spec is read without a removed field: %s", reason)

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.spec.document import apply_config
-from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import load_time_zone
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -195,7 +195,7 @@ def check_monitors(
     for name, monitor in changed.items():
         try:
             _check_names(spec, monitor, columns)
-            if monitor.kind in KINDS_WITH_REFERENCE and monitor.reference_kind == "dataset":
+            if monitor.kind == "drift" and monitor.reference_kind == "dataset":
                 _check_dataset(monitor, columns)
         except InvalidConfig as error:
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None
@@ -348,12 +348,6 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
                 raise InvalidConfig(
                     f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}",
                 )
-    inputs = [name for name in monitor.columns if not _is_answer(name)]
-    if monitor.kind == "prediction_drift" and inputs:
-        raise InvalidConfig(
-            f"columns: {join_names(inputs)}: prediction_drift judges outputs: prediction, "
-            "output.NAME",
-        )
     if columns is None:
         return
     for where, name in _column_references(monitor):
@@ -369,7 +363,7 @@ def _column_references(monitor: MonitorSpec) -> Iterator[tuple[str, str]]:
         yield "columns: ", name
     for name in monitor.segment_by:
         yield "segment_by: ", name
-    if monitor.kind == "data_quality":
+    if monitor.kind == "drift":
         for requirement in monitor.requirements:
             if requirement.argument:
                 yield f"require: {requirement.text}: ", requirement.argument
@@ -397,8 +391,9 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         return
     uri = monitor.reference
     lacks_only_answers = all(map(_is_answer, missing))
-    if lacks_only_answers and monitor.kind != "prediction_drift" and columns is not None:
-        remaining = [name for name in (monitor.columns or columns.inputs) if name not in missing]
+    judged_columns = monitor.columns or (columns.inputs if columns else ())
+    remaining = [name for name in judged_columns if name not in missing]
+    if lacks_only_answers and remaining:
         raise InvalidConfig(
             f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: "
             "add the model's outputs for these rows, or judge only the other columns: "
@@ -414,8 +409,6 @@ def _judged_columns(monitor: MonitorSpec, columns: LoggedColumns | None) -> Sequ
     """Return the columns that a monitor compares; empty if they are unknown."""
     if monitor.columns or columns is None:
         return monitor.columns
-    if monitor.kind == "prediction_drift":
-        return columns.outputs or ()
     return columns.all
 
 

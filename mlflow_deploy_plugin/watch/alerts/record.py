@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.settings import Settings
-from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -393,7 +393,7 @@ def _accept_command(result: MonitorResult) -> str:
     """Return the command that accepts the worst column with an alarm, after a comma;
     empty without a budget of alarms, or if no column can have a baseline.
     """
-    if result.kind not in KINDS_WITH_REFERENCE or "false_alarms_per_year" not in result.figures:
+    if result.kind != "drift" or "false_alarms_per_year" not in result.figures:
         return ""
     with_levels = {series.column for series in result.evidence.levels}
     for finding in result.findings:

@@ -1,5 +1,5 @@
-"""Data drift, prediction drift and data quality: does the window differ from the
-reference more than the reference's own windows do? The verdict uses sketches of all
+"""Drift: does the window differ from the reference more than the reference's own
+windows do, and do its columns meet the requirements? The verdict uses sketches of all
 rows in the window; the report uses a bounded sample of rows. All columns and segments
 share a false alarm rate (`drift/verdict.py`).
 """
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
@@ -60,7 +60,6 @@ from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
 from mlflow_deploy_plugin.watch.result import (
     ALARMS,
-    Check,
     Finding,
     ModelVersion,
     MonitorResult,
@@ -89,7 +88,6 @@ from mlflow_deploy_plugin.watch.statistics.predictions import unreadable_notes, 
 SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000
 """The number of rows above which the report shows only some hours of the window."""
-CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "constant", "range")
 _MOST_COLUMNS = 20
 _SHOWN_ROWS = 5_000
 _DROPPED = "capture.drop excludes it from the log"
@@ -103,107 +101,20 @@ _NOTHING_LEFT = (
 
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge the columns that the spec lists, by default all columns of the window:
-    inputs and predictions. The relations between these columns are also judged.
-    """
-    compared = compare_window(request)
-    if isinstance(compared, MonitorResult):
-        return compared
-    return compared.result(compared.verdict(request.spec.columns))
-
-
-def judge_predictions(request: WindowRequest) -> MonitorResult:
-    """Judge the prediction columns that the spec lists, by default all: `prediction`
-    and `output.…`.
-    """
-    compared = compare_window(request)
-    if isinstance(compared, MonitorResult):
-        return compared
-    listed = request.spec.columns
-    columns = tuple(
-        name
-        for name in select_columns(compared.names, listed)
-        if name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
-    )
-    if not columns:
-        among = f"; `columns` lists {', '.join(listed)}" if listed else ""
-        reason = (
-            "neither the window nor the reference has a prediction column (prediction, "
-            f"output.…){among}"
-        )
-        return request.result(
-            "not judged",
-            reason,
-            compared.version,
-            compared.profile.rows,
-            notes=compared.notes,
-        )
-    return compared.result(compared.verdict(columns))
-
-
-def judge_quality(request: WindowRequest) -> MonitorResult:
-    """Judge missing, unseen and out-of-range values, changed types, and added or
-    removed columns. Requirements (`require`) are judged on all rows in the window; with
-    `capture.fraction`, each share has an interval.
+    inputs and predictions. The relations between these columns and the requirements of
+    the spec are also judged.
     """
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    required: list[Finding] = []
-    if request.spec.requirements:
-        draws = _independent_draws(request, compared.version)
-        for requirement in request.spec.requirements:
-            findings = _requirement_findings(compared, requirement, draws)
-            required += with_history(request, findings)
-    series = verdict.course.series if verdict.course else ()
-    checked = _quality_findings(verdict.findings, {each.key for each in series})
-    state, reason = _conclude(required, checked, verdict.state, verdict.reason)
-    if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
-        # Only distributions have drifted, and data quality does not judge
-        # distributions.
-        verdict = replace(
-            verdict,
-            state="no drift",
-            figures={**verdict.figures, "is_drift": 0.0},
-        )
+    required = _judge_requirements(compared)
+    state, reason = _conclude(required, verdict)
     return compared.result(
-        replace(verdict, findings=(*required, *checked)),
+        replace(verdict, findings=(*required, *verdict.findings)),
         state,
         reason,
     )
-
-
-def _independent_draws(request: WindowRequest, version: ModelVersion) -> float:
-    """Return the number of independent draws that the captured rows are worth; infinity
-    if the log has all rows.
-    """
-    left_out = 1 - request.capture.fraction
-    if not left_out:
-        return math.inf
-    # Whole requests are sampled, so a request is one draw. The divisor is the finite
-    # population correction.
-    batches = _version_rows(request, version, ("_row", "_model", "_version"))
-    requests = sum(
-        int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
-    )
-    return max(requests, 1) / left_out
-
-
-def _quality_findings(findings: Sequence[Finding], judged: Container[str]) -> list[Finding]:
-    """Return the findings of data quality, and one for each column that has only a
-    finding about its distribution. `judged` are the columns with figures (`alarm_key`).
-    """
-    checked = [finding for finding in findings if finding.check in CHECKS]
-    with_check = {finding.subject for finding in checked}
-    for item in findings:
-        if item.subject in with_check or item.check != "distribution" or item.segment:
-            continue
-        if item.state == "not judged" and item.subject not in judged:
-            checked.append(Finding(item.subject, "missing", item.state, item.reason))
-        else:
-            reason = "nothing missing, unseen or out of range"
-            checked.append(Finding(item.subject, "missing", "no drift", reason))
-    return checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +165,7 @@ class WindowComparison:
                 columns,
             )
             return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
-        if request.spec.kind == "drift":
-            selected += tuple(name for name in PROJECTIONS if name in self.reference.bins)
+        selected += tuple(name for name in PROJECTIONS if name in self.reference.bins)
         if not columns and ROWS not in self.excluded:
             selected += (ROWS,)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
@@ -297,13 +207,12 @@ class WindowComparison:
     def result(
         self,
         verdict: DriftVerdict,
-        state: State | None = None,
-        reason: str | None = None,
+        window_state: State,
+        reason: str,
     ) -> MonitorResult:
-        """Return the result with the lasting shifts and the data for the report;
-        `state` and `reason` override the verdict on the window alone.
+        """Return the result with the lasting shifts and the data for the report.
+        `window_state` and `reason` are those of the window alone.
         """
-        window_state = state or verdict.state
         shifts = self.shifts(verdict)
         is_judged = window_state != "not judged" or shifts.findings
         sample = self._report_rows() if is_judged else None
@@ -318,7 +227,7 @@ class WindowComparison:
             ],
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
-        state, reason = _combine(findings, window_state, reason or verdict.reason)
+        state, reason = _combine(findings, window_state, reason)
         figures = {**verdict.figures, **shifts.figures}
         if state == "no drift" and "is_drift" in figures:
             figures["is_drift"] = 0.0
@@ -726,38 +635,57 @@ def _version_rows(
         yield batch.filter(pa.array(is_answered_by(batch, *version)))
 
 
-def _conclude(
-    required: list[Finding],
-    checked: list[Finding],
-    verdict: State,
-    reason: str,
-) -> tuple[State, str]:
-    """Return the state and the reason of data quality: the first alarm, otherwise the
-    requirements, otherwise the verdict on the window.
-
-    Args:
-        required: the findings of the requirements.
-        checked: the findings about missing, unseen and out-of-range values.
-        verdict: the state of the window without requirements, with its `reason`.
+def _conclude(required: Sequence[Finding], verdict: DriftVerdict) -> tuple[State, str]:
+    """Return the state and the reason of the window, which are the verdict's if all
+    requirements are kept. A violation comes before drift, which comes before a
+    requirement that cannot be judged.
     """
-    for state in ("violated", "drift"):
-        alarms = [finding for finding in (*required, *checked) if finding.state == state]
-        if alarms:
-            return state, describe_worst([finding.subject for finding in alarms], alarms[0].account)
-    if required and all(finding.state == "kept" for finding in required):
+    of_state: dict[State, list[Finding]] = {}
+    for finding in required:
+        of_state.setdefault(finding.state, []).append(finding)
+    if violated := of_state.get("violated"):
+        subjects = [finding.subject for finding in violated]
+        return "violated", describe_worst(subjects, violated[0].account)
+    if verdict.state == "drift":
+        return verdict.state, verdict.reason
+    undecided_states: tuple[State, ...] = ("cannot tell", "not judged")
+    for state in undecided_states:
+        if undecided := of_state.get(state):
+            return state, f"{undecided[0].subject}: {undecided[0].account}"
+    if verdict.state == "not judged" and required:
         return "kept", f"{required[0].subject}: {required[0].reason}"
-    undecided = [finding for finding in required if finding.state == "cannot tell"]
-    if undecided:
-        return "cannot tell", f"{undecided[0].subject}: {undecided[0].account}"
-    not_judged = [finding.account for finding in required if finding.state == "not judged"]
-    if not_judged:
-        return "not judged", not_judged[0]
-    if verdict == "not judged":
-        return "not judged", reason
-    return (
-        "no drift",
-        "no more values are missing, unseen or out of range than in the reference's own windows",
+    return verdict.state, verdict.reason
+
+
+def _judge_requirements(compared: WindowComparison) -> list[Finding]:
+    """Return the findings of the requirements, which are judged on all rows in the
+    window. With `capture.fraction`, each share has an interval.
+    """
+    request = compared.request
+    if not request.spec.requirements:
+        return []
+    draws = _independent_draws(request, compared.version)
+    required: list[Finding] = []
+    for requirement in request.spec.requirements:
+        findings = _requirement_findings(compared, requirement, draws)
+        required += with_history(request, findings)
+    return required
+
+
+def _independent_draws(request: WindowRequest, version: ModelVersion) -> float:
+    """Return the number of independent draws that the captured rows are worth; infinity
+    if the log has all rows.
+    """
+    left_out = 1 - request.capture.fraction
+    if not left_out:
+        return math.inf
+    # Whole requests are sampled, so a request is one draw. The divisor is the finite
+    # population correction.
+    batches = _version_rows(request, version, ("_row", "_model", "_version"))
+    requests = sum(
+        int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
     )
+    return max(requests, 1) / left_out
 
 
 def _requirement_findings(

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
@@ -56,7 +55,7 @@ def check_change(
     lines: list[str] = []
     for monitor, changed in spec.monitors.items():
         is_changed = any(key.startswith(("alarms.", f"monitors.{monitor}.")) for key in config)
-        if is_changed and changed.kind in KINDS_WITH_REFERENCE:
+        if is_changed and changed.kind == "drift":
             selected = SelectedMonitor(name, monitor, changed, stored.spec.capture)
             limits = _check_monitor(deployments, stored, spec, selected)
             lines += [f"{name}: monitor {monitor}: {limit}" for limit in limits]
@@ -205,7 +204,7 @@ def _require_baseline(endpoint: EndpointSpec, monitor: str) -> None:
     """Raise InvalidConfig if the monitor cannot have a baseline."""
     kind = endpoint.monitor(monitor).kind
     update = f"onnxserve endpoint update {endpoint.name} -C"
-    if kind not in KINDS_WITH_REFERENCE:
+    if kind != "drift":
         remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
         raise InvalidConfig(
             f"monitor {monitor!r} of kind {kind} has no reference and no baseline: {remedy}",

@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.monitors import (
-    KINDS_WITH_REFERENCE,
     REGRESSION,
     MonitorKind,
     MonitorSpec,
@@ -94,11 +93,10 @@ class SelectedMonitor:
         """
         names_by_option = {"columns": columns, "exclude": exclude}
         options = {name: ",".join(names) for name, names in names_by_option.items() if names}
-        if options and self.spec.kind not in KINDS_WITH_REFERENCE:
+        if options and self.spec.kind != "drift":
             option = next(iter(options))
-            kinds = ", ".join(KINDS_WITH_REFERENCE)
             raise InvalidConfig(
-                f"--{option}: monitors of {kinds} judge columns; {self.spec.kind} does not",
+                f"--{option}: only monitors of kind drift judge columns; {self.spec.kind} does not",
             )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | options).items())
@@ -217,7 +215,7 @@ def _with_budget(
         request,
         baseline={column: datetime.fromisoformat(start) for column, start in starts.items()},
     )
-    if spec.kind in KINDS_WITH_REFERENCE:
+    if spec.kind == "drift":
         since = request.past[0].start if request.past else window.start
         return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
     if budget is None:

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import empty_endpoint
-from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, MonitorSpec
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.statedir.files import AGENT, SPOOL, is_alive, read_state
@@ -127,10 +127,9 @@ def run_window(
     has no rows, and OnnxserveError if the window cannot be judged or the controller is
     judging it.
     """
-    if engine == "spark" and monitor.spec.kind not in KINDS_WITH_REFERENCE:
+    if engine == "spark" and monitor.spec.kind != "drift":
         raise InvalidConfig(
-            f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not "
-            f"{monitor.spec.kind}",
+            f"--engine spark: Spark supports monitors of kind drift, not {monitor.spec.kind}",
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
     log = evaluation.endpoint_log(deployments.settings, endpoint)

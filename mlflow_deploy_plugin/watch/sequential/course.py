@@ -28,7 +28,6 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.sequential.levels import (
-    FLOORS,
     ROWS,
     FigureSeries,
     ReferenceLevels,
@@ -37,7 +36,6 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
 )
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
 
-_QUALITY = ("rows", "missing", "new", "outside")
 _FIRST_WINDOWS = 7
 _COMPARABLE = math.log(1.5)
 """The number of rows is compared with the reference only if the first judged windows
@@ -172,8 +170,7 @@ def follow(
     """Follow the figures of the `columns` until the window that begins at `start_us`
     and has the `evidence`; Refused if the reference has too few windows.
     """
-    figures = _QUALITY if spec.kind == "data_quality" else tuple(FLOORS)
-    levels = reference_levels(reference, columns, segments, figures)
+    levels = reference_levels(reference, columns, segments)
     past = _comparable(history.past, evidence.basis, start_us)
     judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
     levels = _levels_outside(levels, judged, spec)

@@ -23,7 +23,7 @@ distance is the difference from the window one lag earlier.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -191,11 +191,10 @@ def reference_levels(
     reference: DriftReference,
     columns: Sequence[str],
     segments: Mapping[str, DriftReference],
-    figures: Collection[str] = FLOORS,
 ) -> ReferenceLevels:
-    """Return the figures of the reference's windows with rows: those of `figures` that
-    are known in most windows, in all rows and in each segment. The number of rows is
-    included if the `columns` contain `ROWS`.
+    """Return the figures of the reference's windows with rows that are known in most
+    windows, in all rows and in each segment. The number of rows is included if the
+    `columns` contain `ROWS`.
     """
     times = reference.pieces.window_starts_us
     profiles = reference.pieces.windows
@@ -207,9 +206,7 @@ def reference_levels(
         known += (
             each
             for each in windows.series(columns, segment)
-            if each.series.figure in figures
-            and each.series.column in columns
-            and each.is_mostly_known
+            if each.series.column in columns and each.is_mostly_known
         )
     starts = np.array(times, np.int64)[later]
     return ReferenceLevels(

@@ -122,7 +122,7 @@ def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> No
 
 
 def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
-    two = {"monitors.daily.every": "1d", "monitors.answers.kind": "prediction_drift"}
+    two = {"monitors.daily.every": "1d", "monitors.answers.columns": "prediction"}
     spec = apply_config(flights(), {"alarms.false_per_year": "1", **two})
 
     assert spec.budget_share == 0.5

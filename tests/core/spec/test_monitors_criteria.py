@@ -22,7 +22,7 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
     )
     assert [
         (requirement.argument, requirement.value)
-        for requirement in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")
+        for requirement in required("drift", "missing<=0.1", "missing(wind (m/s))<5%")
     ] == [("", 0.1), ("wind (m/s)", 0.05)]
     assert [
         requirement.value
@@ -79,7 +79,7 @@ def test_requirement_holds_on_one_side_of_its_bound_and_never_for_nan() -> None:
         ("service_level", "p99<=0", "a time above 0 is expected"),
         ("service_level", "p99<=2x", "'x' is not a unit of p99; allowed: a bare number, s, ms"),
         (
-            "data_quality",
+            "drift",
             "missing(a)<=0.1,missing(a)<=0.2",
             r"missing\(a\)<=0.1 and missing\(a\)<=0.2 set the same limit",
         ),
@@ -100,7 +100,7 @@ def test_invalid_requirement_is_refused_with_a_correction(
         ("performance", "f1>=0.7", "reference", "rolling:7d"),
         ("service_level", "p99<=0.2", "columns", "a"),
         ("shadow", "disagreement<=0.05", "columns", "a"),
-        ("data_quality", "missing<=0.1", "estimate", "decides"),
+        ("drift", "missing<=0.1", "estimate", "decides"),
     ],
 )
 def test_a_field_that_the_kind_does_not_read_is_refused(

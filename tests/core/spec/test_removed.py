@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     load_stored_specs,
     new_endpoint,
 )
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import Control
 
@@ -35,6 +36,18 @@ LISTED: dict[str, tuple[object, ...]] = {
     "tensorrt": ({"TensorrtExecutionProvider": {}}, {"CUDAExecutionProvider": {}}),
 }
 """A removed device → the list of providers that a stored spec gets instead."""
+
+
+KINDS: list[tuple[dict[str, object], dict[str, object]]] = [
+    ({"kind": "prediction_drift"}, {"columns": ["prediction", "output"]}),
+    ({"kind": "prediction_drift", "columns": ["output.label"]}, {"columns": ["output.label"]}),
+    ({"kind": "data_quality", "require": "missing<=0.1"}, {"require": "missing<=0.1"}),
+    (
+        {"kind": "data_quality", "reference": "rolling:7d", "false_alarm_rate": 0.001},
+        {"reference": "rolling:7d", "false_alarm_rate": 0.002},
+    ),
+]
+"""A monitor of a removed kind → the monitor of kind `drift` that a stored spec gets."""
 
 
 def document(dotted: str, value: object) -> dict[str, object]:
@@ -133,3 +146,18 @@ def test_a_value_that_cannot_be_written_as_a_text_is_refused() -> None:
         load_specs(
             f"name: flights\nvariants: {{}}\nserver: {{device: {{number: 0x1{'0' * 10_000}}}}}\n",
         )
+
+
+@pytest.mark.parametrize(("monitor", "stored"), KINDS)
+def test_a_monitor_of_a_removed_kind_is_refused_from_a_user_and_stored_as_drift(
+    monitor: dict[str, object],
+    stored: dict[str, object],
+) -> None:
+    kind = monitor["kind"]
+    text = yaml.safe_dump(document("monitors.daily", monitor))
+
+    with pytest.raises(InvalidConfig, match=f"^monitors.daily.kind={kind} was removed: use kind "):
+        load_specs(text)
+    (spec,) = load_stored_specs(text)
+
+    assert spec.monitors["daily"] == MonitorSpec.model_validate({"kind": "drift", **stored})

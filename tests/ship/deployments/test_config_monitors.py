@@ -72,15 +72,11 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
     [
         ({"columns": "temp,winds"}, ["monitors.m.columns", "'winds'", "'wind'"]),
         (
-            {"kind": "prediction_drift", "columns": "temp,prediction"},
-            ["monitors.m.columns", "temp", "output.NAME"],
-        ),
-        (
             {"segment_by": "airport"},
             ["monitors.m.segment_by", "'airport'", "wind, visib, prediction, output.probabilities"],
         ),
         (
-            {"kind": "data_quality", "require": "missing(nope)<=0.1"},
+            {"require": "missing(nope)<=0.1"},
             ["monitors.m.require", "missing(nope)<=0.1", "'nope'"],
         ),
         (
@@ -122,7 +118,7 @@ def test_a_monitor_that_could_never_judge_is_refused(
     "fields",
     [
         {"columns": "temp,prediction,output.probabilities.1"},
-        {"kind": "data_quality", "require": "missing(wind)<=0.1"},
+        {"require": "missing(wind)<=0.1"},
         {"segment_by": "visib"},
         {"reference": "rolling:2d"},
     ],
@@ -142,7 +138,7 @@ def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_i
     with refused(InvalidConfig, "columns=temp,wind,visib"):
         add(flights, reference=f"dataset:{tmp_path}/calm.csv")
     with refused(InvalidConfig, "no column prediction", "temp, wind, visib"):
-        add(flights, kind="prediction_drift", reference=f"dataset:{tmp_path}/calm.csv")
+        add(flights, columns="prediction", reference=f"dataset:{tmp_path}/calm.csv")
 
     add(flights, reference=f"dataset:{tmp_path}/calm.csv", columns="temp,wind,visib")
 

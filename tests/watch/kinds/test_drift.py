@@ -1,5 +1,5 @@
-"""Drift, prediction drift and data quality, for whole windows and segments, and with
-bad input.
+"""Drift and requirements on columns, for whole windows and segments, and with bad
+input.
 """
 
 import math
@@ -32,11 +32,6 @@ from tests.watch.kinds.conftest import EndpointWorld, finding
 
 from .conftest import CLASSIFIER, DAY
 
-KINDS: dict[str, Callable[..., MonitorResult]] = {
-    "drift": drift.judge,
-    "prediction_drift": drift.judge_predictions,
-    "data_quality": drift.judge_quality,
-}
 REFERENCE_DAYS = 40
 ROWS = 240
 
@@ -83,20 +78,19 @@ def ask(
     endpoint: EndpointWorld,
     reference: pa.Table,
 ) -> Callable[..., MonitorResult]:
-    """Judge one day with these rows by a kind of monitor."""
+    """Judge one day with these rows."""
     endpoint.serve(CLASSIFIER, reference)
 
     def asked(
         rows: dict[str, Any],
-        kind: str = "drift",
         withheld: CaptureSpec | None = None,
         accuracy: LevelSeries | None = None,
         **spec: Any,
     ) -> MonitorResult:
         if len(next(iter(rows.values()))):
             endpoint.answer(rows)
-        request = endpoint.ask(kind=kind, **{"min_rows": 100, **spec})
-        return KINDS[kind](
+        request = endpoint.ask(**{"min_rows": 100, **spec})
+        return drift.judge(
             replace(
                 request,
                 capture=withheld or CaptureSpec(),
@@ -221,24 +215,8 @@ def test_a_change_of_only_the_relations_names_two_columns(
     assert stored.keys() == {"temp", "noise", "carrier", "prediction"}
 
 
-@pytest.mark.parametrize("kind", ["prediction_drift", "data_quality"])
-def test_only_the_kind_drift_judges_relations(ask: Callable[..., Any], kind: str) -> None:
-    rows = day(100)
-
-    judged = ask(
-        {**rows, "noise": np.nan_to_num(rows["temp"])},
-        kind,
-    )
-
-    assert judged.state == "no drift"
-    assert RELATIONS not in {outcome.subject for outcome in judged.findings}
-    assert not any(RELATIONS in name for name in judged.figures)
-
-
-@pytest.mark.parametrize("kind", ["drift", "data_quality"])
 def test_columns_withheld_from_the_log_are_not_judged_as_drift(
     ask: Callable[..., Any],
-    kind: str,
 ) -> None:
     hashed = day(
         102,
@@ -248,7 +226,6 @@ def test_columns_withheld_from_the_log_are_not_judged_as_drift(
 
     judged = ask(
         hashed,
-        kind,
         CaptureSpec(drop=("temp",), mask=("carrier",)),
     )
 
@@ -259,14 +236,11 @@ def test_columns_withheld_from_the_log_are_not_judged_as_drift(
     assert {left.name for left, _ in judged.report.pairs} == {"noise", "prediction"}
 
 
-@pytest.mark.parametrize("kind", ["drift", "data_quality"])
 def test_a_key_is_not_judged_though_each_row_has_another_one(
     ask: Callable[..., Any],
-    kind: str,
 ) -> None:
     judged = ask(
         day(100, customer_id=np.arange(ROWS)),
-        kind,
         CaptureSpec(keys=("customer_id",)),
     )
 
@@ -306,10 +280,10 @@ def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..
     del rows["temp"]
     withheld = CaptureSpec(drop=("temp",), mask=("carrier",))
 
-    judged = ask(rows, "data_quality", withheld, require="missing<=0.05")
-    required = ask({"temp": []}, "data_quality", withheld, require="missing(temp)<=0.05")
+    judged = ask(rows, withheld, require="missing<=0.05")
+    required = ask({"temp": []}, withheld, require="missing(temp)<=0.05")
 
-    assert judged.state == "kept"
+    assert judged.state == "no drift"
     assert {outcome.subject for outcome in judged.findings if outcome.check == "criterion"} <= {
         "missing(noise)",
         "missing(prediction)",
@@ -329,14 +303,15 @@ def test_window_with_all_columns_withheld_is_not_judged(ask: Callable[..., Any])
     assert judged.reason.startswith("no column is left to judge: capture.drop, capture.mask")
 
 
-def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("columns", [["prediction"], ["prediction", "output"]])
+def test_drift_of_predictions_alone_is_judged_by_their_columns(
+    ask: Callable[..., Any],
+    columns: list[str],
+) -> None:
     warm = day(100, temp=np.full(ROWS, 50.0))
 
-    assert ask(warm, "prediction_drift").state == "no drift"
-    judged = ask(
-        day(101, prediction=np.ones(ROWS, np.int64)),
-        "prediction_drift",
-    )
+    assert ask(warm, columns=columns).state == "no drift"
+    judged = ask(day(101, prediction=np.ones(ROWS, np.int64)), columns=columns)
     assert judged.state == "drift"
     assert {outcome.subject for outcome in judged.findings} == {"prediction"}
 
@@ -362,7 +337,6 @@ def test_quality_is_judged_by_the_reference_and_the_requirements(
 
     judged = ask(
         day(100, temp=temperature),
-        "data_quality",
         require=[
             "missing<=0.1",
             "missing(noise)<=0.01",
@@ -383,14 +357,6 @@ def test_quality_is_judged_by_the_reference_and_the_requirements(
     assert finding(judged, "unseen(carrier)").state == "kept"
     assert finding(judged, "missing(x)").state == "not judged"
     assert finding(judged, "temp", "missing").is_alarm
-    assert {outcome.check for outcome in judged.findings} <= {
-        "missing",
-        "unseen",
-        "range",
-        "type",
-        "presence",
-        "criterion",
-    }
 
 
 @pytest.mark.parametrize(
@@ -413,9 +379,9 @@ def test_the_share_of_a_sample_has_an_interval(
     temperature[: ROWS // 2] = np.nan
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100, temp=temperature))
-    request = endpoint.ask(kind="data_quality", min_rows=100, require=[required])
+    request = endpoint.ask(min_rows=100, require=[required])
 
-    judged = drift.judge_quality(replace(request, capture=CaptureSpec(fraction=fraction)))
+    judged = drift.judge(replace(request, capture=CaptureSpec(fraction=fraction)))
 
     assert judged.state == state
     (criterion,) = [outcome for outcome in judged.findings if outcome.check == "criterion"]
@@ -435,27 +401,11 @@ def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -
             _row=np.arange(ROWS, dtype=np.int32) % (ROWS // 4),
         )
     )
-    request = endpoint.ask(kind="data_quality", min_rows=100, require=["missing(temp)<=0.6"])
+    request = endpoint.ask(min_rows=100, require=["missing(temp)<=0.6"])
 
-    judged = drift.judge_quality(replace(request, capture=CaptureSpec(fraction=0.1)))
+    judged = drift.judge(replace(request, capture=CaptureSpec(fraction=0.1)))
 
     assert judged.state == "cannot tell"
-
-
-def test_quality_ignores_drift_of_the_distribution_alone(
-    ask: Callable[..., Any],
-) -> None:
-    temperature = np.random.default_rng(5).uniform(1.0, 1.5, ROWS)
-    temperature[: ROWS // 20] = np.nan
-
-    drifted = ask(day(100, temp=temperature))
-    quality = ask({"temp": []}, "data_quality")
-
-    assert drifted.state == "drift"
-    assert drifted.figures["is_drift"] == 1
-    assert quality.state == "no drift"
-    assert quality.figures["is_drift"] == 0
-    assert {finding.state for finding in quality.findings} == {"no drift"}
 
 
 def test_quality_requirements_on_rows_alone_need_no_reference(
@@ -464,8 +414,8 @@ def test_quality_requirements_on_rows_alone_need_no_reference(
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
-    judged = drift.judge_quality(
-        endpoint.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"]),
+    judged = drift.judge(
+        endpoint.ask(min_rows=100, require=["missing<=0.2", "unseen<=0.1"]),
     )
 
     assert finding(judged, "missing(temp)").state == "kept"
@@ -483,7 +433,6 @@ def test_violated_column_shows_its_value_in_the_reference(
 
     judged = ask(
         columns,
-        "data_quality",
         require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"],
     )
 
@@ -499,35 +448,31 @@ def test_violated_column_shows_its_value_in_the_reference(
         assert mentions(finding(judged, subject).change, "0.0%", change, word)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_missing_column_is_drift(ask: Callable[..., Any], kind: str) -> None:
+def test_missing_column_is_drift(ask: Callable[..., Any]) -> None:
     columns = day(100)
     del columns["prediction"]
 
-    judged = ask(columns, kind)
+    judged = ask(columns)
 
     assert judged.state == "drift"
     assert states(judged)["prediction", "presence"] == "drift"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_column_of_another_type_is_drift(ask: Callable[..., Any], kind: str) -> None:
+def test_column_of_another_type_is_drift(ask: Callable[..., Any]) -> None:
     columns = day(
         100,
         prediction=np.array(["late"] * ROWS, dtype=object),
     )
 
-    judged = ask(columns, kind)
+    judged = ask(columns)
 
     assert judged.state == "drift"
     assert states(judged)["prediction", "type"] == "drift"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_columns_without_any_value_are_drift(ask: Callable[..., Any], kind: str) -> None:
+def test_columns_without_any_value_are_drift(ask: Callable[..., Any]) -> None:
     judged = ask(
         {name: [None] * ROWS for name in day(0)},
-        kind,
     )
 
     assert judged.state == "drift"
@@ -550,7 +495,6 @@ def past_days(rows: str) -> list[JudgedWindow]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["drift", "data_quality"])
 @pytest.mark.parametrize(
     ("past", "season", "since", "in_a_row"),
     [
@@ -563,15 +507,14 @@ def past_days(rows: str) -> list[JudgedWindow]:
 )
 def test_a_day_without_rows_is_drift_where_rows_are_usual(
     endpoint: EndpointWorld,
-    kind: str,
     past: str,
     season: str | None,
     since: int,
     in_a_row: int,
 ) -> None:
-    request = replace(endpoint.ask(kind=kind, season=season), past=past_days(past))
+    request = replace(endpoint.ask(season=season), past=past_days(past))
 
-    judged = KINDS[kind](request)
+    judged = drift.judge(request)
 
     assert judged.state == "drift"
     alarm = finding(judged, "number of rows", "rows")
@@ -589,7 +532,6 @@ def test_a_day_without_rows_is_drift_where_rows_are_usual(
         ("-" * 12, {}, "0 of 12 earlier windows"),
         ("rrrrr--" * 4, {}, "20 of 28 earlier windows, one per 1d"),
         ("--rrrrr" * 4, {"season": "7d"}, "0 of 4 earlier windows, one per 7d"),
-        ("rrrrrrr", {"kind": "prediction_drift"}, "the window has no rows"),
     ],
 )
 def test_a_day_without_rows_is_not_judged_where_this_may_be_usual(
@@ -600,7 +542,7 @@ def test_a_day_without_rows_is_not_judged_where_this_may_be_usual(
 ) -> None:
     request = replace(endpoint.ask(**spec), past=past_days(past))
 
-    judged = KINDS[request.spec.kind](request)
+    judged = drift.judge(request)
 
     assert judged.state == "not judged"
     assert mentions(judged.reason, reason)
@@ -616,14 +558,12 @@ def test_an_unreadable_file_may_have_the_rows_of_a_day(endpoint: EndpointWorld) 
     assert judged.state == "not judged"
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [0, 1])
 def test_no_row_and_one_row_are_not_judged(
     ask: Callable[..., Any],
-    kind: str,
     rows: int,
 ) -> None:
-    judged = ask(day(100, rows=rows), kind)
+    judged = ask(day(100, rows=rows))
 
     assert judged.state == "not judged"
     assert judged.reason.startswith(
@@ -631,22 +571,19 @@ def test_no_row_and_one_row_are_not_judged(
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "given",
     ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"],
 )
 def test_without_a_reference_every_column_says_so(
     endpoint: EndpointWorld,
-    kind: str,
     given: str,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
-    judged = KINDS[kind](
+    judged = drift.judge(
         endpoint.ask(
-            kind=kind,
             min_rows=100,
             reference=given,
         )
@@ -682,7 +619,7 @@ def test_a_hundred_thousand_different_texts_are_judged(ask: Any) -> None:
         carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object),
     )
 
-    judged = ask(columns, "data_quality", require=["unseen(carrier)<=0.1"])
+    judged = ask(columns, require=["unseen(carrier)<=0.1"])
 
     assert finding(judged, "unseen(carrier)").value == 1
     assert finding(judged, "carrier", "unseen").is_alarm

@@ -14,9 +14,7 @@ from .conftest import CLASSIFIER, REGRESSOR
 
 ROWS = 120
 KINDS: dict[str, tuple[Callable[..., MonitorResult], dict[str, Any]]] = {
-    "drift": (drift.judge, {}),
-    "prediction_drift": (drift.judge_predictions, {}),
-    "data_quality": (drift.judge_quality, {"require": ["missing<=0.1", "unseen<=0.1"]}),
+    "drift": (drift.judge, {"require": ["missing<=0.1", "unseen<=0.1"]}),
     "performance": (performance.judge, {"require": ["accuracy>=0.8", "roc_auc>=0.7", "rmse<=2"]}),
     "shadow": (shadow.judge, {"require": ["disagreement<=0.1"]}),
     "service_level": (service_level.judge, {"require": ["p99<=0.1", "error_rate<=0.1"]}),

@@ -134,7 +134,7 @@ def evidence(level: float) -> dict[str, object]:
 def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
     world: MonitoredWorld,
 ) -> None:
-    world.endpoint(hourly={}, other={"kind": "prediction_drift"})
+    world.endpoint(hourly={}, other={})
     world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
     for number in (3, 2, 1):  # A backfill may judge windows in any order.
         judged(world, number, evidence=evidence(number))

@@ -136,7 +136,7 @@ def test_trend_has_a_line_per_requirement_and_per_drifted_column() -> None:
     drawn = lines_of(
         result_of(
             9,
-            kind="data_quality",
+            kind="drift",
             findings=(of_segment, column, f1, met, unknown),
         ),
     )
