@@ -324,6 +324,13 @@ def console(
         server.kill()
 
 
+def events_at(url: str) -> set[str]:
+    """Return the action and the time of each event that the console shows."""
+    trail = requests.get(f"{url}/onnxserve/history.jsonl", timeout=30).text
+    events = [json.loads(line) for line in trail.splitlines()]
+    return {f"{event['action']} {event['at']}" for event in events}
+
+
 @pytest.mark.long
 def test_dossier_links_exist(console: MlflowServer, tmp_path: Path) -> None:
     with closing(open_store(Settings(home=tmp_path / "home").store_url)) as store:
@@ -336,7 +343,4 @@ def test_dossier_links_exist(console: MlflowServer, tmp_path: Path) -> None:
     assert {"log", "event", "run", "registry", "trail"} == {entry.kind for entry in found}
     pages = {entry.url for entry in found}
     assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
-    trail = requests.get(f"{console.url}/onnxserve/history.jsonl", timeout=30).text
-    events = [json.loads(line) for line in trail.splitlines()]
-    sources = {f"{event['action']} {event['at']}" for event in events}
-    assert {entry.source for entry in found if entry.kind == "event"} <= sources
+    assert {entry.source for entry in found if entry.kind == "event"} <= events_at(console.url)
