@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.log import size_text, table_lines
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
 from tests.support.commands import said
@@ -323,6 +327,32 @@ def test_old_rows_are_counted_and_then_deleted(writer: LogWriter) -> None:
         "of-labels-alone: 1 files older",
     )
     assert mentions(said(log("expire", "nobody", "--keep", "90d")), "no rows", "'nobody'")
+
+
+def test_rows_on_hold_or_below_the_floor_are_kept(
+    writer: LogWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    with closing(open_store(load_settings().store_url)) as store:
+        store.add_endpoint("onnxserve", new_endpoint("flights", "m"))
+    hold = ["endpoint", "hold", "flights", "--why", "case 7"]
+    held = CliRunner().invoke(main, hold)
+    refused = log("expire", "flights", "--keep", "90d")
+    deletion = CliRunner().invoke(main, ["endpoint", "delete", "flights"])
+    released = CliRunner().invoke(main, [*hold, "--release"])
+    monkeypatch.setenv("ONNXSERVE_RETENTION_FLOOR_DAYS", "91")
+    below = log("expire", "flights", "--keep", "90d")
+    dry_run = log("expire", "flights", "--keep", "90d", "--dry-run")
+
+    assert held.stdout == "endpoint flights is on hold\n"
+    assert released.stdout == "endpoint flights is released\n"
+    for result in (refused, deletion):
+        assert mentions(said(result), "flights", "case 7", "--release")
+    for result in (below, dry_run):
+        assert mentions(said(result), "91 days", "ONNXSERVE_RETENTION_FLOOR_DAYS")
+    assert len(list(writer.root.rglob("*.parquet"))) == 3
 
 
 def test_small_files_become_one(writer: LogWriter) -> None:

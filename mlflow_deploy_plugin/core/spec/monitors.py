@@ -351,7 +351,7 @@ class MonitorSpec(SpecPart):
     """
     independent_rows: bool = False
     """true: rows do not depend on neighbouring rows in time, so that single rows may be
-    resampled.
+    resampled if the reference has fewer than 8 windows.
     """
     columns: TextList = ()
     """Columns to judge, including their parts (image.mean of image). Default: all
@@ -416,10 +416,9 @@ class MonitorSpec(SpecPart):
                 "retrain.sample requires retrain.mode incremental: set the mode, or remove the "
                 "sample",
             )
-        tells_by_pairs = self.is_rolling and not self.independent_rows
         rate = self.window_rate
         least = SMALLEST_ROLLING_RATE
-        if tells_by_pairs and rate < least:
+        if self.is_rolling and rate < least:
             raise ValueError(
                 f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is "
                 "expected",

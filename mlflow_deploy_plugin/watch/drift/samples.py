@@ -1,10 +1,11 @@
 """The null distribution of independent rows: random samples of the reference's rows.
 
-It is used only if the monitor's spec declares that rows are independent, or for two
-files without event times. A window is compared with the reference, and each sample of
-its size with a second sample as large as the reference (Efron & Tibshirani, An
-Introduction to the Bootstrap, 1993, chapter 16). The columns of a row are drawn
-together. A category in only one row counts as unseen (Good, Biometrika 40, 1953).
+It is used only for a reference with too few windows, if the monitor's spec declares
+that rows are independent, or for two files without event times. A window is compared
+with the reference, and each sample of its size with a second sample as large as the
+reference (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). The
+columns of a row are drawn together. A category in only one row counts as unseen (Good,
+Biometrika 40, 1953).
 
 The figures of the judged window and of the samples are standardised by the mean and
 standard deviation of all others. The statistic is the largest standardised figure, and
@@ -20,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import chdtrc, ndtri
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -54,13 +54,6 @@ samples would be needed.
 """
 _MAX_ROWS = 5_000
 _MAX_SAMPLE_CELLS = 200_000_000
-_UNLIKELY = 0.001
-_MOST_RATE = 0.4
-_NAMED = 3
-_SHARED = 1.5
-"""The factor on the variance of a sum over pairs that share windows with two other
-pairs each (correlation 1/4).
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +136,6 @@ def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     other_counts = column_counts([pieces.others], name, bins)
-    # Limit the earlier window to the judged window's size, as in the samples.
-    if pieces.grid.lag_windows:
-        other_counts = subsample(other_counts, group.compared, rng)
     figures: Array = window.figures(bins, other_counts)[0]
     return figures
 
@@ -271,19 +261,14 @@ def _scores(figures: Array, floors: Array) -> Array:
     return scores
 
 
-def draws_for(group: ColumnGroup, rate: float) -> int | Refused:
-    """Return the number of samples; Refused if the rate needs too many samples or the
-    reference contradicts independent rows.
-    """
+def draws_for(rate: float) -> int | Refused:
+    """Return the number of samples; Refused if the rate needs too many samples."""
     if needed_windows(rate) > MAX_DRAWS:
         return Refused(
             f"a false-alarm rate of {rate:g} needs more than {MAX_DRAWS:,} samples, which is "
             f"the limit; the smallest supported rate is {_show_rate(1 / (MAX_DRAWS + 1))}",
         )
-    return contradiction(group, rate) or min(
-        max(_DRAWS, math.ceil(_RANKS / rate)),
-        MAX_DRAWS,
-    )
+    return min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS)
 
 
 def draw_samples(groups: Sequence[ColumnGroup], draws: int) -> SampleDistribution:
@@ -305,11 +290,7 @@ def draw_samples(groups: Sequence[ColumnGroup], draws: int) -> SampleDistributio
             len(sample),
             1 / max(len(sample), 1),
         )
-        sizes = [
-            group.compared,
-            pieces.total.rows,
-            *([group.compared] if pieces.grid.lag_windows else []),
-        ]
+        sizes = [group.compared, pieces.total.rows]
         sides = [rng.multinomial(size, even, size=draws).astype(np.float32) for size in sizes]
         parts += [_drawn_figures(group, name, codes[name], sample, sides) for name in group.columns]
     drawn, floors = zip(*parts, strict=True)
@@ -325,8 +306,7 @@ def _drawn_figures(
 ) -> tuple[Array, Array]:
     """Return the figures of a column, [draws, FIGURES], and their smallest standard
     deviations, [FIGURES]. `codes` are the bins of the rows in `sample`, [N]. `sides`
-    are row weights, [draws, N]: of the windows, of the whole reference (for the range),
-    and of the compared rows.
+    are row weights, [draws, N]: of the windows and of the whole reference.
     """
     bins = group.reference.bins[name]
     order = np.argsort(codes, kind="stable")
@@ -387,98 +367,6 @@ def _smallest_deviations(
     if len(occupied) == len(present) or not len(occupied):
         floors[MISSING] = odd
     return floors
-
-
-def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
-    """Return the evidence of the reference's own windows against independent rows, or
-    None. With an intraclass correlation c, the variance of counts in a window of n rows
-    is larger by the factor 1 + (n - 1) c (the design effect: Kish, Survey Sampling,
-    1965). The chi-square of each window against the other windows estimates that factor
-    (Cochran, Biometrics 10, 1954). The factor is evidence if it doubles the false
-    alarms with p < `_UNLIKELY`.
-    """
-    pieces = group.reference.pieces
-    now, before = (
-        pieces.pairs()
-        if pieces.grid.lag_windows
-        else (
-            np.arange(len(pieces.windows)),
-            None,
-        )
-    )
-    enough = (ndtri(rate / 2) / ndtri(rate)) ** 2 if rate < _MOST_RATE else np.inf
-    evidence = []
-    for name in group.columns:
-        counts = column_counts(pieces.windows, name, group.reference.bins[name])
-        # Merge neighbouring bins into up to four groups of similar size, plus missing
-        # values. Rare bins have little information about dependence, and their counts
-        # do not follow a chi-square distribution.
-        total = counts.sum(axis=0)
-        present = total[:-1]
-        middle = (np.cumsum(present) - present / 2) / max(present.sum(), 1)
-        group_of_bin = np.append(
-            np.minimum((4 * middle).astype(np.int64), 3),
-            4,
-        )
-        coarse = (
-            counts @ np.eye(5)[group_of_bin][:, np.bincount(group_of_bin, total, minlength=5) > 0]
-        )
-        windows = coarse[now]
-        other_counts = coarse.sum(axis=0) - windows if before is None else coarse[before]
-        effect, chance = _dispersion(
-            windows,
-            other_counts,
-            group.compared,
-            1.0 if before is None else _SHARED,
-        )
-        if effect >= enough and chance * len(group.columns) < _UNLIKELY:
-            evidence.append((effect, name))
-    if not evidence:
-        return None
-    factors = ", ".join(
-        f"{name} {effect:.3g}" for effect, name in sorted(evidence, reverse=True)[:_NAMED]
-    )
-    return Refused(
-        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than "
-        f"windows of independent rows; for windows of {group.compared:,} rows the variance is "
-        f"larger by these factors: {factors}; windows without drift would be called drifted; set "
-        "independent_rows: false to compare with the reference's own windows",
-    )
-
-
-def _dispersion(
-    windows: Array,
-    others: Array,
-    size: int,
-    shared: float,
-) -> tuple[float, float]:
-    """Return the factor by which windows of `size` rows vary more than independent
-    rows, and its p-value. `windows` and `others` are [M, G] counts; `shared` is the
-    variance of the sum of chi-squares relative to independence.
-    """
-    rows = windows.sum(axis=1)
-    other_rows = others.sum(axis=1)
-    usable = (rows >= 2) & (other_rows >= 2)
-    windows = windows[usable]
-    others = others[usable]
-    rows = rows[usable]
-    other_rows = other_rows[usable]
-    both = windows + others
-    freedom = int(
-        np.maximum(
-            np.count_nonzero(both, axis=1) - 1,
-            0,
-        ).sum()
-    )
-    if not freedom:
-        return 1.0, 1.0
-    weights = np.sqrt(other_rows / rows)[:, None]
-    total = float((np.square(weights * windows - others / weights) / np.maximum(both, 1)).sum())
-    alike = max(total / freedom - 1, 0) / max(
-        float(np.minimum(rows, other_rows).mean()) - 1,
-        1,
-    )
-    return 1 + (size - 1) * alike, float(chdtrc(freedom / shared, total / shared))
 
 
 def needed_windows(rate: float) -> int:

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.samples import MIN_COMPARED_ROWS, ColumnGroup
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.result import Finding
+from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE
 from mlflow_deploy_plugin.watch.sequential.course import (
     Course,
     FigureTest,
@@ -231,15 +232,14 @@ def _test_window(
     spec: MonitorSpec,
     start_us: int,
 ) -> _WindowTest | Refused:
-    """Return the tests of the figures; without a budget, those against samples of rows
-    if the spec declares that rows are independent.
+    """Return the tests of the figures; if the reference has too few windows, those
+    against samples of rows if the spec declares that rows are independent.
     """
-    has_budget = not isinstance(course, Refused) and course.history.false_per_year is not None
-    if spec.independent_rows and not has_budget:
+    if not isinstance(course, Refused):
+        return _test_figures(course)
+    if spec.independent_rows and not spec.is_rolling:
         return _test_samples(groups, spec.window_rate, start_us)
-    if isinstance(course, Refused):
-        return course
-    return _test_figures(course)
+    return course
 
 
 def _test_figures(course: Course) -> _WindowTest | Refused:
@@ -299,8 +299,7 @@ def _test_samples(
     start_us: int,
 ) -> _WindowTest | Refused:
     """Return the tests against samples of the reference's rows."""
-    own = replace(groups[0], columns=groups[0].own_columns)
-    draws = samples.draws_for(own, rate)
+    draws = samples.draws_for(rate)
     if isinstance(draws, Refused):
         return draws
     pairs = [(group, name) for group in groups for name in group.columns]
@@ -398,7 +397,7 @@ def too_few_rows(group: ColumnGroup, spec: MonitorSpec) -> str:
             f"the window is compared with the window {pieces.grid.lag_windows} windows before, "
             f"which has {pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
         )
-    if spec.independent_rows:
+    if spec.independent_rows and len(pieces.windows) < FEWEST_OF_ONE:
         if len(group.reference.sample) < MIN_COMPARED_ROWS:
             return (
                 f"the reference has too few rows for samples; at least {MIN_COMPARED_ROWS} are "

@@ -5,7 +5,6 @@ and its reasons.
 import datetime
 import math
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -848,52 +847,6 @@ def test_missing_lagged_window_is_not_judged() -> None:
 
 
 @pytest.mark.long
-def test_independent_rows_with_a_lagged_reference_have_the_stated_false_alarm_rate() -> None:
-    rng = np.random.default_rng(2)
-
-    def hours(
-        count: int,
-        shift: float = 0.0,
-        rows: int = 300,
-    ) -> pa.Table:
-        size = count * rows
-        return pa.table(
-            {
-                "level": rng.normal(shift, 1, size),
-                "carrier": rng.choice(["a", "b", "c"], size),
-            },
-        )
-
-    times = np.repeat(np.arange(48) * HOUR, 300)
-    reference = rolling_reference(hours(48), times, 24, 48)
-    until = 48 * HOUR
-
-    def judged(
-        number: int,
-        rows: int,
-        rows_before: int,
-        shift: float = 0.0,
-    ) -> DriftVerdict:
-        # another day without drift
-        before = sketch_batches(
-            reference.bins,
-            [hours(1, rows=rows_before)],
-        )
-        beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
-        now = hours(1, shift, rows)
-        return verdict_on(now, beside, until + number * HOUR, independent_rows=True)
-
-    sizes = [
-        (300, 300),
-        (300, 150),
-        (150, 300),
-    ] * 40
-    calm = [judged(number, *rows) for number, rows in enumerate(sizes)]
-
-    assert 1 <= sum(verdict.state == "drift" for verdict in calm) <= 14  # 6 expected
-    assert judged(120, 300, 300, shift=0.5).state == "drift"
-
-
 def test_segments_share_the_rate_and_are_named() -> None:
     rng = np.random.default_rng(7)
     table, times = rows_of_days(rng, 39, rows=150)

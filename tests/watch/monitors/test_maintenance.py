@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.holds import hold
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.tables import AlertRow
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -225,3 +226,27 @@ def test_rows_older_than_the_retention_are_deleted_and_logged(
             "it is said",
         )
     assert mentions(caplog.text, "flights", "1 files")
+
+
+@pytest.mark.long
+def test_rows_on_hold_are_retained(world: MonitoredWorld, tmp_path: Path) -> None:
+    spec = apply_config(
+        new_endpoint("flights", "models:/flight-delay/1"),
+        {"capture.retention": "90d"},
+    )
+    world.store.add_endpoint("onnxserve", spec)
+    world.rows(world.now - timedelta(days=100))
+    hold(world.store, "flights", "case 7")
+    held_files = files(tmp_path)
+    old = world.now - timedelta(days=8)
+    Alerts(world.store).add_once(Alert("over", "other", "hourly", "resolved", old, old))
+    world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
+
+    def alerts() -> list[str]:
+        with world.store.transaction(is_read_only=True) as session:
+            return [*session.scalars(select(AlertRow.fingerprint))]
+
+    with kept_up(world):
+        wait_until(lambda: alerts() == [], SECONDS, "the old alert is gone")
+    assert len(held_files) == 1
+    assert len(files(tmp_path)) == 1

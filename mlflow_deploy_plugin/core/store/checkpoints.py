@@ -1,0 +1,68 @@
+"""Checkpoints of the audit trail: the last event of each chain, signed by MLflow's
+server and stored outside of the store. With a checkpoint, it is found that the last
+events of a chain were removed.
+"""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy import func, select
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store.audit_chain import canonical_json, chain_id
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import AuditRow
+
+_PURPOSE = "audit checkpoint"
+
+
+class Checkpoint(BaseModel):
+    """The state of the trail at a time.
+
+    Attributes:
+        heads: the `chain_id` of each model → the id and the hash of its last event.
+        signed_by: the id of the key.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    heads: dict[str, tuple[int, str]]
+    signed_by: str = ""
+    signature: str = ""
+
+    @property
+    def content(self) -> str:
+        """The signed text."""
+        return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
+
+
+def make_checkpoint(store: Store, keys: Keys) -> Checkpoint:
+    """Return a signed checkpoint of now."""
+    last = select(func.max(AuditRow.id)).group_by(AuditRow.model)
+    columns = select(AuditRow.model, AuditRow.id, AuditRow.digest)
+    with store.transaction(is_read_only=True) as session:
+        rows = session.execute(columns.where(AuditRow.id.in_(last))).all()
+    heads = {chain_id(row.model): (row.id, row.digest) for row in rows}
+    checkpoint = Checkpoint(at=store.now(), heads=heads, signed_by=keys.key_id)
+    signature = keys.sign(_PURPOSE, checkpoint.content)
+    return checkpoint.model_copy(update={"signature": signature})
+
+
+def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
+    """Return the checkpoint of a JSON text. `origin` names it in messages.
+
+    Raises InvalidConfig if it is not a checkpoint that is signed by one of the keys.
+    """
+    try:
+        checkpoint = Checkpoint.model_validate_json(text)
+    except ValidationError:
+        raise InvalidConfig(f"{origin} is not a checkpoint of the audit trail") from None
+    signature = checkpoint.signature
+    if not keys.is_signed(_PURPOSE, checkpoint.content, checkpoint.signed_by, signature):
+        raise InvalidConfig(
+            f"the checkpoint {origin} has no valid signature of a key that is trusted here: it "
+            "was changed, or its key is missing"
+        )
+    return checkpoint
