@@ -6,9 +6,11 @@ TypeError in MLflow.
 """
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -237,6 +239,23 @@ def get(name: str, output: str) -> None:
         _show(deployments.get_endpoint(name), output)
 
 
+@endpoint.command()
+@name_argument
+@why_option
+@flag("--release", help="Release the endpoint.")
+def hold(name: str, why: str, release: bool) -> None:
+    """Keep all data of the endpoint NAME until it is released.
+
+    Its captured rows, judged windows and alerts are then not deleted, neither by
+    commands nor by a controller, and the endpoint cannot be deleted.
+    """
+    from mlflow_deploy_plugin.core.store.holds import hold as put_on_hold
+
+    with opened_store() as store:
+        put_on_hold(store, name, why, release)
+    click.echo(f"endpoint {name} is {'released' if release else 'on hold'}")
+
+
 @endpoint.command("list")
 @output_option
 def list_endpoints(output: str) -> None:
@@ -418,11 +437,31 @@ def logs(name: str, lines: int, follow: bool) -> None:
     "json",
     "jsonl",
 )
+@flag(
+    "--verify",
+    help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
+    "an event was changed, removed, inserted or moved.",
+)
+@option(
+    "--keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    show_default="from MLflow's server",
+    help="For --verify: PEM file with the public keys of MLflow's servers.",
+)
+@option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    show_default="the newest in MLflow",
+    help="For --verify: checkpoint whose events must still exist.",
+)
 def history(
     name: str | None,
     model: str | None,
     limit: int | None,
     output: str,
+    verify: bool,
+    keys: Path | None,
+    checkpoint: Path | None,
 ) -> None:
     """Show who changed what, when and why.
 
@@ -430,6 +469,9 @@ def history(
     Without NAME, it contains all events. The history of a deleted endpoint is kept. In
     the text format, a rollout step, a promotion or a rollback is one entry. JSON also
     contains the events that belong to it: traffic, gate, tags, the move in MLflow.
+
+    \b
+      onnxserve history --verify --keys server-keys.pem
     """
     from mlflow_deploy_plugin.core.registry.transitions import (
         event_as_json,
@@ -438,6 +480,11 @@ def history(
     )
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
 
+    if verify:
+        if name or limit:
+            raise click.UsageError("--verify checks whole chains: omit NAME and --limit")
+        _verify(model, output, keys, checkpoint)
+        return
     with opened_store() as store:
         if (
             name is not None
@@ -466,6 +513,48 @@ def history(
         selected = model or name
         subject = f" of {selected}" if selected else ""
         show_progress(f"there are no events{subject}")
+
+
+def _verify(
+    model: str | None,
+    output: str,
+    keys_file: Path | None,
+    checkpoint_file: Path | None,
+) -> None:
+    """Show whether the trail was changed, and exit with 1 if it was."""
+    from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
+    from mlflow_deploy_plugin.core.settings import read_text
+    from mlflow_deploy_plugin.core.store.audit_chain import published_keys, verify_trail
+    from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
+    from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
+
+    published = None if keys_file and checkpoint_file else published_trail()
+    with opened_store() as store:
+        if keys_file:
+            keys = parse_keys(read_text(keys_file, "the file of --keys"), str(keys_file))
+            origin = str(keys_file)
+        elif published:
+            keys = published.keys
+            origin = "MLflow's server"
+        else:
+            keys = published_keys(store)
+            origin = "the store itself, which its users can change (--keys FILE)"
+        text = published.checkpoint if published else ""
+        if checkpoint_file:
+            text = read_text(checkpoint_file, "the file of --checkpoint")
+        place = str(checkpoint_file or "in MLflow")
+        checkpoint = load_checkpoint(text, keys, place) if text else None
+        state = verify_trail(store, model, keys, checkpoint)
+    checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
+    lines = [
+        *(fault.text for fault in state.faults),
+        f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
+        f"checkpoint: {checked_at}",
+    ]
+    show_result("text" if output == "text" else "json", asdict(state), lines)
+    if state.faults:
+        show_progress(f"the audit trail was changed: {len(state.faults)} faults")
+        sys.exit(1)
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:

@@ -347,14 +347,18 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     """Delete old rows and labels of the endpoint NAME.
 
     The age of a row depends on its event time, the age of a label on the day of its
-    receipt. The row profiles that monitors store are deleted by day.
+    receipt. The row profiles that monitors store are deleted by day. Rows of an
+    endpoint on hold, and rows below ONNXSERVE_RETENTION_FLOOR_DAYS, are not deleted.
     """
+    from mlflow_deploy_plugin.core.store.holds import require_deletable
     from mlflow_deploy_plugin.serve.inference_log.maintenance import expire as delete
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
     opened = _open()
     _require_logged(opened, name)
+    with opened_store() as store:
+        require_deletable(store, name, length)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     outcome = "would be deleted" if dry_run else "deleted"
     click.echo(

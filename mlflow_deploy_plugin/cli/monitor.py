@@ -200,6 +200,7 @@ def expire(keep: str, dry_run: bool) -> None:
     """
     from mlflow_deploy_plugin.core.store.expiry import MIN_DAYS
     from mlflow_deploy_plugin.core.store.expiry import expire as delete
+    from mlflow_deploy_plugin.core.store.holds import require_above_floor
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
@@ -207,6 +208,7 @@ def expire(keep: str, dry_run: bool) -> None:
         raise click.UsageError(
             f"--keep {keep} is too short: late labels may change a window for {MIN_DAYS} days",
         )
+    require_above_floor(length)
     with opened_store() as store:
         done = delete(store, length, only_count=dry_run)
     outcome = "would be deleted" if dry_run else "deleted"

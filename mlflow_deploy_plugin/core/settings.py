@@ -163,6 +163,8 @@ class Settings(BaseModel):
     """Days after which the controller deletes judged windows of monitors and resolved
     alerts from the store. Default: never.
     """
+    retention_floor_days: int | None = Field(default=None, ge=1, le=36500)
+    """Age in days below which no captured rows, windows and alerts expire."""
     webhook_secret: str = Field(default="", repr=False)
     """Secret with which MLflow signs the webhooks for `onnxserve controller
     --webhook-port`.
@@ -198,6 +200,15 @@ class Settings(BaseModel):
     caller.
     """
 
+    audit_key_file: Path | None = None
+    """PEM file of MLflow's server with the Ed25519 key that signs the audit trail, and
+    the public keys of other servers. Default for SQLite: a file in HOME.
+    """
+    audit_checkpoints: str = ""
+    """Folder or s3:// URI to which MLflow's server also writes checkpoints of the audit
+    trail.
+    """
+
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 
     @cached_property
@@ -228,6 +239,15 @@ class Settings(BaseModel):
             self.store_uri.replace(_OF_WORKSPACE, self._workspace or DEFAULT_WORKSPACE)
             or f"sqlite:///{file}"
         )
+
+    @property
+    def audit_key_path(self) -> Path | None:
+        """The key file of MLflow's server; None if it signs no events. Several servers
+        may share a PostgreSQL store, and each must trust the keys of the others.
+        """
+        if self.audit_key_file is None and self.store_url.startswith("sqlite"):
+            return self.root_path / "console" / "audit.pem"
+        return self.audit_key_file and absolute_path(self.audit_key_file)
 
     @property
     def inference_log(self) -> str:

@@ -26,6 +26,7 @@ from flask import (
 from mlflow_deploy_plugin.core import settings
 from mlflow_deploy_plugin.core.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.core.registry.approved_files import APPROVED, CHANGED_FILES
+from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL
 from mlflow_deploy_plugin.core.registry.change_feed import CHANGES
 from mlflow_deploy_plugin.core.registry.connection import CALLER
 from mlflow_deploy_plugin.core.registry.transitions import event_as_json, event_history
@@ -45,6 +46,7 @@ from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_ro
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_approval
 from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
+from mlflow_deploy_plugin.ui.checkpoints import log_checkpoints, newest_checkpoint
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
 _REQUESTS = "/requests"
-_JSON_PATHS = (_REQUESTS, VERDICTS, APPROVED, CHANGED_FILES)
+_JSON_PATHS = (_REQUESTS, VERDICTS, APPROVED, CHANGED_FILES, AUDIT_TRAIL)
 """The ends of the paths whose errors are JSON documents."""
 _FOLDER = "console"
 _EXPORTED_AT_ONCE = 1000
@@ -84,7 +86,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     if _EXTENSION in app.extensions:
         return
     _compare_versions_as_numbers()
-    trail = guard.AuditTrail()
+    trail = guard.AuditTrail(log_checkpoints)
     guard.install(app, trail)
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
@@ -232,6 +234,7 @@ class _Console:
             (VERDICTS.removeprefix(_PATH), "POST"): self.record_verdict,
             (APPROVED.removeprefix(_PATH), "GET"): self.approved,
             (CHANGED_FILES.removeprefix(_PATH), "GET"): self.changed_files,
+            (AUDIT_TRAIL.removeprefix(_PATH), "GET"): self.audit_trail,
         }
 
     @property
@@ -324,6 +327,14 @@ class _Console:
         )
         secret = access.login().credentials() | settings.workspace_environment()
         return self._jobs.start(job, secret)
+
+    def audit_trail(self) -> Response:
+        """Return the public keys of this server and the newest checkpoint as JSON."""
+        keys = self._trail.store().keys
+        return jsonify(
+            keys=keys.public_pem() if keys else "",
+            checkpoint=newest_checkpoint() if keys else "",
+        )
 
     def requests(self) -> Response:
         """Return the requests for promotions (of ?model=) as JSON."""

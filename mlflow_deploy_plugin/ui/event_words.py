@@ -48,6 +48,9 @@ _WORDS = {
     "monitor.accept": "accepted an alarm of the monitor {monitor} of {endpoint}",
     "silence": "silenced the alerts of {endpoint}",
     "silence.end": "ended the silence of {endpoint}",
+    "seal": "sealed the audit trail",
+    "hold": "put the data of {endpoint} on hold",
+    "release": "released the data of {endpoint}",
     "key.create": "created an API key",
     "key.revoke": "revoked an API key",
 }

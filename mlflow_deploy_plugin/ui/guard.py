@@ -47,6 +47,8 @@ from mlflow_deploy_plugin.core.registry.resolution import all_versions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
+from mlflow_deploy_plugin.core.store.audit_chain import seal
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
 from mlflow_deploy_plugin.core.store.store import Store
@@ -87,10 +89,14 @@ class AuditTrail:
     first event.
 
     A single thread writes the events in the order of the calls. If an event cannot be
-    written, it is logged completely.
+    written, it is logged completely. The events are signed with the key of this server.
+
+    Args:
+        opened: is called with each store when it is opened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: Callable[[Store], object] = lambda store: None) -> None:
+        self._opened = opened
         self._stores: dict[str, Store] = {}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxserve-audit")
         self._lock = threading.Lock()
@@ -125,10 +131,18 @@ class AuditTrail:
         """Return the store of the request's workspace. Raises StoreUnavailable, or
         InvalidConfig if no store is set.
         """
-        url = load_settings().store_url
+        settings = load_settings()
+        url = settings.store_url
         with self._lock:
             if url not in self._stores:
-                self._stores[url] = open_store(url)
+                path = settings.audit_key_path
+                store = open_store(url, keys=read_key_file(path) if path else None)
+                if path:
+                    seal(store)
+                else:
+                    _log.warning("events are not signed: set ONNXSERVE_AUDIT_KEY_FILE")
+                self._opened(store)
+                self._stores[url] = store
             return self._stores[url]
 
     def _submit(
@@ -804,7 +818,7 @@ def report_digest(run_id: str) -> str:
     from mlflow.server import handlers
 
     with _reading(f"the gate report of run {run_id}"):
-        store, root = _artifact_store(
+        store, root = artifact_store(
             handlers._get_tracking_store().get_run(run_id).info.artifact_uri
         )
         return _sha256(store, f"{root}/{tags.GATE_REPORT_FILE}".lstrip("/"))
@@ -839,7 +853,7 @@ def fetch_file(address: str, folder: Path, name: str) -> Path:
     also for a large file.
     """
     with _reading(f"the file {name}"):
-        store, root = _artifact_store(address)
+        store, root = artifact_store(address)
         path = f"{root}/{name}".lstrip("/")
         sizes = {entry.path: entry.file_size for entry in store.list_artifacts(root or None)}
         if (size := sizes.get(path)) is not None and size <= _RECORD_BYTES:
@@ -868,7 +882,7 @@ def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
     """
     with _reading(f"version {version} of {model}"):
         uri = registry().get_model_version_download_uri(model, version)
-        store, root = _artifact_store(uri)
+        store, root = artifact_store(uri)
         files = []
         folders = [root]
         while folders:
@@ -896,11 +910,11 @@ def _digest_of_files(
     """Return the digest of `files` (with sizes) in `root` of the artifact store.
     `_mlmodel` is a cache key.
     """
-    store, _ = _artifact_store(uri)
+    store, _ = artifact_store(uri)
     return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
 
 
-def _artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
+def artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
     """Return the artifact store of `uri` and its folder there, as MLflow's server
     resolves them.
     """
@@ -935,7 +949,7 @@ def _moves_to(
     """
     moves: list[AuditEvent] = []
     with suppress(OnnxserveError):
-        for event in trail.store().events(model=model, actions=_MOVES_OR_ENDS, newest_first=True):
+        for event in reversed(trail.store().counted_events(model, _MOVES_OR_ENDS)):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break  # Earlier versions belong to a different model.
             moved = event.detail.get("moved")

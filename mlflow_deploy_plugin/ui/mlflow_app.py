@@ -22,7 +22,8 @@ from flask import Flask
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.connection import own_process
-from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.logins.login import Login, login_of
@@ -123,6 +124,8 @@ def _check_settings() -> None:
     try:
         settings = load_settings()
         _app_and_login(settings.mlflow_app)
+        if settings.audit_key_file is not None:
+            read_key_file(absolute_path(settings.audit_key_file))
     except OnnxserveError as error:
         sys.exit(f"mlflow server: {error.message}")
     if settings.user_header:

@@ -1,6 +1,8 @@
 """Tests of the output of `onnxserve history`."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from click.testing import CliRunner, Result
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.audit_chain import seal
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from mlflow_deploy_plugin.core.store.checkpoints import dump_checkpoint, make_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.commands import said
 from tests.support.refusals import mentions
@@ -208,3 +213,64 @@ def test_an_endpoint_that_never_was_is_one_line_and_exit_status_1(trail: None) -
 def test_model_without_a_history_gets_a_message_naming_it(trail: None) -> None:
     assert mentions(history("--model", "tides").output, "tides")
     assert history("--model", "tides", "-o", "jsonl").output == ""
+
+
+def tamper(tmp_path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "onnxserve.db")) as connection, connection:
+        connection.execute(statement)
+
+
+def test_verify_finds_tampering(trail: None, tmp_path: Path) -> None:
+    intact = history("--verify")
+    assert intact.exit_code == 0
+    assert mentions(intact.stdout, "unsigned", "5 events", "0 of them")
+
+    tamper(tmp_path, "UPDATE onnxserve_audit_events SET why = 'x' WHERE actor = 'ben'")
+    changed = history("--verify")
+    document = json.loads(history("--verify", "-o", "json").stdout)
+
+    assert changed.exit_code == 1
+    assert mentions(changed.stdout, "event 3", "traffic of flights by ben", "was changed")
+    assert changed.stderr.count("\n") == 1
+    assert document["state"] == "changed"
+    assert len(document["faults"]) == 1
+    assert history("--verify", "--model", "delay").exit_code == 0
+
+
+def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:
+    keys = read_key_file(tmp_path / "audit.pem")
+    with closing(open_store(load_settings().store_url, keys=keys)) as store:
+        seal(store)
+        checkpoint = dump_checkpoint(make_checkpoint(store), keys)
+    (tmp_path / "public.pem").write_text(keys.public_pem())
+    (tmp_path / "latest.json").write_text(checkpoint)
+    options = ("--keys", f"{tmp_path}/public.pem", "--checkpoint", f"{tmp_path}/latest.json")
+    intact = history("--verify", *options)
+    assert intact.exit_code == 0
+    assert mentions(intact.stdout, "intact", "public.pem", "3 of them")
+
+    tamper(tmp_path, "DELETE FROM onnxserve_audit_events WHERE model = 'unrelated'")
+
+    assert history("--verify").exit_code == 0
+    assert mentions(history("--verify", *options).stdout, "changed", "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--keys", "none.pem"], ["none.pem", "--keys"]),
+        (["--checkpoint", "none.json"], ["none.json", "--checkpoint"]),
+        (["--keys", __file__], ["Ed25519"]),
+        (["--checkpoint", __file__], ["not a checkpoint"]),
+    ],
+)
+def test_verify_refuses_files_that_it_cannot_use(
+    trail: None,
+    options: list[str],
+    words: list[str],
+) -> None:
+    assert mentions(said(history("--verify", *options)), *words)
+
+
+def test_verify_checks_no_single_endpoint(trail: None) -> None:
+    assert history("flights", "--verify").exit_code == 2

@@ -201,3 +201,23 @@ def test_an_mlflow_without_requests_is_one_line_with_the_remedy(
     assert refused.exit_code == 1
     assert mentions(refused.stderr, "Error", "--app-name onnxserve", "MLFLOW_TRACKING_URI")
     assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.long
+def test_history_verifies_the_trail_of_a_server(server: People) -> None:
+    model = server.register("alice", POLICY)
+    with server.logged_in("alice"):
+        run(f"promote {model} 1 --to @champion --request")
+        forged = [
+            {"actor": "carol", "action": "approve", "detail": event.detail}
+            for event in server.store.events(model=model, actions=("gate",))
+        ]
+        for event in forged:
+            server.store.record(**event, model=model, version="1", after="@champion")
+        (listed,) = json.loads(run(f"requests {model} -o json").stdout)
+        refused = run(f"promote {model} 1 --to @champion")
+        verified = run(f"history --verify --model {model}")
+    assert forged
+    assert listed["approved_by"] == []
+    assert refused.exit_code == 1
+    assert mentions(verified.stdout, "intact", "keys: MLflow's server", "checkpoint: none")

@@ -15,7 +15,6 @@ from flask.testing import FlaskClient
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
@@ -111,7 +110,8 @@ def mlflow_app(
         # The app must be new, because each module has its own store.
         app = importlib.reload(mlflow.server).app
         extend(app, Login(), app)
-        store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
+        with app.app_context():
+            store = app.extensions["onnxserve"].store()
         yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")
         store.close()
 

@@ -24,6 +24,8 @@ from mlflow_deploy_plugin.core.store.tables import (
 USER = "user"
 """The key in `Session.info` of the user of this process, if the user was needed so far.
 """
+PENDING = "events"
+"""The key in `Session.info` of the events that the transaction writes at its end."""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
 
@@ -37,7 +39,7 @@ class AuditEvent:
             promote gate request approve decline refused rollout.start rollout.step
             rollout.end rollback retrain.start retrain.refused retrain.run
             retrain.version retrain.end copy monitor.pause monitor.resume
-            monitor.accept.
+            monitor.accept seal hold release.
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of
@@ -82,8 +84,9 @@ def current_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Write the event. Characters that cannot be stored are replaced, because an event
-    must never be rejected.
+    """Write the event at the end of the transaction, in the chain of its model
+    (`audit_chain.append_events`). Characters that cannot be stored are replaced,
+    because an event must never be rejected.
 
     If the actor is this process's user under the name of a login, the detail `machine`
     has the name user@machine.
@@ -100,7 +103,8 @@ def write_event(session: Session, event: AuditEvent) -> None:
         )
         for name in _TEXTS
     }
-    session.add(AuditRow(at=event.at, detail=detail, **texts))
+    row = AuditRow(at=event.at, detail=detail, **texts)
+    session.info.setdefault(PENDING, []).append(row)
 
 
 def save_row(

@@ -18,6 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.store import Store, redacted_url, store_unavailable
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
 from mlflow_deploy_plugin.core.version import __version__
@@ -54,11 +55,14 @@ def open_store(
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
     login: Callable[[], str] = lambda: "",
+    *,
+    keys: Keys | None = None,
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
 
     `login` returns the name under which a server has authenticated the user of this
-    process, or an empty text. It is called when the name is needed first.
+    process, or an empty text. It is called when the name is needed first. `keys` sign
+    the audit events.
 
     Raises InvalidConfig if the URL or its database is not supported, and
     StoreUnavailable if the store cannot be reached or its schema is unknown.
@@ -88,7 +92,7 @@ def open_store(
     except StoreUnavailable:
         engine.dispose()
         raise
-    return Store(engine, clock, monotonic, login)
+    return Store(engine, clock, monotonic, login, keys)
 
 
 def migration_config(connection: Connection) -> "Config":

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session, load_only
 
 from mlflow_deploy_plugin.core.store.alerts import FIRING
+from mlflow_deploy_plugin.core.store.holds import held_endpoints
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AlertRow, MonitorRow, MonitorWindowRow
@@ -51,7 +52,8 @@ def expire(
 
     For each monitor, the newest window and the newest `KEPT_WINDOWS` judged windows are
     kept, separately for scheduled windows and windows requested by hand. Pending
-    windows and firing alerts are also kept. Each transaction deletes at most 1,000 rows
+    windows, firing alerts and everything of endpoints on hold are also kept. Each
+    transaction deletes at most 1,000 rows
     and is followed by a pause of the same duration. The deletion stops when `goes_on`
     returns False.
     """
@@ -60,12 +62,19 @@ def expire(
     except OverflowError:  # `keep` reaches back before the year 1, so no row is old.
         return Expired()
     windows = 0
+    held = held_endpoints(store)
     for by_hand in (False, True):
         for key in Monitors(store).with_windows(by_hand):
+            if key[0] in held:
+                continue
             old = _old_windows(store, key, by_hand, before)
             if old is not None:
                 windows += _delete(store, MonitorWindowRow, old, only_count, goes_on)
-    over = and_(AlertRow.state != FIRING, AlertRow.last_at < before)
+    over = and_(
+        AlertRow.state != FIRING,
+        AlertRow.last_at < before,
+        AlertRow.endpoint.not_in(held),
+    )
     return Expired(windows, _delete(store, AlertRow, over, only_count, goes_on))
 
 

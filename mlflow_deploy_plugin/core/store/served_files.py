@@ -29,7 +29,7 @@ def served_files(store: Store, model: str, version: str, place: str) -> str:
     Return an empty text if there is no such move, or if the files could not be read
     then. Raises StoreUnavailable.
     """
-    for event in store.events(model=model, actions=_ACTIONS, newest_first=True):
+    for event in reversed(store.counted_events(model, _ACTIONS)):
         for entry in _entries(event):
             if entry["version"] == version and entry["place"].lower() == place.lower():
                 return str(entry["files"])

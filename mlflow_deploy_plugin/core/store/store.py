@@ -28,6 +28,8 @@ from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store import audit
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, append_events, counted_events
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.leases import Lease, LeaseView, held_row
 from mlflow_deploy_plugin.core.store.tables import (
     IS_DELETED,
@@ -50,6 +52,8 @@ from mlflow_deploy_plugin.core.store.tables import (
     write_fields,
 )
 
+HOLD = "hold"
+RELEASE = "release"
 _ABANDONED = "abandoned"
 _DELETED = "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
@@ -128,7 +132,8 @@ class Store:
     `open_store`.
 
     An endpoint and its audit event are written in one transaction. By default, `actor`
-    is the `user` of this process.
+    is the `user` of this process. `keys` sign the events, and only MLflow's server has
+    them.
     """
 
     def __init__(
@@ -137,7 +142,9 @@ class Store:
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
         login: Callable[[], str] = lambda: "",
+        keys: Keys | None = None,
     ) -> None:
+        self.keys = keys
         self._engine = engine
         self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
@@ -242,7 +249,9 @@ class Store:
     def remove_endpoint(self, name: str, *, why: str = "") -> bool:
         """Delete the endpoint and its monitors' windows, and end its rollout. MLflow
         runs and audit events are kept. Return False if the endpoint does not exist.
+        Raises InvalidConfig if the endpoint is on hold.
         """
+        self.require_not_held(name)
         user = self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
@@ -275,6 +284,16 @@ class Store:
             rollout.ended_at = now
             detail = {"rollout": rollout.id, "state": _ABANDONED}
             self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=detail)
+
+    def require_not_held(self, endpoint: str) -> None:
+        """Raise InvalidConfig if the data of the endpoint is on hold (`holds.py`)."""
+        events = self.events(endpoint, actions=(HOLD, RELEASE), newest_first=True)
+        event = next(events, None)
+        if event is not None and event.action == HOLD:
+            raise InvalidConfig(
+                f"the data of endpoint {endpoint!r} is on hold by {event.actor} ({event.why}); "
+                f"`onnxserve endpoint hold {endpoint} --release --why REASON` releases it"
+            )
 
     def clear_if_deleted(self, name: str) -> None:
         """Delete rows that other processes wrote for the endpoint's monitors after the
@@ -389,15 +408,33 @@ class Store:
         Return False if there is no such event. The events are read and written in one
         transaction.
         """
-        query = (
-            select(AuditRow)
-            .where(AuditRow.model == model, AuditRow.action.in_(actions))
-            .order_by(AuditRow.id)
-        )
         with self.transaction(alone_with=f"events of {model}") as session:
-            if (event := decide(read_rows(session, query, AuditEvent))) is not None:
+            event = decide(self._counted_events(session, model, actions))
+            if event is not None:
                 audit.write_event(session, event)
         return event is not None
+
+    def counted_events(self, model: str, actions: Collection[str]) -> list[AuditEvent]:
+        """Return the events of a model with one of the `actions`, oldest first, that
+        may decide something.
+
+        On MLflow's server, these are its signed events
+        (`audit_chain.counted_events`). Other processes return all events.
+        """
+        with self.transaction(is_read_only=True) as session:
+            return self._counted_events(session, model, actions)
+
+    def _counted_events(
+        self,
+        session: Session,
+        model: str,
+        actions: Collection[str],
+    ) -> list[AuditEvent]:
+        if self.keys is None:
+            query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions))
+            return read_rows(session, query.order_by(AuditRow.id), AuditEvent)
+        counted = counted_events(session, model, self.keys)
+        return [event for event in counted if event.action in (*actions, BROKEN)]
 
     def events(
         self,
@@ -629,6 +666,7 @@ class Store:
                         select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))),
                     )
                 yield session
+                append_events(session, session.info.pop(audit.PENDING, ()), self.keys)
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeout) as error:

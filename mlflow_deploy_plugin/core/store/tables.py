@@ -241,6 +241,8 @@ class AuditRow(Base):
             sqlite_where=IS_DELETED,
             postgresql_where=IS_DELETED,
         ),
+        # The last event of a model's chain is read before each event is written.
+        sa.Index("ix_onnxserve_audit_events_chain", "model", "id"),
     )
 
     id: Mapped[RowId]
@@ -248,12 +250,18 @@ class AuditRow(Base):
     actor: Mapped[Str255]
     action: Mapped[Str63]
     endpoint: Mapped[Str63] = mapped_column(index=True)
-    model: Mapped[Str512] = mapped_column(index=True, server_default="")
+    model: Mapped[Str512] = mapped_column(server_default="")
     version: Mapped[Str255] = mapped_column(server_default="")
     before: Mapped[str] = mapped_column(server_default="")
     after: Mapped[str] = mapped_column(server_default="")
     why: Mapped[str] = mapped_column(server_default="")
     detail: Mapped[Json]
+    # See `audit_chain.py`: the hash of the event before this one in the chain, the hash
+    # of this event, and the id of a server's key with its signature.
+    previous: Mapped[Str64] = mapped_column(server_default="")
+    digest: Mapped[Str64] = mapped_column(server_default="")
+    signed_by: Mapped[Str63] = mapped_column(server_default="")
+    signature: Mapped[Str255] = mapped_column(server_default="")
 
 
 _IS_LIVE = sa.text("ended_at IS NULL")

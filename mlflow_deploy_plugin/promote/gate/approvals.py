@@ -2,9 +2,10 @@
 the audit trail of the store.
 
 The events are the only record. Tags are not read, because everybody who may edit a
-model may set its tags. A request ends with the promotion, a refusal, a newer request,
-or the renaming or deletion of the model. Its approvals end with it, so that each
-promotion needs new approvals.
+model may set its tags. On MLflow's server, only its signed events count, because
+everybody with the store's password may write events. A request ends with the promotion,
+a refusal, a newer request, the renaming or deletion of the model, or a fault in the
+trail. Its approvals end with it, so that each promotion needs new approvals.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.alerts import Alert
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -183,7 +185,7 @@ def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
     """Return the open requests for the model, newest first. A request may have
     lapsed.
     """
-    return _open_requests(store.events(model=model, actions=_ACTIONS))[::-1]
+    return _open_requests(store.counted_events(model, _ACTIONS))[::-1]
 
 
 def open_request(store: Store, subject: Subject) -> PromotionRequest | None:
@@ -302,7 +304,7 @@ def request_promotion(
         raise ScopeMissing(
             f"{person.user} may not request {subject}, because {person.user} may not edit the model"
         )
-    reports = _gate_reports(store.events(model=subject.model, actions=("gate",)))
+    reports = _gate_reports(store.counted_events(subject.model, ("gate",)))
     report = reports.get(
         (subject.version, subject.files, subject.policy),
         {},
@@ -476,7 +478,7 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
                 (event.model, event.version, moved["place"].lower()),
                 None,
             )
-        elif event.action in ("rename", "delete"):
+        elif event.action in ("rename", "delete", BROKEN):
             live.clear()
     reports = _gate_reports(events)
     requests = []

@@ -53,11 +53,7 @@ def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
     StoreUnavailable.
     """
     created = int(version.creation_timestamp)
-    events = store.events(
-        model=version.name,
-        actions=("approve",),
-        newest_first=True,
-    )
+    events = reversed(store.counted_events(version.name, ("approve",)))
     subjects = filter(None, (event.detail.get(COMPLETE) for event in events))
     matching = [
         entry

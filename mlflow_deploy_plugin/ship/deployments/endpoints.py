@@ -216,8 +216,9 @@ class Endpoints:
 
     def remove(self, name: str, why: str = "") -> None:
         """Stop the server, revoke its keys, and remove the endpoint from the store. The
-        caller must have the lock.
+        caller must have the lock. Raises InvalidConfig if the endpoint is on hold.
         """
+        self.store.require_not_held(name)
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
             self.progress(f"{name}: the key {key} was only for this endpoint, and is revoked")

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import bin_period, length_of
 from mlflow_deploy_plugin.core.store.expiry import expire
+from mlflow_deploy_plugin.core.store.holds import held_endpoints, retention_floor
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
@@ -315,9 +316,10 @@ def _maintain_all(
     settings = deployments.settings
     call = partial(process.call, seconds=_TIMEOUT_SECONDS)
     now = store.now()
+    held = held_endpoints(store)
     for endpoint in store.endpoints():
         with _logged_errors(f"{endpoint.name}: the maintenance of the log failed"):
-            retention = endpoint.spec.capture.retention
+            retention = None if endpoint.name in held else endpoint.spec.capture.retention
             needed = RetainedWindows()
             if retention:
                 needed = retained_windows(Monitors(store), endpoint, now)
@@ -331,7 +333,7 @@ def _maintain_all(
     days = settings.monitor_retention_days
     if days is not None:
         with _logged_errors("old windows and alerts cannot be deleted from the store"):
-            _expire_store(store, days, goes_on)
+            _expire_store(store, max(days, settings.retention_floor_days or 0), goes_on)
 
 
 def _expire_store(
@@ -378,7 +380,7 @@ def maintain_log(
     """Compact the endpoint's log, and delete the files that are older than `retention`,
     except those of the `needed` windows. Without a retention, no file is deleted.
     """
-    keep = length_of(retention) if retention is not None else None
+    keep = max(length_of(retention), retention_floor()) if retention is not None else None
     log = open_log(settings.inference_log)
     return maintain(log, endpoint, now, keep, needed.of(log, endpoint))
 

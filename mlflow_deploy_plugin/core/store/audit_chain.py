@@ -1,0 +1,297 @@
+"""The hash chains of the audit trail: each event has the hash of the event before it,
+so that a changed, removed, inserted or moved event is found.
+
+There is one chain per model, and one for the events without a model, so that writers
+wait only for writers of the same model. MLflow's server signs its events
+(`audit_keys.py`). Its first signed event is a seal in each chain: the events before the
+seal count as they did before, and later events count only with a signature.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from datetime import UTC
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import Row, Select, func, select
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor, write_event
+from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
+from mlflow_deploy_plugin.core.store.tables import AuditRow
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
+    from mlflow_deploy_plugin.core.store.store import Store
+
+SEAL = "seal"
+BROKEN = "broken"
+"""The action of the event that `counted_events` returns in the place of a fault. It is
+never stored.
+"""
+_PURPOSE = "audit event"
+_PUBLIC_KEY = "public_key"
+_AT_ONCE = 1000
+_EVENT = tuple(field.name for field in fields(AuditEvent))
+_CHAIN = ("id", "previous", "digest", "signed_by", "signature")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A sign that the trail was changed.
+
+    Attributes:
+        model: the model of the chain; empty for the events without a model.
+        event: the id of the event at which the fault was found.
+        text: the fault as one line.
+    """
+
+    model: str
+    event: int
+    text: str
+
+
+@dataclass(frozen=True)
+class TrailState:
+    """The state of the audit trail, or of one chain.
+
+    Attributes:
+        state: `changed` with a fault; `unsigned` if no event is signed; else `intact`.
+        events: the number of events.
+        signed: the number of events with a valid signature.
+        keys: the ids of the keys with which signatures were checked.
+    """
+
+    state: Literal["intact", "changed", "unsigned"]
+    events: int
+    faults: tuple[Fault, ...]
+    signed: int = 0
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """An event of a chain. `faults` has a line for each fault of the event itself or of
+    its place in the chain.
+    """
+
+    row: Row[Any]
+    is_signed: bool
+    faults: tuple[str, ...]
+
+    @property
+    def event(self) -> AuditEvent:
+        return AuditEvent(*(getattr(self.row, name) for name in _EVENT))
+
+
+def canonical_json(document: object) -> str:
+    """Return the text that is hashed or signed, which is the same before and after a
+    database has stored the document as JSON.
+    """
+    stored = json.loads(json.dumps(document))
+    return json.dumps(stored, sort_keys=True, separators=(",", ":"))
+
+
+def event_digest(row: Any, previous: str) -> str:
+    """Return the SHA-256 of a stored event with its id, its key and `previous`, the
+    hash of the event before it. The format never changes.
+    """
+    document = {name: getattr(row, name) for name in (*_EVENT, "id", "signed_by")}
+    document["previous"] = previous
+    document["at"] = row.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()
+
+
+def chain_id(model: str) -> str:
+    """Return the name of a model's chain in checkpoints, which people may read who may
+    not know the model.
+    """
+    return hashlib.sha256(model.encode()).hexdigest()[:32]
+
+
+def append_events(session: Session, rows: Iterable[AuditRow], keys: Keys | None) -> None:
+    """Write the events at the ends of their chains, at the end of a transaction.
+
+    The locks of the chains are the last locks that a transaction takes, and are taken
+    in the order of the models, so that transactions do not deadlock.
+    """
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    for row in sorted(rows, key=attrgetter("model")):
+        if is_postgresql:
+            name = func.hashtextextended(f"audit trail of {row.model}", 0)
+            session.execute(select(func.pg_advisory_xact_lock(name)))
+        row.previous = _head(session, row.model)
+        row.signed_by = keys.key_id if keys else ""
+        row.digest = ""
+        session.add(row)
+        session.flush()  # The database sets the id, which is a part of the hash.
+        row.digest = event_digest(row, row.previous)
+        row.signature = keys.sign(_PURPOSE, row.digest) if keys else ""
+        session.flush()
+
+
+def _head(session: Session, model: str) -> str:
+    """Return the hash of the last event of a chain. An older onnxserve has written
+    events without a hash, which is then computed.
+    """
+    digests = select(AuditRow.digest).where(AuditRow.model == model)
+    head = session.scalar(digests.order_by(AuditRow.id.desc()).limit(1))
+    if head == "":
+        for row in session.execute(_chain(model)):
+            head = row.digest or event_digest(row, head or "")
+    return head or ""
+
+
+def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]:
+    """Return the events of a model that may decide something, oldest first: the events
+    that are signed by one of the keys, and the events before the seal.
+
+    In the place of a fault, the list has an event with the action `BROKEN`. The events
+    before the seal are not returned if one of them was changed.
+    """
+    counted: list[AuditEvent] = []
+    unsigned: list[AuditEvent] = []
+    is_sealed = False
+    for checked in _check(session.execute(_chain(model)), keys):
+        event = checked.event
+        if checked.faults:
+            unsigned = []
+            counted.append(AuditEvent(event.at, "", BROKEN, model=model))
+        if checked.is_signed:
+            if event.action == SEAL and not is_sealed:
+                counted += unsigned
+            is_sealed = True
+            counted.append(event)
+        elif not is_sealed and not checked.faults:
+            unsigned.append(event)
+    return counted
+
+
+def seal(store: "Store") -> None:
+    """Publish the key of this server in a signed event, and seal all chains if the
+    store has no event that is signed by a trusted key yet.
+    """
+    keys = store.keys
+    assert keys is not None
+    public_key = keys.public_pem([keys.key_id])
+    with store.transaction(alone_with="audit seal") as session:
+        signed = select(AuditRow.id).limit(1)
+        if session.scalar(signed.where(AuditRow.signed_by == keys.key_id)):
+            return
+        models = {""}
+        if not session.scalar(signed.where(AuditRow.signed_by.in_(keys.public))):
+            models.update(session.scalars(select(AuditRow.model).distinct()))
+        for model in models:
+            event = AuditEvent(
+                store.now(),
+                current_actor(),
+                SEAL,
+                model=model,
+                after=keys.key_id,
+                detail={_PUBLIC_KEY: public_key},
+            )
+            write_event(session, event)
+
+
+def published_keys(store: "Store") -> Keys:
+    """Return the public keys in the store. Everybody who may write to the store can add
+    a key.
+    """
+    events = store.events(actions=(SEAL,))
+    pems = {str(event.detail[_PUBLIC_KEY]) for event in events}
+    if not pems:
+        return Keys({})
+    return parse_keys("".join(sorted(pems)), "the keys in the audit trail")
+
+
+def verify_trail(
+    store: "Store",
+    model: str | None = None,
+    keys: Keys | None = None,
+    checkpoint: "Checkpoint | None" = None,
+) -> TrailState:
+    """Check the hashes and the signatures of the trail, or only of a model's chain.
+
+    Args:
+        keys: the keys of the servers; None for the keys of the store's process or else
+            the keys that the store publishes.
+        checkpoint: an earlier state of the trail, whose events must still exist.
+
+    Raises StoreUnavailable, and NotInstalled without the package cryptography.
+    """
+    keys = keys or store.keys or published_keys(store)
+    heads = dict(checkpoint.heads) if checkpoint else {}
+    faults: list[Fault] = []
+    events = 0
+    signed = 0
+    with store.transaction(is_read_only=True) as session:
+        all_models = sorted(session.scalars(select(AuditRow.model).distinct()))
+        for name in all_models if model is None else [model]:
+            missing = heads.pop(chain_id(name), None)
+            for checked in _check(session.execute(_chain(name)), keys):
+                events += 1
+                signed += checked.is_signed
+                row = checked.row
+                lines = [*checked.faults, *_signature_faults(checked, keys)]
+                faults += [Fault(name, row.id, line) for line in lines]
+                if missing == (row.id, row.digest):
+                    missing = None
+            if missing is not None:
+                faults.append(_missing(name, missing[0]))
+    if model is None:
+        faults += [_missing("", event) for event, _ in heads.values()]
+    state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
+    if faults:
+        state = "changed"
+    return TrailState(state, events, tuple(faults), signed, tuple(keys.public))
+
+
+def _missing(model: str, event: int) -> Fault:
+    chain = f"the chain of {model}" if model else "its chain"
+    return Fault(
+        model,
+        event,
+        f"event {event} of the checkpoint was removed or changed: the end of {chain} is missing",
+    )
+
+
+def _chain(model: str) -> Select[Any]:
+    """Return the query of a chain, whose rows are not held in memory at once."""
+    columns = [getattr(AuditRow, name) for name in (*_CHAIN, *_EVENT)]
+    query = select(*columns).where(AuditRow.model == model).order_by(AuditRow.id)
+    return query.execution_options(yield_per=_AT_ONCE)
+
+
+def _check(rows: Iterable[Row[Any]], keys: Keys) -> Iterator[_Checked]:
+    """Check each event and its link to the event before it."""
+    head = ""
+    for row in rows:
+        name = _name(row)
+        faults = []
+        digest = event_digest(row, row.previous if row.digest else head)
+        if row.digest not in ("", digest):
+            faults.append(f"{name} was changed or moved")
+        if row.digest and row.previous != head:
+            faults.append(f"before {name}, an event was removed, inserted, changed or moved")
+        is_signed = row.digest == digest and keys.is_signed(
+            _PURPOSE,
+            digest,
+            row.signed_by,
+            row.signature,
+        )
+        head = row.digest or digest
+        yield _Checked(row, is_signed, tuple(faults))
+
+
+def _signature_faults(checked: _Checked, keys: Keys) -> Iterator[str]:
+    row = checked.row
+    if row.signed_by and not checked.is_signed:
+        known = "" if row.signed_by in keys.public else "unknown "
+        yield f"{_name(row)} has no valid signature of the {known}key {row.signed_by}"
+
+
+def _name(row: Row[Any]) -> str:
+    subject = row.model or row.endpoint
+    return f"event {row.id} ({row.action} of {subject} by {row.actor})"

@@ -1,0 +1,150 @@
+"""The Ed25519 keys with which MLflow's servers sign audit events.
+
+A key file is a PEM file. Its private key signs; its public keys are those of other
+servers, and earlier keys of this server, whose events also count.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+_BLOCK = re.compile(r"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys by their ids.
+
+    Attributes:
+        public: the public keys of servers, of which signatures count.
+        private: the key that signs; None for a process that only checks signatures.
+        key_id: the id of the private key; empty without one.
+    """
+
+    public: Mapping[str, "Ed25519PublicKey"]
+    private: "Ed25519PrivateKey | None" = field(default=None, repr=False)
+    key_id: str = ""
+
+    def sign(self, purpose: str, text: str) -> str:
+        """Return the signature of the text in Base64; empty without a private key."""
+        if self.private is None:
+            return ""
+        return base64.b64encode(self.private.sign(_message(purpose, text))).decode()
+
+    def is_signed(self, purpose: str, text: str, key_id: str, signature: str) -> bool:
+        """Return True for a valid signature by one of the keys."""
+        if key_id not in self.public:
+            return False
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            content = base64.b64decode(signature, validate=True)
+            self.public[key_id].verify(content, _message(purpose, text))
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def public_pem(self, key_ids: Iterable[str] = ()) -> str:
+        """Return the public keys with these ids (empty: all) as PEM."""
+        from cryptography.hazmat.primitives import serialization
+
+        return "".join(
+            self.public[key_id]
+            .public_bytes(
+                serialization.Encoding.PEM,
+                serialization.PublicFormat.SubjectPublicKeyInfo,
+            )
+            .decode()
+            for key_id in key_ids or self.public
+        )
+
+
+def parse_keys(pem: str, origin: str) -> Keys:
+    """Return the keys of a PEM text. `origin` names it in messages.
+
+    Raises InvalidConfig if there is no key, another kind of key, or a second private
+    key, and NotInstalled without the package cryptography.
+    """
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise NotInstalled(
+            "the signatures of audit events need cryptography: pip install cryptography"
+        ) from None
+    expected = f"{origin}: one Ed25519 private key and any Ed25519 public keys in PEM are expected"
+    public: dict[str, Ed25519PublicKey] = {}
+    private = {}
+    for block in _BLOCK.finditer(pem):
+        content = block[0].encode()
+        try:
+            if "PRIVATE" in block[1]:
+                key: object = serialization.load_pem_private_key(content, password=None)
+            else:
+                key = serialization.load_pem_public_key(content)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise InvalidConfig(expected) from None
+        if isinstance(key, ed25519.Ed25519PrivateKey):
+            private[_key_id(key.public_key())] = key
+            key = key.public_key()
+        if not isinstance(key, ed25519.Ed25519PublicKey):
+            raise InvalidConfig(expected)
+        public[_key_id(key)] = key
+    if not public or len(private) > 1:
+        raise InvalidConfig(expected)
+    key_id, signing = next(iter(private.items()), ("", None))
+    return Keys(public, signing, key_id)
+
+
+def _key_id(key: "Ed25519PublicKey") -> str:
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def read_key_file(path: Path) -> Keys:
+    """Return the keys of a server, whose file is created with a new key if it does not
+    exist.
+
+    Raises InvalidConfig if the file cannot be used or has no private key, and
+    NotInstalled.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        pem = read_or_make_secret(path, _new_private_pem()).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"the key file of the audit trail cannot be used: {error}") from None
+    keys = parse_keys(pem, str(path))
+    if keys.private is None:
+        raise InvalidConfig(f"{path}: the private key with which this server signs is missing")
+    return keys
+
+
+def _new_private_pem() -> bytes:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _message(purpose: str, text: str) -> bytes:
+    """Return the signed bytes. The purpose keeps a signature from being used for
+    another kind of text.
+    """
+    return f"onnxserve {purpose}\n{text}".encode()

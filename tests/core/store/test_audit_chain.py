@@ -1,0 +1,404 @@
+"""The hash chains of the audit trail find tampered events, on SQLite and PostgreSQL."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from alembic.command import upgrade
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from sqlalchemy import (
+    Connection,
+    column,
+    create_engine,
+    delete,
+    insert,
+    select,
+    table,
+    text,
+    update,
+)
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store.audit_chain import (
+    BROKEN,
+    TrailState,
+    event_digest,
+    seal,
+    verify_trail,
+)
+from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
+from mlflow_deploy_plugin.core.store.checkpoints import (
+    dump_checkpoint,
+    load_checkpoint,
+    make_checkpoint,
+)
+from mlflow_deploy_plugin.core.store.database import migration_config, open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import VERSION_TABLE, AuditRow, Base
+from tests.support.refusals import refused
+
+EVENTS: Any = AuditRow.__table__
+START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+RSA = (
+    rsa.generate_private_key(65537, 2048)
+    .private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    .decode()
+)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return read_key_file(tmp_path / "server" / "audit.pem")
+
+
+@pytest.fixture
+def server(store_url: str, keys: Keys) -> Iterator[Store]:
+    """The store of MLflow's server, whose trail is empty and sealed."""
+    store = open_store(store_url, keys=keys)
+    with create_engine(store_url).begin() as connection:
+        connection.execute(delete(EVENTS))
+    seal(store)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def user(store_url: str) -> Iterator[Store]:
+    """The store of a command."""
+    store = open_store(store_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def model(server: Store) -> str:
+    """A model with six signed events."""
+    name = f"model-{uuid4().hex}"
+    for number in range(6):
+        server.record("approve", model=name, version=str(number), actor="ada")
+    return name
+
+
+Tamper = Callable[[Connection, list[int]], None]
+
+
+def set_values(connection: Connection, event: int, **values: object) -> None:
+    connection.execute(update(EVENTS).where(EVENTS.c.id == event).values(values))
+
+
+def remove(connection: Connection, event: int) -> None:
+    connection.execute(delete(EVENTS).where(EVENTS.c.id == event))
+
+
+def insert_copy(connection: Connection, event: int, **values: object) -> None:
+    row = connection.execute(select(EVENTS).where(EVENTS.c.id == event)).one()
+    connection.execute(insert(EVENTS).values(row._asdict() | values))
+
+
+def change_actor(connection: Connection, ids: list[int]) -> None:
+    set_values(connection, ids[2], actor="eva")
+
+
+def change_detail(connection: Connection, ids: list[int]) -> None:
+    set_values(connection, ids[2], detail={"a": 1})
+
+
+def change_signer(connection: Connection, ids: list[int]) -> None:
+    set_values(connection, ids[2], signed_by="", signature="")
+
+
+def strip_signature(connection: Connection, ids: list[int]) -> None:
+    set_values(connection, ids[2], signature="")
+
+
+def remove_event(connection: Connection, ids: list[int]) -> None:
+    remove(connection, ids[2])
+
+
+def remove_first_event(connection: Connection, ids: list[int]) -> None:
+    remove(connection, ids[0])
+
+
+def reorder_events(connection: Connection, ids: list[int]) -> None:
+    for before, after in ((ids[1], 0), (ids[2], ids[1]), (0, ids[2])):
+        set_values(connection, before, id=after)
+
+
+def insert_copied_event(connection: Connection, ids: list[int]) -> None:
+    insert_copy(connection, ids[2], id=0)
+
+
+def insert_event_without_hash(connection: Connection, ids: list[int]) -> None:
+    insert_copy(connection, ids[2], id=0, previous="", digest="", signed_by="")
+
+
+TAMPERS: list[Tamper] = [
+    change_actor,
+    change_detail,
+    change_signer,
+    strip_signature,
+    remove_event,
+    remove_first_event,
+    reorder_events,
+    insert_copied_event,
+    insert_event_without_hash,
+]
+
+
+def tamper(store_url: str, model: str, *changes: Tamper) -> list[int]:
+    """Change the trail with SQL. Return the ids of the model's events before."""
+    query = select(EVENTS.c.id).where(EVENTS.c.model == model).order_by(EVENTS.c.id)
+    with create_engine(store_url).begin() as connection:
+        ids = list(connection.scalars(query))
+        for change in changes:
+            change(connection, ids)
+    return ids
+
+
+def faults(state: TrailState) -> list[str]:
+    return [fault.text for fault in state.faults]
+
+
+def test_a_trail_without_tampering_is_intact(server: Store, user: Store, model: str) -> None:
+    user.record(
+        "promote", model=model, detail={"figures": {"a": 0.1, 2: [1, None]}, "x": "\0é\udcff"}
+    )
+    server.record("update", endpoint="flights", why="ü\0")
+
+    state = verify_trail(user)
+
+    assert state.state == "intact"
+    assert faults(state) == []
+    assert (state.events, state.signed) == (9, 8)
+    assert verify_trail(user, model).events == 7
+
+
+@pytest.mark.parametrize("change", TAMPERS)
+def test_a_tampered_event_is_found(
+    server: Store,
+    user: Store,
+    model: str,
+    store_url: str,
+    change: Tamper,
+) -> None:
+    tamper(store_url, model, change)
+
+    state = verify_trail(user)
+
+    assert state.state == "changed"
+    assert {fault.model for fault in state.faults} == {model}
+    assert verify_trail(user, "").state == "intact"
+
+
+def test_rewritten_hashes_do_not_hide_a_tampered_event(
+    server: Store,
+    user: Store,
+    model: str,
+    store_url: str,
+) -> None:
+    """Somebody who computes the hashes again lacks the key of the signatures."""
+
+    def rewrite(connection: Connection, ids: list[int]) -> None:
+        change_actor(connection, ids)
+        previous = ""
+        for event in ids:
+            row = connection.execute(select(EVENTS).where(EVENTS.c.id == event)).one()
+            digest = event_digest(row, previous)
+            set_values(connection, event, previous=previous, digest=digest)
+            previous = digest
+
+    tamper(store_url, model, rewrite)
+
+    assert "no valid signature" in faults(verify_trail(user, model))[0]
+
+
+def remove_last_events(connection: Connection, ids: list[int]) -> None:
+    for event in ids[-2:]:
+        remove(connection, event)
+
+
+def remove_chain(connection: Connection, ids: list[int]) -> None:
+    for event in ids:
+        remove(connection, event)
+
+
+@pytest.mark.parametrize("change", [remove_last_events, remove_chain])
+def test_a_checkpoint_finds_tampering_at_the_end_of_a_chain(
+    server: Store,
+    keys: Keys,
+    model: str,
+    store_url: str,
+    change: Tamper,
+) -> None:
+    text = dump_checkpoint(make_checkpoint(server), keys)
+    checkpoint = load_checkpoint(text, Keys(keys.public), "checkpoint.json")
+    assert model not in text
+    assert verify_trail(server, checkpoint=checkpoint).state == "intact"
+
+    last = tamper(store_url, model, change)[-1]
+
+    assert verify_trail(server).state == "intact"
+    (fault,) = verify_trail(server, checkpoint=checkpoint).faults
+    assert fault.event == last
+    assert "checkpoint" in fault.text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"at": "20', '"at": "19'), ('"key"', '"k"'), ("{", "[")],
+)
+def test_a_tampered_checkpoint_is_refused(
+    server: Store, keys: Keys, before: str, after: str
+) -> None:
+    text = dump_checkpoint(make_checkpoint(server), keys).replace(before, after)
+    with refused(InvalidConfig, "latest.json"):
+        load_checkpoint(text, keys, "latest.json")
+
+
+def actors(store: Store, model: str) -> list[str]:
+    return [event.actor for event in store.counted_events(model, ("approve",))]
+
+
+def test_only_signed_events_count_on_a_server(server: Store, user: Store, model: str) -> None:
+    user.record("approve", model=model, actor="bob")
+
+    assert actors(server, model) == ["ada"] * 6
+    assert actors(user, model) == ["ada"] * 6 + ["bob"]
+    assert verify_trail(user, model).state == "intact"
+
+
+def test_tampering_ends_what_came_before_it(server: Store, model: str, store_url: str) -> None:
+    tamper(store_url, model, remove_event)
+
+    actions = [event.action for event in server.counted_events(model, ("approve",))]
+
+    assert actions == ["approve", "approve", BROKEN, "approve", "approve", "approve"]
+
+
+@pytest.fixture
+def upgraded(store_url: str, keys: Keys) -> Iterator[Store]:
+    """The store of a server after the upgrade of a trail with three events."""
+    open_store(store_url).close()
+    values = {
+        "at": START,
+        "action": "approve",
+        "model": "old",
+        "actor": "ada",
+        "detail": {"a": 0.1},
+    }
+    with create_engine(store_url).begin() as connection:
+        Base.metadata.drop_all(connection)
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
+        upgrade(migration_config(connection), "0014")
+        columns = [column(name, EVENTS.c[name].type) for name in (*values, "endpoint")]
+        old = table(EVENTS.name, *columns)
+        connection.execute(insert(old).values([values | {"endpoint": ""}] * 3))
+    store = open_store(store_url, keys=keys)
+    yield store
+    store.close()
+
+
+def test_the_first_event_after_the_upgrade_covers_those_before_it(upgraded: Store) -> None:
+    assert verify_trail(upgraded).state == "unsigned"
+    upgraded.record("approve", model="old", actor="bob")
+    assert verify_trail(upgraded, "old").state == "intact"
+
+
+def test_the_seal_adopts_events_before_the_upgrade(upgraded: Store, store_url: str) -> None:
+    seal(upgraded)
+    seal(upgraded)
+    upgraded.record("approve", model="old", actor="bob")
+    assert actors(upgraded, "old") == ["ada", "ada", "ada", "bob"]
+    assert verify_trail(upgraded).signed == 3  # The seals of two chains, and an approval.
+
+    tamper(store_url, "old", change_detail)
+
+    assert verify_trail(upgraded).state == "changed"
+    assert actors(upgraded, "old") == ["", "bob"]  # The first is the mark of the fault.
+
+
+def test_two_servers_record_at_once(
+    server: Store, keys: Keys, store_url: str, tmp_path: Path
+) -> None:
+    other_keys = read_key_file(tmp_path / "other" / "audit.pem")
+    both = keys.public_pem() + other_keys.public_pem()
+    for folder, own in (("server", keys), ("other", other_keys)):
+        file = tmp_path / folder / "audit.pem"
+        file.write_text(file.read_text() + both)
+        assert read_key_file(file).key_id == own.key_id
+    other = open_store(store_url, keys=read_key_file(tmp_path / "other" / "audit.pem"))
+    seal(other)
+    model = f"model-{uuid4().hex}"
+
+    def record(number: int) -> None:
+        store = (server, other)[number % 2]
+        store.record("approve", model=model, actor=f"person-{number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(record, range(20)))
+
+    state = verify_trail(other)
+    assert (state.state, faults(state)) == ("intact", [])
+    assert len(actors(other, model)) == 20
+    assert len(actors(server, model)) == 10  # This process still trusts only its own key.
+    other.close()
+
+
+def test_a_clock_that_runs_backwards_leaves_the_trail_intact(
+    store_url: str, server: Store, keys: Keys
+) -> None:
+    times = (START - timedelta(days=days) for days in count())
+    store = open_store(store_url, lambda: next(times), keys=keys)
+    for _ in range(3):
+        store.record("approve", model="m", actor="ada")
+
+    assert verify_trail(store).state == "intact"
+    assert actors(store, "m") == ["ada"] * 3
+    store.close()
+
+
+def test_keys_of_the_store_can_be_pinned(
+    server: Store, user: Store, keys: Keys, tmp_path: Path
+) -> None:
+    server.record("approve", model="m")
+    forger = read_key_file(tmp_path / "forger.pem")
+    user.keys = forger
+    seal(user)
+    user.record("approve", model="m")
+    user.keys = None
+
+    assert verify_trail(user).state == "intact"  # The forger has published his key.
+    pinned = verify_trail(user, keys=Keys(keys.public))
+
+    assert pinned.state == "changed"
+    assert {forger.key_id in fault.text for fault in pinned.faults} == {True}
+    assert len(actors(server, "m")) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "text", RSA, "-----BEGIN PRIVATE KEY-----\nA\n-----END PRIVATE KEY-----"]
+)
+def test_a_file_without_a_usable_key_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "audit.pem"
+    file.write_text(content)
+    with refused(InvalidConfig, str(file), "Ed25519"):
+        read_key_file(file)
+
+
+def test_the_key_file_is_private(tmp_path: Path) -> None:
+    keys = read_key_file(tmp_path / "audit.pem")
+    assert (tmp_path / "audit.pem").stat().st_mode & 0o777 == 0o600
+    assert "private" not in repr(keys)
+    with refused(InvalidConfig, "private key"):
+        (tmp_path / "audit.pem").write_text(keys.public_pem())
+        read_key_file(tmp_path / "audit.pem")

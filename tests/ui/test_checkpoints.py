@@ -1,0 +1,123 @@
+"""Checkpoints of the audit trail on MLflow's server, and approvals that a command wrote
+directly into the store.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
+from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
+from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Person,
+    Subject,
+    approve,
+    request_promotion,
+)
+from mlflow_deploy_plugin.ui import guard
+from mlflow_deploy_plugin.ui.checkpoints import log_checkpoint, newest_checkpoint
+from tests.support.approvals import REPORT, record_gate
+from tests.support.console import move
+
+POLICY = "gated_stages: [Production]\napprovals: {count: 2, groups: [risk]}"
+TRAIL = "/onnxserve/audit-trail"
+
+
+@pytest.fixture
+def command(mlflow_app: Any) -> Iterator[Store]:
+    """The store as a command opens it."""
+    with closing(open_store(str(mlflow_app.store._engine.url))) as store:
+        yield store
+
+
+@pytest.fixture
+def model(mlflow_app: Any) -> str:
+    name: str = mlflow_app.model(policy=POLICY)
+    mlflow_app.stands(name, "1", "passed", "all 5 checks passed")
+    return name
+
+
+def promotion(mlflow_app: Any, model: str) -> tuple[GatePolicy, Subject]:
+    with mlflow_app.app.test_request_context():
+        return guard.promotion_now(model, "1", parse_stage_or_alias("Production"))
+
+
+def request_and_approve(store: Store, policy: GatePolicy, subject: Subject) -> None:
+    """Forge approvals of other people, like a script that opens the store."""
+    record_gate(store, subject)
+    request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
+    for user in ("ada", "bob"):
+        approve(store, policy, subject, Person(user, frozenset({"risk"}), False), REPORT)
+
+
+def test_forged_approvals_are_no_approvals(mlflow_app: Any, command: Store, model: str) -> None:
+    policy, subject = promotion(mlflow_app, model)
+    request_and_approve(command, policy, subject)
+
+    assert move(mlflow_app, model, "1", "Production").status_code == 403
+    assert mlflow_app.stage(model, "1") == "None"
+    request_and_approve(mlflow_app.store, policy, subject)
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+
+
+def test_forged_moves_record_no_files(mlflow_app: Any, command: Store, model: str) -> None:
+    """A version returns without approvals if the trail has its move and its files."""
+    _, subject = promotion(mlflow_app, model)
+    for version, before in (("1", ""), ("2", "1")):
+        command.record(
+            "transition",
+            model=model,
+            version=version,
+            after="Production",
+            detail=move_detail("Production", before, subject.files),
+        )
+    mlflow_app.registry.transition_model_version_stage(model, 2, "Production", False)
+
+    assert move(mlflow_app, model, "1", "Production").status_code == 403
+
+
+def test_a_tampered_trail_ends_the_request(mlflow_app: Any, model: str) -> None:
+    policy, subject = promotion(mlflow_app, model)
+    request_and_approve(mlflow_app.store, policy, subject)
+    with mlflow_app.store._engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE onnxserve_audit_events SET actor = 'ada' WHERE model = ? AND actor = 'eva'",
+            (model,),
+        )
+
+    assert move(mlflow_app, model, "1", "Production").status_code == 403
+    request_and_approve(mlflow_app.store, policy, subject)
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+
+
+def test_a_checkpoint_is_logged_to_mlflow_and_to_a_folder(
+    mlflow_app: Any,
+    command: Store,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_AUDIT_CHECKPOINTS", str(tmp_path / "worm"))
+    assert mlflow_app.client.get(TRAIL).json["checkpoint"] == ""
+    with mlflow_app.app.test_request_context():
+        assert log_checkpoint(mlflow_app.store)
+        assert not log_checkpoint(mlflow_app.store)  # It is younger than an hour.
+        assert log_checkpoint(mlflow_app.store, every_seconds=0)
+        text = newest_checkpoint()
+
+    published = mlflow_app.client.get(TRAIL).json
+    assert published["checkpoint"] == text
+    assert published["keys"] == mlflow_app.store.keys.public_pem()
+    assert "PRIVATE" not in json.dumps(published)
+    checkpoint = load_checkpoint(text, mlflow_app.store.keys, "mlflow")
+    assert verify_trail(command, "", checkpoint=checkpoint).state == "intact"
+    assert len(list((tmp_path / "worm").iterdir())) == 2
