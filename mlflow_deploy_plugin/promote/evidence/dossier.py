@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from urllib.parse import quote
@@ -24,14 +25,20 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryRefused,
 )
 from mlflow_deploy_plugin.core.messages import join_names
-from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    refuse_folder,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.registry.console import console_page
+from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_model_uris
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, mlflow_page
 from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
@@ -53,6 +60,8 @@ from mlflow_deploy_plugin.serve.inference_log.stats import (
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, parse_window
 
+_BUNDLE = "model.sig"
+"""The bundle of OpenSSF Model Signing among the files of a version."""
 _Version = tuple[str, str]
 """The name of a model and the number of a version."""
 _SECTIONS = {
@@ -347,9 +356,9 @@ class _Facts:
             yield self.in_log(f"Captured requests in {path} cannot be read: {reason}")
 
     def signatures(self) -> Statements:
-        """Yield the tags of the served versions that are about signatures."""
+        """Yield whether the served versions are signed."""
         for model, version in self.versions_served:
-            yield from _signature_tags(model, version)
+            yield _signature(model, version)
 
     def verdicts(self) -> Statements:
         """Yield the counts of each monitor's verdicts, and the windows that have alarms
@@ -414,19 +423,20 @@ def _in_window(text: str, window: MonitorWindow) -> Statement:
     return statement_of(text, "run", f"{window.run_id}/{PAGE}", run.page_of(PAGE))
 
 
-def _signature_tags(model: str, version: str) -> Statements:
-    """Yield the tags of a version that are about signatures, or that it has none."""
+def _signature(model: str, version: str) -> Statement:
+    """Return whether the version has the bundle of a signature. The dossier has no key
+    to verify it; the gate's check and the agents have one.
+    """
     subject = f"{model} version {version}"
     uri = f"models:/{model}/{version}"
     page = mlflow_page(f"models/{quote(model, safe='')}/versions/{quote(version)}")
     try:
-        with registry_errors(uri):
-            tags = registry_client().get_model_version(model, version).tags
+        with registry_errors(uri), temporary_folder("onnxserve-dossier-") as folder:
+            location = registry_client().get_model_version_download_uri(model, version)
+            refuse_folder(location)
+            bundle = fetch(f"{location}/{_BUNDLE}", folder, f"{_BUNDLE} of {subject}")
+            digest = sha256(bundle.read_bytes()).hexdigest()
+            text = f"{subject} has the signature {_BUNDLE} with the SHA-256 {digest}"
     except (InvalidConfig, NotFound, RegistryRefused) as error:
-        yield statement_of(f"The tags of {subject} cannot be read: {error}", "registry", uri, page)
-        return
-    signed = {name: value for name, value in tags.items() if "sign" in name}
-    for name, value in signed.items():
-        yield statement_of(f"The tag {name} of {subject} is: {value}", "tag", name, page)
-    if not signed:
-        yield statement_of(f"{subject} has no tag of a signature", "registry", uri, page)
+        text = f"{subject} has no signature that can be read: {error.message}"
+    return statement_of(text, "registry", uri, page)

@@ -1,5 +1,6 @@
 """The dossier of an endpoint: its period, its statements and their sources."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -161,20 +162,20 @@ def test_dossier_of_requests(quarter: Store, tmp_path: Path) -> None:
         counts, "3 answered requests", "9 rows", "2 failed requests", "BAD_REQUEST is 1"
     )
     assert {entry.kind for entry in statements(dossier)["requests"]} == {"log"}
-    signed = texts(dossier, "signatures")
-    assert mentions(signed, "toy version 2 has no tag", "flight-delay version 1 cannot be read")
+    assert mentions(texts(dossier, "signatures"), "flight-delay version 1 has no signature")
 
 
-def test_dossier_of_signatures(
-    quarter: Store,
-    registry: MlflowClient,
-    tmp_path: Path,
-) -> None:
-    registry.set_model_version_tag("toy", "2", "onnxserve.signature", "key c0ffee")
+def test_dossier_of_signatures(quarter: Store, tmp_path: Path) -> None:
+    bundle = tmp_path / "2" / "model.sig"
+    bundle.write_text("{}")
     quarter.record("sign", actor="ada", model="toy", version="2")
     period = Window(QUARTER, PERIOD.end + DAY)
-    signed = texts(make_dossier(quarter, "flights", period, str(tmp_path / "log")), "signatures")
-    assert mentions(signed, "onnxserve.signature", "toy version 2 is: key c0ffee", "ada", "sign")
+    dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
+    unsigned, signed, deleted, event = texts(dossier, "signatures").splitlines()
+    assert mentions(unsigned, "toy version 1 has no signature", "model.sig")
+    assert mentions(signed, "toy version 2", hashlib.sha256(b"{}").hexdigest())
+    assert mentions(deleted, "toy version 3 has no signature")
+    assert mentions(event, "ada", "sign", "toy version 2")
 
 
 def judge(store: Store, day: int, verdict: str, *alarms: str) -> None:
