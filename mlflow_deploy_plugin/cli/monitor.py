@@ -458,8 +458,8 @@ def accept(
     The baseline of each column with an alarm of the monitor MONITOR in the newest
     window of the endpoint NAME now begins with its shift, and every check of the column
     continues. If no alarm of the window remains open, the window is shown as
-    `accepted`, and the alert of the monitor ends. The endpoint needs a budget of alarms
-    (alarms.false_per_year).
+    `accepted`, and the alert of the monitor ends. A monitor with a false_alarm_rate has
+    no baseline.
 
     \b
       onnxserve monitor accept flights daily --column delay --why 'a new carrier'

@@ -4,6 +4,7 @@ monitors, reports and alerts.
 
 import calendar
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
@@ -368,6 +369,20 @@ class MonitorResult:
     def is_alarm(self) -> bool:
         return self.state in ALARMS
 
+    @property
+    def accept_command(self) -> str:
+        """The command that accepts the first column with an alarm; empty without a
+        budget of alarms, or if no such column can have a baseline.
+        """
+        if self.kind != "drift" or "false_alarms_per_year" not in self.figures:
+            return ""
+        with_levels = {series.column for series in self.evidence.levels}
+        for finding in self.findings:
+            if finding.is_alarm and finding.key in with_levels:
+                names = map(shlex.quote, (self.endpoint, self.monitor, finding.key))
+                return "onnxserve monitor accept {} {} --column {}".format(*names)
+        return ""
+
 
 def to_document(result: MonitorResult) -> dict[str, object]:
     """Return the result in the format of `verdict.json` and the command line. NaN and
@@ -411,6 +426,8 @@ class WindowRequest:
             same name are not read.
         false_per_year: the monitor's share of the endpoint's budget of alarms; None
             without a budget.
+        has_default_budget: True if the endpoint does not set the budget, which then
+            applies only if the reference is long enough.
         min_effect: the effect of a column on the predictions below which its drift is
             not an alarm; None if every drift is an alarm.
         past: the earlier windows of the monitor in their last revision, oldest first.
@@ -439,6 +456,7 @@ class WindowRequest:
     progress: ProgressCallback = field(default=no_progress, compare=False)
     rows_since: datetime | None = None
     false_per_year: float | None = None
+    has_default_budget: bool = False
     min_effect: float | None = None
     past: Sequence[JudgedWindow] = field(default=(), repr=False)
     baseline: Mapping[str, datetime] = field(default_factory=dict)
@@ -461,7 +479,7 @@ class WindowRequest:
         """The rate of false violations per window: the window's share of a budget, and
         at most the spec's rate.
         """
-        rate = self.spec.false_alarm_rate
+        rate = self.spec.window_rate
         if self.false_per_year is None:
             return rate
         return min(rate, self.false_per_year / self.spec.windows_per_year)

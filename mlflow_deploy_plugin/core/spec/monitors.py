@@ -244,6 +244,7 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
 the fields.
 """
 
+_DEFAULT_RATE = 0.05
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """The metrics of regression models, which cannot be estimated without labels."""
 MIN_LABELLED_WINDOWS = 3
@@ -339,8 +340,11 @@ class MonitorSpec(SpecPart):
     """
     min_rows: int = Field(default=200, ge=1)
     """Minimum number of rows in a window. A smaller window is not judged."""
-    false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
-    """Share of windows without drift that may be reported as drifted."""
+    false_alarm_rate: float | None = Field(default=None, gt=0, lt=1)
+    """Share of windows without drift that may be reported as drifted, instead of the
+    default budget of alarms. Default: the budget, or 0.05 if the reference is too short
+    for a budget.
+    """
     season: Length | None = None
     """Cycle of the rows, a multiple of `every`: 7d, 1d. It is removed before windows
     are compared. Default: 7d, if the reference has three weeks.
@@ -413,7 +417,7 @@ class MonitorSpec(SpecPart):
                 "sample",
             )
         tells_by_pairs = self.is_rolling and not self.independent_rows
-        rate = self.false_alarm_rate
+        rate = self.window_rate
         least = SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
             raise ValueError(
@@ -467,7 +471,7 @@ class MonitorSpec(SpecPart):
             return rolling_span(
                 length_of(self.reference_value),
                 every,
-                self.false_alarm_rate,
+                self.window_rate,
             )
         if self.kind == "performance" and any(
             requirement.name not in REGRESSION for requirement in self.requirements
@@ -475,6 +479,18 @@ class MonitorSpec(SpecPart):
             label_windows = ceil(length_of(self.labels_within or "0s") / every)
             return (max(label_windows - 1, 0) + MIN_LABELLED_WINDOWS) * every
         return timedelta()
+
+    @property
+    def window_rate(self) -> float:
+        """The rate of false alarms of a window without a budget."""
+        return self.false_alarm_rate or _DEFAULT_RATE
+
+    @property
+    def has_own_rate(self) -> bool:
+        """True if the spec sets the rate of a window, or declares that single rows may
+        be resampled, which judges windows by such a rate.
+        """
+        return self.false_alarm_rate is not None or self.independent_rows
 
     @property
     def windows_per_year(self) -> float:

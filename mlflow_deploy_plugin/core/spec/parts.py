@@ -531,23 +531,21 @@ class KubernetesSpec(SpecPart):
         return self
 
 
+_DEFAULT_BUDGET = 1.0
+
+
 class AlarmsSpec(SpecPart):
     """The alarms of all monitors of an endpoint together."""
 
     false_per_year: float | None = Field(default=None, ge=0.1, le=365)
     """Number of false alarms per year that all monitors of the endpoint together may
-    raise. Default: no budget, but each monitor's false_alarm_rate per window.
+    raise. Default: 1 for the monitors without a false_alarm_rate whose reference is
+    long enough.
     """
     min_effect: float | None = Field(default=None, gt=0)
     """Change of the prediction, or of a class's probability, below which the drift of a
     column is listed without an alarm: 0.02. Default: every drift is an alarm.
     """
-
-    @model_validator(mode="after")
-    def _has_a_budget(self) -> "AlarmsSpec":
-        if self.min_effect is not None and self.false_per_year is None:
-            raise ValueError("min_effect needs a budget: set false_per_year, or remove min_effect")
-        return self
 
 
 class EndpointSpec(SpecPart):
@@ -581,15 +579,17 @@ class EndpointSpec(SpecPart):
             )
         return self
 
-    @property
-    def budget_share(self) -> float | None:
-        """The number of false alarms per year that each monitor may raise; None without
-        a budget of alarms.
+    def budget_share(self, monitor: MonitorSpec) -> float | None:
+        """Return the number of false alarms per year that the monitor may raise; None
+        if it has its own rate instead of the default budget.
         """
         budget = self.alarms.false_per_year
-        if budget is None:
+        if budget is not None:
+            return budget / max(len(self.monitors), 1)
+        if monitor.has_own_rate:
             return None
-        return budget / max(len(self.monitors), 1)
+        sharing = sum(not each.has_own_rate for each in self.monitors.values())
+        return _DEFAULT_BUDGET / max(sharing, 1)
 
     def monitor(self, name: str) -> MonitorSpec:
         """Return the monitor of this name, or raise NotFound."""

@@ -300,7 +300,8 @@ class _Facts:
         """Yield the statements of a section: the facts, earlier decisions, and the
         events of the period.
         """
-        if facts := getattr(self, section, None):
+        facts = getattr(self, section, None)
+        if facts is not None:
             yield from facts()
         for event in self.trail.earlier:
             is_about_served = (event.model, event.version) in self.versions_served

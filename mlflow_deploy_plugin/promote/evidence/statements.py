@@ -62,9 +62,11 @@ def event_statement(event: AuditEvent, page: str) -> Statement:
         text += f", of {event.model} version {event.version}"
     if event.endpoint:
         text += f", on the endpoint {event.endpoint}"
-    if verdict := event.detail.get("verdict") or event.detail.get("gate"):
+    verdict = event.detail.get("verdict") or event.detail.get("gate")
+    if verdict:
         text += f", with the gate {verdict}"
-    if digest := _report_digest(event):
+    digest = _report_digest(event)
+    if digest:
         text += f", on the report sha256 {digest[:12]}"
     if event.why:
         text += f": {event.why}"

@@ -4,7 +4,6 @@ lasts for the repeat interval, or ends.
 
 import hashlib
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -385,24 +384,9 @@ def _next_step(result: MonitorResult, spec: MonitorSpec) -> str:
         command = f"onnxserve retrain {monitor}"
     else:
         command = f"onnxserve monitor list {result.endpoint}"
-    command += _accept_command(result)
+    if result.accept_command:
+        command += f", {without_markup(_short(result.accept_command))}"
     return _next_line(result.endpoint, f"{command}, or onnxserve silence {monitor} --for 2h")
-
-
-def _accept_command(result: MonitorResult) -> str:
-    """Return the command that accepts the worst column with an alarm, after a comma;
-    empty without a budget of alarms, or if no column can have a baseline.
-    """
-    if result.kind != "drift" or "false_alarms_per_year" not in result.figures:
-        return ""
-    with_levels = {series.column for series in result.evidence.levels}
-    for finding in result.findings:
-        if finding.is_alarm and finding.key in with_levels:
-            column = shlex.quote(without_markup(_short(finding.key)))
-            return (
-                f", onnxserve monitor accept {result.endpoint} {result.monitor} --column {column}"
-            )
-    return ""
 
 
 def _finding_line(finding: Finding) -> str:

@@ -236,7 +236,7 @@ def _test_window(
     """
     has_budget = not isinstance(course, Refused) and course.history.false_per_year is not None
     if spec.independent_rows and not has_budget:
-        return _test_samples(groups, spec.false_alarm_rate, start_us)
+        return _test_samples(groups, spec.window_rate, start_us)
     if isinstance(course, Refused):
         return course
     return _test_figures(course)

@@ -108,13 +108,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    required = _judge_requirements(compared)
-    state, reason = _conclude(required, verdict)
-    return compared.result(
-        replace(verdict, findings=(*required, *verdict.findings)),
-        state,
-        reason,
-    )
+    return compared.result(verdict, _judge_requirements(compared))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +167,7 @@ class WindowComparison:
             request.past if request.follows_levels else (),
             request.baseline,
             request.false_per_year,
+            request.has_default_budget,
             self.rows,
         )
         verdict = judge_profile(
@@ -207,14 +202,13 @@ class WindowComparison:
     def result(
         self,
         verdict: DriftVerdict,
-        window_state: State,
-        reason: str,
+        required: Sequence[Finding],
     ) -> MonitorResult:
-        """Return the result with the lasting shifts and the data for the report.
-        `window_state` and `reason` are those of the window alone.
+        """Return the result with the findings of the requirements, the lasting shifts
+        and the data for the report.
         """
         shifts = self.shifts(verdict)
-        is_judged = window_state != "not judged" or shifts.findings
+        is_judged = verdict.state != "not judged" or shifts.findings or required
         sample = self._report_rows() if is_judged else None
         findings, effect_notes = with_effects(
             self.request,
@@ -227,7 +221,8 @@ class WindowComparison:
             ],
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
-        state, reason = _combine(findings, window_state, reason)
+        findings = [*required, *findings]
+        state, reason = _combine(findings, *_conclude(required, verdict))
         figures = {**verdict.figures, **shifts.figures}
         if state == "no drift" and "is_drift" in figures:
             figures["is_drift"] = 0.0
@@ -785,7 +780,7 @@ def _measure_shares(
 def _confidence(request: WindowRequest, columns: int) -> float:
     """Return the confidence of each interval of all requirements together."""
     spec = request.spec
-    rate = spec.false_alarm_rate
+    rate = spec.window_rate
     if request.false_per_year:
         rate = single_window_rate(spec, request.false_per_year)
     return bonferroni_confidence(rate, len(spec.requirements) * columns)

@@ -155,7 +155,7 @@ def judge(request: WindowRequest) -> MonitorResult:
         version = rows.model, rows.version
         return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
     spec = request.spec
-    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
+    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
     window = _Window(
         request,
         rows,
@@ -329,7 +329,7 @@ def _difference(window: _Window) -> str:
     return (
         f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)} (chi-square "
         f"tests of {', '.join(labelled.compared)}, together at "
-        f"{window.request.spec.false_alarm_rate:g})"
+        f"{window.request.spec.window_rate:g})"
     )
 
 
@@ -551,7 +551,7 @@ def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:
         np.ones(len(joined.table), bool),
         spec.min_rows,
     )
-    return labels_fit(joined.judged, complete, 1 - spec.false_alarm_rate), joined.notes
+    return labels_fit(joined.judged, complete, 1 - spec.window_rate), joined.notes
 
 
 def _join_earlier_windows(
@@ -619,7 +619,7 @@ def _read_earlier(
     is_labelled = predictions.is_labelled
     if is_labelled.sum() < spec.min_rows or is_labelled.mean() < least_share:
         return None
-    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
+    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
     return rows.table, labelled
 
 

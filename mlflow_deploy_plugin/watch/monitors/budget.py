@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import AlarmsSpec, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
@@ -74,9 +74,10 @@ def _check_monitor(
     Raises InvalidConfig if the reference is too short or overlaps the next window, or
     if the predictions do not have the unit of the smallest effect.
     """
-    if spec.budget_share is None:
+    if spec.alarms == AlarmsSpec():
         return []
     monitor = selected.spec
+    share = spec.budget_share(monitor)
     window = window_at(microseconds(deployments.store.now()), monitor.every)
     _require_earlier_reference(selected, window)
     request = window_request(selected, window, deployments.settings, stored)
@@ -91,8 +92,10 @@ def _check_monitor(
             check_unit(artifact, spec.alarms.min_effect)
         except OnnxserveError as error:
             raise InvalidConfig(f"alarms.min_effect: {error.message}") from None
+    if share is None:
+        return []
     try:
-        return check_budget(reference, monitor, spec.budget_share)
+        return check_budget(reference, monitor, share)
     except OnnxserveError as error:
         if monitor.is_rolling:  # The reference grows with the log.
             return [f"{_CHECKED_LATER}: {error.message}"]
@@ -209,10 +212,10 @@ def _require_baseline(endpoint: EndpointSpec, monitor: str) -> None:
         raise InvalidConfig(
             f"monitor {monitor!r} of kind {kind} has no reference and no baseline: {remedy}",
         )
-    if endpoint.alarms.false_per_year is None:
+    if endpoint.budget_share(endpoint.monitor(monitor)) is None:
         raise InvalidConfig(
-            f"endpoint {endpoint.name!r} has no budget of alarms: `{update} "
-            "alarms.false_per_year=1` sets it",
+            f"monitor {monitor!r} has a false_alarm_rate instead of a budget of alarms: "
+            f"`{update} alarms.false_per_year=1` sets a budget",
         )
 
 

@@ -194,10 +194,11 @@ def _with_budget(
     """
     window = request.window
     spec = request.spec
-    budget = endpoint.spec.alarms.false_per_year
+    budget = endpoint.spec.budget_share(spec)
     request = replace(
         request,
-        false_per_year=endpoint.spec.budget_share,
+        false_per_year=budget,
+        has_default_budget=endpoint.spec.alarms.false_per_year is None,
         min_effect=endpoint.spec.alarms.min_effect,
     )
     scheduled = window_at(window.start_us, spec.every)
@@ -220,7 +221,7 @@ def _with_budget(
         return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
     if budget is None:
         return request
-    note = f"the requirements share the endpoint's budget of {budget:g} false alarms per year"
+    note = f"the requirements share a budget of {budget:.2g} false alarms per year"
     return replace(request, notes=(*request.notes, note))
 
 

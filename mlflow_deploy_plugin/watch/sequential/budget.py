@@ -82,7 +82,7 @@ def single_window_rate(spec: MonitorSpec, false_per_year: float) -> float:
     rate = (1 - LASTING_SHARE) * false_per_year / spec.windows_per_year
     if spec.require:
         rate /= 2
-    return min(rate, spec.false_alarm_rate)
+    return min(rate, spec.window_rate)
 
 
 def lasting_rate(spec: MonitorSpec, false_per_year: float) -> float:

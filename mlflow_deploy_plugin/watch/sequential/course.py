@@ -52,6 +52,8 @@ class History:
         baseline: the columns whose shift a user has accepted (`alarm_key`), each with
             the start of the new baseline.
         false_per_year: the monitor's share of the budget of alarms; None without one.
+        has_default_budget: True if the budget applies only if the reference is long
+            enough.
         rows: the rows of the window that all versions have answered; 0 if they are
             those of the profile.
     """
@@ -59,6 +61,7 @@ class History:
     past: Sequence[JudgedWindow] = ()
     baseline: Mapping[str, datetime] = field(default_factory=dict)
     false_per_year: float | None = None
+    has_default_budget: bool = False
     rows: int = 0
 
 
@@ -96,8 +99,7 @@ class Course:
     Attributes:
         rate: the false alarms per window for single windows.
         limits: the innovation above which a figure of a single window is unusual, [m].
-        shortfall: the reason why lasting shifts are not judged although there is a
-            budget; otherwise empty.
+        shortfall: the reason why the budget is not kept; otherwise empty.
     """
 
     spec: MonitorSpec
@@ -204,16 +206,20 @@ def _track(
     """Return the course of the windows, which begin at `starts`, with the limits of the
     budget or of the false-alarm rate.
     """
-    rate = spec.false_alarm_rate
+    rate = spec.window_rate
     limit = math.inf
     shortfall = ""
     if history.false_per_year:
-        rate = budget.single_window_rate(spec, history.false_per_year)
         try:
             budget.require_windows(reference, levels, spec, budget.FEWEST_WINDOWS)
             limit = limit_for(windows, budget.lasting_rate(spec, history.false_per_year))
         except InvalidConfig as error:
             shortfall = error.message
+            if history.has_default_budget:
+                history = replace(history, false_per_year=None)
+                shortfall += f". Until then, {rate:g} of the windows may be false alarms"
+    if history.false_per_year:
+        rate = budget.single_window_rate(spec, history.false_per_year)
     kinds = [series.figure for series in levels.series]
     tails = Tails(reference_innovations(windows), windows.season, kinds)
     limits = tails.limits(rate / len(levels.series) / np.where(windows.is_upward, 1, 2))

@@ -48,10 +48,10 @@ def judge_shifts(course: Course, drifted: Collection[str] = ()) -> ShiftVerdict:
     """
     charts = tuple(_charts(course, drifted))
     per_year = course.history.false_per_year
-    if per_year is None:
-        return ShiftVerdict(charts=charts)
     if course.shortfall:
         return ShiftVerdict(notes=(course.shortfall,), charts=charts)
+    if per_year is None:
+        return ShiftVerdict(charts=charts)
     findings = tuple(_make_finding(course, shift) for shift in shown_shifts(course))
     red = min(per_year * _OPEN_WINDOWS / course.spec.windows_per_year, 1.0)
     notes = (

@@ -79,7 +79,6 @@ class ReplaySettings:
             "server.workers": 1,
             f"{drift}.kind": "drift",
             f"{drift}.every": self.drift_every,
-            f"{drift}.false_alarm_rate": 0.1,
             f"{accuracy}.kind": "performance",
             f"{accuracy}.every": self.every,
             f"{accuracy}.require": f"accuracy>={self.at_least}",

@@ -122,21 +122,34 @@ def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> No
 
 
 def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
-    two = {"monitors.daily.every": "1d", "monitors.answers.columns": "prediction"}
-    spec = apply_config(flights(), {"alarms.false_per_year": "1", **two})
+    two = {"monitors.daily.every": "1d", "monitors.answers.false_alarm_rate": "0.1"}
+    spec = apply_config(flights(), {"alarms.false_per_year": "3", **two})
 
-    assert spec.budget_share == 0.5
-    assert apply_config(spec, {"alarms.false_per_year": ""}).budget_share is None
+    assert [spec.budget_share(monitor) for monitor in spec.monitors.values()] == [1.5, 1.5]
     with refused(InvalidConfig, "alarms.false_per_year", "at least 0.1", "'0'"):
         apply_config(spec, {"alarms.false_per_year": "0"})
 
 
-def test_smallest_effect_is_positive_and_needs_a_budget_of_alarms() -> None:
-    spec = apply_config(flights(), {"alarms.false_per_year": "1", "alarms.min_effect": "0.02"})
+def test_one_false_alarm_per_year_is_the_default_of_monitors_without_a_rate() -> None:
+    monitors = {
+        "monitors.daily.every": "1d",
+        "monitors.hits.kind": "performance",
+        "monitors.hits.require": "accuracy>=0.8",
+        "monitors.answers.false_alarm_rate": "0.1",
+        "monitors.files.independent_rows": "true",
+    }
+    spec = apply_config(flights(), monitors)
+
+    shares = {name: spec.budget_share(monitor) for name, monitor in spec.monitors.items()}
+    assert shares == {"daily": 0.5, "hits": 0.5, "answers": None, "files": None}
+    assert spec.monitors["answers"].window_rate == 0.1
+    assert spec.monitors["daily"].window_rate == 0.05
+
+
+def test_smallest_effect_is_positive() -> None:
+    spec = apply_config(flights(), {"alarms.min_effect": "0.02"})
 
     assert spec.alarms.min_effect == 0.02
-    with refused(InvalidConfig, "alarms", "min_effect", "set false_per_year"):
-        apply_config(spec, {"alarms.false_per_year": ""})
     for number in ("0", "-0.02", "nan", "a tenth"):
         with refused(InvalidConfig, "alarms.min_effect", f"'{number}'"):
             apply_config(spec, {"alarms.min_effect": number})

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from html import escape
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import requests
 from click.testing import CliRunner
+from markupsafe import escape
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 from sqlalchemy import update
@@ -311,38 +312,47 @@ def test_dossier_of_changed_trail(quarter: Store, tmp_path: Path) -> None:
     assert len(changed.splitlines()) > len(intact.splitlines())
 
 
-@pytest.mark.long
-def test_dossier_links_exist(
+@pytest.fixture
+def console(
     tmp_path: Path,
     new_database: Callable[[Path], str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    home = Settings(home=tmp_path / "home")
-    monkeypatch.setenv("ONNXSERVE_HOME", str(home.home))
+) -> Iterator[MlflowServer]:
+    """An MLflow server with the console, at which version 1 of `toy` is promoted."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     new_database(tmp_path)
-    server = MlflowServer(tmp_path, app="onnxserve", variables={"ONNXSERVE_HOME": str(home.home)})
+    server = MlflowServer(tmp_path, app="onnxserve", variables=dict(os.environ))
     server.start()
     try:
-        with tracking_at(server.url), closing(open_store(home.store_url)) as store:
+        with tracking_at(server.url):
             onnxserve.log_model(
                 LogisticRegression().fit([[0.0], [1.0]], [0, 1]),
                 "model",
                 registered_model_name="toy",
                 input_example=pd.DataFrame({"a": [0.0, 1.0]}),
             )
-            spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
-            store.add_endpoint("onnxserve", spec)
-            promote("toy", "1", "@champion", store=store, actor="eva")
-            period = parse_period(f"{store.now():%Y}", store.now())
-            dossier = make_dossier(store, "flights", period, str(tmp_path / "log"))
-        found = [entry for entries in statements(dossier).values() for entry in entries]
-        assert {"log", "event", "run", "registry", "trail"} == {entry.kind for entry in found}
-        pages = {entry.url for entry in found}
-        assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
-        trail = requests.get(f"{server.url}/onnxserve/history.jsonl", timeout=30).text
-        events = {
-            f"{event['action']} {event['at']}" for event in map(json.loads, trail.splitlines())
-        }
-        assert {entry.source for entry in found if entry.kind == "event"} <= events
+            yield server
     finally:
         server.kill()
+
+
+def events_at(url: str) -> set[str]:
+    """Return the action and the time of each event that the console shows."""
+    trail = requests.get(f"{url}/onnxserve/history.jsonl", timeout=30).text
+    events = [json.loads(line) for line in trail.splitlines()]
+    return {f"{event['action']} {event['at']}" for event in events}
+
+
+@pytest.mark.long
+def test_dossier_links_exist(console: MlflowServer, tmp_path: Path) -> None:
+    with closing(open_store(Settings(home=tmp_path / "home").store_url)) as store:
+        spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+        store.add_endpoint("onnxserve", spec)
+        promote("toy", "1", "@champion", store=store, actor="eva")
+        period = parse_period(f"{store.now():%Y}", store.now())
+        dossier = make_dossier(store, "flights", period, str(tmp_path / "log"))
+    found = [entry for entries in statements(dossier).values() for entry in entries]
+    assert {"log", "event", "run", "registry", "trail"} == {entry.kind for entry in found}
+    pages = {entry.url for entry in found}
+    assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
+    assert {entry.source for entry in found if entry.kind == "event"} <= events_at(console.url)

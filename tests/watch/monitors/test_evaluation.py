@@ -191,14 +191,11 @@ def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(
     judged(world, 0, evidence=evidence(0))
     window = Window(NOON + HOUR / 2, NOON + 3 * HOUR / 2)
 
-    without = asked(world, window)
-    world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
     request = asked(world, window)
 
-    assert without.notes == ("an agent is silent",)
     assert mentions(request.notes[1], "overlaps", "2026-11-20T12:00:00/2026-11-20T13:00:00")
     assert request.past == []
-    assert request.false_per_year == 3
+    assert request.false_per_year == 1
 
 
 def test_windows_outside_the_schedule_have_a_history_without_levels(world: MonitoredWorld) -> None:
@@ -226,15 +223,19 @@ def test_windows_outside_the_schedule_have_a_history_without_levels(world: Monit
 def test_requirements_share_the_budget(world: MonitoredWorld) -> None:
     world.endpoint(
         hits={"kind": "service_level", "require": "p99<=1"},
-        loose={"false_alarm_rate": 1e-5},
+        strict={"false_alarm_rate": 1e-5},
     )
     window = Window(NOON, NOON + HOUR)
 
-    without = asked(world, window, "hits")
+    default = asked(world, window, "hits")
+    without = asked(world, window, "strict")
     world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
     request = asked(world, window, "hits")
 
-    assert without.requirement_rate == 0.05
+    assert default.requirement_rate == pytest.approx(1 / (365.25 * 24))
+    assert default.has_default_budget
+    assert without.requirement_rate == 1e-5
+    assert without.false_per_year is None
     assert request.requirement_rate == pytest.approx(1.5 / (365.25 * 24))
-    assert mentions(request.notes[1], "budget", "3 false alarms")
-    assert asked(world, window, "loose").requirement_rate == 1e-5
+    assert mentions(request.notes[1], "budget of 1.5 false alarms")
+    assert asked(world, window, "strict").requirement_rate == 1e-5

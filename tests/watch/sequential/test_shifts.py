@@ -194,3 +194,18 @@ def test_a_short_reference_is_named_next_to_the_verdict() -> None:
     verdict = Stream(reference_of(10)).judge(range(3))
     assert not verdict.findings
     assert mentions(verdict.notes[0], "false_per_year", "20", "10")
+
+
+@pytest.mark.parametrize(("has_default_budget", "is_alarm"), [(True, True), (False, False)])
+def test_a_short_reference_replaces_the_default_budget_by_a_rate(
+    has_default_budget: bool,
+    is_alarm: bool,
+) -> None:
+    def slightly_warmer(rows: dict[str, Any]) -> dict[str, Any]:
+        return {**rows, "temp": rows["temp"] + 2.5}
+
+    stream = Stream(reference_of(10))
+    judged = stream.judge([0], slightly_warmer, has_default_budget=has_default_budget)
+
+    assert any(finding.is_alarm for finding in judged.alone) == is_alarm
+    assert ("0.05 of the windows" in judged.notes[0]) == has_default_budget

@@ -227,7 +227,7 @@ def rolling_windows(
             f"reference rolling:{text} must be a multiple of the window: no window of {length} "
             f"begins {text} before another",
         )
-    span = rolling_span(lag, length, request.spec.false_alarm_rate)
+    span = rolling_span(lag, length, request.spec.window_rate)
     oldest = next(
         request.log.walk_hours(request.endpoint, Window(EPOCH, start)),
         None,

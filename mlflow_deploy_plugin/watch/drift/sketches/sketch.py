@@ -60,8 +60,8 @@ class ColumnSketch:
             its values do not fit them.
         arrow_type: the type of the values in Arrow's notation; different types in
             several files are joined by " | ".
-        counts: of the frozen bins and then of the missing values, [K + 1] int64; for
-            "other", of missing values, [1].
+        counts: of the frozen bins and then of the missing values, [K + 1] int32 or
+            int64; for "other", of missing values, [1].
         missing: the number of null or NaN values.
         mistyped: the number of values with a type that does not fit the bins: text for
             numbers, numbers for text.
@@ -178,9 +178,11 @@ class _Groups:
         return np.bincount(self.of_rows[rows], minlength=self.count)
 
     def histograms(self, codes: Array, size: int) -> Array:
-        """Return the number of rows with each code in each group, [count, size]."""
+        """Return the number of rows with each code in each group, [count, size] int32,
+        because the hours of a reference have millions of such numbers.
+        """
         cells = np.bincount(self.of_rows * size + codes, minlength=self.count * size)
-        return cells.reshape(self.count, size)
+        return cells.reshape(self.count, size).astype(np.int32)
 
 
 def sketch_groups(
