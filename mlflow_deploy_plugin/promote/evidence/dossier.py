@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
+from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.promote.evidence.statements import (
@@ -398,8 +399,13 @@ class _Facts:
         models = join_names(self.trail.names) or "no registered model"
         text = f"The audit trail has {count} events of {self.endpoint} and {models} in the period"
         yield statement_of(text, "trail", self.endpoint, self.pages[""])
-        # Here the founder connects `verify_trail` of core/store/audit_chain.py, which
-        # returns the state and the faults of each model's chain.
+        for name, page in self.pages.items():
+            chain = verify_trail(self.store, name)
+            subject = f"The trail of {name or 'the endpoints'}"
+            text = f"{subject} is {chain.state} with {chain.events:,} events"
+            yield statement_of(text, "trail", name or self.endpoint, page)
+            for fault in chain.faults:
+                yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)
 
 
 def _section_of(event: AuditEvent) -> str:

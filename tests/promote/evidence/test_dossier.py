@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from markupsafe import escape
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
+from sqlalchemy import update
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
@@ -26,6 +27,7 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import AuditRow
 from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, make_dossier, parse_period
 from mlflow_deploy_plugin.promote.evidence.statements import Statement
 from mlflow_deploy_plugin.promote.gate.promotion import promote
@@ -298,6 +300,16 @@ def test_dossier_is_refused(quarter: Store, tmp_path: Path) -> None:
     for period in ("soon", "2999"):
         result = CliRunner().invoke(main, ["dossier", "flights", "--period", period])
         assert (result.exit_code, mentions(result.stderr, period)) == (2, True)
+
+
+def test_dossier_of_changed_trail(quarter: Store, tmp_path: Path) -> None:
+    intact = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
+    assert mentions(intact, "the endpoints is unsigned", "toy is unsigned")
+    with quarter.transaction() as session:
+        session.execute(update(AuditRow).where(AuditRow.action == "approve").values(actor="eve"))
+    changed = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
+    assert mentions(changed, "the endpoints is unsigned", "toy is changed")
+    assert len(changed.splitlines()) > len(intact.splitlines())
 
 
 @pytest.fixture
