@@ -35,6 +35,8 @@ _GROUPS = {
     "Promote": {
         "diff": ("promote", "Compare two versions of a registered model."),
         "card": ("promote", "Write the model card of a version."),
+        "bom": ("promote", "Write the bill of materials of a version or an endpoint."),
+        "dossier": ("promote", "Write the record of an endpoint in a period for a reviewer."),
         "gate": ("promote", "Check whether a version may be promoted."),
         "promote": ("promote", "Move a version to a stage or alias if it passes its gate."),
         "requests": ("promote", "List the promotions that people requested, and their approvals."),
@@ -110,6 +112,9 @@ _NO_TELEMETRY = {
 """Environment variables that disable the telemetry of MLflow and Evidently, and a line
 that MLflow prints to stdout.
 """
+
+_DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib"}
+"""A package whose distribution has another name → the distribution."""
 
 
 class _Interrupted(BaseException):
@@ -222,7 +227,8 @@ def _where_to_get(module: str) -> str:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    distribution = canonicalize_name(module.partition(".")[0])
+    package = module.partition(".")[0]
+    distribution = canonicalize_name(_DISTRIBUTIONS.get(package, package))
     for line in requires("mlflow-onnxserve") or []:
         requirement = Requirement(line)
         if canonicalize_name(requirement.name) == distribution:
@@ -230,7 +236,7 @@ def _where_to_get(module: str) -> str:
             if extra:
                 return f"pip install 'mlflow-onnxserve[{extra[1]}]'"
             return "the images contain it"
-    return f"pip install {module.partition('.')[0]}"
+    return f"pip install {distribution}"
 
 
 def disable_telemetry() -> None:

@@ -1,10 +1,12 @@
-"""`onnxserve diff`, `card`, `gate`, `promote`, `requests`, `approve` and `decline`: the
-evidence about versions, their checks, and their moves to a stage or alias.
+"""`onnxserve diff`, `card`, `bom`, `dossier`, `gate`, `promote`, `requests`, `approve`
+and `decline`: the evidence about versions, their checks, and their moves to a stage or
+alias.
 
 MLflow's server records requests and approvals of promotions. `promote` waits until the
 version is served.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     combine_options,
     flag,
+    name_argument,
     opened_deployments,
     opened_store,
     option,
@@ -29,12 +32,14 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
     show_table,
+    usage_errors,
 )
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import check_registered_name
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
+from mlflow_deploy_plugin.core.tabular.files import open_output
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.promote.evidence.diff import VersionDiff
@@ -581,3 +586,72 @@ def card(model_uri: str, output_path: Path | None) -> None:
     click.echo(
         f"{name} version {version}: {folder}/model_card.html, {folder}/model_card.json",
     )
+
+
+@click.command()
+@click.argument("model_uri", metavar="[URI]", default="")
+@option("--endpoint", default="", metavar="NAME", help="Endpoint whose loaded versions are listed.")
+@option("-o", "--output-path", default="-", metavar="FILE", help="File; - is standard output.")
+def bom(model_uri: str, endpoint: str, output_path: str) -> None:
+    """Write the bill of materials of a version or an endpoint.
+
+    The document is a CycloneDX 1.6 ML-BOM in JSON: the version with the digests of its
+    files, its datasets, packages, parity, metrics, gate, tags and licence (the tag
+    `license` of the version or the model). With --endpoint, it lists the versions that
+    the workers of the endpoint have loaded now.
+
+    \b
+      onnxserve bom models:/flight-delay/4
+      onnxserve bom --endpoint flights -o flights.cdx.json
+    """
+    from mlflow_deploy_plugin.promote.evidence.bom import endpoint_bom, version_bom
+
+    if bool(model_uri) == bool(endpoint):
+        raise click.UsageError("specify either the URI of a version or --endpoint NAME")
+    if endpoint:
+        with opened_deployments() as deployments:
+            document = endpoint_bom(deployments.get_endpoint(endpoint))
+    else:
+        document = version_bom(model_uri)
+    with open_output(output_path, sys.stdout.buffer) as file:
+        file.write(f"{json.dumps(document, indent=2)}\n".encode())
+
+
+@click.command()
+@name_argument
+@option(
+    "--period",
+    required=True,
+    metavar="PERIOD",
+    help="Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
+)
+@option(
+    "-o",
+    "--output-path",
+    type=_FOLDER,
+    metavar="FOLDER",
+    show_default="NAME-PERIOD-dossier",
+    help="Folder.",
+)
+def dossier(name: str, period: str, output_path: Path | None) -> None:
+    """Write the record of the endpoint NAME in a period for a reviewer.
+
+    The files dossier.html and dossier.json list the versions that served, the requests
+    and failures, the promotions with their approvals and gates, signatures, the
+    verdicts of monitors, alarms and responses, and the state of the audit trail. Each
+    sentence has a link to its run, event or report.
+
+    \b
+      onnxserve dossier flights --period 2026-Q4
+      onnxserve dossier flights --period 2026-11-01/2026-11-15 -o review
+    """
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
+
+    with opened_store() as store:
+        with usage_errors():
+            window = parse_period(period, store.now())
+        made = make_dossier(store, name, window, load_settings().inference_log)
+    folder = output_path or Path(f"{name}-{period.replace('/', '-')}-dossier")
+    made.write(folder)
+    click.echo(f"{name} in {period}: {folder}/dossier.html, {folder}/dossier.json")

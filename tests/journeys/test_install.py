@@ -73,6 +73,7 @@ IMPORTS_OF_EXTRAS = {
     ),
     "kubernetes": "import mlflow_deploy_plugin.ship.deployments.backends.kubernetes",
     "explain": "import mlflow_deploy_plugin.serve.pyfunc.explainer",
+    "bom": "import mlflow_deploy_plugin.promote.evidence.bom",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.ship.batch.spark",
     "otel": (
         "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; from "
@@ -81,6 +82,7 @@ IMPORTS_OF_EXTRAS = {
 }
 NEEDS_AN_EXTRA = {
     *(
+        "cyclonedx",
         "docker",
         "duckdb",
         "flask_cors",

@@ -94,6 +94,14 @@ class Alerts:
         )
         return self._store.read(query, Alert)
 
+    def between(self, endpoint: str, start: datetime, end: datetime) -> list[Alert]:
+        """Return the alerts of the endpoint that were observed within the half-open
+        interval, oldest first.
+        """
+        query = select(AlertRow).where(AlertRow.first_at < end, AlertRow.last_at >= start)
+        query = query.filter_by(endpoint=endpoint).order_by(AlertRow.id)
+        return self._store.read(query, Alert)
+
     def change(
         self,
         fingerprint: str,

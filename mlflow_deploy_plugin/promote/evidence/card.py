@@ -11,23 +11,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.messages import format_time, join_names, one_line
+from mlflow_deploy_plugin.core.messages import format_time, join_names
 from mlflow_deploy_plugin.core.mlmodel import MALFORMED
 from mlflow_deploy_plugin.core.registry import tags, window_runs
-from mlflow_deploy_plugin.core.registry.connection import (
-    redact_credentials,
-    registry_client,
-    registry_errors,
-)
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
@@ -38,11 +34,18 @@ from mlflow_deploy_plugin.core.registry.transitions import (
     version_at,
     without_step_events,
 )
-from mlflow_deploy_plugin.core.statedir.files import temporary_folder, write_atomically
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
-from mlflow_deploy_plugin.promote.gate.verdict import report_templates
+from mlflow_deploy_plugin.promote.evidence.statements import (
+    Sections,
+    Statement,
+    Statements,
+    event_statement,
+    statement_of,
+    write_document,
+)
 from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
 
 _SECTIONS = {
@@ -67,24 +70,6 @@ _LINEAGE = (
     tags.CAUSE_TAG,
 )
 
-_SourceKind = Literal["registry", "run", "tag", "event"]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A sentence with the name and the page of its source. `url` is empty if MLflow's
-    server does not have the page.
-    """
-
-    text: str
-    kind: _SourceKind
-    source: str
-    url: str
-
-
-Statements = Iterator[Statement]
-Sections = Mapping[str, Sequence[Statement]]
-
 
 @dataclass(frozen=True)
 class VersionCard:
@@ -103,15 +88,9 @@ class VersionCard:
         """Write model_card.html and model_card.json. Raises InvalidConfig if the folder
         cannot be written.
         """
-        page = report_templates(Path(__file__).parent).get_template("card.html").render(card=self)
-        document = json.dumps(asdict(self), indent=2, default=datetime.isoformat)
-        try:
-            write_atomically(folder / "model_card.html", page.encode())
-            write_atomically(folder / "model_card.json", f"{document}\n".encode())
-        except OSError as error:
-            raise InvalidConfig(
-                f"the folder {folder} cannot be written: {error.strerror}"
-            ) from None
+        title = f"Model card of {self.name} version {self.version}"
+        groups = {group: getattr(self, group) for group in _SECTIONS}
+        write_document(self, folder, "model_card", title, groups)
 
 
 def make_card(model_uri: str, store: Store) -> VersionCard:
@@ -152,16 +131,6 @@ def _events_of(record: VersionRecord, store: Store) -> list[AuditEvent]:
         if event.at >= record.created_at and event.version == record.version
     ]
     return without_step_events(events)
-
-
-def _statement(text: str, kind: _SourceKind, source: str, url: str) -> Statement:
-    """Return a statement with one line of text that ends with a period, and without
-    credentials.
-    """
-    sentence = redact_credentials(one_line(text)).rstrip(":. ") + "."
-    # A tag may have any address.
-    page = redact_credentials(url) if url.startswith(("http://", "https://")) else ""
-    return Statement(sentence, kind, source, page)
 
 
 def _column_text(entry: Mapping[str, Any]) -> str:
@@ -222,7 +191,7 @@ class _Facts:
         return statements
 
     def in_registry(self, text: str) -> Statement:
-        return _statement(text, "registry", self.record.uri, self.record.url)
+        return statement_of(text, "registry", self.record.uri, self.record.url)
 
     def in_run(
         self,
@@ -237,30 +206,20 @@ class _Facts:
         if run is None:
             return self.in_registry(text)
         page = run.page_of(file) if file else run.url
-        return _statement(text, "run", f"{run.run_id}/{file}".rstrip("/"), page)
+        return statement_of(text, "run", f"{run.run_id}/{file}".rstrip("/"), page)
 
     def in_tags(self, *names: str) -> Statements:
         for name in names:
             if value := self.record.tags.get(name):
                 text = f"The tag {name} of the version is: {value}"
-                yield _statement(text, "tag", name, self.record.url)
+                yield statement_of(text, "tag", name, self.record.url)
 
     def in_trail(self, *actions: str) -> Statements:
         """Yield the audit events with these actions."""
         events = [event for event in self.events if event.action in actions]
         page = console_page(model=self.record.name) if events else ""
         for event in events:
-            after = event.after or event.detail.get("to")
-            change = " → ".join(filter(None, (event.before, after)))
-            text = (
-                f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} "
-                f"({change})"
-            )
-            if event.endpoint:
-                text += f", on the endpoint {event.endpoint}"
-            if event.why:
-                text += f": {event.why}"
-            yield _statement(text, "event", f"{event.action} {event.at.isoformat()}", page)
+            yield event_statement(event, page)
 
     def in_gate(self, *names: str) -> Statements:
         """Yield the checks of the gate's report, or only the checks `names` that were
@@ -274,7 +233,7 @@ class _Facts:
             if names and (check.name not in names or check.state == "skipped"):
                 continue
             text = f"The gate's check {check.name} is {check.state}: {check.reason}"
-            yield _statement(text, "run", source, gate.status.report)
+            yield statement_of(text, "run", source, gate.status.report)
 
     def read_report(self, file: str) -> Mapping[str, Any]:
         """Return a JSON file of the run; empty if the file does not exist or is about
@@ -444,7 +403,9 @@ class _Facts:
         if gate is not None:
             state = gate.status.state or "not valid"
             text = f"The verdict of the gate on {gate.judged} is {state}"
-            yield _statement(f"{text}: {gate.status.reason}", "tag", tags.GATE_TAG, self.record.url)
+            yield statement_of(
+                f"{text}: {gate.status.reason}", "tag", tags.GATE_TAG, self.record.url
+            )
             yield from self.verdict_of_served()
         yield from self.in_gate()
         if reason := self.record.missing.get("gate report"):
@@ -472,7 +433,7 @@ class _Facts:
                 f"{state}: {status.reason}"
             )
             page = mlflow_page(f"models/{quote(name, safe='')}/versions/{served.version}")
-            yield _statement(text, "registry", served.source, page)
+            yield statement_of(text, "registry", served.source, page)
             return
 
     def robustness(self) -> Statements:

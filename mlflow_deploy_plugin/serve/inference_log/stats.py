@@ -30,7 +30,11 @@ from mlflow_deploy_plugin.serve.inference_log.reader import (
     require_endpoint,
     view_tables,
 )
-from mlflow_deploy_plugin.serve.inference_log.scan import SHADOW, microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.scan import (
+    RECEIVED_TIME,
+    SHADOW,
+    microseconds_of,
+)
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     LogLocation,
     wrap_log_errors,
@@ -75,6 +79,20 @@ class AgentCounts:
         `rows` in the log.
         """
         return max(0, self.shipped - rows)
+
+
+@dataclass(frozen=True)
+class VersionAnswers:
+    """The captured requests that a version answered, and the times of receipt of the
+    first and the last one.
+    """
+
+    model: str
+    version: str
+    requests: int
+    rows: int
+    first: datetime
+    last: datetime
 
 
 @dataclass(frozen=True)
@@ -151,6 +169,58 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         account=account,
         unreadable=dict(log.unreadable),
     )
+
+
+def answers_by_version(
+    log: InferenceLog,
+    endpoint: str,
+    times: TimeRange,
+) -> list[VersionAnswers]:
+    """Return the answers of each version in a time range, without shadow rows, in the
+    order of the first answers. Raises OnnxserveError if the log is unreachable.
+    """
+    columns = (EVENT_TIME, RECEIVED_TIME, "_model", "_version", "_row")
+    tables = view_tables(log, View(endpoint, times, labels=False), columns)
+    parts = [_answer_totals(_as_answers(table)) for table in tables]
+    if not parts:
+        return []
+    totals = _answer_totals(pa.concat_tables(parts)).sort_by("first")
+    return [VersionAnswers(**row) for row in totals.to_pylist()]
+
+
+def _as_answers(table: pa.Table) -> pa.Table:
+    """Return the rows of the log with the columns of `VersionAnswers`."""
+    # Files may lack the time of receipt.
+    name = RECEIVED_TIME if RECEIVED_TIME in table.column_names else EVENT_TIME
+    received = table.column(name)
+    is_first = pc.equal(table.column("_row"), 0)
+    columns = {
+        "model": table.column("_model"),
+        "version": table.column("_version"),
+        "requests": is_first.cast(pa.int64()),
+        "rows": pa.repeat(1, len(table)),
+        "first": received,
+        "last": received,
+    }
+    return pa.table(columns)
+
+
+def _answer_totals(table: pa.Table) -> pa.Table:
+    """Return the totals of each version, with the same columns as the table."""
+    totals = [("requests", "sum"), ("rows", "sum"), ("first", "min"), ("last", "max")]
+    by_version = table.group_by(["model", "version"]).aggregate(totals)
+    return by_version.rename_columns(table.column_names)
+
+
+def failures_by_code(log: InferenceLog, endpoint: str, times: TimeRange) -> Counter[str]:
+    """Return the number of captured requests without an answer by error code. Raises
+    OnnxserveError if the log is unreachable.
+    """
+    counter = Counter[str]()
+    view = View(endpoint, times, labels=False)
+    for table in view_tables(log.failures, view, ["_error_code"]):
+        _add_values(counter, table.column("_error_code"))
+    return counter
 
 
 @dataclass

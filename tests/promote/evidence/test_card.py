@@ -27,7 +27,8 @@ from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.evidence.card import Statement, VersionCard, make_card
+from mlflow_deploy_plugin.promote.evidence.card import VersionCard, make_card
+from mlflow_deploy_plugin.promote.evidence.statements import Statement
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
     approve,

@@ -1,0 +1,443 @@
+"""The dossier of an endpoint for a reviewer: statements about a period, from the audit
+trail, the inference log, the store and the registry.
+
+Each audit event of the period is in one section. Earlier decisions about the versions
+that served in the period are included too.
+"""
+
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from hashlib import sha256
+from operator import attrgetter
+from pathlib import Path
+from urllib.parse import quote
+
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+)
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.registry.connection import (
+    refuse_folder,
+    registry_client,
+    registry_errors,
+)
+from mlflow_deploy_plugin.core.registry.console import console_page
+from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_model_uris
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, mlflow_page
+from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
+from mlflow_deploy_plugin.core.registry.window_runs import PAGE
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
+from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
+from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
+from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
+from mlflow_deploy_plugin.promote.evidence.statements import (
+    Sections,
+    Statement,
+    Statements,
+    event_statement,
+    statement_of,
+    write_document,
+)
+from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.stats import (
+    VersionAnswers,
+    answers_by_version,
+    failures_by_code,
+)
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, parse_window
+
+_BUNDLE = "model.sig"
+"""The bundle of OpenSSF Model Signing among the files of a version."""
+_Version = tuple[str, str]
+"""The name of a model and the number of a version."""
+_SECTIONS = {
+    "serving": ("versions", "requests", "traffic"),
+    "decisions": ("promotions", "gate", "signatures", "changes"),
+    "monitoring": ("verdicts", "alarms", "responses"),
+    "record": ("trail_state",),
+}
+"""The sections of each group. Each section is a method of `_Facts`, or has the events
+of `_ACTIONS`.
+"""
+_MOVES = ("promote", "transition", "alias")
+_SERVING = (*_MOVES, "rollback", "rollout.start", "rollout.end")
+_DECISIONS = ("gate", "request", "approve", "decline", "refused", "sign", *_MOVES)
+_ACTIONS = {
+    "traffic": (
+        *("create", "update", "delete", "start", "stop", "load", "unload"),
+        *("traffic", "follow", "rollout", "rollback"),
+    ),
+    "promotions": ("request", "approve", "decline", "refused", *_MOVES),
+    "gate": ("gate",),
+    "signatures": ("sign",),
+    "responses": ("monitor", "silence", "retrain"),
+}
+"""A section → the first words of its actions. The section `changes` has the others."""
+_PERIOD = re.compile(r"([12]\d{3})(?:-Q([1-4])|-(0[1-9]|1[0-2]))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """The statements about an endpoint and a period in UTC by group and section. A
+    section without facts is left out.
+    """
+
+    endpoint: str
+    start: datetime
+    end: datetime
+    created_at: datetime
+    serving: Sections
+    decisions: Sections
+    monitoring: Sections
+    record: Sections
+
+    def write(self, folder: Path) -> None:
+        """Write dossier.html and dossier.json. Raises InvalidConfig if the folder
+        cannot be written.
+        """
+        title = f"Dossier of {self.endpoint}, {Window(self.start, self.end)}"
+        groups = {group: getattr(self, group) for group in _SECTIONS}
+        write_document(self, folder, "dossier", title, groups)
+
+
+def parse_period(text: str, now: datetime) -> Window:
+    """Return the period `2026`, `2026-Q4`, `2026-11`, START/END or START/DURATION in
+    UTC. Raises InvalidConfig for another text, or if the period has not begun.
+    """
+    if match := _PERIOD.fullmatch(text):
+        period = _calendar_period(*match.groups(default=""))
+    elif "/" in text:
+        period = parse_window(text)
+    else:
+        raise InvalidConfig(
+            f"the period {text!r} cannot be read; it is a quarter (2026-Q4), a month (2026-11), "
+            "a year (2026) or START/END"
+        )
+    if period.start > now:
+        raise InvalidConfig(f"the period {text} has not begun")
+    return period
+
+
+def _calendar_period(year: str, quarter: str, month: str) -> Window:
+    months = 12
+    if quarter:
+        months = 3
+    elif month:
+        months = 1
+    first = 12 * int(year) + months * (int(quarter or month or 1) - 1)
+    return Window(_month(first), _month(first + months))
+
+
+def _month(number: int) -> datetime:
+    """Return the first day of a month, counted from January of the year 0."""
+    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+
+
+def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> Dossier:
+    """Return the dossier. A log that cannot be read is a statement.
+
+    Raises NotFound for an endpoint that neither exists nor was deleted,
+    RegistryUnavailable, and StoreUnavailable.
+    """
+    if endpoint not in store.names(deleted=True):
+        raise unknown_endpoint(endpoint, store.names(deleted=True))
+    trail = _read_trail(store, endpoint, period)
+    pages = {name: console_page(model=name) for name in trail.names}
+    pages[""] = console_page(endpoint=endpoint)
+    captured = _read_requests(log_uri, endpoint, period)
+    facts = _Facts(store, endpoint, period, trail, captured, pages)
+    groups = dict[str, dict[str, list[Statement]]]()
+    for group, sections in _SECTIONS.items():
+        by_section = {section: [*facts.statements(section)] for section in sections}
+        groups[group] = {
+            section: statements for section, statements in by_section.items() if statements
+        }
+    return Dossier(endpoint, period.start, period.end, store.now(), **groups)
+
+
+@dataclass(frozen=True)
+class _Trail:
+    """The audit events of an endpoint and of its models, oldest first.
+
+    Attributes:
+        models: the URIs of the variants during the period.
+        begun_with: the last event before the period that has a spec, and this spec.
+        earlier / events: the events before and in the period.
+    """
+
+    models: frozenset[ModelURI]
+    begun_with: tuple[AuditEvent, EndpointSpec] | None
+    earlier: Sequence[AuditEvent]
+    events: Sequence[AuditEvent]
+
+    @property
+    def names(self) -> list[str]:
+        return sorted({uri.name for uri in self.models})
+
+    def standing(self) -> dict[tuple[str, str], AuditEvent]:
+        """Return the last move before the period to each stage and @alias that a
+        variant follows, by the model and the place.
+        """
+        followed = {(uri.name, uri.place.lower()) for uri in self.models}
+        moves = dict[tuple[str, str], AuditEvent]()
+        for event in self.earlier:
+            place = _place_of(event)
+            if event.action in _MOVES and (event.model, place.lower()) in followed:
+                moves[event.model, place] = event
+        return moves
+
+    def versions(self) -> set[_Version]:
+        """Return the versions that the variants name or that moved in the period, and
+        those in place at its start.
+        """
+        pinned = {(uri.name, uri.selector) for uri in self.models if uri.kind == "version"}
+        moves = [event for event in self.events if event.action in _SERVING]
+        moves += self.standing().values()
+        return pinned | {(event.model, event.version) for event in moves if event.version}
+
+
+def _read_trail(store: Store, endpoint: str, period: Window) -> _Trail:
+    models = set[ModelURI]()
+    begun_with = None
+    own = [event for event in store.events(endpoint) if event.at < period.end]
+    for event in own:
+        spec = _spec_in(event)
+        if spec is None:
+            continue
+        if event.at < period.start:
+            models.clear()
+            begun_with = (event, spec)
+        models.update(registered_model_uris(spec))
+    events = list(own)
+    for name in {uri.name for uri in models}:
+        # A model event with an endpoint belongs only to the trail of that endpoint.
+        events += [
+            event
+            for event in store.events(None, name)
+            if not event.endpoint and event.at < period.end
+        ]
+    events.sort(key=attrgetter("at"))
+    first = bisect_left(events, period.start, key=attrgetter("at"))
+    return _Trail(frozenset(models), begun_with, events[:first], events[first:])
+
+
+def _spec_in(event: AuditEvent) -> EndpointSpec | None:
+    """Return the spec after the event; None if there is none, or if another version of
+    onnxserve wrote it.
+    """
+    with suppress(InvalidConfig):
+        (spec,) = load_stored_specs(str(event.detail.get("spec", "")))
+        return spec
+    return None
+
+
+def _place_of(event: AuditEvent) -> str:
+    moved = event.detail.get("moved")
+    if isinstance(moved, dict):
+        return str(moved.get("place"))
+    return str(event.detail.get("to"))
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """The captured requests of a period.
+
+    Attributes:
+        failures: the number of failed requests by error code.
+        unreadable: the malformed files, or the whole log, with the reasons.
+    """
+
+    answers: Sequence[VersionAnswers] = ()
+    failures: Mapping[str, int] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+
+def _read_requests(log_uri: str, endpoint: str, period: Window) -> _Requests:
+    times = TimeRange(received_from=period.start, received_until=period.end)
+    try:
+        log = open_log(log_uri)
+        answers = answers_by_version(log, endpoint, times)
+        return _Requests(answers, failures_by_code(log, endpoint, times), log.unreadable)
+    except OnnxserveError as error:
+        return _Requests(unreadable={log_uri: error.message})
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The facts about an endpoint and a period, with a method per section.
+
+    Attributes:
+        pages: the console's page of each model, and of the endpoint by the empty name.
+    """
+
+    store: Store
+    endpoint: str
+    period: Window
+    trail: _Trail
+    captured: _Requests
+    pages: Mapping[str, str]
+
+    @cached_property
+    def versions_served(self) -> list[_Version]:
+        answered = {(answer.model, answer.version) for answer in self.captured.answers}
+        return sorted(answered | self.trail.versions())
+
+    def statements(self, section: str) -> Statements:
+        """Yield the statements of a section: the facts, earlier decisions, and the
+        events of the period.
+        """
+        facts = getattr(self, section, None)
+        if facts is not None:
+            yield from facts()
+        for event in self.trail.earlier:
+            is_about_served = (event.model, event.version) in self.versions_served
+            if is_about_served and event.action in _DECISIONS and _section_of(event) == section:
+                yield self.in_trail(event)
+        for event in self.trail.events:
+            if _section_of(event) == section:
+                yield self.in_trail(event)
+
+    def in_trail(self, event: AuditEvent) -> Statement:
+        """Return a statement about an event, which links to the report of a gate."""
+        page = self.pages["" if event.endpoint else event.model]
+        described = event_statement(event, page)
+        if event.action != "gate":
+            return described
+        source = f"{event.detail.get('run_id')}/{GATE_REPORT_FILE}"
+        return statement_of(described.text, "run", source, str(event.detail.get("report", "")))
+
+    def in_log(self, text: str) -> Statement:
+        return statement_of(text, "log", self.endpoint, self.pages[""])
+
+    def versions(self) -> Statements:
+        """Yield the versions at the start of the period and those that answered."""
+        if self.trail.begun_with is not None:
+            event, spec = self.trail.begun_with
+            yield self.at_start(f"the variants were: {describe_traffic(spec)}", event)
+        for (model, place), event in self.trail.standing().items():
+            yield self.at_start(f"{place} of {model} was version {event.version}", event)
+        for answer in self.captured.answers:
+            text = (
+                f"{answer.model} version {answer.version} answered from "
+                f"{answer.first:%Y-%m-%d %H:%M} to {answer.last:%Y-%m-%d %H:%M} UTC. The number of "
+                f"its captured requests is {answer.requests:,}"
+            )
+            yield self.in_log(text)
+
+    def at_start(self, text: str, event: AuditEvent) -> Statement:
+        return replace(self.in_trail(event), text=f"At the start of the period, {text}.")
+
+    def requests(self) -> Statements:
+        """Yield the numbers of answered and failed requests."""
+        captured = self.captured
+        answered = sum(answer.requests for answer in captured.answers)
+        rows = sum(answer.rows for answer in captured.answers)
+        failed = sum(captured.failures.values())
+        yield self.in_log(
+            f"The log has {answered:,} answered requests with {rows:,} rows, and {failed:,} "
+            "failed requests"
+        )
+        for code, count in sorted(captured.failures.items()):
+            yield self.in_log(f"The number of requests that failed with the code {code} is {count}")
+        for path, reason in captured.unreadable.items():
+            yield self.in_log(f"Captured requests in {path} cannot be read: {reason}")
+
+    def signatures(self) -> Statements:
+        """Yield whether the served versions are signed."""
+        for model, version in self.versions_served:
+            yield _signature(model, version)
+
+    def verdicts(self) -> Statements:
+        """Yield the counts of each monitor's verdicts, and the windows that have alarms
+        or failed.
+        """
+        by_monitor = defaultdict[str, dict[tuple[datetime, datetime], MonitorWindow]](dict)
+        windows = Monitors(self.store).windows(self.endpoint, since=self.period.start)
+        for window in windows:
+            if window.start < self.period.end:
+                # The last revision is the last in the list.
+                by_monitor[window.monitor][window.start, window.end] = window
+        for monitor, judged in by_monitor.items():
+            counts = Counter(window.outcome or window.state for window in judged.values())
+            verdicts = join_names(f"{count} {outcome}" for outcome, count in counts.items())
+            newest = max(judged.values(), key=lambda window: (bool(window.run_id), window.start))
+            yield _in_window(f"The windows of the monitor {monitor} are: {verdicts}", newest)
+            for window in judged.values():
+                if window.evidence.get("alarms") or window.state == "failed":
+                    outcome = window.outcome or window.state
+                    text = f"The window {window.start:%Y-%m-%d %H:%M} UTC of {monitor} is {outcome}"
+                    yield _in_window(f"{text}: {window.reason}", window)
+
+    def alarms(self) -> Statements:
+        """Yield the alerts that were firing in the period."""
+        for alert in Alerts(self.store).between(self.endpoint, self.period.start, self.period.end):
+            text = (
+                f"The alert of {alert.monitor or self.endpoint} began on "
+                f"{alert.first_at:%Y-%m-%d %H:%M} UTC and is {alert.state} since "
+                f"{alert.last_at:%Y-%m-%d %H:%M} UTC: {'; '.join(alert.detail.get('lines', ()))}"
+            )
+            page = str(alert.detail.get("link") or self.pages[""])
+            yield statement_of(text, "alert", alert.fingerprint, page)
+
+    def trail_state(self) -> Statements:
+        """Yield the number of events, and the state of the audit trail."""
+        count = len(self.trail.events)
+        models = join_names(self.trail.names) or "no registered model"
+        text = f"The audit trail has {count} events of {self.endpoint} and {models} in the period"
+        yield statement_of(text, "trail", self.endpoint, self.pages[""])
+        for name, page in self.pages.items():
+            chain = verify_trail(self.store, name)
+            subject = f"The trail of {name or 'the endpoints'}"
+            text = f"{subject} is {chain.state} with {chain.events:,} events"
+            yield statement_of(text, "trail", name or self.endpoint, page)
+            for fault in chain.faults:
+                yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)
+
+
+def _section_of(event: AuditEvent) -> str:
+    kind = event.action.partition(".")[0]
+    # `delete` without an endpoint is about a model.
+    if kind in _ACTIONS["traffic"] and not event.endpoint:
+        return "changes"
+    for section, actions in _ACTIONS.items():
+        if kind in actions:
+            return section
+    return "changes"
+
+
+def _in_window(text: str, window: MonitorWindow) -> Statement:
+    run = LoggedRun(window.run_id, "", window.run_url)
+    return statement_of(text, "run", f"{window.run_id}/{PAGE}", run.page_of(PAGE))
+
+
+def _signature(model: str, version: str) -> Statement:
+    """Return whether the version has the bundle of a signature. The dossier has no key
+    to verify it; the gate's check and the agents have one.
+    """
+    subject = f"{model} version {version}"
+    uri = f"models:/{model}/{version}"
+    page = mlflow_page(f"models/{quote(model, safe='')}/versions/{quote(version)}")
+    try:
+        with registry_errors(uri), temporary_folder("onnxserve-dossier-") as folder:
+            location = registry_client().get_model_version_download_uri(model, version)
+            refuse_folder(location)
+            bundle = fetch(f"{location}/{_BUNDLE}", folder, f"{_BUNDLE} of {subject}")
+            digest = sha256(bundle.read_bytes()).hexdigest()
+            text = f"{subject} has the signature {_BUNDLE} with the SHA-256 {digest}"
+    except (InvalidConfig, NotFound, RegistryRefused) as error:
+        text = f"{subject} has no signature that can be read: {error.message}"
+    return statement_of(text, "registry", uri, page)

@@ -1,0 +1,103 @@
+"""Statements: sentences with a link to the record that each is made from, and the files
+of a document that consists of statements.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.connection import redact_credentials
+from mlflow_deploy_plugin.core.statedir.files import write_atomically
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.promote.gate.verdict import report_templates
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SourceKind = Literal["registry", "run", "tag", "event", "log", "alert", "trail"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence with the name and the page of its source. `url` is empty if MLflow's
+    server does not have the page.
+    """
+
+    text: str
+    kind: SourceKind
+    source: str
+    url: str
+
+
+Statements = Iterator[Statement]
+Sections = Mapping[str, Sequence[Statement]]
+
+
+def statement_of(text: str, kind: SourceKind, source: str, url: str) -> Statement:
+    """Return a statement with one line of text that ends with a period, and without
+    credentials.
+    """
+    sentence = redact_credentials(one_line(text)).rstrip(":. ") + "."
+    # A tag may have any address.
+    page = redact_credentials(url) if url.startswith(("http://", "https://")) else ""
+    return Statement(sentence, kind, source, page)
+
+
+def event_statement(event: AuditEvent, page: str) -> Statement:
+    """Return a statement about an audit event that the console shows at `page`."""
+    after = event.after or event.detail.get("to")
+    change = " → ".join(filter(None, (event.before, after)))
+    text = f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action}"
+    if change:
+        text += f" ({change})"
+    if event.version:
+        text += f", of {event.model} version {event.version}"
+    if event.endpoint:
+        text += f", on the endpoint {event.endpoint}"
+    verdict = event.detail.get("verdict") or event.detail.get("gate")
+    if verdict:
+        text += f", with the gate {verdict}"
+    digest = _report_digest(event)
+    if digest:
+        text += f", on the report sha256 {digest[:12]}"
+    if event.why:
+        text += f": {event.why}"
+    return statement_of(text, "event", f"{event.action} {event.at.isoformat()}", page)
+
+
+def _report_digest(event: AuditEvent) -> str:
+    """Return the digest of the gate report that the event was based on, or an empty
+    text.
+    """
+    # An approval has the digest of the report in place of its address.
+    named = (str(event.detail.get(name, "")) for name in ("report_digest", "report"))
+    return next(filter(_DIGEST.fullmatch, named), "")
+
+
+def write_document(
+    document: "DataclassInstance",
+    folder: Path,
+    name: str,
+    title: str,
+    groups: Mapping[str, Sections],
+) -> None:
+    """Write `name`.html with the groups, and `name`.json with the document. Raises
+    InvalidConfig if the folder cannot be written.
+    """
+    content = asdict(document)
+    template = report_templates(Path(__file__).parent).get_template("statements.html")
+    page = template.render(title=title, created_at=content["created_at"], groups=groups)
+    text = json.dumps(content, indent=2, default=datetime.isoformat)
+    try:
+        write_atomically(folder / f"{name}.html", page.encode())
+        write_atomically(folder / f"{name}.json", f"{text}\n".encode())
+    except OSError as error:
+        raise InvalidConfig(f"the folder {folder} cannot be written: {error.strerror}") from None

@@ -1,0 +1,151 @@
+"""The bill of materials of versions in a real registry, and of a running endpoint."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.models import (
+    LoadedVariant,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+)
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.promote.evidence.bom import endpoint_bom
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
+from tests.support.commands import said
+from tests.support.refusals import mentions
+
+
+def check_schema(text: str) -> None:
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+
+
+def bom_of(*arguments: str) -> dict[str, Any]:
+    """Return the document of the command after it was compared with the schema."""
+    result = CliRunner().invoke(main, ["bom", *arguments])
+    assert result.exit_code == 0, result.output
+    check_schema(result.stdout)
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def properties_of(document: dict[str, Any]) -> dict[str, str]:
+    """Return the properties of the subject of the document."""
+    subject = document["metadata"]["component"]
+    return {entry["name"]: entry["value"] for entry in subject["properties"]}
+
+
+def test_bom_of_version(registry: MlflowClient, tmp_path: Path) -> None:
+    registry.set_registered_model_tag("toy", "license", "MIT")
+    registry.set_model_version_tag("toy", "1", "license", "Apache-2.0")
+    document = bom_of("models:/toy/1")
+    model = document["metadata"]["component"]
+    named = {"type": "machine-learning-model", "name": "toy", "version": "1"}
+    assert named.items() <= model.items()
+    assert model["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    hashes = {file["name"]: file["hashes"][0]["content"] for file in model["components"]}
+    files = [path for path in (tmp_path / "1").iterdir() if path.is_file()]
+    assert hashes == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    facts = properties_of(document)
+    assert facts["onnxserve:parity"] == "proven"
+    assert facts["onnxserve:git_commit"] == "c0ffee1"
+    assert facts["mlflow:tag:onnxserve.gate"] == "passed without an evaluation"
+    assert facts["mlflow:tag:team"] == "blue"
+
+
+def test_bom_of_version_has_datasets_and_packages(registry: MlflowClient) -> None:
+    document = bom_of("models:/toy/1")
+    assert {part["bom-ref"]: part.get("scope") for part in document["components"]} == {
+        "dataset:flights@digest1": None,
+        "pkg:pypi/mlflow-onnxserve@0.1.0": "required",
+        "pkg:pypi/onnxruntime@1.31.1": "required",
+        "pkg:pypi/numpy@2.0": "excluded",
+        "pkg:pypi/scikit-learn@1.1": "excluded",
+    }
+    (depends,) = [entry["dependsOn"] for entry in document["dependencies"] if "dependsOn" in entry]
+    assert len(depends) == len(document["components"])
+    card = document["metadata"]["component"]["modelCard"]
+    parameters = card["modelParameters"]
+    assert parameters["datasets"] == [{"ref": "dataset:flights@digest1"}]
+    assert [json.loads(side["format"])["name"] for side in parameters["inputs"]] == ["a", "b"]
+    metrics = card["quantitativeAnalysis"]["performanceMetrics"]
+    assert {"type": "accuracy", "value": "0.91"} in metrics
+
+
+@pytest.mark.parametrize("licence", ["our own", "MIT OR Apache-2.0"])
+def test_bom_of_version_without_records(registry: MlflowClient, licence: str) -> None:
+    registry.set_registered_model_tag("toy", "license", licence)
+    registry.set_model_version_tag("toy", "3", "page", "https://ada:secret@example.com")
+    document = bom_of("models:/toy/3")
+    (entry,) = document["metadata"]["component"]["licenses"]
+    assert licence in (entry.get("expression"), entry.get("license", {}).get("name"))
+    assert {"onnxserve:missing:graph", "onnxserve:missing:run"} <= properties_of(document).keys()
+    assert "secret" not in json.dumps(document)
+
+
+def test_bom_requirements_that_are_not_packages(registry: MlflowClient, tmp_path: Path) -> None:
+    lines = "--extra-index-url https://ada:secret@example.com\nPy_Arrow >= 3\nnumpy==2.0 ; os_name"
+    (tmp_path / "1" / "requirements.txt").write_text(lines)
+    document = bom_of("models:/toy/1")
+    packages = {part["purl"]: part["scope"] for part in document["components"] if "purl" in part}
+    assert packages == {
+        "pkg:pypi/py-arrow": "required",
+        "pkg:pypi/numpy@2.0": "required",
+        "pkg:pypi/scikit-learn@1.1": "excluded",
+    }
+
+
+def test_bom_of_endpoint_has_loaded_versions(registry: MlflowClient, store: Store) -> None:
+    spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+    wanted = {
+        name: WantedVariant(model_uri=uri, model="toy", version="2", folder=Path("any"))
+        for name, uri in (("flights", "models:/toy@champion"), ("other", "models:/toy/2"))
+    }
+    worker = WorkerState(
+        pid=1,
+        generation=1,
+        endpoints={
+            "flights": {
+                "flights": LoadedVariant(version="1"),
+                "other": LoadedVariant(version="m-9"),
+            }
+        },
+    )
+    endpoint = store.add_endpoint("onnxserve", spec)
+    running = Observation("running", wanted=WantedEndpoint(variants=wanted), workers=(worker,))
+    document = endpoint_bom(ObservedEndpoint(endpoint, running))
+    check_schema(json.dumps(document))
+    assert properties_of(document)["onnxserve:state"] == "running"
+    models = {
+        part["bom-ref"]: "modelCard" in part
+        for part in document["components"]
+        if part["type"] == "machine-learning-model"
+    }
+    assert models == {"models:/toy/1": True, "toy/m-9": False}
+    stopped = endpoint_bom(ObservedEndpoint(endpoint, Observation("stopped")))
+    check_schema(json.dumps(stopped))
+    assert "components" not in stopped
+
+
+def test_bom_is_refused(registry: MlflowClient, tmp_path: Path) -> None:
+    def refusal(*arguments: str) -> str:
+        return said(CliRunner().invoke(main, ["bom", *arguments]))
+
+    assert mentions(refusal("models:/toy/9"), "toy", "9")
+    assert mentions(refusal(str(tmp_path / "1")), "models:/NAME/VERSION")
+    assert mentions(refusal("--endpoint", "flights"), "flights")
+    assert mentions(refusal("models:/toy/1", "-o", str(tmp_path)), str(tmp_path))
+    for arguments in ((), ("models:/toy/1", "--endpoint", "flights")):
+        result = CliRunner().invoke(main, ["bom", *arguments])
+        assert (result.exit_code, mentions(result.stderr, "--endpoint")) == (2, True)

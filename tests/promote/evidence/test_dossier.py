@@ -1,0 +1,358 @@
+"""The dossier of an endpoint: its period, its statements and their sources."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+from click.testing import CliRunner
+from markupsafe import escape
+from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
+from sqlalchemy import update
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import AuditRow
+from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, make_dossier, parse_period
+from mlflow_deploy_plugin.promote.evidence.statements import Statement
+from mlflow_deploy_plugin.promote.gate.promotion import promote
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from tests.support.clocks import Clock
+from tests.support.commands import said
+from tests.support.inference_log import LogWriter
+from tests.support.refusals import mentions, refused
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+
+GROUPS = ("serving", "decisions", "monitoring", "record")
+QUARTER = datetime(2013, 10, 1, tzinfo=UTC)
+PERIOD = Window(QUARTER, datetime(2014, 1, 1, tzinfo=UTC))
+DAY = timedelta(days=1)
+MLFLOW = "https://mlflow.example.com/runs"
+
+
+@pytest.fixture
+def clock() -> Clock[datetime]:
+    return Clock(QUARTER - 30 * DAY)
+
+
+@pytest.fixture
+def trail(registry: MlflowClient, tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
+    """A store with the endpoint `flights`, which follows @champion of `toy`."""
+    with closing(open_store(Settings(home=tmp_path / "home").store_url, clock)) as store:
+        spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+        store.add_endpoint("onnxserve", spec)
+        yield store
+
+
+def statements(dossier: Dossier) -> dict[str, list[Statement]]:
+    """Return the statements of each section."""
+    return {
+        section: [*entries]
+        for group in GROUPS
+        for section, entries in getattr(dossier, group).items()
+    }
+
+
+def texts(dossier: Dossier, section: str) -> str:
+    return "\n".join(entry.text for entry in statements(dossier).get(section, ()))
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("2026-Q1", (2026, 1, 1), (2026, 4, 1)),
+        ("2026-Q4", (2026, 10, 1), (2027, 1, 1)),
+        ("2026-11", (2026, 11, 1), (2026, 12, 1)),
+        ("2026-12", (2026, 12, 1), (2027, 1, 1)),
+        ("2026", (2026, 1, 1), (2027, 1, 1)),
+        ("2026-11-03/2026-11-05", (2026, 11, 3), (2026, 11, 5)),
+        ("2026-11-03/2d", (2026, 11, 3), (2026, 11, 5)),
+    ],
+)
+def test_dossier_period(
+    text: str,
+    start: tuple[int, int, int],
+    end: tuple[int, int, int],
+) -> None:
+    period = parse_period(text, datetime(2026, 12, 31, tzinfo=UTC))
+    assert period == Window(datetime(*start, tzinfo=UTC), datetime(*end, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "soon", "2026-Q5", "2026-13", "2026-00", "0000", "9999", "2026-1", "26-Q4", "٢٠٢٦"),
+        *("2026-11-05/2026-11-03", "2026-11-05/", "2027", "2027-01-01/1d"),
+    ],
+)
+def test_dossier_period_is_refused(text: str) -> None:
+    with refused(InvalidConfig):
+        parse_period(text, datetime(2026, 12, 31, tzinfo=UTC))
+
+
+@pytest.fixture
+def quarter(trail: Store, clock: Clock[datetime]) -> Store:
+    """Version 1 of `toy` serves before the period, and version 2 is promoted in it."""
+    moved = {"moved": {"place": "@champion", "before": "", "files": "f"}}
+    trail.record("alias", actor="ada", model="toy", version="1", after="@champion", detail=moved)
+    trail.record("alias", actor="ada", model="toy", version="3", after="@other")
+    clock.now = QUARTER + DAY
+    digest = "c0ffee" + "0" * 58
+    detail = {"report": f"{MLFLOW}/r1", "run_id": "r1", "report_digest": digest}
+    trail.record("gate", actor="eva", model="toy", version="2", after="passed", detail=detail)
+    trail.record("request", actor="eva", model="toy", version="2", after="@champion")
+    seen = {"report": digest, "verdict": "passed"}
+    trail.record("approve", actor="ada", model="toy", version="2", why="fine", detail=seen)
+    trail.record("promote", actor="eva", model="toy", version="2", detail={"to": "@champion"})
+    trail.record("tag", actor="bob", model="toy", version="2", after="blue")
+    trail.record("monitor.accept", actor="ada", endpoint="flights", why="holidays")
+    clock.now = PERIOD.end
+    trail.record("promote", actor="late", model="toy", version="3")
+    return trail
+
+
+def test_dossier_of_decisions(quarter: Store, tmp_path: Path) -> None:
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    assert mentions(texts(dossier, "versions"), "models:/toy@champion 100", "toy was version 1")
+    promotions = texts(dossier, "promotions").splitlines()
+    earlier, request, approval, promotion = promotions
+    assert mentions(earlier, "ada", "alias", "2013-09-01")
+    assert mentions(request, "eva", "request", "@champion", "toy version 2")
+    assert mentions(approval, "ada", "approve", "the gate passed", "c0ffee000000", "fine")
+    assert mentions(promotion, "eva", "promote", "@champion")
+    gate = statements(dossier)["gate"][0]
+    assert (gate.kind, gate.source, gate.url) == ("run", "r1/gate_report.html", f"{MLFLOW}/r1")
+    assert mentions(texts(dossier, "changes"), "bob", "tag")
+    assert mentions(texts(dossier, "responses"), "ada", "monitor.accept", "holidays")
+    assert mentions(texts(dossier, "trail_state"), "6 events of flights and toy")
+    everything = "".join(texts(dossier, section) for section in statements(dossier))
+    assert not mentions(everything, "late")
+    assert not mentions(everything, "@other")
+
+
+def test_dossier_of_requests(quarter: Store, tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "log")
+    for day, version in ((-1, "9"), (0, "1"), (1, "1"), (2, "2"), (92, "9")):
+        moments = [QUARTER + day * DAY + timedelta(seconds=row) for row in range(3)]
+        writer.write({"_event_time": moments}, version=version)
+    failed = {"_event_time": [QUARTER] * 2, "_row": [0, 0], "_error_code": ["BAD_REQUEST", "X"]}
+    LogWriter(tmp_path / "log" / "_failed").write({**failed, "_offset": [0, 1]})
+    dossier = make_dossier(quarter, "flights", PERIOD, str(writer.root))
+    served = texts(dossier, "versions")
+    assert mentions(served, "flight-delay version 1 answered from 2013-10-01 00:00 to 2013-10-02")
+    assert mentions(served, "flight-delay version 2 answered from 2013-10-03 00:00")
+    assert mentions(served, "captured requests is 2", "captured requests is 1")
+    counts = texts(dossier, "requests")
+    assert mentions(
+        counts, "3 answered requests", "9 rows", "2 failed requests", "BAD_REQUEST is 1"
+    )
+    assert {entry.kind for entry in statements(dossier)["requests"]} == {"log"}
+    assert mentions(texts(dossier, "signatures"), "flight-delay version 1 has no signature")
+
+
+def test_dossier_of_signatures(quarter: Store, tmp_path: Path) -> None:
+    bundle = tmp_path / "2" / "model.sig"
+    bundle.write_text("{}")
+    quarter.record("sign", actor="ada", model="toy", version="2")
+    period = Window(QUARTER, PERIOD.end + DAY)
+    dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
+    unsigned, signed, deleted, event = texts(dossier, "signatures").splitlines()
+    assert mentions(unsigned, "toy version 1 has no signature", "model.sig")
+    assert mentions(signed, "toy version 2", hashlib.sha256(b"{}").hexdigest())
+    assert mentions(deleted, "toy version 3 has no signature")
+    assert mentions(event, "ada", "sign", "toy version 2")
+
+
+def judge(store: Store, day: int, verdict: str, *alarms: str) -> None:
+    """Store a judged window of the monitor `daily`, or a failed window."""
+    begin = QUARTER + day * DAY
+    window = Monitors(store).add("flights", "daily", begin, begin + DAY)
+    judged = replace(
+        window,
+        state="judged" if verdict else "failed",
+        verdict=verdict,
+        reason="the mean moved",
+        evidence={"alarms": alarms},
+        run_id=f"r{day}",
+        run_url=f"{MLFLOW}/r{day}",
+    )
+    Monitors(store).update(judged)
+
+
+def test_dossier_of_verdicts(quarter: Store, tmp_path: Path) -> None:
+    judge(quarter, 0, "drift", "x")
+    judge(quarter, 1, "no drift")
+    judge(quarter, 2, "")
+    judge(quarter, 92, "drift", "x")
+    Monitors(quarter).add("flights", "hourly", QUARTER + 3 * DAY, QUARTER + 4 * DAY)
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    counts, drift, failure, hourly = statements(dossier)["verdicts"]
+    assert mentions(counts.text, "daily", "1 drift", "1 no drift", "1 failed")
+    assert counts.url == f"{MLFLOW}/r2/artifacts/report.html"
+    assert mentions(drift.text, "2013-10-01", "daily is drift", "the mean moved")
+    assert drift.url == f"{MLFLOW}/r0/artifacts/report.html"
+    assert mentions(failure.text, "2013-10-03", "failed")
+    assert mentions(hourly.text, "hourly", "1 pending")
+
+
+def test_dossier_of_alarms(quarter: Store, tmp_path: Path) -> None:
+    for name, at in (("before", QUARTER - DAY), ("now", QUARTER), ("later", PERIOD.end)):
+        detail = {"lines": [f"it drifts {name}"], "link": f"{MLFLOW}/{name}"}
+        alert = Alert(name, "flights", "daily", "firing", at, at, detail=detail)
+        Alerts(quarter).add_once(alert)
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    (alarm,) = statements(dossier)["alarms"]
+    assert mentions(alarm.text, "daily", "firing", "it drifts now")
+    assert alarm.url == f"{MLFLOW}/now"
+
+
+def test_dossier_of_event_has_one_place(quarter: Store, tmp_path: Path) -> None:
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    sources = [
+        entry.source
+        for section, entries in statements(dossier).items()
+        if section != "versions"
+        for entry in entries
+        if entry.kind in ("event", "run")
+    ]
+    assert len(sources) == len(set(sources))
+    events = [event for event in quarter.events() if QUARTER <= event.at < PERIOD.end]
+    named = " ".join(sources)
+    assert all(event.action in named for event in events if event.action != "gate")
+
+
+def test_dossier_of_unreadable_log(quarter: Store, tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "endpoint=flights").write_text("not a folder")
+    for log in (str(tmp_path / "log"), "ftp://example.com/log"):
+        dossier = make_dossier(quarter, "flights", PERIOD, log)
+        assert mentions(texts(dossier, "requests"), "cannot be read", log)
+    hour = tmp_path / "rows" / "endpoint=flights" / "date=2013-10-01" / "hour=00"
+    hour.mkdir(parents=True)
+    (hour / "torn.parquet").write_text("PAR1")
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "rows"))
+    assert mentions(texts(dossier, "requests"), "torn.parquet", "0 answered requests")
+
+
+def test_dossier_of_period_without_events(quarter: Store, tmp_path: Path) -> None:
+    period = parse_period("2013-11", PERIOD.end)
+    dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
+    place = statements(dossier)["versions"][1]
+    assert mentions(place.text, "@champion of toy was version 2")
+    assert place.source.startswith("promote 2013-10-02")
+    assert mentions(texts(dossier, "promotions"), "approve", "2013-10-02")
+    assert mentions(texts(dossier, "trail_state"), "0 events")
+    before = parse_period("2012", PERIOD.end)
+    assert set(statements(make_dossier(quarter, "flights", before, str(tmp_path)))) == {
+        "requests",
+        "trail_state",
+    }
+
+
+def test_dossier_of_deleted_endpoint(quarter: Store, tmp_path: Path) -> None:
+    quarter.remove_endpoint("flights")
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    assert mentions(texts(dossier, "promotions"), "approve")
+
+
+def test_dossier_files(quarter: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    markup = "<script>alert(1)</script> https://ada:secret@example.com"
+    quarter.record("update", endpoint="flights", why=markup)
+    result = CliRunner().invoke(main, ["dossier", "flights", "--period", "2013-09-01/2013-11-01"])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "flights-2013-09-01-2013-11-01-dossier"
+    document = json.loads((folder / "dossier.json").read_text())
+    assert document["start"] == "2013-09-01T00:00:00+00:00"
+    page = (folder / "dossier.html").read_text()
+    for group in GROUPS:
+        for entries in document[group].values():
+            assert all(escape(entry["text"]) in page for entry in entries)
+    assert "<script>" not in page
+    assert "secret" not in page
+    assert mentions(page, "Dossier of flights", "Trail state")
+
+
+def test_dossier_is_refused(quarter: Store, tmp_path: Path) -> None:
+    def refusal(*arguments: str) -> str:
+        return said(CliRunner().invoke(main, ["dossier", *arguments]))
+
+    assert mentions(refusal("flight", "--period", "2013-09"), "'flight'", "'flights'")
+    (tmp_path / "file").touch()
+    options = ("--period", "2013-09", "-o", str(tmp_path / "file" / "folder"))
+    assert mentions(refusal("flights", *options), str(tmp_path / "file" / "folder"))
+    for period in ("soon", "2999"):
+        result = CliRunner().invoke(main, ["dossier", "flights", "--period", period])
+        assert (result.exit_code, mentions(result.stderr, period)) == (2, True)
+
+
+def test_dossier_of_changed_trail(quarter: Store, tmp_path: Path) -> None:
+    intact = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
+    assert mentions(intact, "the endpoints is unsigned", "toy is unsigned")
+    with quarter.transaction() as session:
+        session.execute(update(AuditRow).where(AuditRow.action == "approve").values(actor="eve"))
+    changed = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
+    assert mentions(changed, "the endpoints is unsigned", "toy is changed")
+    assert len(changed.splitlines()) > len(intact.splitlines())
+
+
+@pytest.fixture
+def console(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[MlflowServer]:
+    """An MLflow server with the console, at which version 1 of `toy` is promoted."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    new_database(tmp_path)
+    server = MlflowServer(tmp_path, app="onnxserve", variables=dict(os.environ))
+    server.start()
+    try:
+        with tracking_at(server.url):
+            onnxserve.log_model(
+                LogisticRegression().fit([[0.0], [1.0]], [0, 1]),
+                "model",
+                registered_model_name="toy",
+                input_example=pd.DataFrame({"a": [0.0, 1.0]}),
+            )
+            yield server
+    finally:
+        server.kill()
+
+
+def events_at(url: str) -> set[str]:
+    """Return the action and the time of each event that the console shows."""
+    trail = requests.get(f"{url}/onnxserve/history.jsonl", timeout=30).text
+    events = [json.loads(line) for line in trail.splitlines()]
+    return {f"{event['action']} {event['at']}" for event in events}
+
+
+@pytest.mark.long
+def test_dossier_links_exist(console: MlflowServer, tmp_path: Path) -> None:
+    with closing(open_store(Settings(home=tmp_path / "home").store_url)) as store:
+        spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+        store.add_endpoint("onnxserve", spec)
+        promote("toy", "1", "@champion", store=store, actor="eva")
+        period = parse_period(f"{store.now():%Y}", store.now())
+        dossier = make_dossier(store, "flights", period, str(tmp_path / "log"))
+    found = [entry for entries in statements(dossier).values() for entry in entries]
+    assert {"log", "event", "run", "registry", "trail"} == {entry.kind for entry in found}
+    pages = {entry.url for entry in found}
+    assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
+    assert {entry.source for entry in found if entry.kind == "event"} <= events_at(console.url)
