@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.card import VersionCard, make_card
@@ -141,7 +142,8 @@ def recorded(
     )
     server.start()
     holdout = str(write_rows(folder / "holdout.parquet", labelled(600, seed=3)))
-    store = open_store(home.store_url)
+    # Only events that are signed with the server's key are approvals.
+    store = open_store(home.store_url, keys=read_key_file(home.audit_key_path))
     try:
         with tracking_at(server.url):
             client = MlflowClient()
