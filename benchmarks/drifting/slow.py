@@ -21,7 +21,6 @@ from benchmarks.drifting.worlds import (
     Rows,
     churning_days,
     dependent_days,
-    independent_rows,
     persistent_days,
     reference_of,
     rolling_reference_of,
@@ -59,34 +58,6 @@ def of_slow_time(share: float) -> Iterator[Line]:
         is_calm = what == next(iter(_WORLDS))
         yield rate_line(what, came) if is_calm else found_line(what, _plain(came), None)
         yield rate_line("the same days with `rolling:7d`", rolling)
-    for made, what in (
-        (True, "independent days of independent rows"),
-        (False, "independent days of dependent rows"),
-    ):
-        judged = on_all_cores(_is_judged, [(made, seed) for seed in range(references)])
-        right = [[is_judged == made] for is_judged in judged]
-        yield found_line(
-            f"`independent_rows` is {'judged' if made else 'refused'}: {what}",
-            right,
-            0.95,
-        )
-
-
-def _is_judged(task: tuple[bool, int]) -> bool:
-    """Return True if a day is judged with `independent_rows` by days that contain a
-    tenth of its rows each.
-    """
-    is_independent, seed = task
-    rng = np.random.default_rng([seed, 12])
-    table = (
-        independent_rows(rng, _DAYS * _ROWS)
-        if is_independent
-        else _independent_days(rng, _DAYS, _ROWS).table
-    )
-    rows = Rows(table, _independent_days(rng, _DAYS, _ROWS).times)
-    judge = Judge(reference_of(rows, _DAYS * DAY_US, DAY_US), independent_rows=True)
-    verdict = judge(table.take(rng.integers(0, len(table), 10 * _ROWS)), _DAYS * DAY_US)
-    return verdict.state != "not judged"
 
 
 def _judged(task: tuple[str, int]) -> tuple[Flags, Flags]:

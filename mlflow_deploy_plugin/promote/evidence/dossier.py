@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_mo
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, mlflow_page
 from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE
+from mlflow_deploy_plugin.core.signatures import BUNDLE
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
@@ -60,8 +61,6 @@ from mlflow_deploy_plugin.serve.inference_log.stats import (
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, parse_window
 
-_BUNDLE = "model.sig"
-"""The bundle of OpenSSF Model Signing among the files of a version."""
 _Version = tuple[str, str]
 """The name of a model and the number of a version."""
 _SECTIONS = {
@@ -435,9 +434,9 @@ def _signature(model: str, version: str) -> Statement:
         with registry_errors(uri), temporary_folder("onnxserve-dossier-") as folder:
             location = registry_client().get_model_version_download_uri(model, version)
             refuse_folder(location)
-            bundle = fetch(f"{location}/{_BUNDLE}", folder, f"{_BUNDLE} of {subject}")
+            bundle = fetch(f"{location}/{BUNDLE}", folder, f"{BUNDLE} of {subject}")
             digest = sha256(bundle.read_bytes()).hexdigest()
-            text = f"{subject} has the signature {_BUNDLE} with the SHA-256 {digest}"
+            text = f"{subject} has the signature {BUNDLE} with the SHA-256 {digest}"
     except (InvalidConfig, NotFound, RegistryRefused) as error:
         text = f"{subject} has no signature that can be read: {error.message}"
     return statement_of(text, "registry", uri, page)

@@ -143,7 +143,9 @@ def recorded(
     server.start()
     holdout = str(write_rows(folder / "holdout.parquet", labelled(600, seed=3)))
     # Only events that are signed with the server's key are approvals.
-    store = open_store(home.store_url, keys=read_key_file(home.audit_key_path))
+    key_file = home.audit_key_path
+    assert key_file is not None
+    store = open_store(home.store_url, keys=read_key_file(key_file))
     try:
         with tracking_at(server.url):
             client = MlflowClient()
