@@ -16,6 +16,7 @@ from flask.testing import FlaskClient
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.ui import checkpoints
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
@@ -107,6 +108,8 @@ def mlflow_app(
         patch.setattr(tracking_utils, "_tracking_uri", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
+        # A later checkpoint would write to the store of another test.
+        patch.setattr(checkpoints, "_FIRST_SECONDS", 86_400)
         # The app must be new, because each module has its own store.
         app = importlib.reload(mlflow.server).app
         extend(app, Login(), app)

@@ -283,7 +283,12 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
 @pytest.mark.parametrize(
     ("fields", "evidence", "error", "names"),
     [
-        ({}, SHIFTED, InvalidConfig, ["'flights'", "alarms.false_per_year=1"]),
+        (
+            {"monitors.daily.false_alarm_rate": 0.05},
+            SHIFTED,
+            InvalidConfig,
+            ["'daily'", "alarms.false_per_year=1"],
+        ),
         (
             {"alarms.false_per_year": 1},
             replace(SHIFTED, alarms=(), shifts={}),
