@@ -74,6 +74,7 @@ IMPORTS_OF_EXTRAS = {
     "kubernetes": "import mlflow_deploy_plugin.ship.deployments.backends.kubernetes",
     "explain": "import mlflow_deploy_plugin.serve.pyfunc.explainer",
     "bom": "import mlflow_deploy_plugin.promote.evidence.bom",
+    "signing": "import model_signing.signing, mlflow_deploy_plugin.core.signatures",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.ship.batch.spark",
     "otel": (
         "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; from "
