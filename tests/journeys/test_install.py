@@ -334,7 +334,7 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
     _output([UV, "venv", "-q", "--python", sys.executable, folder])
     _install(
         folder,
-        f"{checkout}[cpu,controller,sklearn,statsmodels,ui]",
+        f"{checkout}[cpu,controller,signing,sklearn,statsmodels,ui]",
         "--resolution",
         "lowest-direct",
     )
