@@ -72,7 +72,7 @@ _WEEK_US = 7 * 86_400_000_000
 _FEWEST_IN_PHASE = 3
 NOT_LOGGED = LoggedRun("", "", "")
 ALARMS = ("drift", "violated")
-UNDECIDED = ("cannot tell", "not judged")
+UNDECIDED: tuple[State, ...] = ("cannot tell", "not judged")
 """The states that neither raise nor end an alarm, and that are skipped when consecutive
 alarms are counted.
 """

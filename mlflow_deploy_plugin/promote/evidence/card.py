@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.promote.evidence.statements import (
     Statement,
     Statements,
     event_statement,
+    group_statements,
     statement_of,
     write_document,
 )
@@ -101,12 +102,7 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     """
     record = read_record(model_uri)
     facts = _Facts(record, _run_with_metrics(record), _events_of(record, store))
-    groups = dict[str, dict[str, list[Statement]]]()
-    for group, sections in _SECTIONS.items():
-        by_section = {section: facts.statements(section) for section in sections}
-        groups[group] = {
-            section: statements for section, statements in by_section.items() if statements
-        }
+    groups = group_statements(_SECTIONS, facts.statements)
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 

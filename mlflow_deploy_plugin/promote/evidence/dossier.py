@@ -50,6 +50,7 @@ from mlflow_deploy_plugin.promote.evidence.statements import (
     Statement,
     Statements,
     event_statement,
+    group_statements,
     statement_of,
     write_document,
 )
@@ -159,12 +160,7 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     pages[""] = console_page(endpoint=endpoint)
     captured = _read_requests(log_uri, endpoint, period)
     facts = _Facts(store, endpoint, period, trail, captured, pages)
-    groups = dict[str, dict[str, list[Statement]]]()
-    for group, sections in _SECTIONS.items():
-        by_section = {section: [*facts.statements(section)] for section in sections}
-        groups[group] = {
-            section: statements for section, statements in by_section.items() if statements
-        }
+    groups = group_statements(_SECTIONS, facts.statements)
     return Dossier(endpoint, period.start, period.end, store.now(), **groups)
 
 

@@ -4,7 +4,7 @@ of a document that consists of statements.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,6 +80,20 @@ def _report_digest(event: AuditEvent) -> str:
     # An approval has the digest of the report in place of its address.
     named = (str(event.detail.get(name, "")) for name in ("report_digest", "report"))
     return next(filter(_DIGEST.fullmatch, named), "")
+
+
+def group_statements(
+    sections: Mapping[str, Iterable[str]],
+    statements: Callable[[str], Iterable[Statement]],
+) -> dict[str, Sections]:
+    """Return the statements of each section, by group. Sections without statements are
+    left out.
+    """
+    groups: dict[str, Sections] = {}
+    for group, names in sections.items():
+        by_section = {name: [*statements(name)] for name in names}
+        groups[group] = {name: found for name, found in by_section.items() if found}
+    return groups
 
 
 def write_document(

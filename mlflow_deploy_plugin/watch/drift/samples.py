@@ -318,7 +318,7 @@ def _drawn_figures(
             starts,
             axis=1,
         )
-    windows = histograms[0]
+    windows, others = histograms
     unseen = np.zeros(len(windows))
     # Rows are unseen with the share of rows whose category occurs once.
     if bins.kind == "category":
@@ -326,7 +326,7 @@ def _drawn_figures(
         single = np.count_nonzero(amounts.to_numpy() == 1) / max(len(codes), 1)
         rng = column_rng(name, len(windows))
         unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
-    outside = out_of_reference(bins, windows, histograms[1]).outside
+    outside = out_of_reference(bins, windows, others).outside
     floors = _smallest_deviations(
         bins,
         present,
@@ -334,7 +334,7 @@ def _drawn_figures(
         group.compared,
         int(sides[-1][0].sum()),
     )
-    return WindowCounts(windows, unseen, outside).figures(bins, histograms[-1]), floors
+    return WindowCounts(windows, unseen, outside).figures(bins, others), floors
 
 
 def _smallest_deviations(

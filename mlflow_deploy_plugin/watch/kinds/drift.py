@@ -60,6 +60,7 @@ from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
 from mlflow_deploy_plugin.watch.result import (
     ALARMS,
+    UNDECIDED,
     Finding,
     ModelVersion,
     MonitorResult,
@@ -643,8 +644,7 @@ def _conclude(required: Sequence[Finding], verdict: DriftVerdict) -> tuple[State
         return "violated", describe_worst(subjects, violated[0].account)
     if verdict.state == "drift":
         return verdict.state, verdict.reason
-    undecided_states: tuple[State, ...] = ("cannot tell", "not judged")
-    for state in undecided_states:
+    for state in UNDECIDED:
         if undecided := of_state.get(state):
             return state, f"{undecided[0].subject}: {undecided[0].account}"
     if verdict.state == "not judged" and required:
