@@ -10,13 +10,13 @@ import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces
-from mlflow_deploy_plugin.watch.drift.samples import MIN_COMPARED_ROWS, ColumnGroup
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     PROJECTIONS,
     relation_tables,
     shown_name,
+    without_projections,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, same_phase
@@ -34,21 +34,13 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     ROWS_FIGURE,
 )
 
-CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
-"""The name of the check for each of the four figures in `samples.py`, in the order of
-the figures.
-"""
 _CHECKS_OF_FIGURES: Mapping[str, Check] = {
     MISSING: "missing",
     NEW: "unseen",
     OUTSIDE: "range",
     ROWS_FIGURE: "rows",
 }
-_MEASURES: Mapping[Check, str] = {
-    "missing": "share of missing values",
-    "unseen": "share of new values",
-    "range": "share out of range",
-}
+MIN_COMPARED_ROWS = 30
 _SHOWN = 3
 _UNLIKELY = 1e-6
 """The probability, given the frequencies of values in the reference, below which a
@@ -301,6 +293,21 @@ def check_of(figure: str) -> Check:
     return _CHECKS_OF_FIGURES.get(figure, "distribution")
 
 
+@dataclass(frozen=True, eq=False)
+class ColumnGroup:
+    """All rows (empty `segment`) or one segment, and the columns that are judged."""
+
+    segment: str
+    reference: DriftReference
+    window: Profile
+    columns: tuple[str, ...]
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns without the projections."""
+        return tuple(without_projections(self.columns))
+
+
 @dataclass(frozen=True)
 class CheckTest:
     """The test of one check of a column.
@@ -310,8 +317,7 @@ class CheckTest:
         usual, spread: the mean and the standard deviation of the figure that are usual.
         score: the figure in standard deviations from its expected value.
         threshold: the score above which the check is an alarm.
-        figure: the name of the figure (`sequential/levels.py`); empty if it is that of
-            a comparison with samples of rows.
+        figure: the name of the figure (`sequential/levels.py`).
         measure: the name of the figure in words.
         is_change: True if the figure is the difference from an earlier window.
     """
@@ -322,8 +328,8 @@ class CheckTest:
     spread: float
     score: float
     threshold: float
-    figure: str = ""
-    measure: str = ""
+    figure: str
+    measure: str
     is_change: bool = False
 
     @property
@@ -521,7 +527,7 @@ class _ScoredColumn:
                 threshold=test.threshold,
                 segment=segment,
                 change=self._change(test, comparison) if test.is_drifted else "",
-                measure=test.measure or comparison.measure(test.check),
+                measure=test.measure,
                 unit="SD",
             )
 
@@ -530,7 +536,7 @@ class _ScoredColumn:
         otherwise of the figure.
         """
         change = comparison.change(test.check, test.value, test.usual)
-        if change or not test.figure or test.is_change or self.is_relation:
+        if change or test.is_change or self.is_relation:
             return change
         return _figure_change(test)
 
@@ -611,26 +617,12 @@ class _Comparison:
             return "above"
         return "below"
 
-    def measure(self, check: Check) -> str:
-        """Return the measure of a check, such as `Wasserstein distance`."""
-        if check != "distribution":
-            return _MEASURES[check]
-        if not isinstance(self.bins, OrderedBins):
-            return "Jensen–Shannon distance"
-        if self.is_projection:
-            return "spread of a projection"
-        return "Wasserstein distance"
-
     def reason(self, test: CheckTest) -> str:
         """Return the text about a check, in the units of the check."""
         if test.check == "missing":
             return f"{self.missing:.1%} missing, {self.missing_before:.1%} in the reference"
         if test.check == "distribution":
-            if test.figure:
-                return _compare_with_usual(test)
-            unit = " deviations" if isinstance(self.bins, OrderedBins) else ""
-            usual = f"{test.usual:.3g} ± {test.spread:.2g} in samples of the reference"
-            return f"{self.measure(test.check)} {test.value:.3g}{unit}, {usual}"
+            return _compare_with_usual(test)
         current = self.current
         usual = f"{test.usual:.1%} ± {test.spread:.1%} is usual"
         if test.check == "unseen":

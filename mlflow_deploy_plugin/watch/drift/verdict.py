@@ -6,13 +6,15 @@ calls every real day drifted (90 of 90 measured). Therefore each figure of the w
 (`sequential/levels.py`) is compared with the same figure of the reference's windows and
 of the windows before (`sequential/course.py`). The figures of all columns and segments
 share one false-alarm rate (Bonferroni). Only if the monitor's spec declares that rows
-are independent, the window is compared with samples of rows (`samples.py`).
+are independent, the window is compared with windows of random rows
+(`references/random_windows.py`).
 
 A removed, new, retyped or constant column is drift without a test
 (`column_findings.py`).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal
@@ -22,10 +24,19 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
-from mlflow_deploy_plugin.watch.drift import column_findings, samples
-from mlflow_deploy_plugin.watch.drift.column_findings import CheckTest, ColumnTests
+from mlflow_deploy_plugin.watch.drift import column_findings
+from mlflow_deploy_plugin.watch.drift.column_findings import (
+    MIN_COMPARED_ROWS,
+    CheckTest,
+    ColumnGroup,
+    ColumnTests,
+)
+from mlflow_deploy_plugin.watch.drift.references.random_windows import (
+    END_US,
+    RANDOM_WINDOWS,
+    with_random_windows,
+)
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.watch.drift.samples import MIN_COMPARED_ROWS, ColumnGroup
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.result import Finding
 from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE
@@ -36,9 +47,15 @@ from mlflow_deploy_plugin.watch.sequential.course import (
     evidence_of,
     follow,
 )
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.figures import VAGUE, figure_name
-from mlflow_deploy_plugin.watch.sequential.levels import DISTANCE, ROWS, ROWS_FIGURE, SHARES
+from mlflow_deploy_plugin.watch.sequential.levels import (
+    DISTANCE,
+    ROWS,
+    ROWS_FIGURE,
+    SHARES,
+    FigureSeries,
+)
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK = "7d"
@@ -130,7 +147,9 @@ def judge_profile(
         evidence,
         history,
     )
-    test = _test_window(groups, course, spec, start_us)
+    test = course if isinstance(course, Refused) else _test_figures(course)
+    if isinstance(course, Refused) and spec.independent_rows and not spec.is_rolling:
+        test = _test_random_windows(groups, columns, spec, evidence)
     if isinstance(test, Refused):
         verdict = _unjudged(rows, whole.without_test(test.reason), schema)
     else:
@@ -176,10 +195,7 @@ def _prepare_group(
 ) -> _Prepared:
     """Return the columns of a segment (empty: of all rows) that can be judged."""
     names, unjudged = column_findings.judgeable_columns(reference, window, spec.columns, segment)
-    compared = window.rows
-    if reference.pieces.grid.lag_windows:
-        compared = min(compared, reference.pieces.others.rows)
-    group = ColumnGroup(segment, reference, window, names, compared)
+    group = ColumnGroup(segment, reference, window, names)
     reason = too_few_rows(group, spec)
     if reason:
         reasons = dict.fromkeys(names, reason)
@@ -224,22 +240,6 @@ class _WindowTest:
     @property
     def is_drifted(self) -> bool:
         return self.largest.is_drifted
-
-
-def _test_window(
-    groups: Sequence[ColumnGroup],
-    course: Course | Refused,
-    spec: MonitorSpec,
-    start_us: int,
-) -> _WindowTest | Refused:
-    """Return the tests of the figures; if the reference has too few windows, those
-    against samples of rows if the spec declares that rows are independent.
-    """
-    if not isinstance(course, Refused):
-        return _test_figures(course)
-    if spec.independent_rows and not spec.is_rolling:
-        return _test_samples(groups, spec.window_rate, start_us)
-    return course
 
 
 def _test_figures(course: Course) -> _WindowTest | Refused:
@@ -293,41 +293,42 @@ def _check_test(test: FigureTest, course: Course) -> CheckTest:
     )
 
 
-def _test_samples(
+def _test_random_windows(
     groups: Sequence[ColumnGroup],
-    rate: float,
-    start_us: int,
+    columns: Sequence[str],
+    spec: MonitorSpec,
+    evidence: Evidence,
 ) -> _WindowTest | Refused:
-    """Return the tests against samples of the reference's rows."""
-    draws = samples.draws_for(rate)
-    if isinstance(draws, Refused):
-        return draws
-    pairs = [(group, name) for group in groups for name in group.columns]
-    window = np.stack([samples.judged_figures(*pair, abs(start_us)) for pair in pairs])
-    distribution = samples.draw_samples(groups, draws)
-    test = distribution.test(window, rate)
-    usual = distribution.figures.mean(axis=0)
-    spread = distribution.figures.std(axis=0)
-    columns: dict[tuple[str, str], list[CheckTest]] = {}
-    for index, (group, name) in enumerate(pairs):
-        columns[group.segment, name] = [
-            CheckTest(
-                check,
-                float(window[index, figure]),
-                float(usual[index, figure]),
-                float(spread[index, figure]),
-                float(test.scores[index, figure]),
-                test.threshold,
-            )
-            for figure, check in enumerate(column_findings.CHECKS)
-        ]
-    return _WindowTest(
-        columns,
-        rate,
-        test.p_value,
-        max(chain.from_iterable(columns.values()), key=lambda check: check.score),
-        (draws, "samples of rows"),
+    """Return the tests of the figures against random windows of the reference, which
+    say nothing about the number of rows.
+    """
+    parts = {
+        group.segment: with_random_windows(group.reference, group.window.rows) for group in groups
+    }
+    course = follow(
+        parts.pop(""),
+        parts,
+        [name for name in columns if name != ROWS],
+        spec.model_copy(update={"season": None}),
+        END_US,
+        replace(evidence, levels={**evidence.levels, **dict(_precision(groups))}),
+        _NO_HISTORY,
     )
+    if isinstance(course, Refused):
+        return course
+    test = _test_figures(course)
+    if isinstance(test, Refused):
+        return test
+    return replace(test, compared=(RANDOM_WINDOWS, "windows of random rows"))
+
+
+def _precision(groups: Sequence[ColumnGroup]) -> Iterator[tuple[SeriesKey, float]]:
+    """Yield the number of rows with which a mean is as precise as its difference from
+    the mean of the reference.
+    """
+    for group in groups:
+        rows = 1 / (1 / group.window.rows + 1 / group.reference.pieces.total.rows)
+        yield FigureSeries(group.segment, ROWS, ROWS_FIGURE).rows_key, math.log(rows)
 
 
 def _conclude(
@@ -399,10 +400,7 @@ def too_few_rows(group: ColumnGroup, spec: MonitorSpec) -> str:
         )
     if spec.independent_rows and len(pieces.windows) < FEWEST_OF_ONE:
         if len(group.reference.sample) < MIN_COMPARED_ROWS:
-            return (
-                f"the reference has too few rows for samples; at least {MIN_COMPARED_ROWS} are "
-                "needed"
-            )
+            return f"the reference has too few rows; at least {MIN_COMPARED_ROWS} are needed"
         return ""
     if pieces.grid.lag_windows and not len(pieces.pairs()[0]):
         return "the log is too short: no window of the reference has an earlier window at this lag"

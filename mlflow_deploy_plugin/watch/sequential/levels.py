@@ -45,6 +45,7 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
     SeriesKey,
     alarm_key,
 )
+from mlflow_deploy_plugin.watch.sequential.weights import NEARLY_NORMAL
 
 ROWS = ROWS_KEY.column
 """The subject of the figure `rows`, which is not a column."""
@@ -381,13 +382,27 @@ class _Column:
 
     def floor(self, figure: str, usual_rows: float) -> float:
         """Return the smallest standard deviation of the figure, in its own unit: for
-        shares, at least one of the usual number of rows.
+        shares, and for the distance of a column with one value, at least that of one
+        odd row in the usual number of rows.
         """
         if figure in _IN_ROWS and isinstance(self.bins, OrderedBins):
             return FLOORS[figure] * self.bins.scale
+        smallest = FLOORS[figure]
         if figure in SHARES:
-            return max(FLOORS[figure], 1 / max(usual_rows, 1))
-        return FLOORS[figure]
+            return max(smallest, 1 / max(usual_rows, 1))
+        if figure == DISTANCE and np.count_nonzero(self.total[:-1]) == 1:
+            return max(smallest, math.pow(self._odd_row_distance(usual_rows), NEARLY_NORMAL))
+        return smallest
+
+    def _odd_row_distance(self, rows: float) -> float:
+        """Return the distance of a window in which one of the rows has another value
+        than all rows of the reference.
+        """
+        usual = self.total[:-1] / self.total[:-1].sum()
+        odd = np.zeros_like(usual)
+        odd[0 if usual[-1] else -1] = 1
+        window = usual + (odd - usual) / max(rows, 1)
+        return float(self.bins.distance(window[None], usual)[0])
 
     def figures(self, profiles: Sequence[Profile]) -> Iterator[tuple[str, Array]]:
         """Yield each figure except the distance, [P] float64; NaN if unknown."""

@@ -257,7 +257,7 @@ def cut_pieces(
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     selected = grid.choose(len(present))
     return ReferencePieces(
-        _cut_windows(bins, table, groups, selected),
+        cut_windows(bins, table, groups, selected),
         grid.starts_us(present[selected]),
         _cut_steps(bins, table, times, grid),
         grid,
@@ -265,7 +265,7 @@ def cut_pieces(
     )
 
 
-def _cut_windows(
+def cut_windows(
     bins: Mapping[str, Bins],
     table: pa.Table,
     groups: Array,

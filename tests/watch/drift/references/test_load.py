@@ -16,11 +16,11 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import rolling_span
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, parse_window
+from mlflow_deploy_plugin.watch.drift.column_findings import ColumnGroup
 from mlflow_deploy_plugin.watch.drift.references.load import (
     load_segment_references,
     rolling_windows,
 )
-from mlflow_deploy_plugin.watch.drift.samples import ColumnGroup
 from mlflow_deploy_plugin.watch.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.drift.verdict import too_few_rows
@@ -244,7 +244,7 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(
     assert len(pieces.pairs()[0]) == 0
     assert mentions(
         too_few_rows(
-            ColumnGroup("", ask("rolling:60d", window=window), Profile(50, {}), ("x",), 50),
+            ColumnGroup("", ask("rolling:60d", window=window), Profile(50, {}), ("x",)),
             MonitorSpec(min_rows=1),
         ),
         "8640 windows",

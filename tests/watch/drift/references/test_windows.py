@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.watch.drift.references.windows import (
     cut_pieces,
     window_grid,
 )
-from mlflow_deploy_plugin.watch.drift.samples import needed_windows
 from mlflow_deploy_plugin.watch.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import merge
@@ -87,7 +86,7 @@ def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag: int) -> None:
     assert (
         len(np.intersect1d(selected, selected + lag))
         >= over.max_pairs
-        == needed_windows(SMALLEST_ROLLING_RATE)
+        == 1 / SMALLEST_ROLLING_RATE - 1
     )
 
 
