@@ -350,8 +350,8 @@ class MonitorSpec(SpecPart):
     are compared. Default: 7d, if the reference has three weeks.
     """
     independent_rows: bool = False
-    """true: rows do not depend on neighbouring rows in time, so that single rows may be
-    resampled if the reference has fewer than 8 windows.
+    """true: rows do not depend on neighbouring rows in time, so that a reference with
+    fewer than 8 windows is divided at random.
     """
     columns: TextList = ()
     """Columns to judge, including their parts (image.mean of image). Default: all
