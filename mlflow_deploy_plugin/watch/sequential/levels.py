@@ -342,9 +342,9 @@ class _PartWindows:
         figure.
         """
         column = _Column.of(self.part, name)
-        values = dict(column.figures(self.windows))
+        values = dict(column.figures(self.windows, self.is_reference))
         if self.earlier is not None:
-            before = dict(column.figures(self.earlier))
+            before = dict(column.figures(self.earlier, self.is_reference))
             values = {figure: now - before[figure] for figure, now in values.items()}
         values[DISTANCE] = column.distances(self.windows, self.earlier, self.is_reference)
         variances = column.row_variances(values) if self.is_reference else {}
@@ -382,14 +382,17 @@ class _Column:
 
     def floor(self, figure: str, usual_rows: float) -> float:
         """Return the smallest standard deviation of the figure, in its own unit: for
-        shares, and for the distance of a column with one value, at least that of one
-        odd row in the usual number of rows.
+        shares, and for the distance of a column with one value, at least the effect of
+        one odd row in the usual number of rows; for modes, at least the error of the
+        largest share in the reference.
         """
         if figure in _IN_ROWS and isinstance(self.bins, OrderedBins):
             return FLOORS[figure] * self.bins.scale
         smallest = FLOORS[figure]
         if figure in SHARES:
             return max(smallest, 1 / max(usual_rows, 1))
+        if figure == MODE:
+            return max(smallest, 1 / math.sqrt(max(self.total[:-1].max(), 1)))
         if figure == DISTANCE and np.count_nonzero(self.total[:-1]) == 1:
             return max(smallest, math.pow(self._odd_row_distance(usual_rows), NEARLY_NORMAL))
         return smallest
@@ -404,8 +407,14 @@ class _Column:
         window = usual + (odd - usual) / max(rows, 1)
         return float(self.bins.distance(window[None], usual)[0])
 
-    def figures(self, profiles: Sequence[Profile]) -> Iterator[tuple[str, Array]]:
-        """Yield each figure except the distance, [P] float64; NaN if unknown."""
+    def figures(
+        self,
+        profiles: Sequence[Profile],
+        is_reference: bool,
+    ) -> Iterator[tuple[str, Array]]:
+        """Yield each figure except the distance, [P] float64; NaN if unknown.
+        `is_reference` is True for windows that are a part of the reference.
+        """
         counts = column_counts(profiles, self.name, self.bins)
         present = counts[:, :-1]
         rows = present.sum(axis=1)
@@ -416,7 +425,10 @@ class _Column:
             yield from self._number_figures(self.bins, present, columns)
             shown = np.flatnonzero(usual >= _LEAST_FREQUENT * max(usual.sum(), 1))
             if not self.bins.tables:
-                yield MODE, self._mode(self.bins.positions, present)
+                # The shares of the bins in the reference have errors of their own.
+                of_reference = 0 if is_reference else 1 / max(usual.sum(), 1)
+                precision = 1 / (1 / rows + of_reference)
+                yield MODE, self._mode(self.bins.positions, present, precision)
         else:
             yield NEW, _counts_of(columns, "unseen") / rows
             shown = np.arange(len(self.bins.codes))
@@ -459,7 +471,7 @@ class _Column:
         distances: Array = self.bins.distance(counts[:, :-1], others[..., :-1])
         return distances
 
-    def _mode(self, positions: Array, present: Array) -> Array:
+    def _mode(self, positions: Array, present: Array, precision: Array) -> Array:
         """Return the logarithm of the share of the most frequent bin in each window,
         relative to windows with as many rows that are drawn from the reference.
 
@@ -470,15 +482,16 @@ class _Column:
         Args:
             positions: the positions of the bins, [K] float64.
             present: the histograms of the windows, [P, K] float64.
+            precision: the number of rows whose shares are as precise as the difference
+                from the reference, [P] float64.
         """
         usual = self.total[:-1]
         widths = np.gradient(positions)
         usual_width = np.median(widths[usual >= min(usual.max(), 1)])
         weights = np.minimum(_WIDE * usual_width / widths, 1)
-        rows = present.sum(axis=1)
         modes = _drawn_modes(usual.tobytes(), weights.tobytes())
-        drawn = np.interp(np.log(np.maximum(rows, 1)), np.log(_SIZES), modes)
-        mode: Array = np.log((present * weights).max(axis=1) / rows) - drawn
+        drawn = np.interp(np.log(np.maximum(precision, 1)), np.log(_SIZES), modes)
+        mode: Array = np.log((present * weights).max(axis=1) / present.sum(axis=1)) - drawn
         return np.maximum(mode, _LEAST_MODE)
 
     def _distance_variance(self) -> float:

@@ -320,7 +320,7 @@ def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(fol
 
     assert lost.state == "drift"
     assert lost.findings[0].subject == "zip"
-    assert lost.findings[0].check == "distribution"
+    assert lost.findings[0].check == "unseen"
     assert intact.state == "no drift"
 
 
