@@ -27,7 +27,9 @@ from mlflow_deploy_plugin.watch.sequential.figures import (
     shown_figure,
 )
 from mlflow_deploy_plugin.watch.sequential.levels import (
+    MEAN,
     MISSING,
+    MODE,
     NEW,
     OUTSIDE,
     ROWS,
@@ -41,6 +43,7 @@ _CHECKS_OF_FIGURES: Mapping[str, Check] = {
     ROWS_FIGURE: "rows",
 }
 MIN_COMPARED_ROWS = 30
+_OF_SINGLE_NUMBERS = (MEAN, MODE, "frequent", "second")
 _SHOWN = 3
 _UNLIKELY = 1e-6
 """The probability, given the frequencies of values in the reference, below which a
@@ -532,12 +535,13 @@ class _ScoredColumn:
             )
 
     def _change(self, test: CheckTest, comparison: "_Comparison") -> str:
-        """Return the change of the column: of the distribution if it is known,
-        otherwise of the figure.
+        """Return the change of the column: of the distribution if it is known and
+        explains the figure, otherwise of the figure.
         """
-        change = comparison.change(test.check, test.value, test.usual)
-        if change or test.is_change or self.is_relation:
-            return change
+        if test.is_change or self.is_relation or comparison.explains(test.figure):
+            change = comparison.change(test.check, test.value, test.usual)
+            if change or test.is_change or self.is_relation:
+                return change
         return _figure_change(test)
 
 
@@ -616,6 +620,12 @@ class _Comparison:
         if self.current.above:
             return "above"
         return "below"
+
+    def explains(self, figure: str) -> bool:
+        """Return True if the change of the distribution explains the figure. A mean and
+        a deviation do not explain the shares of single numbers.
+        """
+        return not isinstance(self.bins, OrderedBins) or figure not in _OF_SINGLE_NUMBERS
 
     def reason(self, test: CheckTest) -> str:
         """Return the text about a check, in the units of the check."""

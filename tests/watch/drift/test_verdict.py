@@ -304,7 +304,7 @@ def test_p_value_is_attributed_only_to_checks_that_have_one(
             "noise",
             np.full(ROWS, 0.1),
             "distribution",
-            r"mean .* → 0\.1, deviation .* → 0, narrower",
+            r"share of the most frequent interval, .* [\d.]+ → [\d.]+, more often",
         ),
         (
             "noise",
@@ -542,6 +542,18 @@ def test_constant_flag_is_not_drift_if_the_reference_has_few_windows() -> None:
     )
 
     assert "constant" not in [finding.check for finding in verdict.findings]
+
+
+def test_change_of_a_sensor_that_repeats_its_value_is_not_that_of_its_mean(
+    days: DriftReference,
+) -> None:
+    repeated = np.where(np.arange(ROWS) % 2 == 0, 0.1, window()["noise"].fill_null(0).to_numpy())
+
+    finding = found(verdict_on(replaced(window(), "noise", repeated), days), "noise")
+
+    assert finding.is_alarm
+    assert finding.measure.startswith("share of the most frequent interval")
+    assert re.search(r"relative to the reference [\d.]+ → [\d.]+, more often$", finding.change)
 
 
 def test_column_with_few_values_is_not_called_constant(
