@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import groupby
 from math import inf
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -23,6 +25,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.messages import format_time, join_names
 from mlflow_deploy_plugin.core.mlmodel import MALFORMED
 from mlflow_deploy_plugin.core.registry import tags, window_runs
+from mlflow_deploy_plugin.core.registry.audit_trail import unsigned_events
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.registry.model_files import fetch
@@ -101,7 +104,9 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     RegistryUnavailable, and StoreUnavailable.
     """
     record = read_record(model_uri)
-    facts = _Facts(record, _run_with_metrics(record), _events_of(record, store))
+    events = _events_of(record, store)
+    unsigned = unsigned_events(store, events)
+    facts = _Facts(record, _run_with_metrics(record), events, unsigned)
     groups = group_statements(_SECTIONS, facts.statements)
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
@@ -121,12 +126,11 @@ def _run_with_metrics(record: VersionRecord) -> LoggedRun | None:
 
 def _events_of(record: VersionRecord, store: Store) -> list[AuditEvent]:
     # A deleted version may have had the same number.
-    events = [
+    return [
         event
         for event in store.events(model=record.name)
         if event.at >= record.created_at and event.version == record.version
     ]
-    return without_step_events(events)
 
 
 def _column_text(entry: Mapping[str, Any]) -> str:
@@ -165,12 +169,17 @@ class _Windows(NamedTuple):
 @dataclass(frozen=True)
 class _Facts:
     """The facts about a version, with a method per section. `run` has the evaluations
-    of the version.
+    of the version, and `unsigned` the events that do not count.
     """
 
     record: VersionRecord
     run: LoggedRun | None
     events: Sequence[AuditEvent]
+    unsigned: frozenset[AuditEvent]
+
+    @cached_property
+    def signed(self) -> Sequence[AuditEvent]:
+        return [event for event in self.events if event not in self.unsigned]
 
     def statements(self, section: str) -> list[Statement]:
         """Return the statements of a section, and a statement about a record that
@@ -211,11 +220,14 @@ class _Facts:
                 yield statement_of(text, "tag", name, self.record.url)
 
     def in_trail(self, *actions: str) -> Statements:
-        """Yield the audit events with these actions."""
-        events = [event for event in self.events if event.action in actions]
+        """Yield the audit events with these actions. An unsigned promotion does not
+        hide signed moves.
+        """
+        shown = [*without_step_events(self.signed), *self.unsigned]
+        events = [event for event in shown if event.action in actions]
         page = console_page(model=self.record.name) if events else ""
-        for event in events:
-            yield event_statement(event, page)
+        for event in sorted(events, key=attrgetter("at")):
+            yield event_statement(event, page, event not in self.unsigned)
 
     def in_gate(self, *names: str) -> Statements:
         """Yield the checks of the gate's report, or only the checks `names` that were
@@ -289,7 +301,7 @@ class _Facts:
         """Yield who registered the version and when, and the original of a copy."""
         record = self.record
         copied = f", as a copy of {record.original}" if record.original else ""
-        people = [event.actor for event in self.events if event.action == "register"]
+        people = [event.actor for event in self.signed if event.action == "register"]
         person = people[0] if people else record.registered_by
         by = f" by {person}" if person else ""
         yield self.in_registry(

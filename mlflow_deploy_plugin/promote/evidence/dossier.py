@@ -19,27 +19,25 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
     InvalidConfig,
     NotFound,
+    NotInstalled,
     OnnxserveError,
     RegistryRefused,
+    SignatureRefused,
 )
 from mlflow_deploy_plugin.core.messages import join_names
-from mlflow_deploy_plugin.core.registry.connection import (
-    refuse_folder,
-    registry_client,
-    registry_errors,
-)
+from mlflow_deploy_plugin.core.registry.audit_trail import trusted_keys, unsigned_events
 from mlflow_deploy_plugin.core.registry.console import console_page
-from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.registry.model_files import fetch_bundle
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_model_uris
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, mlflow_page
 from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE
-from mlflow_deploy_plugin.core.signatures import BUNDLE
+from mlflow_deploy_plugin.core.signatures import BUNDLE, Trust, trust_file
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
@@ -51,6 +49,7 @@ from mlflow_deploy_plugin.promote.evidence.statements import (
     Statements,
     event_statement,
     group_statements,
+    signature_note,
     statement_of,
     write_document,
 )
@@ -61,6 +60,7 @@ from mlflow_deploy_plugin.serve.inference_log.stats import (
     failures_by_code,
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, parse_window
+from mlflow_deploy_plugin.wrap.flavor.signing import verify_version
 
 _Version = tuple[str, str]
 """The name of a model and the number of a version."""
@@ -172,26 +172,29 @@ class _Trail:
         models: the URIs of the variants during the period.
         begun_with: the last event before the period that has a spec, and this spec.
         earlier / events: the events before and in the period.
+        unsigned: those of them that MLflow's server has not signed.
     """
 
     models: frozenset[ModelURI]
     begun_with: tuple[AuditEvent, EndpointSpec] | None
     earlier: Sequence[AuditEvent]
     events: Sequence[AuditEvent]
+    unsigned: frozenset[AuditEvent]
 
     @property
     def names(self) -> list[str]:
         return sorted({uri.name for uri in self.models})
 
     def standing(self) -> dict[tuple[str, str], AuditEvent]:
-        """Return the last move before the period to each stage and @alias that a
+        """Return the last signed move before the period to each stage and @alias that a
         variant follows, by the model and the place.
         """
         followed = {(uri.name, uri.place.lower()) for uri in self.models}
         moves = dict[tuple[str, str], AuditEvent]()
         for event in self.earlier:
             place = _place_of(event)
-            if event.action in _MOVES and (event.model, place.lower()) in followed:
+            is_followed = (event.model, place.lower()) in followed
+            if event.action in _MOVES and is_followed and event not in self.unsigned:
                 moves[event.model, place] = event
         return moves
 
@@ -227,7 +230,13 @@ def _read_trail(store: Store, endpoint: str, period: Window) -> _Trail:
         ]
     events.sort(key=attrgetter("at"))
     first = bisect_left(events, period.start, key=attrgetter("at"))
-    return _Trail(frozenset(models), begun_with, events[:first], events[first:])
+    return _Trail(
+        models=frozenset(models),
+        begun_with=begun_with,
+        earlier=events[:first],
+        events=events[first:],
+        unsigned=unsigned_events(store, events),
+    )
 
 
 def _spec_in(event: AuditEvent) -> EndpointSpec | None:
@@ -309,7 +318,7 @@ class _Facts:
     def in_trail(self, event: AuditEvent) -> Statement:
         """Return a statement about an event, which links to the report of a gate."""
         page = self.pages["" if event.endpoint else event.model]
-        described = event_statement(event, page)
+        described = event_statement(event, page, event not in self.trail.unsigned)
         if event.action != "gate":
             return described
         source = f"{event.detail.get('run_id')}/{GATE_REPORT_FILE}"
@@ -334,7 +343,8 @@ class _Facts:
             yield self.in_log(text)
 
     def at_start(self, text: str, event: AuditEvent) -> Statement:
-        return replace(self.in_trail(event), text=f"At the start of the period, {text}.")
+        note = signature_note(event not in self.trail.unsigned)
+        return replace(self.in_trail(event), text=f"At the start of the period, {text}{note}.")
 
     def requests(self) -> Statements:
         """Yield the numbers of answered and failed requests."""
@@ -352,9 +362,16 @@ class _Facts:
             yield self.in_log(f"Captured requests in {path} cannot be read: {reason}")
 
     def signatures(self) -> Statements:
-        """Yield whether the served versions are signed."""
+        """Yield whether the served versions are signed. The key that the endpoint
+        requires verifies the signatures, if this machine has its file.
+        """
+        stored = self.store.endpoint(self.endpoint)
+        trust = None
+        if stored and stored.spec.trusted_file:
+            with suppress(SignatureRefused):
+                trust = trust_file(Path(stored.spec.trusted_file))
         for model, version in self.versions_served:
-            yield _signature(model, version)
+            yield _signature(model, version, trust)
 
     def verdicts(self) -> Statements:
         """Yield the counts of each monitor's verdicts, and the windows that have alarms
@@ -391,13 +408,19 @@ class _Facts:
     def trail_state(self) -> Statements:
         """Yield the number of events, and the state of the audit trail."""
         count = len(self.trail.events)
+        unsigned = len(self.trail.unsigned.difference(self.trail.earlier))
         models = join_names(self.trail.names) or "no registered model"
         text = f"The audit trail has {count} events of {self.endpoint} and {models} in the period"
+        if unsigned:
+            text += f", of which {unsigned} are not signed by MLflow's server"
         yield statement_of(text, "trail", self.endpoint, self.pages[""])
+        trusted = trusted_keys(self.store)
         for name, page in self.pages.items():
-            chain = verify_trail(self.store, name)
+            chain = verify_trail(self.store, name, trusted and trusted.keys)
             subject = f"The trail of {name or 'the endpoints'}"
             text = f"{subject} is {chain.state} with {chain.events:,} events"
+            if trusted:
+                text += f", by the keys of {trusted.origin}"
             yield statement_of(text, "trail", name or self.endpoint, page)
             for fault in chain.faults:
                 yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)
@@ -419,20 +442,27 @@ def _in_window(text: str, window: MonitorWindow) -> Statement:
     return statement_of(text, "run", f"{window.run_id}/{PAGE}", run.page_of(PAGE))
 
 
-def _signature(model: str, version: str) -> Statement:
-    """Return whether the version has the bundle of a signature. The dossier has no key
-    to verify it; the gate's check and the agents have one.
+def _signature(model: str, version: str, trust: Trust | None) -> Statement:
+    """Return whether the key or authority has signed the version or, without one,
+    whether the version has the bundle of a signature.
     """
     subject = f"{model} version {version}"
     uri = f"models:/{model}/{version}"
     page = mlflow_page(f"models/{quote(model, safe='')}/versions/{quote(version)}")
     try:
-        with registry_errors(uri), temporary_folder("onnxserve-dossier-") as folder:
-            location = registry_client().get_model_version_download_uri(model, version)
-            refuse_folder(location)
-            bundle = fetch(f"{location}/{BUNDLE}", folder, f"{BUNDLE} of {subject}")
-            digest = sha256(bundle.read_bytes()).hexdigest()
+        bundle = fetch_bundle(uri)
+        if bundle is None:
+            text = f"{subject} has no signature {BUNDLE}"
+        elif trust is None:
+            digest = sha256(bundle).hexdigest()
             text = f"{subject} has the signature {BUNDLE} with the SHA-256 {digest}"
-    except (InvalidConfig, NotFound, RegistryRefused) as error:
+        else:
+            verified = verify_version(uri, trust)
+            text = f"{subject} has a valid signature of its {verified.files} files by {trust.name}"
+    except SignatureRefused as error:
+        text = f"{subject} has no valid signature: {error.message}"
+    except NotInstalled as error:
+        text = f"The signature of {subject} cannot be verified here: {error.message}"
+    except (InvalidArtifact, InvalidConfig, NotFound, RegistryRefused) as error:
         text = f"{subject} has no signature that can be read: {error.message}"
     return statement_of(text, "registry", uri, page)

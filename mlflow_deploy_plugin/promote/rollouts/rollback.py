@@ -11,6 +11,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.audit_trail import unsigned_events
 from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri
 from mlflow_deploy_plugin.core.registry.tags import tag_version
@@ -311,7 +312,7 @@ class _Follower:
         """Return the followed versions, newest first: the new and the previous version
         of each move.
 
-        Only moves of this model count. A move to an empty stage has no previous
+        Only signed moves of this model count. A move to an empty stage has no previous
         version. Before the endpoint was converted to an alias
         (`Deployments.follow_alias`), the moves of its former stage count.
         """
@@ -322,7 +323,11 @@ class _Follower:
             (event for event in conversions if self.main in event.detail["stages"]),
             None,
         )
-        for event in self.store.events(model=self.reference.name, newest_first=True):
+        events = [*self.store.events(model=self.reference.name, newest_first=True)]
+        unsigned = unsigned_events(self.store, events)
+        for event in events:
+            if event in unsigned:
+                continue
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
             moved = event.detail.get("moved")
