@@ -19,7 +19,6 @@ from math import inf
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.messages import format_time, join_names
@@ -31,7 +30,7 @@ from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, logged_run, run_of_model
 from mlflow_deploy_plugin.core.registry.transitions import (
     ROLLED_BACK_TAG,
     version_at,
@@ -40,7 +39,7 @@ from mlflow_deploy_plugin.core.registry.transitions import (
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
+from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record, version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (
     Sections,
     Statement,
@@ -93,8 +92,7 @@ class VersionCard:
         cannot be written.
         """
         title = f"Model card of {self.name} version {self.version}"
-        groups = {group: getattr(self, group) for group in _SECTIONS}
-        write_document(self, folder, "model_card", title, groups)
+        write_document(self, folder, "model_card", title, _SECTIONS)
 
 
 def make_card(model_uri: str, store: Store) -> VersionCard:
@@ -326,7 +324,7 @@ class _Facts:
         commit = self.record.git_commit
         if not commit:
             return
-        is_dirty = self.record.section.get("provenance", {}).get("git_dirty")
+        is_dirty = self.record.provenance.get("git_dirty")
         changes = " with uncommitted changes" if is_dirty else ""
         yield self.in_registry(f"The code is the git commit {commit}{changes}")
 
@@ -339,7 +337,7 @@ class _Facts:
         framework = " ".join(
             str(section[name]) for name in ("framework", "framework_version") if section.get(name)
         )
-        algorithm = section.get("provenance", {}).get("algorithm")
+        algorithm = self.record.provenance.get("algorithm")
         if not algorithm and run is not None:
             algorithm = run.tags.get("estimator_class")
         names = [str(name) for name in (algorithm, framework) if name]
@@ -440,7 +438,7 @@ class _Facts:
                 f"The verdict of the gate on the served version {served.version} in {place} is "
                 f"{state}: {status.reason}"
             )
-            page = mlflow_page(f"models/{quote(name, safe='')}/versions/{served.version}")
+            page = version_page(name, served.version)
             yield statement_of(text, "registry", served.source, page)
             return
 

@@ -147,7 +147,7 @@ def _notes(record: VersionRecord) -> Iterator[str]:
 
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
-    provenance = record.section.get("provenance", {})
+    provenance = record.provenance
     metrics: Mapping[str, Value] = record.run.metrics if record.run else {}
     parameters: Mapping[str, Value] = record.run.params if record.run else {}
     return {

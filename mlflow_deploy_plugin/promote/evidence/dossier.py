@@ -16,7 +16,8 @@ from functools import cached_property
 from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
-from urllib.parse import quote
+
+import pandas as pd
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
@@ -32,7 +33,7 @@ from mlflow_deploy_plugin.core.registry.audit_trail import trusted_keys, unsigne
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.registry.model_files import fetch_bundle
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_model_uris
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, mlflow_page
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE
 from mlflow_deploy_plugin.core.signatures import BUNDLE, Trust, trust_file
@@ -43,6 +44,7 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
+from mlflow_deploy_plugin.promote.evidence.record import version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (
     Sections,
     Statement,
@@ -87,7 +89,7 @@ _ACTIONS = {
     "responses": ("monitor", "silence", "retrain"),
 }
 """A section → the first words of its actions. The section `changes` has the others."""
-_PERIOD = re.compile(r"([12]\d{3})(?:-Q([1-4])|-(0[1-9]|1[0-2]))?", re.ASCII)
+_PERIOD = re.compile(r"[12]\d{3}(-Q[1-4]|-(0[1-9]|1[0-2]))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,16 @@ class Dossier:
         cannot be written.
         """
         title = f"Dossier of {self.endpoint}, {Window(self.start, self.end)}"
-        groups = {group: getattr(self, group) for group in _SECTIONS}
-        write_document(self, folder, "dossier", title, groups)
+        write_document(self, folder, "dossier", title, _SECTIONS)
 
 
 def parse_period(text: str, now: datetime) -> Window:
     """Return the period `2026`, `2026-Q4`, `2026-11`, START/END or START/DURATION in
     UTC. Raises InvalidConfig for another text, or if the period has not begun.
     """
-    if match := _PERIOD.fullmatch(text):
-        period = _calendar_period(*match.groups(default=""))
+    if _PERIOD.fullmatch(text):
+        calendar = pd.Period(text)
+        period = Window(_start_of(calendar), _start_of(calendar + 1))
     elif "/" in text:
         period = parse_window(text)
     else:
@@ -132,19 +134,8 @@ def parse_period(text: str, now: datetime) -> Window:
     return period
 
 
-def _calendar_period(year: str, quarter: str, month: str) -> Window:
-    months = 12
-    if quarter:
-        months = 3
-    elif month:
-        months = 1
-    first = 12 * int(year) + months * (int(quarter or month or 1) - 1)
-    return Window(_month(first), _month(first + months))
-
-
-def _month(number: int) -> datetime:
-    """Return the first day of a month, counted from January of the year 0."""
-    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+def _start_of(calendar: pd.Period) -> datetime:
+    return calendar.to_timestamp().to_pydatetime().replace(tzinfo=UTC)
 
 
 def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> Dossier:
@@ -448,7 +439,7 @@ def _signature(model: str, version: str, trust: Trust | None) -> Statement:
     """
     subject = f"{model} version {version}"
     uri = f"models:/{model}/{version}"
-    page = mlflow_page(f"models/{quote(model, safe='')}/versions/{quote(version)}")
+    page = version_page(model, version)
     try:
         bundle = fetch_bundle(uri)
         if bundle is None:

@@ -109,14 +109,15 @@ def write_document(
     folder: Path,
     name: str,
     title: str,
-    groups: Mapping[str, Sections],
+    groups: Iterable[str],
 ) -> None:
-    """Write `name`.html with the groups, and `name`.json with the document. Raises
-    InvalidConfig if the folder cannot be written.
+    """Write `name`.html with the fields `groups`, and `name`.json with the document.
+    Raises InvalidConfig if the folder cannot be written.
     """
     content = asdict(document)
     template = report_templates(Path(__file__).parent).get_template("statements.html")
-    page = template.render(title=title, created_at=content["created_at"], groups=groups)
+    sections = {group: content[group] for group in groups}
+    page = template.render(title=title, created_at=content["created_at"], groups=sections)
     text = json.dumps(content, indent=2, default=datetime.isoformat)
     try:
         write_atomically(folder / f"{name}.html", page.encode())
