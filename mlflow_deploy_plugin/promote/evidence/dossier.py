@@ -298,11 +298,12 @@ class _Facts:
         facts = getattr(self, section, None)
         if facts is not None:
             yield from facts()
-        for event in self.trail.earlier:
-            is_about_served = (event.model, event.version) in self.versions_served
-            if is_about_served and event.action in _DECISIONS and _section_of(event) == section:
-                yield self.in_trail(event)
-        for event in self.trail.events:
+        earlier = [
+            event
+            for event in self.trail.earlier
+            if event.action in _DECISIONS and (event.model, event.version) in self.versions_served
+        ]
+        for event in (*earlier, *self.trail.events):
             if _section_of(event) == section:
                 yield self.in_trail(event)
 

@@ -489,12 +489,14 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
 def _requested_by(event: AuditEvent) -> PromotionRequest:
     """Return the request that an event records, without approvals and report."""
     request = {
+        **event.detail,
         "model": event.model,
         "version": event.version,
         "to": event.after,
-        **event.detail,
+        "requested_by": event.actor,
+        "at": event.at,
+        "why": event.why,
     }
-    request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
     return PromotionRequest.model_validate(request)
 
 
