@@ -5,14 +5,18 @@ with onnxserve publishes, and the events that the server has not signed.
   texts
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from sqlalchemy import select
 
 from mlflow_deploy_plugin.core.registry.connection import app_document
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
-from mlflow_deploy_plugin.core.store.audit_chain import counted_events, published_keys
+from mlflow_deploy_plugin.core.store.audit_chain import (
+    counted_events,
+    newest_counted_events,
+    published_keys,
+)
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
@@ -64,6 +68,20 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
     signed = select(AuditRow.id).where(AuditRow.signed_by.in_(keys.public)).limit(1)
     with store.transaction(is_read_only=True) as session:
         return TrustedKeys(keys, origin) if session.scalar(signed) else None
+
+
+def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
+    """Yield the events of a model that count, newest first: those that a server has
+    signed, or all if no event of the store is signed.
+
+    Raises the errors of `trusted_keys`.
+    """
+    trusted = trusted_keys(store)
+    if trusted is None:
+        yield from store.events(model=model, newest_first=True)
+        return
+    with store.transaction(is_read_only=True) as session:
+        yield from newest_counted_events(session, model, trusted.keys)
 
 
 def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import transitions
-from mlflow_deploy_plugin.core.registry.audit_trail import unsigned_events
+from mlflow_deploy_plugin.core.registry.audit_trail import newest_events
 from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri
 from mlflow_deploy_plugin.core.registry.tags import tag_version
@@ -286,9 +287,14 @@ class _Served:
         the most reliable source on.
         """
         followed = self._versions_in_trail()
+        last = next(followed, "")
         source = f"listed before version {current} in the audit trail"
-        in_trail = [PreviousVersion(version, source) for version in followed if version != current]
-        if followed[:1] == [current]:  # The audit trail has the last change.
+        in_trail = (
+            PreviousVersion(version, source)
+            for version in chain([last], followed)
+            if version not in ("", current)
+        )
+        if last == current:  # The audit trail has the last change.
             yield from in_trail
         counted = total_metrics(self.metrics())
         endpoint = self.observed.endpoint.name
@@ -311,32 +317,26 @@ class _Served:
             )
         yield from in_trail
 
-    def _versions_in_trail(self) -> list[str]:
-        """Return the followed versions, newest first: the new and the previous version
+    def _versions_in_trail(self) -> Iterator[str]:
+        """Yield the followed versions, newest first: the new and the previous version
         of each move.
 
         Only signed moves of this model count. A move to an empty stage has no previous
         version. Before the endpoint was converted to an alias
         (`Deployments.follow_alias`), the moves of its former stage count.
         """
-        versions: list[str] = []
         name = self.observed.endpoint.name
         conversions = self.store.events(name, actions=("follow",), newest_first=True)
         converted = next(
             (event for event in conversions if self.main in event.detail["stages"]),
             None,
         )
-        events = [*self.store.events(model=self.reference.name, newest_first=True)]
-        unsigned = unsigned_events(self.store, events)
-        for event in events:
-            if event in unsigned:
-                continue
+        for event in newest_events(self.store, self.reference.name):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
             moved = event.detail.get("moved")
             if moved is not None and self._is_move(event, converted):
-                versions += [event.version, moved["before"]]
-        return list(filter(None, versions))
+                yield from filter(None, (event.version, moved["before"]))
 
     def _is_move(self, event: AuditEvent, converted: AuditEvent | None) -> bool:
         """Return True if the event with a move has moved the version of this endpoint.

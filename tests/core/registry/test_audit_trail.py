@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from mlflow_deploy_plugin.core.registry.audit_trail import trusted_keys, unsigned_events
+from mlflow_deploy_plugin.core.registry.audit_trail import (
+    newest_events,
+    trusted_keys,
+    unsigned_events,
+)
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.audit_trail import store_of_server
@@ -42,6 +46,7 @@ def actors(store: Store) -> set[str]:
 def test_without_a_server_that_signs_all_events_count(store: Store) -> None:
     assert trusted_keys(store) is None
     assert actors(store) == set()
+    assert [event.actor for event in newest_events(store, "toy")] == ["earlier"]
 
 
 def test_tampered_events_after_the_seal_are_not_signed(
@@ -55,6 +60,9 @@ def test_tampered_events_after_the_seal_are_not_signed(
             store.record("approve", actor="forged", model=model, version="1")
         assert actors(server) == {"forged"}
     assert actors(store) == {"forged"}
+    newest = [event.actor for event in newest_events(store, "toy") if event.action == "approve"]
+    assert newest == ["ada", "earlier"]
+    assert [event.actor for event in newest_events(store, "new")] == ["ada"]
 
 
 def test_the_keys_of_mlflows_server_replace_the_keys_in_the_store(
