@@ -7,7 +7,7 @@ that served in the period are included too.
 
 import re
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -369,18 +369,18 @@ class _Facts:
         """Yield the counts of each monitor's verdicts, and the windows that have alarms
         or failed.
         """
-        by_monitor = defaultdict[str, dict[tuple[datetime, datetime], MonitorWindow]](dict)
-        windows = Monitors(self.store).windows(self.endpoint, since=self.period.start)
-        for window in windows:
-            if window.start < self.period.end:
-                # The last revision is the last in the list.
-                by_monitor[window.monitor][window.start, window.end] = window
-        for monitor, judged in by_monitor.items():
-            counts = Counter(window.outcome or window.state for window in judged.values())
+        windows = {
+            (window.monitor, window.start, window.end): window  # The last revision is last.
+            for window in Monitors(self.store).windows(self.endpoint, since=self.period.start)
+            if window.start < self.period.end
+        }
+        for monitor in dict.fromkeys(name for name, *_ in windows):
+            judged = [window for window in windows.values() if window.monitor == monitor]
+            counts = Counter(window.outcome or window.state for window in judged)
             verdicts = join_names(f"{count} {outcome}" for outcome, count in counts.items())
-            newest = max(judged.values(), key=lambda window: (bool(window.run_id), window.start))
+            newest = max(judged, key=lambda window: (bool(window.run_id), window.start))
             yield _in_window(f"The windows of the monitor {monitor} are: {verdicts}", newest)
-            for window in judged.values():
+            for window in judged:
                 if window.evidence.get("alarms") or window.state == "failed":
                     outcome = window.outcome or window.state
                     text = f"The window {window.start:%Y-%m-%d %H:%M} UTC of {monitor} is {outcome}"
