@@ -288,9 +288,9 @@ class _Served:
         """
         followed = self._versions_in_trail()
         last = next(followed, "")
-        source = f"listed before version {current} in the audit trail"
+        listed = f"listed before version {current} in the audit trail"
         in_trail = (
-            PreviousVersion(version, source)
+            PreviousVersion(version, listed)
             for version in chain([last], followed)
             if version not in ("", current)
         )
