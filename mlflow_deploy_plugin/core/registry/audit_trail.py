@@ -13,7 +13,6 @@ from sqlalchemy import select
 from mlflow_deploy_plugin.core.registry.connection import app_document
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chain import (
-    counted_events,
     newest_counted_events,
     published_keys,
 )
@@ -71,8 +70,8 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
 
 
 def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
-    """Yield the events of a model that count, newest first: those that a server has
-    signed, or all if no event of the store is signed.
+    """Yield the events of a model that count, newest first
+    (`audit_chain.newest_counted_events`); all if no event of the store is signed.
 
     Raises the errors of `trusted_keys`.
     """
@@ -85,16 +84,10 @@ def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
 
 
 def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:
-    """Return those of the events that do not count (`audit_chain.counted_events`),
-    because no server has signed them. If no event of the store is signed, all count.
-
+    """Return those of the events that do not count, because no server has signed them.
     Raises the errors of `trusted_keys`.
     """
-    trusted = trusted_keys(store)
-    if trusted is None:
-        return frozenset()
     unsigned = set(events)
-    with store.transaction(is_read_only=True) as session:
-        for model in {event.model for event in unsigned}:
-            unsigned.difference_update(counted_events(session, model, trusted.keys))
+    for model in {event.model for event in unsigned}:
+        unsigned.difference_update(newest_events(store, model))
     return frozenset(unsigned)

@@ -170,17 +170,22 @@ def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]
 
 
 def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[AuditEvent]:
-    """Yield the `counted_events` of a model, newest first, without reading its whole
-    chain. Therefore, removed events are not noticed.
+    """Yield the events of a model that are signed, newest first, and those before the
+    seal, to which the hash of the seal leads. The events of an older onnxserve have no
+    hash.
+
+    Unlike `counted_events`, this does not read the whole chain to find removed events.
     """
-    is_before_seal = False
+    expected = None
     newest_first = _chain(model).order_by(None).order_by(AuditRow.id.desc())
     for row in session.execute(newest_first):
         digest = event_digest(row, row.previous)
         is_signed = _is_signed(row, digest, keys)
-        if is_signed or (is_before_seal and row.digest in ("", digest)):
+        is_linked = row.digest == digest == expected
+        if is_signed or is_linked or (expected is not None and not row.digest):
             yield _event_of(row)
-        is_before_seal |= is_signed and row.action == SEAL
+        if is_linked or (is_signed and row.action == SEAL):
+            expected = row.previous
 
 
 def seal(store: "Store") -> None:
