@@ -11,6 +11,7 @@ A flip is a changed label. For numbers, a flip is a change by more than a quarte
 standard deviation of the predictions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -243,19 +244,12 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     if policy.refusals == "fail":
         failures += notes
         notes = []
-    clean = f"{report.metric} {report.clean:.4f}"
     allowed = _format_amount(report.metric, policy.max_drop)
     failures += [
-        f"{clean} loses {_format_amount(report.metric, loss)} under {where}; the policy allows "
-        f"{allowed}"
+        f"{_describe_loss(report, loss)} under {where}; the policy allows {allowed}"
         for where, loss in losses.items()
         if loss > policy.max_drop
     ]
-    summary = "the model predicts no disturbed row"
-    if losses:
-        worst = max(losses, key=losses.__getitem__)
-        loss = _format_amount(report.metric, losses[worst])
-        summary = f"{clean} loses at most {loss}, under {worst}"
     figures = {
         name.removeprefix("robustness/"): value
         for name, value, step in report.figures()
@@ -265,11 +259,23 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     return CheckResult(
         "disturbances",
         state_of(failures),
-        "; ".join(failures) or summary,
+        "; ".join(failures) or _worst_loss(report, losses),
         figures,
         notes=tuple(notes),
         table=ReportTable(header, tuple(lines)),
     )
+
+
+def _worst_loss(report: RobustnessReport, losses: Mapping[str, float]) -> str:
+    if not losses:
+        return "the model predicts no disturbed row"
+    worst = max(losses, key=losses.__getitem__)
+    return f"{_describe_loss(report, losses[worst], 'at most ')}, under {worst}"
+
+
+def _describe_loss(report: RobustnessReport, loss: float, bound: str = "") -> str:
+    amount = _format_amount(report.metric, loss)
+    return f"{report.metric} {report.clean:.4f} loses {bound}{amount}"
 
 
 def _place_of(point: RobustnessPoint) -> str:
