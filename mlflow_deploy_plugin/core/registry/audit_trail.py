@@ -1,14 +1,24 @@
 """The public keys and the newest checkpoint of the audit trail, which MLflow's server
-with onnxserve publishes.
+with onnxserve publishes, and the events that the server has not signed.
 
 - `GET /onnxserve/audit-trail`: `keys` in PEM and the `checkpoint` in JSON, or empty
   texts
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from sqlalchemy import select
+
 from mlflow_deploy_plugin.core.registry.connection import app_document
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit_chain import (
+    newest_counted_events,
+    published_keys,
+)
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import AuditRow
 
 AUDIT_TRAIL = "/onnxserve/audit-trail"
 _SECONDS = 30
@@ -31,3 +41,53 @@ def published_trail() -> PublishedTrail | None:
         return None
     keys = parse_keys(document["keys"], f"{what} of MLflow's server")
     return PublishedTrail(keys, document["checkpoint"])
+
+
+class TrustedKeys(NamedTuple):
+    """The keys whose signatures count. `origin` is where they come from, in words."""
+
+    keys: Keys
+    origin: str
+
+
+def trusted_keys(store: Store) -> TrustedKeys | None:
+    """Return the keys of the servers that sign the events of this store; None if no
+    event is signed.
+
+    They are the keys of this process, of MLflow's server or, if it publishes none, of
+    the store itself. Raises the errors of `published_trail`, and StoreUnavailable.
+    """
+    keys = store.keys
+    origin = "MLflow's server"
+    if keys is None and (published := published_trail()):
+        keys = published.keys
+    elif keys is None:
+        keys = published_keys(store)
+        origin = "the store itself, which its users can change"
+    signed = select(AuditRow.id).where(AuditRow.signed_by.in_(keys.public)).limit(1)
+    with store.transaction(is_read_only=True) as session:
+        return TrustedKeys(keys, origin) if session.scalar(signed) else None
+
+
+def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
+    """Yield the events of a model that count, newest first
+    (`audit_chain.newest_counted_events`); all if no event of the store is signed.
+
+    Raises the errors of `trusted_keys`.
+    """
+    trusted = trusted_keys(store)
+    if trusted is None:
+        yield from store.events(model=model, newest_first=True)
+        return
+    with store.transaction(is_read_only=True) as session:
+        yield from newest_counted_events(session, model, trusted.keys)
+
+
+def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:
+    """Return those of the events that do not count, because no server has signed them.
+    Raises the errors of `trusted_keys`.
+    """
+    unsigned = set(events)
+    for model in {event.model for event in unsigned}:
+        unsigned.difference_update(newest_events(store, model))
+    return frozenset(unsigned)

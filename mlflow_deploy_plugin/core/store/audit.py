@@ -55,7 +55,7 @@ class AuditEvent:
     before: str = ""
     after: str = ""
     why: str = ""
-    detail: Json = field(default_factory=dict)
+    detail: Json = field(default_factory=dict, hash=False)
 
 
 def move_detail(place: str, before: str, files: str | None = None) -> Json:

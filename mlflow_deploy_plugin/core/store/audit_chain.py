@@ -81,9 +81,9 @@ class _Checked:
     is_signed: bool
     faults: tuple[str, ...]
 
-    @property
-    def event(self) -> AuditEvent:
-        return AuditEvent(*(getattr(self.row, name) for name in _EVENT))
+
+def _event_of(row: Row[Any]) -> AuditEvent:
+    return AuditEvent(*(getattr(row, name) for name in _EVENT))
 
 
 def canonical_json(document: object) -> str:
@@ -155,7 +155,7 @@ def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]
     unsigned: list[AuditEvent] = []
     is_sealed = False
     for checked in _check(session.execute(_chain(model)), keys):
-        event = checked.event
+        event = _event_of(checked.row)
         if checked.faults:
             unsigned = []
             counted.append(AuditEvent(event.at, "", BROKEN, model=model))
@@ -167,6 +167,25 @@ def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]
         elif not is_sealed and not checked.faults:
             unsigned.append(event)
     return counted
+
+
+def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[AuditEvent]:
+    """Yield the events of a model that are signed, newest first, and those before the
+    seal, to which the hash of the seal leads. The events of an older onnxserve have no
+    hash.
+
+    Unlike `counted_events`, this does not read the whole chain to find removed events.
+    """
+    expected = None
+    newest_first = _chain(model).order_by(None).order_by(AuditRow.id.desc())
+    for row in session.execute(newest_first):
+        digest = event_digest(row, row.previous)
+        is_signed = _is_signed(row, digest, keys)
+        is_linked = row.digest == digest == expected
+        if is_signed or is_linked or (expected is not None and not row.digest):
+            yield _event_of(row)
+        if is_linked or (is_signed and row.action == SEAL):
+            expected = row.previous
 
 
 def seal(store: "Store") -> None:
@@ -275,14 +294,18 @@ def _check(rows: Iterable[Row[Any]], keys: Keys) -> Iterator[_Checked]:
             faults.append(f"{name} was changed or moved")
         if row.digest and row.previous != head:
             faults.append(f"before {name}, an event was removed, inserted, changed or moved")
-        is_signed = row.digest == digest and keys.is_signed(
-            _PURPOSE,
-            digest,
-            row.signed_by,
-            row.signature,
-        )
         head = row.digest or digest
-        yield _Checked(row, is_signed, tuple(faults))
+        yield _Checked(row, _is_signed(row, digest, keys), tuple(faults))
+
+
+def _is_signed(row: Row[Any], digest: str, keys: Keys) -> bool:
+    """Return True if the hash of the row is `digest`, and has a valid signature."""
+    return row.digest == digest and keys.is_signed(
+        _PURPOSE,
+        digest,
+        row.signed_by,
+        row.signature,
+    )
 
 
 def _signature_faults(checked: _Checked, keys: Keys) -> Iterator[str]:

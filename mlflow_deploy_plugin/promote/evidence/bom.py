@@ -247,7 +247,7 @@ def _model_card(record: VersionRecord, datasets: Sequence[Component]) -> Json:
             for name, entry in record.signature.items()
             if name.startswith(f"{side} ")
         ]
-    algorithm = record.section.get("provenance", {}).get("algorithm", "")
+    algorithm = record.provenance.get("algorithm", "")
     parameters["modelArchitecture"] = str(algorithm)
     figures = record.run.metrics if record.run else {}
     metrics = [{"type": name, "value": f"{value:.6g}"} for name, value in figures.items()]

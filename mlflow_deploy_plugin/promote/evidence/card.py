@@ -13,22 +13,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import groupby
 from math import inf
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.messages import format_time, join_names
 from mlflow_deploy_plugin.core.mlmodel import MALFORMED
 from mlflow_deploy_plugin.core.registry import tags, window_runs
+from mlflow_deploy_plugin.core.registry.audit_trail import unsigned_events
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, logged_run, run_of_model
 from mlflow_deploy_plugin.core.registry.transitions import (
     ROLLED_BACK_TAG,
     version_at,
@@ -37,7 +39,7 @@ from mlflow_deploy_plugin.core.registry.transitions import (
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
+from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record, version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (
     Sections,
     Statement,
@@ -90,8 +92,7 @@ class VersionCard:
         cannot be written.
         """
         title = f"Model card of {self.name} version {self.version}"
-        groups = {group: getattr(self, group) for group in _SECTIONS}
-        write_document(self, folder, "model_card", title, groups)
+        write_document(self, folder, "model_card", title, _SECTIONS)
 
 
 def make_card(model_uri: str, store: Store) -> VersionCard:
@@ -101,7 +102,9 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     RegistryUnavailable, and StoreUnavailable.
     """
     record = read_record(model_uri)
-    facts = _Facts(record, _run_with_metrics(record), _events_of(record, store))
+    events = _events_of(record, store)
+    unsigned = unsigned_events(store, events)
+    facts = _Facts(record, _run_with_metrics(record), events, unsigned)
     groups = group_statements(_SECTIONS, facts.statements)
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
@@ -121,12 +124,11 @@ def _run_with_metrics(record: VersionRecord) -> LoggedRun | None:
 
 def _events_of(record: VersionRecord, store: Store) -> list[AuditEvent]:
     # A deleted version may have had the same number.
-    events = [
+    return [
         event
         for event in store.events(model=record.name)
         if event.at >= record.created_at and event.version == record.version
     ]
-    return without_step_events(events)
 
 
 def _column_text(entry: Mapping[str, Any]) -> str:
@@ -165,12 +167,17 @@ class _Windows(NamedTuple):
 @dataclass(frozen=True)
 class _Facts:
     """The facts about a version, with a method per section. `run` has the evaluations
-    of the version.
+    of the version, and `unsigned` the events that do not count.
     """
 
     record: VersionRecord
     run: LoggedRun | None
     events: Sequence[AuditEvent]
+    unsigned: frozenset[AuditEvent]
+
+    @cached_property
+    def signed(self) -> Sequence[AuditEvent]:
+        return [event for event in self.events if event not in self.unsigned]
 
     def statements(self, section: str) -> list[Statement]:
         """Return the statements of a section, and a statement about a record that
@@ -211,11 +218,14 @@ class _Facts:
                 yield statement_of(text, "tag", name, self.record.url)
 
     def in_trail(self, *actions: str) -> Statements:
-        """Yield the audit events with these actions."""
-        events = [event for event in self.events if event.action in actions]
+        """Yield the audit events with these actions. An unsigned promotion does not
+        hide signed moves.
+        """
+        shown = [*without_step_events(self.signed), *self.unsigned]
+        events = [event for event in shown if event.action in actions]
         page = console_page(model=self.record.name) if events else ""
-        for event in events:
-            yield event_statement(event, page)
+        for event in sorted(events, key=attrgetter("at")):
+            yield event_statement(event, page, event not in self.unsigned)
 
     def in_gate(self, *names: str) -> Statements:
         """Yield the checks of the gate's report, or only the checks `names` that were
@@ -289,7 +299,7 @@ class _Facts:
         """Yield who registered the version and when, and the original of a copy."""
         record = self.record
         copied = f", as a copy of {record.original}" if record.original else ""
-        people = [event.actor for event in self.events if event.action == "register"]
+        people = [event.actor for event in self.signed if event.action == "register"]
         person = people[0] if people else record.registered_by
         by = f" by {person}" if person else ""
         yield self.in_registry(
@@ -314,7 +324,7 @@ class _Facts:
         commit = self.record.git_commit
         if not commit:
             return
-        is_dirty = self.record.section.get("provenance", {}).get("git_dirty")
+        is_dirty = self.record.provenance.get("git_dirty")
         changes = " with uncommitted changes" if is_dirty else ""
         yield self.in_registry(f"The code is the git commit {commit}{changes}")
 
@@ -327,7 +337,7 @@ class _Facts:
         framework = " ".join(
             str(section[name]) for name in ("framework", "framework_version") if section.get(name)
         )
-        algorithm = section.get("provenance", {}).get("algorithm")
+        algorithm = self.record.provenance.get("algorithm")
         if not algorithm and run is not None:
             algorithm = run.tags.get("estimator_class")
         names = [str(name) for name in (algorithm, framework) if name]
@@ -428,7 +438,7 @@ class _Facts:
                 f"The verdict of the gate on the served version {served.version} in {place} is "
                 f"{state}: {status.reason}"
             )
-            page = mlflow_page(f"models/{quote(name, safe='')}/versions/{served.version}")
+            page = version_page(name, served.version)
             yield statement_of(text, "registry", served.source, page)
             return
 

@@ -147,7 +147,7 @@ def _notes(record: VersionRecord) -> Iterator[str]:
 
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
-    provenance = record.section.get("provenance", {})
+    provenance = record.provenance
     metrics: Mapping[str, Value] = record.run.metrics if record.run else {}
     parameters: Mapping[str, Value] = record.run.params if record.run else {}
     return {
@@ -207,12 +207,12 @@ def _find_trend(row: DiffRow) -> Trend:
     if row.section != "metrics" or not abs(difference) > 0:
         return ""
     words = re.split(r"[^a-z0-9]+", row.name.lower())
-    is_negated = _NEGATED.search(" ".join(words)) is not None
-    if not is_negated and not _LOWER_IS_BETTER.isdisjoint(words):
-        return "better" if difference < 0 else "worse"
-    if is_negated or not _HIGHER_IS_BETTER.isdisjoint(words):
-        return "better" if difference > 0 else "worse"
-    return ""
+    is_lower_better = not _LOWER_IS_BETTER.isdisjoint(words)
+    if _NEGATED.search(" ".join(words)):
+        is_lower_better = False
+    elif not is_lower_better and _HIGHER_IS_BETTER.isdisjoint(words):
+        return ""
+    return "better" if (difference < 0) == is_lower_better else "worse"
 
 
 def _plain(value: object) -> Value:

@@ -7,7 +7,7 @@ that served in the period are included too.
 
 import re
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,41 +16,42 @@ from functools import cached_property
 from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
-from urllib.parse import quote
+
+import pandas as pd
 
 from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
     InvalidConfig,
     NotFound,
+    NotInstalled,
     OnnxserveError,
     RegistryRefused,
+    SignatureRefused,
 )
 from mlflow_deploy_plugin.core.messages import join_names
-from mlflow_deploy_plugin.core.registry.connection import (
-    refuse_folder,
-    registry_client,
-    registry_errors,
-)
+from mlflow_deploy_plugin.core.registry.audit_trail import trusted_keys, unsigned_events
 from mlflow_deploy_plugin.core.registry.console import console_page
-from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.registry.model_files import fetch_bundle
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_model_uris
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, mlflow_page
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE
-from mlflow_deploy_plugin.core.signatures import BUNDLE
+from mlflow_deploy_plugin.core.signatures import BUNDLE, Trust, trust_file
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
+from mlflow_deploy_plugin.promote.evidence.record import version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (
     Sections,
     Statement,
     Statements,
     event_statement,
     group_statements,
+    signature_note,
     statement_of,
     write_document,
 )
@@ -61,6 +62,7 @@ from mlflow_deploy_plugin.serve.inference_log.stats import (
     failures_by_code,
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, parse_window
+from mlflow_deploy_plugin.wrap.flavor.signing import verify_version
 
 _Version = tuple[str, str]
 """The name of a model and the number of a version."""
@@ -87,7 +89,7 @@ _ACTIONS = {
     "responses": ("monitor", "silence", "retrain"),
 }
 """A section → the first words of its actions. The section `changes` has the others."""
-_PERIOD = re.compile(r"([12]\d{3})(?:-Q([1-4])|-(0[1-9]|1[0-2]))?", re.ASCII)
+_PERIOD = re.compile(r"[12]\d{3}(-Q[1-4]|-(0[1-9]|1[0-2]))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,16 @@ class Dossier:
         cannot be written.
         """
         title = f"Dossier of {self.endpoint}, {Window(self.start, self.end)}"
-        groups = {group: getattr(self, group) for group in _SECTIONS}
-        write_document(self, folder, "dossier", title, groups)
+        write_document(self, folder, "dossier", title, _SECTIONS)
 
 
 def parse_period(text: str, now: datetime) -> Window:
     """Return the period `2026`, `2026-Q4`, `2026-11`, START/END or START/DURATION in
     UTC. Raises InvalidConfig for another text, or if the period has not begun.
     """
-    if match := _PERIOD.fullmatch(text):
-        period = _calendar_period(*match.groups(default=""))
+    if _PERIOD.fullmatch(text):
+        calendar = pd.Period(text)
+        period = Window(_start_of(calendar), _start_of(calendar + 1))
     elif "/" in text:
         period = parse_window(text)
     else:
@@ -132,19 +134,8 @@ def parse_period(text: str, now: datetime) -> Window:
     return period
 
 
-def _calendar_period(year: str, quarter: str, month: str) -> Window:
-    months = 12
-    if quarter:
-        months = 3
-    elif month:
-        months = 1
-    first = 12 * int(year) + months * (int(quarter or month or 1) - 1)
-    return Window(_month(first), _month(first + months))
-
-
-def _month(number: int) -> datetime:
-    """Return the first day of a month, counted from January of the year 0."""
-    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+def _start_of(calendar: pd.Period) -> datetime:
+    return calendar.to_timestamp().to_pydatetime().replace(tzinfo=UTC)
 
 
 def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> Dossier:
@@ -172,26 +163,29 @@ class _Trail:
         models: the URIs of the variants during the period.
         begun_with: the last event before the period that has a spec, and this spec.
         earlier / events: the events before and in the period.
+        unsigned: those of them that MLflow's server has not signed.
     """
 
     models: frozenset[ModelURI]
     begun_with: tuple[AuditEvent, EndpointSpec] | None
     earlier: Sequence[AuditEvent]
     events: Sequence[AuditEvent]
+    unsigned: frozenset[AuditEvent]
 
     @property
     def names(self) -> list[str]:
         return sorted({uri.name for uri in self.models})
 
     def standing(self) -> dict[tuple[str, str], AuditEvent]:
-        """Return the last move before the period to each stage and @alias that a
+        """Return the last signed move before the period to each stage and @alias that a
         variant follows, by the model and the place.
         """
         followed = {(uri.name, uri.place.lower()) for uri in self.models}
         moves = dict[tuple[str, str], AuditEvent]()
         for event in self.earlier:
             place = _place_of(event)
-            if event.action in _MOVES and (event.model, place.lower()) in followed:
+            is_followed = (event.model, place.lower()) in followed
+            if event.action in _MOVES and is_followed and event not in self.unsigned:
                 moves[event.model, place] = event
         return moves
 
@@ -227,7 +221,13 @@ def _read_trail(store: Store, endpoint: str, period: Window) -> _Trail:
         ]
     events.sort(key=attrgetter("at"))
     first = bisect_left(events, period.start, key=attrgetter("at"))
-    return _Trail(frozenset(models), begun_with, events[:first], events[first:])
+    return _Trail(
+        models=frozenset(models),
+        begun_with=begun_with,
+        earlier=events[:first],
+        events=events[first:],
+        unsigned=unsigned_events(store, events),
+    )
 
 
 def _spec_in(event: AuditEvent) -> EndpointSpec | None:
@@ -298,18 +298,19 @@ class _Facts:
         facts = getattr(self, section, None)
         if facts is not None:
             yield from facts()
-        for event in self.trail.earlier:
-            is_about_served = (event.model, event.version) in self.versions_served
-            if is_about_served and event.action in _DECISIONS and _section_of(event) == section:
-                yield self.in_trail(event)
-        for event in self.trail.events:
+        earlier = [
+            event
+            for event in self.trail.earlier
+            if event.action in _DECISIONS and (event.model, event.version) in self.versions_served
+        ]
+        for event in (*earlier, *self.trail.events):
             if _section_of(event) == section:
                 yield self.in_trail(event)
 
     def in_trail(self, event: AuditEvent) -> Statement:
         """Return a statement about an event, which links to the report of a gate."""
         page = self.pages["" if event.endpoint else event.model]
-        described = event_statement(event, page)
+        described = event_statement(event, page, event not in self.trail.unsigned)
         if event.action != "gate":
             return described
         source = f"{event.detail.get('run_id')}/{GATE_REPORT_FILE}"
@@ -334,7 +335,8 @@ class _Facts:
             yield self.in_log(text)
 
     def at_start(self, text: str, event: AuditEvent) -> Statement:
-        return replace(self.in_trail(event), text=f"At the start of the period, {text}.")
+        note = signature_note(event not in self.trail.unsigned)
+        return replace(self.in_trail(event), text=f"At the start of the period, {text}{note}.")
 
     def requests(self) -> Statements:
         """Yield the numbers of answered and failed requests."""
@@ -352,26 +354,33 @@ class _Facts:
             yield self.in_log(f"Captured requests in {path} cannot be read: {reason}")
 
     def signatures(self) -> Statements:
-        """Yield whether the served versions are signed."""
+        """Yield whether the served versions are signed. The key that the endpoint
+        requires verifies the signatures, if this machine has its file.
+        """
+        stored = self.store.endpoint(self.endpoint)
+        trust = None
+        if stored and stored.spec.trusted_file:
+            with suppress(SignatureRefused):
+                trust = trust_file(Path(stored.spec.trusted_file))
         for model, version in self.versions_served:
-            yield _signature(model, version)
+            yield _signature(model, version, trust)
 
     def verdicts(self) -> Statements:
         """Yield the counts of each monitor's verdicts, and the windows that have alarms
         or failed.
         """
-        by_monitor = defaultdict[str, dict[tuple[datetime, datetime], MonitorWindow]](dict)
-        windows = Monitors(self.store).windows(self.endpoint, since=self.period.start)
-        for window in windows:
-            if window.start < self.period.end:
-                # The last revision is the last in the list.
-                by_monitor[window.monitor][window.start, window.end] = window
-        for monitor, judged in by_monitor.items():
-            counts = Counter(window.outcome or window.state for window in judged.values())
+        windows = {
+            (window.monitor, window.start, window.end): window  # The last revision is last.
+            for window in Monitors(self.store).windows(self.endpoint, since=self.period.start)
+            if window.start < self.period.end
+        }
+        for monitor in dict.fromkeys(name for name, *_ in windows):
+            judged = [window for window in windows.values() if window.monitor == monitor]
+            counts = Counter(window.outcome or window.state for window in judged)
             verdicts = join_names(f"{count} {outcome}" for outcome, count in counts.items())
-            newest = max(judged.values(), key=lambda window: (bool(window.run_id), window.start))
+            newest = max(judged, key=lambda window: (bool(window.run_id), window.start))
             yield _in_window(f"The windows of the monitor {monitor} are: {verdicts}", newest)
-            for window in judged.values():
+            for window in judged:
                 if window.evidence.get("alarms") or window.state == "failed":
                     outcome = window.outcome or window.state
                     text = f"The window {window.start:%Y-%m-%d %H:%M} UTC of {monitor} is {outcome}"
@@ -391,13 +400,19 @@ class _Facts:
     def trail_state(self) -> Statements:
         """Yield the number of events, and the state of the audit trail."""
         count = len(self.trail.events)
+        unsigned = len(self.trail.unsigned.difference(self.trail.earlier))
         models = join_names(self.trail.names) or "no registered model"
         text = f"The audit trail has {count} events of {self.endpoint} and {models} in the period"
+        if unsigned:
+            text += f", of which {unsigned} are not signed by MLflow's server"
         yield statement_of(text, "trail", self.endpoint, self.pages[""])
+        trusted = trusted_keys(self.store)
         for name, page in self.pages.items():
-            chain = verify_trail(self.store, name)
+            chain = verify_trail(self.store, name, trusted and trusted.keys)
             subject = f"The trail of {name or 'the endpoints'}"
             text = f"{subject} is {chain.state} with {chain.events:,} events"
+            if trusted:
+                text += f", by the keys of {trusted.origin}"
             yield statement_of(text, "trail", name or self.endpoint, page)
             for fault in chain.faults:
                 yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)
@@ -419,20 +434,27 @@ def _in_window(text: str, window: MonitorWindow) -> Statement:
     return statement_of(text, "run", f"{window.run_id}/{PAGE}", run.page_of(PAGE))
 
 
-def _signature(model: str, version: str) -> Statement:
-    """Return whether the version has the bundle of a signature. The dossier has no key
-    to verify it; the gate's check and the agents have one.
+def _signature(model: str, version: str, trust: Trust | None) -> Statement:
+    """Return whether the key or authority has signed the version or, without one,
+    whether the version has the bundle of a signature.
     """
     subject = f"{model} version {version}"
     uri = f"models:/{model}/{version}"
-    page = mlflow_page(f"models/{quote(model, safe='')}/versions/{quote(version)}")
+    page = version_page(model, version)
     try:
-        with registry_errors(uri), temporary_folder("onnxserve-dossier-") as folder:
-            location = registry_client().get_model_version_download_uri(model, version)
-            refuse_folder(location)
-            bundle = fetch(f"{location}/{BUNDLE}", folder, f"{BUNDLE} of {subject}")
-            digest = sha256(bundle.read_bytes()).hexdigest()
+        bundle = fetch_bundle(uri)
+        if bundle is None:
+            text = f"{subject} has no signature {BUNDLE}"
+        elif trust is None:
+            digest = sha256(bundle).hexdigest()
             text = f"{subject} has the signature {BUNDLE} with the SHA-256 {digest}"
-    except (InvalidConfig, NotFound, RegistryRefused) as error:
+        else:
+            verified = verify_version(uri, trust)
+            text = f"{subject} has a valid signature of its {verified.files} files by {trust.name}"
+    except SignatureRefused as error:
+        text = f"{subject} has no valid signature: {error.message}"
+    except NotInstalled as error:
+        text = f"The signature of {subject} cannot be verified here: {error.message}"
+    except (InvalidArtifact, InvalidConfig, NotFound, RegistryRefused) as error:
         text = f"{subject} has no signature that can be read: {error.message}"
     return statement_of(text, "registry", uri, page)

@@ -136,19 +136,21 @@ class VersionRecord:
         return dict(self.mlmodel.get("flavors", {}).get(FLAVOR, {}))
 
     @property
+    def provenance(self) -> Mapping[str, Any]:
+        return dict(self.section.get("provenance", {}))
+
+    @property
     def git_commit(self) -> str:
         run_tags = self.run.tags if self.run else {}
         all_tags = {**run_tags, **self.tags}
-        return str(
-            self.section.get("provenance", {}).get("git_commit") or all_tags.get(GIT_COMMIT_TAG, "")
-        )
+        return str(self.provenance.get("git_commit") or all_tags.get(GIT_COMMIT_TAG, ""))
 
     @property
     def datasets(self) -> Mapping[str, str]:
         """The digest of each dataset by name: the saved dataset, the rows of a
         retraining, the datasets of the run.
         """
-        saved = self.section.get("provenance", {})
+        saved = self.provenance
         digests = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
         digests["retraining"] = self.tags.get(tags.DATA_DIGEST_TAG, "")
         if self.run:
@@ -204,7 +206,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
             name=name,
             version=version,
             uri=uri,
-            url=mlflow_page(f"models/{quote(name, safe='')}/versions/{quote(version)}"),
+            url=version_page(name, version),
             description=entry.description or "",
             tags=entry.tags,
             created_at=_utc_time(entry.creation_timestamp),
@@ -252,6 +254,11 @@ class _Parts:
         except MALFORMED as error:
             self.missing[part] = f"{what} cannot be understood: {one_line(error, 200)}"
         return otherwise
+
+
+def version_page(name: str, version: str) -> str:
+    """Return the URL of a version's page; empty if the server has no pages."""
+    return mlflow_page(f"models/{quote(name, safe='')}/versions/{quote(version)}")
 
 
 def _version_uri(entry: "ModelVersion") -> str:

@@ -51,7 +51,14 @@ def statement_of(text: str, kind: SourceKind, source: str, url: str) -> Statemen
     return Statement(sentence, kind, source, page)
 
 
-def event_statement(event: AuditEvent, page: str) -> Statement:
+def signature_note(is_signed: bool) -> str:
+    """Return the end of a clause about an event that anybody may have written into the
+    store; empty for an event that MLflow's server has signed.
+    """
+    return "" if is_signed else ", not signed by MLflow's server"
+
+
+def event_statement(event: AuditEvent, page: str, is_signed: bool) -> Statement:
     """Return a statement about an audit event that the console shows at `page`."""
     after = event.after or event.detail.get("to")
     change = " → ".join(filter(None, (event.before, after)))
@@ -68,6 +75,7 @@ def event_statement(event: AuditEvent, page: str) -> Statement:
     digest = _report_digest(event)
     if digest:
         text += f", on the report sha256 {digest[:12]}"
+    text += signature_note(is_signed)
     if event.why:
         text += f": {event.why}"
     return statement_of(text, "event", f"{event.action} {event.at.isoformat()}", page)
@@ -101,14 +109,15 @@ def write_document(
     folder: Path,
     name: str,
     title: str,
-    groups: Mapping[str, Sections],
+    groups: Iterable[str],
 ) -> None:
-    """Write `name`.html with the groups, and `name`.json with the document. Raises
-    InvalidConfig if the folder cannot be written.
+    """Write `name`.html with the fields `groups`, and `name`.json with the document.
+    Raises InvalidConfig if the folder cannot be written.
     """
     content = asdict(document)
     template = report_templates(Path(__file__).parent).get_template("statements.html")
-    page = template.render(title=title, created_at=content["created_at"], groups=groups)
+    sections = {group: content[group] for group in groups}
+    page = template.render(title=title, created_at=content["created_at"], groups=sections)
     text = json.dumps(content, indent=2, default=datetime.isoformat)
     try:
         write_atomically(folder / f"{name}.html", page.encode())

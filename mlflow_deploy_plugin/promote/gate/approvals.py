@@ -312,14 +312,14 @@ def request_promotion(
     _require_evaluation(required, subject, report.get("verdict", ""))
     authors = version_authors(store, subject.version, subject.created)
 
-    def decide(pending: PromotionRequest | None) -> AuditEvent | None:
-        """Return the event of a new request; None if the pending request is kept."""
+    def decide(pending: PromotionRequest | None) -> Json | None:
+        """Return the detail of a new request; None if the pending request is kept."""
         if pending is not None and not subject.change_since(pending.subject):
             return None
-        detail: Json = {"subject": asdict(subject), "authors": list(authors)}
-        return _new_event(store, "request", subject, person, why, detail)
+        return {"subject": asdict(subject), "authors": list(authors)}
 
-    return _record(store, subject, decide)
+    is_new = _record(store, "request", subject, person, why, decide)
+    return _require_open(open_request(store, subject), subject), is_new
 
 
 def approve(
@@ -346,8 +346,10 @@ def approve(
     """
     required = policy.required_approvals(subject.model, subject.place)
 
-    def decide(request: PromotionRequest | None) -> AuditEvent | None:
-        """Return the event of the approval; None if the person has approved already."""
+    def decide(request: PromotionRequest | None) -> Json | None:
+        """Return the detail of the approval; None if the person has approved
+        already.
+        """
         pending = _require_open(request, subject)
         require_may_approve(required, pending, subject, person)
         if report != pending.report_digest:
@@ -361,9 +363,10 @@ def approve(
         detail: Json = {"report": report, "verdict": pending.verdict}
         if status.missing <= 1:
             detail[COMPLETE] = asdict(subject)
-        return _new_event(store, "approve", subject, person, why, detail)
+        return detail
 
-    return _record(store, subject, decide)
+    is_new = _record(store, "approve", subject, person, why, decide)
+    return _require_open(open_request(store, subject), subject), is_new
 
 
 def decline(
@@ -383,17 +386,11 @@ def decline(
     decline it.
     """
     required = policy.required_approvals(subject.model, subject.place)
-    pending = open_request(store, subject)
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
-    declined = _require_open(pending, subject)
+    declined = _require_open(open_request(store, subject), subject)
     require_may_decline(required, declined, person)
-    event = _new_event(store, "decline", subject, person, why, {})
-    store.record_next(
-        subject.model,
-        _ACTIONS,
-        lambda events: event if _find_request(_open_requests(events), subject) else None,
-    )
+    _record(store, "decline", subject, person, why, lambda request: {} if request else None)
     return declined
 
 
@@ -492,12 +489,14 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
 def _requested_by(event: AuditEvent) -> PromotionRequest:
     """Return the request that an event records, without approvals and report."""
     request = {
+        **event.detail,
         "model": event.model,
         "version": event.version,
         "to": event.after,
-        **event.detail,
+        "requested_by": event.actor,
+        "at": event.at,
+        "why": event.why,
     }
-    request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
     return PromotionRequest.model_validate(request)
 
 
@@ -552,42 +551,35 @@ def _require_open(request: PromotionRequest | None, subject: Subject) -> Promoti
 
 def _record(
     store: Store,
-    subject: Subject,
-    decide: Callable[[PromotionRequest | None], AuditEvent | None],
-) -> tuple[PromotionRequest, bool]:
-    """Write the event that `decide` derives from the open request. Return the request
-    after it, and True for an event.
-
-    The request is read and the event is written in one transaction, so that racing
-    calls cannot both count.
-    """
-    is_new = store.record_next(
-        subject.model,
-        _ACTIONS,
-        lambda events: decide(_find_request(_open_requests(events), subject)),
-    )
-    return _require_open(open_request(store, subject), subject), is_new
-
-
-def _new_event(
-    store: Store,
     action: str,
     subject: Subject,
     person: Person,
     why: str,
-    detail: Json,
-) -> AuditEvent:
-    """Return an event of now about the subject, by the person."""
-    return AuditEvent(
-        store.now(),
-        person.user,
-        action,
-        model=subject.model,
-        version=subject.version,
-        after=subject.place,
-        why=why,
-        detail=detail,
-    )
+    decide: Callable[[PromotionRequest | None], Json | None],
+) -> bool:
+    """Record the person's action, unless `decide` returns None for the open request.
+    Return True if it is recorded.
+
+    `decide` returns the detail of the event. The request is read and the event is
+    written in one transaction, so that racing calls cannot both count.
+    """
+
+    def next_event(events: Iterable[AuditEvent]) -> AuditEvent | None:
+        detail = decide(_find_request(_open_requests(events), subject))
+        if detail is None:
+            return None
+        return AuditEvent(
+            store.now(),
+            person.user,
+            action,
+            model=subject.model,
+            version=subject.version,
+            after=subject.place,
+            why=why,
+            detail=detail,
+        )
+
+    return store.record_next(subject.model, _ACTIONS, next_event)
 
 
 def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str) -> None:

@@ -14,8 +14,10 @@ from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry.model_files import find_signature, require_signed
 from mlflow_deploy_plugin.core.registry.policy import (
     ALL_PERMISSIONS,
+    EvaluationPolicy,
     GatePolicy,
     Permissions,
+    RobustnessPolicy,
     require_mlflow_data,
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
@@ -195,22 +197,15 @@ class _Checks:
             labelled = None
             policy = self.policy.evaluation
             if policy.dataset and "evaluation" not in self.policy.skip:
-                labelled = self.load_evaluation_rows()
+                labelled = self.load_rows(policy, policy.max_rows)
             else:
                 rows = reference_rows(base.artifact, policy.max_rows, self.policy.seed)
             return check_agreement(candidate, base, self.policy, labelled, rows)
 
-    def load_evaluation_rows(self) -> LabelledRows:
-        """Return the labelled rows of the evaluation's dataset."""
-        policy = self.policy.evaluation
+    def load_rows(self, source: EvaluationPolicy | RobustnessPolicy, max_rows: int) -> LabelledRows:
+        """Return the labelled rows of the dataset of a policy."""
         artifact = self.candidate.artifact
-        return load_dataset(
-            policy.dataset,
-            policy.target,
-            artifact,
-            self.policy.seed,
-            policy.max_rows,
-        )
+        return load_dataset(source.dataset, source.target, artifact, self.policy.seed, max_rows)
 
     def signature(self) -> CheckResult:
         if self.current is None:
@@ -231,7 +226,7 @@ class _Checks:
         policy = self.policy.evaluation
         if not policy.dataset:
             return CheckResult("evaluation", "skipped", "the policy has no dataset")
-        labelled = self.load_evaluation_rows()
+        labelled = self.load_rows(policy, policy.max_rows)
         predictions = self.candidate.predict(labelled.rows)
         self.labelled = labelled
         self.predictions = predictions
@@ -293,9 +288,7 @@ class _Checks:
         labelled = self.labelled
         if policy.dataset or labelled is None:
             source = policy if policy.dataset else evaluation
-            artifact = self.candidate.artifact
-            seed = self.policy.seed
-            labelled = load_dataset(source.dataset, source.target, artifact, seed, policy.max_rows)
+            labelled = self.load_rows(source, policy.max_rows)
         positions = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
         report = measure_robustness(
             self.candidate,

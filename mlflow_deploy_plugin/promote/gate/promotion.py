@@ -122,6 +122,9 @@ def promote(
         before = transitions.version_at(model, place, exclude=candidate.version)
         user = actor or trail.user
         request = _Request(
+            trail=trail,
+            force=force,
+            progress=progress,
             candidate=candidate,
             entry=_entry_of(candidate),
             place=place,
@@ -142,9 +145,7 @@ def promote(
                 original=original,
             ),
         )
-        if is_request:
-            return _judge(request, trail, force, progress)
-        return _judge_and_move(request, trail, force, progress)
+        return request.judge() if is_request else request.judge_and_move()
 
 
 def _required_policy(model: str, policy_file: Path | None) -> PolicyChoice:
@@ -164,48 +165,19 @@ def _entry_of(candidate: ResolvedModel) -> "ModelVersion":
         return registry_client().get_model_version(candidate.name, candidate.version)
 
 
-def _judge(request: "_Request", trail: Store, force: bool, progress: ProgressCallback) -> Promotion:
-    """Run the gate without moving the version."""
-    request.require_not_rolled_back(trail, force)
-    status = request.require_gate(trail, force, progress)
-    return request.promotion(status, is_moved=False)
-
-
-def _judge_and_move(
-    request: "_Request",
-    trail: Store,
-    force: bool,
-    progress: ProgressCallback,
-) -> Promotion:
-    """Run the gate, check the approvals, and move the version. A version that has the
-    place and passed the gate remains there.
-    """
-    request.require_not_rolled_back(trail, force)
-    if is_there := request.is_there():
-        status = request.ungated() or request.verdict
-        if status.passed:
-            return request.stay(trail, status)
-    status = request.require_gate(trail, force, progress)
-    if not is_there:
-        request.require_approvals(trail, status)
-    if not status.passed:
-        status = request.record_forced(trail, status)
-    elif not force:
-        request.require_same_current_version()
-    progress(f"moving version {request.candidate.version} to {request.place}")
-    request.move()
-    request.record(trail, "promote", status)
-    return request.promotion(status)
-
-
 @dataclass(frozen=True)
 class _Request:
-    """A requested promotion. `entry` is the candidate in the registry, and `before` the
-    current version in `place`.
+    """A requested promotion, whose events are recorded in `trail`.
 
-    `run_gate` judges the candidate now.
+    Attributes:
+        entry: the candidate in the registry.
+        before: the current version in `place`.
+        run_gate: judges the candidate now.
     """
 
+    trail: Store
+    force: bool
+    progress: ProgressCallback
     candidate: ResolvedModel
     entry: "ModelVersion"
     place: StageOrAlias
@@ -215,6 +187,32 @@ class _Request:
     actor: str
     begun: datetime
     run_gate: Callable[[], GateRun]
+
+    def judge(self) -> Promotion:
+        """Run the gate without moving the version."""
+        self.require_not_rolled_back()
+        return self.promotion(self.require_gate(), is_moved=False)
+
+    def judge_and_move(self) -> Promotion:
+        """Run the gate, check the approvals, and move the version. A version that has
+        the place and passed the gate remains there.
+        """
+        self.require_not_rolled_back()
+        if is_there := self.is_there():
+            status = self.ungated() or self.verdict
+            if status.passed:
+                return self.stay(status)
+        status = self.require_gate()
+        if not is_there:
+            self.require_approvals(status)
+        if not status.passed:
+            status = self.record_forced(status)
+        elif not self.force:
+            self.require_same_current_version()
+        self.progress(f"moving version {self.candidate.version} to {self.place}")
+        self.move()
+        self.record("promote", status)
+        return self.promotion(status)
 
     @cached_property
     def verdict(self) -> tags.GateStatus:
@@ -244,44 +242,45 @@ class _Request:
             return False
         return transitions.version_at(self.candidate.name, self.place) is not None
 
-    def require_not_rolled_back(self, trail: Store, force: bool) -> None:
+    def require_not_rolled_back(self) -> None:
         """Raise GateRefused, and record the refusal, if the version was rolled back,
         without `force`.
         """
         reason = self.rollback_refusal
-        if reason and not force:
+        if reason and not self.force:
             state = tags.gate_status_of(self.entry.tags).state
-            self.record(trail, "refused", tags.GateStatus(False, state, reason))
+            self.record("refused", tags.GateStatus(False, state, reason))
             raise GateRefused(reason)
 
-    def require_gate(
-        self,
-        trail: Store,
-        force: bool,
-        progress: ProgressCallback,
-    ) -> tags.GateStatus:
+    def require_gate(self) -> tags.GateStatus:
         """Return the gate status. Raise GateRefused, and record the refusal, if the
         version failed, without `force`.
         """
-        status = self.gate_status(force, progress)
-        if status.passed or force:
+        status = self.gate_status()
+        if status.passed or self.force:
             return status
         report = f"; report: {status.report}" if status.report else ""
-        self.record(trail, "refused", status)
+        self.record("refused", status)
         raise GateRefused(
             f"{self.candidate.name} version {self.candidate.version} cannot be promoted to "
             f"{self.place}, because it has not passed its gate: {status.reason}{report}"
         )
 
-    def require_approvals(self, trail: Store, status: tags.GateStatus) -> None:
+    def require_approvals(self, status: tags.GateStatus) -> None:
         """Raise GateRefused, and record the refusal, if approvals are missing for the
         files of the verdict `status`.
         """
-        subject = subject_of(self.entry, self.place, status.digest, self.policy)
-        if reason := missing_approvals(trail, self.policy, subject):
+        if reason := self.missing_approvals(status.digest):
             missing = tags.GateStatus(False, status.state, reason, status.report)
-            self.record(trail, "refused", missing)
+            self.record("refused", missing)
             raise GateRefused(reason)
+
+    def missing_approvals(self, files: str) -> str:
+        """Return why the version with these files lacks approvals for `place`; empty if
+        it needs none, or has approvals that are not used up.
+        """
+        subject = subject_of(self.entry, self.place, files, self.policy)
+        return missing_approvals(self.trail, self.policy, subject)
 
     def require_same_current_version(self) -> None:
         """Raise GateRefused if another version moved to a gated place during the
@@ -297,7 +296,7 @@ class _Request:
                 f"judged; promote version {version} again to compare both versions"
             )
 
-    def gate_status(self, force: bool, progress: ProgressCallback) -> tags.GateStatus:
+    def gate_status(self) -> tags.GateStatus:
         """Return the gate status of the version for `place`. The gate is run unless
         there is a fresh verdict.
         """
@@ -305,9 +304,9 @@ class _Request:
         if ungated is not None:
             return ungated
         try:
-            return self.reusable_verdict(force, progress) or self.new_verdict()
+            return self.reusable_verdict() or self.new_verdict()
         except OnnxserveError as error:
-            if not force:
+            if not self.force:
                 raise
             reason = f"the gate could not be run: {error.message}"
         digest = ""
@@ -315,20 +314,22 @@ class _Request:
             digest = version_digest(self.candidate.source)
         return tags.GateStatus(passed=False, state="", reason=reason, digest=digest)
 
-    def reusable_verdict(self, force: bool, progress: ProgressCallback) -> tags.GateStatus | None:
+    def reusable_verdict(self) -> tags.GateStatus | None:
         """Return the fresh verdict if it passed or, with `force`, failed; None if the
         gate must be run.
         """
         if not self.is_fresh():
             return None
         counted = ["passed", tags.PASSED_WITHOUT_EVALUATION]
-        if force:
+        if self.force:
             counted.append("failed")
         status = self.verdict
         if status.state not in counted:
             return None
         at = self.entry.tags[tags.GATE_AT_TAG]
-        progress(f"the verdict on version {self.candidate.version} from {at} is {status.state}")
+        self.progress(
+            f"the verdict on version {self.candidate.version} from {at} is {status.state}"
+        )
         return status
 
     def new_verdict(self) -> tags.GateStatus:
@@ -351,20 +352,12 @@ class _Request:
             return None
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
-    def has_approvals(self, store: Store) -> bool:
-        """Return True if the version, with the files of its verdict, has approvals for
-        `place` that are not used up.
-        """
-        if self.policy.approvals_for(self.place) is None:
-            return False
-        subject = subject_of(self.entry, self.place, self.verdict.digest, self.policy)
-        return not missing_approvals(store, self.policy, subject)
-
-    def stay(self, store: Store, status: tags.GateStatus) -> Promotion:
+    def stay(self, status: tags.GateStatus) -> Promotion:
         """Return the promotion of a version that is in `place`. If the version has new
         approvals, move it again, so that MLflow's server records the approved files.
         """
-        if self.has_approvals(store):
+        requires_approvals = self.policy.approvals_for(self.place) is not None
+        if requires_approvals and not self.missing_approvals(self.verdict.digest):
             self.move()
         promotion = self.promotion(status, is_moved=False)
         return replace(promotion, before=self.candidate.version)
@@ -396,7 +389,7 @@ class _Request:
             and abs(age) < timedelta(hours=self.policy.fresh_hours)
         )
 
-    def record_forced(self, store: Store, status: tags.GateStatus) -> tags.GateStatus:
+    def record_forced(self, status: tags.GateStatus) -> tags.GateStatus:
         """Record that the version is forced before the move, because endpoints that
         require the gate read its tag.
         """
@@ -409,10 +402,10 @@ class _Request:
             files=status.digest,
             actor=self.actor,
         )
-        write_verdict(forced, store)
+        write_verdict(forced, self.trail)
         return replace(status, passed=True, state="forced", reason=reason)
 
-    def record(self, store: Store, action: str, status: tags.GateStatus) -> None:
+    def record(self, action: str, status: tags.GateStatus) -> None:
         """Record the action `promote` or `refused` in the audit trail."""
         place = str(self.place)
         before = self.before_version
@@ -430,7 +423,7 @@ class _Request:
         if action == "promote":
             detail |= move_detail(place, before)
             after = f"version {self.candidate.version} in {place}"
-        store.record(
+        self.trail.record(
             action,
             model=self.candidate.name,
             version=self.candidate.version,

@@ -18,9 +18,9 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_errors,
 )
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import Json
 
 PATH = "/onnxserve/verdicts"
+_DETAILS = {"report", "run_id", "policy", "files", "policy_digest", "report_digest", "checks"}
 _SECONDS = 120
 """The timeout of a request. The server may have to read all files of a version."""
 
@@ -97,16 +97,7 @@ class VerdictRecord(BaseModel):
         **more: str,
     ) -> None:
         """Write the event. `more` is added to its detail."""
-        detail: Json = {
-            "report": self.report,
-            "run_id": self.run_id,
-            "policy": self.policy,
-            "tagged": is_tagged,
-            "files": self.files,
-            "policy_digest": self.policy_digest,
-            "report_digest": self.report_digest,
-            "checks": self.checks,
-        }
+        detail = self.model_dump(include=_DETAILS)
         store.record(
             "gate",
             model=self.model,
@@ -114,7 +105,7 @@ class VerdictRecord(BaseModel):
             before=self.against,
             after=self.state,
             why=self.reason,
-            detail=detail | more,
+            detail={"tagged": is_tagged, **detail, **more},
             actor=actor,
         )
 
@@ -166,6 +157,4 @@ def _is_newest_in(store: Store, record: VerdictRecord) -> bool:
         newest_first=True,
     )
     newest = next((event for event in events if event.version == record.version), None)
-    if newest is None:
-        return False
-    return newest.after == record.state and newest.detail["run_id"] == record.run_id
+    return newest is not None and newest.detail["run_id"] == record.run_id

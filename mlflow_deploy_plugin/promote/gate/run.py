@@ -52,6 +52,7 @@ from mlflow_deploy_plugin.promote.gate.verdict import (
 )
 
 GATE_JSON_FILE = "gate.json"
+_OF_RUN = (tags.GATE_REPORT_TAG, tags.GATE_AT_TAG)
 
 
 @dataclass(frozen=True)
@@ -225,15 +226,7 @@ def gate_version(
             actor=actor or trail.user,
             machine=current_actor(),
         )
-        logged = (
-            tags.GATE_REASON_TAG,
-            tags.GATE_AGAINST_TAG,
-            tags.GATE_POLICY_DIGEST_TAG,
-            tags.GATE_TAG,
-            tags.GATE_DIGEST_TAG,
-        )
-        verdict_tags = {key: record.tags[key] for key in logged}
-        logged_run = _log_verdict(verdict, candidate, evaluation, verdict_tags)
+        logged_run = _log_verdict(verdict, candidate, evaluation, record.tags)
         done = GateRun(verdict, logged_run, is_official)
         record = record.model_copy(
             update={
@@ -287,6 +280,8 @@ def _log_verdict(
 
     name = f"gate {verdict.model} v{verdict.version}"
     names = {"onnxserve.model": verdict.model, "onnxserve.version": verdict.version}
+    # The run has the time, and its own page is the report.
+    verdict_tags = {key: value for key, value in verdict_tags.items() if key not in _OF_RUN}
     return log_run("the run of the gate", name, names | verdict_tags, experiment_id, log_content)
 
 

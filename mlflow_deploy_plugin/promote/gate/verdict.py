@@ -68,7 +68,10 @@ class GateVerdict:
 
     @property
     def passed(self) -> bool:
-        return not any(check.state == "failed" for check in self.checks)
+        return not self._checks("failed")
+
+    def _checks(self, state: CheckState) -> list[CheckResult]:
+        return [check for check in self.checks if check.state == state]
 
     @property
     def state(self) -> VerdictState:
@@ -77,10 +80,7 @@ class GateVerdict:
         """
         if not self.passed:
             return "failed"
-        is_evaluated = any(
-            check.name == "evaluation" and check.state == "passed" for check in self.checks
-        )
-        if is_evaluated:
+        if any(check.name == "evaluation" for check in self._checks("passed")):
             return "passed"
         return PASSED_WITHOUT_EVALUATION
 
@@ -89,15 +89,13 @@ class GateVerdict:
         """One line with the failed checks or, if no check failed, with the passed and
         the skipped checks.
         """
-        failed = [check for check in self.checks if check.state == "failed"]
-        if failed:
+        if failed := self._checks("failed"):
             return "; ".join(f"{check.name}: {check.reason}" for check in failed)
+        checked = ", ".join(check.name for check in self._checks("passed")) or "nothing"
         skipped = [
-            f"{check.name}: {check.reason}" for check in self.checks if check.state == "skipped"
+            f"not checked: {check.name}: {check.reason}" for check in self._checks("skipped")
         ]
-        passed = [check.name for check in self.checks if check.state == "passed"]
-        checked = ", ".join(passed) or "nothing"
-        return "; ".join([f"checked: {checked}", *(f"not checked: {line}" for line in skipped)])
+        return "; ".join([f"checked: {checked}", *skipped])
 
 
 def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:

@@ -431,20 +431,15 @@ def _accepted_parts(
             yield from _accepted_parts(candidate, part.slice(0, half), refused)
             yield from _accepted_parts(candidate, part.slice(half), refused)
             return
-        reason = without_row_number(error.message)
-        noted = refused.get(reason) or _note_row(part, 0, reason, rows=0)
-        refused[reason] = replace(noted, rows=noted.rows + 1)
+        noted = _note_row(part, 0, without_row_number(error.message))
+        if earlier := refused.get(noted.text):
+            noted = replace(earlier, rows=earlier.rows + 1)
+        refused[noted.text] = noted
 
 
-def _note_row(
-    part: pa.Table,
-    index: int,
-    text: str,
-    rows: int = 1,
-) -> NotedRow:
+def _note_row(part: pa.Table, index: int, text: str) -> NotedRow:
     return NotedRow(
         part.column("_prediction_id")[index].as_py(),
         part.column("_row")[index].as_py(),
         text,
-        rows,
     )

@@ -8,7 +8,7 @@ the batch.
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -309,36 +309,23 @@ def _compare(column: str, captured: Array, computed: Array | None) -> OutputComp
     """Compare an output to the bit. `computed` is None if the version has no such
     output.
     """
-    captured_type = f"{captured.dtype} {list(captured.shape)}"
+    different = OutputComparison(column, is_equal=False, captured=_type_of(captured))
     if computed is None:
-        return OutputComparison(
-            column,
-            is_equal=False,
-            captured=captured_type,
-            computed="not computed",
-        )
+        return replace(different, computed="not computed")
     if not captured.size and not computed.size:
         # The lists of the log do not show the other dimensions of no values.
         return OutputComparison(column, is_equal=True)
     if captured.shape != computed.shape or captured.dtype.kind != computed.dtype.kind:
-        computed_type = f"{computed.dtype} {list(computed.shape)}"
-        return OutputComparison(
-            column,
-            is_equal=False,
-            captured=captured_type,
-            computed=computed_type,
-        )
+        return replace(different, computed=_type_of(computed))
     agreement = compare(captured, computed, _TO_THE_BIT)
     if agreement.is_same:
         return OutputComparison(column, is_equal=True)
     index = agreement.worst
-    return OutputComparison(
-        column,
-        is_equal=False,
-        captured=captured[index],
-        computed=computed[index],
-        index=index,
-    )
+    return replace(different, captured=captured[index], computed=computed[index], index=index)
+
+
+def _type_of(array: Array) -> str:
+    return f"{array.dtype} {list(array.shape)}"
 
 
 def _node_outputs(
@@ -400,7 +387,7 @@ def _describe_output(operator: str, name: str, value: object) -> NodeOutput:
     return NodeOutput(
         operator,
         name,
-        type=f"{array.dtype} {list(array.shape)}",
+        type=_type_of(array),
         values=flat[:5].tolist(),
         nan=int(is_nan.sum()),
         infinite=int(is_infinite.sum()),

@@ -244,18 +244,14 @@ class RolloutController:
         """Run the rollouts and the background tasks whenever this holder has the lease
         of the location, until `ended` is set.
         """
-        name = leadership.rollouts_lease_name(self.place)
-        role = f"runs the rollouts of {self.servers}"
-        tasks = (self._work, *self.background)
-        say = self.actions.say
         leadership.lead(
             self.store,
-            name,
-            role,
-            tasks,
+            leadership.rollouts_lease_name(self.place),
+            f"runs the rollouts of {self.servers}",
+            (self._work, *self.background),
             self.holder,
             self.lease_seconds,
-            say,
+            self.actions.say,
             ended,
             self.monotonic,
         )

@@ -122,28 +122,17 @@ def add_counters(
     unread = [(server, roles) for server, roles in evidence.last.items() if server not in now]
     step_counts = {}
     if evidence.step:
-        step_counts = {role: evidence.step[role].plus(added.by_role[role]) for role in _ROLES}
-    history = evidence.history.plus(added.by_role["current"]).plus(added.before_first_look)
+        step_counts = {role: evidence.step[role].plus(added[role]) for role in _ROLES}
+    history = evidence.history.plus(added["current"])
+    for server in now.keys() - evidence.last.keys():
+        history = history.plus(now[server]["current"])
     return replace(
         evidence,
         last={**dict(unread[-_UNREAD:]), **now},
-        tests=_continue_tests(plan, step, evidence, added.by_role),
+        tests=_continue_tests(plan, step, evidence, added),
         step=step_counts,
         history=history,
     )
-
-
-@dataclass(frozen=True)
-class _AddedCounts:
-    """The counts since the last reading.
-
-    Attributes:
-        by_role: role → the counts of the servers that were read before.
-        before_first_look: the counts of the current version on the other servers.
-    """
-
-    by_role: Mapping[str, VersionCounters]
-    before_first_look: VersionCounters
 
 
 def _counters_by_role(
@@ -167,20 +156,16 @@ def _counters_by_role(
 def _added_counts(
     evidence: StepEvidence,
     now: Mapping[str, Mapping[str, VersionCounters]],
-) -> _AddedCounts:
-    """Return the counts since the last reading, from the counters `now`: server → role
-    → counters.
+) -> dict[str, VersionCounters]:
+    """Return role → the counts since the last reading of the servers that were read
+    before, from the counters `now`: server → role → counters.
     """
-    by_role = dict.fromkeys(_ROLES, VersionCounters())
-    before_first_look = VersionCounters()
-    for server, roles in now.items():
-        if server not in evidence.last:
-            before_first_look = before_first_look.plus(roles["current"])
-            continue
+    added = dict.fromkeys(_ROLES, VersionCounters())
+    for server in now.keys() & evidence.last.keys():
         for role in _ROLES:
-            since = roles[role].since(evidence.last[server][role])
-            by_role[role] = by_role[role].plus(since)
-    return _AddedCounts(by_role, before_first_look)
+            since = now[server][role].since(evidence.last[server][role])
+            added[role] = added[role].plus(since)
+    return added
 
 
 def _continue_tests(

@@ -5,12 +5,14 @@ servers with one call.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import transitions
+from mlflow_deploy_plugin.core.registry.audit_trail import newest_events
 from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri
 from mlflow_deploy_plugin.core.registry.tags import tag_version
@@ -110,12 +112,10 @@ def rollback_target(
     if live := store.rollouts(spec.name, live=True):
         before = str(live[0].spec.get("before_version", ""))
         return PreviousVersion(before, "the live rollout is aborted")
-    main = main_variant(spec)
-    reference = parse_model_uri(spec.variants[main].model)
-    if not reference.followed:
-        return _earlier_model(store, spec.name, main, spec.variants[main].model)
-    follower = _Follower(store, observed, main, reference, lambda: metrics, registry)
-    _, earlier = follower.current_and_earlier()
+    served = _Served(store, observed, lambda: metrics, registry)
+    if not served.reference.followed:
+        return served.earlier_model()
+    _, earlier = served.current_and_earlier()
     return earlier
 
 
@@ -143,13 +143,11 @@ def _move_back(
     the version or model that the user names, or None.
     """
     spec = observed.endpoint.spec
-    main = main_variant(spec)
-    current = spec.variants[main].model
-    reference = parse_model_uri(current)
+    metrics = partial(deployments.server_metrics, observed)
+    served = _Served(deployments.store, observed, metrics)
+    reference = served.reference
     if reference.followed:
-        metrics = partial(deployments.server_metrics, observed)
-        follower = _Follower(deployments.store, observed, main, reference, metrics)
-        return _move_reference(deployments, follower, why, actor, to)
+        return _move_reference(deployments, served, why, actor, to)
     if to:
         if to.isdecimal() and reference.kind not in ("version", "latest"):
             raise InvalidConfig(
@@ -157,21 +155,21 @@ def _move_back(
             )
         earlier = PreviousVersion(requested_uri(to, reference.name), _REQUESTED)
     else:
-        earlier = _earlier_model(deployments.store, spec.name, main, current)
+        earlier = served.earlier_model()
     model = earlier.version
-    if model == current:
-        raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
-    config = {f"variants.{main}.model": model}
+    if model == served.model:
+        raise InvalidConfig(f"endpoint {spec.name!r} already serves {model}")
+    config = {f"variants.{served.main}.model": model}
     # A model that answered before must not wait for people. A model that a user names,
     # or that had no traffic, may.
     restores = not to and has_answered(deployments.store, spec.name, model)
     deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=restores)
-    return _Move(parse_model_uri(model).name, current, model, earlier.source)
+    return _Move(parse_model_uri(model).name, served.model, model, earlier.source)
 
 
 def _move_reference(
     deployments: Deployments,
-    follower: "_Follower",
+    served: "_Served",
     why: str,
     actor: str,
     to: str | None,
@@ -183,21 +181,20 @@ def _move_reference(
     names, or None.
     """
     begun_at = deployments.store.now()
-    reference = follower.reference
-    endpoint = follower.observed.endpoint.name
+    reference = served.reference
+    endpoint = served.observed.endpoint.name
     if to:
         earlier = _requested_version(to, reference)
-        current = follower.current()
+        current = served.current()
     else:
-        current, earlier = follower.current_and_earlier()
+        current, earlier = served.current_and_earlier()
     if earlier.version == current:
-        model = follower.observed.endpoint.spec.variants[follower.main].model
-        raise InvalidConfig(f"{model} is already version {current}")
+        raise InvalidConfig(f"{served.model} is already version {current}")
     transitions.move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
-    if follower.observed.observation.state in ("running", "starting"):
+    if served.observed.observation.state in ("running", "starting"):
         try:
-            _wait_until_served(deployments, endpoint, follower.main, earlier.version)
+            _wait_until_served(deployments, endpoint, served.main, earlier.version)
         except DeploymentFailed as error:
             if not current:
                 raise
@@ -228,13 +225,10 @@ def _requested_version(to: str, reference: ModelURI) -> PreviousVersion:
 
 
 @dataclass(frozen=True)
-class _Follower:
-    """An endpoint that follows a stage, alias or tag, and the sources that name the
-    versions that it served before.
+class _Served:
+    """The model of an endpoint, and the sources that name what it served before.
 
     Attributes:
-        main: the variant that answers.
-        reference: the model of this variant.
         metrics: returns the counters of the endpoint's servers. It is called only if
             the audit trail does not name the version.
         registry: MLflow's registry store inside MLflow's server; None in a client.
@@ -242,10 +236,21 @@ class _Follower:
 
     store: Store
     observed: ObservedEndpoint
-    main: str
-    reference: ModelURI
     metrics: Callable[[], MetricsByServer]
     registry: Any = None
+
+    @cached_property
+    def main(self) -> str:
+        """The only variant that answers. Raises InvalidConfig if there are several."""
+        return main_variant(self.observed.endpoint.spec)
+
+    @property
+    def model(self) -> str:
+        return self.observed.endpoint.spec.variants[self.main].model
+
+    @cached_property
+    def reference(self) -> ModelURI:
+        return parse_model_uri(self.model)
 
     def current(self) -> str:
         """Return the version that the reference names; if there is none, the served
@@ -282,9 +287,14 @@ class _Follower:
         the most reliable source on.
         """
         followed = self._versions_in_trail()
-        source = f"listed before version {current} in the audit trail"
-        in_trail = [PreviousVersion(version, source) for version in followed if version != current]
-        if followed[:1] == [current]:  # The audit trail has the last change.
+        last = next(followed, "")
+        listed = f"listed before version {current} in the audit trail"
+        in_trail = (
+            PreviousVersion(version, listed)
+            for version in chain([last], followed)
+            if version not in ("", current)
+        )
+        if last == current:  # The audit trail has the last change.
             yield from in_trail
         counted = total_metrics(self.metrics())
         endpoint = self.observed.endpoint.name
@@ -307,28 +317,26 @@ class _Follower:
             )
         yield from in_trail
 
-    def _versions_in_trail(self) -> list[str]:
-        """Return the followed versions, newest first: the new and the previous version
+    def _versions_in_trail(self) -> Iterator[str]:
+        """Yield the followed versions, newest first: the new and the previous version
         of each move.
 
-        Only moves of this model count. A move to an empty stage has no previous
+        Only signed moves of this model count. A move to an empty stage has no previous
         version. Before the endpoint was converted to an alias
         (`Deployments.follow_alias`), the moves of its former stage count.
         """
-        versions: list[str] = []
         name = self.observed.endpoint.name
         conversions = self.store.events(name, actions=("follow",), newest_first=True)
         converted = next(
             (event for event in conversions if self.main in event.detail["stages"]),
             None,
         )
-        for event in self.store.events(model=self.reference.name, newest_first=True):
+        for event in newest_events(self.store, self.reference.name):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
             moved = event.detail.get("moved")
             if moved is not None and self._is_move(event, converted):
-                versions += [event.version, moved["before"]]
-        return list(filter(None, versions))
+                yield from filter(None, (event.version, moved["before"]))
 
     def _is_move(self, event: AuditEvent, converted: AuditEvent | None) -> bool:
         """Return True if the event with a move has moved the version of this endpoint.
@@ -341,36 +349,38 @@ class _Follower:
             place = converted.detail["stages"][self.main]
         return bool(event.detail["moved"]["place"].lower() == place.lower())
 
+    def earlier_model(self) -> PreviousVersion:
+        """Return the earlier model of the main variant, from the audit trail since the
+        endpoint was created.
 
-def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
-    """Return the earlier model of the deployment `main`, from the audit trail since the
-    endpoint was created.
-
-    Skip models that failed, and models that were rolled back and not deployed again.
-    """
-    taken_back: set[str] = set()
-    models: list[str] = []
-    for event in store.events(endpoint):
-        if event.action == "create":
-            taken_back = set()
-            models = []
-        if event.action == "rollback":
-            taken_back.add(str(event.detail.get("from")))
-        elif event.detail.get("undone") and models:
-            models.pop()  # The previous change failed and was undone.
-        elif text := event.detail.get("spec"):
-            (spec,) = load_stored_specs(text)
-            served = [spec.variants[main].model] if main in spec.variants else []
-            if served != models[-1:]:  # A model that is deployed again is not taken back.
-                taken_back.difference_update(served)
-            models += served
-    for model in reversed(models):
-        if model not in {current, *taken_back}:
-            return PreviousVersion(model, "the previous model in the audit trail")
-    raise NotFound(
-        f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
-        f"use `onnxserve rollback {endpoint} --to MODEL`"
-    )
+        Skip models that failed, and models that were rolled back and not deployed
+        again.
+        """
+        endpoint = self.observed.endpoint.name
+        main = self.main
+        taken_back: set[str] = set()
+        models: list[str] = []
+        for event in self.store.events(endpoint):
+            if event.action == "create":
+                taken_back = set()
+                models = []
+            if event.action == "rollback":
+                taken_back.add(str(event.detail.get("from")))
+            elif event.detail.get("undone") and models:
+                models.pop()  # The previous change failed and was undone.
+            elif text := event.detail.get("spec"):
+                (spec,) = load_stored_specs(text)
+                served = [spec.variants[main].model] if main in spec.variants else []
+                if served != models[-1:]:  # A model that is deployed again is not taken back.
+                    taken_back.difference_update(served)
+                models += served
+        for model in reversed(models):
+            if model not in {self.model, *taken_back}:
+                return PreviousVersion(model, "the previous model in the audit trail")
+        raise NotFound(
+            f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
+            f"use `onnxserve rollback {endpoint} --to MODEL`"
+        )
 
 
 def _wait_until_served(deployments: Deployments, endpoint: str, main: str, version: str) -> None:

@@ -77,11 +77,11 @@ def take_snapshot(
         version = versions.pop() if len(versions) == 1 else ""
         if version:
             answering[name] = version
-    unread = [
+    unread = (
         f"{server}: {entry.reason}"
         for server, entry in metrics.items()
         if isinstance(entry, Refused)
-    ]
+    )
     return EndpointSnapshot(
         variants=spec.variants,
         state=observation.state,
@@ -98,7 +98,7 @@ def take_snapshot(
             for server, entry in metrics.items()
             if isinstance(entry, ServerMetrics)
         },
-        unread=next(iter(unread), ""),
+        unread=next(unread, ""),
     )
 
 

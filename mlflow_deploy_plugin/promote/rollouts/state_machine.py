@@ -402,13 +402,18 @@ def rollout_summary(rollout: Rollout) -> str:
 def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
     """Return the audit event of a rollout that starts now."""
     steps = ", ".join(f"{step} %" for step in plan.steps)
-    detail = {
-        "steps": list(plan.steps),
-        "every": plan.every,
-        "abort_on": plan.abort_on,
-    }
-    event = _new_event("rollout.start", plan, plan.actor, now)
-    return replace(event, after=f"version {plan.version} by {steps}", why=plan.why, detail=detail)
+    return AuditEvent(
+        now,
+        plan.actor,
+        "rollout.start",
+        plan.endpoint,
+        plan.model,
+        plan.version,
+        before=f"version {plan.before_version}",
+        after=f"version {plan.version} by {steps}",
+        why=plan.why,
+        detail={"steps": list(plan.steps), "every": plan.every, "abort_on": plan.abort_on},
+    )
 
 
 def progress_event(
@@ -423,19 +428,16 @@ def progress_event(
     plan = plan_of(rollout)
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     if progress.state in ENDED:
-        after = plan.version if progress.state == "promoted" else plan.before_version
-        event = replace(_new_event("rollout.end", plan, actor, now), after=f"version {after}")
+        action = "rollout.end"
+        before = f"version {plan.before_version}"
+        after = f"version {plan.version}" if progress.state == "promoted" else before
     elif progress.state in ("stepping", "paused") and is_new_step:
+        action = "rollout.step"
         before = "0 %" if rollout.state == "starting" else f"{plan.steps[rollout.step]} %"
         after = f"{plan.steps[progress.step]} %"
         if rollout.state == "paused" or progress.state == "paused":
             before = rollout.state
             after = progress.state
-        event = replace(
-            _new_event("rollout.step", plan, actor, now),
-            before=before,
-            after=after,
-        )
     else:
         return None  # Avoid computing the figures in this usual case.
     detail = {
@@ -445,10 +447,6 @@ def progress_event(
     }
     if progress.state == "promoted":
         detail |= move_detail("", plan.before_version)
-    return replace(event, why=progress.reason, detail=detail)
-
-
-def _new_event(action: str, plan: RolloutPlan, actor: str, now: datetime) -> AuditEvent:
     return AuditEvent(
         now,
         actor,
@@ -456,5 +454,8 @@ def _new_event(action: str, plan: RolloutPlan, actor: str, now: datetime) -> Aud
         plan.endpoint,
         plan.model,
         plan.version,
-        before=f"version {plan.before_version}",
+        before,
+        after,
+        progress.reason,
+        detail,
     )

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.promote.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors, reaches
 from mlflow_deploy_plugin.ship.deployments.config import traffic_weights
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.unapproved import (
     UnapprovedAnswer,
-    current_answers,
+    answers_of,
+    is_promoted,
     lacking_approval,
 )
 
@@ -41,19 +42,22 @@ def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, acto
     now = store.now()
     overdue = [
         answer
-        for answer in current_answers(store, stored)
-        if answer.ends_at <= now and _lacks_approval(answer)
+        for answer in answers_of(stored)
+        if answer.ends_at <= now and _lacks_approval(store, answer)
     ]
     if overdue and reaches(deployments, stored.name, location):
         _take_traffic(deployments, stored, overdue, actor)
 
 
-def _lacks_approval(answer: UnapprovedAnswer) -> bool:
+def _lacks_approval(store: Store, answer: UnapprovedAnswer) -> bool:
+    """Return True if the version is not approved, according to MLflow's server: anybody
+    with the store's password may write a promotion into the audit trail.
+    """
     try:
         return lacking_approval(answer.model_uri, [answer.model]) is not None
     except OnnxserveError:
         # MLflow does not answer, the version was deleted, or the policy cannot be read.
-        return True  # An approval cannot be assumed.
+        return not is_promoted(store, answer)
 
 
 def _take_traffic(

@@ -325,10 +325,11 @@ def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
     """Return the answers without an approval now: the version may have been promoted
     since the last change.
     """
-    return [answer for answer in answers_of(stored) if not _is_promoted(store, answer)]
+    return [answer for answer in answers_of(stored) if not is_promoted(store, answer)]
 
 
-def _is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
+def is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
+    """Return True if the audit trail has a move of the version to a gated place."""
     version = (answer.model, answer.version)
     return any(served_files(store, *version, place) for place in answer.places)
 

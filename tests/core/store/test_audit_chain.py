@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,7 @@ from mlflow_deploy_plugin.core.store.audit_chain import (
     BROKEN,
     TrailState,
     event_digest,
+    newest_counted_events,
     seal,
     verify_trail,
 )
@@ -274,6 +276,37 @@ def test_only_signed_events_count_on_a_server(server: Store, user: Store, model:
     assert actors(server, model) == ["ada"] * 6
     assert actors(user, model) == ["ada"] * 6 + ["bob"]
     assert verify_trail(user, model).state == "intact"
+
+
+def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(
+    store_url: str,
+    keys: Keys,
+    user: Store,
+) -> None:
+    with create_engine(store_url).begin() as connection:
+        connection.execute(delete(EVENTS))
+    name = f"model-{uuid4().hex}"
+    for actor in ("ada", "eva", "bob"):
+        user.record("approve", model=name, actor=actor)
+    with closing(open_store(store_url, keys=keys)) as server:
+        seal(server)
+    user.record("approve", model=name, actor="forged")
+
+    def newest() -> list[str]:
+        with user.transaction(is_read_only=True) as session:
+            events = newest_counted_events(session, name, Keys(keys.public))
+            return [event.actor for event in events if event.action == "approve"]
+
+    assert newest() == ["bob", "eva", "ada"]
+
+    def forge(connection: Connection, ids: list[int]) -> None:
+        """Replace an event with a forged event that has a valid hash."""
+        set_values(connection, ids[1], actor="forged")
+        row = connection.execute(select(EVENTS).where(EVENTS.c.id == ids[1])).one()
+        set_values(connection, ids[1], digest=event_digest(row, row.previous))
+
+    tamper(store_url, name, forge)
+    assert newest() == ["bob"]
 
 
 def test_tampering_ends_earlier_requests(server: Store, model: str, store_url: str) -> None:

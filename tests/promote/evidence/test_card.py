@@ -40,6 +40,7 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.watch.result import Finding, State
+from tests.support.audit_trail import store_of_server
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.commands import said
 from tests.support.refusals import mentions, refused
@@ -450,6 +451,23 @@ def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry:
     )
     approvals = texts(make_card("models:/again/1", registry.store), "approvals")
     assert (mentions(approvals, "bob"), mentions(approvals, "ada")) == (True, False)
+
+
+def test_tampered_events_vouch_for_nothing_on_the_card(registry: Registry) -> None:
+    registry.register("toy")
+    with store_of_server(str(registry.store._engine.url), registry.folder) as server:
+        moved = {"moved": {"place": "@champion", "before": ""}}
+        for store, actor in ((server, "ada"), (registry.store, "forged")):
+            for action in ("register", "approve", "alias"):
+                store.record(action, actor=actor, model="toy", version="1", detail=moved)
+        begun = {"begun": registry.store.now().min.isoformat() + "+00:00"}
+        registry.store.record("promote", actor="forged", model="toy", version="1", detail=begun)
+    card = make_card("models:/toy/1", registry.store)
+    assert mentions(texts(card, "origin"), "registered by ada")
+    lines = [*texts(card, "approvals").splitlines(), *texts(card, "deployments").splitlines()]
+    unsigned = ["not signed by MLflow's server" in line for line in lines]
+    assert ["forged" in line for line in lines] == unsigned
+    assert (len(lines), sum(unsigned)) == (5, 3)
 
 
 def test_only_registered_versions_have_a_card(registry: Registry) -> None:

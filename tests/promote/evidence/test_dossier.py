@@ -22,6 +22,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
@@ -32,9 +33,13 @@ from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, make_dossier,
 from mlflow_deploy_plugin.promote.evidence.statements import Statement
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
+from tests.support.audit_trail import store_of_server
+from tests.support.classifiers import write_classifier
 from tests.support.clocks import Clock
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter
+from tests.support.keypairs import write_key
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
@@ -179,6 +184,30 @@ def test_dossier_of_signatures(quarter: Store, tmp_path: Path) -> None:
     assert mentions(event, "ada", "sign", "toy version 2")
 
 
+def test_dossier_verifies_signatures_with_the_required_key(
+    quarter: Store,
+    tmp_path: Path,
+) -> None:
+    keys = write_key(tmp_path)
+    write_classifier(tmp_path / "2", (1.0, 2.0))
+    sign_version("models:/toy/2", Signer(str(keys.key)))
+    spec = quarter.require_endpoint("flights").spec
+    quarter.replace_spec(apply_config(spec, {"require": f"signature={keys.public}"}))
+    period = Window(QUARTER, PERIOD.end + DAY)
+
+    def signatures() -> list[str]:
+        dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
+        return texts(dossier, "signatures").splitlines()
+
+    unsigned, signed, _ = signatures()
+    assert mentions(unsigned, "toy version 1 has no signature", "model.sig")
+    assert mentions(signed, "toy version 2 has a valid signature", str(keys.public))
+    (tmp_path / "2" / "added").write_text("")
+    assert mentions(signatures()[1], "toy version 2 has no valid signature", str(keys.public))
+    keys.public.unlink()
+    assert mentions(signatures()[1], "toy version 2 has the signature")
+
+
 def judge(store: Store, day: int, verdict: str, *alarms: str) -> None:
     """Store a judged window of the monitor `daily`, or a failed window."""
     begin = QUARTER + day * DAY
@@ -310,6 +339,27 @@ def test_dossier_of_changed_trail(quarter: Store, tmp_path: Path) -> None:
     changed = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
     assert mentions(changed, "the endpoints is unsigned", "toy is changed")
     assert len(changed.splitlines()) > len(intact.splitlines())
+
+
+def test_dossier_lists_tampered_events_as_unsigned(
+    quarter: Store,
+    tmp_path: Path,
+    clock: Clock[datetime],
+) -> None:
+    clock.now = QUARTER + 2 * DAY
+    moved = {"moved": {"place": "@champion", "before": "2"}}
+    with store_of_server(str(quarter._engine.url), tmp_path, clock) as server:
+        server.record("approve", actor="eva", model="toy", version="3")
+        for action, version in (("approve", "3"), ("alias", "9")):
+            quarter.record(action, actor="forged", model="toy", version=version, detail=moved)
+    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    for line in texts(dossier, "promotions").splitlines():
+        assert ("forged" in line) == ("not signed by MLflow's server" in line)
+    assert mentions(texts(dossier, "trail_state"), "2 are not signed", "the store itself")
+    clock.now += DAY
+    later = make_dossier(quarter, "flights", Window(clock.now, PERIOD.end), str(tmp_path / "log"))
+    assert mentions(texts(later, "versions"), "@champion of toy was version 2")
+    assert not mentions(texts(later, "versions"), "version 9")
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import (
     ServerMetrics,
     VersionCounters,
 )
+from tests.support.audit_trail import store_of_server
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 from tests.support.tracking import tracking_at
@@ -225,6 +226,21 @@ def test_the_trail_of_another_model_that_had_the_name_does_not_count(
     store.record(action, model=model)
 
     assert roll_back("flights")["to"] == "1"
+
+
+def test_tampered_moves_do_not_choose_the_earlier_version(
+    store: Store,
+    model: str,
+    tmp_path: Path,
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    with store_of_server(str(store._engine.url), tmp_path) as server:
+        moved = move_detail("Production", "2")
+        server.record("transition", model=model, version="3", detail=moved)
+    forged = move_detail("Production", "1")
+    store.record("transition", model=model, version="3", detail=forged)
+
+    assert roll_back("flights")["to"] == "2"
 
 
 def by_hand(

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.rollouts.unapproved import end_unapproved
@@ -106,6 +107,34 @@ def test_the_traffic_ends_with_the_time(
     assert not ended(deployments, "credit")
     clock.now += timedelta(minutes=1)
     assert ended(deployments, "credit")
+
+
+def test_a_tampered_move_does_not_extend_the_time(
+    registry: MlflowClient,
+    deployments: Deployments,
+    clock: Clock[datetime],
+) -> None:
+    deploy(deployments, "credit", "models:/credit/1")
+    moved = move_detail("@champion", "", "digest")
+    deployments.store.record("alias", model="credit", version="1", detail=moved)
+    clock.now += timedelta(hours=1)
+    assert ended(deployments, "credit")
+
+
+def test_a_promotion_counts_while_mlflow_does_not_answer(
+    registry: MlflowClient,
+    deployments: Deployments,
+    clock: Clock[datetime],
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deploy(deployments, "credit", "models:/credit/1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    clock.now += timedelta(hours=1)
+    moved = move_detail("@champion", "", "digest")
+    deployments.store.record("alias", model="credit", version="1", detail=moved)
+    with tracking_at(f"http://127.0.0.1:{free_port}"):
+        assert not ended(deployments, "credit")
 
 
 def test_a_policy_that_cannot_be_read_does_not_extend_the_time(

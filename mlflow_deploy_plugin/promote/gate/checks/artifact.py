@@ -278,10 +278,10 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     """
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
-    has_unnamed = "" in new.keys() | old.keys()
-    if len(new) == len(old) == 1 and new.keys() != old.keys() and has_unnamed:
-        new = {"": next(iter(new.values()))}  # A single tensor needs no name.
-        old = {"": next(iter(old.values()))}
+    if len(new) == len(old) == 1 and "" in new.keys() | old.keys():
+        # A single tensor needs no name.
+        new = {"the tensor": next(iter(new.values()))}
+        old = {"the tensor": next(iter(old.values()))}
     removed, added, common = _compare_names(old, new)
     for name in removed:
         # A request with the removed tensor fails.
@@ -289,18 +289,17 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     for name in added:
         yield _Change("added", name, after=new[name].dtype, breaks_callers=True)
     for name in common:
-        label = name or "the tensor"
         before = old[name]
         after = new[name]
         if before.dtype != after.dtype:
-            yield _Change("retyped", label, before.dtype, after.dtype, breaks_callers=True)
+            yield _Change("retyped", name, before.dtype, after.dtype, breaks_callers=True)
         if before.shape != after.shape:
             accepts_old = _accepts_shape(after.shape, before.shape)
             shapes = (
                 str(list(before.shape)),
                 str(list(after.shape)),
             )
-            yield _Change("reshaped", label, *shapes, not accepts_old)
+            yield _Change("reshaped", name, *shapes, not accepts_old)
 
 
 def _accepts_shape(shape: Sequence[int], other: Sequence[int]) -> bool:

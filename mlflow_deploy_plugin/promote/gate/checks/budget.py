@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,12 +169,11 @@ def _p99_ms(rounds: Sequence[Array]) -> float:
 
 
 def _compare_memory(candidate: MeasuredCost, current: MeasuredCost | None) -> _Measure:
-    ours = candidate.memory / _MB
+    measure = _Measure("memory", "memory_mb", "MB", candidate.memory / _MB)
     if current is None:
-        return _Measure("memory", "memory_mb", "MB", ours=ours)
+        return measure
     theirs = current.memory / _MB
-    ratio = ours / max(theirs, 1e-6)
-    return _Measure("memory", "memory_mb", "MB", ours=ours, theirs=theirs, ratio=ratio)
+    return replace(measure, theirs=theirs, ratio=measure.ours / max(theirs, 1e-6))
 
 
 def _compare_latency(
@@ -186,18 +185,10 @@ def _compare_latency(
     """Compare the median latencies of two versions, from the seconds in each round.
     `theirs` is None without a current version.
     """
-    our_ms = _median_ms(ours)
+    measure = _Measure(what, figure, "ms", _median_ms(ours))
     if theirs is None:
-        return _Measure(what, figure, "ms", ours=our_ms)
-    ratio = median_ratio(ours, theirs)
-    return _Measure(
-        what,
-        figure,
-        "ms",
-        ours=our_ms,
-        theirs=_median_ms(theirs),
-        ratio=ratio,
-    )
+        return measure
+    return replace(measure, theirs=_median_ms(theirs), ratio=median_ratio(ours, theirs))
 
 
 def _median_ms(rounds: Sequence[Array]) -> float:

@@ -11,7 +11,7 @@ A flip is a changed label. For numbers, a flip is a change by more than a quarte
 standard deviation of the predictions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable, state_of
 from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
-from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
+from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessPoint, RobustnessReport
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.disturbances import (
     with_missing,
@@ -231,13 +231,25 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     """Compare the loss of the metric under each disturbance with the largest loss that
     the policy allows. The policy decides whether refused rows are failures or notes.
     """
-    losses = _collect_losses(report)
+    losses = {_place_of(point): point.loss for point in report.points if point.loss is not None}
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
-    notes = [*report.notes, *losses.refusals]
+    notes = [
+        *report.notes,
+        *(
+            f"{point.disturbance} {point.strength:g}: {point.refusal}"
+            for point in report.points
+            if point.loss is None
+        ),
+    ]
     if policy.refusals == "fail":
         failures += notes
         notes = []
-    failures += losses.failures(policy.max_drop)
+    allowed = _format_amount(report.metric, policy.max_drop)
+    failures += [
+        f"{_describe_loss(report, loss)} under {where}; the policy allows {allowed}"
+        for where, loss in losses.items()
+        if loss > policy.max_drop
+    ]
     figures = {
         name.removeprefix("robustness/"): value
         for name, value, step in report.figures()
@@ -247,58 +259,29 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     return CheckResult(
         "disturbances",
         state_of(failures),
-        "; ".join(failures) or losses.summary,
+        "; ".join(failures) or _worst_loss(report, losses),
         figures,
         notes=tuple(notes),
         table=ReportTable(header, tuple(lines)),
     )
 
 
-@dataclass(frozen=True)
-class _Losses:
-    """The losses of the metric by disturbance and strength, the metric of the
-    undisturbed rows as a text, and the points at which the model refuses the rows.
-    """
-
-    metric: MetricName
-    clean: str
-    losses: dict[str, float]
-    refusals: list[str]
-
-    def failures(self, allowed: float) -> Iterator[str]:
-        for where, loss in self.losses.items():
-            if loss > allowed:
-                yield (
-                    f"{self.clean} loses {_format_amount(self.metric, loss)} under {where}; the "
-                    f"policy allows {_format_amount(self.metric, allowed)}"
-                )
-
-    @property
-    def summary(self) -> str:
-        if not self.losses:
-            return "the model predicts no disturbed row"
-        worst = max(self.losses, key=self.losses.__getitem__)
-        loss = _format_amount(self.metric, self.losses[worst])
-        return f"{self.clean} loses at most {loss}, under {worst}"
+def _worst_loss(report: RobustnessReport, losses: Mapping[str, float]) -> str:
+    if not losses:
+        return "the model predicts no disturbed row"
+    worst = max(losses, key=losses.__getitem__)
+    return f"{_describe_loss(report, losses[worst], 'at most ')}, under {worst}"
 
 
-def _collect_losses(report: RobustnessReport) -> _Losses:
-    """Return the losses of the report's points. A point without a value or a loss is a
-    refusal.
-    """
-    losses: dict[str, float] = {}
-    refusals: list[str] = []
-    for name, points in report.curves():
-        for point in points:
-            where = f"{name} {point.strength:g}"
-            if point.value is None or point.loss is None:
-                refusals.append(f"{where}: {point.refusal}")
-                continue
-            if point.variant:
-                where += f" of {point.variant}"
-            losses[where] = point.loss
-    clean = f"{report.metric} {report.clean:.4f}"
-    return _Losses(report.metric, clean, losses, refusals)
+def _describe_loss(report: RobustnessReport, loss: float, bound: str = "") -> str:
+    amount = _format_amount(report.metric, loss)
+    return f"{report.metric} {report.clean:.4f} loses {bound}{amount}"
+
+
+def _place_of(point: RobustnessPoint) -> str:
+    """Return the disturbance and the strength, with the variant that has the loss."""
+    variant = f" of {point.variant}" if point.variant else ""
+    return f"{point.disturbance} {point.strength:g}{variant}"
 
 
 def _current_under_noise(

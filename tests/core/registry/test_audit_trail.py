@@ -1,0 +1,89 @@
+"""The events of the audit trail that MLflow's server has signed, as a process without
+keys finds them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.core.registry.audit_trail import (
+    newest_events,
+    trusted_keys,
+    unsigned_events,
+)
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Store
+from tests.support.audit_trail import store_of_server
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+
+
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/store.db"
+
+
+@pytest.fixture
+def store(
+    store_url: str,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[Store]:
+    """The store of a command, with an event before MLflow's server signs."""
+    with closing(open_store(store_url)) as opened, tracking_at(new_database(tmp_path)):
+        opened.record("approve", actor="earlier", model="toy", version="1")
+        yield opened
+
+
+def actors(store: Store) -> set[str]:
+    """Return the actors of the approvals that are not signed."""
+    return {event.actor for event in unsigned_events(store, store.events(actions=["approve"]))}
+
+
+def test_without_a_server_that_signs_all_events_count(store: Store) -> None:
+    assert trusted_keys(store) is None
+    assert actors(store) == set()
+    assert [event.actor for event in newest_events(store, "toy")] == ["earlier"]
+
+
+def test_tampered_events_after_the_seal_are_not_signed(
+    store: Store,
+    store_url: str,
+    tmp_path: Path,
+) -> None:
+    with store_of_server(store_url, tmp_path) as server:
+        for model in ("toy", "new"):
+            server.record("approve", actor="ada", model=model, version="1")
+            store.record("approve", actor="forged", model=model, version="1")
+        assert actors(server) == {"forged"}
+    assert actors(store) == {"forged"}
+    newest = [event.actor for event in newest_events(store, "toy") if event.action == "approve"]
+    assert newest == ["ada", "earlier"]
+    assert [event.actor for event in newest_events(store, "new")] == ["ada"]
+
+
+def test_the_keys_of_mlflows_server_replace_the_keys_in_the_store(
+    store: Store,
+    store_url: str,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    variables = {"ONNXSERVE_STORE_URI": store_url, "ONNXSERVE_HOME": str(folder)}
+    server = MlflowServer(folder, app="onnxserve", variables=variables)
+    server.start()
+    try:
+        with tracking_at(server.url):
+            # The server seals the store when it opens it.
+            assert requests.get(f"{server.url}/onnxserve/history.jsonl", timeout=30).ok
+            with store_of_server(store_url, tmp_path) as forger:
+                forger.record("approve", actor="forged", model="toy", version="1")
+            assert actors(store) == {"forged"}
+            with closing(open_store(f"sqlite:///{tmp_path}/other.db")) as other:
+                other.record("approve", actor="ada", model="toy", version="1")
+                assert actors(other) == set()  # MLflow's server does not use this store.
+    finally:
+        server.kill()
