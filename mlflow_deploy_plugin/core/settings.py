@@ -164,7 +164,7 @@ class Settings(BaseModel):
     alerts from the store. Default: never.
     """
     retention_floor_days: int | None = Field(default=None, ge=1, le=36500)
-    """Age in days below which no captured rows, windows and alerts expire."""
+    """Age in days below which no captured rows, windows and alerts are deleted."""
     webhook_secret: str = Field(default="", repr=False)
     """Secret with which MLflow signs the webhooks for `onnxserve controller
     --webhook-port`.
