@@ -222,7 +222,8 @@ def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
 
 def _describe(schema: dict[str, Any], part: type[BaseModel]) -> None:
     for name, description in field_descriptions(part).items():
-        schema["properties"][name]["description"] = description
+        shown_name = part.model_fields[name].alias or name
+        schema["properties"][shown_name]["description"] = description
 
 
 class SpecPart(BaseModel):
