@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     combine_options,
     flag,
+    model_argument,
     option,
     output_option,
     show_json,
@@ -70,7 +71,7 @@ def _show_places(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--data",
     required=True,
@@ -156,7 +157,7 @@ def robustness(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--data",
     required=True,
@@ -301,7 +302,7 @@ _optimization_options = combine_options(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--int8",
     type=click.Choice(["dynamic", "static"]),
@@ -334,7 +335,7 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--rows",
     type=int,
@@ -415,7 +416,7 @@ def _optimization_lines(result: "Optimization") -> Iterator[str]:
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option("--rows", type=int, metavar="ROWS", default=1, help="Rows per request.")
 @option(
     "--data",

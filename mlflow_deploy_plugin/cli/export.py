@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.cli.options import (
     config_option,
     flag,
     key_values,
+    model_argument,
     opened_store,
     option,
     output_option,
@@ -53,7 +54,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--format",
     "export_format",
@@ -344,7 +345,7 @@ def render(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--rate",
     type=NumberRange(1e-3, 1e9),

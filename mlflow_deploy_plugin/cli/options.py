@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -137,12 +138,10 @@ config_option = option(
     ),
 )
 name_argument = click.argument("name")
-why_option = option(
-    "--why",
-    default="",
-    metavar="REASON",
-    help="Reason for the audit trail (`onnxserve history NAME`).",
-)
+optional_name_argument = click.argument("name", required=False)
+model_argument = click.argument("model_uri")
+reason_option = partial(option, "--why", default="", metavar="REASON")
+why_option = reason_option(help="Reason for the audit trail (`onnxserve history NAME`).")
 
 since_option = option(
     "--since",

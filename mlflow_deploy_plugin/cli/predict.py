@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
+from mlflow_deploy_plugin.cli.log import open_user_log
 from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     engine_option,
@@ -115,10 +116,8 @@ def feedback(
     used. A label without a row is kept, because its row may be logged later. Bad rows
     are reported and skipped; the exit status is then 1.
     """
-    from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
     from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns, read_label_file
-    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
     from mlflow_deploy_plugin.ship.deployments.feedback import (
         check_key_columns,
         import_labels,
@@ -127,7 +126,7 @@ def feedback(
 
     kind = content_type or format_of(file)
     label_columns = LabelColumns(**columns)
-    log = open_log(load_settings().inference_log)
+    log = open_user_log()
     with opened_deployments() as deployments:
         sink = label_sink(deployments, log, name)
         if url is not None:

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.cli.options import (
     option,
     output_option,
     path_option,
+    reason_option,
     show_lines,
     show_progress,
     show_result,
@@ -177,12 +178,7 @@ def gate(
     "--force",
     help="Promote the version even if the gate fails. Requires --why, and is recorded.",
 )
-@option(
-    "--why",
-    default="",
-    metavar="REASON",
-    help="Reason for the audit trail and, with --force, for a tag.",
-)
+@reason_option(help="Reason for the audit trail and, with --force, for a tag.")
 @path_option(
     "--policy",
     "policy_file",
@@ -327,7 +323,7 @@ def requests(model: str, output: str) -> None:
 @click.command()
 @_version_arguments
 @_to_option
-@option("--why", default="", metavar="REASON", help="Reason for the audit trail.")
+@reason_option(help="Reason for the audit trail.")
 def approve(model: str, version: str, to: str, why: str) -> None:
     """Approve a requested promotion.
 
@@ -354,7 +350,7 @@ def approve(model: str, version: str, to: str, why: str) -> None:
 @click.command()
 @_version_arguments
 @_to_option
-@option("--why", required=True, metavar="REASON", help="Reason for the audit trail.")
+@reason_option(default=None, required=True, help="Reason for the audit trail.")
 def decline(model: str, version: str, to: str, why: str) -> None:
     """Decline a requested promotion.
 
