@@ -10,6 +10,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
@@ -113,8 +114,7 @@ def _log_run(name: str, content: str) -> None:
     from mlflow.utils.time import get_current_time_millis
 
     tracking = handlers._get_tracking_store()
-    experiment = tracking.get_experiment_by_name(EXPERIMENT)
-    number = experiment.experiment_id if experiment else tracking.create_experiment(EXPERIMENT)
+    number = get_or_create_experiment(tracking, EXPERIMENT)
     now = get_current_time_millis()
     run = tracking.create_run(number, "onnxserve", now, tags=[], run_name=name)
     repository, root = guard.artifact_store(run.info.artifact_uri)

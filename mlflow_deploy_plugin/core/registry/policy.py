@@ -22,6 +22,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,7 +37,7 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE, MetricName, check_strengths
-from mlflow_deploy_plugin.core.spec.types import Duration, SpecPart
+from mlflow_deploy_plugin.core.spec.types import Count, Duration, Share, SpecPart
 from mlflow_deploy_plugin.core.yaml_text import load_yaml
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
@@ -61,7 +64,7 @@ class EvaluationPolicy(SpecPart):
     metric: MetricName | None = None
     """The metric to compare. Default: accuracy for a classifier, rmse for a regressor.
     """
-    margin: float = Field(default=0.01, ge=0)
+    margin: NonNegativeFloat = 0.01
     """The largest loss of the metric, in its unit; for rmse and mae, as a share."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """The confidence required that the loss is not above the margin."""
@@ -80,15 +83,15 @@ class EvaluationPolicy(SpecPart):
 class RobustnessPolicy(SpecPart):
     """The largest allowed changes of the predictions when the input is disturbed."""
 
-    noise: float = Field(default=0.05, ge=0)
+    noise: NonNegativeFloat = 0.05
     """The noise on each number, as a share of its column's std."""
-    missing: float = Field(default=0.1, ge=0, le=1)
+    missing: Share = 0.1
     """The share of values that are removed."""
-    out_of_range: float = Field(default=2.0, ge=0)
+    out_of_range: NonNegativeFloat = 2.0
     """A tenth of the values move beyond the column's range by this multiple of it."""
-    max_flips: float = Field(default=0.1, ge=0, le=1)
+    max_flips: Share = 0.1
     """The largest share of rows whose prediction may change under noise."""
-    max_loss: float = Field(default=0.05, ge=0)
+    max_loss: NonNegativeFloat = 0.05
     """The largest loss of the metric under noise; needs an evaluation dataset. The unit
     is the unit of `margin`. For rmse and mae, the share is relative to the larger of
     the metric and the predictions' std.
@@ -100,7 +103,7 @@ class RobustnessPolicy(SpecPart):
     """The maximum number of rows, chosen by the seed."""
     disturbances: dict[str, tuple[float, ...]] = Field(default={})
     """The disturbances for `max_drop`, each with its strengths."""
-    max_drop: float = Field(default=0.1, ge=0)
+    max_drop: NonNegativeFloat = 0.1
     """The largest loss of the metric under each of `disturbances`, in the unit of
     `max_loss`.
     """
@@ -138,17 +141,17 @@ class BudgetPolicy(SpecPart):
     machine.
     """
 
-    max_latency_ratio: float | None = Field(default=2.0, gt=0)
+    max_latency_ratio: PositiveFloat | None = 2.0
     """The largest median time of a row or batch, relative to the served version."""
-    max_memory_ratio: float | None = Field(default=2.0, gt=0)
+    max_memory_ratio: PositiveFloat | None = 2.0
     """The largest memory of the loaded model, relative to the served version."""
-    max_p99_ms: float | None = Field(default=None, gt=0)
+    max_p99_ms: PositiveFloat | None = None
     """The largest 99th percentile of a row's time."""
-    max_memory_mb: float | None = Field(default=None, gt=0)
+    max_memory_mb: PositiveFloat | None = None
     """The largest memory of the loaded model."""
-    ignore_below_ms: float = Field(default=1.0, ge=0)
+    ignore_below_ms: NonNegativeFloat = 1.0
     """A ratio is ignored if the time grows by at most this many milliseconds."""
-    ignore_below_mb: float = Field(default=32.0, ge=0)
+    ignore_below_mb: NonNegativeFloat = 32.0
     """A ratio is ignored if the memory grows by at most this many megabytes."""
     batch: int = Field(default=64, ge=2, le=65536)
     """The number of rows in the timed batch."""
@@ -163,13 +166,13 @@ class BacktestPolicy(SpecPart):
     """The endpoint of the requests. Default: no back-test."""
     window: Duration = "7d"
     """The requests that were received in this time before the gate."""
-    max_disagreement: float | None = Field(default=None, ge=0, le=1)
+    max_disagreement: Share | None = None
     """The largest share of rows with another answer than the captured answer."""
-    max_refusals: float = Field(default=0.0, ge=0, le=1)
+    max_refusals: Share = 0.0
     """The largest share of rows that are refused."""
-    min_rows: int = Field(default=100, ge=1)
+    min_rows: Count = 100
     """With fewer captured rows, the check is skipped."""
-    max_rows: int = Field(default=100_000, ge=1)
+    max_rows: Count = 100_000
     """The maximum number of rows, chosen by their hash."""
 
 
@@ -236,7 +239,7 @@ class GatePolicy(SpecPart):
     """The public key or the certificates of authorities, as PEM text, that must have
     signed the version. Default: no signature is required.
     """
-    seed: int = Field(default=7, ge=0)
+    seed: NonNegativeInt = 7
     """The seed of rows, noise and resamples."""
     fresh_hours: float = Field(default=24.0, gt=0, le=87_600)
     """The number of hours for which `promote` reuses a passed verdict against the same
