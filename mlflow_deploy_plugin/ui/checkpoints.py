@@ -57,8 +57,10 @@ def log_checkpoint(store: Store, every_seconds: float = _EVERY_SECONDS) -> bool:
     """Log a checkpoint, unless a worker of a server has logged one shortly before.
     Return True if it was logged.
     """
+    if store.keys is None:
+        return False
     lease = store.acquire_lease("audit checkpoint", current_actor(), _LEASE_SECONDS)
-    if lease is None or store.keys is None:
+    if lease is None:
         return False
     try:
         newest = _newest_run()

@@ -173,15 +173,13 @@ def _describe_variants(spec: EndpointSpec, other: EndpointSpec) -> Iterator[str]
         yield f"{name} {model}{_share(variant)}"
 
 
-def _describe_monitors(spec: EndpointSpec, names: Set[str]) -> list[str]:
+def _describe_monitors(spec: EndpointSpec, names: Set[str]) -> Iterator[str]:
     monitors = spec_document(spec).get("monitors", {})
-    texts = []
     for name in sorted(names & set(spec.monitors)):
         fields = dict(_flat(monitors[name]))
         kind = fields.pop("kind", spec.monitors[name].kind)
         entries = [f"{field} {value}" for field, value in fields.items()]
-        texts.append(" ".join([f"monitor {name} {kind}", *entries]))
-    return texts
+        yield " ".join([f"monitor {name} {kind}", *entries])
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
