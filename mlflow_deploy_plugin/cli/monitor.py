@@ -221,8 +221,10 @@ def expire(keep: str, dry_run: bool) -> None:
 @_monitor_option
 @_window_option
 @engine_option(
-    "Engine that aggregates the rows: this process, or Spark for large logs. Both give the same "
-    "numbers.",
+    help=(
+        "Engine that aggregates the rows: this process, or Spark for large logs. Both give the "
+        "same numbers."
+    ),
 )
 @output_option
 def run(name: str, **request: Any) -> None:

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     engine_option,
     flag,
+    model_option,
     name_argument,
     opened_deployments,
     option,
@@ -193,10 +194,7 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
 
 @click.command()
-@option(
-    "-m",
-    "--model-uri",
-    metavar="URI",
+@model_option(
     help="Model to load in this process, e.g. models:/flight-delay@champion.",
 )
 @option(
@@ -396,11 +394,8 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 
 
 @click.command()
-@option(
-    "-m",
-    "--model-uri",
+@model_option(
     required=True,
-    metavar="URI",
     help="Model to load, e.g. models:/flight-delay@champion.",
 )
 @option(
@@ -458,7 +453,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     default="cpu",
     help="Device.",
 )
-@engine_option("Engine: this machine, or the cluster from the Spark configuration.")
+@engine_option(help="Engine: this machine, or the cluster from the Spark configuration.")
 @flag(
     "--restart",
     help="Delete the output of an earlier batch, and start from the beginning.",

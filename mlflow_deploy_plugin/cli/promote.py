@@ -22,10 +22,12 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     combine_options,
     flag,
+    folder_option,
     name_argument,
     opened_deployments,
     opened_store,
     option,
+    original_option,
     output_option,
     path_option,
     reason_option,
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 
 
 _MOST_CHARACTERS = 60
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 _POLL_SECONDS = 0.2
 _STATE_TEXT = {"waiting": "does not serve it yet", "stopped": "is not running"}
 _PERMANENT_CAUSES = ("artifact", "consent", "load")
@@ -80,10 +81,7 @@ _to_option = option(
     callback=lambda _context, _parameter, text: str(parse_stage_or_alias(text)),
     help="Alias (@champion) or stage (Production, Staging, …).",
 )
-_original_option = option(
-    "--original",
-    default="",
-    metavar="URI",
+_original_option = original_option(
     show_default="the model that the version or its base names",
     help=(
         "Torch model that VERSION was made from. Needed if the policy requires fgsm or pgd. Its "
@@ -553,11 +551,9 @@ def _text(value: str | float | None) -> str:
 
 @click.command()
 @click.argument("model_uri", metavar="URI")
-@option(
+@folder_option(
     "-o",
     "--output-path",
-    type=_FOLDER,
-    metavar="FOLDER",
     show_default="NAME-VERSION-card",
     help="Folder.",
 )
@@ -621,11 +617,9 @@ def bom(model_uri: str, endpoint: str, output_path: str) -> None:
     metavar="PERIOD",
     help="Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
 )
-@option(
+@folder_option(
     "-o",
     "--output-path",
-    type=_FOLDER,
-    metavar="FOLDER",
     show_default="NAME-PERIOD-dossier",
     help="Folder.",
 )

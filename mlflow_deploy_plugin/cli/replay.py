@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     align_columns,
     flag,
+    max_rows_option,
     name_argument,
     opened_store,
     option,
@@ -177,13 +178,7 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 )
 @since_option
 @until_option
-@option(
-    "--max-rows",
-    type=POSITIVE,
-    default=100_000,
-    metavar="ROWS",
-    help="Maximum number of rows.",
-)
+@max_rows_option(type=POSITIVE, default=100_000)
 @metric_option
 @output_option
 def backtest(
