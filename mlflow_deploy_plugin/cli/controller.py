@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.cli.options import (
     opened_deployments,
     opened_store,
     option,
+    optional_name_argument,
     output_option,
     show_lines,
     show_progress,
@@ -200,7 +201,7 @@ def retrain(
 
 
 @click.command()
-@click.argument("name", required=False)
+@optional_name_argument
 @output_option
 def retrainings(name: str | None, output: str) -> None:
     """List the retrainings, oldest first.

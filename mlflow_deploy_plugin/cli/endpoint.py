@@ -27,7 +27,9 @@ from mlflow_deploy_plugin.cli.options import (
     opened_deployments,
     opened_store,
     option,
+    optional_name_argument,
     output_option,
+    path_option,
     show_json,
     show_lines,
     show_progress,
@@ -418,7 +420,7 @@ def logs(name: str, lines: int, follow: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@optional_name_argument
 @option(
     "--model",
     metavar="MODEL",
@@ -442,15 +444,13 @@ def logs(name: str, lines: int, follow: bool) -> None:
     help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
     "an event was changed, removed, inserted or moved.",
 )
-@option(
+@path_option(
     "--keys",
-    type=click.Path(path_type=Path, dir_okay=False),
     show_default="from MLflow's server",
     help="For --verify: PEM file with the public keys of MLflow's servers.",
 )
-@option(
+@path_option(
     "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
     show_default="the newest in MLflow",
     help="For --verify: checkpoint whose events must still exist.",
 )

@@ -15,7 +15,11 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     combine_options,
     flag,
+    folder_option,
+    max_rows_option,
+    model_argument,
     option,
+    original_option,
     output_option,
     show_json,
     show_lines,
@@ -40,12 +44,7 @@ _seed_option = option(
     metavar="NUMBER",
     help="Seed of the random choices.",
 )
-_folder_option = option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Folder for the plots and the JSON file.",
-)
+_folder_option = folder_option("--folder", help="Folder for the plots and the JSON file.")
 metric_option = option(
     "--metric",
     type=click.Choice(METRICS),
@@ -70,7 +69,7 @@ def _show_places(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--data",
     required=True,
@@ -89,19 +88,10 @@ def _show_places(
         f"{', '.join(DISTURBANCES)}."
     ),
 )
-@option(
-    "--original",
-    default="",
-    metavar="URI",
+@original_option(
     help="Torch model behind MODEL_URI, for fgsm and pgd.",
 )
-@option(
-    "--max-rows",
-    type=click.IntRange(min=2),
-    default=2000,
-    metavar="ROWS",
-    help="Maximum number of rows.",
-)
+@max_rows_option(type=click.IntRange(min=2), default=2000)
 @_seed_option
 @_folder_option
 @flag(
@@ -156,7 +146,7 @@ def robustness(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--data",
     required=True,
@@ -170,13 +160,7 @@ def robustness(
     help="Column of the labels, for permutation importance.",
 )
 @metric_option
-@option(
-    "--max-rows",
-    type=POSITIVE,
-    default=100,
-    metavar="ROWS",
-    help="Maximum number of rows.",
-)
+@max_rows_option(type=POSITIVE, default=100)
 @option(
     "--max-evals",
     type=POSITIVE,
@@ -273,10 +257,7 @@ _optimization_options = combine_options(
             "difference of numbers as a share of their spread."
         ),
     ),
-    option(
-        "--original",
-        default="",
-        metavar="URI",
+    original_option(
         show_default="the model that the version names",
         help=(
             "Torch model in MLflow that MODEL_URI was made from; a pruned form is then fine-tuned."
@@ -301,7 +282,7 @@ _optimization_options = combine_options(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--int8",
     type=click.Choice(["dynamic", "static"]),
@@ -334,7 +315,7 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--rows",
     type=int,
@@ -415,7 +396,7 @@ def _optimization_lines(result: "Optimization") -> Iterator[str]:
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option("--rows", type=int, metavar="ROWS", default=1, help="Rows per request.")
 @option(
     "--data",

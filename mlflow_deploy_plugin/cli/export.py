@@ -17,9 +17,13 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     config_option,
     flag,
+    folder_option,
     key_values,
+    model_argument,
+    model_option,
     opened_store,
     option,
+    original_option,
     output_option,
     path_option,
     show_lines,
@@ -53,7 +57,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--format",
     "export_format",
@@ -82,7 +86,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
     help="Package name of the wheel.",
 )
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
-@option("--original", default="", metavar="URI", help="Fitted model behind MODEL_URI, for pmml.")
+@original_option(help="Fitted model behind MODEL_URI, for pmml.")
 @flag(
     "--download-wheels",
     help="Download onnxruntime and numpy with pip into the bundle.",
@@ -127,11 +131,8 @@ def export(
 
 
 @click.command()
-@option(
-    "-m",
-    "--model-uri",
+@model_option(
     required=True,
-    metavar="URI",
     help="Model to serve, e.g. models:/flight-delay/3.",
 )
 @option(
@@ -269,14 +270,12 @@ def _plan_lines(plan: "ImagePlan", title: str) -> Iterator[str]:
     metavar="NAME",
     help="Stored endpoint; with -m, the name of a new endpoint.",
 )
-@option("-m", "--model-uri", metavar="URI", help="Model of a new endpoint.")
+@model_option(help="Model of a new endpoint.")
 @path_option("--spec", "spec_file", help="YAML file with one endpoint.")
 @option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
-@option(
+@folder_option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
     show_default="standard output",
     help="Folder for the files.",
 )
@@ -344,7 +343,7 @@ def render(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--rate",
     type=NumberRange(1e-3, 1e9),

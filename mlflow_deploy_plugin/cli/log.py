@@ -236,7 +236,7 @@ def _show_rows(
             labels,
             shadows,
         )
-    opened = _open()
+    opened = open_user_log()
     if failed:
         if name not in opened.failures.endpoints():
             require_endpoint(opened, name)
@@ -311,7 +311,7 @@ def stats(
         span = None
         if since or until:
             span = parse_time_range(since, until, datetime.now(UTC))
-    opened = _open(_first_received(name) if span is None else None)
+    opened = open_user_log(_first_received(name) if span is None else None)
     if opened.since is not None:
         older = (
             f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint "
@@ -355,7 +355,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
-    opened = _open()
+    opened = open_user_log()
     _require_logged(opened, name)
     with opened_store() as store:
         require_deletable(store, name, length)
@@ -378,7 +378,7 @@ def compact(name: str) -> None:
     """
     from mlflow_deploy_plugin.serve.inference_log.maintenance import compact as make_one
 
-    opened = _open()
+    opened = open_user_log()
     _require_logged(opened, name)
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
@@ -413,7 +413,7 @@ def errors(name: str, last: str, output: str) -> None:
             TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")),
             labels=False,
         )
-    opened = _open()
+    opened = open_user_log()
     causes = list[dict[str, Any]]()
     if name in opened.failures.endpoints():
         with run_query(opened.failures, Query(view, statement=_causes_statement())) as result:
@@ -499,8 +499,8 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
         require_endpoint(opened, name)
 
 
-def _open(since: datetime | None = None) -> "InferenceLog":
-    """Open the inference log; skip rows received before `since`."""
+def open_user_log(since: datetime | None = None) -> "InferenceLog":
+    """Open the inference log of the settings; skip rows received before `since`."""
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 

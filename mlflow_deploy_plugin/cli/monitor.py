@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.cli.options import (
     opened_deployments,
     opened_store,
     option,
+    optional_name_argument,
     output_option,
     show_lines,
     show_progress,
@@ -102,7 +103,7 @@ def monitor() -> None:
 
 
 @monitor.command("list")
-@click.argument("name", required=False)
+@optional_name_argument
 @output_option
 def list_(name: str | None, output: str) -> None:
     """List the monitors of all endpoints or of NAME.
@@ -220,8 +221,10 @@ def expire(keep: str, dry_run: bool) -> None:
 @_monitor_option
 @_window_option
 @engine_option(
-    "Engine that aggregates the rows: this process, or Spark for large logs. Both give the same "
-    "numbers.",
+    help=(
+        "Engine that aggregates the rows: this process, or Spark for large logs. Both give the "
+        "same numbers."
+    ),
 )
 @output_option
 def run(name: str, **request: Any) -> None:
@@ -613,7 +616,7 @@ def silence(name: str, monitor: str, length: str, why: str) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@optional_name_argument
 @output_option
 def silences(name: str | None, output: str) -> None:
     """List the active silences of all endpoints or of NAME."""

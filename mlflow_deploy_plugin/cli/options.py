@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,9 +67,30 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     return click.option(*names, **attributes)
 
 
-def flag(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """Return an option without a value."""
-    return option(*names, is_flag=True, **attributes)
+flag = partial(option, is_flag=True)
+"""An option without a value."""
+path_option = partial(option, type=click.Path(path_type=Path), metavar="FILE")
+"""An option for the path of a file or folder, which need not exist."""
+folder_option = partial(
+    option,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+)
+"""An option for the path of a folder, which may not be a file."""
+model_option = partial(option, "-m", "--model-uri", metavar="URI")
+original_option = partial(option, "--original", default="", metavar="URI")
+max_rows_option = partial(
+    option,
+    "--max-rows",
+    metavar="ROWS",
+    help="Maximum number of rows.",
+)
+engine_option = partial(
+    option,
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+)
 
 
 def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
@@ -84,20 +106,6 @@ def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_C
     return add
 
 
-def path_option(
-    *names: str,
-    metavar: str = "FILE",
-    **attributes: Any,
-) -> Callable[[_Command], _Command]:
-    """Return an option for the path of a file or folder, which need not exist."""
-    return option(
-        *names,
-        type=click.Path(path_type=Path),
-        metavar=metavar,
-        **attributes,
-    )
-
-
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default
     `text`.
@@ -107,16 +115,6 @@ def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
         "--output",
         type=click.Choice(formats),
         default="text",
-        help=help,
-    )
-
-
-def engine_option(help: str) -> Callable[[_Command], _Command]:
-    """Return the option --engine: `local`, the default, or `spark`."""
-    return option(
-        "--engine",
-        type=click.Choice(["local", "spark"]),
-        default="local",
         help=help,
     )
 
@@ -137,12 +135,10 @@ config_option = option(
     ),
 )
 name_argument = click.argument("name")
-why_option = option(
-    "--why",
-    default="",
-    metavar="REASON",
-    help="Reason for the audit trail (`onnxserve history NAME`).",
-)
+optional_name_argument = click.argument("name", required=False)
+model_argument = click.argument("model_uri")
+reason_option = partial(option, "--why", default="", metavar="REASON")
+why_option = reason_option(help="Reason for the audit trail (`onnxserve history NAME`).")
 
 since_option = option(
     "--since",

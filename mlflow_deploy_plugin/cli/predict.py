@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
+from mlflow_deploy_plugin.cli.log import open_user_log
 from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     engine_option,
     flag,
+    model_option,
     name_argument,
     opened_deployments,
     option,
@@ -115,10 +117,8 @@ def feedback(
     used. A label without a row is kept, because its row may be logged later. Bad rows
     are reported and skipped; the exit status is then 1.
     """
-    from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
     from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns, read_label_file
-    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
     from mlflow_deploy_plugin.ship.deployments.feedback import (
         check_key_columns,
         import_labels,
@@ -127,7 +127,7 @@ def feedback(
 
     kind = content_type or format_of(file)
     label_columns = LabelColumns(**columns)
-    log = open_log(load_settings().inference_log)
+    log = open_user_log()
     with opened_deployments() as deployments:
         sink = label_sink(deployments, log, name)
         if url is not None:
@@ -194,10 +194,7 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
 
 @click.command()
-@option(
-    "-m",
-    "--model-uri",
-    metavar="URI",
+@model_option(
     help="Model to load in this process, e.g. models:/flight-delay@champion.",
 )
 @option(
@@ -397,11 +394,8 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 
 
 @click.command()
-@option(
-    "-m",
-    "--model-uri",
+@model_option(
     required=True,
-    metavar="URI",
     help="Model to load, e.g. models:/flight-delay@champion.",
 )
 @option(
@@ -459,7 +453,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     default="cpu",
     help="Device.",
 )
-@engine_option("Engine: this machine, or the cluster from the Spark configuration.")
+@engine_option(help="Engine: this machine, or the cluster from the Spark configuration.")
 @flag(
     "--restart",
     help="Delete the output of an earlier batch, and start from the beginning.",

@@ -22,12 +22,15 @@ from mlflow_deploy_plugin.cli.options import (
     align_columns,
     combine_options,
     flag,
+    folder_option,
     name_argument,
     opened_deployments,
     opened_store,
     option,
+    original_option,
     output_option,
     path_option,
+    reason_option,
     show_lines,
     show_progress,
     show_result,
@@ -50,7 +53,6 @@ if TYPE_CHECKING:
 
 
 _MOST_CHARACTERS = 60
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 _POLL_SECONDS = 0.2
 _STATE_TEXT = {"waiting": "does not serve it yet", "stopped": "is not running"}
 _PERMANENT_CAUSES = ("artifact", "consent", "load")
@@ -79,10 +81,7 @@ _to_option = option(
     callback=lambda _context, _parameter, text: str(parse_stage_or_alias(text)),
     help="Alias (@champion) or stage (Production, Staging, …).",
 )
-_original_option = option(
-    "--original",
-    default="",
-    metavar="URI",
+_original_option = original_option(
     show_default="the model that the version or its base names",
     help=(
         "Torch model that VERSION was made from. Needed if the policy requires fgsm or pgd. Its "
@@ -177,12 +176,7 @@ def gate(
     "--force",
     help="Promote the version even if the gate fails. Requires --why, and is recorded.",
 )
-@option(
-    "--why",
-    default="",
-    metavar="REASON",
-    help="Reason for the audit trail and, with --force, for a tag.",
-)
+@reason_option(help="Reason for the audit trail and, with --force, for a tag.")
 @path_option(
     "--policy",
     "policy_file",
@@ -327,7 +321,7 @@ def requests(model: str, output: str) -> None:
 @click.command()
 @_version_arguments
 @_to_option
-@option("--why", default="", metavar="REASON", help="Reason for the audit trail.")
+@reason_option(help="Reason for the audit trail.")
 def approve(model: str, version: str, to: str, why: str) -> None:
     """Approve a requested promotion.
 
@@ -354,7 +348,7 @@ def approve(model: str, version: str, to: str, why: str) -> None:
 @click.command()
 @_version_arguments
 @_to_option
-@option("--why", required=True, metavar="REASON", help="Reason for the audit trail.")
+@reason_option(default=None, required=True, help="Reason for the audit trail.")
 def decline(model: str, version: str, to: str, why: str) -> None:
     """Decline a requested promotion.
 
@@ -557,11 +551,9 @@ def _text(value: str | float | None) -> str:
 
 @click.command()
 @click.argument("model_uri", metavar="URI")
-@option(
+@folder_option(
     "-o",
     "--output-path",
-    type=_FOLDER,
-    metavar="FOLDER",
     show_default="NAME-VERSION-card",
     help="Folder.",
 )
@@ -625,11 +617,9 @@ def bom(model_uri: str, endpoint: str, output_path: str) -> None:
     metavar="PERIOD",
     help="Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
 )
-@option(
+@folder_option(
     "-o",
     "--output-path",
-    type=_FOLDER,
-    metavar="FOLDER",
     show_default="NAME-PERIOD-dossier",
     help="Folder.",
 )

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.evaluation import metric_option
-from mlflow_deploy_plugin.cli.log import warn_of_unreadable
+from mlflow_deploy_plugin.cli.log import open_user_log, warn_of_unreadable
 from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     align_columns,
     flag,
+    max_rows_option,
     name_argument,
     opened_store,
     option,
@@ -81,12 +82,10 @@ def replay(
           --nodes 100
       onnxserve replay 5efaf1fa6c44faceda69fbe3e173c440 --pdb
     """
-    from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.promote.replay.prediction import find_request, replay_prediction
     from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
-    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 
-    log = open_log(load_settings().inference_log)
+    log = open_user_log()
     endpoint, table = find_request(log, prediction_id, endpoint)
     warn_of_unreadable(log)
     # The endpoint names the masked columns, whose hashes are not values.
@@ -179,13 +178,7 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 )
 @since_option
 @until_option
-@option(
-    "--max-rows",
-    type=POSITIVE,
-    default=100_000,
-    metavar="ROWS",
-    help="Maximum number of rows.",
-)
+@max_rows_option(type=POSITIVE, default=100_000)
 @metric_option
 @output_option
 def backtest(

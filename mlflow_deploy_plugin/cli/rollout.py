@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.cli.options import (
     name_argument,
     opened_deployments,
     option,
+    reason_option,
     show_lines,
     show_progress,
     usage_errors,
@@ -266,12 +267,7 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     show_default="the version served before",
     help="Version to go back to, or a model URI if the endpoint does not follow a stage or alias.",
 )
-@option(
-    "--why",
-    default="",
-    metavar="REASON",
-    help="Reason for the audit trail and a tag of the version in MLflow.",
-)
+@reason_option(help="Reason for the audit trail and a tag of the version in MLflow.")
 def rollback(name: str, to: str | None, why: str) -> None:
     """Go back to the version that was served before.
 

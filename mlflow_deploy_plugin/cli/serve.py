@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.cli.options import (
     config_option,
     flag,
     key_values,
+    model_option,
     option,
     path_option,
 )
@@ -45,10 +46,7 @@ Kubernetes.
 
 
 @click.command()
-@option(
-    "-m",
-    "--model-uri",
-    metavar="URI",
+@model_option(
     help=(
         "Model to serve: a folder or a URI, e.g. models:/flight-delay@champion. A stage or alias "
         "is followed."

@@ -12,6 +12,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     align_columns,
     flag,
+    model_argument,
     option,
     output_option,
     path_option,
@@ -35,10 +36,8 @@ if TYPE_CHECKING:
     show_default="the name of MODEL",
     help="Registered model of the new version.",
 )
-@option(
+@path_option(
     "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     show_default="the input example, otherwise rows generated from the signature",
     help=(
         "Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are "
@@ -102,7 +101,7 @@ def wrap(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @option(
     "--key",
     required=True,
@@ -146,7 +145,7 @@ def sign(
 
 
 @click.command()
-@click.argument("model_uri")
+@model_argument
 @path_option(
     "--key",
     required=True,

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PrivateAttr, ValidationError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
@@ -26,6 +26,7 @@ _MLFLOW_WORKSPACE = "MLFLOW_WORKSPACE"
 DEFAULT_WORKSPACE = "default"
 _WORKSPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the same rule as in MLflow
 _OF_WORKSPACE = "{workspace}"
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
 def active_workspace() -> str:
@@ -146,7 +147,7 @@ class Settings(BaseModel):
     """
     log_requests: bool = False
     """Log one line for every request."""
-    ready_timeout_seconds: float = Field(default=120.0, gt=0)
+    ready_timeout_seconds: PositiveFloat = 120.0
     """Seconds that `mlflow deployments create` waits until the server is ready."""
 
     kube_context: str | None = None
@@ -164,7 +165,7 @@ class Settings(BaseModel):
     alerts from the store. Default: never.
     """
     retention_floor_days: int | None = Field(default=None, ge=1, le=36500)
-    """Age in days below which no captured rows, windows and alerts expire."""
+    """Age in days below which no captured rows, windows and alerts are deleted."""
     webhook_secret: str = Field(default="", repr=False)
     """Secret with which MLflow signs the webhooks for `onnxserve controller
     --webhook-port`.
@@ -317,17 +318,28 @@ def load_settings() -> Settings:
     Raises:
         InvalidConfig: a value is not valid; the message names the variable.
     """
+    return read_environment(Settings, _PREFIX)
+
+
+def read_environment(model: type[_ModelT], prefix: str) -> _ModelT:
+    """Return the environment variables with this prefix as a model.
+
+    Raises InvalidConfig if a value is not valid, with the variable and, unless it may
+    be a secret, the value.
+    """
+    values = {
+        name.removeprefix(prefix).lower(): text
+        for name, text in os.environ.items()
+        if name.startswith(prefix)
+    }
     try:
-        variables = {
-            name.removeprefix(_PREFIX): text
-            for name, text in os.environ.items()
-            if name.startswith(_PREFIX)
-        }
-        return Settings.model_validate({name.lower(): text for name, text in variables.items()})
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        variable = _PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidConfig(f"{variable}: {first['msg']} (got {first['input']!r})") from None
+        field = str(first["loc"][0])
+        reason = first["msg"].removeprefix("Value error, ")
+        received = f" (got {first['input']!r})" if model.model_fields[field].repr else ""
+        raise InvalidConfig(f"{prefix}{field.upper()}: {reason}{received}") from None
 
 
 def read_text(path: Path, what: str) -> str:

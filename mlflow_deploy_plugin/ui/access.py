@@ -197,7 +197,6 @@ def _shared_or_new_key(key_file: Path) -> bytes:
     cannot be used, return a key of this worker alone.
     """
     try:
-        key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return read_or_make_secret(key_file, secrets.token_bytes(_KEY_BYTES))
     except OSError as error:
         _log.warning(

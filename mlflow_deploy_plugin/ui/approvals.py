@@ -9,7 +9,7 @@ from functools import partial
 
 from flask import g, request
 
-from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
@@ -156,12 +156,10 @@ def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
     """Return the model's gate policy, and the promotion to decide about. Raises
     NotFound if MLflow does not have the version.
     """
-    from mlflow.exceptions import MlflowException
-
     model = arguments["model"]
     version = arguments["version"]
     place = parse_stage_or_alias(arguments["to"])
-    try:
+    with guard.known_to_mlflow():
         if arguments["action"] != "decline":
             return guard.promotion_now(model, version, place)
         # A decline does not depend on the files, which may be missing.
@@ -176,8 +174,6 @@ def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
             policy=policy.digest,
         )
         return policy, subject
-    except MlflowException as error:
-        raise NotFound(one_line(error)) from None
 
 
 def _require_same_report(pending: PromotionRequest | None) -> None:

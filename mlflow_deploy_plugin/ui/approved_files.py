@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
@@ -34,14 +33,9 @@ def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Appro
     """Return the approval of a version. Raises NotFound, InvalidConfig for an invalid
     policy, and StoreUnavailable.
     """
-    from mlflow.exceptions import MlflowException
-
     access.require_readable(model)
-    try:
-        registered = guard.registry().get_registered_model(model)
-        entry = guard.registry().get_model_version(model, version)
-    except MlflowException as error:
-        raise NotFound(one_line(error)) from None
+    with guard.known_to_mlflow():
+        registered, entry = guard.model_and_version(model, version)
     policy = policy_from_tags(model, registered.tags)
     if policy is None or policy.approvals is None:
         return Approval()

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
@@ -56,8 +57,10 @@ def log_checkpoint(store: Store, every_seconds: float = _EVERY_SECONDS) -> bool:
     """Log a checkpoint, unless a worker of a server has logged one shortly before.
     Return True if it was logged.
     """
+    if store.keys is None:
+        return False
     lease = store.acquire_lease("audit checkpoint", current_actor(), _LEASE_SECONDS)
-    if lease is None or store.keys is None:
+    if lease is None:
         return False
     try:
         newest = _newest_run()
@@ -113,8 +116,7 @@ def _log_run(name: str, content: str) -> None:
     from mlflow.utils.time import get_current_time_millis
 
     tracking = handlers._get_tracking_store()
-    experiment = tracking.get_experiment_by_name(EXPERIMENT)
-    number = experiment.experiment_id if experiment else tracking.create_experiment(EXPERIMENT)
+    number = get_or_create_experiment(tracking, EXPERIMENT)
     now = get_current_time_millis()
     run = tracking.create_run(number, "onnxserve", now, tags=[], run_name=name)
     repository, root = guard.artifact_store(run.info.artifact_uri)

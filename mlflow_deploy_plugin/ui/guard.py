@@ -39,6 +39,7 @@ from urllib.parse import urlencode, urlsplit
 from flask import Flask, Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.model_files import is_extra_file
@@ -191,14 +192,18 @@ class RegistryChange:
 
     action: str
     model: str
-    version: str
-    before: str
-    after: str
+    version: str = ""
+    before: str = ""
+    after: str = ""
     why: str = ""
     is_refused: bool = False
     detail: Json = field(default_factory=dict)
     is_served_again: bool = False
     has_new_files: bool = False
+
+    def with_refusal(self, reason: str) -> "RegistryChange":
+        """Return the change, which is refused unless the reason is empty."""
+        return replace(self, why=reason, is_refused=bool(reason))
 
 
 _Reader = Callable[[AuditTrail, "Message"], RegistryChange | None]
@@ -208,8 +213,7 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     """Read the request to move a version to a stage."""
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
 
-    model = registry().get_registered_model(message.name)
-    version = registry().get_model_version(message.name, message.version)
+    model, version = model_and_version(message.name, message.version)
     stage = get_canonical_stage(message.stage)
     number = str(version.version)
     served = []
@@ -230,7 +234,7 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     )
     refusal = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
     if refusal:
-        return replace(change, why=refusal, is_refused=True)
+        return change.with_refusal(refusal)
     return _Move(
         trail,
         change,
@@ -254,7 +258,6 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
             model=message.name,
             version=holder,
             before=before,
-            after="",
         )
     version = registry().get_model_version(message.name, message.version)
     number = str(version.version)
@@ -282,20 +285,17 @@ def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange |
     """Read the request to delete a version. Endpoints that follow its stage then serve
     the previous version. None if no endpoint can follow the version.
     """
-    version = registry().get_model_version(message.name, message.version)
+    model, version = model_and_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
-    model = registry().get_registered_model(message.name)
-    refusal = _uncovering_refusal(trail, model, version)
-    return RegistryChange(
+    change = RegistryChange(
         action="transition",
         model=message.name,
         version=str(version.version),
         before=version.current_stage,
         after="deleted",
-        why=refusal,
-        is_refused=bool(refusal),
     )
+    return change.with_refusal(_uncovering_refusal(trail, model, version))
 
 
 def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange:
@@ -304,8 +304,6 @@ def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange:
     return RegistryChange(
         action="tag",
         model=message.name,
-        version="",
-        before="",
         after=model_tags.get(tags.GATE_POLICY_TAG, ""),
         detail={"tag": tags.GATE_POLICY_TAG},
     )
@@ -320,17 +318,13 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         return None
     new_name = getattr(message, "new_name", "")
     action = "rename" if hasattr(message, "new_name") else "delete"
-    refusal = _policy_refusal(model, f"{action} this model")
     change = RegistryChange(
         action=action,
         model=message.name,
-        version="",
         before=message.name,
         after=new_name,
-        why=refusal,
-        is_refused=bool(refusal),
-    )
-    if not new_name or refusal:
+    ).with_refusal(_policy_refusal(model, f"{action} this model"))
+    if not new_name or change.is_refused:
         return change
     entries = [
         served_entry(number, str(place), recorded_files(trail, model.name, number, place))
@@ -419,10 +413,8 @@ def _version_tag_change(message: Any) -> RegistryChange | None:
         version=number,
         before=version.tags.get(message.key, ""),
         after=getattr(message, "value", ""),
-        why=refusal,
-        is_refused=is_of_verdict,
         detail={"tag": message.key},
-    )
+    ).with_refusal(refusal)
 
 
 def _policy_tag_change(trail: AuditTrail, message: Any) -> RegistryChange | None:
@@ -442,13 +434,10 @@ def _policy_tag_change(trail: AuditTrail, message: Any) -> RegistryChange | None
     return RegistryChange(
         action="tag",
         model=message.name,
-        version="",
         before=model.tags.get(message.key, ""),
         after=policy,
-        why=refusal,
-        is_refused=bool(refusal),
         detail=detail,
-    )
+    ).with_refusal(refusal)
 
 
 _READERS: dict[str, tuple[str, _Reader]] = {
@@ -517,6 +506,21 @@ def registry() -> "Registry":
     return handlers._get_model_registry_store()
 
 
+def model_and_version(model: str, version: str) -> "tuple[RegisteredModel, ModelVersion]":
+    return registry().get_registered_model(model), registry().get_model_version(model, version)
+
+
+@contextmanager
+def known_to_mlflow() -> Iterator[None]:
+    """Raise NotFound instead of MLflow's exception within the block."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise NotFound(one_line(error)) from None
+
+
 @dataclass(frozen=True)
 class _Move:
     """A version that moves to a place, which `holder` has now."""
@@ -550,7 +554,9 @@ class _Move:
         try:
             policy = policy_from_tags(self.model.name, self.model.tags)
         except InvalidConfig as error:  # The unreadable policy may gate this stage.
-            return self._refused(f"{self._subject} was not moved to {self.place}: {error.message}")
+            return self.change.with_refusal(
+                f"{self._subject} was not moved to {self.place}: {error.message}"
+            )
         if policy is not None and policy.gates(self.place):
             return self._decide_by_gate(policy)
         if policy is None or policy.approvals is None or self.place.stage in _UNSERVED_STAGES:
@@ -588,7 +594,7 @@ class _Move:
                     detail=self._detail(files) | {_ROLLBACK: True},
                 )
             refusal = f"{self._subject} may not return to {self.place}: {changed}. {self._remedy}"
-        return self._refused(refusal)
+        return self.change.with_refusal(refusal)
 
     def _read_files(self, policy: GatePolicy) -> tuple[str, str]:
         """Return the digest of the version's files, or the reason why they cannot be
@@ -655,9 +661,6 @@ class _Move:
     def _accepted(self, **fields: Any) -> RegistryChange:
         is_served_again = self._is_rolled_back and self.place.is_served_from
         return replace(self.change, is_served_again=is_served_again, **fields)
-
-    def _refused(self, refusal: str) -> RegistryChange:
-        return replace(self.change, why=refusal, is_refused=True)
 
 
 def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
@@ -793,8 +796,7 @@ def promotion_now(
     Raises InvalidConfig if the policy is missing or invalid, NotFound if the files
     cannot be read, and MLflow's exception if the version does not exist.
     """
-    registered = registry().get_registered_model(model)
-    entry = registry().get_model_version(model, version)
+    registered, entry = model_and_version(model, version)
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
         raise InvalidConfig(

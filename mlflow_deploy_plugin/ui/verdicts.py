@@ -25,14 +25,10 @@ def record_verdict(trail: guard.AuditTrail) -> None:
     not match the version, and StoreUnavailable.
     """
     from mlflow.entities.model_registry import ModelVersionTag
-    from mlflow.exceptions import MlflowException
 
     record = _read_record()
-    try:
-        registered = guard.registry().get_registered_model(record.model)
-        entry = guard.registry().get_model_version(record.model, record.version)
-    except MlflowException as error:
-        raise NotFound(one_line(error)) from None
+    with guard.known_to_mlflow():
+        registered, entry = guard.model_and_version(record.model, record.version)
     version = str(entry.version)
     record = _without_report(record.model_copy(update={"version": version}))
     _require_match(record, policy_from_tags(record.model, registered.tags))

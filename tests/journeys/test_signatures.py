@@ -3,8 +3,9 @@ or changed version is not served, and its reason is visible to users.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.long
 
 @dataclass
 class Journey:
+    url: str
     client: MlflowClient
     deployments: BaseDeploymentClient
     keys: KeyFiles
@@ -62,6 +64,12 @@ class Journey:
         assert answer.status_code == 200, answer.text
         return answer.headers["X-Model-Version"]
 
+    def page(self) -> str:
+        """Return the endpoint's page in the console as text."""
+        answer = requests.get(f"{self.url}/onnxserve", {"endpoint": "line"}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return unescape(answer.text)
+
     def error_of(self, version: str) -> str:
         """Move the alias to the version, and return its error when it is tagged."""
         self.client.set_registered_model_alias(MODEL, "live", version)
@@ -76,12 +84,21 @@ class Journey:
 
 @pytest.fixture
 def journey(
-    mlflow_server: MlflowServer,
+    new_database: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
     tmp_path: Path,
 ) -> Iterator[Journey]:
+    """Start MLflow's server with the console, which reads the store of the endpoint."""
     keys = write_key(tmp_path)
-    with tracking_at(mlflow_server.url), empty_home(tmp_path) as deployments:
-        yield Journey(MlflowClient(), deployments, keys, mlflow_server.folder / "artifacts")
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), app="onnxserve")
+    new_database(server.folder)
+    with tracking_at(server.url), empty_home(tmp_path) as deployments:
+        try:
+            server.start()
+            artifacts = server.folder / "artifacts"
+            yield Journey(server.url, MlflowClient(), deployments, keys, artifacts)
+        finally:
+            server.kill()
 
 
 def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(
@@ -99,6 +116,7 @@ def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(
     assert mentions(unsigned, BUNDLE, f"onnxserve sign models:/{MODEL}/2 --key KEY")
     shown = journey.run("list")
     assert mentions(shown.output, "version 2 is refused", "version 1 is still served")
+    assert mentions(journey.page(), unsigned, "version 1 is still served")
     assert mentions(journey.run("logs line").output, f"models:/{MODEL}@live: version 2 is refused")
 
     changed = journey.log(3.0, journey.keys.key)

@@ -13,7 +13,7 @@ import pytest
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
+from mlflow_deploy_plugin.core.store.audit_chain import chain_id, verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.checkpoints import log_checkpoint, newest_checkpoint
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import move
+from tests.support.services.s3 import s3_server
 
 POLICY = "gated_stages: [Production]\napprovals: {count: 2, groups: [risk]}"
 TRAIL = "/onnxserve/audit-trail"
@@ -121,3 +122,23 @@ def test_a_checkpoint_is_logged_to_mlflow_and_to_a_folder(
     checkpoint = load_checkpoint(text, mlflow_app.store.keys, "mlflow")
     assert verify_trail(command, "", checkpoint=checkpoint).state == "intact"
     assert len(list((tmp_path / "worm").iterdir())) == 2
+
+
+def test_a_checkpoint_is_an_object_in_a_bucket(
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_AUDIT_CHECKPOINTS", "s3://worm/trail")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket, mlflow_app.app.test_request_context():
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        assert log_checkpoint(mlflow_app.store, every_seconds=0)
+        text = newest_checkpoint()
+
+    ((name, content),) = bucket.objects.items()
+    assert name.startswith("worm/trail/20")
+    assert content.decode() == text
+    (headers,) = bucket.headers_of("PUT", name)
+    assert headers["if-none-match"] == "*"  # An older checkpoint is never replaced.
+    assert chain_id("") in load_checkpoint(text, mlflow_app.store.keys, name).heads

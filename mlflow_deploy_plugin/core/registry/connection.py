@@ -476,12 +476,10 @@ def login_name() -> str:
     ]
     if "mlflow" not in sys.modules and not any(address.startswith("http") for address in addresses):
         return ""  # The import of MLflow takes a second.
-    with suppress(OnnxserveError), registry_errors("the name of the caller"):
-        answer = app_answer(CALLER, _JSON, "GET", {}, timeout=_CALLER_SECONDS)
-        document = answer.json() if answer.ok else {}
+    with suppress(OnnxserveError):
+        document = app_document("the name of the caller", CALLER, "GET", {}, _CALLER_SECONDS)
         if isinstance(document, dict):
             return str(document.get("user", ""))
-        return ""
     return ""
 
 

@@ -19,10 +19,12 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
     ValidationError,
     field_validator,
     model_validator,
@@ -35,14 +37,10 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE, MetricName, check_strengths
-from mlflow_deploy_plugin.core.spec.types import Duration
+from mlflow_deploy_plugin.core.spec.types import Count, Duration, Share, SpecPart
 from mlflow_deploy_plugin.core.yaml_text import load_yaml
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _with_target(part: Any) -> Any:
@@ -51,128 +49,70 @@ def _with_target(part: Any) -> Any:
     return part
 
 
-class EvaluationPolicy(_Part):
+class EvaluationPolicy(SpecPart):
     """The labelled rows on which the version must not be worse than the served
     version.
     """
 
-    dataset: str = Field(
-        default="",
-        description=(
-            "A file (.csv, .parquet, .npz), a logged file (runs:/RUN_ID/PATH), a dataset logged to "
-            "MLflow (dataset:/RUN_ID[/NAME]), or `reference`, the sample stored with the model. "
-            "Default: not evaluated."
-        ),
-    )
-    target: str = Field(default="", description="The label column of the dataset.")
-    metric: MetricName | None = Field(
-        default=None,
-        description=(
-            "The metric to compare. Default: accuracy for a classifier, rmse for a regressor."
-        ),
-    )
-    margin: float = Field(
-        default=0.01,
-        ge=0,
-        description="The largest loss of the metric, in its unit; for rmse and mae, as a share.",
-    )
-    confidence: float = Field(
-        default=0.95,
-        gt=0.5,
-        lt=1,
-        description="The confidence required that the loss is not above the margin.",
-    )
-    at_least: float | None = Field(
-        default=None,
-        allow_inf_nan=False,
-        description="The worst allowed value, regardless of the served version.",
-    )
-    resamples: int = Field(
-        default=1000,
-        ge=100,
-        le=100_000,
-        description="Number of resamples of the paired bootstrap.",
-    )
-    max_rows: int = Field(
-        default=50_000,
-        ge=20,
-        description="The maximum number of rows, chosen by the seed.",
-    )
-    min_rows: int = Field(
-        default=100,
-        ge=20,
-        description="The minimum number of rows with a known target.",
-    )
+    dataset: str = ""
+    """A file (.csv, .parquet, .npz), a logged file (runs:/RUN_ID/PATH), a dataset
+    logged to MLflow (dataset:/RUN_ID[/NAME]), or `reference`, the sample stored with
+    the model. Default: not evaluated.
+    """
+    target: str = ""
+    """The label column of the dataset."""
+    metric: MetricName | None = None
+    """The metric to compare. Default: accuracy for a classifier, rmse for a regressor.
+    """
+    margin: NonNegativeFloat = 0.01
+    """The largest loss of the metric, in its unit; for rmse and mae, as a share."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """The confidence required that the loss is not above the margin."""
+    at_least: float | None = Field(default=None, allow_inf_nan=False)
+    """The worst allowed value, regardless of the served version."""
+    resamples: int = Field(default=1000, ge=100, le=100_000)
+    """Number of resamples of the paired bootstrap."""
+    max_rows: int = Field(default=50_000, ge=20)
+    """The maximum number of rows, chosen by the seed."""
+    min_rows: int = Field(default=100, ge=20)
+    """The minimum number of rows with a known target."""
 
     _has_a_target = model_validator(mode="after")(_with_target)
 
 
-class RobustnessPolicy(_Part):
+class RobustnessPolicy(SpecPart):
     """The largest allowed changes of the predictions when the input is disturbed."""
 
-    noise: float = Field(
-        default=0.05,
-        ge=0,
-        description="The noise on each number, as a share of its column's std.",
-    )
-    missing: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="The share of values that are removed.",
-    )
-    out_of_range: float = Field(
-        default=2.0,
-        ge=0,
-        description="A tenth of the values move beyond the column's range by this multiple of it.",
-    )
-    max_flips: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="The largest share of rows whose prediction may change under noise.",
-    )
-    max_loss: float = Field(
-        default=0.05,
-        ge=0,
-        description=(
-            "The largest loss of the metric under noise; needs an evaluation dataset. The unit is "
-            "the unit of `margin`. For rmse and mae, the share is relative to the larger of the "
-            "metric and the predictions' std."
-        ),
-    )
-    refusals: Literal["report", "fail"] = Field(
-        default="report",
-        description=(
-            "`fail` if refusing missing or out-of-range values as a bad request is a failure."
-        ),
-    )
-    max_rows: int = Field(
-        default=2_000,
-        ge=20,
-        description="The maximum number of rows, chosen by the seed.",
-    )
-    disturbances: dict[str, tuple[float, ...]] = Field(
-        default={},
-        description="The disturbances for `max_drop`, each with its strengths.",
-    )
-    max_drop: float = Field(
-        default=0.1,
-        ge=0,
-        description=(
-            "The largest loss of the metric under each of `disturbances`, in the unit of "
-            "`max_loss`."
-        ),
-    )
-    dataset: str = Field(
-        default="",
-        description="Labelled rows for `disturbances`. Default: the evaluation dataset.",
-    )
-    target: str = Field(default="", description="The label column of `dataset`.")
-    metric: MetricName | None = Field(
-        default=None,
-        description="The metric of `max_drop`. Default: of the evaluation.",
-    )
+    noise: NonNegativeFloat = 0.05
+    """The noise on each number, as a share of its column's std."""
+    missing: Share = 0.1
+    """The share of values that are removed."""
+    out_of_range: NonNegativeFloat = 2.0
+    """A tenth of the values move beyond the column's range by this multiple of it."""
+    max_flips: Share = 0.1
+    """The largest share of rows whose prediction may change under noise."""
+    max_loss: NonNegativeFloat = 0.05
+    """The largest loss of the metric under noise; needs an evaluation dataset. The unit
+    is the unit of `margin`. For rmse and mae, the share is relative to the larger of
+    the metric and the predictions' std.
+    """
+    refusals: Literal["report", "fail"] = "report"
+    """`fail` if refusing missing or out-of-range values as a bad request is a failure.
+    """
+    max_rows: int = Field(default=2_000, ge=20)
+    """The maximum number of rows, chosen by the seed."""
+    disturbances: dict[str, tuple[float, ...]] = Field(default={})
+    """The disturbances for `max_drop`, each with its strengths."""
+    max_drop: NonNegativeFloat = 0.1
+    """The largest loss of the metric under each of `disturbances`, in the unit of
+    `max_loss`.
+    """
+    dataset: str = ""
+    """Labelled rows for `disturbances`. Default: the evaluation dataset."""
+    target: str = ""
+    """The label column of `dataset`."""
+    metric: MetricName | None = None
+    """The metric of `max_drop`. Default: of the evaluation."""
 
     @field_validator("disturbances", mode="before")
     @classmethod
@@ -196,114 +136,66 @@ class RobustnessPolicy(_Part):
     _has_a_target = model_validator(mode="after")(_with_target)
 
 
-class BudgetPolicy(_Part):
+class BudgetPolicy(SpecPart):
     """The limits of a version's time and memory relative to the current version on this
     machine.
     """
 
-    max_latency_ratio: float | None = Field(
-        default=2.0,
-        gt=0,
-        description="The largest median time of a row or batch, relative to the served version.",
-    )
-    max_memory_ratio: float | None = Field(
-        default=2.0,
-        gt=0,
-        description="The largest memory of the loaded model, relative to the served version.",
-    )
-    max_p99_ms: float | None = Field(
-        default=None,
-        gt=0,
-        description="The largest 99th percentile of a row's time.",
-    )
-    max_memory_mb: float | None = Field(
-        default=None,
-        gt=0,
-        description="The largest memory of the loaded model.",
-    )
-    ignore_below_ms: float = Field(
-        default=1.0,
-        ge=0,
-        description="A ratio is ignored if the time grows by at most this many milliseconds.",
-    )
-    ignore_below_mb: float = Field(
-        default=32.0,
-        ge=0,
-        description="A ratio is ignored if the memory grows by at most this many megabytes.",
-    )
-    batch: int = Field(
-        default=64,
-        ge=2,
-        le=65536,
-        description="The number of rows in the timed batch.",
-    )
+    max_latency_ratio: PositiveFloat | None = 2.0
+    """The largest median time of a row or batch, relative to the served version."""
+    max_memory_ratio: PositiveFloat | None = 2.0
+    """The largest memory of the loaded model, relative to the served version."""
+    max_p99_ms: PositiveFloat | None = None
+    """The largest 99th percentile of a row's time."""
+    max_memory_mb: PositiveFloat | None = None
+    """The largest memory of the loaded model."""
+    ignore_below_ms: NonNegativeFloat = 1.0
+    """A ratio is ignored if the time grows by at most this many milliseconds."""
+    ignore_below_mb: NonNegativeFloat = 32.0
+    """A ratio is ignored if the memory grows by at most this many megabytes."""
+    batch: int = Field(default=64, ge=2, le=65536)
+    """The number of rows in the timed batch."""
 
 
-class BacktestPolicy(_Part):
+class BacktestPolicy(SpecPart):
     """The captured requests on which the version must answer like the served
     versions.
     """
 
-    endpoint: str = Field(
-        default="",
-        description="The endpoint of the requests. Default: no back-test.",
-    )
-    window: Duration = Field(
-        default="7d",
-        description="The requests that were received in this time before the gate.",
-    )
-    max_disagreement: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="The largest share of rows with another answer than the captured answer.",
-    )
-    max_refusals: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="The largest share of rows that are refused.",
-    )
-    min_rows: int = Field(
-        default=100,
-        ge=1,
-        description="With fewer captured rows, the check is skipped.",
-    )
-    max_rows: int = Field(
-        default=100_000,
-        ge=1,
-        description="The maximum number of rows, chosen by their hash.",
-    )
+    endpoint: str = ""
+    """The endpoint of the requests. Default: no back-test."""
+    window: Duration = "7d"
+    """The requests that were received in this time before the gate."""
+    max_disagreement: Share | None = None
+    """The largest share of rows with another answer than the captured answer."""
+    max_refusals: Share = 0.0
+    """The largest share of rows that are refused."""
+    min_rows: Count = 100
+    """With fewer captured rows, the check is skipped."""
+    max_rows: Count = 100_000
+    """The maximum number of rows, chosen by their hash."""
 
 
-class ApprovalPolicy(_Part):
+class ApprovalPolicy(SpecPart):
     """The people who must approve a version before it may enter a gated stage or
     alias.
     """
 
-    count: int = Field(default=1, ge=1, le=20, description="The number of people who must approve.")
-    groups: tuple[str, ...] = Field(
-        default=(),
-        description=(
-            "Approvers must be in one of these groups. Default: people who may edit the model."
-        ),
-    )
-    not_author: bool = Field(
-        default=True,
-        description=(
-            "True if neither the requester nor the person who registered the version may approve."
-        ),
-    )
-    evaluation: Literal["required", "optional"] = Field(
-        default="required",
-        description=(
-            "`optional` if people may approve a version that passed the gate without an evaluation."
-        ),
-    )
-    valid_for: Duration = Field(
-        default="72h",
-        description="The time after which an approval expires, e.g. `72h`.",
-    )
+    count: int = Field(default=1, ge=1, le=20)
+    """The number of people who must approve."""
+    groups: tuple[str, ...] = ()
+    """Approvers must be in one of these groups. Default: people who may edit the model.
+    """
+    not_author: bool = True
+    """True if neither the requester nor the person who registered the version may
+    approve.
+    """
+    evaluation: Literal["required", "optional"] = "required"
+    """`optional` if people may approve a version that passed the gate without an
+    evaluation.
+    """
+    valid_for: Duration = "72h"
+    """The time after which an approval expires, e.g. `72h`."""
 
 
 def _percent(share: object) -> object:
@@ -313,73 +205,50 @@ def _percent(share: object) -> object:
     return share
 
 
-class UnapprovedPolicy(_Part):
+class UnapprovedPolicy(SpecPart):
     """The requests that versions without the required approvals may answer, for example
     in a rollout.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
-    share: Annotated[float, BeforeValidator(_percent)] = Field(
-        gt=0,
-        le=100,
-        description="The largest share of an endpoint's requests, in percent, e.g. `5%`.",
-    )
-    length: Duration = Field(
-        alias="for",
-        description=(
-            "The longest time since the first request that the version has answered, e.g. `1h`."
-        ),
-    )
+    share: Annotated[float, BeforeValidator(_percent)] = Field(gt=0, le=100)
+    """The largest share of an endpoint's requests, in percent, e.g. `5%`."""
+    length: Duration = Field(alias="for")
+    """The longest time since the first request that the version has answered, e.g.
+    `1h`.
+    """
 
 
-class GatePolicy(_Part):
+class GatePolicy(SpecPart):
     """The requirements for the promotion of a version."""
 
-    gated_aliases: tuple[str, ...] = Field(
-        default=("champion",),
-        description="Aliases that require a passed gate.",
-    )
-    gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
-        default=("Production",),
-        description="Stages that require a passed gate.",
-    )
-    parity: Literal["proven", "warned", "any"] = Field(
-        default="proven",
-        description="The lowest accepted parity state of the ONNX form with the original.",
-    )
+    gated_aliases: tuple[str, ...] = ("champion",)
+    """Aliases that require a passed gate."""
+    gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = ("Production",)
+    """Stages that require a passed gate."""
+    parity: Literal["proven", "warned", "any"] = "proven"
+    """The lowest accepted parity state of the ONNX form with the original."""
     evaluation: EvaluationPolicy = EvaluationPolicy()
     robustness: RobustnessPolicy = RobustnessPolicy()
     budget: BudgetPolicy = BudgetPolicy()
     backtest: BacktestPolicy = BacktestPolicy()
-    skip: tuple[Literal["signature", "evaluation", "robustness", "budget", "backtest"], ...] = (
-        Field(default=(), description="Checks to skip.")
-    )
-    signer: str = Field(
-        default="",
-        description=(
-            "The public key or the certificates of authorities, as PEM text, that must have "
-            "signed the version. Default: no signature is required."
-        ),
-    )
-    seed: int = Field(default=7, ge=0, description="The seed of rows, noise and resamples.")
-    fresh_hours: float = Field(
-        default=24.0,
-        gt=0,
-        le=87_600,
-        description=(
-            "The number of hours for which `promote` reuses a passed verdict against the same "
-            "version."
-        ),
-    )
-    approvals: ApprovalPolicy | None = Field(
-        default=None,
-        description="The required approvals. Default: none.",
-    )
-    unapproved: UnapprovedPolicy | None = Field(
-        default=None,
-        description="The requests that versions without the approvals may answer. Default: none.",
-    )
+    skip: tuple[Literal["signature", "evaluation", "robustness", "budget", "backtest"], ...] = ()
+    """Checks to skip."""
+    signer: str = ""
+    """The public key or the certificates of authorities, as PEM text, that must have
+    signed the version. Default: no signature is required.
+    """
+    seed: NonNegativeInt = 7
+    """The seed of rows, noise and resamples."""
+    fresh_hours: float = Field(default=24.0, gt=0, le=87_600)
+    """The number of hours for which `promote` reuses a passed verdict against the same
+    version.
+    """
+    approvals: ApprovalPolicy | None = None
+    """The required approvals. Default: none."""
+    unapproved: UnapprovedPolicy | None = None
+    """The requests that versions without the approvals may answer. Default: none."""
 
     @field_validator("gated_aliases")
     @classmethod

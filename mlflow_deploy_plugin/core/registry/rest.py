@@ -8,7 +8,6 @@ a registry that only MLflow's client can use.
 
 import base64
 import configparser
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -23,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
-from mlflow_deploy_plugin.core.settings import active_workspace
+from mlflow_deploy_plugin.core.settings import active_workspace, read_environment
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -34,7 +33,6 @@ _SERVER_INFO = ("/api/3.0/mlflow/server-info", "/api/3.0/mlflow/server-features"
 """The routes that show whether a server has workspaces. An older server has only the
 second one.
 """
-_PREFIX = "MLFLOW_"
 _CREDENTIALS = Path("~/.mlflow/credentials")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK_BYTES = 1024 * 1024
@@ -122,22 +120,7 @@ def http_settings() -> HttpSettings:
     """Return the settings of the environment. Raises InvalidConfig if a value is not
     valid, with the variable.
     """
-    variables = {
-        name.removeprefix(_PREFIX): text
-        for name, text in os.environ.items()
-        if name.startswith(_PREFIX)
-    }
-    try:
-        settings = HttpSettings.model_validate(
-            {name.lower(): text for name, text in variables.items()},
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        variable = f"{_PREFIX}{first['loc'][0]}".upper()
-        reason = first["msg"].removeprefix("Value error, ")
-        is_secret = not HttpSettings.model_fields[str(first["loc"][0])].repr
-        received = "" if is_secret else f" (got {first['input']!r})"
-        raise InvalidConfig(f"{variable}: {reason}{received}") from None
+    settings = read_environment(HttpSettings, "MLFLOW_")
     if settings.tracking_insecure_tls and settings.tracking_server_cert_path:
         raise InvalidConfig(
             "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one",

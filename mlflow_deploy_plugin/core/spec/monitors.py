@@ -21,7 +21,9 @@ from mlflow_deploy_plugin.core.spec.types import (
     REFERENCE,
     SMALLEST_ROLLING_RATE,
     TIME_ZONE,
+    Count,
     Duration,
+    NonEmpty,
     SpecPart,
     length_of,
     rolling_span,
@@ -281,9 +283,9 @@ class RetrainSpec(SpecPart):
     creates a candidate version.
     """
 
-    project: str = Field(min_length=1)
+    project: NonEmpty
     """Folder or URI of the MLflow project."""
-    entry_point: str = Field(default="train", min_length=1)
+    entry_point: NonEmpty = "train"
     """Entry point of the project."""
     mode: Literal["full", "incremental"] = "full"
     """full: train a new model on all labelled rows; incremental: train the served model
@@ -301,7 +303,7 @@ class RetrainSpec(SpecPart):
     """
     cooldown: Duration = "1d"
     """Minimum time between two runs for a model."""
-    max_runs: int = Field(default=10, ge=1)
+    max_runs: Count = 10
     """Maximum number of runs for a model in 30 days. Further retrainings need a user's
     request.
     """
@@ -315,7 +317,7 @@ class RetrainSpec(SpecPart):
     """Steps of the rollout, in percent."""
     step_every: Duration = "5m"
     """Minimum duration of a step of the rollout."""
-    min_requests: int = Field(default=100, ge=1)
+    min_requests: Count = 100
     """Minimum number of requests to the candidate in each step of the rollout."""
 
 
@@ -338,7 +340,7 @@ class MonitorSpec(SpecPart):
     """Data to compare a window with: training; rolling:7d (the same window 7 days
     earlier); window:START/END; dataset:URI (Parquet or CSV).
     """
-    min_rows: int = Field(default=200, ge=1)
+    min_rows: Count = 200
     """Minimum number of rows in a window. A smaller window is not judged."""
     false_alarm_rate: float | None = Field(default=None, gt=0, lt=1)
     """Share of windows without drift that may be reported as drifted, instead of the

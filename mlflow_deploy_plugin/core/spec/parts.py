@@ -8,6 +8,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
+    PositiveFloat,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -27,7 +29,11 @@ from mlflow_deploy_plugin.core.spec.types import (
     TAINT,
     VARIABLE,
     VARIABLE_VALUE,
+    Count,
     Name,
+    NonEmpty,
+    Port,
+    Share,
     SpecPart,
     length_of,
     split_list,
@@ -62,7 +68,7 @@ _SHIP_SECONDS = 40
 class VariantSpec(SpecPart):
     """A model of an endpoint."""
 
-    model: str = Field(min_length=1)
+    model: NonEmpty
     """Model URI: models:/X@alias, models:/X/Production, models:/X/tag:KEY=VALUE,
     models:/X/3, runs:/…, s3://… or a path.
     """
@@ -108,7 +114,7 @@ class ServerSpec(SpecPart):
 
     host: str = "127.0.0.1"
     """Address to listen on. 0.0.0.0 listens on every interface."""
-    port: int | None = Field(default=None, ge=1, le=65535)
+    port: Port | None = None
     """Port to listen on. Default: the first free port from 8080."""
     api_keys: bool = False
     """Require an API key (onnxserve keys create) for every request except health
@@ -118,15 +124,15 @@ class ServerSpec(SpecPart):
     """OpenID Connect issuer whose tokens are accepted instead of a key. Requires
     jwt_audience.
     """
-    jwt_audience: str | None = Field(default=None, min_length=1)
+    jwt_audience: NonEmpty | None = None
     """Name of this server in the claim aud of the issuer's tokens."""
     insecure: bool = False
     """Allow a server without authentication to accept other machines, e.g. behind a
     gateway that authenticates.
     """
-    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    grpc_port: Port | None = None
     """Port for the Open Inference Protocol over gRPC. Default: no gRPC."""
-    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    metrics_port: Port | None = None
     """Port for GET /metrics over plain HTTP without authentication, in addition to
     /metrics on port. Default: none.
     """
@@ -138,13 +144,13 @@ class ServerSpec(SpecPart):
     """Class of the HTTP workers: fast uses an event loop; gthread is gunicorn's own
     class, for debugging.
     """
-    certfile: str | None = Field(default=None, min_length=1)
+    certfile: NonEmpty | None = None
     """Certificate chain in PEM format. With keyfile, the server accepts only https. On
     kubernetes, each file is SECRET/KEY: flights-tls/tls.crt.
     """
-    keyfile: str | None = Field(default=None, min_length=1)
+    keyfile: NonEmpty | None = None
     """Private key of certfile in PEM format."""
-    ca_certs: str | None = Field(default=None, min_length=1)
+    ca_certs: NonEmpty | None = None
     """Certificate authorities in PEM format. Callers need a client certificate from one
     of these authorities (mutual TLS). Requires certfile.
     """
@@ -164,7 +170,7 @@ class ServerSpec(SpecPart):
     ] = Field(default=(), max_length=64)
     """GPUs to distribute the workers over: 0,1. Default: all workers use GPU 0."""
     provider_options: ProviderOptions = ProviderOptions()
-    intra_op_num_threads: int | None = Field(default=None, ge=1)
+    intra_op_num_threads: Count | None = None
     """Number of threads per session of ONNX Runtime, and of the libraries of a pyfunc.
     Default: the available cores divided by the workers.
     """
@@ -213,7 +219,7 @@ class ServerSpec(SpecPart):
     """Maximum number of requests that wait for a batch of a version. Above the limit,
     the response is 429.
     """
-    default_timeout_microseconds: int = Field(default=0, ge=0)
+    default_timeout_microseconds: NonNegativeInt = 0
     """Timeout until the computation of a request starts (0: none). After it, the
     response is 504. The parameter `timeout` of a request shortens it.
     """
@@ -229,7 +235,7 @@ class ServerSpec(SpecPart):
     """Header that identifies the caller for the rate limit. Default: the IP address, or
     the /64 of an IPv6 address.
     """
-    response_cache_bytes: int = Field(default=0, ge=0)
+    response_cache_bytes: NonNegativeInt = 0
     """Memory of the cache of responses to equal requests; 0 disables the cache."""
     explain_max_rows: int = Field(default=100, ge=0, le=10_000)
     """Maximum number of rows in an explain request (POST /explain); 0 disables
@@ -384,9 +390,9 @@ _RESERVED = ("_", "output.")
 class CaptureSpec(SpecPart):
     """The part of the traffic that is captured for monitoring."""
 
-    fraction: float = Field(default=1.0, ge=0, le=1)
+    fraction: Share = 1.0
     """Share of the requests to capture."""
-    max_rows_per_request: int = Field(default=10_000, ge=1)
+    max_rows_per_request: Count = 10_000
     """Maximum number of captured rows per request."""
     drop: TextList = ()
     """Columns that are not captured: names of the signature, prediction, output.NAME.
@@ -429,7 +435,7 @@ class StickySpec(SpecPart):
     """Header (gRPC: metadata) for the routing: X-User-Id. Requests with equal values go
     to the same variant.
     """
-    key: str | None = Field(default=None, min_length=1)
+    key: NonEmpty | None = None
     """Input column for the routing. Requests with equal values in the first row go to
     the same variant.
     """
@@ -544,7 +550,7 @@ class AlarmsSpec(SpecPart):
     raise. Default: 1 for the monitors without a false_alarm_rate whose reference is
     long enough.
     """
-    min_effect: float | None = Field(default=None, gt=0)
+    min_effect: PositiveFloat | None = None
     """Change of the prediction, or of a class's probability, below which the drift of a
     column is listed without an alarm: 0.02. Default: every drift is an alarm.
     """

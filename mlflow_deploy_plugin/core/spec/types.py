@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
@@ -24,6 +24,10 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _DURATION = f"^{_LENGTH}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 REFERENCE = f"^(training|rolling:{_LENGTH}|window:[^ ]+/[^ ]+|dataset:.+)$"
 TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
@@ -222,7 +226,8 @@ def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
 
 def _describe(schema: dict[str, Any], part: type[BaseModel]) -> None:
     for name, description in field_descriptions(part).items():
-        schema["properties"][name]["description"] = description
+        shown_name = part.model_fields[name].alias or name
+        schema["properties"][shown_name]["description"] = description
 
 
 class SpecPart(BaseModel):

@@ -120,10 +120,12 @@ def make_local_key(state_dir: Path) -> None:
 
 def read_or_make_secret(path: Path, content: bytes) -> bytes:
     """Return the secret in the file, which only this user can read. If the file does
-    not exist, create it with `content`. Concurrent calls create one file. Raises
-    OSError if the file cannot be read or written.
+    not exist, create it with `content`, in a folder that only this user can open.
+    Concurrent calls create one file. Raises OSError if the file cannot be read or
+    written.
     """
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")

@@ -70,9 +70,9 @@ class Silence:
         return self.endpoint == endpoint and self.monitor in ("", monitor)
 
 
+@dataclass(frozen=True)
 class Alerts:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    store: Store
 
     def firing(self, endpoint: str | None = None) -> list[Alert]:
         query = (
@@ -80,19 +80,19 @@ class Alerts:
             .filter_by(state=FIRING, **given(endpoint=endpoint))
             .order_by(AlertRow.id)
         )
-        return self._store.read(query, Alert)
+        return self.store.read(query, Alert)
 
     def recent(self) -> list[Alert]:
         """Return the alerts that are firing or changed within the last 7 days, oldest
         first.
         """
-        since = self._store.now() - _REMEMBERED
+        since = self.store.now() - _REMEMBERED
         query = (
             select(AlertRow)
             .where(or_(AlertRow.state == FIRING, AlertRow.last_at > since))
             .order_by(AlertRow.id)
         )
-        return self._store.read(query, Alert)
+        return self.store.read(query, Alert)
 
     def between(self, endpoint: str, start: datetime, end: datetime) -> list[Alert]:
         """Return the alerts of the endpoint that were observed within the half-open
@@ -100,7 +100,7 @@ class Alerts:
         """
         query = select(AlertRow).where(AlertRow.first_at < end, AlertRow.last_at >= start)
         query = query.filter_by(endpoint=endpoint).order_by(AlertRow.id)
-        return self._store.read(query, Alert)
+        return self.store.read(query, Alert)
 
     def change(
         self,
@@ -112,7 +112,7 @@ class Alerts:
         """
         stored = storable_text(fingerprint, 255)
         query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
-        with self._store.transaction(alone_with=f"alert/{stored}") as session:
+        with self.store.transaction(alone_with=f"alert/{stored}") as session:
             row = session.scalars(
                 query.order_by(AlertRow.id.desc()).limit(1).with_for_update(),
             ).one_or_none()
@@ -125,7 +125,7 @@ class Alerts:
         """
         stored = storable_text(alert.fingerprint, 255)
         query = select(AlertRow.id).where(AlertRow.fingerprint == stored).limit(1)
-        with self._store.transaction(alone_with=f"alert/{stored}") as session:
+        with self.store.transaction(alone_with=f"alert/{stored}") as session:
             if session.scalars(query).first() is not None:
                 return None
             return _write(session, None, alert)
@@ -134,16 +134,16 @@ class Alerts:
         """Write the result of `change` for the alert with this id, in any state. Return
         None if it does not exist.
         """
-        with self._store.transaction() as session:
+        with self.store.transaction() as session:
             row = session.get(AlertRow, number, with_for_update=True)
             if row is None:
                 return None
             return _write(session, row, change(from_row(row, Alert)))
 
 
+@dataclass(frozen=True)
 class Silences:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    store: Store
 
     def add(
         self,
@@ -156,12 +156,12 @@ class Silences:
         """Silence a monitor, or all monitors of the endpoint, from now on. The audit
         event contains the user's reason, `why`.
         """
-        now = self._store.now()
-        by = actor or self._store.user
+        now = self.store.now()
+        by = actor or self.store.user
         row = SilenceRow(endpoint=endpoint, monitor=monitor, until=now + length, created_at=now)
         row.why = storable_text(why, None)
         row.actor = storable_text(by, 255)
-        with self._store.transaction() as session:
+        with self.store.transaction() as session:
             session.add(row)
             session.flush()
             detail = {
@@ -178,23 +178,23 @@ class Silences:
     def active(self, endpoint: str | None = None) -> list[Silence]:
         """Return the silences that are active now, oldest first."""
         query = (
-            select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
+            select(SilenceRow).where(SilenceRow.until > self.store.now()).order_by(SilenceRow.id)
         )
         query = query.filter_by(**given(endpoint=endpoint))
-        return self._store.read(query, Silence)
+        return self.store.read(query, Silence)
 
     def end(self, number: int, why: str = "") -> Silence | None:
         """End the silence now with an audit event. Return None if no active silence has
         this id.
         """
-        now = self._store.now()
-        user = self._store.user
+        now = self.store.now()
+        user = self.store.user
         query = (
             select(SilenceRow)
             .where(SilenceRow.id == number, SilenceRow.until > now)
             .with_for_update()
         )
-        with self._store.transaction() as session:
+        with self.store.transaction() as session:
             row = session.scalars(query).one_or_none()
             if row is None:
                 return None

@@ -136,24 +136,6 @@ def _share(variant: VariantSpec) -> str:
     return "shadow" if variant.shadow else str(variant.weight)
 
 
-def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[str], list[str]]:
-    """Return the variants whose model or share changed, as texts before and after; a
-    model only if it changed.
-    """
-    texts: tuple[list[str], list[str]] = [], []
-    for name in dict.fromkeys([*before.variants, *after.variants]):
-        both = [spec.variants.get(name) for spec in (before, after)]
-        is_same_model = len({variant and variant.model for variant in both}) == 1
-        shares = [variant and _share(variant) for variant in both]
-        if is_same_model and shares[0] == shares[1]:
-            continue
-        for text, variant, share in zip(texts, both, shares, strict=True):
-            if variant is not None:
-                model = "" if is_same_model else f"{variant.model} "
-                text.append(f"{name} {model}{share}")
-    return texts
-
-
 def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
     """Return the changed parts before and after, such as `champion 100, candidate 0`
     and `champion 95, candidate 5`.
@@ -161,30 +143,43 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
     A variant is listed with its model if the model changed, an added or removed monitor
     with its kind and fields, and any other field with its dotted name.
     """
-    texts, texts_after = _describe_variants(before, after)
-    changed = set(before.monitors) ^ set(after.monitors)
-    texts += _describe_monitors(before, changed)
-    texts_after += _describe_monitors(after, changed)
-    fields = _other_fields(before, changed)
-    fields_after = _other_fields(after, changed)
-    for name in sorted({*fields, *fields_after}):
+    return _describe_differences(before, after), _describe_differences(after, before)
+
+
+def _describe_differences(spec: EndpointSpec, other: EndpointSpec) -> str:
+    """Return the parts of a spec that differ in the other spec."""
+    changed = set(spec.monitors) ^ set(other.monitors)
+    texts = [*_describe_variants(spec, other), *_describe_monitors(spec, changed)]
+    fields = _other_fields(spec, changed)
+    other_fields = _other_fields(other, changed)
+    for name in sorted({*fields, *other_fields}):
         value = fields.get(name, "not set")
-        value_after = fields_after.get(name, "not set")
-        if value != value_after:
+        if value != other_fields.get(name, "not set"):
             texts.append(f"{name} {value}")
-            texts_after.append(f"{name} {value_after}")
-    return ", ".join(texts), ", ".join(texts_after)
+    return ", ".join(texts)
 
 
-def _describe_monitors(spec: EndpointSpec, names: Set[str]) -> list[str]:
+def _describe_variants(spec: EndpointSpec, other: EndpointSpec) -> Iterator[str]:
+    """Yield the variants whose model or share differs, with the model only if it
+    differs.
+    """
+    for name, variant in spec.variants.items():
+        model = f"{variant.model} "
+        compared = other.variants.get(name)
+        if compared is not None and compared.model == variant.model:
+            if _share(compared) == _share(variant):
+                continue
+            model = ""
+        yield f"{name} {model}{_share(variant)}"
+
+
+def _describe_monitors(spec: EndpointSpec, names: Set[str]) -> Iterator[str]:
     monitors = spec_document(spec).get("monitors", {})
-    texts = []
     for name in sorted(names & set(spec.monitors)):
         fields = dict(_flat(monitors[name]))
         kind = fields.pop("kind", spec.monitors[name].kind)
         entries = [f"{field} {value}" for field, value in fields.items()]
-        texts.append(" ".join([f"monitor {name} {kind}", *entries]))
-    return texts
+        yield " ".join([f"monitor {name} {kind}", *entries])
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:

@@ -241,39 +241,51 @@ def verify_trail(
     Raises StoreUnavailable, and NotInstalled without the package cryptography.
     """
     keys = keys or store.keys or published_keys(store)
-    heads = dict(checkpoint.heads) if checkpoint else {}
     faults: list[Fault] = []
     events = 0
     signed = 0
     with store.transaction(is_read_only=True) as session:
-        all_models = sorted(session.scalars(select(AuditRow.model).distinct()))
-        for name in all_models if model is None else [model]:
-            missing = heads.pop(chain_id(name), None)
+        if model is None:
+            models = sorted(session.scalars(select(AuditRow.model).distinct()))
+        else:
+            models = [model]
+        for name in models:
             for checked in _check(session.execute(_chain(name)), keys):
                 events += 1
                 signed += checked.is_signed
-                row = checked.row
                 lines = [*checked.faults, *_signature_faults(checked, keys)]
-                faults += [Fault(name, row.id, line) for line in lines]
-                if missing == (row.id, row.digest):
-                    missing = None
-            if missing is not None:
-                faults.append(_missing(name, missing[0]))
-    if model is None:
-        faults += [_missing("", event) for event, _ in heads.values()]
+                faults += [Fault(name, checked.row.id, line) for line in lines]
+        if checkpoint is not None:
+            faults += _missing_events(session, models, checkpoint, is_whole=model is None)
     state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
     if faults:
         state = "changed"
     return TrailState(state, events, tuple(faults), signed, tuple(keys.public))
 
 
-def _missing(model: str, event: int) -> Fault:
-    chain = f"the chain of {model}" if model else "its chain"
-    return Fault(
-        model,
-        event,
-        f"event {event} of the checkpoint was removed or changed: the end of {chain} is missing",
-    )
+def _missing_events(
+    session: Session,
+    models: Iterable[str],
+    checkpoint: "Checkpoint",
+    is_whole: bool,
+) -> Iterator[Fault]:
+    """Yield a fault for each event of a checkpoint that its chain lacks now: of the
+    whole trail, or of the chains of `models`.
+    """
+    names = {chain_id(model): model for model in models}
+    for chain, (event, digest) in checkpoint.heads.items():
+        if not (is_whole or chain in names):
+            continue
+        model = names.get(chain, "")
+        present = select(AuditRow.id).filter_by(id=event, digest=digest, model=model)
+        if session.scalar(present) is None:
+            place = f"the chain of {model}" if model else "its chain"
+            yield Fault(
+                model,
+                event,
+                f"event {event} of the checkpoint was removed or changed: the end of {place} is "
+                "missing",
+            )
 
 
 def _chain(model: str) -> Select[Any]:

@@ -120,7 +120,6 @@ def read_key_file(path: Path) -> Keys:
     NotInstalled.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         pem = read_or_make_secret(path, _new_private_pem()).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"the key file of the audit trail cannot be used: {error}") from None

@@ -6,10 +6,13 @@ A hold is an event in the audit trail, and lasts until the event of its release.
 
 from datetime import timedelta
 
+from sqlalchemy import func, select
+
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import HOLD, RELEASE, Store
+from mlflow_deploy_plugin.core.store.tables import MonitorWindowRow
 
 
 def held_endpoints(store: Store) -> dict[str, AuditEvent]:
@@ -53,4 +56,21 @@ def require_above_floor(keep: timedelta) -> None:
         raise InvalidConfig(
             f"data that is younger than {floor.days} days may not be deleted "
             "(ONNXSERVE_RETENTION_FLOOR_DAYS)"
+        )
+
+
+def require_removable(store: Store, endpoint: str) -> None:
+    """Raise InvalidConfig if the endpoint is on hold, or has a window below the
+    retention floor, because the windows are deleted with the endpoint.
+    """
+    store.require_not_held(endpoint)
+    floor = retention_floor()
+    newest = select(func.max(MonitorWindowRow.updated_at)).filter_by(endpoint=endpoint)
+    with store.transaction(is_read_only=True) as session:
+        changed_at = session.scalar(newest)
+    if changed_at is not None and store.now() - changed_at < floor:
+        raise InvalidConfig(
+            f"endpoint {endpoint!r} has windows that are younger than {floor.days} days "
+            "(ONNXSERVE_RETENTION_FLOOR_DAYS), so it cannot be deleted; `onnxserve stop NAME` "
+            "stops a deployment and keeps the windows"
         )

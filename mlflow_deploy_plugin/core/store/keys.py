@@ -55,9 +55,9 @@ class ApiKey:
         )
 
 
+@dataclass(frozen=True)
 class ApiKeys:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    store: Store
 
     def create(
         self,
@@ -77,8 +77,8 @@ class ApiKeys:
         from limits import parse  # This import is slow, and most commands do not create a key.
 
         text = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
-        now = self._store.now()
-        by = actor or self._store.user
+        now = self.store.now()
+        by = actor or self.store.user
         row = ApiKeyRow(
             name=name,
             digest=hashlib.sha256(text.encode()).hexdigest(),
@@ -92,7 +92,7 @@ class ApiKeys:
             expires_at=None if lifetime is None else now + lifetime,
         )
         try:
-            with self._store.transaction() as session:
+            with self.store.transaction() as session:
                 detail = {"scopes": row.scopes, "endpoints": row.endpoints, "limits": row.limits}
                 event = AuditEvent(now, by, "key.create", after=f"key {name}", detail=detail)
                 return save_row(session, row, ApiKey, event), text
@@ -105,8 +105,8 @@ class ApiKeys:
         """Revoke the key now with an audit event. Return None if no valid key has this
         name.
         """
-        user = self._store.user
-        with self._store.transaction() as session:
+        user = self.store.user
+        with self.store.transaction() as session:
             row = session.scalars(_UNREVOKED.where(ApiKeyRow.name == name)).one_or_none()
             if row is None:
                 return None
@@ -120,8 +120,8 @@ class ApiKeys:
         Keys for only this endpoint are revoked. Return the names of the revoked keys.
         """
         revoked = []
-        user = self._store.user
-        with self._store.transaction() as session:
+        user = self.store.user
+        with self.store.transaction() as session:
             for row in session.scalars(_UNREVOKED.order_by(ApiKeyRow.name)):
                 remaining = [name for name in row.endpoints if name != endpoint]
                 if not remaining and row.endpoints:
@@ -138,13 +138,13 @@ class ApiKeys:
         user: str,
         why: str,
     ) -> None:
-        row.revoked_at = self._store.now()
+        row.revoked_at = self.store.now()
         event = AuditEvent(row.revoked_at, user, "key.revoke", before=f"key {row.name}", why=why)
         write_event(session, event)
 
     def created(self) -> list[ApiKey]:
         """Return all keys, including revoked keys, oldest first."""
-        return self._store.read(
+        return self.store.read(
             select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.name),
             ApiKey,
         )
@@ -152,14 +152,14 @@ class ApiKeys:
     def valid(self) -> list[ApiKey]:
         unexpired = or_(
             ApiKeyRow.expires_at.is_(None),
-            ApiKeyRow.expires_at > self._store.now(),
+            ApiKeyRow.expires_at > self.store.now(),
         )
         query = (
             select(ApiKeyRow)
             .where(ApiKeyRow.revoked_at.is_(None), unexpired)
             .order_by(ApiKeyRow.name)
         )
-        return self._store.read(query, ApiKey)
+        return self.store.read(query, ApiKey)
 
     def valid_entries(self) -> ValidKeys:
         return ValidKeys(keys={key.digest: key.entry for key in self.valid()})

@@ -130,12 +130,12 @@ class MonitorState:
     baseline: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class Monitors:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    store: Store
 
     def state(self, endpoint: str, monitor: str) -> MonitorState:
-        with self._store.transaction(is_read_only=True) as session:
+        with self.store.transaction(is_read_only=True) as session:
             row = session.get(MonitorRow, (endpoint, monitor))
             if row is None:
                 return MonitorState(endpoint, monitor)
@@ -144,7 +144,7 @@ class Monitors:
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
         query = select(MonitorRow).filter_by(**tables.given(endpoint=endpoint))
         query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
-        return self._store.read(query, MonitorState)
+        return self.store.read(query, MonitorState)
 
     def pause(
         self,
@@ -157,7 +157,7 @@ class Monitors:
         """Pause or resume the monitor with an audit event. Return False if the monitor
         already is in this state.
         """
-        by = actor or self._store.user
+        by = actor or self.store.user
         with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
                 return False
@@ -165,7 +165,7 @@ class Monitors:
             row.paused_by = tables.storable_text(by, 255) if paused else ""
             action = "monitor.pause" if paused else "monitor.resume"
             event = AuditEvent(
-                self._store.now(),
+                self.store.now(),
                 by,
                 action,
                 endpoint,
@@ -211,7 +211,7 @@ class Monitors:
             session.execute(scheduled.where(MonitorWindowRow.start >= to))
 
     def forget(self, endpoint: str, monitor: str) -> None:
-        with self._store.transaction() as session:
+        with self.store.transaction() as session:
             session.execute(delete(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor))
 
     def add(
@@ -224,9 +224,9 @@ class Monitors:
         by_hand: bool = False,
     ) -> MonitorWindow:
         """Add a pending window as the next revision."""
-        now = self._store.now()
+        now = self.store.now()
         of_start = {"endpoint": endpoint, "monitor": monitor, "start": start}
-        with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
+        with self.store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
             revisions = select(MonitorWindowRow).filter_by(**of_start)
             last = session.scalar(revisions.with_only_columns(func.max(MonitorWindowRow.revision)))
             written = {
@@ -255,13 +255,13 @@ class Monitors:
             .filter_by(**same)
             .order_by(MonitorWindowRow.revision, MonitorWindowRow.id)
         )
-        return self._store.read(query, MonitorWindow)
+        return self.store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
         """Write the mutable fields of a window. Return None if the lease is lost or the
         window is already judged.
         """
-        with self._store.transaction() as session:
+        with self.store.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
                 return None
             row = session.get(MonitorWindowRow, window.id, with_for_update=True)
@@ -270,7 +270,7 @@ class Monitors:
             tables.write_fields(row, window, *_WRITTEN, "run_id", "run_url")
             row.figures = {name: _finite(value) for name, value in window.figures.items()}
             row.evidence = dict(window.evidence)
-            row.updated_at = self._store.now()
+            row.updated_at = self.store.now()
             return save_row(session, row, MonitorWindow)
 
     def close(self, window: MonitorWindow, reason: str) -> None:
@@ -278,7 +278,7 @@ class Monitors:
         self.update(replace(window, state="failed", reason=reason))
 
     def set_log_digest(self, window: MonitorWindow, digest: str) -> None:
-        with self._store.transaction() as session:
+        with self.store.transaction() as session:
             if (row := session.get(MonitorWindowRow, window.id)) is not None:
                 row.log_digest = digest
 
@@ -312,7 +312,7 @@ class Monitors:
             query = query.filter_by(**of)
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
-        return self._store.read(query, MonitorWindow)[::-1]
+        return self.store.read(query, MonitorWindow)[::-1]
 
     def judged_windows(
         self,
@@ -344,7 +344,7 @@ class Monitors:
             row.end,
         )
         query = query.where(row.id.in_(last.group_by(row.start, row.end))).order_by(*_NEWEST_FIRST)
-        with self._store.transaction(is_read_only=True) as session:
+        with self.store.transaction(is_read_only=True) as session:
             windows = session.execute(query.limit(_MOST_PAST)).all()[::-1]
         return [
             row
@@ -367,14 +367,14 @@ class Monitors:
         of these columns are accepted.
         """
         texts = (f"{key} since {since}" for key, since in baseline.items())
-        actor = self._store.user
+        actor = self.store.user
         detail = {"monitor": monitor, "baseline": ", ".join(texts)}
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             if window is not None:
                 _accept_alarms(session, row, baseline, window)
             event = AuditEvent(
-                self._store.now(),
+                self.store.now(),
                 actor,
                 "monitor.accept",
                 endpoint,
@@ -386,7 +386,7 @@ class Monitors:
 
     def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
         query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))
-        return {window.id: window for window in self._store.read(query, MonitorWindow)}
+        return {window.id: window for window in self.store.read(query, MonitorWindow)}
 
     def newest(self, endpoint: str, monitor: str, limit: int) -> "Sequence[Row[int, bool, str]]":
         """Return `id`, `by_hand` and `state` of the newest windows, oldest first. All
@@ -398,7 +398,7 @@ class Monitors:
             .order_by(*_NEWEST_FIRST)
             .limit(limit)
         )
-        with self._store.transaction(is_read_only=True) as session:
+        with self.store.transaction(is_read_only=True) as session:
             return session.execute(query).all()[::-1]
 
     def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
@@ -413,7 +413,7 @@ class Monitors:
             .order_by(row.endpoint, row.monitor)
         )
         while True:
-            with self._store.transaction(is_read_only=True) as session:
+            with self.store.transaction(is_read_only=True) as session:
                 next_key = session.execute(
                     query.where(tuple_(row.endpoint, row.monitor) > last).limit(1),
                 ).one_or_none()
@@ -433,7 +433,7 @@ class Monitors:
         """
         row = MonitorWindowRow
         windows: list[MonitorWindow] = []
-        with self._store.transaction(is_read_only=True) as session:
+        with self.store.transaction(is_read_only=True) as session:
             for monitor in monitors:
                 of = {"endpoint": endpoint, "monitor": monitor}
                 starts = (
@@ -456,7 +456,7 @@ class Monitors:
         """Yield a transaction and the locked row of a monitor in it, which is created
         if it is missing.
         """
-        with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
+        with self.store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
             row = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
             if row is None:
                 row = MonitorRow(endpoint=endpoint, monitor=monitor)

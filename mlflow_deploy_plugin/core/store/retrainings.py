@@ -80,9 +80,9 @@ class Retraining:
         return bool(self.run_id) or self.figures.attempt is not None
 
 
+@dataclass(frozen=True)
 class Retrainings:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    store: Store
 
     def add(
         self,
@@ -96,8 +96,8 @@ class Retrainings:
         """Add a waiting retraining with its event. Raises AlreadyExists if the model
         has a live retraining.
         """
-        now = self._store.now()
-        with self._store.transaction(alone_with=f"retraining of {model}") as session:
+        now = self.store.now()
+        with self.store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(
                 RetrainingRow.model == model,
                 RetrainingRow.ended_at.is_(None),
@@ -135,10 +135,10 @@ class Retrainings:
         )
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
-        return self._store.read(query, Retraining)
+        return self.store.read(query, Retraining)
 
     def get(self, number: int) -> Retraining | None:
-        with self._store.transaction(is_read_only=True) as session:
+        with self.store.transaction(is_read_only=True) as session:
             row = session.get(RetrainingRow, number)
             return None if row is None else from_row(row, Retraining)
 
@@ -146,14 +146,14 @@ class Retrainings:
         """Write the mutable fields and the event. Return None if the row has ended or
         was changed since it was read.
         """
-        with self._store.transaction() as session:
+        with self.store.transaction() as session:
             row = session.get(RetrainingRow, retraining.id, with_for_update=True)
             if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:
                 return None
             write_fields(row, retraining, *_WRITTEN)
             # Each write needs a different time, even if the clock does not advance.
             row.updated_at = max(
-                self._store.now(),
+                self.store.now(),
                 row.updated_at + timedelta(microseconds=1),
             )
             return save_row(session, row, Retraining, event)

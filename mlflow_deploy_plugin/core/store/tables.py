@@ -142,6 +142,7 @@ Str63 = Annotated[str, 63]
 Str64 = Annotated[str, 64]
 Str255 = Annotated[str, 255]
 Str512 = Annotated[str, 512]
+Long = Annotated[int, 64]
 
 
 class Base(DeclarativeBase):
@@ -152,6 +153,7 @@ class Base(DeclarativeBase):
         Str64: sa.String(64),
         Str255: sa.String(255),
         Str512: sa.String(512),
+        Long: sa.BigInteger,
         datetime: UtcDateTime,
         Json: sa.JSON,
         dict[str, int]: sa.JSON,
@@ -166,6 +168,9 @@ RowId = Annotated[
     mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
 ]
 """A generated id. SQLite generates ids only for the type INTEGER."""
+EmptyText = Annotated[str, mapped_column(default="")]
+Zero = Annotated[int, mapped_column(default=0)]
+OfEndpoint = Annotated[str, mapped_column(sa.String(63), index=True)]
 
 
 RowT = TypeVar("RowT", bound=Base)
@@ -249,7 +254,7 @@ class AuditRow(Base):
     at: Mapped[datetime]
     actor: Mapped[Str255]
     action: Mapped[Str63]
-    endpoint: Mapped[Str63] = mapped_column(index=True)
+    endpoint: Mapped[OfEndpoint]
     model: Mapped[Str512] = mapped_column(server_default="")
     version: Mapped[Str255] = mapped_column(server_default="")
     before: Mapped[str] = mapped_column(server_default="")
@@ -282,14 +287,14 @@ class RolloutRow(Base):
     )
 
     id: Mapped[RowId]
-    endpoint: Mapped[Str63] = mapped_column(index=True)
+    endpoint: Mapped[OfEndpoint]
     spec: Mapped[Json]
     state: Mapped[Str31]
-    step: Mapped[int] = mapped_column(default=0)
+    step: Mapped[Zero]
     step_at: Mapped[datetime]
     figures: Mapped[Json] = mapped_column(default=dict)
-    reason: Mapped[str] = mapped_column(default="")
-    revision: Mapped[int] = mapped_column(default=0)
+    reason: Mapped[EmptyText]
+    revision: Mapped[Zero]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
@@ -304,8 +309,8 @@ class LeaseRow(Base):
 
     name: Mapped[Str255] = mapped_column(primary_key=True)
     holder: Mapped[Str255]
-    token: Mapped[int] = mapped_column(sa.BigInteger)
-    renewals: Mapped[int] = mapped_column(sa.BigInteger)
+    token: Mapped[Long]
+    renewals: Mapped[Long]
     seconds: Mapped[float] = mapped_column(sa.Float)
     expires_at: Mapped[datetime]
 
@@ -338,14 +343,14 @@ class MonitorWindowRow(Base):
     by_hand: Mapped[bool] = mapped_column(server_default=sa.false())
     state: Mapped[Str31] = mapped_column(index=True)
     verdict: Mapped[Str31] = mapped_column(default="")
-    reason: Mapped[str] = mapped_column(default="")
-    rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
-    log_rows: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    reason: Mapped[EmptyText]
+    rows: Mapped[Long] = mapped_column(default=0)
+    log_rows: Mapped[Long] = mapped_column(default=0)
     log_digest: Mapped[Str64] = mapped_column(default="")
-    attempts: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[Zero]
     not_before: Mapped[datetime | None]
     run_id: Mapped[Str63] = mapped_column(default="")
-    run_url: Mapped[str] = mapped_column(default="")
+    run_url: Mapped[EmptyText]
     figures: Mapped[Json] = mapped_column(default=dict)
     evidence: Mapped[Json] = mapped_column(default=dict, server_default="{}")
     created_at: Mapped[datetime]
@@ -360,8 +365,8 @@ class MonitorRow(Base):
     paused: Mapped[bool] = mapped_column(default=False)
     paused_by: Mapped[Str255] = mapped_column(default="")
     made_up_to: Mapped[datetime | None]
-    consecutive: Mapped[int] = mapped_column(default=0)
-    note: Mapped[str] = mapped_column(default="")
+    consecutive: Mapped[Zero]
+    note: Mapped[EmptyText]
     note_kind: Mapped[Str31] = mapped_column(default="", server_default="")
     baseline: Mapped[Json] = mapped_column(default=dict, server_default="{}")
     # The counts of expired scheduled windows: judged windows by verdict, and failed
@@ -375,7 +380,7 @@ class AlertRow(Base):
 
     id: Mapped[RowId]
     fingerprint: Mapped[Str255] = mapped_column(index=True)
-    endpoint: Mapped[Str63] = mapped_column(index=True)
+    endpoint: Mapped[OfEndpoint]
     monitor: Mapped[Str255]
     state: Mapped[Str31]
     first_at: Mapped[datetime]
@@ -389,7 +394,7 @@ class SilenceRow(Base):
     __tablename__ = "onnxserve_silences"
 
     id: Mapped[RowId]
-    endpoint: Mapped[Str63] = mapped_column(index=True)
+    endpoint: Mapped[OfEndpoint]
     monitor: Mapped[Str255]
     until: Mapped[datetime]
     why: Mapped[str]
@@ -421,7 +426,7 @@ class RetrainingRow(Base):
     __tablename__ = "onnxserve_retrainings"
 
     id: Mapped[RowId]
-    endpoint: Mapped[Str63] = mapped_column(index=True)
+    endpoint: Mapped[OfEndpoint]
     monitor: Mapped[Str255]
     model: Mapped[Str512] = mapped_column(index=True)
     cause: Mapped[Json]
@@ -429,9 +434,9 @@ class RetrainingRow(Base):
     state: Mapped[Str31]
     run_id: Mapped[Str63] = mapped_column(default="")
     version: Mapped[Str255] = mapped_column(default="")
-    rollout_id: Mapped[int | None] = mapped_column(sa.BigInteger)
+    rollout_id: Mapped[Long | None]
     waits_for: Mapped[Str31] = mapped_column(default="", server_default="")
-    reason: Mapped[str] = mapped_column(default="")
+    reason: Mapped[EmptyText]
     figures: Mapped[RetrainingFigures] = mapped_column(_FiguresJson, default=RetrainingFigures)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
@@ -442,5 +447,5 @@ class RegistryChangeRow(Base):
     __tablename__ = "onnxserve_registry_changes"
 
     model: Mapped[Str512] = mapped_column(primary_key=True)
-    count: Mapped[int] = mapped_column(sa.BigInteger)
+    count: Mapped[Long]
     changed_at: Mapped[datetime] = mapped_column(index=True)

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, locked
+from mlflow_deploy_plugin.core.store.holds import require_removable
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.leases import held_lease
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpoint
@@ -216,9 +217,9 @@ class Endpoints:
 
     def remove(self, name: str, why: str = "") -> None:
         """Stop the server, revoke its keys, and remove the endpoint from the store. The
-        caller must have the lock. Raises InvalidConfig if the endpoint is on hold.
+        caller must have the lock. Raises the error of `require_removable`.
         """
-        self.store.require_not_held(name)
+        require_removable(self.store, name)
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
             self.progress(f"{name}: the key {key} was only for this endpoint, and is revoked")

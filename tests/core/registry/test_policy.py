@@ -101,6 +101,11 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
         assert all(f"{name}:" in shown for name in type(part).model_fields)
 
 
+def test_the_schema_describes_every_field() -> None:
+    for part in GatePolicy.model_json_schema()["$defs"].values():
+        assert all(field["description"] for field in part["properties"].values())
+
+
 def test_the_share_without_approvals_is_a_percentage() -> None:
     for text in ("5%", "5", "5.0 %"):
         limit = parse_policy(f"unapproved: {{share: {text}, for: 1h}}", "it").unapproved

@@ -3,8 +3,10 @@ running server.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import locked
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.holds import hold
+from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
 from tests.support.refusals import refused
@@ -71,6 +77,54 @@ def test_empty_model_or_traffic_is_refused(
 ) -> None:
     with pytest.raises(InvalidConfig, match=said):
         deployments.update_endpoint("flights", config)
+
+
+def put_on_hold(deployments: Deployments, _: pytest.MonkeyPatch) -> None:
+    hold(deployments.store, "flights", "case 7")
+
+
+def set_floor(_: Deployments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_RETENTION_FLOOR_DAYS", "7")
+
+
+@pytest.mark.parametrize(
+    ("keep", "reason"),
+    [
+        (put_on_hold, ["case 7", "--release"]),
+        (set_floor, ["7 days", "ONNXSERVE_RETENTION_FLOOR_DAYS", "onnxserve stop"]),
+    ],
+)
+def test_an_endpoint_whose_windows_must_be_kept_is_not_deleted(
+    deployments: Deployments,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: Callable[[Deployments, pytest.MonkeyPatch], None],
+    reason: list[str],
+) -> None:
+    monitors = Monitors(deployments.store)
+    start = deployments.store.now()
+    monitors.add("flights", "daily", start - timedelta(days=1), start)
+    keep(deployments, monkeypatch)
+
+    for delete in (deployments.delete, deployments.delete_endpoint):
+        with refused(InvalidConfig, "flights", *reason):
+            delete("flights")
+
+    assert deployments.store.names() == ["flights"]
+    assert len(monitors.windows("flights")) == 1
+
+
+def test_windows_above_the_floor_do_not_keep_an_endpoint(
+    deployments: Deployments,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_floor(deployments, monkeypatch)
+    start = deployments.store.now() - timedelta(days=9)
+    with closing(open_store(load_settings().store_url, lambda: start)) as earlier:
+        Monitors(earlier).add("flights", "daily", start - timedelta(days=1), start)
+
+    deployments.delete_endpoint("flights")
+
+    assert deployments.store.names() == []
 
 
 def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -> None:

@@ -345,16 +345,7 @@ class HttpConnection(asyncio.Protocol):
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
             return False
-        request = RawRequest(
-            head.method,
-            head.path,
-            head.headers,
-            body,
-            self._client,
-            head.query,
-            self._caller,
-        )
-        response = app.answer_inline(request)
+        response = app.answer_inline(self._request(head, body))
         if response is None:
             return False
         self._write_bytes(serialize_response(response, True, head.method != "HEAD"))

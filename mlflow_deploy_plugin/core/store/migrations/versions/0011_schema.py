@@ -2,8 +2,7 @@
 builds are rejected.
 """
 
-from datetime import datetime
-from typing import Any
+from functools import partial
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,13 +10,176 @@ from alembic import op
 revision = "0011"
 down_revision = None
 
+_column = partial(sa.Column, nullable=False)
+_ID = partial(
+    _column,
+    type_=sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+    primary_key=True,
+)
+_KEY63 = partial(_column, type_=sa.String(63), primary_key=True)
+_KEY255 = partial(_column, type_=sa.String(255), primary_key=True)
+_TEXT31 = partial(_column, type_=sa.String(31))
+_TEXT63 = partial(_column, type_=sa.String(63))
+_TEXT64 = partial(_column, type_=sa.String(64))
+_TEXT255 = partial(_column, type_=sa.String(255))
+_TEXT512 = partial(_column, type_=sa.String(512))
+_TEXT = partial(_column, type_=sa.Text)
+_INTEGER = partial(_column, type_=sa.Integer)
+_LONG = partial(_column, type_=sa.BigInteger)
+_FLOAT = partial(_column, type_=sa.Float)
+_BOOLEAN = partial(_column, type_=sa.Boolean)
+_JSON = partial(_column, type_=sa.JSON)
+_TIME = partial(_column, type_=sa.DateTime(timezone=True))
+_OPTIONAL_TIME = partial(_TIME, nullable=True)
+
+_AUDIT_EVENTS = "onnxserve_audit_events"
+_ROLLOUTS = "onnxserve_rollouts"
 _WINDOWS = "onnxserve_monitor_windows"
+_TABLES = {
+    "onnxserve_endpoints": {
+        "name": _KEY63,
+        "target": _TEXT255,
+        "spec": _TEXT,
+        "created_at": _TIME,
+        "updated_at": _TIME,
+    },
+    _AUDIT_EVENTS: {
+        "id": _ID,
+        "at": _TIME,
+        "actor": _TEXT255,
+        "action": _TEXT63,
+        "endpoint": _TEXT63,
+        "model": partial(_TEXT512, server_default=""),
+        "version": partial(_TEXT255, server_default=""),
+        "before": partial(_TEXT, server_default=""),
+        "after": partial(_TEXT, server_default=""),
+        "why": partial(_TEXT, server_default=""),
+        "detail": _JSON,
+    },
+    _ROLLOUTS: {
+        "id": _ID,
+        "endpoint": _TEXT63,
+        "spec": _JSON,
+        "state": _TEXT31,
+        "step": _INTEGER,
+        "step_at": _TIME,
+        "figures": _JSON,
+        "reason": _TEXT,
+        "revision": _INTEGER,
+        "created_at": _TIME,
+        "updated_at": _TIME,
+        "ended_at": _OPTIONAL_TIME,
+    },
+    "onnxserve_leases": {
+        "name": _KEY255,
+        "holder": _TEXT255,
+        "token": _LONG,
+        "renewals": _LONG,
+        "seconds": _FLOAT,
+        "expires_at": _TIME,
+    },
+    _WINDOWS: {
+        "id": _ID,
+        "endpoint": _TEXT63,
+        "monitor": _TEXT255,
+        "window_start": _TIME,
+        "window_end": _TIME,
+        "revision": _INTEGER,
+        "by_hand": partial(_BOOLEAN, server_default=sa.false()),
+        "state": _TEXT31,
+        "verdict": _TEXT31,
+        "reason": _TEXT,
+        "rows": _LONG,
+        "log_rows": _LONG,
+        "log_digest": _TEXT64,
+        "attempts": _INTEGER,
+        "not_before": _OPTIONAL_TIME,
+        "run_id": _TEXT63,
+        "run_url": _TEXT,
+        "figures": _JSON,
+        "created_at": _TIME,
+        "updated_at": _TIME,
+    },
+    "onnxserve_monitors": {
+        "endpoint": _KEY63,
+        "monitor": _KEY255,
+        "paused": _BOOLEAN,
+        "paused_by": _TEXT255,
+        "made_up_to": _OPTIONAL_TIME,
+        "consecutive": _INTEGER,
+        "note": _TEXT,
+        "note_kind": partial(_TEXT31, server_default=""),
+        "expired": partial(_JSON, server_default="{}"),
+        "expired_failures": partial(_INTEGER, server_default="0"),
+    },
+    "onnxserve_alerts": {
+        "id": _ID,
+        "fingerprint": _TEXT255,
+        "endpoint": _TEXT63,
+        "monitor": _TEXT255,
+        "state": _TEXT31,
+        "first_at": _TIME,
+        "last_at": _TIME,
+        "told_at": _OPTIONAL_TIME,
+        "count": _INTEGER,
+        "detail": _JSON,
+    },
+    "onnxserve_silences": {
+        "id": _ID,
+        "endpoint": _TEXT63,
+        "monitor": _TEXT255,
+        "until": _TIME,
+        "why": _TEXT,
+        "actor": _TEXT255,
+        "created_at": _TIME,
+    },
+    "onnxserve_api_keys": {
+        "name": _KEY63,
+        "digest": partial(_TEXT64, unique=True),
+        "scopes": _JSON,
+        "endpoints": _JSON,
+        "actor": _TEXT255,
+        "created_at": _TIME,
+        "expires_at": _OPTIONAL_TIME,
+        "revoked_at": _OPTIONAL_TIME,
+        "limits": partial(_JSON, server_default="[]"),
+    },
+    "onnxserve_retrainings": {
+        "id": _ID,
+        "endpoint": _TEXT63,
+        "monitor": _TEXT255,
+        "model": _TEXT512,
+        "cause": _JSON,
+        "spec": _JSON,
+        "state": _TEXT31,
+        "run_id": _TEXT63,
+        "version": _TEXT255,
+        "rollout_id": partial(_LONG, nullable=True),
+        "waits_for": partial(_TEXT31, server_default=""),
+        "reason": _TEXT,
+        "figures": _JSON,
+        "created_at": _TIME,
+        "updated_at": _TIME,
+        "ended_at": _OPTIONAL_TIME,
+    },
+}
+_CONSTRAINTS = {
+    _WINDOWS: [
+        sa.UniqueConstraint(
+            "endpoint",
+            "monitor",
+            "window_start",
+            "revision",
+            name="ux_onnxserve_monitor_windows",
+        )
+    ]
+}
 _IS_DELETED = sa.text("action = 'delete'")
 _IS_LIVE = sa.text("ended_at IS NULL")
 _INDEXED = (
-    ("onnxserve_audit_events", "endpoint"),
-    ("onnxserve_audit_events", "model"),
-    ("onnxserve_rollouts", "endpoint"),
+    (_AUDIT_EVENTS, "endpoint"),
+    (_AUDIT_EVENTS, "model"),
+    (_ROLLOUTS, "endpoint"),
     (_WINDOWS, "state"),
     ("onnxserve_alerts", "fingerprint"),
     ("onnxserve_alerts", "endpoint"),
@@ -28,205 +190,25 @@ _INDEXED = (
 
 
 def upgrade() -> None:
-    op.create_table(
-        "onnxserve_endpoints",
-        sa.Column("name", sa.String(63), primary_key=True),
-        _text("target", 255),
-        _text("spec"),
-        _moment("created_at"),
-        _moment("updated_at"),
-    )
-    op.create_table(
-        "onnxserve_audit_events",
-        _number(),
-        _moment("at"),
-        _text("actor", 255),
-        _text("action", 63),
-        _text("endpoint", 63),
-        _text("model", 512, default=""),
-        _text("version", 255, default=""),
-        _text("before", default=""),
-        _text("after", default=""),
-        _text("why", default=""),
-        _document("detail"),
-    )
-    op.create_table(
-        "onnxserve_rollouts",
-        _number(),
-        _text("endpoint", 63),
-        _document("spec"),
-        _text("state", 31),
-        _integer("step"),
-        _moment("step_at"),
-        _document("figures"),
-        _text("reason"),
-        _integer("revision"),
-        _moment("created_at"),
-        _moment("updated_at"),
-        _moment("ended_at", nullable=True),
-    )
-    op.create_table(
-        "onnxserve_leases",
-        sa.Column("name", sa.String(255), primary_key=True),
-        _text("holder", 255),
-        sa.Column("token", sa.BigInteger, nullable=False),
-        sa.Column("renewals", sa.BigInteger, nullable=False),
-        sa.Column("seconds", sa.Float, nullable=False),
-        _moment("expires_at"),
-    )
-    op.create_table(
-        _WINDOWS,
-        _number(),
-        _text("endpoint", 63),
-        _text("monitor", 255),
-        _moment("window_start"),
-        _moment("window_end"),
-        _integer("revision"),
-        sa.Column(
-            "by_hand",
-            sa.Boolean,
-            nullable=False,
-            server_default=sa.false(),
-        ),
-        _text("state", 31),
-        _text("verdict", 31),
-        _text("reason"),
-        sa.Column("rows", sa.BigInteger, nullable=False),
-        sa.Column("log_rows", sa.BigInteger, nullable=False),
-        _text("log_digest", 64),
-        _integer("attempts"),
-        _moment("not_before", nullable=True),
-        _text("run_id", 63),
-        _text("run_url"),
-        _document("figures"),
-        _moment("created_at"),
-        _moment("updated_at"),
-        sa.UniqueConstraint(
-            "endpoint",
-            "monitor",
-            "window_start",
-            "revision",
-            name="ux_onnxserve_monitor_windows",
-        ),
-    )
-    op.create_table(
-        "onnxserve_monitors",
-        sa.Column("endpoint", sa.String(63), primary_key=True),
-        sa.Column("monitor", sa.String(255), primary_key=True),
-        sa.Column("paused", sa.Boolean, nullable=False),
-        _text("paused_by", 255),
-        _moment("made_up_to", nullable=True),
-        _integer("consecutive"),
-        _text("note"),
-        _text("note_kind", 31, default=""),
-        _document("expired", default="{}"),
-        _integer("expired_failures", default="0"),
-    )
-    op.create_table(
-        "onnxserve_alerts",
-        _number(),
-        _text("fingerprint", 255),
-        _text("endpoint", 63),
-        _text("monitor", 255),
-        _text("state", 31),
-        _moment("first_at"),
-        _moment("last_at"),
-        _moment("told_at", nullable=True),
-        _integer("count"),
-        _document("detail"),
-    )
-    op.create_table(
-        "onnxserve_silences",
-        _number(),
-        _text("endpoint", 63),
-        _text("monitor", 255),
-        _moment("until"),
-        _text("why"),
-        _text("actor", 255),
-        _moment("created_at"),
-    )
-    op.create_table(
-        "onnxserve_api_keys",
-        sa.Column("name", sa.String(63), primary_key=True),
-        sa.Column("digest", sa.String(64), nullable=False, unique=True),
-        _document("scopes"),
-        _document("endpoints"),
-        _text("actor", 255),
-        _moment("created_at"),
-        _moment("expires_at", nullable=True),
-        _moment("revoked_at", nullable=True),
-        _document("limits", default="[]"),
-    )
-    op.create_table(
-        "onnxserve_retrainings",
-        _number(),
-        _text("endpoint", 63),
-        _text("monitor", 255),
-        _text("model", 512),
-        _document("cause"),
-        _document("spec"),
-        _text("state", 31),
-        _text("run_id", 63),
-        _text("version", 255),
-        sa.Column("rollout_id", sa.BigInteger, nullable=True),
-        _text("waits_for", 31, default=""),
-        _text("reason"),
-        _document("figures"),
-        _moment("created_at"),
-        _moment("updated_at"),
-        _moment("ended_at", nullable=True),
-    )
+    for table, columns in _TABLES.items():
+        made = [make(name) for name, make in columns.items()]
+        op.create_table(table, *made, *_CONSTRAINTS.get(table, ()))
     for table, column in _INDEXED:
         op.create_index(f"ix_{table}_{column}", table, [column])
     counted = ["by_hand", "endpoint", "monitor", "state", "verdict", "attempts", "updated_at"]
     op.create_index(f"ix_{_WINDOWS}_counted", _WINDOWS, counted)
     op.create_index(
         "ix_onnxserve_audit_events_deleted",
-        "onnxserve_audit_events",
+        _AUDIT_EVENTS,
         ["endpoint"],
         sqlite_where=_IS_DELETED,
         postgresql_where=_IS_DELETED,
     )
     op.create_index(
         "ux_onnxserve_rollouts_live",
-        "onnxserve_rollouts",
+        _ROLLOUTS,
         ["endpoint"],
         unique=True,
         sqlite_where=_IS_LIVE,
         postgresql_where=_IS_LIVE,
     )
-
-
-def _number() -> sa.Column[int]:
-    return sa.Column(
-        "id",
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-    )
-
-
-def _text(
-    name: str,
-    longest: int | None = None,
-    default: str | None = None,
-) -> sa.Column[str]:
-    kind = sa.Text() if longest is None else sa.String(longest)
-    return sa.Column(name, kind, nullable=False, server_default=default)
-
-
-def _integer(
-    name: str,
-    default: str | None = None,
-) -> sa.Column[int]:
-    return sa.Column(name, sa.Integer, nullable=False, server_default=default)
-
-
-def _moment(name: str, nullable: bool = False) -> sa.Column[datetime]:
-    return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
-
-
-def _document(
-    name: str,
-    default: str | None = None,
-) -> sa.Column[Any]:
-    return sa.Column(name, sa.JSON, nullable=False, server_default=default)

@@ -1,0 +1,86 @@
+"""Two MLflow servers that record events in one audit trail at the same time."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.postgresql import postgresql_server
+from tests.support.tracking import tracking_at
+
+MODEL = "shared"
+CHANGES = 20
+pytestmark = pytest.mark.long
+
+
+def trusting_keys(folder: Path) -> list[Path]:
+    """Return the key files of two servers, each with the public key of the other."""
+    files = [folder / "a.pem", folder / "b.pem"]
+    pems = [read_key_file(file).public_pem() for file in files]
+    for file, public in zip(files, reversed(pems), strict=True):
+        file.write_text(file.read_text() + public)
+    return files
+
+
+@pytest.fixture(
+    params=[
+        "one key file",
+        pytest.param("two key files", marks=pytest.mark.postgresql),
+    ]
+)
+def servers(
+    request: pytest.FixtureRequest,
+    new_database: Callable[[Path], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[list[MlflowServer]]:
+    """Start two servers: on SQLite with the key in HOME, and on PostgreSQL with a key
+    file each.
+    """
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    new_database(tmp_path)
+    settings: list[Mapping[str, str]] = [{}, {}]
+    with ExitStack() as stack:
+        if request.param == "two key files":
+            store = stack.enter_context(postgresql_server())
+            monkeypatch.setenv("ONNXSERVE_STORE_URI", store)
+            files = trusting_keys(tmp_path)
+            settings = [{"ONNXSERVE_AUDIT_KEY_FILE": str(file)} for file in files]
+        started = [
+            MlflowServer(tmp_path, app="onnxserve", variables=variables) for variables in settings
+        ]
+        for server in started:
+            stack.callback(server.kill)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(MlflowServer.start, started))
+        yield started
+
+
+def test_two_servers_record_in_one_trail(servers: list[MlflowServer]) -> None:
+    clients = [MlflowClient(server.url, server.url) for server in servers]
+    clients[0].create_registered_model(MODEL)
+    clients[0].create_model_version(MODEL, "s3://bucket/model")
+
+    def set_alias(number: int) -> None:
+        clients[number % 2].set_registered_model_alias(MODEL, f"alias-{number}", "1")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(set_alias, range(CHANGES)))
+
+    with tracking_at(servers[1].url):
+        verified = CliRunner().invoke(main, ["history", "--verify", "-o", "json"])
+        history = CliRunner().invoke(main, ["history", "--model", MODEL, "-o", "json"])
+    state = json.loads(verified.stdout)
+    assert (verified.exit_code, state["state"], state["faults"]) == (0, "intact", [])
+    assert state["signed"] == state["events"]
+    actions = Counter(event["action"] for event in json.loads(history.stdout))
+    assert actions["alias"] == CHANGES
