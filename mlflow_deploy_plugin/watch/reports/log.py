@@ -141,7 +141,7 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
     pages.filters |= {"number": format_number, "class": mark_of, "quote": shlex.quote}
     alarms = sorted(
         (finding for finding in result.findings if finding.is_alarm),
-        key=lambda finding: -finding.weight,
+        key=lambda finding: (-(finding.effect_size or 0.0), -finding.weight),
     )
     others = [finding for finding in result.findings if not finding.is_alarm]
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
@@ -167,7 +167,7 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
 
 def _describe_alarms(alarms: Sequence[Finding]) -> str:
     """Return the sentence at the top of the page: the first alarm with its start, its
-    size and its effect, and the names of the others.
+    effect and its size, and the names of the others.
     """
     worst = alarms[0]
     verb = "has drifted" if worst.state == "drift" else "has violated its requirement"
@@ -177,8 +177,8 @@ def _describe_alarms(alarms: Sequence[Finding]) -> str:
         size += f" (threshold {worst.threshold_text})"
     others = {alarm.title: None for alarm in alarms if alarm.title != worst.title}
     also = f"also {join_names(others)}" if others else ""
-    # An effect, such as on the prediction, follows the size.
-    details = "; ".join(filter(None, [worst.change, size or worst.reason, also]))
+    parts = [worst.change, worst.effect_text, size or worst.reason, also]
+    details = "; ".join(filter(None, parts))
     return f"{worst.title} {verb}{since}: {details}"
 
 

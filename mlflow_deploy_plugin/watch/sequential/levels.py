@@ -310,25 +310,13 @@ class _PartWindows:
         rows = [window.rows for window in self.part.pieces.windows]
         return float(np.median(rows)) if rows else 1.0
 
-    @property
-    def rows(self) -> Array:
-        """The number of rows, [P] float64; for a difference of two windows, the number
-        that has the same sampling error.
-        """
-        rows = row_counts(self.windows).astype(np.float64)
-        if self.earlier is None:
-            return rows
-        with np.errstate(divide="ignore"):
-            both: Array = 1 / (1 / rows + 1 / row_counts(self.earlier))
-        return both
-
     def series(self, columns: Sequence[str], segment: str) -> Iterator[_KnownSeries]:
         """Yield the number of rows, and each figure of each column."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            rows = self.rows
+            rows = row_counts(self.windows).astype(np.float64)
             yield _KnownSeries(
                 FigureSeries(segment, ROWS, ROWS_FIGURE),
-                np.log(row_counts(self.windows)),
+                np.log(rows),
                 rows,
                 0.0,
                 FLOORS[ROWS_FIGURE],
@@ -348,13 +336,15 @@ class _PartWindows:
             values = {figure: now - before[figure] for figure, now in values.items()}
         values[DISTANCE] = column.distances(self.windows, self.earlier, self.is_reference)
         variances = column.row_variances(values) if self.is_reference else {}
+        # A row of each window adds to the variance of a difference.
+        compared_rows = 1 if self.earlier is None else 2
         for figure, by_window in values.items():
             if name not in PROJECTIONS or figure == SPREAD:
                 yield _KnownSeries(
                     FigureSeries(segment, name, figure),
                     by_window,
                     rows,
-                    variances.get(figure, 0.0),
+                    compared_rows * variances.get(figure, 0.0),
                     column.floor(figure, self._usual_rows),
                 )
 

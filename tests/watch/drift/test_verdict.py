@@ -788,6 +788,22 @@ def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
     ), times
 
 
+def test_calm_windows_are_as_far_as_usual_from_the_lagged_window() -> None:
+    rng = np.random.default_rng(2)
+    hours = 7 * 24
+    names = [f"item-{number}" for number in range(40)]
+    table = pa.table({"item": rng.choice(names, hours * ROWS)})
+    reference = rolling_reference(table, np.repeat(np.arange(hours) * HOUR, ROWS), 24, hours)
+
+    states = [
+        verdict_on(pa.table({"item": rng.choice(names, ROWS)}), reference, hours * HOUR).state
+        for _ in range(20)
+    ]
+
+    # At a rate of 5 %, the probability of more than four is below 1 %.
+    assert states.count("no drift") >= 16
+
+
 def rolling_reference(
     table: pa.Table,
     times: Array,
