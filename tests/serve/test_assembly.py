@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
+from tests.support.bodies import v2_tensor
 from tests.support.handling import ask
 from tests.support.servers import one_endpoint
 
@@ -96,14 +97,7 @@ def test_the_characters_of_a_request_to_a_text_model_are_limited(
     assert refused.status == 413
     assert "max_text_characters" in json.loads(refused.body)["message"]
     late = {
-        "inputs": [
-            {
-                "name": "text",
-                "shape": [1],
-                "datatype": "BYTES",
-                "data": ["a"],
-            }
-        ],
+        "inputs": [v2_tensor("text", "BYTES", ["a"])],
         "parameters": {"timeout": 1},
     }
     assert ask(server, "/v2/models/e/infer", body=dump_json(late)).status == 504

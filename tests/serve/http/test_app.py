@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.support.bodies import v2_tensor
 from tests.support.handling import ROW, ask_wsgi, wsgi_environ
 from tests.support.keys import write_keys
 from tests.support.servers import one_endpoint
@@ -36,15 +37,7 @@ def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]))
-    inputs = [
-        {
-            "name": name,
-            "shape": [1],
-            "datatype": "FP64",
-            "data": [1.0],
-        }
-        for name in ("a", "b", "c")
-    ]
+    inputs = [v2_tensor(name, "FP64", [1.0]) for name in ("a", "b", "c")]
     body = json.dumps(
         {"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}},
     ).encode()

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from tests.support import servers
+from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.protocols import JSON_FORMS, protocol_paths
 from tests.support.spool import read_segment
@@ -36,12 +37,7 @@ SPLIT = {
     "columns": list(FLIGHT),
     "data": [list(FLIGHT.values())],
 }
-TENSOR = {
-    "name": "distance",
-    "shape": [1, 1],
-    "datatype": "FP64",
-    "data": [1.5],
-}
+TENSOR = v2_tensor("distance", "FP64", [1.5], [1, 1])
 BODIES: list[tuple[str, Any]] = [
     ("/invocations", {"dataframe_split": SPLIT}),
     ("/invocations", {"dataframe_records": [FLIGHT, FLIGHT]}),
@@ -54,9 +50,9 @@ BODIES: list[tuple[str, Any]] = [
     ("/v1/models/mixed:predict", {"instances": [FLIGHT, FLIGHT],
                                   "signature_name": "serving_default"}),
     ("/v2/models/tensor/infer", {"id": "mine", "inputs": [
-        {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [1, 2, 3, 4],}]}),
+        v2_tensor("image", "FP32", [1, 2, 3, 4], [1, 2, 2])]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
-        {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3],}]}),
+        v2_tensor("X", "FP32", [1, 2, 3], [1, 3])]}),
     # The response is large enough for compression.
     ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),
 ]  # fmt: skip
@@ -133,11 +129,7 @@ def test_each_protocol_has_plans_unless_its_body_may_name_the_endpoint(
 
 def table_of_flights() -> bytes:
     table = pa.table({name: pa.array([value, value]) for name, value in FLIGHT.items()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    encoded: bytes = sink.getvalue().to_pybytes()
-    return encoded
+    return arrow_stream(table)
 
 
 @pytest.mark.parametrize(

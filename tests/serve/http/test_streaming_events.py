@@ -90,12 +90,7 @@ def post(running: Any) -> Post:
         path: str = "/invocations",
     ) -> requests.Response:
         body = {"messages": [{"role": "user", "content": content}], "stream": stream}
-        return requests.post(
-            running.url + path,
-            json=body,
-            stream=True,
-            timeout=60,
-        )
+        return running.post(path, json=body, stream=True, timeout=60)
 
     return post
 
@@ -106,7 +101,7 @@ def captured(running: Any) -> list[CapturedRequest]:
 
 
 def count(running: Any, sample: str) -> float:
-    lines = requests.get(f"{running.url}/metrics", timeout=10).text.splitlines()
+    lines = running.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(sample, line))
 
 

@@ -14,13 +14,12 @@ import requests
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from tests.support.disk import files_of_at_most
-from tests.support.handling import handle
+from tests.support.handling import ask
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant
 
@@ -53,7 +52,7 @@ def give(
     content_type: str = "application/json",
 ) -> RawResponse:
     content = body if isinstance(body, bytes) else orjson.dumps(body)
-    return handle(server, RawRequest("POST", path, {"content-type": content_type}, content))
+    return ask(server, path, body=content, content_type=content_type)
 
 
 def kept(spool: Path) -> list[FeedbackFrame]:

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
+from tests.support.bodies import v2_tensor
 from tests.support.handling import handle
 from tests.support.models import write_model
 from tests.support.servers import variant, want
@@ -61,14 +62,7 @@ def ask(
 
 
 def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
-    inputs = [
-        {
-            "name": "X",
-            "datatype": "FP32",
-            "shape": [rows, 3],
-            "data": [1.0, 2.0, 3.0] * rows,
-        }
-    ]
+    inputs = [v2_tensor("X", "FP32", [1.0, 2.0, 3.0] * rows, [rows, 3])]
     return {"inputs": inputs, "parameters": parameters}
 
 
@@ -215,15 +209,7 @@ def infer_inputs(**values: Any) -> dict[str, Any]:
     kinds = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
     row = {**FLIGHT, **values}
     return {
-        "inputs": [
-            {
-                "name": n,
-                "datatype": kinds[n],
-                "shape": [1],
-                "data": [row[n]],
-            }
-            for n in row
-        ],
+        "inputs": [v2_tensor(n, kinds[n], [row[n]]) for n in row],
     }
 
 

@@ -2,7 +2,6 @@
 values.
 """
 
-import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,8 @@ from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support import page_models
-from tests.support.models import mixed_model, write_model
+from tests.support.bodies import arrow_stream
+from tests.support.models import graph_tensor, mixed_model, write_model
 from tests.support.servers import gunicorn, variant, write_spec
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
@@ -73,14 +73,7 @@ def numbers_model(
     output: dict[str, Any],
 ) -> Path:
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, 3],
-                "columns": ["a", "b", "c"],
-            }
-        ],
+        "inputs": [graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"])],
         "outputs": [{"name": "y", **output}],
         "prediction": ["y"],
     }
@@ -149,11 +142,7 @@ def server(
 
 
 def explain(server: Any, endpoint: str, **more: Any) -> requests.Response:
-    return requests.post(
-        f"{server.url}/endpoints/{endpoint}/explain",
-        timeout=EXPLAINER_SECONDS,
-        **more,
-    )
+    return server.post(f"/endpoints/{endpoint}/explain", timeout=EXPLAINER_SECONDS, **more)
 
 
 def split(columns: dict[str, Sequence[Any]]) -> dict[str, Any]:
@@ -237,11 +226,7 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(
     rows = rows_of_flights(3, 7)
     rows["carrier"][0] = "AA"
 
-    document = requests.post(
-        server.url + "/explain",
-        json=split(rows),
-        timeout=EXPLAINER_SECONDS,
-    ).json()
+    document = server.post("/explain", json=split(rows), timeout=EXPLAINER_SECONDS).json()
 
     values = np.array(document["values"])
     base_values = np.array(document["base_values"])
@@ -326,13 +311,10 @@ def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server
 
 def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
     table = pa.table({name: [1.0, 0.5] for name in "abc"})
-    stream = io.BytesIO()
-    with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
     bodies = {
         "text/csv": b"a,b,c\n1,1,1\n.5,.5,.5\n",
         "application/x-ndjson": b'{"a":1,"b":1,"c":1}\n{"a":0.5,"b":0.5,"c":0.5}\n',
-        "application/vnd.apache.arrow.stream": stream.getvalue(),
+        "application/vnd.apache.arrow.stream": arrow_stream(table),
     }
     wanted = explain(
         server,
@@ -386,10 +368,8 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any)
     seen = set()
     for caller in range(8):
         rows = {"inputs": [[float(caller), 0.0, 0.0]]}
-        predicted = requests.post(
-            f"{server.url}/endpoints/sticky/invocations",
-            json=rows,
-            timeout=EXPLAINER_SECONDS,
+        predicted = server.post(
+            "/endpoints/sticky/invocations", json=rows, timeout=EXPLAINER_SECONDS
         )
         explained = explain(server, "sticky", json=rows)
         assert explained.headers["X-Model-Variant"] == predicted.headers["X-Model-Variant"]
@@ -480,7 +460,7 @@ def test_a_request_that_cannot_be_explained_gets_a_reason(
 def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(server: Any) -> None:
     assert explain(server, "linear", json={"inputs": [[1, 2, 3]]}).status_code == 200
 
-    metrics = requests.get(server.url + "/metrics", timeout=EXPLAINER_SECONDS).text
+    metrics = server.get("/metrics", timeout=EXPLAINER_SECONDS).text
     (counted,) = [
         line
         for line in metrics.splitlines()

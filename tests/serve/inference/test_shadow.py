@@ -29,8 +29,9 @@ from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 from tests.support import servers
+from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
-from tests.support.models import columns, mixed_model, write_model
+from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions
@@ -161,22 +162,8 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
     """The shadow has the same schema as the answering version, or another schema that
     needs converted feeds.
     """
-    inputs = [
-        {
-            "name": "X",
-            "dtype": "float32",
-            "shape": [-1, 3],
-            "columns": ["c", "b", "a"],
-        }
-    ]
-    outputs = [
-        {
-            "name": "y",
-            "dtype": "float32",
-            "shape": [-1, 1],
-            "role": "values",
-        }
-    ]
+    inputs = [graph_tensor("X", "float32", -1, 3, columns=["c", "b", "a"])]
+    outputs = [graph_tensor("y", "float32", -1, 1, role="values")]
     section = {"inputs": inputs, "outputs": outputs, "prediction": ["y"]}
     signature = columns(a="double", b="double", c="double")
     other = write_model(tmp_path / "other", servers.single(2000.0), signature, section)
@@ -534,16 +521,8 @@ def test_whatever_the_protocol_a_copy_is_compared(
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
     columns = {name: pa.array([1.0, 2.0]) for name in "abc"}
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, pa.table(columns).schema) as writer:
-        writer.write_table(pa.table(columns))
     arrow = "application/vnd.apache.arrow.stream"
-    tensor = {
-        "name": "X",
-        "datatype": "FP32",
-        "shape": [2, 3],
-        "data": [1.0] * 6,
-    }
+    tensor = v2_tensor("X", "FP32", [1.0] * 6, [2, 3])
     v2 = orjson.dumps(
         {
             "inputs": [tensor],
@@ -555,7 +534,7 @@ def test_whatever_the_protocol_a_copy_is_compared(
             "POST",
             "/invocations",
             {"content-type": arrow},
-            stream.getvalue().to_pybytes(),
+            arrow_stream(pa.table(columns)),
         ),
         RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"a,b,c\n1,2,3\n4,5,6\n"),
         RawRequest("POST", "/v2/models/e/infer", {"content-type": "application/json"}, v2),

@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from tests.support import servers
+from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.inference_log import rows_of
 from tests.support.pyfuncs import save_pyfuncs
@@ -139,7 +140,6 @@ def test_another_content_type_is_refused_with_those_that_are_taken(
 def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(
     ask: Callable[..., RawResponse],
 ) -> None:
-    sink = pa.BufferOutputStream()
     table = pa.table(
         {
             "": [
@@ -148,10 +148,8 @@ def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(
             ]
         }
     )
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
 
-    response = ask("/endpoints/knn/invocations", sink.getvalue().to_pybytes(), ARROW)
+    response = ask("/endpoints/knn/invocations", arrow_stream(table), ARROW)
 
     assert pa.ipc.open_stream(response.body).read_all()["prediction"].to_pylist() == ["up", "down"]
 
@@ -166,28 +164,17 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(
         "day": [183, 366],
         "name": ["Ä", "B"],
     }
-    inputs = [
-        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
-        for name, value in DAYS.items()
-    ]
+    inputs = [v2_tensor(name, "BYTES", [value]) for name, value in DAYS.items()]
     v2 = ask("/v2/models/days/infer", {"inputs": inputs})
     outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
-    assert outputs["day"] == {
-        "name": "day",
-        "shape": [1],
-        "datatype": "INT64",
-        "data": [183],
-    }
+    assert outputs["day"] == v2_tensor("day", "INT64", [183])
     assert outputs["name"]["data"] == ["Ä"]
 
 
 def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(
     ask: Callable[..., RawResponse],
 ) -> None:
-    inputs = [
-        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
-        for name, value in DAYS.items()
-    ]
+    inputs = [v2_tensor(name, "BYTES", [value]) for name, value in DAYS.items()]
     document = {
         "inputs": inputs,
         "outputs": [{"name": "day"}],
@@ -223,12 +210,7 @@ def test_the_only_column_may_have_the_name_that_tutorials_give_it(
     ask: Callable[..., RawResponse],
     shape: list[int],
 ) -> None:
-    texts = {
-        "name": "input-1",
-        "shape": shape,
-        "datatype": "BYTES",
-        "data": ["a", "b"],
-    }
+    texts = v2_tensor("input-1", "BYTES", ["a", "b"], shape)
     answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
     assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
 
@@ -248,12 +230,7 @@ def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -
 
 
 def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
-    blob = {
-        "name": "blob",
-        "shape": [2, 1],
-        "datatype": "BYTES",
-        "data": ["/9j/", "iVBORw=="],
-    }
+    blob = v2_tensor("blob", "BYTES", ["/9j/", "iVBORw=="], [2, 1])
     for parameters in ({}, {"content_type": "base64"}):
         answer = ask("/v2/models/bytes/infer", {"inputs": [blob | {"parameters": parameters}]})
         assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
@@ -289,18 +266,8 @@ def test_vertex_passes_on_a_chat_as_mlflow_answers_it(
 
 def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
     inputs = [
-        {
-            "name": "a",
-            "shape": [2, 2],
-            "datatype": "FP32",
-            "data": [1, 2, 3, 4],
-        },
-        {
-            "name": "b",
-            "shape": [2],
-            "datatype": "INT64",
-            "data": [10, 20],
-        },
+        v2_tensor("a", "FP32", [1, 2, 3, 4], [2, 2]),
+        v2_tensor("b", "INT64", [10, 20]),
     ]
     response = ask("/v2/models/tensors/infer", {"inputs": inputs})
     outputs = {entry["name"]: entry["data"] for entry in json.loads(response.body)["outputs"]}
@@ -322,15 +289,7 @@ def test_one_prediction_has_the_name_of_the_signature_or_prediction(
     assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {
         "predictions": ["up", "down"],
     }
-    inputs = [
-        {
-            "name": name,
-            "shape": [1],
-            "datatype": "FP64",
-            "data": [5.0],
-        }
-        for name in "abc"
-    ]
+    inputs = [v2_tensor(name, "FP64", [5.0]) for name in "abc"]
     response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
     assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [
         ("prediction", ["up"]),
@@ -343,16 +302,7 @@ def test_without_a_signature_only_invocations_answer(
 ) -> None:
     anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
     assert json.loads(anything.body) == {"predictions": [1, "a", None]}
-    infer = {
-        "inputs": [
-            {
-                "name": "a",
-                "shape": [1],
-                "datatype": "FP64",
-                "data": [1],
-            }
-        ]
-    }
+    infer = {"inputs": [v2_tensor("a", "FP64", [1])]}
     response = ask("/v2/models/anything/infer", infer)
     assert response.status == 400
     assert message(response) == (
@@ -380,10 +330,7 @@ def test_a_value_of_the_wrong_type_is_named(
     document: Any,
     said: str,
 ) -> None:
-    inputs = [
-        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
-        for name, value in document.items()
-    ]
+    inputs = [v2_tensor(name, "BYTES", [value]) for name, value in document.items()]
     responses = (
         [ask("/v2/models/days/infer", {"inputs": inputs})] if 5 not in document.values() else []
     )
@@ -422,12 +369,7 @@ def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> N
 
 
 def tensor(name: str, *texts: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "shape": [len(texts)],
-        "datatype": "BYTES",
-        "data": texts,
-    }
+    return v2_tensor(name, "BYTES", texts)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 outputs.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
+from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.servers import opened, variant
 from tests.support.spool import read_spool
@@ -92,18 +92,8 @@ def tensors(
     wait: float = 0.0,
     **more: Any,
 ) -> dict[str, Any]:
-    texts = {
-        "name": "name",
-        "shape": [len(names)],
-        "datatype": "BYTES",
-        "data": list(names),
-    }
-    numbers = {
-        "name": "wait",
-        "shape": [len(names)],
-        "datatype": "FP64",
-        "data": [wait] * len(names),
-    }
+    texts = v2_tensor("name", "BYTES", list(names))
+    numbers = v2_tensor("wait", "FP64", [wait] * len(names))
     return {"inputs": [texts, numbers], **more}
 
 
@@ -150,10 +140,7 @@ def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
         {"name": None, "wait": 0.0},
     ]
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    stream = io.BytesIO()
-    table = pa.Table.from_pylist(rows)
-    with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
+    stream = arrow_stream(pa.Table.from_pylist(rows))
 
     by_row = ask("/v1/models/names:predict", {"instances": rows})["predictions"]
     assert by_row == [
@@ -165,7 +152,7 @@ def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
     assert [
         json.loads(line)["known"] for line in ask("/invocations", lines, LINES).splitlines()
     ] == [True, False]
-    answered = pa.ipc.open_stream(ask("/invocations", stream.getvalue(), ARROW)).read_all()
+    answered = pa.ipc.open_stream(ask("/invocations", stream, ARROW)).read_all()
     assert answered.column("known").to_pylist() == [True, False]
     assert ask("/invocations", {"dataframe_records": rows})["predictions"]["known"] == [True, False]
 

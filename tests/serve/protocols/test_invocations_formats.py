@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import arrow
+from tests.support.bodies import arrow_stream
 from tests.support.handling import handle
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint
@@ -30,18 +31,11 @@ TABLE = pa.table(
 )
 
 
-def stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
 JSON_BODY = b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}'
 BODIES = {
     "application/json": JSON_BODY,
     "text/csv": b"a,b,c\n1,2,3\n4,5,\n",
-    arrow.STREAM: stream(TABLE),
+    arrow.STREAM: arrow_stream(TABLE),
     "application/jsonl": b'{"a":1,"b":2,"c":3}\n{"a":4,"b":5,"c":null}\n',
     "application/x-ndjson; charset=utf-8": b"[1,2,3]\n[4,5,null]\n",
 }
@@ -144,7 +138,7 @@ def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
     response = ask(
         server,
         arrow.STREAM,
-        stream(pa.table({"a": [1.0]})),
+        arrow_stream(pa.table({"a": [1.0]})),
     )
     assert response.status == 400
     assert response.content_type == "application/json"
@@ -165,7 +159,7 @@ def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running:
     wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
     headers = {"Content-Type": arrow.STREAM, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
     response = running.post(
-        data=gzip.compress(stream(wide), 1),
+        data=gzip.compress(arrow_stream(wide), 1),
         headers=headers,
     )
     assert (response.status_code, response.headers["Content-Type"]) == (200, arrow.STREAM), (

@@ -14,7 +14,7 @@ import yaml
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.page_models import with_example
 
 MISSING = """
@@ -47,28 +47,10 @@ def model(
     width: int = 2,
     rows: list[list[float]] | None = None,
 ) -> Path:
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, width]},
-        }
-    ]
+    signature = [tensor_column("float32", -1, width)]
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, width],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("X", "float32", -1, width)],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }
     return with_example(
@@ -193,21 +175,9 @@ def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained
     ]
     section = {
         "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "columns": ["minute", "weekend"],
-            },
+            graph_tensor("X", "float32", -1, 2, columns=["minute", "weekend"]),
         ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
         "reference": {"data": "reference.parquet"},
     }

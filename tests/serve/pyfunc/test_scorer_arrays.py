@@ -22,9 +22,10 @@ from mlflow_deploy_plugin.serve.pyfunc.scorer import (
     to_model_input,
     to_outputs,
 )
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import object_array
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from tests.support.schemas import bare_artifact
 
 
 @pytest.mark.parametrize(
@@ -577,16 +578,7 @@ def test_texts_of_tensors_can_be_passed_on(
 def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expected: Any) -> None:
     tensors = (Tensor("title", "str", (-1,)),)
     inputs = (Input("title", "str", (-1,)),)
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "python_function",
-        "",
-        "",
-        "",
-        tensors=tensors,
-        inputs=inputs,
-    )
+    artifact = bare_artifact("python_function", tensors=tensors, inputs=inputs)
     data = {"title": object_array(cells)}
     if expected is NotRepresentable:
         with pytest.raises(NotRepresentable, match="is not a string"):
@@ -604,15 +596,7 @@ def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expect
     ],
 )
 def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dtype: type) -> None:
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "python_function",
-        "",
-        "",
-        "",
-        columns=(Column("late", "boolean", False),),
-    )
+    artifact = bare_artifact("python_function", columns=(Column("late", "boolean", False),))
     column = to_feeds(
         pd.DataFrame({"late": [False, missing]}),
         artifact,

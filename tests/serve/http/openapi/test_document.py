@@ -22,11 +22,12 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.invocations import invocations_answer
 from mlflow_deploy_plugin.serve.protocols.schemas import invocations_schema
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.artifact import Output
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UndescribedSchema
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model
+from tests.support.schemas import bare_artifact
 from tests.support.servers import one_endpoint, variant, want
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
@@ -534,14 +535,5 @@ def test_a_pyfunc_without_named_inputs_may_be_asked_as_mlflow_reads_it(
 )
 def test_a_pyfunc_may_answer_as_mlflow_writes_it(answer: Any) -> None:
     outputs = (Output("prediction", "float64", (-1,)),)
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "python_function",
-        "",
-        "",
-        "",
-        outputs=outputs,
-        prediction=("prediction",),
-    )
+    artifact = bare_artifact("python_function", outputs=outputs, prediction=("prediction",))
     assert jsonschema_rs.is_valid(invocations_answer(artifact), answer)

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-import requests
 from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
@@ -26,6 +25,7 @@ from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.serve.spool.frames import MAGIC
 from mlflow_deploy_plugin.serve.spool.writer import MAX_SEGMENT_BYTES
 from tests.support import page_models
+from tests.support.bodies import v2_tensor
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.handling import JSON, ask, ask_wsgi, handle
 from tests.support.keys import write_keys
@@ -311,17 +311,12 @@ def test_a_prediction_without_rows_does_not_hide_other_requests(
 ) -> None:
     server = serve_here({"digits": {"v": variant(page_models.digits_model(tmp_path / "digits"))}})
     for rows in (0, 1):
-        entry = {
-            "name": "image",
-            "shape": [rows, 1, 8, 8],
-            "datatype": "FP32",
-            "data": [0.5] * 64 * rows,
-        }
+        entry = v2_tensor("image", "FP32", [0.5] * 64 * rows, [rows, 1, 8, 8])
         assert (
             ask(
                 server,
                 "/v2/models/digits/infer",
-                body=json.dumps({"inputs": [entry]}).encode(),
+                body={"inputs": [entry]},
             ).status
             == 200
         )
@@ -385,7 +380,7 @@ def test_long_values_and_tensors_are_cut(
     ask(
         server,
         "/endpoints/digits/invocations",
-        body=json.dumps({"inputs": [[[[0.5] * 8] * 8]]}).encode(),
+        body={"inputs": [[[[0.5] * 8] * 8]]},
     )
     picture, text = shown(server)
     assert picture["values"] == {"image": ", ".join(["0.5"] * 8) + ", …"}
@@ -604,7 +599,7 @@ def wait_until_shared(server: Running, number: int, endpoint: str) -> None:
 
 
 def shown_ids(server: Running, path: str) -> set[str]:
-    rows = requests.get(server.url + path, timeout=30).json()["requests"]
+    rows = server.get(path).json()["requests"]
     return {row["prediction_id"] for row in rows if row["values"]}
 
 

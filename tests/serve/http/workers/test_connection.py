@@ -59,7 +59,7 @@ Connect = Callable[[], socket.socket]
 @pytest.fixture
 def connect(running: Any) -> Iterator[Connect]:
     """Open connections. At the end, check that the server still answers."""
-    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    address = running.address
     with contextlib.ExitStack() as opened:
         yield lambda: opened.enter_context(socket.create_connection(address, timeout=20))
         with socket.create_connection(address, timeout=20) as last:

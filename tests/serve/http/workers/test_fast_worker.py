@@ -362,7 +362,7 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
         def is_replaced() -> bool:
             # The worker may not be replaced yet.
             with contextlib.suppress(requests.ConnectionError):
-                statuses.add(requests.get(running.url + "/ping", timeout=30).status_code)
+                statuses.add(running.get("/ping").status_code)
             return bool(other_workers(tmp_path, {killed}))
 
         wait_until(is_replaced)
@@ -394,7 +394,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
                 verify=encrypted.trusted,
             )
             assert response.json()["predictions"][-1] == [1006.0]
-    address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
+    address = encrypted.address
     with socket.create_connection(
         address,
         timeout=10,
@@ -417,13 +417,13 @@ def test_unfinished_tls_handshakes_do_not_delay_other_clients(encrypted: Any) ->
     limit.
     """
     with contextlib.ExitStack() as clients:
-        address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
+        address = encrypted.address
         begun = [
             clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)
         ]
         for client in begun:
             client.sendall(b"\x16\x03\x01\x02\x00\x01")  # a part of a ClientHello
-        response = requests.get(encrypted.url + "/ping", timeout=60, verify=encrypted.trusted)
+        response = encrypted.get("/ping", timeout=60)
         assert response.status_code == 200
         for client in begun:
             client.setblocking(False)
@@ -447,7 +447,7 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
         server_hostname="127.0.0.1",
     )
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        address = running.address
         with socket.create_connection(address, timeout=30) as connection:
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.do_handshake()

@@ -345,11 +345,7 @@ def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_call
 
 
 def test_columns_for_an_unnamed_array_are_refused_with_the_expected_form() -> None:
-    schema = compile_schema(
-        (),
-        (Tensor("", "float32", (-1, 2)),),
-        (Input("x", "float32", (-1, 2)),),
-    )
+    schema = tensor_schema("float32", -1, 2)
 
     with pytest.raises(SchemaMismatch, match=r"one array.*a, b"):
         schema.from_columns({"a": [1.0], "b": [2.0]})
