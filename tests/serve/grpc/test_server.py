@@ -30,6 +30,7 @@ from tests.support.servers import variant
 from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
+CALL = message("tensor", raw_input_contents=[IMAGE.tobytes()])
 
 
 @pytest.fixture
@@ -88,12 +89,11 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
     that the first has arrived.
     """
     waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
-    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with (
         calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called,
         called.stub() as stub,
     ):
-        future = stub.ModelInfer.future(request)
+        future = stub.ModelInfer.future(CALL)
         assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
         assert not future.done()
         called.http.process.send_signal(signal.SIGTERM)
@@ -134,10 +134,8 @@ def test_calls_are_answered_by_the_threads_that_there_are(
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for _ in range(2):
-            request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
             assert (
-                stub.ModelInfer(request, timeout=30).raw_output_contents[1]
-                == np.float32(4).tobytes()
+                stub.ModelInfer(CALL, timeout=30).raw_output_contents[1] == np.float32(4).tobytes()
             )
     served.drain()
     served.wait()
@@ -216,23 +214,22 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
     tmp_path: Path,
     endpoints: dict[str, Any],
 ) -> None:
-    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints) as called, called.stub() as stub:
         ended = threading.Event()
 
         def held() -> Any:
-            yield request
+            yield CALL
             ended.wait(60)
 
         streams = [stub.ModelStreamInfer(held()) for _ in range(32)]
         assert all(next(stream).infer_response.outputs for stream in streams)
         with pytest.raises(grpc.RpcError) as refused:
-            next(stub.ModelStreamInfer(iter([request])))
+            next(stub.ModelStreamInfer(iter([CALL])))
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert stub.ModelInfer(request, timeout=20).outputs
+        assert stub.ModelInfer(CALL, timeout=20).outputs
         ended.set()
         assert all(list(stream) == [] for stream in streams)
-        assert next(stub.ModelStreamInfer(iter([request]))).infer_response.outputs
+        assert next(stub.ModelStreamInfer(iter([CALL]))).infer_response.outputs
 
 
 def test_messages_that_never_come_do_not_keep_others_out(
@@ -255,8 +252,7 @@ def test_messages_that_never_come_do_not_keep_others_out(
     ):
         infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         waiting = [infer.future(silent()) for _ in range(40)]
-        request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
-        assert stub.ModelInfer(request, timeout=30).outputs
+        assert stub.ModelInfer(CALL, timeout=30).outputs
         assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
         ended.set()
 
@@ -341,7 +337,6 @@ def test_a_client_that_resets_its_calls_at_once_does_not_block_others(
 
 
 def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[str, Any]) -> None:
-    small = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints, max_body_bytes=100_000) as called, called.stub() as stub:
         for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):
             with pytest.raises(grpc.RpcError) as refused:
@@ -351,7 +346,7 @@ def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[s
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(large, compression=grpc.Compression.Gzip)
         assert refused.value.code().name in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
-        assert stub.ModelInfer(small).outputs
+        assert stub.ModelInfer(CALL).outputs
 
 
 @pytest.fixture(scope="session")
@@ -396,7 +391,7 @@ def test_the_port_speaks_tls_where_the_server_does(
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ModelInfer(
-            message("tensor", raw_input_contents=[IMAGE.tobytes()]),
+            CALL,
             timeout=20,
         ).outputs
     with (

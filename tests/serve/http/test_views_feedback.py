@@ -51,8 +51,7 @@ def give(
     path: str = "/feedback",
     content_type: str = "application/json",
 ) -> RawResponse:
-    content = body if isinstance(body, bytes) else orjson.dumps(body)
-    return ask(server, path, body=content, content_type=content_type)
+    return ask(server, path, body=body, content_type=content_type)
 
 
 def kept(spool: Path) -> list[FeedbackFrame]:

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 from tests.support import servers
 from tests.support.bodies import arrow_stream, v2_tensor
-from tests.support.handling import handle
+from tests.support.handling import ask, handle
 from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
@@ -60,19 +60,8 @@ def serve(serve_here: Serve) -> Callable[..., Server]:
     return serve
 
 
-def ask(server: Server, *rows: list[float]) -> RawResponse:
-    body = orjson.dumps(
-        {
-            "dataframe_split": {
-                "columns": ["a", "b", "c"],
-                "data": rows,
-            }
-        }
-    )
-    return handle(
-        server,
-        RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-    )
+def predict(server: Server, *rows: list[float]) -> RawResponse:
+    return ask(server, body={"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
 
 
 def shadowed(server: Server, name: str, **labels: str) -> float:
@@ -103,7 +92,7 @@ def test_an_answer_is_compared_with_the_shadows_answer(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
-    response = ask(server, [1, 2, 3], [4, 5, 6])
+    response = predict(server, [1, 2, 3], [4, 5, 6])
     assert orjson.loads(response.body) == {"predictions": [[1006.0], [1015.0]]}
     compared(server, 1)
     labels = {"endpoint": "e", "variant": "new", "model": "m", "version": "2"}
@@ -122,7 +111,7 @@ def test_equal_labels_agree(
     server = serve(model_folders["mixed"], mixed_model(tmp_path / "again"))
     row = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
     body = orjson.dumps({"dataframe_records": [row, row | {"carrier": "B6"}]})
-    handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+    ask(server, body=body)
     compared(server, 1)
     assert shadowed(server, "rows", agreement="same") == 2
     assert shadowed(server, "difference") == 0.0
@@ -133,7 +122,7 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"], max_rows_per_request=1)
-    response = ask(server, [1, 2, 3], [4, 5, 6])
+    response = predict(server, [1, 2, 3], [4, 5, 6])
     compared(server, 1)
     (request,) = captured(server, "new")
     (answered,) = captured(server, "main")
@@ -171,10 +160,7 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
         server = serve(bias_folders["1"], shadow, keys=["customer_id"])
         record = {"a": 1, "b": 2, "c": 3, "customer_id": 7}
         body = orjson.dumps({"dataframe_records": [record]})
-        handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        )
+        ask(server, body=body)
         compared(server, 1)
         for name in ("main", "new"):
             (request,) = captured(server, name)
@@ -190,7 +176,7 @@ def test_a_request_that_is_not_captured_has_no_shadow_row(
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"], fraction=0.5)
     for _ in range(30):
-        ask(server, [1, 2, 3])
+        predict(server, [1, 2, 3])
     compared(server, 30)
     ids = [
         {request.record.prediction_id for request in captured(server, name)}
@@ -207,7 +193,7 @@ def test_a_shadow_that_refuses_the_input_has_failed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = serve(bias_folders["1"], model_folders["mixed"])
-    assert ask(server, [1, 2, 3]).status == 200
+    assert predict(server, [1, 2, 3]).status == 200
     wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the failure")
     assert shadowed(server, "requests", outcome="compared") == 0
     (record,) = [record for record in caplog.records if record.name.endswith(".shadow")]
@@ -228,7 +214,7 @@ def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
     with ThreadPoolExecutor(8) as pool:
         list(
             pool.map(
-                lambda number: ask(server, [number, 0, 0], [0, number, 1]),
+                lambda number: predict(server, [number, 0, 0], [0, number, 1]),
                 range(100),
             )
         )
@@ -264,10 +250,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
     assert server.dataplane.can_infer_async("e") == (most > 1)  # The shadow does not matter.
     for number in range(50):
         body = orjson.dumps({"dataframe_records": [{"a": number}]})
-        handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        )
+        ask(server, body=body)
     compared(server, 50)
     assert shadowed(server, "rows", agreement="same") == 50
 
@@ -464,7 +447,7 @@ def test_copies_are_computed_at_a_lower_priority(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
-    ask(server, [1, 2, 3])
+    predict(server, [1, 2, 3])
     compared(server, 1)
     thread = server.shadows._thread  # The threads of other tests may still run.
     assert thread is not None
@@ -494,7 +477,7 @@ def test_a_server_without_a_shadow_starts_no_thread(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here({"e": {"main": servers.variant(bias_folders["1"])}})
-    ask(server, [1, 2, 3])
+    predict(server, [1, 2, 3])
     assert server.shadows._thread is None
 
 
@@ -573,7 +556,7 @@ def test_endpoints_that_share_their_versions_are_counted_apart(
         "/endpoints/f/invocations",
         "/endpoints/f/invocations",
     ] * 10:
-        handle(server, RawRequest("POST", path, {"content-type": "application/json"}, body))
+        ask(server, path, body=body)
     compared(server, 30)
     assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]
 
@@ -594,12 +577,6 @@ def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(
             ],
         },
     )
-    assert (
-        handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        ).status
-        == 200
-    )
+    assert ask(server, body=body).status == 200
     compared(server, 1)
     assert shadowed(server, "rows") == shadowed(server, "rows", agreement="same") == 2

@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
-from tests.support import servers
+from tests.support import handling, servers
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.inference_log import rows_of
@@ -76,8 +76,7 @@ def server(
 @pytest.fixture
 def ask(server: Server) -> Callable[..., RawResponse]:
     def ask(path: str, document: Any, content_type: str = "application/json") -> RawResponse:
-        body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        return handle(server, RawRequest("POST", path, {"content-type": content_type}, body))
+        return handling.ask(server, path, body=document, content_type=content_type)
 
     return ask
 
@@ -93,11 +92,7 @@ def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             {name: server.repository.table[name]},
         )
         vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
-        body = json.dumps(document).encode()
-        return handle(
-            vertex,
-            RawRequest("POST", "/vertex", {"content-type": "application/json"}, body),
-        )
+        return handling.ask(vertex, "/vertex", body=document)
 
     return ask
 
@@ -519,10 +514,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     ).encode()
 
     def version() -> str:
-        response = handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows),
-        )
+        response = handling.ask(server, body=rows)
         assert response.status == 200, response.body
         return response.headers["X-Model-Version"]
 
@@ -649,10 +641,7 @@ def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
     server = traced(new_database(tmp_path))
     predictions = []
     for body in (b'{"messages": ["whole"]}', b'{"messages": ["in parts"], "stream": true}'):
-        answer = handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        )
+        answer = handling.ask(server, body=body)
         list(answer.pieces or ())
         predictions.append(answer.headers["X-Prediction-Id"])
     server.close()
@@ -669,10 +658,6 @@ def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
 ) -> None:
     monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The trace cannot be sent.
     with contextlib.closing(traced("http://127.0.0.1:9")) as server:
-        headers = {"content-type": "application/json"}
-        answer = handle(
-            server,
-            RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'),
-        )
+        answer = handling.ask(server, body=b'{"messages": ["whole"]}')
         assert answer.status == 200
         assert answer.body == b'{"messages": ["whole"]}'

@@ -13,12 +13,10 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
+from tests.support import handling
 from tests.support.bodies import arrow_stream, v2_tensor
-from tests.support.handling import handle
 from tests.support.servers import opened, variant
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
@@ -74,11 +72,7 @@ def ask(server: Server) -> Callable[..., Any]:
         status: int = 200,
         method: str = "POST",
     ) -> Any:
-        body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        response: RawResponse = handle(
-            server,
-            RawRequest(method, path, {"content-type": kind}, body),
-        )
+        response = handling.ask(server, path, method, document, content_type=kind)
         assert response.status == status, response.body
         if response.content_type == JSON:
             return json.loads(response.body)

@@ -15,10 +15,9 @@ import pytest
 
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import arrow
 from tests.support.bodies import arrow_stream
-from tests.support.handling import handle
+from tests.support.handling import ask
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint
 
@@ -56,19 +55,6 @@ def server(
     return serve_here(one_endpoint(model_folders["single"]))
 
 
-def ask(
-    server: Server,
-    content_type: str,
-    body: bytes,
-    path: str = "/invocations",
-    **headers: str,
-) -> RawResponse:
-    return handle(
-        server,
-        RawRequest("POST", path, {"content-type": content_type, **headers}, body),
-    )
-
-
 def check(response: RawResponse, form: str) -> None:
     assert response.status == 200, response.body
     assert response.content_type == form
@@ -83,7 +69,7 @@ def check(response: RawResponse, form: str) -> None:
 def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> None:
     bare = given.partition(";")[0]
     check(
-        ask(server, given, BODIES[given], path),
+        ask(server, path, body=BODIES[given], content_type=given),
         bare if bare in READ else "application/json",
     )
 
@@ -91,7 +77,15 @@ def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> No
 @pytest.mark.parametrize("given", BODIES)
 @pytest.mark.parametrize("wanted", READ)
 def test_accept_chooses_the_form_of_the_answer(server: Server, given: str, wanted: str) -> None:
-    check(ask(server, given, BODIES[given], accept=f"text/html, {wanted};q=0.9, */*;q=0.1"), wanted)
+    check(
+        ask(
+            server,
+            body=BODIES[given],
+            content_type=given,
+            accept=f"text/html, {wanted};q=0.9, */*;q=0.1",
+        ),
+        wanted,
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,10 +105,10 @@ def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(
     accept: str,
 ) -> None:
     check(
-        ask(server, arrow.STREAM, BODIES[arrow.STREAM], accept=accept),
+        ask(server, body=BODIES[arrow.STREAM], content_type=arrow.STREAM, accept=accept),
         arrow.STREAM,
     )
-    check(ask(server, "application/json", JSON_BODY, accept=accept), "application/json")
+    check(ask(server, body=JSON_BODY, accept=accept), "application/json")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +119,7 @@ def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
     server: Server,
     given: str,
 ) -> None:
-    response = ask(server, given, b"<x/>")
+    response = ask(server, body=b"<x/>", content_type=given)
     message = json.loads(response.body)["message"]
     assert response.status == 415
     assert all(
@@ -135,11 +129,8 @@ def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
 
 
 def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
-    response = ask(
-        server,
-        arrow.STREAM,
-        arrow_stream(pa.table({"a": [1.0]})),
-    )
+    body = arrow_stream(pa.table({"a": [1.0]}))
+    response = ask(server, body=body, content_type=arrow.STREAM)
     assert response.status == 400
     assert response.content_type == "application/json"
     assert mentions(json.loads(response.body)["message"], "'b', 'c'")

@@ -13,14 +13,13 @@ import yaml
 
 from mlflow_deploy_plugin.serve import assembly
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import predict
 from mlflow_deploy_plugin.serve.protocols.predict import encode_record
 from mlflow_deploy_plugin.serve.protocols.protocol import InferResponse
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from tests.support import servers
-from tests.support.handling import handle
+from tests.support.handling import ask
 from tests.support.refusals import mentions
+from tests.support.schemas import bare_artifact
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
@@ -30,15 +29,8 @@ def post(
     server: Server,
     path: str,
     body: Any,
-    **headers: str,
 ) -> tuple[int, Any]:
-    request = RawRequest(
-        "POST",
-        path,
-        {"content-type": "application/json", **headers},
-        json.dumps(body).encode(),
-    )
-    response = handle(server, request)
+    response = ask(server, path, body=body)
     return response.status, json.loads(response.body)
 
 
@@ -211,15 +203,7 @@ def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson
     does not accept.
     """
-    artifact = Artifact(
-        Path(),
-        Path("m.onnx"),
-        "onnxserve",
-        "",
-        "",
-        "",
-        prediction=("label",),
-    )
+    artifact = bare_artifact(prediction=("label",))
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
     variant: Any = SimpleNamespace(
         loaded=SimpleNamespace(predictor=predictor, model="m", version="1"),

@@ -302,11 +302,9 @@ def other_workers(state_dir: Path, than: set[int]) -> set[int]:
     return {worker.pid for worker in read_workers(state_dir)} - than
 
 
-@pytest.mark.long
-def test_a_worker_ended_by_sigterm_under_load_fails_no_request(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+@pytest.fixture
+def load(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Load]:
+    """Yield the load on a server with two workers, whose state folder is `tmp_path`."""
     with gunicorn(
         tmp_path,
         one_endpoint(bias_folders["1"]),
@@ -314,35 +312,32 @@ def test_a_worker_ended_by_sigterm_under_load_fails_no_request(
     ) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
-            for _ in range(2):
-                load.wait_for(50)
-                before = other_workers(tmp_path, set())
-                ended = min(before)
-                os.kill(ended, signal.SIGTERM)
-                wait_until(partial(has_ended, ended), what="its end")
-                wait_until(partial(other_workers, tmp_path, before), what="its successor")
             load.wait_for(50)
+            yield load
+
+
+@pytest.mark.long
+def test_a_worker_ended_by_sigterm_under_load_fails_no_request(load: Load, tmp_path: Path) -> None:
+    for _ in range(2):
+        before = other_workers(tmp_path, set())
+        ended = min(before)
+        os.kill(ended, signal.SIGTERM)
+        wait_until(partial(has_ended, ended), what="its end")
+        wait_until(partial(other_workers, tmp_path, before), what="its successor")
+        load.wait_for(50)
     assert load.broken == []
     assert set(load.statuses) == {200}
 
 
 @pytest.mark.long
 def test_killing_a_worker_breaks_only_the_requests_it_was_answering(
+    load: Load,
     tmp_path: Path,
-    bias_folders: dict[str, Path],
 ) -> None:
-    with gunicorn(
-        tmp_path,
-        one_endpoint(bias_folders["1"]),
-        ServerSpec(workers=2),
-    ) as running:
-        wait_until(lambda: len(read_workers(tmp_path)) == 2)
-        with Load(running.url) as load:
-            load.wait_for(50)
-            before = other_workers(tmp_path, set())
-            os.kill(min(before), signal.SIGKILL)
-            wait_until(lambda: other_workers(tmp_path, before), what="its successor")
-            load.wait_for(50)
+    before = other_workers(tmp_path, set())
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: other_workers(tmp_path, before), what="its successor")
+    load.wait_for(50)
     assert set(load.statuses) == {200}
     assert len(load.broken) <= 6, load.broken
 
