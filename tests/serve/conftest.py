@@ -65,3 +65,16 @@ def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             )
 
         yield serve
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a bucket that boto3 uses by default."""
+    # The module needs boto3, which the other tests do without.
+    from tests.support.services.s3 import s3_server
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        yield bucket

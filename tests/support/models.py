@@ -85,6 +85,24 @@ def write_model(
     return folder
 
 
+def write_pyfunc(
+    folder: Path,
+    module: str,
+    code: str,
+    signature: list[dict[str, Any]] | None = None,
+    **loader: Any,
+) -> Path:
+    """Write the folder of a pyfunc whose loader module has this code."""
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / f"{module}.py").write_text(code)
+    flavor = {"loader_module": module, "code": "code", **loader}
+    document: dict[str, Any] = {"flavors": {"python_function": flavor}}
+    if signature is not None:
+        document["signature"] = {"inputs": json.dumps(signature)}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return folder
+
+
 COLUMN_TYPES = {
     "double": "float64",
     "long": "int64",

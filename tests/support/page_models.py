@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from tests.support.models import graph_tensor, tensor_column, write_model
@@ -34,6 +36,18 @@ QUOTED = 'it\'s "quoted" & <b>bold</b>'
 
 def with_example(folder: Path, document: dict[str, Any]) -> Path:
     (folder / "serving_input_example.json").write_text(json.dumps(document))
+    return folder
+
+
+def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
+    """Write the reference sample that the flavor saves with a model
+    (`wrap/flavor/saved_model.py`).
+    """
+    pq.write_table(pa.table(columns), folder / "reference.parquet")
+    file = folder / "MLmodel"
+    document = yaml.safe_load(file.read_text())
+    document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
+    file.write_text(yaml.safe_dump(document))
     return folder
 
 

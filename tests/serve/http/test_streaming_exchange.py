@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.serve.http.workers.worker_app import InlinePolicy, WorkerApp
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from tests.support.models import graph_tensor, write_model
+from tests.support.models import columns, graph_tensor, write_model
 from tests.support.raising import Panic
 from tests.support.servers import one_endpoint
 from tests.support.texts import PANIC, panicking_model
@@ -329,8 +329,7 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(
         "outputs": [graph_tensor("y", "float32", -1, role="values")],
         "prediction": ["y"],
     }
-    columns = [{"name": "a", "type": "double", "required": True}]
-    folder = write_model(tmp_path / "positive", graph, columns, section)
+    folder = write_model(tmp_path / "positive", graph, columns(a="double"), section)
     server = serve_here(one_endpoint(folder))
 
     async def talk() -> None:

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import requests
-import yaml
 from sklearn.ensemble import GradientBoostingClassifier
 
 import mlflow_deploy_plugin
@@ -24,7 +22,7 @@ from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support import page_models
 from tests.support.bodies import arrow_stream
-from tests.support.models import graph_tensor, mixed_model, write_model
+from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.servers import gunicorn, variant, write_spec
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
@@ -56,17 +54,6 @@ NUMBERS = {
 }
 
 
-def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
-    """Write the reference sample that the flavor saves with a model
-    (`wrap/flavor/saved_model.py`).
-    """
-    pq.write_table(pa.table(columns), folder / "reference.parquet")
-    document = yaml.safe_load((folder / "MLmodel").read_text())
-    document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    return folder
-
-
 def numbers_model(
     folder: Path,
     graph: str,
@@ -77,8 +64,7 @@ def numbers_model(
         "outputs": [{"name": "y", **output}],
         "prediction": ["y"],
     }
-    signature = [{"name": name, "type": "double", "required": True} for name in "abc"]
-    return write_model(folder, graph, signature, section)
+    return write_model(folder, graph, columns(a="double", b="double", c="double"), section)
 
 
 TREE_ROWS = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
@@ -112,8 +98,10 @@ def server(
         }
     }
     folders = {
-        "flights": with_reference(mixed_model(root / "flights"), FLIGHTS),
-        "linear": with_reference(numbers_model(root / "linear", LINEAR, number), NUMBERS),
+        "flights": page_models.with_reference(mixed_model(root / "flights"), FLIGHTS),
+        "linear": page_models.with_reference(
+            numbers_model(root / "linear", LINEAR, number), NUMBERS
+        ),
         "wide": page_models.with_example(numbers_model(root / "wide", WIDE, wide), example),
         "labels": page_models.with_example(numbers_model(root / "labels", LABELS, label), example),
         "bare": mixed_model(root / "bare"),

@@ -238,7 +238,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
 ) -> None:
     mean = "mean (float[N,1] X) => (float[N,1] y) { m = ReduceMean(X) y = Sub(X, m) }"
     same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
-    signature = [{"name": "a", "type": "double", "required": True}]
+    signature = columns(a="double")
     folders = [
         write_model(tmp_path / name, text, signature)
         for name, text in (

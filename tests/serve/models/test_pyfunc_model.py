@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
-import yaml
 from markupsafe import escape
 from mlflow import MlflowClient
 
@@ -44,6 +43,7 @@ from tests.support import handling, servers
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.inference_log import rows_of
+from tests.support.models import write_pyfunc
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.spool import read_spool
 from tests.support.waiting import answers, wait_until
@@ -51,6 +51,7 @@ from tests.support.waiting import answers, wait_until
 MODELS = ("days", "knn", "anything", "troubled", "tensors", "bytes")
 ARROW = "application/vnd.apache.arrow.stream"
 DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
+V2_DAYS = {"inputs": [v2_tensor(name, "BYTES", [value]) for name, value in DAYS.items()]}
 TIMEOUT_SECONDS = 2
 
 
@@ -159,8 +160,7 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(
         "day": [183, 366],
         "name": ["Ä", "B"],
     }
-    inputs = [v2_tensor(name, "BYTES", [value]) for name, value in DAYS.items()]
-    v2 = ask("/v2/models/days/infer", {"inputs": inputs})
+    v2 = ask("/v2/models/days/infer", V2_DAYS)
     outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
     assert outputs["day"] == v2_tensor("day", "INT64", [183])
     assert outputs["name"]["data"] == ["Ä"]
@@ -169,9 +169,8 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(
 def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(
     ask: Callable[..., RawResponse],
 ) -> None:
-    inputs = [v2_tensor(name, "BYTES", [value]) for name, value in DAYS.items()]
     document = {
-        "inputs": inputs,
+        **V2_DAYS,
         "outputs": [{"name": "day"}],
         "parameters": {"content_type": "pd", "plus": 1000},
     }
@@ -609,10 +608,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
         wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side process")
         return server
 
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "traced_agent.py").write_text(TRACED)
-    loader = {"loader_module": "traced_agent", "code": "code", "streamable": True}
-    (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
+    write_pyfunc(tmp_path, "traced_agent", TRACED, streamable=True)
     (tmp_path / "serving_input_example.json").write_text('{"messages": ["an example"]}')
     state_dir = tmp_path / "state"
     servers.want(

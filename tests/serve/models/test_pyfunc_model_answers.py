@@ -10,13 +10,13 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-import yaml
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
 from tests.support import handling
 from tests.support.bodies import arrow_stream, v2_tensor
+from tests.support.models import columns, write_pyfunc
 from tests.support.servers import opened, variant
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
@@ -42,18 +42,8 @@ def _load_pyfunc(path):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("names")
-    (folder / "code").mkdir()
-    (folder / "code" / "names_of_people.py").write_text(CODE)
-    columns = [
-        {"name": "name", "type": "string", "required": True},
-        {"name": "wait", "type": "double", "required": True},
-    ]
-    loader = {"loader_module": "names_of_people", "code": "code"}
-    document = {
-        "flavors": {"python_function": loader},
-        "signature": {"inputs": json.dumps(columns)},
-    }
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    signature = columns(name="string", wait="double")
+    write_pyfunc(folder, "names_of_people", CODE, signature)
     state_dir = folder / "state"
     with opened(
         state_dir,

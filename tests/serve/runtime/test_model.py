@@ -13,7 +13,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import limit_memory
-from tests.support.models import graph_tensor, write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.waiting import wait_until
 
 SUM = (
@@ -46,18 +46,6 @@ def column(name: str, kind: str = "double") -> dict[str, Any]:
     return {"name": name, "type": kind, "required": True}
 
 
-def tensor(
-    dtype: str,
-    *shape: int,
-    **name: str,
-) -> dict[str, Any]:
-    return {
-        "type": "tensor",
-        "tensor-spec": {"dtype": dtype, "shape": list(shape)},
-        **name,
-    }
-
-
 @pytest.mark.parametrize(
     ("graph", "signature", "data", "answer"),
     [
@@ -75,13 +63,13 @@ def tensor(
         ),
         (
             SUM,
-            [tensor("float64", -1, 2)],
+            [tensor_column("float64", -1, 2)],
             {"anything": [[1, 2]]},
             {"y": [3.0]},
         ),
         (
             SUM,
-            [tensor("float32", -1, 2, name="X")],
+            [tensor_column("float32", -1, 2, name="X")],
             {"X": [[1, 2]]},
             {"y": [3.0]},
         ),
@@ -99,7 +87,7 @@ def tensor(
         ),
         (
             TEXT,
-            [tensor("object", -1, 1)],
+            [tensor_column("object", -1, 1)],
             {"s": [["a"]]},
             {"t": [["a"]]},
         ),
@@ -219,7 +207,7 @@ def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
         write_model(
             tmp_path,
             graph,
-            [tensor("str", -1, 1)],
+            [tensor_column("str", -1, 1)],
         )
     )
     for rows in (1, 100):
@@ -438,7 +426,7 @@ def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path
         write_model(
             tmp_path,
             graph,
-            [tensor("float32", -1, 1)],
+            [tensor_column("float32", -1, 1)],
             section,
         )
     )

@@ -58,7 +58,7 @@ Connect = Callable[..., socket.socket]
 
 @pytest.fixture
 def connect(running: Any) -> Iterator[Connect]:
-    """Open connections and send bytes. At the end, check that the server still answers."""
+    """Open connections and send bytes. At the end, check that the server answers."""
     address = running.address
     with contextlib.ExitStack() as opened:
 
