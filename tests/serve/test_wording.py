@@ -1,7 +1,6 @@
 """The wording of the responses that callers of a server see most."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from mlflow_deploy_plugin.serve.inference.server import Server
 from tests.support import servers
 from tests.support.handling import ask
+from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 Body = dict[str, object] | bytes
@@ -139,7 +139,7 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     mixed = model_folders["mixed"]

@@ -5,7 +5,7 @@ process or with gunicorn.
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,10 @@ def want(
         state_dir / WANTED,
         Wanted.model_validate({"generation": generation, "endpoints": document}),
     )
+
+
+Serve = Callable[..., Server]
+"""The fixture `serve_here`, or a function that calls it."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,8 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
-from mlflow_deploy_plugin.serve.inference.server import Server
 from tests.serve.grpc.conftest import calling, message, tensor
-from tests.support.servers import variant
+from tests.support.servers import Serve, variant
 from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
@@ -117,7 +115,7 @@ def test_idle_streams_and_connections_do_not_delay_the_end(
 
 
 def test_calls_are_answered_by_the_threads_that_there_are(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     endpoints: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.handling import ask
-from tests.support.servers import one_endpoint
+from tests.support.servers import Serve, one_endpoint
 
 LIMIT = 1_000_000
 
@@ -199,7 +199,7 @@ def test_small_answers_and_those_that_are_compressed_already_stay_as_they_are() 
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(one_endpoint(model_folders["single"]))

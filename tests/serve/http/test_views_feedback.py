@@ -2,7 +2,6 @@
 refuses them with the reason.
 """
 
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from tests.support.disk import files_of_at_most
 from tests.support.handling import ask
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, variant
+from tests.support.servers import Serve, gunicorn, variant
 
 BATCH = {
     "feedback": [
@@ -35,7 +34,7 @@ ROW = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(

@@ -4,7 +4,6 @@ clean shutdown.
 
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -27,11 +26,10 @@ from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from tests.support import handling
 from tests.support.bodies import v2_tensor
 from tests.support.models import write_model
-from tests.support.servers import variant, want
+from tests.support.servers import Serve, variant, want
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
-Serve = Callable[..., Server]
 ROW = {"a": 1.0, "b": 2.0, "c": 3.0}
 NOISY = "noisy (float[N,1] X) => (float[N,1] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
 

@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,14 +35,13 @@ from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions
+from tests.support.servers import Serve
 from tests.support.spool import CapturedRequest, read_spool
 from tests.support.waiting import wait_until
 
-Serve = Callable[..., Server]
-
 
 @pytest.fixture
-def serve(serve_here: Serve) -> Callable[..., Server]:
+def serve(serve_here: Serve) -> Serve:
     """Serve the endpoint e with an answering variant and its shadow."""
 
     def serve(

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.serve.protocols import arrow
 from tests.support.bodies import arrow_stream
 from tests.support.handling import ask
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, one_endpoint
+from tests.support.servers import Serve, gunicorn, one_endpoint
 
 TABLE = pa.table(
     {
@@ -49,7 +49,7 @@ READ: dict[str, Callable[[bytes], list[Any]]] = {
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(one_endpoint(model_folders["single"]))

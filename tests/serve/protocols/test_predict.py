@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from tests.support import servers
 from tests.support.handling import ask
 from tests.support.refusals import mentions
 from tests.support.schemas import bare_artifact
+from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
@@ -36,7 +36,7 @@ def post(
 
 @pytest.fixture
 def mixed(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
@@ -66,7 +66,7 @@ def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
 
 
 def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_
 
 @pytest.mark.parametrize("max_batch_size", [1, 8])
 def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protocol(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     max_batch_size: int,
@@ -157,7 +157,7 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
 
 
 def test_a_small_bound_on_bodies_bounds_no_answers(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(
@@ -182,7 +182,7 @@ def test_a_small_bound_on_bodies_bounds_no_answers(
     ],
 )
 def test_models_without_classes_answer_without_probabilities(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     kind: str,
     body: Any,

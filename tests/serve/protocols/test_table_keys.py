@@ -2,7 +2,6 @@
 them, and never feeds them.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.inference_log import rows_of
 from tests.support.protocols import JSON_FORMS, protocol_paths
+from tests.support.servers import Serve
 
 LARGEST = 2**63 - 1
 ROWS: dict[str, list[Any]] = {
@@ -37,7 +37,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     kinds = ("single", "tensor", "stock")

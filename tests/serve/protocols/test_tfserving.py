@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols.tfserving import decode_base64
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support import handling, servers
+from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     bias_folders: dict[str, Path],
 ) -> Server:

@@ -3,7 +3,6 @@
 import json
 import struct
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.bodies import v2_tensor
 from tests.support.handling import handle
-from tests.support.servers import variant
+from tests.support.servers import Serve, variant
 
 X = v2_tensor("X", "FP32", [1, 2, 3, 4, 5, 6], [2, 3])
 Y = v2_tensor("y", "FP32", [6.0, 15.0], [2, 1])
@@ -25,7 +24,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here({kind: {"v": variant(folder, "7")} for kind, folder in model_folders.items()})

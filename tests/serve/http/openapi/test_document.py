@@ -5,7 +5,7 @@ its schemas.
 import html
 import json
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model
 from tests.support.schemas import bare_artifact
-from tests.support.servers import one_endpoint, variant, want
+from tests.support.servers import Serve, one_endpoint, variant, want
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 
@@ -70,7 +70,7 @@ def resolved(
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     tmp_path: Path,
 ) -> Server:
@@ -208,7 +208,7 @@ def test_the_error_of_a_page_is_a_page(server: Server) -> None:
 
 
 def test_another_version_is_described_anew_and_the_old_one_let_go(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]))
@@ -291,7 +291,7 @@ def test_client_generators_get_a_name_for_every_method_and_every_class(server: S
 
 
 def test_an_endpoint_that_is_named_like_a_path_of_another_has_its_own_methods(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     folder = model_folders["single"]
@@ -471,7 +471,7 @@ def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
 
 
 def test_many_endpoints_are_described_one_by_one(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     count = MAX_ENDPOINTS + 1
@@ -490,7 +490,7 @@ def test_many_endpoints_are_described_one_by_one(
 
 
 def test_before_anything_is_loaded_the_pages_are_there_and_say_so(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
 ) -> None:
     server = serve_here({})

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -30,12 +30,11 @@ from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromi
 from tests.support.handling import JSON, ask, ask_wsgi, handle
 from tests.support.keys import write_keys
 from tests.support.refusals import mentions
-from tests.support.servers import Running, gunicorn, ping, variant, want, write_spec
+from tests.support.servers import Running, Serve, gunicorn, ping, variant, want, write_spec
 from tests.support.waiting import wait_until
 
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
 NAMED = {"host": "127.0.0.1:8080"}
-Serve = Callable[..., Server]
 
 
 @pytest.fixture

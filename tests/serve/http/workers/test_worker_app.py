@@ -6,7 +6,6 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +21,8 @@ from mlflow_deploy_plugin.serve.http.workers.worker_app import (
     InlinePolicy,
     WorkerApp,
 )
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from tests.support.servers import one_endpoint, variant
+from tests.support.servers import Serve, one_endpoint, variant
 from tests.support.texts import PANIC, panicking_model
 from tests.support.waiting import wait_until
 
@@ -44,7 +42,7 @@ async def listen(app: WorkerApp) -> tuple[asyncio.Server, set[HttpConnection]]:
 
 
 def test_bodies_of_all_connections_together_are_bounded(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     app = WorkerApp(
@@ -78,7 +76,7 @@ def test_bodies_of_all_connections_together_are_bounded(
 
 @pytest.mark.parametrize("padding", [0, 100_000])
 def test_a_panicking_tokenizer_gets_a_400_and_its_body_is_released(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
     padding: int,
 ) -> None:
@@ -107,7 +105,7 @@ def test_a_panicking_tokenizer_gets_a_400_and_its_body_is_released(
 
 @pytest.mark.parametrize("padding", [0, 100_000])
 def test_the_wait_for_a_thread_counts_towards_the_deadline(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     padding: int,
 ) -> None:
@@ -144,7 +142,7 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
 
 @pytest.mark.long
 def test_a_pyfunc_does_not_keep_other_models_from_running_inline(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
