@@ -216,11 +216,8 @@ def test_numbers_of_one_type_come_as_in_batches_or_are_refused_alike(
             feeds = arrow.decode(arrow_stream(given), schema, LIMIT)
         except SchemaMismatch as error:
             return error.message
-        return [
-            (name, array.dtype, repr(array.tolist()))
-            for arrays in (feeds, sent_arrays(feeds))
-            for name, array in arrays.items()
-        ]
+        arrays = [*feeds.items(), *sent_arrays(feeds).items()]
+        return [(name, array.dtype, repr(array.tolist())) for name, array in arrays]
 
     assert outcome(table) == outcome(
         pa.concat_tables(

@@ -5,6 +5,7 @@ real server.
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running:
     assert response.headers.get("Content-Encoding") == "gzip"
     assert READ[arrow.STREAM](response.content) == [3.0 * row for row in range(20_000)]
     workers = psutil.Process(running.process.pid).children(recursive=True)
-    libraries = {path.path for worker in workers for path in worker.memory_maps()}
+    maps = chain.from_iterable(worker.memory_maps() for worker in workers)
+    libraries = {mapped.path for mapped in maps}
     assert any("pyarrow" in path for path in libraries)
     assert not any("pandas" in path for path in libraries)
 

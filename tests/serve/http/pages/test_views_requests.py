@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -591,8 +592,8 @@ def wait_until_shared(server: Running, number: int, endpoint: str) -> None:
 
     def is_shared() -> bool:
         files = (server.state_dir / METRICS).glob("requests_*.json")
-        origins = [row[0] for file in files for row in json.loads(file.read_bytes())]
-        return sum(name == endpoint for _, name, *_ in origins) >= number
+        rows = chain.from_iterable(json.loads(file.read_bytes()) for file in files)
+        return sum(origin[1] == endpoint for origin, *_ in rows) >= number
 
     wait_until(is_shared, what="the files of the workers")
 
