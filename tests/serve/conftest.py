@@ -11,7 +11,7 @@ import pytest
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.inference.server import Server
 from tests.support.models import mixed_model, tensor_model
-from tests.support.servers import opened, single_model, stock_model
+from tests.support.servers import Serve, opened, single_model, stock_model
 from tests.support.services.redis_server import redis_server
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -45,7 +45,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serve_here(tmp_path: Path) -> Iterator[Serve]:
     """Open servers in this process for endpoint → variant → fields, and wait until they
     are ready.
 
@@ -65,3 +65,16 @@ def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             )
 
         yield serve
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a bucket that boto3 uses by default."""
+    # The module needs boto3, which the other tests do without.
+    from tests.support.services.s3 import s3_server
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        yield bucket

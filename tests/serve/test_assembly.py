@@ -1,7 +1,6 @@
 """The server of a state folder is created from its spec."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC
 from mlflow_deploy_plugin.serve.assembly import open_server, read_server_spec
 from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
+from tests.support.bodies import v2_tensor
 from tests.support.handling import ask
-from tests.support.servers import one_endpoint
+from tests.support.servers import Serve, one_endpoint
 
 ENDPOINT = (
     "name: {name}\nvariants: {{main: {{model: models:/m/1}}}}\nserver: {{threads: {threads}}}\n"
@@ -74,7 +73,7 @@ def test_closing_a_server_removes_its_worker_file_and_models(tmp_path: Path) -> 
 
 
 def test_the_characters_of_a_request_to_a_text_model_are_limited(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("tokenizers")
@@ -96,14 +95,7 @@ def test_the_characters_of_a_request_to_a_text_model_are_limited(
     assert refused.status == 413
     assert "max_text_characters" in json.loads(refused.body)["message"]
     late = {
-        "inputs": [
-            {
-                "name": "text",
-                "shape": [1],
-                "datatype": "BYTES",
-                "data": ["a"],
-            }
-        ],
+        "inputs": [v2_tensor("text", "BYTES", ["a"])],
         "parameters": {"timeout": 1},
     }
     assert ask(server, "/v2/models/e/infer", body=dump_json(late)).status == 504

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.serve.variants import has_sticky_column, sticky_key
+from tests.support.schemas import tensor_schema
 
 COLUMNS = (
     Column("user", "string"),
@@ -73,10 +74,6 @@ def test_a_number_is_the_same_caller_in_every_type() -> None:
 
 
 def test_a_tensor_is_known_by_its_name() -> None:
-    schema = compile_schema(
-        (),
-        (Tensor("id", "int64", (-1,)),),
-        (Input("id", "int64", (-1,)),),
-    )
+    schema = tensor_schema("int64", -1, name="id", graph_name="id")
     assert sticky_key(schema, {"id": np.array([9, 8])}, "id") == "9"
     assert sticky_key(schema, {}, "id") is None

@@ -1,6 +1,7 @@
 """Requests to a server in this process, without a worker."""
 
 import io
+import json
 import sys
 import threading
 from collections.abc import Mapping
@@ -37,12 +38,17 @@ def ask(
     server: Server,
     path: str = "/invocations",
     method: str = "POST",
-    body: bytes = ROW,
+    body: Any = ROW,
     **headers: str,
 ) -> RawResponse:
-    """Answer a JSON request; keywords are headers, with underscores for hyphens."""
+    """Answer a request; keywords are headers, with underscores for hyphens.
+
+    Args:
+        body: bytes, or a document that is sent as JSON.
+    """
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(server, RawRequest(method, path, {**JSON, **http_headers}, body))
+    return handle(server, RawRequest(method, path, {**JSON, **http_headers}, content))
 
 
 _OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")

@@ -85,6 +85,24 @@ def write_model(
     return folder
 
 
+def write_pyfunc(
+    folder: Path,
+    module: str,
+    code: str,
+    signature: list[dict[str, Any]] | None = None,
+    **loader: Any,
+) -> Path:
+    """Write the folder of a pyfunc whose loader module has this code."""
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / f"{module}.py").write_text(code)
+    flavor = {"loader_module": module, "code": "code", **loader}
+    document: dict[str, Any] = {"flavors": {"python_function": flavor}}
+    if signature is not None:
+        document["signature"] = {"inputs": json.dumps(signature)}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return folder
+
+
 COLUMN_TYPES = {
     "double": "float64",
     "long": "int64",
@@ -126,6 +144,16 @@ tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) \
 }"""
 
 
+def graph_tensor(name: str, dtype: str, *shape: int, **more: Any) -> dict[str, Any]:
+    """Return an input or output of a graph, as flavors.onnxserve describes it."""
+    return {"name": name, "dtype": dtype, "shape": list(shape), **more}
+
+
+def tensor_column(dtype: str, *shape: int, **name: str) -> dict[str, Any]:
+    """Return a tensor of a signature."""
+    return {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}, **name}
+
+
 def columns(**types: str) -> list[dict[str, Any]]:
     return [
         {
@@ -140,25 +168,14 @@ def columns(**types: str) -> list[dict[str, Any]]:
 def mixed_model(folder: Path) -> Path:
     types = {"carrier": "string", "distance": "double", "hour": "long", "late": "boolean"}
     inputs = [
-        {
-            "name": name,
-            "dtype": COLUMN_TYPES[kind],
-            "shape": [-1, 1],
-            "columns": [name],
-            "missing": None,
-        }
+        graph_tensor(name, COLUMN_TYPES[kind], -1, 1, columns=[name], missing=None)
         for name, kind in types.items()
     ]
     section = {
         "inputs": inputs,
         "outputs": [
-            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "role": "probabilities",
-            },
+            graph_tensor("label", "str", -1, role="label"),
+            graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
         ],
         "prediction": ["label"],
         "classes": ["no", "yes"],
@@ -168,28 +185,12 @@ def mixed_model(folder: Path) -> Path:
 
 def tensor_model(folder: Path) -> Path:
     """Make a model with one tensor and two outputs, both of which are predictions."""
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]},
-        }
-    ]
+    signature = [tensor_column("float32", -1, 2, 2)]
     section = {
-        "inputs": [
-            {
-                "name": "image",
-                "dtype": "float32",
-                "shape": [-1, 2, 2],
-            }
-        ],
+        "inputs": [graph_tensor("image", "float32", -1, 2, 2)],
         "outputs": [
-            {
-                "name": "doubled",
-                "dtype": "float32",
-                "shape": [-1, 2, 2],
-                "role": "values",
-            },
-            {"name": "total", "dtype": "float32", "shape": [-1], "role": "values"},
+            graph_tensor("doubled", "float32", -1, 2, 2, role="values"),
+            graph_tensor("total", "float32", -1, role="values"),
         ],
         "prediction": ["doubled", "total"],
     }

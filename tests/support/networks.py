@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 
 WIDTHS = (16, 128, 128, 3)
 
@@ -103,21 +103,10 @@ def write_network(
     this number of rows; 0: no reference.
     """
     section: dict[str, Any] = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, WIDTHS[0]],
-            }
-        ],
+        "inputs": [graph_tensor("x", "float32", -1, WIDTHS[0])],
         "outputs": [
-            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, WIDTHS[-1]],
-                "role": "probabilities",
-            },
+            graph_tensor("label", "int64", -1, role="label"),
+            graph_tensor("probabilities", "float32", -1, WIDTHS[-1], role="probabilities"),
         ],
         "prediction": ["label"],
         "classes": [0, 1, 2],
@@ -126,11 +115,7 @@ def write_network(
     }
     if rows:
         section["reference"] = {"data": "reference.parquet"}
-    tensor = {
-        "type": "tensor",
-        "tensor-spec": {"dtype": "float32", "shape": [-1, WIDTHS[0]]},
-        "name": "x",
-    }
+    tensor = tensor_column("float32", -1, WIDTHS[0], name="x")
     write_model(folder, signature=[tensor], section=section)
     onnx.save(graph or network(), folder / "model.onnx")
     if rows:

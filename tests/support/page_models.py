@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 
 DIGITS = """
 digits (float[N,1,8,8] image) => (int64[N] label, float[N,3] probabilities)
@@ -37,6 +39,18 @@ def with_example(folder: Path, document: dict[str, Any]) -> Path:
     return folder
 
 
+def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
+    """Write the reference sample that the flavor saves with a model
+    (`wrap/flavor/saved_model.py`).
+    """
+    pq.write_table(pa.table(columns), folder / "reference.parquet")
+    file = folder / "MLmodel"
+    document = yaml.safe_load(file.read_text())
+    document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
+    file.write_text(yaml.safe_dump(document))
+    return folder
+
+
 def with_categories(folder: Path, **categories: list[str]) -> Path:
     """Write the values of these columns into the MLmodel file."""
     file = folder / "MLmodel"
@@ -47,28 +61,12 @@ def with_categories(folder: Path, **categories: list[str]) -> Path:
 
 
 def digits_model(folder: Path) -> Path:
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 1, 8, 8]},
-        }
-    ]
+    signature = [tensor_column("float32", -1, 1, 8, 8)]
     section = {
-        "inputs": [
-            {
-                "name": "image",
-                "dtype": "float32",
-                "shape": [-1, 1, 8, 8],
-            }
-        ],
+        "inputs": [graph_tensor("image", "float32", -1, 1, 8, 8)],
         "outputs": [
-            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 3],
-                "role": "probabilities",
-            },
+            graph_tensor("label", "int64", -1, role="label"),
+            graph_tensor("probabilities", "float32", -1, 3, role="probabilities"),
         ],
         "prediction": ["label"],
         "classes": [0, 1, 2],
@@ -95,22 +93,10 @@ hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
 }}"""
     names = [HOSTILE, QUOTED]
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float64",
-                "shape": [-1, 2],
-                "columns": names,
-            }
-        ],
+        "inputs": [graph_tensor("X", "float64", -1, 2, columns=names)],
         "outputs": [
-            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "role": "probabilities",
-            },
+            graph_tensor("label", "str", -1, role="label"),
+            graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
         ],
         "prediction": ["label"],
         "classes": [HOSTILE, "<img src=x onerror=alert(2)>"],

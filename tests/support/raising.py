@@ -1,5 +1,7 @@
 """A function that another process can call, and that fails there."""
 
+from typing import NoReturn
+
 
 class Panic(BaseException):
     """An error like `pyo3_runtime.PanicException` of libraries in Rust, which is not an
@@ -7,5 +9,5 @@ class Panic(BaseException):
     """
 
 
-def raise_it(error: BaseException) -> None:
+def raise_it(error: BaseException) -> NoReturn:
     raise error

@@ -1,7 +1,10 @@
-"""Schemas of columns and tensors."""
+"""Schemas of columns and tensors, and artifacts without files."""
+
+from pathlib import Path
+from typing import Any
 
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 
 
@@ -21,11 +24,20 @@ def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
     return compile_schema(columns, (), inputs)
 
 
-def tensor_schema(dtype: str, *shape: int, name: str = "") -> Schema:
+def tensor_schema(
+    dtype: str,
+    *shape: int,
+    name: str = "",
+    graph_name: str = "x",
+    fed: str = "",
+) -> Schema:
+    """Return a schema of one tensor, which feeds an input of the same dtype or of the
+    dtype `fed`.
+    """
     return compile_schema(
         (),
         (Tensor(name, dtype, shape),),
-        (Input("x", dtype, shape),),
+        (Input(graph_name, fed or dtype, shape),),
     )
 
 
@@ -36,3 +48,8 @@ def stacked_schema(dtype: str = "float32", *names: str) -> Schema:
         (),
         (Input("X", dtype, (-1, len(names)), names),),
     )
+
+
+def bare_artifact(flavor: Any = "onnxserve", **fields: Any) -> Artifact:
+    """Return an artifact of a model that has no files."""
+    return Artifact(Path(), Path(), flavor, "", "", "", **fields)

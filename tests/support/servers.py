@@ -5,7 +5,7 @@ process or with gunicorn.
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.supervisor import open_listener
-from tests.support.models import columns, write_model
+from tests.support.models import columns, graph_tensor, write_model
 from tests.support.waiting import wait_until
 
 
@@ -40,22 +40,8 @@ def single_model(folder: Path, bias: float = 0.0) -> Path:
     identifies the version.
     """
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, 3],
-                "columns": ["a", "b", "c"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"])],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }
     return write_model(
@@ -112,6 +98,10 @@ def want(
     )
 
 
+Serve = Callable[..., Server]
+"""The fixture `serve_here`, or a function that calls it."""
+
+
 @dataclass(frozen=True)
 class Running:
     """A gunicorn server on a free port."""
@@ -122,8 +112,30 @@ class Running:
     log: Path
     trusted: str | None = None
 
-    def post(self, path: str = "/invocations", **arguments: Any) -> requests.Response:
-        return requests.post(self.url + path, timeout=30, **arguments)
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
+
+    def get(self, path: str, timeout: float = 30, **arguments: Any) -> requests.Response:
+        return requests.get(
+            self.url + path,
+            timeout=timeout,
+            verify=self.trusted or True,
+            **arguments,
+        )
+
+    def post(
+        self,
+        path: str = "/invocations",
+        timeout: float = 30,
+        **arguments: Any,
+    ) -> requests.Response:
+        return requests.post(
+            self.url + path,
+            timeout=timeout,
+            verify=self.trusted or True,
+            **arguments,
+        )
 
 
 def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:

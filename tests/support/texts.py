@@ -20,7 +20,7 @@ from tokenizers import (
     trainers,
 )
 
-from tests.support.models import columns, write_model
+from tests.support.models import columns, graph_tensor, write_model
 
 SPECIAL = (
     "[PAD]",
@@ -235,22 +235,8 @@ def text_model(
         "max_length": max_length,
     }
     whole = {
-        "inputs": [
-            {
-                "name": "text",
-                "dtype": "str",
-                "shape": [-1],
-                "columns": ["text"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "embedding",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("text", "str", -1, columns=["text"])],
+        "outputs": [graph_tensor("embedding", "float32", -1, 1, role="values")],
         "prediction": ["embedding"],
         "tokenizer": described | section,
     }

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,20 @@ from tests.support.refusals import mentions
 from tests.support.shipping import files, write
 
 SPEC_TEXT = "{name: e, variants: {main: {model: models:/m/1}}}"
+
+
+def finish(
+    command: list[str],
+    environment: Mapping[str, str],
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 @pytest.mark.long
@@ -31,14 +45,7 @@ def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path
             "ONNXSERVE_HOME": str(tmp_path / "home"),
         }
         command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(tmp_path)]
-        ended = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        ended = finish(command, environment)
     assert ended.returncode == 1
     assert "will be restarted" in ended.stderr
 
@@ -51,14 +58,7 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
     }
     full = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]
     command = [*full, sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(tmp_path)]
-    ended = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    ended = finish(command, environment)
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert mentions(ended.stderr, f"{tmp_path}/home/cache", "File too large")
@@ -87,14 +87,7 @@ def test_an_agent_asks_the_registry_and_ships_without_pandas_and_then_collects_g
         "os._exit(0)"  # The agent also exits without the interpreter's shutdown.
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    ended = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    ended = finish(command, environment)
 
     assert len(files(tmp_path)) == 1, ended.stderr
     assert ended.stdout == "True []\nTrue\n"

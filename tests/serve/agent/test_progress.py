@@ -260,9 +260,7 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(machine: Mach
     machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
     mark = machine.told()
-    assert mark.answered_rows == {"e": 9}
-    assert mark.captured_rows == {"e": 9}
-    assert mark.shipped_rows == {"e": 9}
+    assert mark.answered_rows == mark.captured_rows == mark.shipped_rows == {"e": 9}
     assert mark.ended
 
 
@@ -283,9 +281,7 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine:
     machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
     mark = machine.told()
-    assert mark.answered_rows == {"e": 12}
-    assert mark.captured_rows == {"e": 12}
-    assert mark.shipped_rows == {"e": 12}
+    assert mark.answered_rows == mark.captured_rows == mark.shipped_rows == {"e": 12}
 
 
 def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
@@ -301,9 +297,7 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
     machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
     mark = machine.told()
-    assert mark.answered_rows == {"e": 13}
-    assert mark.captured_rows == {"e": 13}
-    assert mark.shipped_rows == {"e": 13}
+    assert mark.answered_rows == mark.captured_rows == mark.shipped_rows == {"e": 13}
 
 
 def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while_the_next_goes_on(
@@ -317,9 +311,7 @@ def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while
         machine.clock.now += 10
         machine.watermark.round()
     mark = machine.told()
-    assert mark.answered_rows == {"e": 12}
-    assert mark.captured_rows == {"e": 12}
-    assert mark.shipped_rows == {"e": 12}
+    assert mark.answered_rows == mark.captured_rows == mark.shipped_rows == {"e": 12}
 
 
 def test_counts_of_ended_runs_keep_the_earlier_agent_name_if_progress_is_unreadable(

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import FRAME, MAGIC
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.refusals import mentions
-from tests.support.services.s3 import s3_server
+from tests.support.services.s3 import Bucket
 from tests.support.shipping import NOON, TABULAR, files, rows, write
 from tests.support.spool import read_segment
 
@@ -276,31 +276,28 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
 
 def test_running_out_of_memory_or_missing_boto3_loses_no_rows(
     writer: CaptureWriter,
+    bucket: Bucket,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        shipper = Shipper(tmp_path / "spool", "s3://b/log")
-        write(writer, "a", ["AA"])
-        writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
-        writer.close()
-        with monkeypatch.context() as without_memory:
-            without_memory.setattr(
-                pq,
-                "write_table",
-                Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed")),
-            )
-            assert shipper.ship() == 0
-            assert "malloc of size" in shipper.state.error
-        with monkeypatch.context() as without_boto:
-            without_boto.setitem(sys.modules, "boto3", None)
-            assert shipper.ship() == 0
-            assert "needs boto3" in shipper.state.error
-        assert shipper.ship() == 1
-        assert shipper.state.error == ""
-        assert len(bucket.objects) == 2
-        assert shipper.progress.totals.lost == {}
+    shipper = Shipper(tmp_path / "spool", "s3://b/log")
+    write(writer, "a", ["AA"])
+    writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
+    writer.close()
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(
+            pq,
+            "write_table",
+            Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed")),
+        )
+        assert shipper.ship() == 0
+        assert "malloc of size" in shipper.state.error
+    with monkeypatch.context() as without_boto:
+        without_boto.setitem(sys.modules, "boto3", None)
+        assert shipper.ship() == 0
+        assert "needs boto3" in shipper.state.error
+    assert shipper.ship() == 1
+    assert shipper.state.error == ""
+    assert len(bucket.objects) == 2
+    assert shipper.progress.totals.lost == {}
     assert not list((tmp_path / "spool").iterdir())

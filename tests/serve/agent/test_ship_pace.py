@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.clocks import Clock
 from tests.support.inference_log import rows_of
-from tests.support.services.s3 import s3_server
+from tests.support.services.s3 import Bucket
 from tests.support.shipping import rows, write
 
 
@@ -171,25 +171,21 @@ def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
 
 def test_a_refusing_bucket_is_logged_once_and_later_gets_each_row_once(
     writer: CaptureWriter,
+    bucket: Bucket,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        shipper = Shipper(tmp_path / "spool", "s3://b/log")
-        bucket.refusals = [403, 403]
-        shipped = []
-        for name in "abc":
-            write(writer, name, ["AA"])
-            shipped.append(shipper.ship())
-        assert shipped == [0, 0, 3]
-        assert [line for line in caplog.messages if "cannot be written" in line] == [
-            caplog.messages[0],
-        ]
-        tables = [
-            pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()
-        ]
+    shipper = Shipper(tmp_path / "spool", "s3://b/log")
+    bucket.refusals = [403, 403]
+    shipped = []
+    for name in "abc":
+        write(writer, name, ["AA"])
+        shipped.append(shipper.ship())
+    assert shipped == [0, 0, 3]
+    assert [line for line in caplog.messages if "cannot be written" in line] == [
+        caplog.messages[0],
+    ]
+    tables = [
+        pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()
+    ]
     assert [row["_request_id"] for row in rows_of(tables)] == ["a", "b", "c"]

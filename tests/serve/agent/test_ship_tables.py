@@ -22,12 +22,14 @@ from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc import tensors
 from mlflow_deploy_plugin.serve.protocols import arrow, jsonlines, mlflow, v2
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, dtype_of, to_binary
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from tests.support.bodies import arrow_stream, v2_tensor
+from tests.support.schemas import bare_artifact, tensor_schema
 from tests.support.shipping import NOON
 from tests.support.tables import columns_of
 
@@ -75,15 +77,7 @@ WIDE = compile_schema(
     (),
     (Input("X", "float64", (-1, 5), NUMBERS), TEXT),
 )
-ARTIFACT = Artifact(
-    Path(),
-    Path(),
-    "onnxserve",
-    "",
-    "",
-    "",
-    outputs=(Output("y", "float32", (-1,)),),
-)
+ARTIFACT = bare_artifact(outputs=(Output("y", "float32", (-1,)),))
 RECORD = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
 
 Rows = list[dict[str, Any]]
@@ -100,15 +94,7 @@ def by_csv(rows: Rows, schema: Schema) -> Feeds:
 
 def by_v2(rows: Rows, schema: Schema) -> Feeds:
     columns = columns_of(rows, DATATYPES)
-    inputs = [
-        {
-            "name": name,
-            "datatype": kind,
-            "shape": [len(rows)],
-            "data": columns[name],
-        }
-        for name, kind in DATATYPES.items()
-    ]
+    inputs = [v2_tensor(name, kind, columns[name]) for name, kind in DATATYPES.items()]
     return v2.decode(
         {},
         orjson.dumps({"inputs": inputs}),
@@ -119,10 +105,7 @@ def by_v2(rows: Rows, schema: Schema) -> Feeds:
 
 def by_arrow(rows: Rows, schema: Schema) -> Feeds:
     table = pa.table(columns_of(rows, TYPES), schema=pa.schema(TYPES))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return arrow.decode(sink.getvalue().to_pybytes(), schema, 10**6)
+    return arrow.decode(arrow_stream(table), schema, 10**6)
 
 
 def by_split(rows: Rows, schema: Schema) -> Feeds:
@@ -353,11 +336,7 @@ def test_values_beyond_the_column_type_widen_the_column() -> None:
 
 
 def test_a_tensor_stands_in_the_type_of_the_signature() -> None:
-    schema = compile_schema(
-        (),
-        (Tensor("ids", "int64", (-1, 2)),),
-        (Input("ids", "float32", (-1, 2)),),
-    )
+    schema = tensor_schema("int64", -1, 2, name="ids", graph_name="ids", fed="float32")
     table = logged(
         schema,
         schema.from_columns({"ids": [[123456789, 2**62 + 1]]}),

@@ -54,6 +54,11 @@ Served = Callable[[str], str]
 COLUMNS = {str(name): FRAME[name].to_numpy() for name in FRAME}
 
 
+def values_of(prediction: Prediction) -> list[Any]:
+    values: list[Any] = np.asarray(prediction).tolist()
+    return values
+
+
 @pytest.fixture
 def flights(served: Served) -> Client:
     return Client(served("flights"))
@@ -81,7 +86,7 @@ def flights(served: Served) -> Client:
 def test_rows_of_every_kind_get_the_same_prediction(flights: Client, rows: Any) -> None:
     prediction = flights.predict(rows, request_id="r-1")
 
-    assert np.asarray(prediction).tolist() == ["yes", "no"]
+    assert values_of(prediction) == ["yes", "no"]
     assert len(prediction) == 2
     assert len(prediction.id) == 32
     assert prediction.model == "mixed"
@@ -90,7 +95,7 @@ def test_rows_of_every_kind_get_the_same_prediction(flights: Client, rows: Any) 
 
 
 def test_one_record_is_one_row(flights: Client) -> None:
-    assert np.asarray(flights.predict(FRAME.iloc[0].to_dict())).tolist() == ["yes"]
+    assert values_of(flights.predict(FRAME.iloc[0].to_dict())) == ["yes"]
 
 
 def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(
@@ -108,7 +113,7 @@ def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(
 
 
 def test_columns_without_names_are_known_by_their_position(flights: Client) -> None:
-    assert np.asarray(flights.predict(FRAME.set_axis(range(4), axis=1))).tolist() == ["yes", "no"]
+    assert values_of(flights.predict(FRAME.set_axis(range(4), axis=1))) == ["yes", "no"]
 
 
 def test_a_graph_answers_the_outputs_that_predict_leaves_out(
@@ -269,8 +274,8 @@ def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(
     server = scripted((415, {}, b'{"detail": "no"}', 0.0), OK)
     client = Client(server.url)
 
-    assert np.asarray(client.predict(FRAME)).tolist() == [1.5]
-    assert np.asarray(client.predict(np.ones((1, 2)))).tolist() == [1.5]
+    assert values_of(client.predict(FRAME)) == [1.5]
+    assert values_of(client.predict(np.ones((1, 2)))) == [1.5]
 
     assert [headers["Content-Type"] for _, headers, _ in server.asked] == [
         "application/vnd.apache.arrow.stream",
@@ -355,7 +360,7 @@ def test_a_busy_server_is_asked_again(scripted: Callable[..., Any], status: int)
         OK,
     )
 
-    assert np.asarray(Client(server.url, retries=FAST).predict([[1]])).tolist() == [1.5]
+    assert values_of(Client(server.url, retries=FAST).predict([[1]])) == [1.5]
     assert len(server.asked) == 3
 
 
@@ -494,7 +499,7 @@ def test_threads_share_a_client(flights: Client) -> None:
     with ThreadPoolExecutor(8) as threads:
         answers = list(
             threads.map(
-                lambda _: np.asarray(flights.predict(FRAME)).tolist(),
+                lambda _: values_of(flights.predict(FRAME)),
                 range(40),
             ),
         )
@@ -513,7 +518,7 @@ def test_asyncio_asks_many_at_once(served: Served) -> None:
             assert await client.feedback(predictions[0], ["yes", "no"]) == 2
             return predictions
 
-    assert [np.asarray(answer).tolist() for answer in asyncio.run(ask())] == [["yes", "no"]] * 20
+    assert [values_of(answer) for answer in asyncio.run(ask())] == [["yes", "no"]] * 20
 
 
 @pytest.mark.long
@@ -527,7 +532,7 @@ def test_a_client_outlives_the_server_that_it_has_a_connection_to(
     with Client(f"http://127.0.0.1:{free_port}") as client:
         for _ in range(2):
             server = serve(*arguments).wait_ready()
-            assert np.asarray(client.predict(FRAME)).tolist() == ["yes", "no"]
+            assert values_of(client.predict(FRAME)) == ["yes", "no"]
             assert client.infer(COLUMNS).values["label"].tolist() == ["yes", "no"]
             server.end()
         with pytest.raises(NotReady):

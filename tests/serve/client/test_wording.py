@@ -11,27 +11,8 @@ from tests.support.messages import message_of
 
 FAST = RetryPolicy(first_pause_seconds=0.001)
 ROW = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
-MISSPELT = {"cariier": "UA", "distance": 1400.0, "hour": 17, "late": True}
 Case = tuple[Callable[[Client], object], str]
 MESSAGES: dict[str, Case] = {
-    "a missing column": (
-        lambda client: client.predict(
-            {
-                "carrier": ["UA"],
-                "distance": [1.0],
-                "hour": [1],
-            }
-        ),
-        "column 'late' is missing; the model needs carrier, distance, hour, late",
-    ),
-    "a misspelt column": (
-        lambda client: client.predict([MISSPELT]),
-        "column 'carrier' is missing; 'cariier' is not known: did you mean 'carrier'?",
-    ),
-    "a wrong type": (
-        lambda client: client.predict([{**ROW, "distance": "far"}]),
-        "column 'distance' (double), row 0: 'far'; a number is expected",
-    ),
     "a dtype without a datatype": (
         lambda client: client.infer({"x": np.ones(1, complex)}),
         "'x' has the dtype complex128; V2 has no datatype for it",

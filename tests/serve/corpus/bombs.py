@@ -22,7 +22,6 @@ import pyarrow as pa
 import zstandard
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc import tensors
 from mlflow_deploy_plugin.serve.protocols import (
@@ -35,8 +34,9 @@ from mlflow_deploy_plugin.serve.protocols import (
     tfserving,
 )
 from mlflow_deploy_plugin.serve.protocols.content import JSON
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.artifact import ColumnType
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from tests.support.schemas import columns_schema, tensor_schema
 
 LIMIT = 16 * 1024 * 1024
 """The default of `server.max_body_bytes`."""
@@ -62,32 +62,6 @@ class Bomb:
 
 
 DOUBLE: ColumnType = "double"
-
-
-def _schema(**types: ColumnType) -> Schema:
-    inputs = tuple(
-        Input(
-            name,
-            COLUMN_TYPES[kind],
-            (-1, 1),
-            (name,),
-            None,
-        )
-        for name, kind in types.items()
-    )
-    return compile_schema(
-        tuple(Column(name, kind) for name, kind in types.items()),
-        (),
-        inputs,
-    )
-
-
-def _tensor(dtype: str, *shape: int) -> Schema:
-    return compile_schema(
-        (),
-        (Tensor("", dtype, shape),),
-        (Input("x", dtype, shape),),
-    )
 
 
 def _stream(
@@ -156,9 +130,9 @@ def _keys() -> bytes:
     )
 
 
-NUMBER = _schema(x="double")
-TEXT = _schema(x="string")
-MATRIX = _tensor("float32", -1, 3)
+NUMBER = columns_schema(x="double")
+TEXT = columns_schema(x="string")
+MATRIX = tensor_schema("float32", -1, 3)
 JSON_MIB = 450
 """The limit for 16 MiB of JSON or CSV as Python objects: a million containers of 232
 bytes, and small values.
@@ -207,7 +181,7 @@ BOMBS: dict[str, Bomb] = {
     ),
     "JSON: rows of nothing for many columns": Bomb(
         JSON,
-        _schema(**{f"c{number}": DOUBLE for number in range(1000)}),
+        columns_schema(**{f"c{number}": DOUBLE for number in range(1000)}),
         lambda: (
             b'{"instances":[{'
             + b",".join(b'"c%d":1' % number for number in range(1000))

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from tests.serve.corpus.bodies import FIELDS as FIELDS
 from tests.serve.corpus.case import Route
-from tests.serve.corpus.routes import RECORD, arrow_stream, dump, table
+from tests.serve.corpus.routes import RECORD, dump, table
+from tests.support.bodies import arrow_stream
 
 Fill = Callable[[int], bytes]
 """The approximate size of the bodies in bytes."""

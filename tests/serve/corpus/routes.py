@@ -6,7 +6,6 @@ receive the same mistake. The language of a protocol's example has the name of t
 protocol, and is derived from the protocol, with its routes.
 """
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from mlflow_deploy_plugin.serve.protocols.protocol import RequestBody
 from mlflow_deploy_plugin.serve.runtime.artifact import Column
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.serve.corpus.case import Route
+from tests.support.bodies import arrow_file, arrow_stream, v2_tensor
 from tests.support.protocols import JSON_FORMS, protocol_paths
 from tests.support.tables import columns_of
 
@@ -49,24 +49,6 @@ def table(records: Sequence[Record]) -> pa.Table:
     return pa.table(columns_of(records))
 
 
-def arrow_stream(content: pa.Table, compression: str | None = None) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(
-        sink,
-        content.schema,
-        options=pa.ipc.IpcWriteOptions(compression=compression),
-    ) as writer:
-        writer.write_table(content)
-    return sink.getvalue()
-
-
-def arrow_file(content: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, content.schema) as writer:
-        writer.write_table(content)
-    return sink.getvalue()
-
-
 def _rows(records: Sequence[Record]) -> list[list[Any]]:
     return [list(record.values()) for record in records]
 
@@ -89,12 +71,7 @@ def _v2(records: Sequence[Record]) -> bytes:
 
 
 def tensor(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "shape": [len(values)],
-        "datatype": DATATYPES.get(name, "FP64"),
-        "data": values,
-    }
+    return v2_tensor(name, DATATYPES.get(name, "FP64"), values)
 
 
 def _jsonl(records: Sequence[Record]) -> bytes:

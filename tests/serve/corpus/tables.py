@@ -14,12 +14,11 @@ from tests.serve.corpus.routes import (
     IMAGE,
     MAX_BODY_BYTES,
     RECORD,
-    arrow_file,
-    arrow_stream,
     dump,
     reading,
     table,
 )
+from tests.support.bodies import arrow_file, arrow_stream
 
 Body = Callable[[Route], bytes]
 

@@ -15,7 +15,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, se
 from tritonclient.utils import np_to_triton_dtype
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.servers import gunicorn, variant
 from tests.support.waiting import free_port
 
@@ -46,30 +46,11 @@ def echo_model(folder: Path, datatype: str) -> Path:
     dtype = "str" if datatype == "BYTES" else np.dtype(DTYPES[datatype]).name
     text = f"echo ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": dtype,
-                "shape": [-1, 2],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": dtype,
-                "shape": [-1, 2],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("x", dtype, -1, 2)],
+        "outputs": [graph_tensor("y", dtype, -1, 2, role="values")],
         "prediction": ["y"],
     }
-    signature = [
-        {
-            "type": "tensor",
-            "name": "x",
-            "tensor-spec": {"dtype": dtype, "shape": [-1, 2]},
-        }
-    ]
+    signature = [tensor_column(dtype, -1, 2, name="x")]
     return write_model(folder, text, signature, section)
 
 

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,12 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
-from mlflow_deploy_plugin.serve.inference.server import Server
 from tests.serve.grpc.conftest import calling, message, tensor
-from tests.support.servers import variant
+from tests.support.servers import Serve, variant
 from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
+CALL = message("tensor", raw_input_contents=[IMAGE.tobytes()])
 
 
 @pytest.fixture
@@ -88,12 +87,11 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
     that the first has arrived.
     """
     waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
-    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with (
         calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called,
         called.stub() as stub,
     ):
-        future = stub.ModelInfer.future(request)
+        future = stub.ModelInfer.future(CALL)
         assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
         assert not future.done()
         called.http.process.send_signal(signal.SIGTERM)
@@ -117,7 +115,7 @@ def test_idle_streams_and_connections_do_not_delay_the_end(
 
 
 def test_calls_are_answered_by_the_threads_that_there_are(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     endpoints: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,10 +132,8 @@ def test_calls_are_answered_by_the_threads_that_there_are(
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for _ in range(2):
-            request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
             assert (
-                stub.ModelInfer(request, timeout=30).raw_output_contents[1]
-                == np.float32(4).tobytes()
+                stub.ModelInfer(CALL, timeout=30).raw_output_contents[1] == np.float32(4).tobytes()
             )
     served.drain()
     served.wait()
@@ -216,23 +212,22 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
     tmp_path: Path,
     endpoints: dict[str, Any],
 ) -> None:
-    request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints) as called, called.stub() as stub:
         ended = threading.Event()
 
         def held() -> Any:
-            yield request
+            yield CALL
             ended.wait(60)
 
         streams = [stub.ModelStreamInfer(held()) for _ in range(32)]
         assert all(next(stream).infer_response.outputs for stream in streams)
         with pytest.raises(grpc.RpcError) as refused:
-            next(stub.ModelStreamInfer(iter([request])))
+            next(stub.ModelStreamInfer(iter([CALL])))
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert stub.ModelInfer(request, timeout=20).outputs
+        assert stub.ModelInfer(CALL, timeout=20).outputs
         ended.set()
         assert all(list(stream) == [] for stream in streams)
-        assert next(stub.ModelStreamInfer(iter([request]))).infer_response.outputs
+        assert next(stub.ModelStreamInfer(iter([CALL]))).infer_response.outputs
 
 
 def test_messages_that_never_come_do_not_keep_others_out(
@@ -255,8 +250,7 @@ def test_messages_that_never_come_do_not_keep_others_out(
     ):
         infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         waiting = [infer.future(silent()) for _ in range(40)]
-        request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
-        assert stub.ModelInfer(request, timeout=30).outputs
+        assert stub.ModelInfer(CALL, timeout=30).outputs
         assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
         ended.set()
 
@@ -341,7 +335,6 @@ def test_a_client_that_resets_its_calls_at_once_does_not_block_others(
 
 
 def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[str, Any]) -> None:
-    small = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints, max_body_bytes=100_000) as called, called.stub() as stub:
         for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):
             with pytest.raises(grpc.RpcError) as refused:
@@ -351,7 +344,7 @@ def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[s
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(large, compression=grpc.Compression.Gzip)
         assert refused.value.code().name in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
-        assert stub.ModelInfer(small).outputs
+        assert stub.ModelInfer(CALL).outputs
 
 
 @pytest.fixture(scope="session")
@@ -396,7 +389,7 @@ def test_the_port_speaks_tls_where_the_server_does(
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ModelInfer(
-            message("tensor", raw_input_contents=[IMAGE.tobytes()]),
+            CALL,
             timeout=20,
         ).outputs
     with (

@@ -7,7 +7,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import requests
 from tritonclient.grpc import InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
@@ -98,9 +97,7 @@ def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
             message("tensor", contents={"fp32_contents": [1, 2, 3, 4]}),
         )
     prediction_id = dict(call.trailing_metadata())["x-prediction-id"]
-    rows = requests.get(f"{called.http.url}/endpoints/tensor/requests", timeout=30).json()[
-        "requests"
-    ]
+    rows = called.http.get("/endpoints/tensor/requests").json()["requests"]
     (row,) = (row for row in rows if row["prediction_id"] == prediction_id)
     assert row["protocol"] == "grpc"
     assert row["status"] == 200
@@ -181,7 +178,7 @@ def test_every_answer_says_who_gave_it(called: Any) -> None:
 
 def test_grpc_calls_are_counted_in_the_same_metrics_as_http(called: Any, client: Any) -> None:
     ask_tensor(client)
-    page = requests.get(called.http.url + "/metrics", timeout=10).text
+    page = called.http.get("/metrics").text
     assert (
         'endpoint="tensor",model="m",protocol="grpc",status="200",variant="v",version="7"' in page
     )

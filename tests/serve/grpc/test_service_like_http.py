@@ -7,7 +7,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import requests
 from tritonclient.utils import InferenceServerException
 
 from tests.serve.grpc.conftest import calling, message, tensor
@@ -129,7 +128,7 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
             over_http = called.http.post(json={"inputs": IMAGE.tolist()})
             name = "POST /inference.GRPCInferenceService/ModelInfer"
             wait_until(lambda: len(received.named(name)) == 2, 60, "the spans")
-            page = requests.get(called.http.url + "/metrics", timeout=30).text
+            page = called.http.get("/metrics").text
     assert first.raw_output_contents == again.raw_output_contents
     assert [told(item)["x-cache"] for item in (call, second)] + [over_http.headers["X-Cache"]] == [
         "miss",

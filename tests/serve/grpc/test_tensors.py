@@ -1,7 +1,6 @@
 """Messages become arrays and arrays become messages; malformed messages are refused."""
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output,
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from tests.support.schemas import bare_artifact
 
 FIELDS = {
     "BOOL": "bool_contents",
@@ -58,16 +58,8 @@ def model_of(array: Any) -> tuple[Artifact, Schema]:
     shape = (-1, *array.shape[1:])
     tensor = Tensor("x", dtype, shape)
     entry = Input("x", dtype, shape)
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "onnxserve",
-        "",
-        "",
-        "",
-        tensors=(tensor,),
-        inputs=(entry,),
-        outputs=(Output("y", dtype, shape),),
+    artifact = bare_artifact(
+        tensors=(tensor,), inputs=(entry,), outputs=(Output("y", dtype, shape),)
     )
     return artifact, Schema((), (tensor,), (entry,))
 

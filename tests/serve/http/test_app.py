@@ -3,7 +3,6 @@
 import io
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +12,11 @@ from werkzeug.test import run_wsgi_app
 
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.app import ServerApp
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.support.bodies import v2_tensor
 from tests.support.handling import ROW, ask_wsgi, wsgi_environ
 from tests.support.keys import write_keys
-from tests.support.servers import one_endpoint
+from tests.support.servers import Serve, one_endpoint
 
 PATIENCE_SECONDS = 1.0
 JSON = {"host": "localhost", "content-type": "application/json"}
@@ -32,19 +31,11 @@ class SlowBody(io.BytesIO):
 
 
 def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]))
-    inputs = [
-        {
-            "name": name,
-            "shape": [1],
-            "datatype": "FP64",
-            "data": [1.0],
-        }
-        for name in ("a", "b", "c")
-    ]
+    inputs = [v2_tensor(name, "FP64", [1.0]) for name in ("a", "b", "c")]
     body = json.dumps(
         {"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}},
     ).encode()
@@ -70,7 +61,7 @@ def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
     ],
 )
 def test_a_view_of_others_knows_by_which_address_it_was_asked(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     spec: dict[str, str],
     url: str,
@@ -89,7 +80,7 @@ class UnreadableBody(io.BytesIO):
 
 
 def test_the_body_of_a_stranger_is_not_read(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]), {"api_keys": True})
@@ -107,7 +98,7 @@ def test_the_body_of_a_stranger_is_not_read(
 
 
 def test_a_caller_is_named_by_the_certificate_of_its_connection(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     files = {"certfile": "/c.pem", "keyfile": "/k.pem", "ca_certs": "/ca.pem"}
@@ -122,7 +113,7 @@ def test_a_caller_is_named_by_the_certificate_of_its_connection(
 
 
 def test_a_body_that_ends_before_its_length_is_refused(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
@@ -138,7 +129,7 @@ def test_a_body_that_ends_before_its_length_is_refused(
     [(2000, False), (10_000_000, True)],
 )
 def test_a_stream_is_answered_once_its_answer_is_above_the_limit_or_its_body_has_ended(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     limit: int,
     is_read_to_its_end: bool,
@@ -157,7 +148,7 @@ def test_a_stream_is_answered_once_its_answer_is_above_the_limit_or_its_body_has
 
 
 def test_a_stream_that_fails_late_names_the_line_and_breaks_off(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))

@@ -92,35 +92,35 @@ def running(
 
 
 def test_a_blueprint_of_another_distribution_is_reached(running: Any) -> None:
-    response = requests.get(running.url + "/airports/ewr?detail=long", timeout=30)
+    response = running.get("/airports/ewr?detail=long")
     assert response.json() == {
         "code": "EWR",
         "detail": "long",
         "served": {"e": ["1"]},
     }
-    assert requests.get(running.url + "/airports/ewr", timeout=30).json()["detail"] == "short"
+    assert running.get("/airports/ewr").json()["detail"] == "short"
 
 
 def test_its_methods_are_flask_s(running: Any) -> None:
-    refused = requests.post(running.url + "/airports/ewr", json={}, timeout=30)
+    refused = running.post("/airports/ewr", json={})
     assert refused.status_code == 405
     assert refused.headers["Allow"] == "GET, HEAD, OPTIONS"
     head = requests.head(running.url + "/airports/ewr", timeout=30)
-    got = requests.get(running.url + "/airports/ewr", timeout=30)
+    got = running.get("/airports/ewr")
     assert head.status_code == 200
     assert head.content == b""
     assert head.headers["Content-Length"] == str(len(got.content))
 
 
 def test_a_view_may_send_a_file(running: Any, distribution: Path) -> None:
-    response = requests.get(running.url + "/file", timeout=30)
+    response = running.get("/file")
     assert response.status_code == 200
     assert response.text == (distribution / "flights_pages.py").read_text()
 
 
 @pytest.mark.parametrize("view", ["broken", "panics", "leaves"])
 def test_a_view_that_fails_is_answered_without_its_reason(running: Any, view: str) -> None:
-    response = requests.get(f"{running.url}/{view}", timeout=30)
+    response = running.get(f"/{view}")
     assert response.status_code == 500
     assert response.json()["error_code"] == "INTERNAL_ERROR"
     assert "secret" not in response.text
@@ -129,7 +129,7 @@ def test_a_view_that_fails_is_answered_without_its_reason(running: Any, view: st
 
 @pytest.mark.parametrize("status", [404, 405, 410])
 def test_an_error_of_a_view_keeps_its_own_message(running: Any, status: int) -> None:
-    refused = requests.get(f"{running.url}/aborts/{status}", timeout=30)
+    refused = running.get(f"/aborts/{status}")
     assert (refused.status_code, "its own words" in refused.text) == (status, True)
 
 
@@ -139,5 +139,5 @@ def test_a_blueprint_that_cannot_be_loaded_does_not_stop_predictions(running: An
 
 
 def test_our_own_routes_stay_ours(running: Any) -> None:
-    assert requests.get(running.url + "/v2/models/e/versions/1", timeout=30).json()["name"] == "e"
-    assert requests.get(running.url + "/ping", timeout=30).text == "\n"
+    assert running.get("/v2/models/e/versions/1").json()["name"] == "e"
+    assert running.get("/ping").text == "\n"

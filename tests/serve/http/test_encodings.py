@@ -24,11 +24,10 @@ from mlflow_deploy_plugin.serve.http.encodings import (
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from tests.support.handling import handle
-from tests.support.servers import one_endpoint
+from tests.support.handling import ask
+from tests.support.servers import Serve, one_endpoint
 
 LIMIT = 1_000_000
-ROW = b'{"inputs": [[1, 2, 3]]}'
 
 
 def streamed_zstd(data: bytes) -> bytes:
@@ -200,47 +199,34 @@ def test_small_answers_and_those_that_are_compressed_already_stay_as_they_are() 
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(one_endpoint(model_folders["single"]))
 
 
-def ask(
-    server: Server,
-    path: str,
-    body: bytes,
-    **headers: str,
-) -> RawResponse:
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(
-        server,
-        RawRequest("POST", path, {"content-type": "application/json", **fields}, body),
-    )
-
-
 @pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations", "/predict/batch"])
 def test_every_route_takes_a_compressed_body(server: Server, path: str) -> None:
     plain = b'{"instances": [[1, 2, 3]]}'
-    response = ask(server, path, gzip.compress(plain), content_encoding="gzip")
+    response = ask(server, path, body=gzip.compress(plain), content_encoding="gzip")
     assert response.status == 200
     assert json.loads(response.body)["predictions"] == [[6.0]]
 
 
 def test_a_bomb_is_answered_with_413_and_a_foreign_encoding_with_415(server: Server) -> None:
-    bomb = ask(server, "/invocations", gzip.compress(bytes(20_000_000)), content_encoding="gzip")
-    foreign = ask(server, "/v2/models/e/infer", b"x", content_encoding="br")
+    bomb = ask(server, body=gzip.compress(bytes(20_000_000)), content_encoding="gzip")
+    foreign = ask(server, "/v2/models/e/infer", body=b"x", content_encoding="br")
     assert bomb.status == 413
     assert json.loads(bomb.body)["error_code"] == "BAD_REQUEST"
     assert (
         foreign.status,
         "gzip" in json.loads(foreign.body)["error"],
     ) == (415, True)
-    assert ask(server, "/invocations", ROW).status == 200
+    assert ask(server).status == 200
 
 
 def test_a_large_answer_of_a_server_is_compressed(server: Server) -> None:
-    rows = json.dumps({"inputs": [[1, 2, 3]] * 5000}).encode()
-    response = ask(server, "/invocations", rows, accept_encoding="gzip")
+    rows = {"inputs": [[1, 2, 3]] * 5000}
+    response = ask(server, body=rows, accept_encoding="gzip")
     assert response.headers["Content-Encoding"] == "gzip"
     assert json.loads(zlib.decompress(response.body, 31))["predictions"] == [[6.0]] * 5000

@@ -3,7 +3,6 @@ same record.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,8 +24,10 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from tests.support import servers
+from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.protocols import JSON_FORMS, protocol_paths
+from tests.support.servers import Serve
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -36,12 +37,7 @@ SPLIT = {
     "columns": list(FLIGHT),
     "data": [list(FLIGHT.values())],
 }
-TENSOR = {
-    "name": "distance",
-    "shape": [1, 1],
-    "datatype": "FP64",
-    "data": [1.5],
-}
+TENSOR = v2_tensor("distance", "FP64", [1.5], [1, 1])
 BODIES: list[tuple[str, Any]] = [
     ("/invocations", {"dataframe_split": SPLIT}),
     ("/invocations", {"dataframe_records": [FLIGHT, FLIGHT]}),
@@ -54,9 +50,9 @@ BODIES: list[tuple[str, Any]] = [
     ("/v1/models/mixed:predict", {"instances": [FLIGHT, FLIGHT],
                                   "signature_name": "serving_default"}),
     ("/v2/models/tensor/infer", {"id": "mine", "inputs": [
-        {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [1, 2, 3, 4],}]}),
+        v2_tensor("image", "FP32", [1, 2, 3, 4], [1, 2, 2])]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
-        {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3],}]}),
+        v2_tensor("X", "FP32", [1, 2, 3], [1, 3])]}),
     # The response is large enough for compression.
     ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),
 ]  # fmt: skip
@@ -71,7 +67,7 @@ def endpoints(model_folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], endpoints: Any) -> Server:
+def server(serve_here: Serve, endpoints: Any) -> Server:
     return serve_here(endpoints)
 
 
@@ -133,11 +129,7 @@ def test_each_protocol_has_plans_unless_its_body_may_name_the_endpoint(
 
 def table_of_flights() -> bytes:
     table = pa.table({name: pa.array([value, value]) for name, value in FLIGHT.items()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    encoded: bytes = sink.getvalue().to_pybytes()
-    return encoded
+    return arrow_stream(table)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +159,7 @@ def test_a_plan_answers_tables_of_any_format(
 
 
 def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     variant = {**servers.variant(model_folders["mixed"]), "model": "50 % Modèle\r\nX-Evil: yes"}
@@ -271,7 +263,7 @@ def test_whatever_is_sent_a_plan_answers_and_counts_as_the_general_way_or_leaves
 
 
 def test_a_planned_answer_is_captured_and_counted_like_a_general_one(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     endpoints: Any,
 ) -> None:
     outcomes = []
@@ -323,7 +315,7 @@ def canary(
 
 
 def test_a_plan_selects_a_variant_by_weight_and_names_it(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(canary(model_folders, "mixed"))
@@ -340,7 +332,7 @@ def test_a_plan_selects_a_variant_by_weight_and_names_it(
 
 
 def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(canary(model_folders, "single"))
@@ -356,7 +348,7 @@ def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one
 
 
 def test_a_plan_captures_a_sample_and_counts_all_rows(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(
@@ -383,7 +375,7 @@ def test_a_plan_captures_a_sample_and_counts_all_rows(
     ],
 )
 def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     other: dict[str, Any],
     sticky: dict[str, str] | None,
@@ -431,7 +423,7 @@ def test_a_request_outside_the_plan_leaves_no_trace(server: Server, request_: Ra
     ],
 )
 def test_a_server_that_decides_by_the_request_has_no_plans(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     endpoints: Any,
     spec: dict[str, Any],
 ) -> None:
@@ -440,7 +432,7 @@ def test_a_server_that_decides_by_the_request_has_no_plans(
 
 
 def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     endpoints: Any,
 ) -> None:
     server = serve_here(endpoints, server={"max_concurrent_requests": 1, "rate_limit": "3/day"})
@@ -470,7 +462,7 @@ def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
 
 
 def test_a_version_that_is_swapped_in_has_its_plan_at_once(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(servers.one_endpoint(bias_folders["1"]))

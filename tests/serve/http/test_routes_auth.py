@@ -4,7 +4,7 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tests.support.handling import ROW, V2_ROW, ask, handle
 from tests.support.keys import write_keys
 from tests.support.models import write_model
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, one_endpoint, variant, want
+from tests.support.servers import Serve, gunicorn, one_endpoint, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
@@ -55,7 +55,7 @@ def write_scopes(state_dir: Path) -> None:
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> Server:
     variants = {
@@ -405,7 +405,7 @@ def test_a_worker_counts_requests_by_key_and_refuses_those_above_its_limit(url: 
 
 
 def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
 ) -> None:
     pick = (

@@ -43,11 +43,8 @@ def post(running: Any) -> Post:
         path: str = "/invocations",
         **headers: str,
     ) -> requests.Response:
-        return requests.post(
-            running.url + path,
-            data=body,
-            headers={"Content-Type": "application/jsonl", **headers},
-            timeout=60,
+        return running.post(
+            path, data=body, headers={"Content-Type": "application/jsonl", **headers}, timeout=60
         )
 
     return post
@@ -56,7 +53,7 @@ def post(running: Any) -> Post:
 @pytest.fixture
 def connect(running: Any) -> Iterator[Callable[[], socket.socket]]:
     """Open connections. At the end, check that the server still answers."""
-    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    address = running.address
     with contextlib.ExitStack() as opened:
         yield lambda: opened.enter_context(socket.create_connection(address, timeout=30))
         with socket.create_connection(address, timeout=30) as last:
@@ -202,8 +199,8 @@ def test_the_model_has_all_the_time_between_two_pieces(
     }
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(**slow)) as running:
         line = b"[1, 2, 3" + b" " * 60_000 + b"]\n"
-        response = requests.post(
-            running.url + "/invocations",
+        response = running.post(
+            "/invocations",
             data=iter([line, line, line]),
             headers={"Content-Type": "application/jsonl"},
             timeout=60,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import requests
-import yaml
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
+from tests.support.models import write_pyfunc
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant
 from tests.support.spool import CapturedRequest, read_spool
@@ -57,9 +57,6 @@ Post = Callable[..., requests.Response]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("agent")
-    (folder / "code").mkdir()
-    (folder / "code" / "agent_in_parts.py").write_text(CODE)
-    loader = {"loader_module": "agent_in_parts", "code": "code", "streamable": True}
     fields = {
         name: {"type": "string", "required": name == "content"} for name in ("role", "content")
     }
@@ -69,10 +66,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "name": "messages",
         "required": True,
     }
-    signature = {"inputs": json.dumps([messages])}
-    (folder / "MLmodel").write_text(
-        yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}),
-    )
+    write_pyfunc(folder, "agent_in_parts", CODE, [messages], streamable=True)
     state_dir = folder / "state"
     with gunicorn(
         state_dir,
@@ -90,12 +84,7 @@ def post(running: Any) -> Post:
         path: str = "/invocations",
     ) -> requests.Response:
         body = {"messages": [{"role": "user", "content": content}], "stream": stream}
-        return requests.post(
-            running.url + path,
-            json=body,
-            stream=True,
-            timeout=60,
-        )
+        return running.post(path, json=body, stream=True, timeout=60)
 
     return post
 
@@ -106,7 +95,7 @@ def captured(running: Any) -> list[CapturedRequest]:
 
 
 def count(running: Any, sample: str) -> float:
-    lines = requests.get(f"{running.url}/metrics", timeout=10).text.splitlines()
+    lines = running.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(sample, line))
 
 

@@ -26,9 +26,9 @@ from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.serve.http.workers.worker_app import InlinePolicy, WorkerApp
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from tests.support.models import write_model
+from tests.support.models import columns, graph_tensor, write_model
 from tests.support.raising import Panic
-from tests.support.servers import one_endpoint
+from tests.support.servers import Serve, one_endpoint
 from tests.support.texts import PANIC, panicking_model
 
 LINE = b"[1, 2, 3]\n"
@@ -45,7 +45,7 @@ def chunk(piece: bytes = b"") -> bytes:
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> Server:
     """Allow one request at a time, so that a request
@@ -229,7 +229,7 @@ def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
 
 
 def test_time_runs_for_the_client_only_while_the_model_is_done(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
@@ -296,7 +296,7 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
 
 
 def test_the_labels_that_a_stream_predicts_are_counted(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(model_folders["mixed"], "7"))
@@ -312,7 +312,7 @@ def test_the_labels_that_a_stream_predicts_are_counted(
 
 
 def test_a_piece_without_an_answer_does_not_end_the_answer(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
 ) -> None:
     """An empty chunk would end the response."""
@@ -325,26 +325,11 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(
       y = Squeeze(kept)
     }"""
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "columns": ["a"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("X", "float32", -1, 1, columns=["a"])],
+        "outputs": [graph_tensor("y", "float32", -1, role="values")],
         "prediction": ["y"],
     }
-    columns = [{"name": "a", "type": "double", "required": True}]
-    folder = write_model(tmp_path / "positive", graph, columns, section)
+    folder = write_model(tmp_path / "positive", graph, columns(a="double"), section)
     server = serve_here(one_endpoint(folder))
 
     async def talk() -> None:
@@ -358,7 +343,7 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(
 
 
 def test_a_stream_that_panics_is_aborted_and_lets_the_next_stream_in(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
 ) -> None:
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}

@@ -2,7 +2,6 @@
 refuses them with the reason.
 """
 
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ import requests
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from tests.support.disk import files_of_at_most
-from tests.support.handling import handle
+from tests.support.handling import ask
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, variant
+from tests.support.servers import Serve, gunicorn, variant
 
 BATCH = {
     "feedback": [
@@ -36,7 +34,7 @@ ROW = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(
@@ -52,8 +50,7 @@ def give(
     path: str = "/feedback",
     content_type: str = "application/json",
 ) -> RawResponse:
-    content = body if isinstance(body, bytes) else orjson.dumps(body)
-    return handle(server, RawRequest("POST", path, {"content-type": content_type}, content))
+    return ask(server, path, body=body, content_type=content_type)
 
 
 def kept(spool: Path) -> list[FeedbackFrame]:

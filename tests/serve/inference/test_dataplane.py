@@ -4,7 +4,6 @@ clean shutdown.
 
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -24,13 +23,13 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
-from tests.support.handling import handle
+from tests.support import handling
+from tests.support.bodies import v2_tensor
 from tests.support.models import write_model
-from tests.support.servers import variant, want
+from tests.support.servers import Serve, variant, want
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
-Serve = Callable[..., Server]
 ROW = {"a": 1.0, "b": 2.0, "c": 3.0}
 NOISY = "noisy (float[N,1] X) => (float[N,1] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
 
@@ -52,23 +51,12 @@ def ask(
     path: str = "/invocations",
     **headers: str,
 ) -> RawResponse:
-    content = orjson.dumps({"dataframe_records": [ROW]} if body is None else body)
-    fields = {
-        "content-type": "application/json",
-        **{key.replace("_", "-"): value for key, value in headers.items()},
-    }
-    return handle(server, RawRequest("POST", path, fields, content, "192.0.2.1"))
+    document = {"dataframe_records": [ROW]} if body is None else body
+    return handling.ask(server, path, body=document, **headers)
 
 
 def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
-    inputs = [
-        {
-            "name": "X",
-            "datatype": "FP32",
-            "shape": [rows, 3],
-            "data": [1.0, 2.0, 3.0] * rows,
-        }
-    ]
+    inputs = [v2_tensor("X", "FP32", [1.0, 2.0, 3.0] * rows, [rows, 3])]
     return {"inputs": inputs, "parameters": parameters}
 
 
@@ -215,15 +203,7 @@ def infer_inputs(**values: Any) -> dict[str, Any]:
     kinds = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
     row = {**FLIGHT, **values}
     return {
-        "inputs": [
-            {
-                "name": n,
-                "datatype": kinds[n],
-                "shape": [1],
-                "data": [row[n]],
-            }
-            for n in row
-        ],
+        "inputs": [v2_tensor(n, kinds[n], [row[n]]) for n in row],
     }
 
 
@@ -299,11 +279,7 @@ def test_a_failure_keeps_its_code_its_message_and_the_column(
     column: str | None,
 ) -> None:
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}})
-    content = body if isinstance(body, bytes) else orjson.dumps(body)
-    fields = {"content-type": headers.get("content_type", "application/json")}
-    answered = orjson.loads(
-        handle(server, RawRequest("POST", path, fields, content, "192.0.2.1")).body,
-    )
+    answered = orjson.loads(ask(server, body, path, **headers).body)
     (reason,) = reasons(server)
     assert reason == {
         "_error_code": "BAD_REQUEST",
@@ -343,13 +319,7 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
     )
     for document in documents:
         assert ask(server, document).status == 400
-    row_as_header = RawRequest(
-        "POST",
-        "/invocations",
-        {"content-type": "text/csv"},
-        b"secret,7.5\nAA,8\n",
-    )
-    assert handle(server, row_as_header).status == 400
+    assert ask(server, b"secret,7.5\nAA,8\n", **CSV).status == 400
     failures = reasons(server)
     assert [reason["_column"] for reason in failures] == [
         "carrier",
@@ -369,13 +339,8 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
 def test_a_captured_reason_is_bounded(serve: Serve) -> None:
     server = serve()
     name = "a" * 100_000
-    assert (
-        ask(
-            server,
-            {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}},
-        ).status
-        == 400
-    )
+    document = {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}}
+    assert ask(server, document).status == 400
     (reason,) = reasons(server)
     assert reason["_column"] == name[:100]
     assert len(reason["_message"]) == 500
@@ -477,13 +442,7 @@ def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: S
     assert ask(server, x_api_key="other").status == 200
     for path in ("/ping", "/health", "/metrics"):
         for _ in range(5):
-            assert (
-                handle(
-                    server,
-                    RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1"),
-                ).status
-                == 200
-            )
+            assert handling.ask(server, path, "GET", x_api_key="k").status == 200
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 

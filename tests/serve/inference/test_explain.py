@@ -2,7 +2,6 @@
 values.
 """
 
-import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import requests
-import yaml
 from sklearn.ensemble import GradientBoostingClassifier
 
 import mlflow_deploy_plugin
@@ -24,7 +21,8 @@ from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support import page_models
-from tests.support.models import mixed_model, write_model
+from tests.support.bodies import arrow_stream
+from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.servers import gunicorn, variant, write_spec
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
@@ -56,36 +54,17 @@ NUMBERS = {
 }
 
 
-def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
-    """Write the reference sample that the flavor saves with a model
-    (`wrap/flavor/saved_model.py`).
-    """
-    pq.write_table(pa.table(columns), folder / "reference.parquet")
-    document = yaml.safe_load((folder / "MLmodel").read_text())
-    document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    return folder
-
-
 def numbers_model(
     folder: Path,
     graph: str,
     output: dict[str, Any],
 ) -> Path:
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, 3],
-                "columns": ["a", "b", "c"],
-            }
-        ],
+        "inputs": [graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"])],
         "outputs": [{"name": "y", **output}],
         "prediction": ["y"],
     }
-    signature = [{"name": name, "type": "double", "required": True} for name in "abc"]
-    return write_model(folder, graph, signature, section)
+    return write_model(folder, graph, columns(a="double", b="double", c="double"), section)
 
 
 TREE_ROWS = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
@@ -119,8 +98,10 @@ def server(
         }
     }
     folders = {
-        "flights": with_reference(mixed_model(root / "flights"), FLIGHTS),
-        "linear": with_reference(numbers_model(root / "linear", LINEAR, number), NUMBERS),
+        "flights": page_models.with_reference(mixed_model(root / "flights"), FLIGHTS),
+        "linear": page_models.with_reference(
+            numbers_model(root / "linear", LINEAR, number), NUMBERS
+        ),
         "wide": page_models.with_example(numbers_model(root / "wide", WIDE, wide), example),
         "labels": page_models.with_example(numbers_model(root / "labels", LABELS, label), example),
         "bare": mixed_model(root / "bare"),
@@ -149,11 +130,7 @@ def server(
 
 
 def explain(server: Any, endpoint: str, **more: Any) -> requests.Response:
-    return requests.post(
-        f"{server.url}/endpoints/{endpoint}/explain",
-        timeout=EXPLAINER_SECONDS,
-        **more,
-    )
+    return server.post(f"/endpoints/{endpoint}/explain", timeout=EXPLAINER_SECONDS, **more)
 
 
 def split(columns: dict[str, Sequence[Any]]) -> dict[str, Any]:
@@ -237,11 +214,7 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(
     rows = rows_of_flights(3, 7)
     rows["carrier"][0] = "AA"
 
-    document = requests.post(
-        server.url + "/explain",
-        json=split(rows),
-        timeout=EXPLAINER_SECONDS,
-    ).json()
+    document = server.post("/explain", json=split(rows), timeout=EXPLAINER_SECONDS).json()
 
     values = np.array(document["values"])
     base_values = np.array(document["base_values"])
@@ -326,13 +299,10 @@ def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server
 
 def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
     table = pa.table({name: [1.0, 0.5] for name in "abc"})
-    stream = io.BytesIO()
-    with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
     bodies = {
         "text/csv": b"a,b,c\n1,1,1\n.5,.5,.5\n",
         "application/x-ndjson": b'{"a":1,"b":1,"c":1}\n{"a":0.5,"b":0.5,"c":0.5}\n',
-        "application/vnd.apache.arrow.stream": stream.getvalue(),
+        "application/vnd.apache.arrow.stream": arrow_stream(table),
     }
     wanted = explain(
         server,
@@ -386,10 +356,8 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any)
     seen = set()
     for caller in range(8):
         rows = {"inputs": [[float(caller), 0.0, 0.0]]}
-        predicted = requests.post(
-            f"{server.url}/endpoints/sticky/invocations",
-            json=rows,
-            timeout=EXPLAINER_SECONDS,
+        predicted = server.post(
+            "/endpoints/sticky/invocations", json=rows, timeout=EXPLAINER_SECONDS
         )
         explained = explain(server, "sticky", json=rows)
         assert explained.headers["X-Model-Variant"] == predicted.headers["X-Model-Variant"]
@@ -480,7 +448,7 @@ def test_a_request_that_cannot_be_explained_gets_a_reason(
 def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(server: Any) -> None:
     assert explain(server, "linear", json={"inputs": [[1, 2, 3]]}).status_code == 200
 
-    metrics = requests.get(server.url + "/metrics", timeout=EXPLAINER_SECONDS).text
+    metrics = server.get("/metrics", timeout=EXPLAINER_SECONDS).text
     (counted,) = [
         line
         for line in metrics.splitlines()

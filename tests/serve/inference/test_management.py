@@ -2,7 +2,6 @@
 process.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +15,8 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.observability.metrics import Statistics
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy
 from tests.support import servers
+from tests.support.servers import Serve
 from tests.support.waiting import wait_until
-
-Serve = Callable[..., Server]
 
 
 @pytest.fixture

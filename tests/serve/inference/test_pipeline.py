@@ -1,7 +1,7 @@
 """The pipeline of a prediction: its headers, ids, event times and captured rows."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, Protocol
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from tests.support.handling import V2_ROW, ask
-from tests.support.servers import one_endpoint, variant
+from tests.support.servers import Serve, one_endpoint, variant
 from tests.support.spool import read_spool
 
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> Server:
     return serve_here(
@@ -138,7 +138,7 @@ def test_requests_are_captured_with_their_ids_and_times(
     [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)],
 )
 def test_a_fraction_of_the_requests_is_captured(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     tmp_path: Path,
     fraction: float,
@@ -169,7 +169,7 @@ def test_an_unexpected_error_is_logged_and_answered_without_details(
 
 
 def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -198,7 +198,7 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
 
 
 def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_smaller_pieces(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

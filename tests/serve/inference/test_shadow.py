@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,19 +29,19 @@ from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 from tests.support import servers
-from tests.support.handling import handle
-from tests.support.models import columns, mixed_model, write_model
+from tests.support.bodies import arrow_stream, v2_tensor
+from tests.support.handling import ask, handle
+from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions
+from tests.support.servers import Serve
 from tests.support.spool import CapturedRequest, read_spool
 from tests.support.waiting import wait_until
 
-Serve = Callable[..., Server]
-
 
 @pytest.fixture
-def serve(serve_here: Serve) -> Callable[..., Server]:
+def serve(serve_here: Serve) -> Serve:
     """Serve the endpoint e with an answering variant and its shadow."""
 
     def serve(
@@ -59,19 +59,8 @@ def serve(serve_here: Serve) -> Callable[..., Server]:
     return serve
 
 
-def ask(server: Server, *rows: list[float]) -> RawResponse:
-    body = orjson.dumps(
-        {
-            "dataframe_split": {
-                "columns": ["a", "b", "c"],
-                "data": rows,
-            }
-        }
-    )
-    return handle(
-        server,
-        RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-    )
+def predict(server: Server, *rows: list[float]) -> RawResponse:
+    return ask(server, body={"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
 
 
 def shadowed(server: Server, name: str, **labels: str) -> float:
@@ -102,7 +91,7 @@ def test_an_answer_is_compared_with_the_shadows_answer(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
-    response = ask(server, [1, 2, 3], [4, 5, 6])
+    response = predict(server, [1, 2, 3], [4, 5, 6])
     assert orjson.loads(response.body) == {"predictions": [[1006.0], [1015.0]]}
     compared(server, 1)
     labels = {"endpoint": "e", "variant": "new", "model": "m", "version": "2"}
@@ -121,7 +110,7 @@ def test_equal_labels_agree(
     server = serve(model_folders["mixed"], mixed_model(tmp_path / "again"))
     row = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
     body = orjson.dumps({"dataframe_records": [row, row | {"carrier": "B6"}]})
-    handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+    ask(server, body=body)
     compared(server, 1)
     assert shadowed(server, "rows", agreement="same") == 2
     assert shadowed(server, "difference") == 0.0
@@ -132,7 +121,7 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"], max_rows_per_request=1)
-    response = ask(server, [1, 2, 3], [4, 5, 6])
+    response = predict(server, [1, 2, 3], [4, 5, 6])
     compared(server, 1)
     (request,) = captured(server, "new")
     (answered,) = captured(server, "main")
@@ -161,22 +150,8 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
     """The shadow has the same schema as the answering version, or another schema that
     needs converted feeds.
     """
-    inputs = [
-        {
-            "name": "X",
-            "dtype": "float32",
-            "shape": [-1, 3],
-            "columns": ["c", "b", "a"],
-        }
-    ]
-    outputs = [
-        {
-            "name": "y",
-            "dtype": "float32",
-            "shape": [-1, 1],
-            "role": "values",
-        }
-    ]
+    inputs = [graph_tensor("X", "float32", -1, 3, columns=["c", "b", "a"])]
+    outputs = [graph_tensor("y", "float32", -1, 1, role="values")]
     section = {"inputs": inputs, "outputs": outputs, "prediction": ["y"]}
     signature = columns(a="double", b="double", c="double")
     other = write_model(tmp_path / "other", servers.single(2000.0), signature, section)
@@ -184,10 +159,7 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
         server = serve(bias_folders["1"], shadow, keys=["customer_id"])
         record = {"a": 1, "b": 2, "c": 3, "customer_id": 7}
         body = orjson.dumps({"dataframe_records": [record]})
-        handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        )
+        ask(server, body=body)
         compared(server, 1)
         for name in ("main", "new"):
             (request,) = captured(server, name)
@@ -203,7 +175,7 @@ def test_a_request_that_is_not_captured_has_no_shadow_row(
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"], fraction=0.5)
     for _ in range(30):
-        ask(server, [1, 2, 3])
+        predict(server, [1, 2, 3])
     compared(server, 30)
     ids = [
         {request.record.prediction_id for request in captured(server, name)}
@@ -220,7 +192,7 @@ def test_a_shadow_that_refuses_the_input_has_failed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = serve(bias_folders["1"], model_folders["mixed"])
-    assert ask(server, [1, 2, 3]).status == 200
+    assert predict(server, [1, 2, 3]).status == 200
     wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the failure")
     assert shadowed(server, "requests", outcome="compared") == 0
     (record,) = [record for record in caplog.records if record.name.endswith(".shadow")]
@@ -241,7 +213,7 @@ def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
     with ThreadPoolExecutor(8) as pool:
         list(
             pool.map(
-                lambda number: ask(server, [number, 0, 0], [0, number, 1]),
+                lambda number: predict(server, [number, 0, 0], [0, number, 1]),
                 range(100),
             )
         )
@@ -265,7 +237,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
 ) -> None:
     mean = "mean (float[N,1] X) => (float[N,1] y) { m = ReduceMean(X) y = Sub(X, m) }"
     same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
-    signature = [{"name": "a", "type": "double", "required": True}]
+    signature = columns(a="double")
     folders = [
         write_model(tmp_path / name, text, signature)
         for name, text in (
@@ -277,10 +249,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
     assert server.dataplane.can_infer_async("e") == (most > 1)  # The shadow does not matter.
     for number in range(50):
         body = orjson.dumps({"dataframe_records": [{"a": number}]})
-        handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        )
+        ask(server, body=body)
     compared(server, 50)
     assert shadowed(server, "rows", agreement="same") == 50
 
@@ -477,7 +446,7 @@ def test_copies_are_computed_at_a_lower_priority(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
-    ask(server, [1, 2, 3])
+    predict(server, [1, 2, 3])
     compared(server, 1)
     thread = server.shadows._thread  # The threads of other tests may still run.
     assert thread is not None
@@ -507,7 +476,7 @@ def test_a_server_without_a_shadow_starts_no_thread(
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here({"e": {"main": servers.variant(bias_folders["1"])}})
-    ask(server, [1, 2, 3])
+    predict(server, [1, 2, 3])
     assert server.shadows._thread is None
 
 
@@ -534,16 +503,8 @@ def test_whatever_the_protocol_a_copy_is_compared(
 ) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
     columns = {name: pa.array([1.0, 2.0]) for name in "abc"}
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, pa.table(columns).schema) as writer:
-        writer.write_table(pa.table(columns))
     arrow = "application/vnd.apache.arrow.stream"
-    tensor = {
-        "name": "X",
-        "datatype": "FP32",
-        "shape": [2, 3],
-        "data": [1.0] * 6,
-    }
+    tensor = v2_tensor("X", "FP32", [1.0] * 6, [2, 3])
     v2 = orjson.dumps(
         {
             "inputs": [tensor],
@@ -555,7 +516,7 @@ def test_whatever_the_protocol_a_copy_is_compared(
             "POST",
             "/invocations",
             {"content-type": arrow},
-            stream.getvalue().to_pybytes(),
+            arrow_stream(pa.table(columns)),
         ),
         RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"a,b,c\n1,2,3\n4,5,6\n"),
         RawRequest("POST", "/v2/models/e/infer", {"content-type": "application/json"}, v2),
@@ -594,7 +555,7 @@ def test_endpoints_that_share_their_versions_are_counted_apart(
         "/endpoints/f/invocations",
         "/endpoints/f/invocations",
     ] * 10:
-        handle(server, RawRequest("POST", path, {"content-type": "application/json"}, body))
+        ask(server, path, body=body)
     compared(server, 30)
     assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]
 
@@ -615,12 +576,6 @@ def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(
             ],
         },
     )
-    assert (
-        handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        ).status
-        == 200
-    )
+    assert ask(server, body=body).status == 200
     compared(server, 1)
     assert shadowed(server, "rows") == shadowed(server, "rows", agreement="same") == 2

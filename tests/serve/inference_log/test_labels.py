@@ -273,38 +273,62 @@ def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
     assert by_row == {0.0: "old", 1.0: "new"}
 
 
-def test_keys_match_small_fractions_dates_and_missing_values(
+JOINED: dict[str, tuple[dict[str, Any], list[Label], list[Any]]] = {
+    "small fractions, dates and missing values": (
+        request(
+            3,
+            f=pa.array([0.1, 0.2, 0.3], pa.float32()),
+            day=pa.array([DAY.date()] * 3),
+            tail=["N1", None, "N3"],
+            is_late=[True, True, False],
+        ),
+        [
+            by_key("one", f=0.1, day="2013-07-01"),
+            by_key("two", tail=None, f=0.2),
+            by_key("three", is_late=False),
+            by_key("nobody", gate=7),
+            by_key("nobody either", tail="N9"),
+        ],
+        ["one", "two", "three"],
+    ),
+    "half floats": (
+        request(2, column=pa.array([0.5, 7.0], pa.float16())),
+        [by_key("half", column="0.5"), by_key("seven", column=7)],
+        ["half", "seven"],
+    ),
+    "the later one by id and by key": (
+        request(2, flight=[5, 6]),
+        [by_key("key", at=1, flight=5), by_id("id", at=0)],
+        ["key", "id"],
+    ),
+    "one without a value takes the earlier one back": (
+        request(2),
+        [by_id("yes", at=0), by_id(None, row=0, at=1)],
+        [None, "yes"],
+    ),
+    "of the same moment the one at the end of the last segment": (
+        request(1),
+        [
+            by_id("a", segment="s", offset=7),
+            by_id("b", segment="s", offset=9),
+            by_id("c", segment="r", offset=99),
+        ],
+        ["b"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "given", "expected"), JOINED.values(), ids=JOINED)
+def test_a_label_joins_the_rows_that_it_means(
     log: InferenceLog,
     writer: LogWriter,
+    rows: dict[str, Any],
+    given: list[Label],
+    expected: list[Any],
 ) -> None:
-    columns = {
-        "f": pa.array([0.1, 0.2, 0.3], pa.float32()),
-        "day": pa.array([DAY.date()] * 3),
-        "tail": ["N1", None, "N3"],
-        "is_late": [True, True, False],
-    }
-    writer.write(request(3, **columns))
-    writer.label(
-        by_key("one", f=0.1, day="2013-07-01"),
-        by_key("two", tail=None, f=0.2),
-        by_key("three", is_late=False),
-        by_key("nobody", gate=7),
-        by_key("nobody either", tail="N9"),
-    )
-
-    assert labels(log) == ["one", "two", "three"]
-
-
-def test_of_labels_by_id_and_by_key_the_later_one_wins(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
-    writer.write(request(2, flight=[5, 6]))
-    writer.label(
-        by_key("key", at=1, flight=5),
-        by_id("id", at=0),
-    )
-    assert labels(log) == ["key", "id"]
+    writer.write(rows)
+    writer.label(*given)
+    assert labels(log) == expected
 
 
 def test_a_prediction_id_that_looks_like_a_key_does_not_match_by_key(
@@ -318,31 +342,6 @@ def test_a_prediction_id_that_looks_like_a_key_does_not_match_by_key(
     )
     assert labels(log) == ["key"]
     assert log_stats(log, "flights").labels == LabelCounts(rows=1, names=2, unmatched=1)
-
-
-def test_a_label_without_a_value_takes_the_earlier_one_back(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
-    writer.write(request(2))
-    writer.label(
-        by_id("yes", at=0),
-        by_id(None, row=0, at=1),
-    )
-    assert labels(log) == [None, "yes"]
-
-
-def test_labels_of_the_same_moment_are_ordered_by_segment_and_offset(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
-    writer.write(request(1))
-    writer.label(
-        by_id("a", segment="s", offset=7),
-        by_id("b", segment="s", offset=9),
-        by_id("c", segment="r", offset=99),
-    )
-    assert labels(log) == ["b"]
 
 
 def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_counts_by_key_only(
@@ -599,20 +598,6 @@ def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(
             name=str(file),
         )
     assert labels(log) == ["late"]
-
-
-def test_a_key_of_a_column_of_half_floats_names_its_rows(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
-    writer.write(
-        request(
-            2,
-            column=pa.array([0.5, 7.0], pa.float16()),
-        )
-    )
-    writer.label(by_key("half", column="0.5"), by_key("seven", column=7))
-    assert labels(log) == ["half", "seven"]
 
 
 def test_columns_whose_names_look_like_a_part_of_a_key_are_distinguished(

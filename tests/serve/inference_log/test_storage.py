@@ -1,7 +1,7 @@
 """A folder or a URI locates an inference log; error messages never contain a secret."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     write_file,
 )
 from tests.support.disk import files_of_at_most
-from tests.support.services.s3 import Bucket, s3_server
+from tests.support.services.s3 import Bucket
 
 
 @pytest.mark.parametrize("name", ["log", "50%25 of it", "log#1", "what?"])
@@ -82,15 +82,6 @@ def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path) -> None:
 
 
 KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        yield bucket
 
 
 def test_a_file_written_to_a_bucket_is_read_back(bucket: Bucket) -> None:

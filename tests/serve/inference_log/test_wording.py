@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, open_log
+from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 from tests.support.inference_log import LogWriter
@@ -15,16 +14,7 @@ from tests.support.messages import message_of
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 
 
-def _select(log: InferenceLog, statement: str) -> None:
-    with run_query(log, Query(View("flights"), statement=statement)) as answer:
-        list(answer.batches)
-
-
 MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
-    "a log of another kind": (
-        lambda log: open_log("ftp://host/log"),
-        "ONNXSERVE_LOG_URI: 'ftp://host/log' is neither a folder nor s3://BUCKET/PREFIX",
-    ),
     "an unknown endpoint": (
         lambda log: log_stats(log, "flihgts"),
         "the inference log LOG has no rows of endpoint 'flihgts'; did you mean 'flights'?",
@@ -47,22 +37,6 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
             "a time of the events (2013-07-01, 2013-07-01T12:00Z), or a window of them "
             "(2013-07-01/1d)"
         ),
-    ),
-    "a range that ends before it begins": (
-        lambda log: parse_time_range("2013-07-02", "2013-07-01", DAY),
-        "the range from --since 2013-07-02 to --until 2013-07-01 is empty",
-    ),
-    "an unknown column": (
-        lambda log: _select(log, statement="SELECT distnce FROM log"),
-        "the log has no column 'distnce'; did you mean 'distance'?",
-    ),
-    "no SELECT": (
-        lambda log: _select(log, statement="DELETE FROM log"),
-        "a single SELECT is expected, because the log is read-only",
-    ),
-    "another file": (
-        lambda log: _select(log, statement="SELECT * FROM '/etc/passwd'"),
-        "there is no table '/etc/passwd'; the SQL can query only the table log",
     ),
 }
 

@@ -12,6 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_state, worker_file
 from mlflow_deploy_plugin.core.statedir.models import WorkerState
+from tests.support.bodies import v2_tensor
 from tests.support.handling import ask
 from tests.support.models import write_model
 from tests.support.servers import variant
@@ -72,11 +73,7 @@ def server(tmp_path: Path, serve_here: Callable[..., Any]) -> Any:
 
 
 def told(server: Any, path: str, body: Any = None) -> Any:
-    response = (
-        ask(server, path, "GET")
-        if body is None
-        else ask(server, path, body=json.dumps(body).encode())
-    )
+    response = ask(server, path, "GET") if body is None else ask(server, path, body=body)
     assert response.status == 200, response.body
     return json.loads(response.body)
 
@@ -175,18 +172,8 @@ def test_a_table_is_answered_or_refused_in_words(server: Any, name: str, accept:
 
 
 def test_rows_of_nothing_pass_where_the_graph_takes_them(server: Any) -> None:
-    empty = {
-        "name": "a",
-        "shape": [0, 2],
-        "datatype": "FP32",
-        "data": [],
-    }
-    full = {
-        "name": "b",
-        "shape": [1, 2],
-        "datatype": "FP32",
-        "data": [1, 2],
-    }
+    empty = v2_tensor("a", "FP32", [], [0, 2])
+    full = v2_tensor("b", "FP32", [1, 2], [1, 2])
     (output,) = told(
         server,
         "/v2/models/pair/infer",

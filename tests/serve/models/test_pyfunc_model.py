@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
-import yaml
 from markupsafe import escape
 from mlflow import MlflowClient
 
@@ -40,9 +39,11 @@ from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
-from tests.support import servers
+from tests.support import handling, servers
+from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.inference_log import rows_of
+from tests.support.models import write_pyfunc
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.spool import read_spool
 from tests.support.waiting import answers, wait_until
@@ -50,6 +51,7 @@ from tests.support.waiting import answers, wait_until
 MODELS = ("days", "knn", "anything", "troubled", "tensors", "bytes")
 ARROW = "application/vnd.apache.arrow.stream"
 DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
+V2_DAYS = {"inputs": [v2_tensor(name, "BYTES", [value]) for name, value in DAYS.items()]}
 TIMEOUT_SECONDS = 2
 
 
@@ -75,8 +77,7 @@ def server(
 @pytest.fixture
 def ask(server: Server) -> Callable[..., RawResponse]:
     def ask(path: str, document: Any, content_type: str = "application/json") -> RawResponse:
-        body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        return handle(server, RawRequest("POST", path, {"content-type": content_type}, body))
+        return handling.ask(server, path, body=document, content_type=content_type)
 
     return ask
 
@@ -92,11 +93,7 @@ def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             {name: server.repository.table[name]},
         )
         vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
-        body = json.dumps(document).encode()
-        return handle(
-            vertex,
-            RawRequest("POST", "/vertex", {"content-type": "application/json"}, body),
-        )
+        return handling.ask(vertex, "/vertex", body=document)
 
     return ask
 
@@ -139,7 +136,6 @@ def test_another_content_type_is_refused_with_those_that_are_taken(
 def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(
     ask: Callable[..., RawResponse],
 ) -> None:
-    sink = pa.BufferOutputStream()
     table = pa.table(
         {
             "": [
@@ -148,10 +144,8 @@ def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(
             ]
         }
     )
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
 
-    response = ask("/endpoints/knn/invocations", sink.getvalue().to_pybytes(), ARROW)
+    response = ask("/endpoints/knn/invocations", arrow_stream(table), ARROW)
 
     assert pa.ipc.open_stream(response.body).read_all()["prediction"].to_pylist() == ["up", "down"]
 
@@ -166,30 +160,17 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(
         "day": [183, 366],
         "name": ["Ä", "B"],
     }
-    inputs = [
-        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
-        for name, value in DAYS.items()
-    ]
-    v2 = ask("/v2/models/days/infer", {"inputs": inputs})
+    v2 = ask("/v2/models/days/infer", V2_DAYS)
     outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
-    assert outputs["day"] == {
-        "name": "day",
-        "shape": [1],
-        "datatype": "INT64",
-        "data": [183],
-    }
+    assert outputs["day"] == v2_tensor("day", "INT64", [183])
     assert outputs["name"]["data"] == ["Ä"]
 
 
 def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(
     ask: Callable[..., RawResponse],
 ) -> None:
-    inputs = [
-        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
-        for name, value in DAYS.items()
-    ]
     document = {
-        "inputs": inputs,
+        **V2_DAYS,
         "outputs": [{"name": "day"}],
         "parameters": {"content_type": "pd", "plus": 1000},
     }
@@ -223,12 +204,7 @@ def test_the_only_column_may_have_the_name_that_tutorials_give_it(
     ask: Callable[..., RawResponse],
     shape: list[int],
 ) -> None:
-    texts = {
-        "name": "input-1",
-        "shape": shape,
-        "datatype": "BYTES",
-        "data": ["a", "b"],
-    }
+    texts = v2_tensor("input-1", "BYTES", ["a", "b"], shape)
     answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
     assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
 
@@ -248,12 +224,7 @@ def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -
 
 
 def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
-    blob = {
-        "name": "blob",
-        "shape": [2, 1],
-        "datatype": "BYTES",
-        "data": ["/9j/", "iVBORw=="],
-    }
+    blob = v2_tensor("blob", "BYTES", ["/9j/", "iVBORw=="], [2, 1])
     for parameters in ({}, {"content_type": "base64"}):
         answer = ask("/v2/models/bytes/infer", {"inputs": [blob | {"parameters": parameters}]})
         assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
@@ -289,18 +260,8 @@ def test_vertex_passes_on_a_chat_as_mlflow_answers_it(
 
 def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
     inputs = [
-        {
-            "name": "a",
-            "shape": [2, 2],
-            "datatype": "FP32",
-            "data": [1, 2, 3, 4],
-        },
-        {
-            "name": "b",
-            "shape": [2],
-            "datatype": "INT64",
-            "data": [10, 20],
-        },
+        v2_tensor("a", "FP32", [1, 2, 3, 4], [2, 2]),
+        v2_tensor("b", "INT64", [10, 20]),
     ]
     response = ask("/v2/models/tensors/infer", {"inputs": inputs})
     outputs = {entry["name"]: entry["data"] for entry in json.loads(response.body)["outputs"]}
@@ -322,15 +283,7 @@ def test_one_prediction_has_the_name_of_the_signature_or_prediction(
     assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {
         "predictions": ["up", "down"],
     }
-    inputs = [
-        {
-            "name": name,
-            "shape": [1],
-            "datatype": "FP64",
-            "data": [5.0],
-        }
-        for name in "abc"
-    ]
+    inputs = [v2_tensor(name, "FP64", [5.0]) for name in "abc"]
     response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
     assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [
         ("prediction", ["up"]),
@@ -343,16 +296,7 @@ def test_without_a_signature_only_invocations_answer(
 ) -> None:
     anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
     assert json.loads(anything.body) == {"predictions": [1, "a", None]}
-    infer = {
-        "inputs": [
-            {
-                "name": "a",
-                "shape": [1],
-                "datatype": "FP64",
-                "data": [1],
-            }
-        ]
-    }
+    infer = {"inputs": [v2_tensor("a", "FP64", [1])]}
     response = ask("/v2/models/anything/infer", infer)
     assert response.status == 400
     assert message(response) == (
@@ -380,10 +324,7 @@ def test_a_value_of_the_wrong_type_is_named(
     document: Any,
     said: str,
 ) -> None:
-    inputs = [
-        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
-        for name, value in document.items()
-    ]
+    inputs = [v2_tensor(name, "BYTES", [value]) for name, value in document.items()]
     responses = (
         [ask("/v2/models/days/infer", {"inputs": inputs})] if 5 not in document.values() else []
     )
@@ -422,12 +363,7 @@ def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> N
 
 
 def tensor(name: str, *texts: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "shape": [len(texts)],
-        "datatype": "BYTES",
-        "data": texts,
-    }
+    return v2_tensor(name, "BYTES", texts)
 
 
 @pytest.mark.parametrize(
@@ -577,10 +513,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     ).encode()
 
     def version() -> str:
-        response = handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows),
-        )
+        response = handling.ask(server, body=rows)
         assert response.status == 200, response.body
         return response.headers["X-Model-Version"]
 
@@ -675,10 +608,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
         wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side process")
         return server
 
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "traced_agent.py").write_text(TRACED)
-    loader = {"loader_module": "traced_agent", "code": "code", "streamable": True}
-    (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}}))
+    write_pyfunc(tmp_path, "traced_agent", TRACED, streamable=True)
     (tmp_path / "serving_input_example.json").write_text('{"messages": ["an example"]}')
     state_dir = tmp_path / "state"
     servers.want(
@@ -707,10 +637,7 @@ def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
     server = traced(new_database(tmp_path))
     predictions = []
     for body in (b'{"messages": ["whole"]}', b'{"messages": ["in parts"], "stream": true}'):
-        answer = handle(
-            server,
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
-        )
+        answer = handling.ask(server, body=body)
         list(answer.pieces or ())
         predictions.append(answer.headers["X-Prediction-Id"])
     server.close()
@@ -727,10 +654,6 @@ def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
 ) -> None:
     monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The trace cannot be sent.
     with contextlib.closing(traced("http://127.0.0.1:9")) as server:
-        headers = {"content-type": "application/json"}
-        answer = handle(
-            server,
-            RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'),
-        )
+        answer = handling.ask(server, body=b'{"messages": ["whole"]}')
         assert answer.status == 200
         assert answer.body == b'{"messages": ["whole"]}'

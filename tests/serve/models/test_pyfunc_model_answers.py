@@ -2,7 +2,6 @@
 outputs.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +10,13 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-import yaml
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
-from tests.support.handling import handle
+from tests.support import handling
+from tests.support.bodies import arrow_stream, v2_tensor
+from tests.support.models import columns, write_pyfunc
 from tests.support.servers import opened, variant
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
@@ -44,18 +42,8 @@ def _load_pyfunc(path):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("names")
-    (folder / "code").mkdir()
-    (folder / "code" / "names_of_people.py").write_text(CODE)
-    columns = [
-        {"name": "name", "type": "string", "required": True},
-        {"name": "wait", "type": "double", "required": True},
-    ]
-    loader = {"loader_module": "names_of_people", "code": "code"}
-    document = {
-        "flavors": {"python_function": loader},
-        "signature": {"inputs": json.dumps(columns)},
-    }
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    signature = columns(name="string", wait="double")
+    write_pyfunc(folder, "names_of_people", CODE, signature)
     state_dir = folder / "state"
     with opened(
         state_dir,
@@ -74,11 +62,7 @@ def ask(server: Server) -> Callable[..., Any]:
         status: int = 200,
         method: str = "POST",
     ) -> Any:
-        body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        response: RawResponse = handle(
-            server,
-            RawRequest(method, path, {"content-type": kind}, body),
-        )
+        response = handling.ask(server, path, method, document, content_type=kind)
         assert response.status == status, response.body
         if response.content_type == JSON:
             return json.loads(response.body)
@@ -92,18 +76,8 @@ def tensors(
     wait: float = 0.0,
     **more: Any,
 ) -> dict[str, Any]:
-    texts = {
-        "name": "name",
-        "shape": [len(names)],
-        "datatype": "BYTES",
-        "data": list(names),
-    }
-    numbers = {
-        "name": "wait",
-        "shape": [len(names)],
-        "datatype": "FP64",
-        "data": [wait] * len(names),
-    }
+    texts = v2_tensor("name", "BYTES", list(names))
+    numbers = v2_tensor("wait", "FP64", [wait] * len(names))
     return {"inputs": [texts, numbers], **more}
 
 
@@ -150,10 +124,7 @@ def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
         {"name": None, "wait": 0.0},
     ]
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    stream = io.BytesIO()
-    table = pa.Table.from_pylist(rows)
-    with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
+    stream = arrow_stream(pa.Table.from_pylist(rows))
 
     by_row = ask("/v1/models/names:predict", {"instances": rows})["predictions"]
     assert by_row == [
@@ -165,7 +136,7 @@ def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
     assert [
         json.loads(line)["known"] for line in ask("/invocations", lines, LINES).splitlines()
     ] == [True, False]
-    answered = pa.ipc.open_stream(ask("/invocations", stream.getvalue(), ARROW)).read_all()
+    answered = pa.ipc.open_stream(ask("/invocations", stream, ARROW)).read_all()
     assert answered.column("known").to_pylist() == [True, False]
     assert ask("/invocations", {"dataframe_records": rows})["predictions"]["known"] == [True, False]
 

@@ -37,6 +37,17 @@ from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
+LOAD = partial(load_warm, placement=Placement(), intra_op_num_threads=1)
+
+
+def version(repository: Repository, draw: float = 0.0) -> str:
+    """Return the version that answers this draw."""
+    return repository.select_variant(None, draw=draw).loaded.version
+
+
+def versions(repository: Repository) -> set[str]:
+    return {version(repository, draw / 10) for draw in range(10)}
+
 
 @pytest.fixture
 def loads() -> list[Path]:
@@ -49,7 +60,7 @@ def repository(tmp_path: Path, loads: list[Path]) -> Iterator[Repository]:
 
     def load(folder: Path) -> Any:
         loads.append(folder)
-        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
+        return LOAD(folder)
 
     repository = Repository(tmp_path, load)
     yield repository
@@ -92,7 +103,7 @@ def test_a_request_keeps_its_version_until_it_lets_go(
     leased = repository.select_variant(None, draw=0.0)
     dropped = weakref.ref(leased.loaded)
     serve(v=servers.variant(bias_folders["2"], "2"))
-    assert repository.select_variant(None, draw=0.0).loaded.version == "2"
+    assert version(repository) == "2"
     feeds = leased.loaded.predictor.schema.from_array([[1, 2, 3]])
     assert leased.loaded.predictor.run(feeds)["y"].tolist() == [[1006.0]]
     assert dropped() is not None
@@ -117,11 +128,11 @@ def test_a_third_version_is_loaded_when_the_first_has_left(
     third.start()
     third.join(0.3)
     assert len(loads) == 2
-    assert repository.select_variant(None, draw=0.0).loaded.version == "2"
+    assert version(repository) == "2"
     leased.clear()
     third.join(20)
     assert len(loads) == 3
-    assert repository.select_variant(None, draw=0.0).loaded.version == "3"
+    assert version(repository) == "3"
 
 
 def test_a_change_of_weights_or_aspects_loads_nothing(
@@ -140,12 +151,10 @@ def test_a_change_of_weights_or_aspects_loads_nothing(
         b=servers.variant(bias_folders["2"], "2", weight=50),
     )
     assert repository.select_variant(None, draw=0.0).loaded is before
-    assert repository.select_variant(None, draw=0.9).loaded.version == "2"
+    assert version(repository, 0.9) == "2"
     assert len(loads) == 2
     serve(a=servers.variant(bias_folders["1"]))
-    assert {
-        repository.select_variant(None, draw=draw / 10).loaded.version for draw in range(10)
-    } == {"1"}
+    assert versions(repository) == {"1"}
 
 
 def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
@@ -282,9 +291,7 @@ def test_a_variant_in_the_shadow_or_without_weight_never_answers(
         b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
         c=servers.variant(bias_folders["3"], "3", weight=1),
     )
-    assert {
-        repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)
-    } == {"3"}
+    assert versions(repository) == {"3"}
 
 
 def without_graph(folder: Path) -> None:
@@ -328,7 +335,7 @@ def test_a_failed_load_keeps_the_old_version_and_reports_its_error(
     assert loaded.version == "1"
     assert words in loaded.error
     assert repository.not_ready_reason() == ""
-    assert repository.select_variant("e", draw=0.0).loaded.version == "1"
+    assert version(repository) == "1"
     healed = serve(v=servers.variant(bias_folders["3"], "3"))
     assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
 
@@ -356,9 +363,7 @@ def test_a_failing_new_variant_leaves_the_endpoint_ready(
         b=servers.variant(tmp_path / "nothing", "2"),
     )
     assert repository.not_ready_reason() == ""
-    assert {
-        repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)
-    } == {"1"}
+    assert versions(repository) == {"1"}
 
 
 def test_an_unexpected_error_is_logged_and_reported_without_details(
@@ -396,7 +401,7 @@ def test_a_wanted_file_that_cannot_be_read_changes_nothing(
     serve(v=servers.variant(bias_folders["1"]))
     (tmp_path / WANTED).write_bytes(content)
     repository.poll()
-    assert repository.select_variant("e", draw=0.0).loaded.version == "1"
+    assert version(repository) == "1"
     assert serve(v=servers.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
 
 
@@ -420,7 +425,7 @@ def test_endpoints_come_and_go(
     ]
     servers.want(tmp_path, 2, {"two": {"v": second}})
     repository.poll()
-    assert repository.select_variant(None, draw=0.0).loaded.version == "2"
+    assert version(repository) == "2"
     with pytest.raises(NotFound, match=r"'one' .*'two'"):
         repository.select_variant("one", draw=0.0)
 
@@ -439,7 +444,7 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
 
     def load(folder: Path) -> Any:
         both_load.wait(30)
-        return load_warm(bias_folders["1"], placement=Placement(), intra_op_num_threads=1)
+        return LOAD(bias_folders["1"])
 
     repository = Repository(tmp_path, load)
     servers.want(
@@ -457,7 +462,7 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
 def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     repository = Repository(
         tmp_path,
-        partial(load_warm, placement=Placement(), intra_op_num_threads=1),
+        LOAD,
     )
     repository.start()
     servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
@@ -474,7 +479,7 @@ def test_waiting_for_the_start_ends_once_the_wanted_version_is_loaded(
 
     def load(folder: Path) -> Any:
         may_load.wait()
-        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
+        return LOAD(folder)
 
     servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
     repository = Repository(tmp_path, load)
@@ -497,7 +502,7 @@ def test_without_a_valid_wanted_state_the_start_is_not_waited_for(
         (tmp_path / WANTED).write_text(wanted)
     repository = Repository(
         tmp_path,
-        lambda folder: load_warm(folder, placement=Placement(), intra_op_num_threads=1),
+        LOAD,
     )
     repository.start()
     try:
@@ -535,7 +540,7 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(
         assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [
             f"{os.getpid()}.json",
         ]
-        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
+        return LOAD(folder)
 
     repository = Repository(tmp_path, load)
     servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))

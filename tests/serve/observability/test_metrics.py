@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -177,12 +178,8 @@ def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metri
         family.name: family for family in text_string_to_metric_families(workers[0].page().decode())
     }
     assert "unknown" not in {family.type for family in families.values()}
-    assert not [
-        sample
-        for family in families.values()
-        for sample in family.samples
-        if "pid" in sample.labels
-    ]
+    all_samples = chain.from_iterable(family.samples for family in families.values())
+    assert not any("pid" in sample.labels for sample in all_samples)
     assert families["onnxserve_last_request_timestamp_seconds"].type == "gauge"
     assert [sample.value for sample in families["onnxserve_unrecorded"].samples] == [0]
 

@@ -1,6 +1,5 @@
 """Every response is counted, and so are its labels if the model predicts labels."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics, Statistics, predicted_labels
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from tests.support import servers
+from tests.support.servers import Serve
 
 LABEL = Output("label", "int64", (-1,), "label")
 PROBABILITIES = Output("p", "float32", (-1, 2), "probabilities")
@@ -100,7 +99,7 @@ def test_labels_are_counted_by_row(
 
 
 def test_an_answer_counts_for_its_version(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:

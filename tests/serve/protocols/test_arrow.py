@@ -23,79 +23,29 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols.arrow_columns import check_type
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import FrameSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.bodies import arrow_file, arrow_stream
+from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
 
 LIMIT = 4_000_000
 
 
-def stream(table: pa.Table, compression: str | None = None) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(
-        sink,
-        table.schema,
-        options=pa.ipc.IpcWriteOptions(compression=compression),
-    ) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def file(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
 WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
-    arrow.STREAM: stream,
-    arrow.FILE: file,
+    arrow.STREAM: arrow_stream,
+    arrow.FILE: arrow_file,
 }
 
 
-def schema_of(missing: str | None = None, **types: ColumnType) -> Schema:
-    """Each column is a separate input."""
-    inputs = tuple(
-        Input(
-            name,
-            COLUMN_TYPES[kind],
-            (-1, 1),
-            (name,),
-            missing if kind == "string" else None,
-        )
-        for name, kind in types.items()
-    )
-    return compile_schema(
-        tuple(Column(name, kind) for name, kind in types.items()),
-        (),
-        inputs,
-    )
-
-
 def stacked(width: int) -> Schema:
-    names = tuple(f"f{i}" for i in range(width))
-    columns = tuple(Column(name, "double") for name in names)
-    return compile_schema(
-        columns,
-        (),
-        (Input("X", "float32", (-1, width), names),),
-    )
+    return stacked_schema("float32", *(f"f{number}" for number in range(width)))
 
 
-def tensor(*shape: int, dtype: str = "float32") -> Schema:
-    return compile_schema(
-        (),
-        (Tensor("", dtype, shape),),
-        (Input("x", dtype, shape),),
-    )
-
-
-MIXED = schema_of(carrier="string", distance="double", hour="long", late="boolean")
+MIXED = columns_schema(carrier="string", distance="double", hour="long", late="boolean")
 ROWS = st.lists(
     st.tuples(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
@@ -183,7 +133,7 @@ def test_a_time_that_is_none_is_missing_as_null_is() -> None:
         (Input("x", "str", (-1,), ("x",)),),
     )
     table = pa.table({"x": pa.array(none).cast(pa.timestamp("us"))})
-    assert arrow.decode(stream(table), schema, LIMIT)["x"].tolist() == [None]
+    assert arrow.decode(arrow_stream(table), schema, LIMIT)["x"].tolist() == [None]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +143,7 @@ def test_a_time_that_is_none_is_missing_as_null_is() -> None:
 @pytest.mark.parametrize("unit", ["s", "ns"])
 def test_a_time_beyond_all_years_does_no_harm(number: int, unit: str) -> None:
     table = pa.table({"x": pa.array([number]).cast(pa.timestamp(unit))})
-    assert arrow.decode(stream(table), schema_of(x="string"), LIMIT)["x"].shape[0] == 1
+    assert arrow.decode(arrow_stream(table), columns_schema(x="string"), LIMIT)["x"].shape[0] == 1
 
 
 DICTIONARY_OF_BOOLEANS = pa.DictionaryArray.from_arrays(
@@ -222,7 +172,7 @@ def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(
     table = pa.table({"x": pa.array([1, None, 3], kind)})
     feeds = arrow.decode(
         WRITERS[media](table),
-        schema_of(x="double"),
+        columns_schema(x="double"),
         LIMIT,
     )
     np.testing.assert_array_equal(
@@ -263,14 +213,11 @@ def test_numbers_of_one_type_come_as_in_batches_or_are_refused_alike(
 
     def outcome(given: pa.Table) -> Any:
         try:
-            feeds = arrow.decode(stream(given), schema, LIMIT)
+            feeds = arrow.decode(arrow_stream(given), schema, LIMIT)
         except SchemaMismatch as error:
             return error.message
-        return [
-            (name, array.dtype, repr(array.tolist()))
-            for arrays in (feeds, sent_arrays(feeds))
-            for name, array in arrays.items()
-        ]
+        arrays = [*feeds.items(), *sent_arrays(feeds).items()]
+        return [(name, array.dtype, repr(array.tolist())) for name, array in arrays]
 
     assert outcome(table) == outcome(
         pa.concat_tables(
@@ -297,12 +244,12 @@ def test_a_decimal_is_the_nearest_number_or_exact_if_it_is_whole(media: str) -> 
 
     feeds = arrow.decode(
         WRITERS[media](table),
-        schema_of(x="double"),
+        columns_schema(x="double"),
         LIMIT,
     )
     ids = arrow.decode(
         WRITERS[media](whole),
-        schema_of(x="long"),
+        columns_schema(x="long"),
         LIMIT,
     )
 
@@ -316,9 +263,9 @@ def test_a_decimal_is_the_nearest_number_or_exact_if_it_is_whole(media: str) -> 
 @pytest.mark.parametrize(
     "writer",
     [
-        stream,
-        lambda table: stream(table, "zstd"),
-        lambda table: stream(table, "lz4"),
+        arrow_stream,
+        lambda table: arrow_stream(table, "zstd"),
+        lambda table: arrow_stream(table, "lz4"),
     ],
 )
 def test_columns_are_stacked_by_name_into_one_input(writer: Callable[[pa.Table], bytes]) -> None:
@@ -339,8 +286,8 @@ def test_a_missing_string_becomes_the_models_default_and_null_columns_become_nan
         }
     )
     feeds = arrow.decode(
-        stream(table),
-        schema_of("?", c="string", x="double"),
+        arrow_stream(table),
+        columns_schema("?", c="string", x="double"),
         LIMIT,
     )
     assert feeds["c"].ravel().tolist() == ["a", "?"]
@@ -352,8 +299,8 @@ def test_views_of_strings_are_read() -> None:
     views = pa.array(texts, pa.string_view())
     for column in (views, pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.uint32()), views)):
         feeds = arrow.decode(
-            stream(pa.table({"c": column})),
-            schema_of(c="string"),
+            arrow_stream(pa.table({"c": column})),
+            columns_schema(c="string"),
             LIMIT,
         )
         assert feeds["c"].ravel().tolist() == texts
@@ -370,8 +317,8 @@ def test_views_that_share_a_text_are_counted_before_it_is_read_for_each() -> Non
     column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
     with pytest.raises(BodyTooLarge, match="strings of"):
         arrow.decode(
-            stream(pa.table({"c": column})),
-            schema_of(c="string"),
+            arrow_stream(pa.table({"c": column})),
+            columns_schema(c="string"),
             LIMIT,
         )
 
@@ -397,7 +344,7 @@ def test_strings_whose_buffers_contradict_each_other_are_refused(
     with pytest.raises(InvalidRequest, match="not valid"):
         arrow.table_feeds(
             pa.table({"c": column}),
-            schema_of(c="string"),
+            columns_schema(c="string"),
             LIMIT,
         )
 
@@ -409,8 +356,8 @@ def test_lists_of_nulls_take_no_more_values_than_they_may() -> None:
     )
     with pytest.raises(InvalidRequest, match=f"{LIMIT + 2} values.* {LIMIT}"):
         arrow.decode(
-            stream(pa.table({"x": column})),
-            tensor(-1, -1),
+            arrow_stream(pa.table({"x": column})),
+            tensor_schema("float32", -1, -1),
             LIMIT,
         )
 
@@ -531,7 +478,7 @@ def test_a_mismatched_column_is_refused_by_name(
     with pytest.raises(SchemaMismatch) as caught:
         arrow.decode(
             WRITERS[media](pa.table({"x": array})),
-            schema_of(x=kind),
+            columns_schema(x=kind),
             LIMIT,
         )
     for word in words:
@@ -541,7 +488,7 @@ def test_a_mismatched_column_is_refused_by_name(
 def test_a_missing_and_a_doubled_column_are_named() -> None:
     with pytest.raises(SchemaMismatch, match="'late' is missing"):
         arrow.decode(
-            stream(
+            arrow_stream(
                 pa.table(
                     {
                         "carrier": ["a"],
@@ -558,7 +505,7 @@ def test_a_missing_and_a_doubled_column_are_named() -> None:
         names=["x", "x"],
     )
     with pytest.raises(SchemaMismatch, match="'x' is duplicated"):
-        arrow.decode(stream(doubled), schema_of(x="double"), LIMIT)
+        arrow.decode(arrow_stream(doubled), columns_schema(x="double"), LIMIT)
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
@@ -573,7 +520,7 @@ def test_a_tensor_is_a_column_of_lists_or_all_columns(media: str) -> None:
         np.testing.assert_array_equal(
             arrow.decode(
                 write(table),
-                tensor(-1, 2, 2),
+                tensor_schema("float32", -1, 2, 2),
                 LIMIT,
             )["x"],
             values.reshape(3, 2, 2),
@@ -582,7 +529,7 @@ def test_a_tensor_is_a_column_of_lists_or_all_columns(media: str) -> None:
         np.testing.assert_array_equal(
             arrow.decode(
                 write(table),
-                tensor(-1, 4),
+                tensor_schema("float32", -1, 4),
                 LIMIT,
             )["x"],
             values.reshape(3, 4),
@@ -598,8 +545,8 @@ def test_a_column_without_a_name_holds_the_columns_in_the_order_of_the_signature
 ) -> None:
     kind: ColumnType = "string" if lists == [["a", "b"]] else "double"
     feeds = arrow.decode(
-        stream(pa.table({"": lists})),
-        schema_of(y=kind, x=kind),
+        arrow_stream(pa.table({"": lists})),
+        columns_schema(y=kind, x=kind),
         LIMIT,
     )
     assert [[*row] for row in zip(feeds["y"].ravel(), feeds["x"].ravel(), strict=True)] == lists
@@ -621,8 +568,8 @@ def test_a_column_without_a_name_that_does_not_fit_the_columns_is_refused(
 ) -> None:
     with pytest.raises(SchemaMismatch):
         arrow.decode(
-            stream(pa.table({"": column})),
-            schema_of(y="double", x="double"),
+            arrow_stream(pa.table({"": column})),
+            columns_schema(y="double", x="double"),
             LIMIT,
         )
 
@@ -640,8 +587,8 @@ def test_a_column_without_a_name_that_does_not_fit_the_columns_is_refused(
 def test_lists_that_are_no_tensor_are_refused(column: list[Any]) -> None:
     try:
         feeds = arrow.decode(
-            stream(pa.table({"x": column})),
-            tensor(-1, 2),
+            arrow_stream(pa.table({"x": column})),
+            tensor_schema("float32", -1, 2),
             LIMIT,
         )
     except SchemaMismatch:
@@ -751,7 +698,9 @@ def test_a_bent_body_is_read_or_refused_and_nothing_else(media: str, data: st.Da
         "late",
         pa.array([True, False, True]),
     )
-    body = bytearray(stream(table, "zstd") if media == arrow.STREAM else WRITERS[media](table))
+    body = bytearray(
+        arrow_stream(table, "zstd") if media == arrow.STREAM else WRITERS[media](table)
+    )
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, 30))
@@ -779,7 +728,7 @@ def test_an_invalid_table_is_refused(media: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(compression: str) -> None:
-    body = stream(WIDE, compression)
+    body = arrow_stream(WIDE, compression)
     assert len(body) < 100_000
     before = pa.total_allocated_bytes()
     with pytest.raises(BodyTooLarge):
@@ -799,7 +748,7 @@ def test_rows_without_bytes_are_counted() -> None:
         }
     )
     with pytest.raises(BodyTooLarge, match=r"2000001 rows.*4000000 values"):
-        arrow.decode(stream(table), stacked(2), LIMIT)
+        arrow.decode(arrow_stream(table), stacked(2), LIMIT)
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
@@ -811,7 +760,7 @@ def test_a_word_that_stands_for_every_row_counts_in_every_row(media: str) -> Non
     with pytest.raises(OnnxserveError, match="limit"):
         arrow.decode(
             WRITERS[media](pa.table({"c": word})),
-            schema_of(c="string"),
+            columns_schema(c="string"),
             LIMIT,
         )
 
@@ -826,7 +775,7 @@ def test_a_large_dictionary_is_read_once_for_all_batches() -> None:
         [pa.record_batch({"c": column.slice(start, 1)}) for start in range(3000)],
     )
     began = time.perf_counter()
-    feeds = arrow.decode(stream(table), schema_of(c="string"), LIMIT)
+    feeds = arrow.decode(arrow_stream(table), columns_schema(c="string"), LIMIT)
     assert feeds["c"][-1] == ["word 2999"]
     assert time.perf_counter() - began < 10  # Reading it 3,000 times would take a minute.
 
@@ -842,8 +791,8 @@ def test_batches_with_dictionaries_of_their_own_are_read_by_them() -> None:
             )
             batches.append(pa.record_batch({"c": words}))
         feeds = arrow.decode(
-            stream(pa.Table.from_batches(batches)),
-            schema_of(c="string"),
+            arrow_stream(pa.Table.from_batches(batches)),
+            columns_schema(c="string"),
             LIMIT,
         )
         assert feeds["c"].ravel().tolist() == list(
@@ -854,7 +803,7 @@ def test_batches_with_dictionaries_of_their_own_are_read_by_them() -> None:
 def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None:
     table = pa.Table.from_batches([pa.record_batch({"x": [1.0]})] * 10_001)
     with pytest.raises(BodyTooLarge, match="batches"):
-        arrow.decode(stream(table), schema_of(x="double"), LIMIT)
+        arrow.decode(arrow_stream(table), columns_schema(x="double"), LIMIT)
     sink = pa.BufferOutputStream()
     pieces = [
         pa.record_batch({"c": pa.array(texts).dictionary_encode()}) for texts in (["a"], ["a", "b"])
@@ -870,7 +819,7 @@ def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None
     with pytest.raises(InvalidRequest, match="deltas"):
         arrow.decode(
             bytes(sink.getvalue().to_pybytes()),
-            schema_of(c="string"),
+            columns_schema(c="string"),
             LIMIT,
         )
 
@@ -879,14 +828,14 @@ def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None
 def test_a_missing_column_is_named_with_the_unknown_column_that_came(media: str) -> None:
     body = WRITERS[media](pa.table({"dep_tme": [1.0]}))
     with pytest.raises(SchemaMismatch, match=r"'dep_time' .*'dep_tme' .*'dep_time'"):
-        arrow.decode(body, schema_of(dep_time="double"), LIMIT)
+        arrow.decode(body, columns_schema(dep_time="double"), LIMIT)
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
 def test_a_missing_text_column_is_named_or_filled_with_its_default(media: str) -> None:
     body = WRITERS[media](pa.table({"hour": [1]}))
     with pytest.raises(SchemaMismatch, match="'carrier' is missing"):
-        arrow.decode(body, schema_of(hour="long", carrier="string"), LIMIT)
+        arrow.decode(body, columns_schema(hour="long", carrier="string"), LIMIT)
     columns = (Column("hour", "long"), Column("carrier", "string", required=False))
     inputs = (
         Input("hour", "int64", (-1, 1), ("hour",)),
@@ -903,7 +852,7 @@ def test_texts_for_a_tensor_of_texts_are_read_as_they_are(media: str) -> None:
     for table in (pa.table({"y": words}), pa.table({"y": pa.array([["a"], ["b"]] * 500)})):
         feeds = arrow.decode(
             WRITERS[media](table),
-            tensor(-1, 1, dtype="str"),
+            tensor_schema("str", -1, 1),
             LIMIT,
         )
         assert feeds["x"].ravel().tolist() == ["a", "b"] * 500
@@ -913,7 +862,7 @@ def test_texts_for_a_tensor_of_texts_are_read_as_they_are(media: str) -> None:
 def test_a_hundred_thousand_columns_are_refused() -> None:
     table = pa.table({str(number): pa.array([1.0]) for number in range(100_001)})
     with pytest.raises(BodyTooLarge, match="100001 columns"):
-        arrow.decode(stream(table), schema_of(x="double"), 100_000_000)
+        arrow.decode(arrow_stream(table), columns_schema(x="double"), 100_000_000)
 
 
 def test_the_type_of_a_column_is_not_held_after_its_request() -> None:

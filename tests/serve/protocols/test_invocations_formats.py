@@ -5,6 +5,7 @@ real server.
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import pytest
 
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import arrow
-from tests.support.handling import handle
+from tests.support.bodies import arrow_stream
+from tests.support.handling import ask
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, one_endpoint
+from tests.support.servers import Serve, gunicorn, one_endpoint
 
 TABLE = pa.table(
     {
@@ -30,18 +31,11 @@ TABLE = pa.table(
 )
 
 
-def stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
 JSON_BODY = b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}'
 BODIES = {
     "application/json": JSON_BODY,
     "text/csv": b"a,b,c\n1,2,3\n4,5,\n",
-    arrow.STREAM: stream(TABLE),
+    arrow.STREAM: arrow_stream(TABLE),
     "application/jsonl": b'{"a":1,"b":2,"c":3}\n{"a":4,"b":5,"c":null}\n',
     "application/x-ndjson; charset=utf-8": b"[1,2,3]\n[4,5,null]\n",
 }
@@ -56,23 +50,10 @@ READ: dict[str, Callable[[bytes], list[Any]]] = {
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(one_endpoint(model_folders["single"]))
-
-
-def ask(
-    server: Server,
-    content_type: str,
-    body: bytes,
-    path: str = "/invocations",
-    **headers: str,
-) -> RawResponse:
-    return handle(
-        server,
-        RawRequest("POST", path, {"content-type": content_type, **headers}, body),
-    )
 
 
 def check(response: RawResponse, form: str) -> None:
@@ -89,7 +70,7 @@ def check(response: RawResponse, form: str) -> None:
 def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> None:
     bare = given.partition(";")[0]
     check(
-        ask(server, given, BODIES[given], path),
+        ask(server, path, body=BODIES[given], content_type=given),
         bare if bare in READ else "application/json",
     )
 
@@ -97,7 +78,15 @@ def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> No
 @pytest.mark.parametrize("given", BODIES)
 @pytest.mark.parametrize("wanted", READ)
 def test_accept_chooses_the_form_of_the_answer(server: Server, given: str, wanted: str) -> None:
-    check(ask(server, given, BODIES[given], accept=f"text/html, {wanted};q=0.9, */*;q=0.1"), wanted)
+    check(
+        ask(
+            server,
+            body=BODIES[given],
+            content_type=given,
+            accept=f"text/html, {wanted};q=0.9, */*;q=0.1",
+        ),
+        wanted,
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,10 +106,10 @@ def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(
     accept: str,
 ) -> None:
     check(
-        ask(server, arrow.STREAM, BODIES[arrow.STREAM], accept=accept),
+        ask(server, body=BODIES[arrow.STREAM], content_type=arrow.STREAM, accept=accept),
         arrow.STREAM,
     )
-    check(ask(server, "application/json", JSON_BODY, accept=accept), "application/json")
+    check(ask(server, body=JSON_BODY, accept=accept), "application/json")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +120,7 @@ def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
     server: Server,
     given: str,
 ) -> None:
-    response = ask(server, given, b"<x/>")
+    response = ask(server, body=b"<x/>", content_type=given)
     message = json.loads(response.body)["message"]
     assert response.status == 415
     assert all(
@@ -141,11 +130,8 @@ def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
 
 
 def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
-    response = ask(
-        server,
-        arrow.STREAM,
-        stream(pa.table({"a": [1.0]})),
-    )
+    body = arrow_stream(pa.table({"a": [1.0]}))
+    response = ask(server, body=body, content_type=arrow.STREAM)
     assert response.status == 400
     assert response.content_type == "application/json"
     assert mentions(json.loads(response.body)["message"], "'b', 'c'")
@@ -165,7 +151,7 @@ def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running:
     wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
     headers = {"Content-Type": arrow.STREAM, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
     response = running.post(
-        data=gzip.compress(stream(wide), 1),
+        data=gzip.compress(arrow_stream(wide), 1),
         headers=headers,
     )
     assert (response.status_code, response.headers["Content-Type"]) == (200, arrow.STREAM), (
@@ -174,7 +160,8 @@ def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running:
     assert response.headers.get("Content-Encoding") == "gzip"
     assert READ[arrow.STREAM](response.content) == [3.0 * row for row in range(20_000)]
     workers = psutil.Process(running.process.pid).children(recursive=True)
-    libraries = {path.path for worker in workers for path in worker.memory_maps()}
+    maps = chain.from_iterable(worker.memory_maps() for worker in workers)
+    libraries = {mapped.path for mapped in maps}
     assert any("pyarrow" in path for path in libraries)
     assert not any("pandas" in path for path in libraries)
 

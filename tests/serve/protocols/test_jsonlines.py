@@ -9,36 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.protocols import jsonlines
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.schemas import columns_schema, tensor_schema
 
-
-def schema_of(**types: ColumnType) -> Schema:
-    inputs = tuple(
-        Input(
-            name,
-            COLUMN_TYPES[kind],
-            (-1, 1),
-            (name,),
-        )
-        for name, kind in types.items()
-    )
-    return compile_schema(
-        tuple(Column(name, kind) for name, kind in types.items()),
-        (),
-        inputs,
-    )
-
-
-PAIR = schema_of(c="string", x="double")
-TENSOR = compile_schema(
-    (),
-    (Tensor("", "float32", (-1, -1)),),
-    (Input("t", "float32", (-1, -1)),),
-)
+PAIR = columns_schema(c="string", x="double")
+TENSOR = tensor_schema("float32", -1, -1, graph_name="t")
 ROWS = st.lists(
     st.tuples(
         st.text(st.characters(exclude_categories=["Cs"])),
@@ -67,7 +43,9 @@ def test_lines_come_as_they_were(
 
 def test_many_lines_are_one_batch_and_bare_values_go_into_the_only_column() -> None:
     body = b"\n".join(b"%d" % number for number in range(2500))
-    assert jsonlines.decode(body, schema_of(x="double"))["x"].ravel().tolist() == list(range(2500))
+    assert jsonlines.decode(body, columns_schema(x="double"))["x"].ravel().tolist() == list(
+        range(2500)
+    )
     assert jsonlines.decode(b"[1, 2]\n[3, 4]", TENSOR)["t"].tolist() == [
         [1, 2],
         [3, 4],

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.protocols import large_json, mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.schemas import columns_schema, tensor_schema
 
 SCHEMAS = {
     "doubles": compile_schema(
@@ -43,26 +44,10 @@ SCHEMAS = {
             Input("a", "float32", (-1, 1), ("a",)),
         ),
     ),
-    "longs": compile_schema(
-        (Column("a", "long"),),
-        (),
-        (Input("a", "int64", (-1, 1), ("a",)),),
-    ),
-    "matrix": compile_schema(
-        (),
-        (Tensor("", "float32", (-1, 3)),),
-        (Input("x", "float32", (-1, 3)),),
-    ),
-    "pairs": compile_schema(
-        (),
-        (Tensor("", "float32", (-1, 2)),),
-        (Input("x", "float32", (-1, 2)),),
-    ),
-    "image": compile_schema(
-        (),
-        (Tensor("", "float64", (-1, 2, 2)),),
-        (Input("x", "float32", (-1, 2, 2)),),
-    ),
+    "longs": columns_schema(a="long"),
+    "matrix": tensor_schema("float32", -1, 3),
+    "pairs": tensor_schema("float32", -1, 2),
+    "image": tensor_schema("float64", -1, 2, 2, fed="float32"),
     "mixed": compile_schema(
         (
             Column("a", "long"),
@@ -75,21 +60,9 @@ SCHEMAS = {
             Input("c", "int32", (-1, 1), ("c",)),
         ),
     ),
-    "bytes": compile_schema(
-        (),
-        (Tensor("", "uint8", (-1, 2, 2)),),
-        (Input("x", "uint8", (-1, 2, 2)),),
-    ),
-    "named": compile_schema(
-        (),
-        (Tensor("a", "float32", (-1, 3)),),
-        (Input("a", "float32", (-1, 3)),),
-    ),
-    "whole": compile_schema(
-        (),
-        (Tensor("", "int64", (-1, 3)),),
-        (Input("x", "int64", (-1, 3)),),
-    ),
+    "bytes": tensor_schema("uint8", -1, 2, 2),
+    "named": tensor_schema("float32", -1, 3, name="a", graph_name="a"),
+    "whole": tensor_schema("int64", -1, 3),
 }
 NUMBER = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),

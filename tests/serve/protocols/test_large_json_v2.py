@@ -17,12 +17,11 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.protocols import large_json, v2
 from mlflow_deploy_plugin.serve.runtime.artifact import (
     Artifact,
-    Column,
-    Input,
-    Tensor,
     read_artifact,
 )
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from tests.support.bodies import v2_tensor
+from tests.support.schemas import columns_schema, tensor_schema
 
 needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 DATATYPES = (
@@ -51,26 +50,10 @@ DTYPES = (
 )
 SCHEMAS: dict[str, Schema] = {
     **{
-        datatype: compile_schema(
-            (),
-            (Tensor("x", dtype, (-1, 2)),),
-            (Input("x", dtype, (-1, 2)),),
-        )
+        datatype: tensor_schema(dtype, -1, 2, name="x")
         for datatype, dtype in zip(DATATYPES, DTYPES, strict=True)
     },
-    "table": compile_schema(
-        (
-            Column("a", "double"),
-            Column("b", "string"),
-            Column("c", "long"),
-        ),
-        (),
-        (
-            Input("a", "float64", (-1, 1), ("a",)),
-            Input("b", "str", (-1, 1), ("b",)),
-            Input("c", "int64", (-1, 1), ("c",)),
-        ),
-    ),
+    "table": columns_schema(a="double", b="string", c="long"),
 }
 INTEGERS = st.one_of(
     st.integers(-9, 300),
@@ -132,12 +115,7 @@ def tensors(
         data[-1][0 : draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
     if draw(st.booleans()):
         data = list(chain.from_iterable(data))
-    tensor: dict[str, Any] = {
-        "name": name,
-        "shape": [rows, width],
-        "datatype": datatype,
-        "data": data,
-    }
+    tensor: dict[str, Any] = v2_tensor(name, datatype, data, [rows, width])
     if draw(st.integers(0, 5)) == 0:
         tensor[draw(st.sampled_from(["name", "shape", "datatype", "data", "parameters"]))] = draw(
             ODD,
@@ -248,7 +226,7 @@ def test_numbers_are_read_without_the_exact_way(
     whole: Any = np.arange(8000) % 100
     array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
     data = (array.ravel() if is_flat else array).tolist()
-    tensor = {"name": "x", "shape": array.shape, "datatype": datatype, "data": data}
+    tensor = v2_tensor("x", datatype, data, array.shape)
     monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps(
         {
@@ -273,10 +251,7 @@ def test_a_table_with_texts_is_read_too(
         "b": ("BYTES", ["ü"] * 4000),
         "c": ("INT64", [7] * 4000),
     }
-    inputs = [
-        {"name": name, "shape": [4000], "datatype": datatype, "data": data}
-        for name, (datatype, data) in columns.items()
-    ]
+    inputs = [v2_tensor(name, datatype, data, [4000]) for name, (datatype, data) in columns.items()]
     monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
     feeds = v2.decode({}, body, artifact, SCHEMAS["table"]).feeds

@@ -10,44 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
-from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
 from mlflow_deploy_plugin.serve.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.serve.protocols.mlflow import decode, encode
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 from tests.support.refusals import refused
+from tests.support.schemas import columns_schema, tensor_schema
 
-COLUMNS = (
-    Column("s", "string"),
-    Column("d", "double"),
-    Column("n", "long"),
-    Column("b", "boolean"),
-)
-MIXED = compile_schema(
-    COLUMNS,
-    (),
-    tuple(
-        Input(
-            c.name,
-            COLUMN_TYPES[c.type],
-            (-1, 1),
-            (c.name,),
-            "?",
-        )
-        for c in COLUMNS
-    ),
-)
-TEXT = compile_schema(
-    (Column("t", "string"),),
-    (),
-    (Input("t", "str", (-1, 1), ("t",), "?"),),
-)
-TENSOR = compile_schema(
-    (),
-    (Tensor("", "float32", (-1, 2)),),
-    (Input("x", "float32", (-1, 2)),),
-)
+MIXED = columns_schema("?", s="string", d="double", n="long", b="boolean")
+TEXT = columns_schema("?", t="string")
+TENSOR = tensor_schema("float32", -1, 2)
 ROWS: list[list[Any]] = [
     ["a", 1.5, 2, True],
     [None, None, -3, False],

@@ -9,7 +9,6 @@ from typing import Any
 
 import mlflow
 import pytest
-import requests
 from mlflow.pyfunc import ChatModel, PythonModel, ResponsesAgent
 from mlflow.types.llm import (
     ChatChoice,
@@ -234,7 +233,7 @@ def test_a_model_of_embeddings_answers(client: Callable[..., Any], given: Any) -
 
 def test_an_agent_is_described_with_the_route_of_its_task_alone(running: Any) -> None:
     headers = {"Authorization": "Bearer sk-mine"}
-    paths = requests.get(f"{running.url}/openapi.json", headers=headers, timeout=30).json()["paths"]
+    paths = running.get("/openapi.json", headers=headers).json()["paths"]
     routes = [path for path in paths if path.endswith(("/responses", "/chat/completions"))]
     assert set(routes) >= {"/endpoints/responses/responses", "/endpoints/chat/chat/completions"}
     assert not {"/endpoints/responses/chat/completions", "/endpoints/chat/responses"} & {*routes}

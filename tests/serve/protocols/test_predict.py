@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +12,14 @@ import yaml
 
 from mlflow_deploy_plugin.serve import assembly
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import predict
 from mlflow_deploy_plugin.serve.protocols.predict import encode_record
 from mlflow_deploy_plugin.serve.protocols.protocol import InferResponse
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from tests.support import servers
-from tests.support.handling import handle
+from tests.support.handling import ask
 from tests.support.refusals import mentions
+from tests.support.schemas import bare_artifact
+from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
@@ -30,21 +29,14 @@ def post(
     server: Server,
     path: str,
     body: Any,
-    **headers: str,
 ) -> tuple[int, Any]:
-    request = RawRequest(
-        "POST",
-        path,
-        {"content-type": "application/json", **headers},
-        json.dumps(body).encode(),
-    )
-    response = handle(server, request)
+    response = ask(server, path, body=body)
     return response.status, json.loads(response.body)
 
 
 @pytest.fixture
 def mixed(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
@@ -74,7 +66,7 @@ def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
 
 
 def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -137,7 +129,7 @@ def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_
 
 @pytest.mark.parametrize("max_batch_size", [1, 8])
 def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protocol(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     max_batch_size: int,
@@ -165,7 +157,7 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
 
 
 def test_a_small_bound_on_bodies_bounds_no_answers(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(
@@ -190,7 +182,7 @@ def test_a_small_bound_on_bodies_bounds_no_answers(
     ],
 )
 def test_models_without_classes_answer_without_probabilities(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     kind: str,
     body: Any,
@@ -211,15 +203,7 @@ def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson
     does not accept.
     """
-    artifact = Artifact(
-        Path(),
-        Path("m.onnx"),
-        "onnxserve",
-        "",
-        "",
-        "",
-        prediction=("label",),
-    )
+    artifact = bare_artifact(prediction=("label",))
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
     variant: Any = SimpleNamespace(
         loaded=SimpleNamespace(predictor=predictor, model="m", version="1"),

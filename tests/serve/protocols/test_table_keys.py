@@ -2,7 +2,6 @@
 them, and never feeds them.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,11 @@ from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.artifact import Column
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support import servers
+from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.inference_log import rows_of
 from tests.support.protocols import JSON_FORMS, protocol_paths
+from tests.support.servers import Serve
 
 LARGEST = 2**63 - 1
 ROWS: dict[str, list[Any]] = {
@@ -36,7 +37,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     kinds = ("single", "tensor", "stock")
@@ -57,24 +58,12 @@ def array(rows: list[list[float]]) -> RawRequest:
 
 
 def as_arrow(table: pa.Table) -> RawRequest:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
     return RawRequest(
         "POST",
         "/invocations",
         {"content-type": ARROW},
-        sink.getvalue().to_pybytes(),
+        arrow_stream(table),
     )
-
-
-def tensor(
-    name: str,
-    datatype: str,
-    shape: list[int],
-    data: list[Any],
-) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
 def with_key(
@@ -88,15 +77,10 @@ SPLIT = {
     "columns": ["a", "customer_id", "b", "c"],
     "data": [[1, "x", 2, 3], [4, None, 5, 6]],
 }
-V2 = [tensor(name, "FP64", [2], values) for name, values in ROWS.items()]
-TEXTS = tensor("customer_id", "BYTES", [2], ["x", "y"])
-IDS = tensor("customer_id", "INT64", [2, 1], [7, 8])
-X = tensor(
-    "X",
-    "FP32",
-    [2, 3],
-    [1, 2, 3, 4, 5, 6],
-)
+V2 = [v2_tensor(name, "FP64", values) for name, values in ROWS.items()]
+TEXTS = v2_tensor("customer_id", "BYTES", ["x", "y"])
+IDS = v2_tensor("customer_id", "INT64", [7, 8], [2, 1])
+X = v2_tensor("X", "FP32", [1, 2, 3, 4, 5, 6], [2, 3])
 SCHEMA = compile_schema(
     tuple(Column(name, "double") for name in ROWS),
     (),
@@ -198,7 +182,7 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
             {
                 "inputs": [
                     X,
-                    tensor("customer_id", "INT64", [2, 2], [1, 2, 3, 4]),
+                    v2_tensor("customer_id", "INT64", [1, 2, 3, 4], [2, 2]),
                 ]
             },
             "list",
@@ -208,7 +192,7 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
             {
                 "inputs": [
                     X,
-                    tensor("customer", "INT64", [2], [1, 2]),
+                    v2_tensor("customer", "INT64", [1, 2]),
                 ]
             },
             "'customer'",

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.tfserving import decode_base64
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
-from tests.support import servers
-from tests.support.handling import handle
+from tests.support import handling, servers
+from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     bias_folders: dict[str, Path],
 ) -> Server:
@@ -51,8 +49,8 @@ def ask(
     method: str = "POST",
     **headers: str,
 ) -> tuple[int, Any]:
-    body = b"" if document is None else json.dumps(document).encode()
-    response = handle(server, RawRequest(method, f"/v1/models/{path}", headers, body))
+    body = b"" if document is None else document
+    response = handling.ask(server, f"/v1/models/{path}", method, body, **headers)
     return response.status, json.loads(response.body)
 
 
@@ -273,14 +271,12 @@ def test_errors_have_the_form_of_tensorflow_serving(
 
 def test_base64_in_a_deep_document_is_refused(server: Server) -> None:
     deep = b'{"instances": ' + b"[" * 900 + b'{"b64": ""}' + b"]" * 900 + b"}"
-    response = handle(server, RawRequest("POST", "/v1/models/mixed:predict", {}, deep))
-    assert (
-        response.status,
-        "nested" in json.loads(response.body)["error"],
-    ) == (400, True)
+    status, document = ask(server, "mixed:predict", deep)
+    assert status == 400
+    assert "nested" in document["error"]
 
 
 def test_the_content_type_does_not_matter(server: Server) -> None:
     """TensorFlow's own examples send curl's default."""
-    headers = {"content-type": "application/x-www-form-urlencoded"}
+    headers = {"content_type": "application/x-www-form-urlencoded"}
     assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}, **headers)[0] == 200

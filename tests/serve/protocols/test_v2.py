@@ -3,7 +3,6 @@
 import json
 import struct
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,19 @@ import pytest
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.support.bodies import v2_tensor
 from tests.support.handling import handle
-from tests.support.servers import variant
+from tests.support.servers import Serve, variant
 
-X = {
-    "name": "X",
-    "shape": [2, 3],
-    "datatype": "FP32",
-    "data": [1, 2, 3, 4, 5, 6],
-}
-Y = {
-    "name": "y",
-    "shape": [2, 1],
-    "datatype": "FP32",
-    "data": [6.0, 15.0],
-}
+X = v2_tensor("X", "FP32", [1, 2, 3, 4, 5, 6], [2, 3])
+Y = v2_tensor("y", "FP32", [6.0, 15.0], [2, 1])
 SIX = np.arange(1, 7, dtype="<f4").tobytes()
 HEADER_LENGTH = "inference-header-content-length"
 
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> Server:
     return serve_here({kind: {"v": variant(folder, "7")} for kind, folder in model_folders.items()})
@@ -74,12 +64,7 @@ def column(
     datatype: str,
     *values: Any,
 ) -> dict[str, Any]:
-    return {
-        "name": name,
-        "shape": [len(values)],
-        "datatype": datatype,
-        "data": list(values),
-    }
+    return v2_tensor(name, datatype, list(values))
 
 
 def columns(**changed: dict[str, Any] | None) -> dict[str, Any]:
@@ -157,12 +142,7 @@ def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(
     )
     assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}]}, "mixed"))
     assert repr(name) in error(ask(server, {"inputs": [column(name, "FP32", 1, 2)]}))
-    image = {
-        "name": name,
-        "shape": [1, 4],
-        "datatype": "FP32",
-        "data": [1, 2, 3, 4],
-    }
+    image = v2_tensor(name, "FP32", [1, 2, 3, 4], [1, 4])
     assert "[any, 2, 2]" in error(ask(server, {"inputs": [image]}, "tensor"))
 
 
@@ -177,45 +157,20 @@ def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server:
 
 def test_a_column_of_the_signature_is_a_tensor_too(server: Server) -> None:
     one_by_one = [
-        {
-            "name": "a",
-            "shape": [2],
-            "datatype": "INT32",
-            "data": [1, 4],
-        },
-        {
-            "name": "b",
-            "shape": [2, 1],
-            "datatype": "FP64",
-            "data": [[2], [5]],
-        },
-        {
-            "name": "c",
-            "shape": [2, 1],
-            "datatype": "FP32",
-            "data": [3.0, 6.0],
-        },
+        v2_tensor("a", "INT32", [1, 4]),
+        v2_tensor("b", "FP64", [[2], [5]], [2, 1]),
+        v2_tensor("c", "FP32", [3.0, 6.0], [2, 1]),
     ]
     assert outputs(ask(server, {"inputs": one_by_one})) == [Y]
     label, probabilities = outputs(ask(server, columns(), "mixed"))
-    assert label == {
-        "name": "label",
-        "shape": [1],
-        "datatype": "BYTES",
-        "data": ["yes"],
-    }
+    assert label == v2_tensor("label", "BYTES", ["yes"])
     assert probabilities["shape"] == [1, 2]
     assert probabilities["data"] == pytest.approx([0.2689414, 0.7310586], abs=1e-6)
 
 
 @pytest.mark.parametrize("model", ["stock", "tensor"])
 def test_models_without_columns_take_the_graph_s_tensors(server: Server, model: str) -> None:
-    image = {
-        "name": "image",
-        "shape": [1, 2, 2],
-        "datatype": "FP32",
-        "data": [1, 2, 3, 4],
-    }
+    image = v2_tensor("image", "FP32", [1, 2, 3, 4], [1, 2, 2])
     tensor, wanted = {
         "stock": (X, [6.5, 15.5]),
         "tensor": (image, [2.0, 4.0, 6.0, 8.0]),
@@ -567,14 +522,7 @@ OTHER_CASES: list[tuple[str, str, Any, list[str]]] = [
     (
         "a column that is a table",
         "mixed",
-        columns(
-            hour={
-                "name": "hour",
-                "shape": [1, 2],
-                "datatype": "INT64",
-                "data": [1, 2],
-            }
-        ),
+        columns(hour=v2_tensor("hour", "INT64", [1, 2], [1, 2])),
         ["'hour'", "INT64", "[1, 2]", "[N, 1]"],
     ),
     (

@@ -7,7 +7,6 @@ may be empty or scalars. Some graphs have no input. The graphs do not have rows.
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
 )
 from tests.support.handling import handle
 from tests.support.onnx_nodes import Array, NodeCase, node_cases
-from tests.support.servers import variant
+from tests.support.servers import Serve, variant
 
 EVERY = 12
 """`make test` runs one case out of this number."""
@@ -41,7 +40,7 @@ EVERY = 12
 )
 def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
     tmp_path: Path,
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     every: int,
     at_least: int,
 ) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_b
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.bodies import v2_tensor
+from tests.support.schemas import bare_artifact
 
 DTYPES = {
     "BOOL": "bool",
@@ -54,17 +55,7 @@ def same(
     dtype = DTYPES[datatype]
     entry = Input("x", dtype, shape)
     output = Output("x", dtype, shape)
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "onnx",
-        "",
-        "",
-        "",
-        inputs=(entry,),
-        outputs=(output,),
-        prediction=("x",),
-    )
+    artifact = bare_artifact("onnx", inputs=(entry,), outputs=(output,), prediction=("x",))
     return artifact, compile_schema(
         (),
         (Tensor("x", dtype, shape),),
@@ -187,12 +178,7 @@ def test_an_output_without_a_datatype_is_not_offered() -> None:
         artifact,
         outputs=(*artifact.outputs, Output("map", "map", ())),
     )
-    tensor = {
-        "name": "x",
-        "shape": [1],
-        "datatype": "FP32",
-        "data": [1],
-    }
+    tensor = v2_tensor("x", "FP32", [1])
     assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
         v2.RequestedOutput("x"),
     )

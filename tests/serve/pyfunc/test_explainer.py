@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from tests.support.models import write_model
-from tests.support.page_models import with_example
+from tests.support.models import graph_tensor, tensor_column, write_model
+from tests.support.page_models import with_example, with_reference
 
 MISSING = """
 missing (float[N,2] X) => (float[N,1] y) <float nine = {9.0}, int64[1] axis = {1}> {
@@ -47,28 +45,10 @@ def model(
     width: int = 2,
     rows: list[list[float]] | None = None,
 ) -> Path:
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, width]},
-        }
-    ]
+    signature = [tensor_column("float32", -1, width)]
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, width],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("X", "float32", -1, width)],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }
     return with_example(
@@ -153,22 +133,14 @@ def test_an_invalid_or_unreadable_reference_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = model(tmp_path / "m", MISSING)
-    document = yaml.safe_load((folder / "MLmodel").read_text())
-    document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    with_reference(folder, {"X": [[1.0], [2.0]]})
     (folder / "reference.parquet").write_text("no Parquet")
     with pytest.raises(InvalidRequest, match="cannot be read"):
         explainer.answer(question(folder, [1.0, 2.0]))
-    pq.write_table(
-        pa.table({"X": [[1.0], [2.0]]}),
-        folder / "reference.parquet",
-    )
+    with_reference(folder, {"X": [[1.0], [2.0]]})
     with pytest.raises(InvalidRequest, match="example rows are invalid"):
         explainer.answer(question(folder, [1.0, 2.0]))
-    pq.write_table(
-        pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}),
-        folder / "reference.parquet",
-    )
+    with_reference(folder, {"X": [[1.0, 2.0], [3.0, 4.0]]})
     with monkeypatch.context() as patched:
         patched.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 3)
         with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
@@ -193,33 +165,16 @@ def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained
     ]
     section = {
         "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "columns": ["minute", "weekend"],
-            },
+            graph_tensor("X", "float32", -1, 2, columns=["minute", "weekend"]),
         ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
-        "reference": {"data": "reference.parquet"},
     }
     folder = write_model(tmp_path / "m", graph, signature, section)
-    pq.write_table(
-        pa.table(
-            {
-                "minute": pa.array([10, 30], pa.float32()),
-                "weekend": pa.array([0, 1], pa.float32()),
-            },
-        ),
-        folder / "reference.parquet",
-    )
+    reference = {
+        "minute": pa.array([10, 30], pa.float32()),
+        "weekend": pa.array([0, 1], pa.float32()),
+    }
+    with_reference(folder, reference)
     answer = explainer.answer(question(folder, [21.0, 1.0]))
     assert answer.arrays["explained"]["values"].round(4).tolist() == [[[1.0], [0.5]]]

@@ -40,6 +40,10 @@ def records(*rows: dict[str, Any]) -> bytes:
     return json.dumps({"dataframe_records": rows}).encode()
 
 
+def invoke(scorer: Scorer, document: Any) -> SideMessage:
+    return scorer.invoke(JSON, json.dumps(document).encode())
+
+
 def values(arrays: Any) -> dict[str, Any]:
     return {name: array.tolist() for name, array in arrays.items()}
 
@@ -105,10 +109,6 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
     return scorers
 
 
-def as_columns(rows: Rows) -> dict[str, list[Any]]:
-    return columns_of(rows)
-
-
 def as_csv(rows: Rows) -> bytes:
     lines = [
         ",".join(rows[0]),
@@ -123,21 +123,12 @@ def answer(arrays: dict[str, Any]) -> SideMessage:
 
 ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
     "records": lambda scorer, rows: scorer.invoke(JSON, records(*rows)),
-    "inputs by row": lambda scorer, rows: scorer.invoke(
-        JSON,
-        json.dumps({"inputs": rows}).encode(),
-    ),
-    "instances": lambda scorer, rows: scorer.invoke(
-        JSON,
-        json.dumps({"instances": rows}).encode(),
-    ),
-    "inputs by column": lambda scorer, rows: scorer.invoke(
-        JSON,
-        json.dumps({"inputs": as_columns(rows)}).encode(),
-    ),
+    "inputs by row": lambda scorer, rows: invoke(scorer, {"inputs": rows}),
+    "instances": lambda scorer, rows: invoke(scorer, {"instances": rows}),
+    "inputs by column": lambda scorer, rows: invoke(scorer, {"inputs": columns_of(rows)}),
     "CSV": lambda scorer, rows: scorer.invoke("text/csv", as_csv(rows)),
     "named arrays": lambda scorer, rows: scorer.predict(
-        {name: object_array(texts) for name, texts in as_columns(rows).items()},
+        {name: object_array(texts) for name, texts in columns_of(rows).items()},
     ),
     "a frame of batch": lambda scorer, rows: answer(scorer.outputs_of(pd.DataFrame(rows))),
 }
@@ -332,10 +323,8 @@ def test_a_text_that_is_not_a_date_in_iso_8601_is_refused_with_its_row(
 
 
 def test_dates_are_read_of_a_list_of_rows(scorers: dict[str, Any]) -> None:
-    body = json.dumps({"inputs": [{"when": "2013-07-02", "name": "a"}]}).encode()
-    assert (
-        scorers["days"].invoke(JSON, body).body == b'{"predictions": [{"day": 184, "name": "A"}]}'
-    )
+    answer = invoke(scorers["days"], {"inputs": [{"when": "2013-07-02", "name": "a"}]})
+    assert answer.body == b'{"predictions": [{"day": 184, "name": "A"}]}'
 
 
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31T00:00:00"])
@@ -429,40 +418,19 @@ def test_an_estimator_may_have_any_value_in_the_attributes_of_an_encoder(
     assert answer.arrays["outputs"]["prediction"].tolist() == ["south"]
 
 
-def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(scorers: dict[str, Any]) -> None:
-    body = {
-        "inputs": {
-            "text": [5, 7],
-            "when": ["2024-01-02"] * 2,
-        }
-    }
-    outputs = (
-        scorers["gaps"]
-        .invoke(
-            JSON,
-            json.dumps(body).encode(),
-        )
-        .arrays["outputs"]
-    )
-    assert outputs["text"].tolist() == ["'5'", "'7'"]
-
-
-def test_a_number_among_texts_of_inputs_is_a_text_too(scorers: dict[str, Any]) -> None:
-    body = {
-        "inputs": {
-            "text": ["a", 7],
-            "when": ["2024-01-02"] * 2,
-        }
-    }
-    outputs = (
-        scorers["gaps"]
-        .invoke(
-            JSON,
-            json.dumps(body).encode(),
-        )
-        .arrays["outputs"]
-    )
-    assert outputs["text"].tolist() == ["'a'", "'7'"]
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [([5, 7], ["'5'", "'7'"]), (["a", 7], ["'a'", "'7'"])],
+    ids=["only numbers", "a number among texts"],
+)
+def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(
+    scorers: dict[str, Any],
+    values: list[Any],
+    texts: list[str],
+) -> None:
+    document = {"inputs": {"text": values, "when": ["2024-01-02"] * 2}}
+    outputs = invoke(scorers["gaps"], document).arrays["outputs"]
+    assert outputs["text"].tolist() == texts
 
 
 @pytest.mark.parametrize("name", ["when", "text"])
@@ -475,10 +443,7 @@ def test_a_date_or_a_text_that_stands_twice_is_refused_by_name(
         "data": [["2024-01-02", "a", None]],
     }
     with pytest.raises(SchemaMismatch, match=f"'{name}'"):
-        scorers["gaps"].invoke(
-            JSON,
-            json.dumps({"dataframe_split": split}).encode(),
-        )
+        invoke(scorers["gaps"], {"dataframe_split": split})
 
 
 def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:
@@ -537,14 +502,7 @@ def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(
         "tags": ["u", "v"],
     }
 
-    arrays = (
-        scorers["nested"]
-        .invoke(
-            JSON,
-            json.dumps({"inputs": row}).encode(),
-        )
-        .arrays
-    )
+    arrays = invoke(scorers["nested"], {"inputs": row}).arrays
 
     assert values(arrays["feeds"])["tags"] == ['["u","v"]']
     assert values(arrays["texts"]) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from mlflow.types.schema import Array, Map, Object, Property
 from scipy.sparse import coo_matrix, csr_matrix
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.scorer import (
     NotRepresentable,
     Scorer,
@@ -22,9 +24,31 @@ from mlflow_deploy_plugin.serve.pyfunc.scorer import (
     to_model_input,
     to_outputs,
 )
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import object_array
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from tests.support.schemas import bare_artifact
+
+JSON = "application/json"
+
+
+def saved_scorer(
+    folder: Path,
+    signature: ModelSignature,
+    predict: Callable[[Any], Any],
+) -> Scorer:
+    """Return the scorer of a model of Python that answers with `predict`."""
+
+    class Model(PythonModel):
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return predict(model_input)
+
+    save_model(folder, python_model=Model(), signature=signature, pip_requirements=[])
+    return load_scorer(folder)
+
+
+def invoke(scorer: Scorer, document: Any) -> SideMessage:
+    return scorer.invoke(JSON, json.dumps(document).encode())
 
 
 @pytest.mark.parametrize(
@@ -192,18 +216,9 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
     strings.
     """
 
-    class Sum(PythonModel):
-        def predict(self, context: Any, model_input: Any) -> Any:
-            return model_input[0] + model_input[1]
-
     rows = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
-    save_model(
-        tmp_path / "sum",
-        python_model=Sum(),
-        signature=infer_signature(rows, rows[0]),
-        pip_requirements=[],
-    )
-    scorer = load_scorer(tmp_path / "sum")
+    signature = infer_signature(rows, rows[0])
+    scorer = saved_scorer(tmp_path / "sum", signature, lambda rows: rows[0] + rows[1])
     answer = scorer.predict(
         {
             "0": np.array([1.0, 3.0]),
@@ -215,42 +230,18 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
 
 def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
     """Check an example like the input example of a language model."""
-
-    class Upper(PythonModel):
-        def predict(self, context: Any, model_input: Any) -> Any:
-            return model_input[0].str.upper()
-
-    signature = ModelSignature(
-        Schema([ColSpec("string")]),
-        Schema([ColSpec("string")]),
-    )
-    save_model(tmp_path / "upper", python_model=Upper(), signature=signature, pip_requirements=[])
-    arrays = (
-        load_scorer(tmp_path / "upper")
-        .invoke("application/json", b'{"inputs": "good film"}')
-        .arrays
-    )
+    signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
+    scorer = saved_scorer(tmp_path / "upper", signature, lambda rows: rows[0].str.upper())
+    arrays = invoke(scorer, {"inputs": "good film"}).arrays
     assert {name: array.tolist() for name, array in arrays["feeds"].items()} == {"0": ["good film"]}
 
 
 def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> None:
-    class Counts(PythonModel):
-        def predict(self, context: Any, model_input: Any) -> Any:
-            return model_input["paths"].map(len)
-
-    signature = ModelSignature(
-        Schema(
-            [
-                ColSpec(
-                    Array(Array(DataType.long)),
-                    "paths",
-                )
-            ]
-        )
-    )
-    save_model(tmp_path / "counts", python_model=Counts(), signature=signature, pip_requirements=[])
-    body = b'{"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}'
-    arrays = load_scorer(tmp_path / "counts").invoke("application/json", body).arrays
+    paths = ColSpec(Array(Array(DataType.long)), "paths")
+    signature = ModelSignature(Schema([paths]))
+    scorer = saved_scorer(tmp_path / "counts", signature, lambda rows: rows["paths"].map(len))
+    document = {"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}
+    arrays = invoke(scorer, document).arrays
     assert arrays["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
 
 
@@ -266,19 +257,18 @@ numbers.
 
 @pytest.fixture
 def doubles(tmp_path: Path) -> Scorer:
-    class Texts(PythonModel):
-        def predict(self, context: Any, model_input: Any) -> Any:
-            answers = []
-            for row in model_input.itertuples():
-                numbers = [
-                    *row.a,
-                    row.o["h"],
-                    row.o["n"],
-                    *row.o["parts"][0]["z"],
-                    row.m["k"],
-                ]
-                answers.append(" ".join(str(number) for number in numbers))
-            return answers
+    def texts(rows: Any) -> list[str]:
+        answers = []
+        for row in rows.itertuples():
+            numbers = [
+                *row.a,
+                row.o["h"],
+                row.o["n"],
+                *row.o["parts"][0]["z"],
+                row.m["k"],
+            ]
+            answers.append(" ".join(str(number) for number in numbers))
+        return answers
 
     double = DataType.double
     long = DataType.long
@@ -296,8 +286,7 @@ def doubles(tmp_path: Path) -> Scorer:
         ColSpec(Map(double), "m"),
     ]
     signature = ModelSignature(Schema(columns), Schema([ColSpec("string")]))
-    save_model(tmp_path / "doubles", python_model=Texts(), signature=signature, pip_requirements=[])
-    return load_scorer(tmp_path / "doubles")
+    return saved_scorer(tmp_path / "doubles", signature, texts)
 
 
 @pytest.mark.parametrize(
@@ -319,12 +308,7 @@ def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(
     doubles: Scorer,
     document: dict[str, Any],
 ) -> None:
-    (answer,) = json.loads(
-        doubles.invoke(
-            "application/json",
-            json.dumps(document).encode(),
-        ).body
-    )["predictions"]
+    (answer,) = json.loads(invoke(doubles, document).body)["predictions"]
     assert answer == "3.0 4.0 2.0 1 5.0 6.0"
 
 
@@ -334,26 +318,15 @@ def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(double
 
 
 def test_a_number_for_a_string_is_refused_also_with_a_nested_column(tmp_path: Path) -> None:
-    class Repeats(PythonModel):
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-            return [str(value) for value in model_input["s"]]
-
-    signature = ModelSignature(
-        Schema(
-            [
-                ColSpec(Array(DataType.long), "a"),
-                ColSpec(DataType.string, "s"),
-            ]
-        ),
+    columns = [ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]
+    scorer = saved_scorer(
+        tmp_path / "texts",
+        ModelSignature(Schema(columns)),
+        lambda rows: [str(value) for value in rows["s"]],
     )
-    save_model(tmp_path / "texts", python_model=Repeats(), signature=signature, pip_requirements=[])
-    scorer = load_scorer(tmp_path / "texts")
     with pytest.raises(SchemaMismatch, match=r"column 's' \(string\), row 1: 5 is not a string"):
-        scorer.invoke(
-            "application/json",
-            b'{"dataframe_records": [{"a": [3], "s": "x"}, {"a": [4], "s": 5}]}',
-        )
-    answer = scorer.invoke("application/json", b'{"dataframe_records": [{"a": [3, 4], "s": "x"}]}')
+        invoke(scorer, {"dataframe_records": [{"a": [3], "s": "x"}, {"a": [4], "s": 5}]})
+    answer = invoke(scorer, {"dataframe_records": [{"a": [3, 4], "s": "x"}]})
     assert json.loads(answer.body)["predictions"] == ["x"]
 
 
@@ -364,7 +337,7 @@ def test_other_values_are_still_refused_in_nested_columns_of_doubles(
 ) -> None:
     document = {"dataframe_records": [POINT | {"m": {"k": value}}]}
     with pytest.raises(InvalidRequest):
-        doubles.invoke("application/json", json.dumps(document).encode())
+        invoke(doubles, document)
 
 
 @pytest.fixture(scope="module")
@@ -372,13 +345,11 @@ def flagged(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     """A model with a boolean column that returns its values as texts."""
     folder = tmp_path_factory.mktemp("flagged") / "model"
     columns = [ColSpec(DataType.boolean, "late"), ColSpec(DataType.double, "distance")]
-
-    class Repeats(PythonModel):
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-            return [str(value) for value in model_input["late"]]
-
-    save_model(folder, python_model=Repeats(), signature=ModelSignature(Schema(columns)))
-    return load_scorer(folder)
+    return saved_scorer(
+        folder,
+        ModelSignature(Schema(columns)),
+        lambda rows: [str(value) for value in rows["late"]],
+    )
 
 
 @pytest.mark.parametrize(
@@ -411,7 +382,7 @@ def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(
     document: dict[str, Any],
 ) -> None:
     with pytest.raises(SchemaMismatch, match=r"'late'.*row 1.*null"):
-        flagged.invoke("application/json", json.dumps(document).encode())
+        invoke(flagged, document)
 
 
 def test_true_and_false_in_a_boolean_column_are_read(flagged: Scorer) -> None:
@@ -421,12 +392,7 @@ def test_true_and_false_in_a_boolean_column_are_read(flagged: Scorer) -> None:
             "data": [[True, 1.0], [False, 1.0]],
         },
     }
-    answer = json.loads(
-        flagged.invoke(
-            "application/json",
-            json.dumps(document).encode(),
-        ).body
-    )
+    answer = json.loads(invoke(flagged, document).body)
     assert answer["predictions"] == ["True", "False"]
 
 
@@ -457,7 +423,7 @@ def dated(tmp_path: Path) -> Scorer:
 def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: Any) -> None:
     document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
     with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
-        dated.invoke("application/json", json.dumps(document).encode())
+        invoke(dated, document)
     with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
         dated.predict(
             {"n": np.array([1])},
@@ -478,12 +444,12 @@ def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: An
 )
 def test_a_datetime_param_is_read_like_a_column(dated: Scorer, value: Any, expected: str) -> None:
     document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
-    answer = dated.invoke("application/json", json.dumps(document).encode()).body
+    answer = invoke(dated, document).body
     assert json.loads(answer) == {"predictions": [expected]}
 
 
 def test_a_datetime_param_that_is_absent_has_its_default(dated: Scorer) -> None:
-    answer = dated.invoke("application/json", b'{"dataframe_records": [{"n": 1}]}').body
+    answer = invoke(dated, {"dataframe_records": [{"n": 1}]}).body
     assert json.loads(answer) == {"predictions": ["datetime.date(2020, 1, 1)"]}
 
 
@@ -531,11 +497,6 @@ def test_texts_of_tensors_can_be_passed_on(
     tmp_path: Path,
 ) -> None:
     """Check strings in object arrays: the worker supports no other strings."""
-
-    class Zeros(PythonModel):
-        def predict(self, context: Any, model_input: Any) -> Any:
-            return np.zeros(2)
-
     schema = Schema(
         [
             TensorSpec(
@@ -550,11 +511,8 @@ def test_texts_of_tensors_can_be_passed_on(
         schema,
         Schema([TensorSpec(np.dtype("float64"), (-1,))]),
     )
-    save_model(tmp_path / "zeros", python_model=Zeros(), signature=signature, pip_requirements=[])
-    answer = load_scorer(tmp_path / "zeros").invoke(
-        "application/json",
-        json.dumps({"inputs": inputs}).encode(),
-    )
+    scorer = saved_scorer(tmp_path / "zeros", signature, lambda rows: np.zeros(2))
+    answer = invoke(scorer, {"inputs": inputs})
     texts = next(iter(answer.arrays["feeds"].values()))
     assert texts.dtype == np.dtype(object)
     assert texts.tolist() == ["a", "bcd"]
@@ -577,16 +535,7 @@ def test_texts_of_tensors_can_be_passed_on(
 def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expected: Any) -> None:
     tensors = (Tensor("title", "str", (-1,)),)
     inputs = (Input("title", "str", (-1,)),)
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "python_function",
-        "",
-        "",
-        "",
-        tensors=tensors,
-        inputs=inputs,
-    )
+    artifact = bare_artifact("python_function", tensors=tensors, inputs=inputs)
     data = {"title": object_array(cells)}
     if expected is NotRepresentable:
         with pytest.raises(NotRepresentable, match="is not a string"):
@@ -604,15 +553,7 @@ def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expect
     ],
 )
 def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dtype: type) -> None:
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "python_function",
-        "",
-        "",
-        "",
-        columns=(Column("late", "boolean", False),),
-    )
+    artifact = bare_artifact("python_function", columns=(Column("late", "boolean", False),))
     column = to_feeds(
         pd.DataFrame({"late": [False, missing]}),
         artifact,

@@ -38,11 +38,15 @@ therefore not waited for the delay.
 
 
 class Model:
-    """A model y = 2x that refuses a row that begins with -1, and that computes only
-    while `gate` is open.
+    """A model that refuses a row that begins with -1, and that computes only while
+    `gate` is open.
+
+    Attributes:
+        answer: the model's function of x; by default y = 2x.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Callable[[Array], Array] = lambda x: x * 2) -> None:
+        self.answer = answer
         self.gate = threading.Event()
         self.gate.set()
         self.begun: list[int] = []
@@ -56,7 +60,7 @@ class Model:
         assert self.gate.wait(30)
         if (feeds["x"][:, 0] == -1).any():
             raise InferenceError("a row begins with -1")
-        return {"y": feeds["x"] * 2}
+        return {"y": self.answer(feeds["x"])}
 
 
 @pytest.fixture
@@ -94,6 +98,15 @@ def ask(pool: ThreadPoolExecutor) -> Ask:
         return future
 
     return ask
+
+
+def hold(model: Model, ask: Ask, batcher: Batcher, **more: Any) -> Future[Any]:
+    """Send a request of one row, and return while the model computes it."""
+    model.gate.clear()
+    before = len(model.begun)
+    first = ask(batcher, rows(1), **more)
+    wait_until(lambda: len(model.begun) > before, what="the first run")
+    return first
 
 
 def rows(number: int, value: float = 1.0, width: int = 2) -> Array:
@@ -310,9 +323,7 @@ def test_a_padding_row_that_fails_is_a_row_of_the_request_itself(model: Model) -
 
 def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
     batcher = Batcher(model, EIGHT)
-    model.gate.clear()
-    futures = [ask(batcher, rows(1))]
-    wait_until(lambda: model.begun, what="the first run")
+    futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(1, width=width)) for width in (2, 3, 2, 3)]
     model.gate.set()
 
@@ -328,9 +339,7 @@ def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
 
 def test_a_request_above_the_limit_runs_alone(model: Model, ask: Ask) -> None:
     batcher = Batcher(model, EIGHT)
-    model.gate.clear()
-    futures = [ask(batcher, rows(1))]
-    wait_until(lambda: model.begun, what="the first run")
+    futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(number)) for number in (1, 50, 1)]
     model.gate.set()
 
@@ -372,9 +381,7 @@ def test_the_delay_ends(model: Model) -> None:
 
 def test_the_error_of_one_does_not_fail_its_neighbours(model: Model, ask: Ask) -> None:
     batcher = Batcher(model, EIGHT)
-    model.gate.clear()
-    first = ask(batcher, rows(1))
-    wait_until(lambda: model.begun, what="the first run")
+    first = hold(model, ask, batcher)
     good = [
         ask(batcher, rows(1, 3.0)),
         ask(batcher, rows(1, 4.0)),
@@ -389,34 +396,18 @@ def test_the_error_of_one_does_not_fail_its_neighbours(model: Model, ask: Ask) -
 
 
 def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask: Ask) -> None:
-    gate = threading.Event()
-    begun: list[int] = []
+    model = Model(lambda x: x.sum(keepdims=True).reshape(1))
+    batcher = Batcher(model, EIGHT)
+    futures = [hold(model, ask, batcher)]
+    futures += [ask(batcher, rows(1, 2.0)), ask(batcher, rows(1, 3.0))]
+    model.gate.set()
 
-    def compute(
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-    ) -> dict[str, Array]:
-        begun.append(len(feeds["x"]))
-        assert gate.wait(30)
-        return {"total": feeds["x"].sum(keepdims=True).reshape(1)}
-
-    batcher = Batcher(compute, EIGHT)
-    futures = [ask(batcher, rows(1, 1.0))]
-    wait_until(lambda: begun, what="the first run")
-    futures += [
-        ask(batcher, rows(1, 2.0)),
-        ask(batcher, rows(1, 3.0)),
-    ]
-    gate.set()
-
-    assert [future.result(30)["total"].item() for future in futures] == [2.0, 4.0, 6.0]
+    assert [future.result(30)["y"].item() for future in futures] == [2.0, 4.0, 6.0]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(model: Model, ask: Ask) -> None:
     batcher = Batcher(model, replace(EIGHT, max_queue_size=2))
-    model.gate.clear()
-    futures = [ask(batcher, rows(1))]
-    wait_until(lambda: model.begun, what="the first run")
+    futures = [hold(model, ask, batcher)]
     futures += [
         ask(batcher, rows(1)),
         ask(batcher, rows(1)),
@@ -438,9 +429,7 @@ def test_a_request_whose_time_is_up_is_not_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batcher = Batcher(model, EIGHT)
-    model.gate.clear()
-    first = ask(batcher, rows(1), deadline=time.perf_counter() + 60)
-    wait_until(lambda: model.begun, what="the first run")
+    first = hold(model, ask, batcher, deadline=time.perf_counter() + 60)
     clock = time.perf_counter
     # A request that is being computed is answered.
     monkeypatch.setattr(
@@ -480,22 +469,11 @@ def test_a_deadline_in_the_past_is_refused_at_once(model: Model) -> None:
 
 
 def test_a_crash_of_the_model_reaches_every_waiting_request(ask: Ask) -> None:
-    gate = threading.Event()
-    begun: list[int] = []
-
-    def compute(
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-    ) -> dict[str, Array]:
-        begun.append(1)
-        assert gate.wait(30)
-        raise MemoryError
-
-    batcher = Batcher(compute, EIGHT)
-    futures = [ask(batcher, rows(1))]
-    wait_until(lambda: begun, what="the first run")
+    model = Model(lambda x: raise_it(MemoryError()))
+    batcher = Batcher(model, EIGHT)
+    futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(1)) for _ in range(3)]
-    gate.set()
+    model.gate.set()
 
     for future in futures:
         with pytest.raises(MemoryError):

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.serve.runtime.binding import (
 )
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session
-from tests.support.models import parse_graph, write_model
+from tests.support.models import graph_tensor, parse_graph, tensor_column, write_model
 
 GRAPH = """
 two (float[N,4] x, int64[N] k) => (float[N,4] y, int64[N,1] best, float[N] total) {
@@ -148,29 +148,12 @@ def test_a_shape_whose_capture_failed_runs_without_a_graph(
 
 def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
     signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 4]},
-            "name": "x",
-        },
+        tensor_column("float32", -1, 4, name="x"),
     ]
     graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 4],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 4],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("x", "float32", -1, 4)],
+        "outputs": [graph_tensor("y", "float32", -1, 4, role="values")],
         "prediction": ["y"],
     }
     model = OnnxModel.load(write_model(tmp_path / "model", graph, signature, section), PLACEMENT)

@@ -2,7 +2,6 @@
 cannot.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from mlflow_deploy_plugin.serve.runtime.explained import (
     explained_features,
     explained_outputs,
 )
+from tests.support.schemas import bare_artifact
 
 
 def artifact(**fields: Any) -> Artifact:
-    return Artifact(Path(), Path(), "onnxserve", "", "", "", **fields)
+    return bare_artifact(**fields)
 
 
 def test_columns_are_features_in_the_order_of_the_signature() -> None:

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     slice_feeds,
 )
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.refusals import mentions
 
 
@@ -195,32 +195,10 @@ def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_conv
 
 
 def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: Path) -> None:
-    fed = [
-        {
-            "name": name,
-            "dtype": "float32",
-            "shape": [-1, -1],
-            "columns": [],
-        }
-        for name in ("a", "b")
-    ]
-    answered = [
-        {
-            "name": "y",
-            "dtype": "float32",
-            "shape": [-1, -1],
-            "role": "value",
-        }
-    ]
+    fed = [graph_tensor(name, "float32", -1, -1, columns=[]) for name in ("a", "b")]
+    answered = [graph_tensor("y", "float32", -1, -1, role="value")]
     section = {"framework": "torch", "inputs": fed, "outputs": answered, "prediction": ["y"]}
-    tensors = [
-        {
-            "type": "tensor",
-            "name": name,
-            "tensor-spec": {"dtype": "float32", "shape": [-1, -1]},
-        }
-        for name in ("a", "b")
-    ]
+    tensors = [tensor_column("float32", -1, -1, name=name) for name in ("a", "b")]
     model = OnnxModel.load(write_model(tmp_path, COSINE, tensors, section))
     a = np.ones((2, 3), np.float32)
     b = np.ones((4, 3), np.float32)
@@ -242,14 +220,7 @@ def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: 
 def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(
     tmp_path: Path,
 ) -> None:
-    vectors = [
-        {
-            "type": "tensor",
-            "name": name,
-            "tensor-spec": {"dtype": "float32", "shape": [-1]},
-        }
-        for name in ("a", "b")
-    ]
+    vectors = [tensor_column("float32", -1, name=name) for name in ("a", "b")]
     model = OnnxModel.load(write_model(tmp_path, COSINE, vectors))
     feeds = model.schema.from_columns(
         {

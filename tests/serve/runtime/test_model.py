@@ -13,7 +13,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import limit_memory
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.waiting import wait_until
 
 SUM = (
@@ -46,18 +46,6 @@ def column(name: str, kind: str = "double") -> dict[str, Any]:
     return {"name": name, "type": kind, "required": True}
 
 
-def tensor(
-    dtype: str,
-    *shape: int,
-    **name: str,
-) -> dict[str, Any]:
-    return {
-        "type": "tensor",
-        "tensor-spec": {"dtype": dtype, "shape": list(shape)},
-        **name,
-    }
-
-
 @pytest.mark.parametrize(
     ("graph", "signature", "data", "answer"),
     [
@@ -75,13 +63,13 @@ def tensor(
         ),
         (
             SUM,
-            [tensor("float64", -1, 2)],
+            [tensor_column("float64", -1, 2)],
             {"anything": [[1, 2]]},
             {"y": [3.0]},
         ),
         (
             SUM,
-            [tensor("float32", -1, 2, name="X")],
+            [tensor_column("float32", -1, 2, name="X")],
             {"X": [[1, 2]]},
             {"y": [3.0]},
         ),
@@ -99,7 +87,7 @@ def tensor(
         ),
         (
             TEXT,
-            [tensor("object", -1, 1)],
+            [tensor_column("object", -1, 1)],
             {"s": [["a"]]},
             {"t": [["a"]]},
         ),
@@ -219,7 +207,7 @@ def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
         write_model(
             tmp_path,
             graph,
-            [tensor("str", -1, 1)],
+            [tensor_column("str", -1, 1)],
         )
     )
     for rows in (1, 100):
@@ -318,22 +306,8 @@ COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}>
 
 def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "columns": ["x"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "rows",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "prediction",
-            }
-        ],
+        "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
+        "outputs": [graph_tensor("rows", "float32", -1, 1, role="prediction")],
     }
     rows = 2 * RUN_ROWS + 1
 
@@ -375,22 +349,8 @@ MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) 
 )
 def test_a_row_that_the_graph_marks_is_refused(tmp_path: Path, row: int) -> None:
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "columns": ["x"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "parity": {"state": "proven"},
     }
     model = OnnxModel.load(write_model(tmp_path, MARKED, [column("x")], section))
@@ -459,27 +419,14 @@ def test_a_run_with_more_values_than_may_be_answered_is_refused(
 def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path: Path) -> None:
     graph = "g (float[?,1] x) => (float[batch,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 1],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 3],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("x", "float32", -1, 1)],
+        "outputs": [graph_tensor("y", "float32", -1, 3, role="values")],
     }
     model = OnnxModel.load(
         write_model(
             tmp_path,
             graph,
-            [tensor("float32", -1, 1)],
+            [tensor_column("float32", -1, 1)],
             section,
         )
     )

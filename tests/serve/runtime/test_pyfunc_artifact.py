@@ -10,12 +10,9 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
-from tests.support.models import write_model
+from tests.support.models import tensor_column, write_model
 
-TENSOR = {
-    "type": "tensor",
-    "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
-}
+TENSOR = tensor_column("float32", -1, 2)
 
 
 def read(

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
-from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
+from tests.support.schemas import columns_schema, tensor_schema
 
 
 @pytest.mark.parametrize(
@@ -176,16 +176,6 @@ def test_an_array_is_refused_as_a_string_even_if_missing_strings_have_a_default(
                     "a",
                     np.array([1, 2]),
                 ]
-            }
-        )
-
-
-def test_a_number_beyond_the_graphs_precision_is_refused_not_made_infinite() -> None:
-    with pytest.raises(SchemaMismatch, match=r"'b', row 1: 1e\+300"):
-        stacked_schema("float32", "a", "b").from_columns(
-            {
-                "a": [1.0, 2.0],
-                "b": [1.0, 1e300],
             }
         )
 

@@ -32,13 +32,6 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         partial(MIXED.from_records, [{"s": "x", "n": 2}]),
         "columns 'd', 'b' are missing; the model needs s, d, n, b",
     ),
-    "an unknown column": (
-        partial(
-            MIXED.from_records,
-            [{"s": "x", "nn": 2, "d": 1.0, "b": True}],
-        ),
-        "column 'n' is missing; 'nn' is not known: did you mean 'n'?",
-    ),
     "a text for a number": (
         partial(MIXED.from_records, [ROW | {"d": "far"}]),
         "column 'd' (double), row 0: 'far'; a number is expected",

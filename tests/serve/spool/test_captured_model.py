@@ -3,7 +3,6 @@ or masks.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_state, worker_file
 from mlflow_deploy_plugin.core.statedir.models import WorkerState
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
@@ -31,7 +29,7 @@ from mlflow_deploy_plugin.serve.spool.reader import read_batches
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.handling import handle
 from tests.support.refusals import mentions
-from tests.support.servers import variant, want
+from tests.support.servers import Serve, variant, want
 from tests.support.waiting import wait_until
 
 COLUMNS = (
@@ -277,7 +275,7 @@ def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(
 
 
 def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(
@@ -320,7 +318,7 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
 
 
 def test_a_version_is_not_served_if_the_mask_key_is_invalid(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here({"e": {"e": variant(bias_folders["1"])}})

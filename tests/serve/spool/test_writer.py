@@ -57,9 +57,14 @@ OUTPUTS = {
 }
 
 
+def write_request(writer: CaptureWriter) -> bool:
+    """Write a request of three rows, and return whether it is captured."""
+    return writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+
+
 def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert write_request(writer)
     (segment,) = segments(tmp_path)
     (request,), end = read_segment(segment)
     assert request.segment == segment.stem
@@ -147,7 +152,7 @@ def test_a_segment_torn_anywhere_gives_the_requests_before_the_tear(tmp_path: Pa
     writer = CaptureWriter(tmp_path / "spool")
     ends = []
     for _ in range(3):
-        writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+        write_request(writer)
         ends.append(segments(tmp_path / "spool")[0].stat().st_size)
     content = segments(tmp_path / "spool")[0].read_bytes()
     torn = tmp_path / "torn.seg"
@@ -163,7 +168,7 @@ def test_a_segment_torn_anywhere_gives_the_requests_before_the_tear(tmp_path: Pa
 def test_a_flipped_byte_ends_the_segment(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
     for _ in range(2):
-        writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+        write_request(writer)
     (segment,) = segments(tmp_path)
     content = bytearray(segment.read_bytes())
     content[-3] ^= 1
@@ -173,12 +178,12 @@ def test_a_flipped_byte_ends_the_segment(tmp_path: Path) -> None:
 
 def test_the_segment_is_locked_while_its_worker_has_it_and_free_after(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
-    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    write_request(writer)
     (segment,) = segments(tmp_path)
     assert not is_released(segment)
     writer.close()
     assert is_released(segment)
-    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    write_request(writer)
     assert len(segments(tmp_path)) == 2
 
 
@@ -189,7 +194,7 @@ def test_a_full_segment_is_followed_by_another(
     monkeypatch.setattr(capture, "MAX_SEGMENT_BYTES", 2000)
     writer = CaptureWriter(tmp_path)
     for _ in range(30):
-        assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+        assert write_request(writer)
     paths = segments(tmp_path)
     assert len(paths) > 2
     assert sum(len(read_segment(segment)[0]) for segment in paths) == 30
@@ -201,7 +206,7 @@ def test_threads_write_whole_frames(tmp_path: Path) -> None:
 
     def write() -> None:
         for _ in range(50):
-            writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+            write_request(writer)
 
     threads = [threading.Thread(target=write) for _ in range(8)]
     for thread in threads:
@@ -225,13 +230,13 @@ def test_a_full_disk_refuses_requests_and_keeps_the_complete_frames(
         assert segment.stat().st_size == size
     assert len(caplog.records) == 1
     now[0] = 61.0
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert write_request(writer)
     assert len(read_segment(segment)[0]) == 2
 
 
 def test_a_spool_that_cannot_be_made_fails_no_request(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
-    assert CaptureWriter(tmp_path / "spool").write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1] is False
+    assert write_request(CaptureWriter(tmp_path / "spool")) is False
 
 
 def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_makes_another(
@@ -245,10 +250,10 @@ def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_
     opened = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
-        assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+        assert not write_request(writer)
     assert os.listdir(tmp_path) == []
     assert len(os.listdir("/proc/self/fd")) == opened
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert write_request(writer)
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
 
 
@@ -265,7 +270,7 @@ def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_
 
 def test_another_process_sees_the_lock(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
-    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    write_request(writer)
     (segment,) = segments(tmp_path)
     child = os.fork()
     if child == 0:  # Use only system calls, so that pytest's code does not run twice.
@@ -295,10 +300,10 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
     now = [0.0]
     writer = CaptureWriter(tmp_path, lambda: now[0], max_bytes=1500)
     (tmp_path / "of another worker").write_bytes(bytes(1000))
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
-    while writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]:
+    assert write_request(writer)
+    while write_request(writer):
         now[0] += 1.0
-    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert not write_request(writer)
     assert [record.message for record in caplog.records] == [
         (
             "requests are not captured: the spool has reached its limit of 1500 bytes; check that "
@@ -309,9 +314,9 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
     assert is_released(segment)  # Otherwise, the agent could not remove it.
 
     segment.unlink()
-    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert not write_request(writer)
     now[0] += 1.0
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
+    assert write_request(writer)
 
 
 def test_an_output_that_became_an_input_is_held_as_one(tmp_path: Path) -> None:

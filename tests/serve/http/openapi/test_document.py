@@ -5,7 +5,7 @@ its schemas.
 import html
 import json
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -22,12 +22,13 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.invocations import invocations_answer
 from mlflow_deploy_plugin.serve.protocols.schemas import invocations_schema
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.artifact import Output
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UndescribedSchema
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model
-from tests.support.servers import one_endpoint, variant, want
+from tests.support.schemas import bare_artifact
+from tests.support.servers import Serve, one_endpoint, variant, want
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 
@@ -69,7 +70,7 @@ def resolved(
 
 @pytest.fixture
 def server(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     tmp_path: Path,
 ) -> Server:
@@ -207,7 +208,7 @@ def test_the_error_of_a_page_is_a_page(server: Server) -> None:
 
 
 def test_another_version_is_described_anew_and_the_old_one_let_go(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]))
@@ -290,7 +291,7 @@ def test_client_generators_get_a_name_for_every_method_and_every_class(server: S
 
 
 def test_an_endpoint_that_is_named_like_a_path_of_another_has_its_own_methods(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     folder = model_folders["single"]
@@ -470,7 +471,7 @@ def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
 
 
 def test_many_endpoints_are_described_one_by_one(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
 ) -> None:
     count = MAX_ENDPOINTS + 1
@@ -489,7 +490,7 @@ def test_many_endpoints_are_described_one_by_one(
 
 
 def test_before_anything_is_loaded_the_pages_are_there_and_say_so(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
 ) -> None:
     server = serve_here({})
@@ -534,14 +535,5 @@ def test_a_pyfunc_without_named_inputs_may_be_asked_as_mlflow_reads_it(
 )
 def test_a_pyfunc_may_answer_as_mlflow_writes_it(answer: Any) -> None:
     outputs = (Output("prediction", "float64", (-1,)),)
-    artifact = Artifact(
-        Path(),
-        Path(),
-        "python_function",
-        "",
-        "",
-        "",
-        outputs=outputs,
-        prediction=("prediction",),
-    )
+    artifact = bare_artifact("python_function", outputs=outputs, prediction=("prediction",))
     assert jsonschema_rs.is_valid(invocations_answer(artifact), answer)

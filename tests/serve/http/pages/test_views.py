@@ -88,15 +88,25 @@ def page(browser: Any, pages_server: Any) -> Iterator[Any]:
     assert hosts - {"", urlparse(pages_server.url).netloc} == set()
 
 
+def press_predict(page: Any) -> None:
+    page.get_by_role("button", name="Predict").click()
+
+
+def single_answer(page: Any) -> str:
+    """Wait for the answer to one row, and return it."""
+    value = page.locator(".single .value")
+    value.wait_for()
+    return str(value.inner_text())
+
+
 @pytest.mark.long
 def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(page: Any) -> None:
     page.goto("/")
     assert page.get_by_label("carrier").input_value() == "AA"
     assert page.get_by_label("distance").input_value() == "1400.5"
     assert "Production" in page.locator(".facts").inner_text()
-    page.get_by_role("button", name="Predict").click()
-    page.locator(".single .value").wait_for()
-    assert page.locator(".single .value").inner_text() == "yes"
+    press_predict(page)
+    assert single_answer(page) == "yes"
     assert [line.split("\n")[0] for line in page.locator(".bar-line").all_inner_texts()] == [
         "yes",
         "no",
@@ -118,7 +128,7 @@ def test_a_text_is_typed_into_an_area_and_a_category_is_chosen_from_a_list(page:
     assert carrier.locator("option").all_inner_texts() == ["AA", "UA", "W&N"]
     carrier.select_option("W&N")
     with page.expect_request("**/predict/batch") as request_info:
-        page.get_by_role("button", name="Predict").click()
+        press_predict(page)
     sent = request_info.value.post_data_json["dataframe_split"]
     assert dict(zip(sent["columns"], sent["data"][0], strict=True))["carrier"] == "W&N"
 
@@ -127,8 +137,8 @@ def test_a_text_is_typed_into_an_area_and_a_category_is_chosen_from_a_list(page:
 def test_a_nan_probability_is_not_drawn_as_zero(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("")
-    page.get_by_role("button", name="Predict").click()
-    page.locator(".single .value").wait_for()
+    press_predict(page)
+    single_answer(page)
     assert page.locator(".bar-line .percent").all_inner_texts() == ["no number", "no number"]
 
 
@@ -144,8 +154,7 @@ def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
     page.keyboard.press("Control+A")
     page.keyboard.type("-9000")
     page.keyboard.press("Enter")
-    page.locator(".single .value").wait_for()
-    assert page.locator(".single .value").inner_text() == "no"
+    assert single_answer(page) == "no"
 
 
 @pytest.mark.long
@@ -165,7 +174,7 @@ def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button
     page.get_by_role("status").filter(has_text="Waiting for the response").wait_for()
     page.keyboard.press("Enter")
     held[0].continue_()
-    page.locator(".single .value").wait_for()
+    single_answer(page)
     expect(button).to_be_focused()
     assert len(held) == 1
 
@@ -174,7 +183,7 @@ def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button
 def test_a_server_error_is_shown_at_the_field_that_it_names(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("far")
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     error = page.locator("#field-1-error")
     error.wait_for()
     assert mentions(error.inner_text(), "'distance' (double)", "row 0", "'far'")
@@ -182,8 +191,8 @@ def test_a_server_error_is_shown_at_the_field_that_it_names(page: Any) -> None:
     assert page.locator("[aria-invalid=true]").count() == 1
     assert page.evaluate("document.activeElement.id") == "field-1"
     page.get_by_label("distance").fill("12")
-    page.get_by_role("button", name="Predict").click()
-    page.locator(".single .value").wait_for()
+    press_predict(page)
+    single_answer(page)
     assert page.locator("[aria-invalid=true]").count() == 0
 
 
@@ -193,7 +202,7 @@ def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page: Any) -> None
     page.get_by_label("Paste or upload").check()
     rows = "carrier,distance,hour,late\nAA,100,7,true\nUA,-9000,8,false\nUA,10,9,1\n"
     page.locator("#pasted").fill(rows)
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     page.locator("#answer tbody tr").nth(2).wait_for()
     assert [line[1] for line in table(page)] == ["yes", "no", "yes"]
     with page.expect_download() as waiting:
@@ -221,8 +230,7 @@ def test_pasted_json_is_answered_in_every_form(page: Any, body: str) -> None:
     page.get_by_label("Paste or upload").check()
     page.locator("#pasted").fill(body)
     page.locator("#pasted").press("Control+Enter")
-    page.locator(".single .value").wait_for()
-    assert page.locator(".single .value").inner_text() == "yes"
+    assert single_answer(page) == "yes"
 
 
 @pytest.mark.long
@@ -233,7 +241,7 @@ def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
     page.get_by_label("Paste or upload").check()
     page.locator("#file").set_input_files(file)
     page.get_by_text("rows.json").wait_for()
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     page.locator("#answer tbody tr").nth(1).wait_for()
     assert [line[1] for line in table(page)] == ["yes", "no"]
 
@@ -258,7 +266,7 @@ def test_a_picture_is_resized_scaled_and_answered(
     page.locator("#field-0-picture").set_input_files(picture)
     page.get_by_text("half.png is sent instead of the numbers").wait_for()
     with page.expect_request("**/predict/batch") as request_info:
-        page.get_by_role("button", name="Predict").click()
+        press_predict(page)
     sent = request_info.value.post_data_json["inputs"]
     assert len(sent) == 1
     assert len(sent[0]) == 1
@@ -268,8 +276,7 @@ def test_a_picture_is_resized_scaled_and_answered(
         sent[0][0][0][0],
         sent[0][0][7][7],
     ) == ((1, 0) if bright == "top" else (0, 1))
-    page.locator(".single .value").wait_for()
-    assert page.locator(".single .value").inner_text() == label
+    assert single_answer(page) == label
     page.get_by_role("button", name="Use the numbers instead").click()
     assert page.locator("#field-0").is_visible()
 
@@ -288,11 +295,10 @@ def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
     page.goto("/endpoints/hostile")
     assert page.locator("label[for=field-0]").inner_text() == HOSTILE
     assert page.locator("label[for=field-1]").inner_text() == QUOTED
-    page.get_by_role("button", name="Predict").click()
-    page.locator(".single .value").wait_for()
-    assert page.locator(".single .value").inner_text() == HOSTILE
+    press_predict(page)
+    assert single_answer(page) == HOSTILE
     page.locator("#field-1").fill("<u>wrong</u>")
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     page.locator("#field-1-error").wait_for()
     assert "<u>wrong</u>" in page.locator("#field-1-error").inner_text()
     page.goto("/endpoints/hostile/docs")
@@ -304,11 +310,11 @@ def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
 def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any) -> None:
     page.goto("/endpoints/tensor")
     page.locator("#field-0").fill("[[[1, 2], [3, 4]]]")
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     page.locator("#answer tbody tr").wait_for()
     assert table(page) == [["[[2,4],[6,8]]", "10"]]  # A single row is not numbered.
     page.locator("#field-0").fill("[[[1, 2], [3, 4, 5]]]")
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     page.locator("#field-0-error").wait_for()
 
 
@@ -348,7 +354,7 @@ def test_whatever_a_model_of_python_answers_is_shown_as_text(
         lambda route: route.fulfill(status=200, body=body, content_type=media),
     )
     page.goto("/endpoints/flights")
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     page.locator("#told-headers").wait_for()
     assert shown in page.locator("section", has=page.locator("#answer")).inner_text()
     assert page.locator("#answer i").count() == 0
@@ -370,7 +376,7 @@ def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
 
     event = 'data: {"delta": "né"}\n\n'.encode()
     page.goto("/endpoints/flights")
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     send(b'data: {"delta": "one"}\n\n' + event[:19])  # the first of two bytes
     expect(page.locator("#answer")).to_contain_text("one")
     assert page.locator("#told-headers").is_hidden()
@@ -440,7 +446,7 @@ def test_no_page_is_wider_than_a_phone(page: Any, path: str) -> None:
     page.goto(path)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     if page.get_by_role("button", name="Predict").count():
-        page.get_by_role("button", name="Predict").click()
+        press_predict(page)
         page.locator("#told-headers").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
@@ -450,7 +456,7 @@ def test_on_a_phone_the_answer_comes_into_view(page: Any) -> None:
     page.set_viewport_size(PHONE)
     page.goto("/endpoints/flights")
     page.get_by_label("late").select_option("true")
-    page.get_by_role("button", name="Predict").click()
+    press_predict(page)
     expect(page.locator(".single .value")).to_be_in_viewport()
 
 
@@ -460,7 +466,7 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
     page.goto(path)
     assert accessibility_findings(page) == []
     if page.get_by_role("button", name="Predict").count():
-        page.get_by_role("button", name="Predict").click()
+        press_predict(page)
         page.locator("#told-headers").wait_for()
         assert accessibility_findings(page) == []
 

@@ -7,6 +7,7 @@ from mlflow_deploy_plugin.serve.http.pages.views import ImageInput, form_fields,
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
+from tests.support.schemas import tensor_schema
 
 
 @pytest.mark.parametrize(
@@ -173,11 +174,7 @@ def test_a_column_of_categories_has_them_as_choices_in_the_form_of_its_values() 
 )
 def test_a_tensor_has_words_for_its_values(dtype: str, words: str) -> None:
     (field,) = form_fields(
-        compile_schema(
-            (),
-            (Tensor("x", dtype, (-1, 4)),),
-            (Input("x", dtype, (-1, 4)),),
-        ),
+        tensor_schema(dtype, -1, 4, name="x"),
         Example({}, 0, False),
     )
     assert field.words == words

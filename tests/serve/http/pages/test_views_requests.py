@@ -5,13 +5,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-import requests
 from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
@@ -26,16 +26,16 @@ from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.serve.spool.frames import MAGIC
 from mlflow_deploy_plugin.serve.spool.writer import MAX_SEGMENT_BYTES
 from tests.support import page_models
+from tests.support.bodies import v2_tensor
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.handling import JSON, ask, ask_wsgi, handle
 from tests.support.keys import write_keys
 from tests.support.refusals import mentions
-from tests.support.servers import Running, gunicorn, ping, variant, want, write_spec
+from tests.support.servers import Running, Serve, gunicorn, ping, variant, want, write_spec
 from tests.support.waiting import wait_until
 
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
 NAMED = {"host": "127.0.0.1:8080"}
-Serve = Callable[..., Server]
 
 
 @pytest.fixture
@@ -311,17 +311,12 @@ def test_a_prediction_without_rows_does_not_hide_other_requests(
 ) -> None:
     server = serve_here({"digits": {"v": variant(page_models.digits_model(tmp_path / "digits"))}})
     for rows in (0, 1):
-        entry = {
-            "name": "image",
-            "shape": [rows, 1, 8, 8],
-            "datatype": "FP32",
-            "data": [0.5] * 64 * rows,
-        }
+        entry = v2_tensor("image", "FP32", [0.5] * 64 * rows, [rows, 1, 8, 8])
         assert (
             ask(
                 server,
                 "/v2/models/digits/infer",
-                body=json.dumps({"inputs": [entry]}).encode(),
+                body={"inputs": [entry]},
             ).status
             == 200
         )
@@ -385,7 +380,7 @@ def test_long_values_and_tensors_are_cut(
     ask(
         server,
         "/endpoints/digits/invocations",
-        body=json.dumps({"inputs": [[[[0.5] * 8] * 8]]}).encode(),
+        body={"inputs": [[[[0.5] * 8] * 8]]},
     )
     picture, text = shown(server)
     assert picture["values"] == {"image": ", ".join(["0.5"] * 8) + ", …"}
@@ -597,14 +592,14 @@ def wait_until_shared(server: Running, number: int, endpoint: str) -> None:
 
     def is_shared() -> bool:
         files = (server.state_dir / METRICS).glob("requests_*.json")
-        origins = [row[0] for file in files for row in json.loads(file.read_bytes())]
-        return sum(name == endpoint for _, name, *_ in origins) >= number
+        rows = chain.from_iterable(json.loads(file.read_bytes()) for file in files)
+        return sum(origin[1] == endpoint for origin, *_ in rows) >= number
 
     wait_until(is_shared, what="the files of the workers")
 
 
 def shown_ids(server: Running, path: str) -> set[str]:
-    rows = requests.get(server.url + path, timeout=30).json()["requests"]
+    rows = server.get(path).json()["requests"]
     return {row["prediction_id"] for row in rows if row["values"]}
 
 

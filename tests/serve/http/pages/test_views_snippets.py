@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UndescribedSchema
 from tests.support.handling import ask, handle
-from tests.support.servers import variant
+from tests.support.servers import Serve, variant
 
 
 def shown(url: str, endpoint: str) -> list[str]:
@@ -78,7 +77,7 @@ def test_the_answer_to_a_chat_has_no_predictions(document: dict[str, Any], shown
     ],
 )
 def test_the_code_asks_over_tls_where_the_server_or_its_proxy_speaks_it(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     spec: dict[str, str],
     headers: Any,
@@ -110,7 +109,7 @@ def ask_from(
     ["/", "/docs", "/requests", "/endpoints/mixed", "/endpoints/mixed/requests", "/endpoints/x"],
 )
 def test_every_link_of_a_page_has_the_prefix_of_the_proxy(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     path: str,
 ) -> None:
@@ -151,7 +150,7 @@ def test_every_link_of_a_page_has_the_prefix_of_the_proxy(
     ],
 )
 def test_only_a_trusted_proxy_sets_the_servers_of_the_document(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     model_folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     client: str,

@@ -53,15 +53,21 @@ def running(
         assert "Traceback" not in running.log.read_text()
 
 
-Connect = Callable[[], socket.socket]
+Connect = Callable[..., socket.socket]
 
 
 @pytest.fixture
 def connect(running: Any) -> Iterator[Connect]:
-    """Open connections. At the end, check that the server still answers."""
-    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    """Open connections and send bytes. At the end, check that the server answers."""
+    address = running.address
     with contextlib.ExitStack() as opened:
-        yield lambda: opened.enter_context(socket.create_connection(address, timeout=20))
+
+        def connect(sent: bytes = b"") -> socket.socket:
+            connection = opened.enter_context(socket.create_connection(address, timeout=20))
+            connection.sendall(sent)
+            return connection
+
+        yield connect
         with socket.create_connection(address, timeout=20) as last:
             last.sendall(post())
             assert read_answer(last)[2] == ANSWER
@@ -174,8 +180,7 @@ def test_a_connection_lives_as_long_as_the_client_wants(
     request_: bytes,
     connection_header: str,
 ) -> None:
-    connection = connect()
-    connection.sendall(request_)
+    connection = connect(request_)
     status, headers, _ = read_answer(connection)
     assert status == 200
     assert headers["connection"] == connection_header
@@ -187,8 +192,7 @@ def test_a_connection_lives_as_long_as_the_client_wants(
 
 
 def test_head_is_get_without_the_body(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
+    connection = connect(b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
     status, headers, _ = read_answer(connection, has_body=False)
     assert status == 200
     assert headers["content-length"] == str(len('{"status":"ok"}'))
@@ -196,8 +200,7 @@ def test_head_is_get_without_the_body(connect: Connect) -> None:
 
 
 def test_a_waiting_client_gets_a_100_continue(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+    connection = connect(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
     assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.sendall(BODY + PING)
     assert read_answer(connection)[2] == ANSWER
@@ -205,8 +208,7 @@ def test_a_waiting_client_gets_a_100_continue(connect: Connect) -> None:
 
 
 def test_a_waiting_client_learns_at_once_that_its_body_is_too_large(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1))
+    connection = connect(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1))
     status, headers, document = read_answer(connection)
     assert status == 413
     assert headers["connection"] == "close"
@@ -335,8 +337,7 @@ def test_ambiguous_or_oversized_requests_are_refused_and_close_the_connection(
     status: int,
     sent: bytes,
 ) -> None:
-    connection = connect()
-    connection.sendall(PING + sent)
+    connection = connect(PING + sent)
     assert read_answer(connection)[0] == 200
     got, headers, document = read_answer(connection)
     assert got == status
@@ -347,8 +348,7 @@ def test_ambiguous_or_oversized_requests_are_refused_and_close_the_connection(
 
 
 def test_options_are_answered_without_a_body(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(b"OPTIONS /ping HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
+    connection = connect(b"OPTIONS /ping HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
     status, headers, _ = read_answer(connection, has_body=False)
     assert status == 204
     assert headers["allow"] == "GET, HEAD, OPTIONS"
@@ -361,8 +361,7 @@ def test_a_method_that_a_route_does_not_take_keeps_the_connection(
     connect: Connect,
     method: str,
 ) -> None:
-    connection = connect()
-    connection.sendall(b"%s /invocations HTTP/1.1\r\nHost: x\r\n\r\n" % method.encode() + PING)
+    connection = connect(b"%s /invocations HTTP/1.1\r\nHost: x\r\n\r\n" % method.encode() + PING)
     status, headers, _ = read_answer(connection)
     assert status == 405
     assert headers["allow"] == "POST, OPTIONS"
@@ -390,8 +389,7 @@ def test_a_request_that_does_not_come_has_its_time(connect: Connect) -> None:
 
 
 def test_a_request_that_trickles_in_has_its_time_too(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(PING)
+    connection = connect(PING)
     assert read_answer(connection)[0] == 200
     began = time.monotonic()
     with contextlib.suppress(OSError):
@@ -405,8 +403,7 @@ def test_a_request_that_trickles_in_has_its_time_too(connect: Connect) -> None:
 
 
 def test_a_client_that_sends_no_more_is_still_answered(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(post() + PING + post())
+    connection = connect(post() + PING + post())
     connection.shutdown(socket.SHUT_WR)
     assert [read_answer(connection)[0] for _ in range(3)] == [200, 200, 200]
     assert is_closed(connection)
@@ -532,8 +529,7 @@ def test_a_machine_without_a_further_thread_answers_by_those_that_are_there(
 
 
 def test_a_truncated_body_gets_an_error_with_the_bytes_received(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(POST + b"Content-Length: 9\r\n\r\n{")
+    connection = connect(POST + b"Content-Length: 9\r\n\r\n{")
     connection.shutdown(socket.SHUT_WR)
     status, _, document = read_answer(connection)
     assert status == 400
@@ -615,7 +611,6 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, bias_folders: dict[str,
 
 
 def test_the_dates_of_answers_are_those_of_http(connect: Connect) -> None:
-    connection = connect()
-    connection.sendall(PING)
+    connection = connect(PING)
     date = read_answer(connection)[1]["date"]
     assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", date)

@@ -84,7 +84,7 @@ def open_connections(
         ) as running,
         contextlib.ExitStack() as opened,
     ):
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        address = running.address
 
         def connected(sent: bytes = b"") -> socket.socket:
             connection = socket.create_connection(address, timeout=SECONDS)

@@ -302,11 +302,9 @@ def other_workers(state_dir: Path, than: set[int]) -> set[int]:
     return {worker.pid for worker in read_workers(state_dir)} - than
 
 
-@pytest.mark.long
-def test_a_worker_ended_by_sigterm_under_load_fails_no_request(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+@pytest.fixture
+def load(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Load]:
+    """Yield the load on a server with two workers, whose state folder is `tmp_path`."""
     with gunicorn(
         tmp_path,
         one_endpoint(bias_folders["1"]),
@@ -314,35 +312,32 @@ def test_a_worker_ended_by_sigterm_under_load_fails_no_request(
     ) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
-            for _ in range(2):
-                load.wait_for(50)
-                before = other_workers(tmp_path, set())
-                ended = min(before)
-                os.kill(ended, signal.SIGTERM)
-                wait_until(partial(has_ended, ended), what="its end")
-                wait_until(partial(other_workers, tmp_path, before), what="its successor")
             load.wait_for(50)
+            yield load
+
+
+@pytest.mark.long
+def test_a_worker_ended_by_sigterm_under_load_fails_no_request(load: Load, tmp_path: Path) -> None:
+    for _ in range(2):
+        before = other_workers(tmp_path, set())
+        ended = min(before)
+        os.kill(ended, signal.SIGTERM)
+        wait_until(partial(has_ended, ended), what="its end")
+        wait_until(partial(other_workers, tmp_path, before), what="its successor")
+        load.wait_for(50)
     assert load.broken == []
     assert set(load.statuses) == {200}
 
 
 @pytest.mark.long
 def test_killing_a_worker_breaks_only_the_requests_it_was_answering(
+    load: Load,
     tmp_path: Path,
-    bias_folders: dict[str, Path],
 ) -> None:
-    with gunicorn(
-        tmp_path,
-        one_endpoint(bias_folders["1"]),
-        ServerSpec(workers=2),
-    ) as running:
-        wait_until(lambda: len(read_workers(tmp_path)) == 2)
-        with Load(running.url) as load:
-            load.wait_for(50)
-            before = other_workers(tmp_path, set())
-            os.kill(min(before), signal.SIGKILL)
-            wait_until(lambda: other_workers(tmp_path, before), what="its successor")
-            load.wait_for(50)
+    before = other_workers(tmp_path, set())
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: other_workers(tmp_path, before), what="its successor")
+    load.wait_for(50)
     assert set(load.statuses) == {200}
     assert len(load.broken) <= 6, load.broken
 
@@ -362,7 +357,7 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
         def is_replaced() -> bool:
             # The worker may not be replaced yet.
             with contextlib.suppress(requests.ConnectionError):
-                statuses.add(requests.get(running.url + "/ping", timeout=30).status_code)
+                statuses.add(running.get("/ping").status_code)
             return bool(other_workers(tmp_path, {killed}))
 
         wait_until(is_replaced)
@@ -394,7 +389,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
                 verify=encrypted.trusted,
             )
             assert response.json()["predictions"][-1] == [1006.0]
-    address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
+    address = encrypted.address
     with socket.create_connection(
         address,
         timeout=10,
@@ -417,13 +412,13 @@ def test_unfinished_tls_handshakes_do_not_delay_other_clients(encrypted: Any) ->
     limit.
     """
     with contextlib.ExitStack() as clients:
-        address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
+        address = encrypted.address
         begun = [
             clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)
         ]
         for client in begun:
             client.sendall(b"\x16\x03\x01\x02\x00\x01")  # a part of a ClientHello
-        response = requests.get(encrypted.url + "/ping", timeout=60, verify=encrypted.trusted)
+        response = encrypted.get("/ping", timeout=60)
         assert response.status_code == 200
         for client in begun:
             client.setblocking(False)
@@ -447,7 +442,7 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
         server_hostname="127.0.0.1",
     )
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        address = running.address
         with socket.create_connection(address, timeout=30) as connection:
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.do_handshake()

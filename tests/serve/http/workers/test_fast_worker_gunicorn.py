@@ -140,7 +140,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
         assert state.endpoints["e"]["v"].version == "1"
         assert "no MLmodel file" in state.endpoints["e"]["v"].error
         assert running.post(json=ROW).headers["X-Model-Version"] == "1"
-        assert requests.get(running.url + "/ping", timeout=5).status_code == 200
+        assert running.get("/ping").status_code == 200
 
 
 def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
@@ -200,7 +200,7 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
         contextlib.ExitStack() as waiting,
     ):
         (worker,) = read_workers(tmp_path)
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        address = running.address
         os.kill(worker.pid, signal.SIGSTOP)
         # Wait, because of two pending signals the lower number is delivered first,
         # which is SIGTERM.
@@ -230,7 +230,7 @@ def test_a_killed_worker_is_replaced_and_keeps_its_captured_requests(
         left, new = segments(tmp_path / "spool")
         assert (is_released(left), is_released(new)) == (True, False)
         assert [len(read_segment(segment)[0]) for segment in (left, new)] == [1, 1]
-        page = requests.get(running.url + "/metrics", timeout=5).text
+        page = running.get("/metrics").text
     labels = 'endpoint="e",model="m",protocol="invocations",status="200",variant="v",version="1"'
     counted = f"onnxserve_requests_total{{{labels}}} 2.0"
     assert counted in page
@@ -241,11 +241,11 @@ def test_a_killed_worker_is_replaced_and_keeps_its_captured_requests(
 def test_a_server_without_a_model_says_so(tmp_path: Path) -> None:
     with gunicorn(tmp_path, awaited=503) as running:
         for path in ("/ping", "/health", "/version"):
-            response = requests.get(running.url + path, timeout=5)
+            response = running.get(path)
             assert response.status_code == 503
             assert response.json()["error_code"] == "TEMPORARILY_UNAVAILABLE"
         assert running.post(json=ROW).status_code == 503
-        assert requests.get(running.url + "/metrics", timeout=5).status_code == 200
+        assert running.get("/metrics").status_code == 200
 
 
 @pytest.mark.long
@@ -305,7 +305,7 @@ def test_silent_clients_do_not_hold_the_threads_for_ever(
         gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running,
         contextlib.ExitStack() as silent,
     ):
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        address = running.address
         for begun in (
             b"POST /invocations HT",
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",

@@ -6,7 +6,6 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,17 +21,28 @@ from mlflow_deploy_plugin.serve.http.workers.worker_app import (
     InlinePolicy,
     WorkerApp,
 )
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from tests.support.servers import one_endpoint, variant
+from tests.support.servers import Serve, one_endpoint, variant
 from tests.support.texts import PANIC, panicking_model
 from tests.support.waiting import wait_until
 
 HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
+async def listen(app: WorkerApp) -> tuple[asyncio.Server, set[HttpConnection]]:
+    """Return a listener of the application, and its connections."""
+    state: Any = SimpleNamespace(connections=set())
+    config = SimpleNamespace(app=app)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: HttpConnection(config, state, {}),
+        "127.0.0.1",
+        0,
+    )
+    return server, state.connections
+
+
 def test_bodies_of_all_connections_together_are_bounded(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
 ) -> None:
     app = WorkerApp(
@@ -43,13 +53,7 @@ def test_bodies_of_all_connections_together_are_bounded(
     app.limits = ConnectionLimits(60.0, body_bytes=100_000)
 
     async def talk() -> None:
-        state = SimpleNamespace(connections=set())
-        config = SimpleNamespace(app=app)
-        server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(config, state, {}),
-            "127.0.0.1",
-            0,
-        )
+        server, _ = await listen(app)
         address = server.sockets[0].getsockname()
         first, second = [await asyncio.open_connection(*address) for _ in range(2)]
         body = b'{"inputs": [[1, 2, 3]]}' + b" " * 70_000
@@ -72,7 +76,7 @@ def test_bodies_of_all_connections_together_are_bounded(
 
 @pytest.mark.parametrize("padding", [0, 100_000])
 def test_a_panicking_tokenizer_gets_a_400_and_its_body_is_released(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     tmp_path: Path,
     padding: int,
 ) -> None:
@@ -84,13 +88,7 @@ def test_a_panicking_tokenizer_gets_a_400_and_its_body_is_released(
     app.limits = ConnectionLimits(60.0, body_bytes=150_000)
 
     async def talk() -> None:
-        config = SimpleNamespace(app=app)
-        state: Any = SimpleNamespace(connections=set())
-        server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(config, state, {}),
-            "127.0.0.1",
-            0,
-        )
+        server, _ = await listen(app)
         for text, status in ((PANIC, b"400"), (PANIC, b"400"), ("a text", b"200")):
             body = b'{"inputs": ["%b"]}' % text.encode() + b" " * padding
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -107,7 +105,7 @@ def test_a_panicking_tokenizer_gets_a_400_and_its_body_is_released(
 
 @pytest.mark.parametrize("padding", [0, 100_000])
 def test_the_wait_for_a_thread_counts_towards_the_deadline(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     padding: int,
 ) -> None:
@@ -124,19 +122,12 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
     ) + b"Content-Length: %d\r\n\r\n" % len(body)
 
     async def talk() -> None:
-        state: Any = SimpleNamespace(connections=set())
-        config = SimpleNamespace(app=app)
-        loop = asyncio.get_running_loop()
         is_over = threading.Event()
-        server = await loop.create_server(
-            lambda: HttpConnection(config, state, {}),
-            "127.0.0.1",
-            0,
-        )
+        server, connections = await listen(app)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         app.pool.submit(is_over.wait)
         writer.write(head + body)
-        while not any(connection.idle_since == math.inf for connection in state.connections):
+        while not any(connection.idle_since == math.inf for connection in connections):
             await asyncio.sleep(0.01)
         arrived = time.perf_counter()
         while time.perf_counter() < arrived + 0.2:
@@ -151,7 +142,7 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
 
 @pytest.mark.long
 def test_a_pyfunc_does_not_keep_other_models_from_running_inline(
-    serve_here: Callable[..., Server],
+    serve_here: Serve,
     bias_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:

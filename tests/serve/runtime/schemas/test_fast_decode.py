@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, sent_arrays
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.schemas import columns_schema, tensor_schema
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -283,22 +284,7 @@ def test_an_array_of_rows_is_taken_as_its_lists(kind: Any, source: Any, target: 
 
 
 def test_rows_that_match_the_schema_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = (
-        Column("s", "string"),
-        Column("d", "double"),
-        Column("n", "long"),
-        Column("b", "boolean"),
-    )
-    inputs = tuple(
-        Input(
-            column.name,
-            COLUMN_TYPES[column.type],
-            (-1, 1),
-            (column.name,),
-        )
-        for column in columns
-    )
-    schema = compile_schema(columns, (), inputs)
+    schema = columns_schema(s="string", d="double", n="long", b="boolean")
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_column", None)
     row = ["a", 1.5, 2, True]
     record = dict(zip("sdnb", row, strict=True))
@@ -425,11 +411,7 @@ def test_a_matrix_that_plainly_fits_goes_the_fast_path(
         "b": True,
     }[np.dtype(dtype).kind]
     for name in ("", "x"):
-        schema = compile_schema(
-            (),
-            (Tensor(name, dtype, (-1, 2)),),
-            (Input("X", fed, (-1, 2)),),
-        )
+        schema = tensor_schema(dtype, -1, 2, name=name, graph_name="X", fed=fed)
         for feeds in (schema.from_array([[value] * 2]), schema.from_columns({"x": [[value] * 2]})):
             assert feeds["X"].tolist() == [[value] * 2]
             assert feeds["X"].dtype == fed
