@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     locate_log,
     write_file,
 )
-from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
+from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, nested_lists
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import (
     as_text,
@@ -543,8 +543,4 @@ def _model_column(array: Array) -> pa.Array:
     """
     flat = array.reshape(-1)
     values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
-    for axis in range(array.ndim - 1, 0, -1):
-        length = int(np.prod(array.shape[:axis]))
-        offsets = np.arange(length + 1, dtype=np.int32) * array.shape[axis]
-        values = pa.ListArray.from_arrays(pa.array(offsets), values)
-    return values
+    return nested_lists(values, array.shape)

@@ -293,20 +293,14 @@ def _distinct_rows(
 
 def _hash_labels(table: pa.Table) -> Array:
     """Return a hash of the identity of each label, [N] uint64."""
-    hashes = combine_hashes(
-        hash_texts(table.column("_segment")),
-        table.column("_offset").to_numpy().astype("uint64"),
-    )
+    hashes = hash_rows(table)
     for name, hash_column in (
         ("_prediction_id", hash_ids),
         ("_key", hash_texts),
         (LABEL, hash_texts),
     ):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))
-    return combine_hashes(
-        hashes,
-        table.column("_row").fill_null(-1).to_numpy().astype("uint64"),
-    )
+    return hashes
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -443,14 +443,12 @@ def _rank_columns(
         losses: the mean and the standard deviation of the loss by permuted column;
             empty without labels.
     """
-    means = np.abs(values).mean(axis=(0, 2))
-    importance = []
-    for index, (name, mean) in enumerate(zip(columns, means, strict=True)):
-        entry = ColumnImportance(name, float(mean))
-        if losses:
-            loss, deviation = losses[index]
-            entry = replace(entry, permutation=loss, permutation_std=deviation)
-        importance.append(entry)
+    means = np.abs(values).mean(axis=(0, 2)).tolist()
+    figures: Sequence[tuple[float, ...]] = losses or [()] * len(columns)
+    importance = [
+        ColumnImportance(name, mean, *loss)
+        for name, mean, loss in zip(columns, means, figures, strict=True)
+    ]
     return tuple(sorted(importance, key=lambda entry: -entry.mean_abs))
 
 
@@ -566,12 +564,7 @@ def _permutation_importance(
             sign * (baseline.value - baseline.value_of(model.predict(permuted)))
             for permuted in _permute_feature(rows, feature, rng)
         ]
-        figures.append(
-            (
-                float(np.mean(losses)),
-                float(np.std(losses)),
-            )
-        )
+        figures.append((float(np.mean(losses)), float(np.std(losses))))
     return _PermutedColumns(baseline.metric, figures)
 
 
