@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.serve.runtime.log_columns import as_text, only_answer_
 _COMPONENTS = 8
 _PROJECTIONS = 8
 _SHORT_BYTES = 256
+TIME = pa.timestamp("us", tz="UTC")
+"""The type of times in the log."""
 IDENTITY = ("_segment", "_offset", "_row")
 
 

@@ -335,7 +335,8 @@ def measure_robustness(
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
-    for name, values in (strengths or _default_strengths()).items():
+    defaults = {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
+    for name, values in (strengths or defaults).items():
         changed = sample.rows
         if name == "missing":
             changed, notes = _rows_with_gaps(model, changed)
@@ -361,10 +362,6 @@ def measure_robustness(
         cannot=cannot,
         notes=tuple(notes),
     )
-
-
-def _default_strengths() -> dict[str, Sequence[float]]:
-    return {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
 
 
 def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> LabelledRows:

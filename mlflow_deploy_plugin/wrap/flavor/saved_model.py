@@ -32,7 +32,7 @@ from mlflow.utils.model_utils import (
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.serve.inference_log.tables import nested_lists
+from mlflow_deploy_plugin.serve.inference_log.tables import TIME, nested_lists
 from mlflow_deploy_plugin.serve.runtime.artifact import Input
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
@@ -417,8 +417,7 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
             joined = np.concatenate(arrays)
             columns[name] = nested_lists(pa.array(joined.reshape(-1)), joined.shape)
     if times is not None:
-        in_utc = pa.timestamp("us", tz="UTC")
-        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(in_utc)
+        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(TIME)
     return pa.table(columns)
 
 
