@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, Not
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, ModelRun, run_of_model
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName, check_metric
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
 from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
@@ -312,13 +312,8 @@ def explain(
             version = load_version(folder)
             permuted = _permutation_importance(version, labelled, metric, features, seed)
     explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
-    return explanation if run is None else _logged(explanation, run)
-
-
-def _logged(explanation: Explanation, run: ModelRun) -> Explanation:
-    """Log the files of the explanation to the run, and return the explanation with the
-    run.
-    """
+    if run is None:
+        return explanation
     with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
         explanation.save(Path(temporary))
         return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
