@@ -83,6 +83,10 @@ class PollPolicy:
         seconds = backoff_seconds(failures + 1, max(first, _LONGEST_BACKOFF_SECONDS), first)
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
+    def due_at(self, failures: int, is_covered: bool = False) -> float:
+        """Return the time of the next poll, which is `pause` from now."""
+        return self.clock() + self.pause(failures, is_covered)
+
 
 class PyfuncPolicy:
     """A server's rule for versions without an ONNX form, which run Python code as this
@@ -201,10 +205,7 @@ class VersionResolver:
         self.covered = covered
         for ref, model in self.models.items():
             if ref.uri in no_longer_covered and model.next_poll < NEVER:
-                model.next_poll = min(
-                    model.next_poll,
-                    self.polling.clock() + self.polling.pause(0),
-                )
+                model.next_poll = min(model.next_poll, self.polling.due_at(0))
             if ref.uri not in selected:
                 continue
             resolution = selected[ref.uri]
@@ -285,11 +286,10 @@ class VersionResolver:
         """Take the result of a poll that has ended, and set the time of the next
         poll.
         """
-        now = self.polling.clock()
         is_wanted_again = model.next_poll < NEVER
         resolution = poll.result()
         model.poll = None
-        model.next_poll = now + self.polling.pause(0, ref.uri in self.covered)
+        model.next_poll = self.polling.due_at(0, ref.uri in self.covered)
         self.finished_polls += 1
         if isinstance(resolution, ResolvedModel):
             self._set_target(ref, model, resolution)
@@ -304,7 +304,7 @@ class VersionResolver:
                 errors.NotFound | errors.InvalidConfig | errors.RegistryRefused,
             ):
                 model.poll_failures += 1
-                model.next_poll = now + self.polling.pause(model.poll_failures)
+                model.next_poll = self.polling.due_at(model.poll_failures)
         if is_wanted_again:
             model.next_poll = 0.0
 
@@ -416,7 +416,7 @@ class VersionResolver:
             model.rejection = self._temporary_refusal(target, "signature", error.message)
         except errors.OnnxserveError as error:
             model.fetch_failures += 1
-            retry_at = self.polling.clock() + self.polling.pause(model.fetch_failures)
+            retry_at = self.polling.due_at(model.fetch_failures)
             model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
         else:
             model.fetch_failures = 0
@@ -438,10 +438,7 @@ class VersionResolver:
         status = target.gate_status.on_files(fetched.digest)
         if ref.require and not is_served and not status.passed:
             # Poll regularly, because the gate may have a new verdict.
-            model.next_poll = min(
-                model.next_poll,
-                self.polling.clock() + self.polling.pause(0),
-            )
+            model.next_poll = min(model.next_poll, self.polling.due_at(0))
             return _gate_rejection(ref, target, status, NEVER)
         if not is_served and ref.is_gated_by(fetched.unapproved_at):
             reason = (
@@ -478,7 +475,7 @@ class VersionResolver:
                 if model.report.exception() is None and model.report.result():
                     model.reported = model.reporting
                 else:
-                    model.report_at = self.polling.clock() + self.polling.pause(1)
+                    model.report_at = self.polling.due_at(1)
                 model.report = None
             report = model.pending_report()
             if (

@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     locate_log,
     write_file,
 )
-from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
+from mlflow_deploy_plugin.serve.inference_log.tables import TIME, concat_tables, nested_lists
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import (
     as_text,
@@ -74,7 +74,6 @@ _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _STATE_SECONDS = 10.0
 """The steps, in seconds, in which `complete_until` of agent.json advances."""
-_TIME = pa.timestamp("us", tz="UTC")
 _MICROSECONDS_A_DAY = 86_400_000_000
 
 
@@ -488,8 +487,8 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
         return pa.repeat(value, requests * rows)
 
     return {
-        EVENT_TIME: per_row(pa.array(batch.event_times).view(_TIME)),
-        "_received_time": per_row(pa.array(batch.received_times).view(_TIME)),
+        EVENT_TIME: per_row(pa.array(batch.event_times).view(TIME)),
+        "_received_time": per_row(pa.array(batch.received_times).view(TIME)),
         "_prediction_id": per_row(_to_arrow(batch.prediction_ids)),
         "_request_id": per_row(_to_arrow(batch.request_ids)),
         "_variant": constant(batch.variant),
@@ -543,8 +542,4 @@ def _model_column(array: Array) -> pa.Array:
     """
     flat = array.reshape(-1)
     values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
-    for axis in range(array.ndim - 1, 0, -1):
-        length = int(np.prod(array.shape[:axis]))
-        offsets = np.arange(length + 1, dtype=np.int32) * array.shape[axis]
-        values = pa.ListArray.from_arrays(pa.array(offsets), values)
-    return values
+    return nested_lists(values, array.shape)

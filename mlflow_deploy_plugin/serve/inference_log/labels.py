@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.serve.inference_log import storage
 from mlflow_deploy_plugin.serve.inference_log.scan import read_folder
 from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
 from mlflow_deploy_plugin.serve.inference_log.tables import (
+    TIME,
     combine_hashes,
     conform,
     contains,
@@ -49,7 +50,6 @@ from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
 LABELS = "_labels"
 LABEL = "_label"
 LABEL_NUMBER = "_label_number"
-TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
     [
         ("_prediction_id", pa.string()),

@@ -118,7 +118,10 @@ def expire(
         for hour, files in _all_hours(log, endpoint)
         if is_expired(hour.start, hour.end)
     }
-    sketches = _sketch_folders(location, endpoint)
+    sketches = [
+        f"{info.path}/endpoint={endpoint}"
+        for info in storage.list_folder(location, f"{location.root}/{storage.SKETCHES}")
+    ]
     for root in [labels_folder(location, endpoint), *sketches]:
         for day, folder in storage.list_days(location, root):
             if is_expired(day, day + storage.DAY):
@@ -131,15 +134,6 @@ def expire(
         expired_files=len(files),
         expired_bytes=sum(file.size for file in files),
     )
-
-
-def _sketch_folders(location: LogLocation, endpoint: str) -> list[str]:
-    with storage.wrap_log_errors(location):
-        selector = fs.FileSelector(f"{location.root}/{storage.SKETCHES}", allow_not_found=True)
-        return [
-            f"{info.path}/endpoint={endpoint}"
-            for info in location.filesystem.get_file_info(selector)
-        ]
 
 
 def _delete_folders(location: LogLocation, folders: Iterable[str]) -> None:
@@ -293,20 +287,14 @@ def _distinct_rows(
 
 def _hash_labels(table: pa.Table) -> Array:
     """Return a hash of the identity of each label, [N] uint64."""
-    hashes = combine_hashes(
-        hash_texts(table.column("_segment")),
-        table.column("_offset").to_numpy().astype("uint64"),
-    )
+    hashes = hash_rows(table)
     for name, hash_column in (
         ("_prediction_id", hash_ids),
         ("_key", hash_texts),
         (LABEL, hash_texts),
     ):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))
-    return combine_hashes(
-        hashes,
-        table.column("_row").fill_null(-1).to_numpy().astype("uint64"),
-    )
+    return hashes
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:

@@ -135,16 +135,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
 
         reader = run.call(start)
-        types = map(_in_utc, reader.schema.types)
-        result_schema = pa.schema(
-            list(
-                zip(
-                    reader.schema.names,
-                    types,
-                    strict=True,
-                )
-            )
-        )
+        result_schema = pa.schema([(field.name, _in_utc(field.type)) for field in reader.schema])
         batches = (batch.cast(result_schema) for batch in run.results(reader))
         yield QueryResult(result_schema, batches)
 

@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.serve.inference_log.scan import (
 )
 from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation
 from mlflow_deploy_plugin.serve.inference_log.tables import (
+    TIME,
     Sample,
     concat_tables,
     is_list,
@@ -45,9 +46,8 @@ from mlflow_deploy_plugin.serve.inference_log.tables import (
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, window_at
 
 MAX_ROWS = 100_000
-_TIME = pa.timestamp("us", tz="UTC")
 _FIRST = {
-    EVENT_TIME: _TIME,
+    EVENT_TIME: TIME,
     "_prediction_id": pa.string(),
     "_variant": pa.string(),
     "_model": pa.string(),
@@ -56,7 +56,7 @@ _FIRST = {
 _LAST = {
     LABEL: pa.string(),
     LABEL_NUMBER: pa.float64(),
-    RECEIVED_TIME: _TIME,
+    RECEIVED_TIME: TIME,
     SHADOW: pa.bool_(),
     "_latency_us": pa.int64(),
     "_status": pa.int16(),

@@ -23,7 +23,12 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.tabular.streams import row_groups
 from mlflow_deploy_plugin.serve.inference_log.storage import LogFile, LogLocation, list_files
-from mlflow_deploy_plugin.serve.inference_log.tables import IDENTITY, Deduplicator, hash_rows
+from mlflow_deploy_plugin.serve.inference_log.tables import (
+    IDENTITY,
+    TIME,
+    Deduplicator,
+    hash_rows,
+)
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
@@ -43,6 +48,12 @@ PASS_BYTES = 512 * 2**20
 """The size above which an hour is read in several passes. Each pass reads all files and
 keeps a part of the rows. This limits the memory for row identities: about 8 bytes per
 row, which takes at least 20 bytes in Parquet.
+"""
+
+
+ColumnChoice = Callable[[Sequence[str]], Sequence[str] | None]
+"""A function that returns, for a file's columns, the columns to read, or None for all
+columns.
 """
 
 
@@ -156,7 +167,7 @@ def read_folder(
     folder: str,
     unreadable: dict[str, str],
     convert: Callable[[pa.Table], pa.Table],
-    columns_to_read: Callable[[Sequence[str]], Sequence[str] | None] = lambda names: None,
+    columns_to_read: ColumnChoice = lambda names: None,
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     may_have_rows: Callable[[LogFile], bool] = lambda file: True,
 ) -> Iterator[pa.Table]:
@@ -224,7 +235,7 @@ def prefetch(
 def read_file(
     location: LogLocation,
     path: str,
-    columns_to_read: Callable[[Sequence[str]], Sequence[str] | None],
+    columns_to_read: ColumnChoice,
     unreadable: dict[str, str],
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     content: Future[bytes] | None = None,
@@ -284,14 +295,9 @@ def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:
 
 def _read_tables(
     parquet: pq.ParquetFile,
-    columns_to_read: Callable[[Sequence[str]], Sequence[str] | None],
+    columns_to_read: ColumnChoice,
 ) -> Iterator[pa.Table]:
-    """Yield the rows of a file in tables of bounded size.
-
-    Args:
-        columns_to_read: returns, for the file's columns, the columns to read, or None
-            for all columns.
-    """
+    """Yield the rows of a file in tables of bounded size."""
     metadata = parquet.metadata
     total_bytes = sum(group.total_byte_size for group in row_groups(metadata))
     # Limit the rows per batch by size, because a row with a tensor may be large.
@@ -321,14 +327,7 @@ def microseconds_of(column: pa.ChunkedArray) -> Array:
     """Return the times in microseconds since 1970, [N] int64. Files that pandas wrote
     have nanoseconds.
     """
-    times: Array = (
-        column.cast(
-            pa.timestamp("us", tz="UTC"),
-            safe=False,
-        )
-        .cast(pa.int64())
-        .to_numpy()
-    )
+    times: Array = column.cast(TIME, safe=False).cast(pa.int64()).to_numpy()
     return times
 
 

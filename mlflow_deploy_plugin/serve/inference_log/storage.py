@@ -161,11 +161,7 @@ def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[
     """Return every hour that has files, in ascending order, with its files. One listing
     is fastest in a bucket.
     """
-    with wrap_log_errors(location):
-        root = f"{location.root}/endpoint={endpoint}"
-        entries = location.filesystem.get_file_info(
-            fs.FileSelector(root, allow_not_found=True, recursive=True),
-        )
+    entries = list_folder(location, f"{location.root}/endpoint={endpoint}", recursive=True)
     hours: dict[Hour, list[LogFile]] = {}
     for file in _parquet_files(entries):
         folder, _, _ = file.path.rpartition("/")
@@ -176,6 +172,17 @@ def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[
         if start is not None:
             hours.setdefault(Hour(start, folder), []).append(file)
     return dict(sorted(hours.items()))
+
+
+def list_folder(
+    location: LogLocation,
+    folder: str,
+    recursive: bool = False,
+) -> list[fs.FileInfo]:
+    """Return the entries of a folder; none if the folder does not exist."""
+    selector = fs.FileSelector(folder, allow_not_found=True, recursive=recursive)
+    with wrap_log_errors(location):
+        return list(location.filesystem.get_file_info(selector))
 
 
 def list_days(location: LogLocation, folder: str) -> list[tuple[datetime, str]]:
@@ -191,7 +198,7 @@ def list_files(location: LogLocation, folder: str) -> list[LogFile]:
     """Return the Parquet files in a folder, sorted by name. A name that begins with a
     dot is an unfinished file.
     """
-    return _parquet_files(_list_folder(location, folder))
+    return _parquet_files(list_folder(location, folder))
 
 
 @contextmanager
@@ -363,16 +370,9 @@ def _partitions(
     prefix = f"{key}="
     return sorted(
         (entry.base_name.removeprefix(prefix), entry.path)
-        for entry in _list_folder(location, folder)
+        for entry in list_folder(location, folder)
         if entry.type == fs.FileType.Directory and entry.base_name.startswith(prefix)
     )
-
-
-def _list_folder(location: LogLocation, folder: str) -> list[fs.FileInfo]:
-    with wrap_log_errors(location):
-        return list(
-            location.filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)),
-        )
 
 
 def _parse_partition(text: str, form: str) -> datetime | None:

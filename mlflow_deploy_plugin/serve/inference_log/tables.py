@@ -5,6 +5,7 @@ answers to the outputs of their version, and identify rows by (`_segment`, `_off
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,6 +23,8 @@ from mlflow_deploy_plugin.serve.runtime.log_columns import as_text, only_answer_
 _COMPONENTS = 8
 _PROJECTIONS = 8
 _SHORT_BYTES = 256
+TIME = pa.timestamp("us", tz="UTC")
+"""The type of times in the log."""
 IDENTITY = ("_segment", "_offset", "_row")
 
 
@@ -141,6 +144,15 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def _as_json(value: object) -> str | None:
     return None if value is None else json.dumps(value, default=str)
+
+
+def nested_lists(values: pa.Array, shape: Sequence[int]) -> pa.Array:
+    """Return the values of an array of the shape [N, a, b] as N nested lists."""
+    for axis in range(len(shape) - 1, 0, -1):
+        length = math.prod(shape[:axis])
+        offsets = np.arange(length + 1, dtype=np.int32) * shape[axis]
+        values = pa.ListArray.from_arrays(offsets, values)
+    return values
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -438,14 +450,12 @@ class Sample:
 
 def hash_rows(table: pa.Table) -> Array:
     """Return uniform hashes of (segment, offset, row), [N] uint64. Collisions are
-    practically impossible.
+    practically impossible. A label may have no row.
     """
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
-        hashes = combine_hashes(
-            hashes,
-            table.column(name).to_numpy().astype(np.uint64),
-        )
+        numbers = table.column(name).fill_null(-1).to_numpy()
+        hashes = combine_hashes(hashes, numbers.astype(np.uint64))
     return hashes
 
 

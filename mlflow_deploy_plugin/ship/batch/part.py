@@ -220,8 +220,8 @@ class _PartRows:
         are no rows.
         """
         job = self.job
-        folders = _folder_columns(job, self.model, self.stream)
-        for piece, position in _predictions(job, self.model, self._blocks(folders)):
+        folders = self._folder_columns()
+        for piece, position in self._predictions(self._blocks(folders)):
             if isinstance(piece, RejectedRow):
                 self._reject(piece)
             else:
@@ -234,13 +234,117 @@ class _PartRows:
 
     def _blocks(self, folders: pa.Table) -> Iterator[RowBlock]:
         """Yield the rows of the file with the columns of `folders`."""
-        columns = _columns_to_read(self.job, self.model, self.stream, folders)
+        columns = self._columns_to_read(folders)
         # pandas converts a dictionary into a categorical column.
         dictionaries: set[str] = set()
         if isinstance(self.model, OnnxTable):
             dictionaries = {*columns} - {*self.job.keep}
         for block in self.stream.blocks(columns, dictionaries):
             yield _with_folders(block, folders)
+
+    def _folder_columns(self) -> pa.Table:
+        """Return a table of one row with the columns from folder names such as
+        `date=2013-07-01/city=Wien`.
+
+        A column of the file takes precedence. An input of the model has the signature's
+        type; other columns are texts.
+        """
+        columns: dict[str, pa.ChunkedArray] = {}
+        schema = self.model.schema
+        for folder in self.job.part.output.split("/")[:-1]:
+            quoted_name, equals, quoted_value = folder.partition("=")
+            name = unquote(quoted_name)
+            is_input = name in schema.names
+            if (
+                equals
+                and name not in self.stream.schema.names
+                and (is_input or name in self.job.keep)
+            ):
+                text: str | None = unquote(quoted_value)
+                if text == _NULL_FOLDER:
+                    text = None
+                table = pa.table({name: pa.array([text], pa.string())})
+                if is_input:
+                    table = typed(table, schema)
+                columns[name] = table.column(0)
+        return pa.table(columns)
+
+    def _columns_to_read(self, folders: pa.Table) -> list[str]:
+        """Return the columns of the file that are inputs of the model or kept; none if
+        the file is empty.
+
+        `folders` has the columns from folder names. Raises InvalidRequest if a kept
+        column is missing or a column to read is duplicated, and the schema's error if
+        an input is missing or has another type.
+        """
+        names = self.stream.schema.names
+        keep = self.job.keep
+        schema = self.model.schema
+        if not names:  # The CSV or JSON Lines file is empty.
+            return []
+        available = [*names, *folders.column_names]
+        if missing := [name for name in keep if name not in available]:
+            raise InvalidRequest(
+                f"--keep {missing[0]}: no such column; the columns are "
+                f"{join_names(available, missing[0])}",
+            )
+        if missing_columns := schema.missing_columns(available):
+            raise missing_columns
+        read = [name for name in names if name in keep or takes(schema, name, keep)]
+        for name, occurrences in Counter(read).most_common(1):
+            if occurrences > 1:
+                raise InvalidRequest(f"column {name!r} is duplicated; rename one of the two")
+        if self.job.part.input_format == "parquet" and isinstance(self.model, OnnxTable):
+            columns = [*self.stream.schema, *folders.schema]
+            fields = [field for field in columns if takes(schema, field.name, keep)]
+            # Refuse a wrong type before the first row is predicted.
+            arrow.select_columns(pa.schema(fields), schema)
+        return read
+
+    def _predictions(
+        self,
+        blocks: Iterable[RowBlock],
+    ) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
+        """Yield tables of predictions and rejected rows in input order, each with the
+        number of input bytes read so far.
+        """
+        threads = self.job.threads if isinstance(self.model, OnnxTable) else 1
+        with ThreadPoolExecutor(threads) as pool:
+            running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
+
+            def finished(most: int) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
+                """Yield the results of the oldest blocks until `most` blocks remain."""
+                while len(running) > most:
+                    future, position = running.popleft()
+                    for piece in future.result():
+                        yield piece, position
+
+            for block in blocks:
+                running.append((pool.submit(self._predict_rows, block), block.position))
+                yield from finished(threads)
+            yield from finished(0)
+
+    def _predict_rows(self, block: RowBlock) -> list[pa.Table | RejectedRow]:
+        """Return the rejected rows of a block in row order, and then its tables of
+        predictions.
+
+        Without `skip-row`, the first row that the model refuses ends the prediction.
+        """
+        job = self.job
+        bad = list(block.bad)
+        tables = []
+        pieces: Iterable[pa.Table | RejectedRow] = ()
+        if block.numbers:
+            is_csv = job.part.input_format == "csv"
+            pieces = predict_block(self.model, block, job.keep, is_csv)
+        for piece in pieces:
+            if isinstance(piece, RejectedRow):
+                bad.append(piece)
+                if job.on_error != "skip-row":
+                    break
+            else:
+                tables.append(piece)
+        return [*sorted(bad, key=lambda row: row.number), *tables]
 
     def _reject(self, row: RejectedRow) -> None:
         """Write a row to the file of rejected rows. Without `skip-row`, raise
@@ -297,29 +401,6 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
     return job.part.state.partition(" ")[0] != str(entry.size)
 
 
-def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
-    """Return a table of one row with the columns from folder names such as
-    `date=2013-07-01/city=Wien`.
-
-    A column of the file takes precedence. An input of the model has the signature's
-    type; other columns are texts.
-    """
-    columns: dict[str, pa.ChunkedArray] = {}
-    for folder in job.part.output.split("/")[:-1]:
-        quoted_name, equals, quoted_value = folder.partition("=")
-        name = unquote(quoted_name)
-        is_input = name in model.schema.names
-        if equals and name not in stream.schema.names and (is_input or name in job.keep):
-            text: str | None = unquote(quoted_value)
-            if text == _NULL_FOLDER:
-                text = None
-            table = pa.table({name: pa.array([text], pa.string())})
-            if is_input:
-                table = typed(table, model.schema)
-            columns[name] = table.column(0)
-    return pa.table(columns)
-
-
 def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
     table = block.table
     for name in folders.column_names:
@@ -328,106 +409,6 @@ def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
             pa.repeat(folders.column(name)[0], len(block.numbers)),
         )
     return replace(block, table=table)
-
-
-def _columns_to_read(
-    job: PartJob,
-    model: TableModel,
-    stream: RowStream,
-    folders: pa.Table,
-) -> list[str]:
-    """Return the columns of the file that are inputs of the model or kept; none if the
-    file is empty.
-
-    `folders` has the columns from folder names. Raises InvalidRequest if a kept column
-    is missing or a column to read is duplicated, and the schema's error if an input is
-    missing or has another type.
-    """
-    names = stream.schema.names
-    if not names:  # The CSV or JSON Lines file is empty.
-        return []
-    available = [*names, *folders.column_names]
-    if missing := [name for name in job.keep if name not in available]:
-        raise InvalidRequest(
-            f"--keep {missing[0]}: no such column; the columns are "
-            f"{join_names(available, missing[0])}",
-        )
-    if missing_columns := model.schema.missing_columns(available):
-        raise missing_columns
-    read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
-    for name, occurrences in Counter(read).most_common(1):
-        if occurrences > 1:
-            raise InvalidRequest(f"column {name!r} is duplicated; rename one of the two")
-    if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
-        columns = [*stream.schema, *folders.schema]
-        fields = [
-            field
-            for field in columns
-            if takes(
-                model.schema,
-                field.name,
-                job.keep,
-            )
-        ]
-        # Refuse a wrong type before the first row is predicted.
-        arrow.select_columns(pa.schema(fields), model.schema)
-    return read
-
-
-def _predict_rows(
-    job: PartJob,
-    model: TableModel,
-    block: RowBlock,
-) -> list[pa.Table | RejectedRow]:
-    """Return the rejected rows of a block in row order, and then its tables of
-    predictions.
-
-    Without `skip-row`, the first row that the model refuses ends the prediction.
-    """
-    bad = list(block.bad)
-    tables = []
-    pieces: Iterable[pa.Table | RejectedRow] = ()
-    if block.numbers:
-        pieces = predict_block(model, block, job.keep, job.part.input_format == "csv")
-    for piece in pieces:
-        if isinstance(piece, RejectedRow):
-            bad.append(piece)
-            if job.on_error != "skip-row":
-                break
-        else:
-            tables.append(piece)
-    return [*sorted(bad, key=lambda row: row.number), *tables]
-
-
-def _predictions(
-    job: PartJob,
-    model: TableModel,
-    blocks: Iterable[RowBlock],
-) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-    """Yield tables of predictions and rejected rows in input order, each with the
-    number of input bytes read so far.
-    """
-
-    threads = job.threads if isinstance(model, OnnxTable) else 1
-    with ThreadPoolExecutor(threads) as pool:
-        running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
-
-        def finished(most: int) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-            """Yield the results of the oldest blocks until `most` blocks remain."""
-            while len(running) > most:
-                future, position = running.popleft()
-                for piece in future.result():
-                    yield piece, position
-
-        for block in blocks:
-            running.append(
-                (
-                    pool.submit(_predict_rows, job, model, block),
-                    block.position,
-                )
-            )
-            yield from finished(threads)
-        yield from finished(0)
 
 
 @contextmanager

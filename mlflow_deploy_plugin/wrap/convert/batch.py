@@ -113,10 +113,7 @@ class Batch:
         """True if all tensors have the same first dimension. In a graph network, nodes
         and edges differ in number.
         """
-        return (
-            isinstance(self.data, pd.DataFrame)
-            or len({array.shape[:1] for array in self.data.values()}) == 1
-        )
+        return self.is_table or len({array.shape[:1] for array in self.tensors.values()}) == 1
 
     @property
     def row_size(self) -> int:
@@ -196,12 +193,12 @@ class Batch:
                 for output in outputs
             ],
         )
-        if isinstance(self.data, pd.DataFrame):
+        if self.is_table:
             return ModelSignature(inputs=self._input_schema(inputs), outputs=answers)
         # MLflow reads an example from JSON, in which all floats have 64 bits.
         types = {entry.name: numpy_dtype(entry.dtype) for entry in inputs}
         first_type = next(iter(types.values()))  # A single tensor may be unnamed.
-        tensors = dict(self.data)
+        tensors = dict(self.tensors)
         for name, array in tensors.items():
             if array.dtype.kind not in "OUT":
                 tensors[name] = array.astype(types.get(name, first_type))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,8 @@ _WITHOUT_EFFECT = (
     "chunk_size",
 )
 """The settings that change neither a label nor a number."""
+
+NamedTensors: TypeAlias = dict[str, torch.Tensor]
 
 _ENCODER_DEFAULTS = {"output_value": "sentence_embedding", "precision": "float32"}
 
@@ -225,9 +227,9 @@ class _Truncation(torch.nn.Module):  # type: ignore[misc]
 
     def forward(
         self,
-        features: dict[str, torch.Tensor],
+        features: NamedTensors,
         **_: object,
-    ) -> dict[str, torch.Tensor]:
+    ) -> NamedTensors:
         features["sentence_embedding"] = features["sentence_embedding"][:, : self._size]
         return features
 
@@ -265,7 +267,7 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
             self.output = "scores"
         self.labels = () if is_single else self.all_labels
 
-    def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, *tensors: torch.Tensor) -> NamedTensors:
         arguments = dict(zip(self.names, tensors, strict=True))
         scores = self._activate(self.net(**arguments).logits.float())
         if not self.labels:
@@ -331,7 +333,7 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
                 "its pooling leaves out the prompt (include_prompt=False), which a graph cannot do",
             )
 
-    def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, *tensors: torch.Tensor) -> NamedTensors:
         embedding = self.net(dict(zip(self.names, tensors, strict=True)))["sentence_embedding"]
         return {self.output: embedding[:, : self.net.truncate_dim].float()}
 

@@ -283,7 +283,8 @@ class ProgramWindow:
                 fill=_BLUE,
                 width=0,
             )
-            self.chart.create_text(x, y - 9, text=_bar_text(value))
+            text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+            self.chart.create_text(x, y - 9, text=text)
             self.chart.create_text(
                 x,
                 bottom + 4,
@@ -369,10 +370,6 @@ class ProgramWindow:
 
 def _shown(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else as_text(value) or ""
-
-
-def _bar_text(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _chart_of(predictions: Columns) -> tuple[str, Bars]:

@@ -335,7 +335,8 @@ def measure_robustness(
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
-    for name, values in (strengths or _default_strengths()).items():
+    defaults = {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
+    for name, values in (strengths or defaults).items():
         changed = sample.rows
         if name == "missing":
             changed, notes = _rows_with_gaps(model, changed)
@@ -363,18 +364,7 @@ def measure_robustness(
     )
 
 
-def _default_strengths() -> dict[str, Sequence[float]]:
-    return {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
-
-
-class _Sample(NamedTuple):
-    """The rows on which disturbances are measured, and their truth, [N]."""
-
-    rows: NamedArrays
-    truth: Array
-
-
-def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> _Sample:
+def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> LabelledRows:
     """Return the columns that the model reads, with at most `_MAX_VALUES` values.
     Raises InvalidConfig if there are fewer than two rows.
     """
@@ -386,9 +376,9 @@ def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> _S
         )
     width = sum(values[:1].size for values in rows.values())
     if len(truth) * width <= _MAX_VALUES:
-        return _Sample(rows, truth)
+        return LabelledRows(rows, truth)
     picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
-    return _Sample(take_rows(rows, picked), truth[picked])
+    return LabelledRows(take_rows(rows, picked), truth[picked])
 
 
 def _rows_with_gaps(model: LoadedModel, rows: NamedArrays) -> tuple[NamedArrays, list[str]]:

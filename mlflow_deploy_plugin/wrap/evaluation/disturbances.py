@@ -85,11 +85,9 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: Generator) -> Named
             changed[is_moved & _is_text(values)] = UNSEEN
             return changed
         numbers = values.astype(np.float64)
-        finite = numbers[np.isfinite(numbers)]
-        if values.dtype.kind not in "iuf" or not len(finite):
+        low, high = value_range(numbers, np.nan)
+        if values.dtype.kind not in "iuf" or np.isnan(low):
             return values
-        low = finite.min()
-        high = finite.max()
         distance = max(high - low, 1e-12) * ranges
         ends = np.where(
             rng.random(values.shape) < 0.5,

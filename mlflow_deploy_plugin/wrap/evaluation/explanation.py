@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, Not
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, ModelRun, run_of_model
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName, check_metric
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
 from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
@@ -312,13 +312,8 @@ def explain(
             version = load_version(folder)
             permuted = _permutation_importance(version, labelled, metric, features, seed)
     explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
-    return explanation if run is None else _logged(explanation, run)
-
-
-def _logged(explanation: Explanation, run: ModelRun) -> Explanation:
-    """Log the files of the explanation to the run, and return the explanation with the
-    run.
-    """
+    if run is None:
+        return explanation
     with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
         explanation.save(Path(temporary))
         return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
@@ -443,14 +438,12 @@ def _rank_columns(
         losses: the mean and the standard deviation of the loss by permuted column;
             empty without labels.
     """
-    means = np.abs(values).mean(axis=(0, 2))
-    importance = []
-    for index, (name, mean) in enumerate(zip(columns, means, strict=True)):
-        entry = ColumnImportance(name, float(mean))
-        if losses:
-            loss, deviation = losses[index]
-            entry = replace(entry, permutation=loss, permutation_std=deviation)
-        importance.append(entry)
+    means = np.abs(values).mean(axis=(0, 2)).tolist()
+    figures: Sequence[tuple[float, ...]] = losses or [()] * len(columns)
+    importance = [
+        ColumnImportance(name, mean, *loss)
+        for name, mean, loss in zip(columns, means, figures, strict=True)
+    ]
     return tuple(sorted(importance, key=lambda entry: -entry.mean_abs))
 
 
@@ -566,12 +559,7 @@ def _permutation_importance(
             sign * (baseline.value - baseline.value_of(model.predict(permuted)))
             for permuted in _permute_feature(rows, feature, rng)
         ]
-        figures.append(
-            (
-                float(np.mean(losses)),
-                float(np.std(losses)),
-            )
-        )
+        figures.append((float(np.mean(losses)), float(np.std(losses))))
     return _PermutedColumns(baseline.metric, figures)
 
 

@@ -203,14 +203,10 @@ class _LoadedPyfunc:
 
         self.artifact = artifact
         self._hangs = False
-        try:
-            self._model = self._in_time(lambda: pyfunc.load_model(str(artifact.folder)))
-        except InferenceError:
-            raise
-        except Exception as error:  # noqa: BLE001 - The model may raise any exception.
-            raise InferenceError(
-                f"mlflow.pyfunc cannot load the model: {one_line(error, 200)}",
-            ) from None
+        self._model = self._in_time(
+            lambda: pyfunc.load_model(str(artifact.folder)),
+            "mlflow.pyfunc cannot load the model",
+        )
 
     def predict(self, rows: Arrays) -> ModelPredictions:
         """Return the predictions of rows with the required columns. Raises
@@ -219,16 +215,11 @@ class _LoadedPyfunc:
         for column in self.artifact.columns:
             if column.required and column.name not in rows:
                 raise SchemaMismatch(f"column {column.name!r} is missing")
-        try:
-            data = self._model_input(rows)
-            array = _first_array(self._in_time(lambda: self._model.predict(data)))
-            return ModelPredictions(_flat(array), is_label=array.dtype.kind in "OUib")
-        except InferenceError:
-            raise
-        except Exception as error:  # noqa: BLE001 - The model may raise any exception.
-            raise InferenceError(
-                f"the model cannot compute this input: {one_line(error, 200)}",
-            ) from None
+        array = self._in_time(
+            lambda: _first_array(self._model.predict(self._model_input(rows))),
+            "the model cannot compute this input",
+        )
+        return ModelPredictions(_flat(array), is_label=array.dtype.kind in "OUib")
 
     def _model_input(self, rows: Arrays) -> Any:
         """Return the rows as a mapping of tensors, a single tensor, or a DataFrame."""
@@ -246,9 +237,10 @@ class _LoadedPyfunc:
                 inputs[name] = values.astype(np.float64)
         return pd.DataFrame(inputs)
 
-    def _in_time(self, work: Callable[[], Any]) -> Any:
+    def _in_time(self, work: Callable[[], Any], failure: str) -> Any:
         """Run the model's code in a thread with a timeout. A model that timed out is
-        not called again.
+        not called again. An error of the model becomes an InferenceError with the text
+        `failure`.
         """
         if self._hangs:
             raise InferenceError("the model hangs")
@@ -264,7 +256,12 @@ class _LoadedPyfunc:
         self._hangs = not wait([done], timeout=TIMEOUT_SECONDS).done
         if self._hangs:
             raise InferenceError(f"the model did not answer within {TIMEOUT_SECONDS:g} s")
-        return done.result()
+        try:
+            return done.result()
+        except InferenceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - The model may raise any exception.
+            raise InferenceError(f"{failure}: {one_line(error, 200)}") from None
 
 
 def _first_array(prediction: Any) -> Array:

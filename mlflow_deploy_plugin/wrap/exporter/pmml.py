@@ -51,7 +51,7 @@ def fitted_model(
     document = read_mlmodel(folder)
     if FLAVOR not in document.get("flavors", {}):
         original = load_folder(folder, resolved.source)
-        return original.model, onnx_form(original, folder, resolved.source, target)
+        return original.model, onnx_form(original, target)
     if not original_uri:
         metadata = document.get("metadata") or {}
         uri = str(metadata.get(WRAPPED_FROM_TAG, ""))

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.wrap.convert.batch import (
     unseen_category,
 )
 from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, Category
-from mlflow_deploy_plugin.wrap.evaluation.disturbances import value_range
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.wrap.flavor.parity import RowGroup
 
 MIN_PARITY_ROWS = 1_000
@@ -48,7 +48,6 @@ _TEXT_ROWS = 240
 _RANGE_ROWS = 600
 _LEAST_OBSERVED_ROWS = 400
 _LEAST_TENSOR_ROWS = 200
-_EXACT_INTEGERS = 2**53  # A 64-bit float represents all smaller integers exactly.
 # factors of the largest number of a column
 _FAR = (
     -1e6,
@@ -680,13 +679,9 @@ def _as_series(values: Any, dtype: Any) -> pd.Series:
     bounds of the dtype.
     """
     if is_integer_dtype(dtype):
-        bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
-        within = np.clip(
-            np.nan_to_num(np.asarray(values, dtype=np.float64)),
-            max(bounds.min, -_EXACT_INTEGERS),
-            min(bounds.max, _EXACT_INTEGERS),
-        )
-        return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
+        numbers = np.nan_to_num(np.asarray(values, dtype=np.float64))
+        plain_dtype = np.dtype(getattr(dtype, "numpy_dtype", dtype))
+        return pd.Series(within_type(numbers, plain_dtype)).astype(dtype)
     if isinstance(dtype, pd.CategoricalDtype):  # Values outside the categories are missing.
         codes = dtype.categories.get_indexer(pd.Index(values))
         return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))

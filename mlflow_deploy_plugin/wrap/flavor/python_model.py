@@ -239,6 +239,13 @@ def _own_code(model: TrainedModel) -> list[str]:
     return code_paths
 
 
+def _single_or_all(answers: dict[str, Array]) -> Array | dict[str, Array]:
+    """Return the single output, or all outputs by name."""
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    return answers
+
+
 class NetModel(PythonModel):  # type: ignore[misc]
     """An MLflow Python model that wraps a torch, Keras or TensorFlow network with named
     input and output arrays.
@@ -255,9 +262,7 @@ class NetModel(PythonModel):  # type: ignore[misc]
         """
         converter = cast(NetConverter, converter_for(self.net))
         answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
-        if len(answers) == 1:
-            return next(iter(answers.values()))
-        return answers
+        return _single_or_all(answers)
 
     def __getstate__(self) -> dict[str, object]:
         """Return the packed network by the name of its format, or the network itself by
@@ -544,10 +549,7 @@ class _AnsweredExample(NamedTuple):
 
     @property
     def prediction(self) -> Array | dict[str, Array]:
-        """The single output, or all outputs by name."""
-        if len(self.answers) == 1:
-            return next(iter(self.answers.values()))
-        return self.answers
+        return _single_or_all(self.answers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,10 +109,16 @@ _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
 
 @dataclass(frozen=True)
 class Original:
-    """A trained model, loaded by its framework. `mlmodel` is None if there is no
-    MLmodel file.
+    """A trained model, loaded by its framework.
+
+    Attributes:
+        folder: the folder of its MLmodel file, or its file.
+        source: the name of the model in messages.
+        mlmodel: None if there is no MLmodel file.
     """
 
+    folder: Path
+    source: str
     model: TrainedModel
     mlmodel: Model | None = None
     predict_fn: PredictFunction = "predict"
@@ -206,7 +212,6 @@ def wrap_registered(
         return _wrap_pmml(file, resolved, name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
         if file is not None:
-            folder = file
             original = load_file(file, allow_pickle)
         else:
             progress(f"reading {resolved.source}")
@@ -216,8 +221,7 @@ def wrap_registered(
             original = replace(original, predict_fn=pyfunc_predict_fn)
         kind = "graph" if is_onnx(original.model) else type(original.model).__name__
         progress(f"converting and proving a {kind}")
-        source = str(file or resolved.source)
-        wrapped, notes = _convert(original, folder, source, data, parity)
+        wrapped, notes = _convert(original, data, parity)
         for note in notes:
             progress(f"warning: {note}")
         outcome = _describe(resolved.source, name, kind, wrapped, notes)
@@ -353,19 +357,17 @@ def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) 
     )
 
 
-def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Path:
-    """Save the ONNX form of the original in `folder`, and return `target`. Raises the
-    errors of `wrap_registered`.
+def onnx_form(original: Original, target: Path) -> Path:
+    """Save the ONNX form of the original, and return `target`. Raises the errors of
+    `wrap_registered`.
     """
-    wrapped, _ = _convert(original, folder, source, data=None, parity="require")
+    wrapped, _ = _convert(original, data=None, parity="require")
     save_model(target, wrapped)
     return target
 
 
 def _convert(
     original: Original,
-    folder: Path,
-    source: str,
     data: ModelData,
     parity: ParityPolicy,
 ) -> tuple[WrappedModel, tuple[str, ...]]:
@@ -373,17 +375,15 @@ def _convert(
 
     Args:
         original: the loaded model.
-        folder: the folder of its MLmodel file, or its file.
-        source: the name of the model in messages.
         data: rows for the proof; None for the saved or generated rows.
         parity: the policy if the predictions differ.
     """
     settings: Settings = {}
     if original.mlmodel is not None:
-        settings = _settings(original.mlmodel, folder)
+        settings = _settings(original.mlmodel, original.folder)
     ignored = _ignored_params(original.mlmodel, settings)
-    proof = _proof_rows(original, folder, source, data)
-    wrapped = _wrap_on(original, settings, source, proof, parity)
+    proof = _proof_rows(original, data)
+    wrapped = _wrap_on(original, settings, proof, parity)
     return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
 
 
@@ -431,7 +431,7 @@ def _request_signature(original: Original) -> ModelSignature | None:
     return signature
 
 
-def _proof_rows(original: Original, folder: Path, source: str, data: ModelData) -> _ProofRows:
+def _proof_rows(original: Original, data: ModelData) -> _ProofRows:
     """Return the data, the saved example, or rows that are generated from the
     signature. Raises InvalidConfig if there are neither rows nor a signature.
     """
@@ -439,15 +439,15 @@ def _proof_rows(original: Original, folder: Path, source: str, data: ModelData) 
     signature = _request_signature(original)
     example: ModelData = None
     if original.mlmodel is not None:
-        example = saved_example(original.mlmodel, folder)
+        example = saved_example(original.mlmodel, original.folder)
     rows = data if data is not None else example
     is_made_up = rows is None and not is_onnx(model)
     notes: tuple[str, ...] = ()
     if is_made_up:
         if signature is None or signature.inputs is None:
             raise errors.InvalidConfig(
-                f"{source} has neither an input example nor a signature; pass rows with --data "
-                "FILE (data=)",
+                f"{original.source} has neither an input example nor a signature; pass rows with "
+                "--data FILE (data=)",
             )
         rows = made_up_rows(signature, model)
         notes = (
@@ -462,7 +462,6 @@ def _proof_rows(original: Original, folder: Path, source: str, data: ModelData) 
 def _wrap_on(
     original: Original,
     settings: Settings,
-    source: str,
     proof: _ProofRows,
     parity: ParityPolicy,
 ) -> WrappedModel:
@@ -487,7 +486,7 @@ def _wrap_on(
         reason = error.message.partition("\n")[0].rstrip(".:; ")
         alternative = ""
         if original.mlmodel is not None and not is_onnx(original.model):
-            alternative = f"; {source} can be served as pyfunc without conversion"
+            alternative = f"; {original.source} can be served as pyfunc without conversion"
         raise type(error)(f"{reason}{alternative}{version_notes}") from error
     except errors.InvalidConfig as error:
         made_up = ""
@@ -786,7 +785,7 @@ def load_folder(folder: Path, source: str) -> Original:
         for package, difference in differences.items()
         if package in _FRAMEWORKS
     ]
-    return Original(model, mlmodel, predict_fn, tuple(notes))
+    return Original(folder, source, model, mlmodel, predict_fn, tuple(notes))
 
 
 def _read_flavors(folder: Path, source: str) -> tuple[Model, dict[str, Any]]:
@@ -852,7 +851,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
     """
     ending = path.suffix.lower()
     if ending in converters.FILE_ENDINGS:
-        return Original(converters.load_file(str(path)))
+        return Original(path, str(path), converters.load_file(str(path)))
     if ending not in _PICKLES:
         raise errors.InvalidConfig(
             f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; "
@@ -889,4 +888,4 @@ def _load_pickle(path: Path) -> Original:
         for warning in caught
         if warning.category.__name__ == "InconsistentVersionWarning"
     }
-    return Original(model, warnings=tuple(sorted(versions)))
+    return Original(path, str(path), model, warnings=tuple(sorted(versions)))

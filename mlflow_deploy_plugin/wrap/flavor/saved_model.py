@@ -32,6 +32,7 @@ from mlflow.utils.model_utils import (
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.inference_log.tables import TIME, nested_lists
 from mlflow_deploy_plugin.serve.runtime.artifact import Input
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
@@ -304,15 +305,7 @@ def write_mlmodel(
         framework=converted.framework,
         framework_version=converted.framework_version,
         inputs=[_input_entry(entry) for entry in converted.inputs],
-        outputs=[
-            {
-                "name": output.name,
-                "dtype": output.dtype,
-                "shape": list(output.shape),
-                "role": output.role,
-            }
-            for output in converted.outputs
-        ],
+        outputs=[asdict(output) | {"shape": list(output.shape)} for output in converted.outputs],
         prediction=list(converted.prediction),
         classes=list(converted.classes),
         predict_fn=predict_fn,
@@ -421,10 +414,10 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     for name in parts[0]:
         arrays = [part[name] for part in parts if name in part]
         if len(arrays) == len(parts):
-            columns[name] = _arrow(np.concatenate(arrays))
+            joined = np.concatenate(arrays)
+            columns[name] = nested_lists(pa.array(joined.reshape(-1)), joined.shape)
     if times is not None:
-        in_utc = pa.timestamp("us", tz="UTC")
-        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(in_utc)
+        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(TIME)
     return pa.table(columns)
 
 
@@ -437,20 +430,3 @@ def _predicted_columns(model: OnnxModel, rows: Batch) -> dict[str, Array]:
         name: array for name, array in model.run(feeds).items() if array.shape[:1] == (len(rows),)
     }
     return to_log_columns(model.schema, model.artifact.prediction, feeds, outputs)
-
-
-def _arrow(array: Array) -> pa.Array:
-    """Return an array [N] as a column, and an array [N, …] as a column of (nested)
-    lists.
-    """
-    if array.ndim == 1:
-        return pa.array(array)
-    starts = (
-        np.arange(
-            len(array) + 1,
-            dtype=np.int32,
-        )
-        * array.shape[1]
-    )
-    entries = _arrow(array.reshape(-1, *array.shape[2:]))
-    return pa.ListArray.from_arrays(starts, entries)

@@ -5,8 +5,8 @@ register a form with a small loss.
 import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -239,7 +239,8 @@ def optimize(
         halves = _read_halves(base, source)
         if any(recipe.prune for recipe in recipes):
             source = source.with_module(resolved, folder)
-        created = _make_forms(base, halves, source, epochs, recipes, drafts, progress)
+        maker = _FormMaker(base, halves, source, epochs, drafts)
+        created = maker.make_all(recipes, progress)
         measured = Optimization(
             base=resolved.source,
             forms=_measure(folder, created, halves.evaluation, progress),
@@ -405,43 +406,6 @@ def _read_rows(base: LoadedOnnx, source: _Source) -> _Half:
     return _Half(rows, None)
 
 
-def _make_forms(
-    base: LoadedOnnx,
-    halves: _Halves,
-    source: _Source,
-    epochs: int,
-    recipes: Iterable[Recipe],
-    drafts: Path,
-    progress: ProgressCallback,
-) -> "_CreatedForms":
-    """Create the forms in subfolders of `drafts`, with a process that runs each form
-    first.
-
-    Args:
-        base: the version.
-        halves: the rows for calibration and for measurement.
-        source: the metric, and the original that pruning trains.
-        epochs: the number of training epochs.
-        recipes: the requested forms.
-        drafts: an empty folder.
-        progress: a function that receives one line per form.
-    """
-    with ExitStack() as ended:
-        trial = Worker(stderr=subprocess.DEVNULL)
-        ended.callback(trial.end)
-        maker = _FormMaker(
-            base,
-            halves.calibration,
-            halves.evaluation,
-            source.metric,
-            source.original,
-            epochs,
-            drafts,
-            trial,
-        )
-        return maker.make_all(recipes, progress)
-
-
 def _measure(
     folder: Path,
     created: "_CreatedForms",
@@ -492,21 +456,19 @@ class _FormMaker:
     """
 
     base: LoadedOnnx
-    calibration: _Half
-    evaluation: _Half
-    metric: MetricName | None
-    original: object
+    halves: _Halves
+    source: _Source
     epochs: int
     drafts: Path
-    trial: Worker
+    trial: Worker = field(default_factory=partial(Worker, stderr=subprocess.DEVNULL))
 
     @cached_property
     def answers(self) -> dict[str, Array]:
-        return self.base.outputs(self.evaluation.rows)
+        return self.base.outputs(self.halves.evaluation.rows)
 
     @cached_property
     def feeds(self) -> list[Feeds]:
-        rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
+        rows = take_rows(self.halves.calibration.rows, slice(0, CALIBRATION_ROWS))
         feeds = self.base.feeds(rows)
         count = row_count(rows)
         parts = [
@@ -518,12 +480,14 @@ class _FormMaker:
         """Create a form per recipe, and compare each form with the base."""
         created = {}
         impossible = {}
-        for recipe in recipes:
-            progress(f"creating {recipe}")
-            try:
-                created[str(recipe)] = self.make(recipe)
-            except ConversionError as error:
-                impossible[str(recipe)] = error.message
+        with ExitStack() as ended:
+            ended.callback(self.trial.end)
+            for recipe in recipes:
+                progress(f"creating {recipe}")
+                try:
+                    created[str(recipe)] = self.make(recipe)
+                except ConversionError as error:
+                    impossible[str(recipe)] = error.message
         return _CreatedForms(created, impossible)
 
     def make(self, recipe: Recipe) -> _Draft:
@@ -547,18 +511,16 @@ class _FormMaker:
         """Return the pruned graph and a note. If the original is known, the original is
         pruned and trained.
         """
-        if isinstance(self.original, Refused):
-            return forms.pruned(graph, share), f"not tuned, because {self.original.reason}"
+        original = self.source.original
+        if isinstance(original, Refused):
+            return forms.pruned(graph, share), f"not tuned, because {original.reason}"
         from mlflow_deploy_plugin.wrap.optimization.fine_tuning import pruned_and_tuned
 
-        rows = self.calibration.rows
-        truth = self.calibration.truth
         tuned = pruned_and_tuned(
-            self.original,
+            original,
             self.base,
             share,
-            rows,
-            truth,
+            *self.halves.calibration,
             self.epochs,
             _SEED,
         )
@@ -589,7 +551,7 @@ class _FormMaker:
         relative to the spread of the predictions.
         """
         form = LoadedOnnx(OnnxModel.load(draft.folder))
-        compared = compare_with_base(self.base, form, self.calibration.rows)
+        compared = compare_with_base(self.base, form, self.halves.calibration.rows)
         return compared.relative_difference
 
     def draft(self, graph: ModelProto, name: str, note: str) -> _Draft:
@@ -597,7 +559,6 @@ class _FormMaker:
         with the base. Raises ConversionError if the form cannot run.
         """
         folder = self.drafts / name
-        half = self.evaluation
         saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
         try:
             self.trial.call(try_out, folder, seconds=_TRIAL_SECONDS)
@@ -613,9 +574,8 @@ class _FormMaker:
         agreement = compare_with_base(
             self.base,
             form,
-            half.rows,
-            half.truth,
-            self.metric,
+            *self.halves.evaluation,
+            self.source.metric,
             self.answers,
         )
         return _Draft(graph, folder, agreement, note)

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -233,12 +234,9 @@ class _Trace:
         """Return the times of the groups of executions with the same name and operator,
         the longest first. `name_of` returns the name of an execution's group.
         """
-        groups: dict[tuple[str, str], list[_NodeRun]] = {}
+        groups = defaultdict[tuple[str, str], list[_NodeRun]](list)
         for node in self.nodes:
-            groups.setdefault(
-                (name_of(node), node.operator),
-                [],
-            ).append(node)
+            groups[name_of(node), node.operator].append(node)
         medians = {key: _median_us(group) for key, group in groups.items()}
         total = sum(medians.values()) or 1.0
         summed = []
@@ -261,9 +259,9 @@ class _Trace:
 
 def _median_us(nodes: list[_NodeRun]) -> float:
     """Return the median time per run, which ignores interrupted runs."""
-    us_by_run: dict[int, float] = {}
+    us_by_run = defaultdict[int, float](float)
     for node in nodes:
-        us_by_run[node.run] = us_by_run.get(node.run, 0.0) + node.us
+        us_by_run[node.run] += node.us
     return float(np.median(list(us_by_run.values())))
 
 

@@ -160,7 +160,7 @@ class KubernetesBackend:
     def _foreign_objects(self, documents: list[Document]) -> list[Document]:
         """Return other owners' objects, into which `documents` would be merged."""
         objects = [
-            self._cluster.get(item["kind"], item["metadata"]["name"])
+            self._cluster.get(item["kind"], _name_of(item))
             for item in documents
             if self._cluster.serves(item["kind"])
         ]
@@ -180,9 +180,8 @@ class KubernetesBackend:
         pods: list[Document] = []
         if running is not None:
             pods = self._living_pods(spec.name)
-        pod_states = zip(pods, self._read_pods(pods), strict=True)
         states_before = {
-            pod["metadata"]["name"]: state for pod, state in pod_states if state is not None
+            name: state for name, state in self._read_pods(pods).items() if state is not None
         }
         if running is not None and not spec.kubernetes.is_autoscaled:
             self._drop_autoscaler(spec)
@@ -257,7 +256,7 @@ class KubernetesBackend:
         for pod in pods:
             # The pod may be gone, or the user may not change it.
             with suppress(errors.DeploymentFailed):
-                self._cluster.merge("Pod", pod["metadata"]["name"], change)
+                self._cluster.merge("Pod", _name_of(pod), change)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's Deployment, with the state of its ready
@@ -279,7 +278,7 @@ class KubernetesBackend:
         else:
             reason = kubernetes_status.pending_rollout(deployment)
         read_states = self._read_pods([pod for pod in pods if is_ready(pod)])
-        states = [state for state in read_states if state is not None]
+        states = [state for state in read_states.values() if state is not None]
         if deployment.get("status", {}).get("readyReplicas", 0):
             return self._observe_pods(spec, pods, states, reason)
         if trouble is not None and trouble.is_final:
@@ -345,7 +344,7 @@ class KubernetesBackend:
 
         def read(pod: Document) -> bytes | errors.Refused:
             try:
-                return self._cluster.execute(pod["metadata"]["name"], command).encode()
+                return self._cluster.execute(_name_of(pod), command).encode()
             except errors.DeploymentFailed as error:
                 return errors.Refused(error.message)
 
@@ -355,7 +354,7 @@ class KubernetesBackend:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             pages = zip(pods, pool.map(read, pods), strict=True)
         return {
-            pod["metadata"]["name"]: page
+            _name_of(pod): page
             for pod, page in pages
             if isinstance(page, bytes) or "deletionTimestamp" not in pod["metadata"]
         }
@@ -396,7 +395,7 @@ class KubernetesBackend:
         with suppress(errors.OnnxserveError):  # The agents also poll on a schedule.
             self._own_deployment(name)
             for pod in self._living_pods(name):
-                self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
+                self._cluster.execute(_name_of(pod), ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
     def logs(
         self,
@@ -408,7 +407,7 @@ class KubernetesBackend:
         set, then yield new lines.
         """
         self._own_deployment(name)
-        pod_names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
+        pod_names = [_name_of(pod) for pod in self._living_pods(name)]
         for pod in pod_names:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
         if follow:
@@ -464,10 +463,7 @@ class KubernetesBackend:
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
             raise errors.NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
-        with self._cluster.forwarded(
-            ready[0]["metadata"]["name"],
-            http_port(spec),
-        ) as address:
+        with self._cluster.forwarded(_name_of(ready[0]), http_port(spec)) as address:
             yield f"{spec.server.scheme}://{address}"
 
     def _url(self, spec: EndpointSpec) -> str:
@@ -533,12 +529,12 @@ class KubernetesBackend:
         pods = self._cluster.find("Pod", endpoint_labels(name))
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
-    def _read_pods(self, pods: list[Document]) -> list[ServedState | None]:
-        """Return the state of each pod in the order of `pods`; None for a pod whose
-        state files cannot be read.
+    def _read_pods(self, pods: list[Document]) -> dict[str, ServedState | None]:
+        """Return the state of each pod by pod name, in the order of `pods`; None for a
+        pod whose state files cannot be read.
         """
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(self._read_pod, pods))
+            return dict(zip(map(_name_of, pods), pool.map(self._read_pod, pods), strict=True))
 
     def _read_pod(self, pod: Document) -> ServedState | None:
         """Return the state of a pod, or None if its state files cannot be read.
@@ -549,7 +545,7 @@ class KubernetesBackend:
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
         try:
-            return _parse_state(json.loads(self._cluster.execute(pod["metadata"]["name"], command)))
+            return _parse_state(json.loads(self._cluster.execute(_name_of(pod), command)))
         except ApiRefused as error:
             self._may_look = self._may_look and error.status != 403
             return None
@@ -579,7 +575,7 @@ class KubernetesBackend:
 
         def last_words() -> str:
             if unready:
-                return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}"
+                return f": pod {_name_of(unready[0])}{self._last_words(unready[0])}"
             return ""
 
         served_state.wait_while_pending(
@@ -633,8 +629,7 @@ class KubernetesBackend:
         """Return the work that pods must do to serve `spec`; empty if all pods serve
         it. Raises DeploymentFailed if a pod cannot serve it.
         """
-        for pod, state in zip(pods, self._read_pods(pods), strict=True):
-            name = pod["metadata"]["name"]
+        for name, state in self._read_pods(pods).items():
             if state is None and self._may_look:
                 return f"the state of pod {name} cannot be read"
             if state is None:
@@ -652,7 +647,7 @@ class KubernetesBackend:
         """Return the pods of the Deployment's current revision that are not
         terminating.
         """
-        name = deployment["metadata"]["name"]
+        name = _name_of(deployment)
         revision = _annotation(deployment, _REVISION)
         replica_sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
         newest = [item for item in replica_sets if _annotation(item, _REVISION) == revision]
@@ -679,7 +674,7 @@ class KubernetesBackend:
         """Return a trouble for each quota that refuses pods. `_refusals` remembers
         since when, because only a lasting refusal is final.
         """
-        name = deployment["metadata"]["name"]
+        name = _name_of(deployment)
         troubles = _reported_quotas(deployment)
         if not troubles:
             self._refusals.pop(name, None)
@@ -694,7 +689,7 @@ class KubernetesBackend:
         """Return the line of a pod's log that best explains why the pod has ended or is
         not ready.
         """
-        name = pod["metadata"]["name"]
+        name = _name_of(pod)
         lines = self._cluster.pod_log(name, _LOG_LINES, previous=True)
         line = error_line(lines or self._cluster.pod_log(name, _LOG_LINES))
         return f": {line}" if line else ""
@@ -753,6 +748,10 @@ def _workers(states: list[ServedState]) -> Iterator[WorkerState]:
 def _first_text(texts: Iterable[str]) -> str:
     """Return the first text that is not empty; without such a text, an empty text."""
     return next(filter(None, texts), "")
+
+
+def _name_of(document: Document) -> str:
+    return str(document["metadata"]["name"])
 
 
 def _owner_of(document: Document) -> str:

@@ -144,13 +144,19 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
             )
         )
     named_rows = [_by_name(rows, names) for rows in collected.rows]
+    limits = [
+        limit
+        for estimator in sub_estimators(fitted)
+        for name, limit in _FARTHEST.items()
+        if hasattr(estimator, name)
+    ]
     return BoundaryValues(
         edges=edges,
         categories=categories,
         texts=texts,
         rows=tuple(rows for rows in named_rows if rows),
         left_out=left_out,
-        farthest=min(map(_farthest_magnitude, sub_estimators(fitted)), default=np.inf),
+        farthest=min(limits, default=np.inf),
     )
 
 
@@ -160,16 +166,6 @@ def _by_name(
 ) -> dict[str, _Value]:
     """Return values by the names of their columns, without other columns."""
     return {names[position]: value for position, value in values.items() if position < len(names)}
-
-
-def _farthest_magnitude(estimator: Estimator) -> float:
-    """Return the smallest limit of the estimator's attributes; infinity without a
-    limit.
-    """
-    return min(
-        (limit for name, limit in _FARTHEST.items() if hasattr(estimator, name)),
-        default=np.inf,
-    )
 
 
 def _collect(estimator: Estimator, left_out: dict[str, str]) -> _Collected:

@@ -203,20 +203,18 @@ def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     )
     row_count = graph.node("Shape", [flat])
     block_count, block_rows = graph.equal_blocks(row_count, most_rows)
-    end = graph.node(
-        "Squeeze",
-        [graph.node("Mul", [block_count, block_rows])],
-    )
-    positions = graph.node(
-        "Range",
-        [np.int64(0), end, np.int64(1)],
-    )
+    positions = _positions(graph, graph.node("Mul", [block_count, block_rows]))
     rows = graph.node("Mod", [positions, row_count])
     shape = graph.node("Concat", [block_count, block_rows], axis=0)
     return graph.node(
         "Reshape",
         [graph.node("Gather", [flat, rows]), shape],
     )
+
+
+def _positions(graph: NodeBuilder, count: str) -> str:
+    """Add the positions from 0 for a number of items, [1]."""
+    return graph.node("Range", [np.int64(0), graph.node("Squeeze", [count]), np.int64(1)])
 
 
 def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -294,14 +292,7 @@ def _without_stop_words(
         return tokens
     # Each token's key is its position, plus the length for stop words.
     length = graph.node("Shape", [tokens], start=1)
-    positions = graph.node(
-        "Range",
-        [
-            np.int64(0),
-            graph.node("Squeeze", [length]),
-            np.int64(1),
-        ],
-    )
+    positions = _positions(graph, length)
     keys = graph.node(
         "Add",
         [graph.node("Mul", [flags, length]), positions],
@@ -421,14 +412,7 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         [code, np.zeros(1, np.float32)],
     )
     code = graph.cast(code, TensorProto.DOUBLE)
-    length = graph.node(
-        "Squeeze",
-        [graph.node("Shape", [characters], start=1)],
-    )
-    position = graph.node(
-        "Range",
-        [np.int64(0), length, np.int64(1)],
-    )
+    position = _positions(graph, graph.node("Shape", [characters], start=1))
     position = graph.cast(position, TensorProto.DOUBLE)
     near_letters = []
     for step in (4.0, -4.0):

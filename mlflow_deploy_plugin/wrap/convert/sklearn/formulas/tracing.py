@@ -33,6 +33,8 @@ TracedArray: TypeAlias = Any
 ArrayFunction: TypeAlias = Callable[..., TracedArray]
 """A numpy function, or its implementation for traced arrays."""
 
+AnyDtype: TypeAlias = np.dtype[np.generic]
+
 Operand: TypeAlias = TracedArray
 """A traced array, or a constant array or number."""
 
@@ -56,7 +58,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self.sample.ndim
 
     @property
-    def dtype(self) -> np.dtype[np.generic]:
+    def dtype(self) -> AnyDtype:
         return self.sample.dtype
 
     def emit(
@@ -233,8 +235,8 @@ def _is_whole_axis(entry: object) -> bool:
 def _operand_dtype(
     ufunc: np.ufunc,
     samples: Sequence[Operand],
-    result: np.dtype[np.generic],
-) -> np.dtype[np.generic]:
+    result: AnyDtype,
+) -> AnyDtype:
     """Return the dtype that a node's operands must have: ONNX requires the same dtype
     for all of them.
 
@@ -247,7 +249,7 @@ def _operand_dtype(
         return np.dtype(bool)
     if result.kind != "b":
         return result
-    common: np.dtype[np.generic] = np.result_type(*samples)
+    common: AnyDtype = np.result_type(*samples)
     if ufunc in (np.isnan, np.isinf) and common.kind != "f":
         return np.dtype(np.float64)
     return common
@@ -267,13 +269,13 @@ def _sample_of(operand: Operand) -> Operand:
     return operand
 
 
-def _cast(operand: Operand, dtype: np.dtype[np.generic]) -> Operand:
+def _cast(operand: Operand, dtype: AnyDtype) -> Operand:
     if isinstance(operand, Traced):
         return operand.astype(dtype)
     return np.asarray(operand, dtype)
 
 
-def _supported(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+def _supported(dtype: AnyDtype) -> AnyDtype:
     """Return the graph's dtype for a numpy dtype. All integers are converted to
     int64.
     """
