@@ -14,6 +14,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of
 from mlflow_deploy_plugin.ship.batch.part import Part, PartJob, PartResult, predict_part
+from tests.support.model_documents import tensor_spec
 from tests.support.models import tensor_model, write_model
 from tests.support.tables import columns_of
 
@@ -153,12 +154,7 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
     predict: Predict,
     tmp_path: Path,
 ) -> None:
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
-        }
-    ]
+    signature = [tensor_spec("float32", [-1, 2])]
     graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
     path = tmp_path / "rows.csv"
     path.write_text("id,a,b\n7,1,2\n8,3,4\n")
