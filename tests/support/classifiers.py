@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.model_documents import input_entry, output_entry
 from tests.support.models import write_model
 
 COLUMNS = ("a", "b")
@@ -70,21 +71,11 @@ def write_classifier(
       }}"""
     section: dict[str, Any] = {
         "inputs": [
-            {
-                "name": "x",
-                "dtype": "float64",
-                "shape": [-1, width],
-                "columns": list(columns),
-            },
+            input_entry("x", "float64", [-1, width], list(columns)),
         ],
         "outputs": [
-            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "role": "probabilities",
-            },
+            output_entry("label", "int64", [-1], "label"),
+            output_entry("probabilities", "float32", [-1, 2], "probabilities"),
         ],
         "prediction": ["label"],
         "classes": [0, 1],
@@ -104,22 +95,8 @@ def write_regressor(
 <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
     section: dict[str, Any] = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float64",
-                "shape": [-1, 2],
-                "columns": list(COLUMNS),
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float64",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [input_entry("x", "float64", [-1, 2], list(COLUMNS))],
+        "outputs": [output_entry("y", "float64", [-1, 1])],
         "prediction": ["y"],
         "framework": "sklearn",
         "parity": {"state": "proven", "rows": 1000},

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import yaml
 
+from tests.support.model_documents import input_entry, output_entry, tensor_spec
+
 HEADER = '<ir_version: 10, opset_import: ["": 21, "ai.onnx.ml": 3]>\n'
 IDENTITY = "same (float[N,1] x) => (float[N,1] y) { y = Identity(x) }"
 FAILING = """fails (float[N,1] x) => (float[N,1] y) \
@@ -140,25 +142,14 @@ def columns(**types: str) -> list[dict[str, Any]]:
 def mixed_model(folder: Path) -> Path:
     types = {"carrier": "string", "distance": "double", "hour": "long", "late": "boolean"}
     inputs = [
-        {
-            "name": name,
-            "dtype": COLUMN_TYPES[kind],
-            "shape": [-1, 1],
-            "columns": [name],
-            "missing": None,
-        }
+        input_entry(name, COLUMN_TYPES[kind], [-1, 1], [name], missing=None)
         for name, kind in types.items()
     ]
     section = {
         "inputs": inputs,
         "outputs": [
-            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "role": "probabilities",
-            },
+            output_entry("label", "str", [-1], "label"),
+            output_entry("probabilities", "float32", [-1, 2], "probabilities"),
         ],
         "prediction": ["label"],
         "classes": ["no", "yes"],
@@ -168,12 +159,7 @@ def mixed_model(folder: Path) -> Path:
 
 def tensor_model(folder: Path) -> Path:
     """Make a model with one tensor and two outputs, both of which are predictions."""
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]},
-        }
-    ]
+    signature = [tensor_spec("float32", [-1, 2, 2])]
     section = {
         "inputs": [
             {
@@ -183,13 +169,8 @@ def tensor_model(folder: Path) -> Path:
             }
         ],
         "outputs": [
-            {
-                "name": "doubled",
-                "dtype": "float32",
-                "shape": [-1, 2, 2],
-                "role": "values",
-            },
-            {"name": "total", "dtype": "float32", "shape": [-1], "role": "values"},
+            output_entry("doubled", "float32", [-1, 2, 2]),
+            output_entry("total", "float32", [-1]),
         ],
         "prediction": ["doubled", "total"],
     }

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.support.model_documents import output_entry, tensor_spec
 from tests.support.models import write_model
 
 WIDTHS = (16, 128, 128, 3)
@@ -111,13 +112,8 @@ def write_network(
             }
         ],
         "outputs": [
-            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, WIDTHS[-1]],
-                "role": "probabilities",
-            },
+            output_entry("label", "int64", [-1], "label"),
+            output_entry("probabilities", "float32", [-1, WIDTHS[-1]], "probabilities"),
         ],
         "prediction": ["label"],
         "classes": [0, 1, 2],
@@ -126,11 +122,7 @@ def write_network(
     }
     if rows:
         section["reference"] = {"data": "reference.parquet"}
-    tensor = {
-        "type": "tensor",
-        "tensor-spec": {"dtype": "float32", "shape": [-1, WIDTHS[0]]},
-        "name": "x",
-    }
+    tensor = tensor_spec("float32", [-1, WIDTHS[0]], name="x")
     write_model(folder, signature=[tensor], section=section)
     onnx.save(graph or network(), folder / "model.onnx")
     if rows:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.model_documents import input_entry, output_entry, tensor_spec
 from tests.support.models import write_model
 
 DIGITS = """
@@ -47,12 +48,7 @@ def with_categories(folder: Path, **categories: list[str]) -> Path:
 
 
 def digits_model(folder: Path) -> Path:
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 1, 8, 8]},
-        }
-    ]
+    signature = [tensor_spec("float32", [-1, 1, 8, 8])]
     section = {
         "inputs": [
             {
@@ -62,13 +58,8 @@ def digits_model(folder: Path) -> Path:
             }
         ],
         "outputs": [
-            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 3],
-                "role": "probabilities",
-            },
+            output_entry("label", "int64", [-1], "label"),
+            output_entry("probabilities", "float32", [-1, 3], "probabilities"),
         ],
         "prediction": ["label"],
         "classes": [0, 1, 2],
@@ -95,22 +86,10 @@ hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
 }}"""
     names = [HOSTILE, QUOTED]
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float64",
-                "shape": [-1, 2],
-                "columns": names,
-            }
-        ],
+        "inputs": [input_entry("X", "float64", [-1, 2], names)],
         "outputs": [
-            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "role": "probabilities",
-            },
+            output_entry("label", "str", [-1], "label"),
+            output_entry("probabilities", "float32", [-1, 2], "probabilities"),
         ],
         "prediction": ["label"],
         "classes": [HOSTILE, "<img src=x onerror=alert(2)>"],

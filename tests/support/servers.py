@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.supervisor import open_listener
+from tests.support.model_documents import input_entry, output_entry
 from tests.support.models import columns, write_model
 from tests.support.waiting import wait_until
 
@@ -40,22 +41,8 @@ def single_model(folder: Path, bias: float = 0.0) -> Path:
     identifies the version.
     """
     section = {
-        "inputs": [
-            {
-                "name": "X",
-                "dtype": "float32",
-                "shape": [-1, 3],
-                "columns": ["a", "b", "c"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [input_entry("X", "float32", [-1, 3], ["a", "b", "c"])],
+        "outputs": [output_entry("y", "float32", [-1, 1])],
         "prediction": ["y"],
     }
     return write_model(

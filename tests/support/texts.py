@@ -20,6 +20,7 @@ from tokenizers import (
     trainers,
 )
 
+from tests.support.model_documents import input_entry, output_entry
 from tests.support.models import columns, write_model
 
 SPECIAL = (
@@ -235,22 +236,8 @@ def text_model(
         "max_length": max_length,
     }
     whole = {
-        "inputs": [
-            {
-                "name": "text",
-                "dtype": "str",
-                "shape": [-1],
-                "columns": ["text"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "embedding",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [input_entry("text", "str", [-1], ["text"])],
+        "outputs": [output_entry("embedding", "float32", [-1, 1])],
         "prediction": ["embedding"],
         "tokenizer": described | section,
     }
