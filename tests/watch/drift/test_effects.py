@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.watch.drift.effects import (
 )
 from mlflow_deploy_plugin.watch.result import Check, Finding
 from tests.support.classifiers import write_classifier, write_regressor
+from tests.support.model_documents import input_entry, output_entry
 from tests.support.models import write_model
 from tests.support.refusals import mentions, refused
 
@@ -117,9 +118,9 @@ def test_effect_of_a_new_category_is_that_of_its_rows(tmp_path: Path) -> None:
     }"""
     section = {
         "inputs": [
-            {"name": "carrier", "dtype": "str", "shape": [-1, 1], "columns": ["carrier"]},
+            input_entry("carrier", "str", [-1, 1], ["carrier"]),
         ],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "outputs": [output_entry("y", "float32", [-1, 1])],
         "prediction": ["y"],
     }
     signature = [{"name": "carrier", "type": "string", "required": True}]
@@ -168,8 +169,8 @@ def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(
     """The model returns a and b."""
     graph = "same (double[N,2] x) => (double[N,2] y) { y = Identity(x) }"
     section = {
-        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": ["a", "b"]}],
-        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 2], "role": "values"}],
+        "inputs": [input_entry("x", "float64", [-1, 2], ["a", "b"])],
+        "outputs": [output_entry("y", "float64", [-1, 2])],
         "prediction": ["y"],
     }
     signature = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
