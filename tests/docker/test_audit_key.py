@@ -1,5 +1,5 @@
-"""The key that signs the audit trail in docker/compose.yaml: MLflow's server has it, and
-no other service.
+"""The key that signs the audit trail in docker/compose.yaml: only MLflow's server has
+it.
 """
 
 from collections.abc import Mapping

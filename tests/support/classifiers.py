@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, write_model
 
 COLUMNS = ("a", "b")
 TRUTH = (2.0, -1.0)
@@ -70,21 +70,11 @@ def write_classifier(
       }}"""
     section: dict[str, Any] = {
         "inputs": [
-            {
-                "name": "x",
-                "dtype": "float64",
-                "shape": [-1, width],
-                "columns": list(columns),
-            },
+            graph_tensor("x", "float64", -1, width, columns=list(columns)),
         ],
         "outputs": [
-            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {
-                "name": "probabilities",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "role": "probabilities",
-            },
+            graph_tensor("label", "int64", -1, role="label"),
+            graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
         ],
         "prediction": ["label"],
         "classes": [0, 1],
@@ -104,22 +94,8 @@ def write_regressor(
 <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
     section: dict[str, Any] = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float64",
-                "shape": [-1, 2],
-                "columns": list(COLUMNS),
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float64",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("x", "float64", -1, 2, columns=list(COLUMNS))],
+        "outputs": [graph_tensor("y", "float64", -1, 1, role="values")],
         "prediction": ["y"],
         "framework": "sklearn",
         "parity": {"state": "proven", "rows": 1000},

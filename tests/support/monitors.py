@@ -29,6 +29,7 @@ from tests.support.waiting import wait_until
 SECONDS = 60.0
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+DUE = NOON + HOUR + timedelta(minutes=6)  # The grace of the window from NOON is over.
 
 
 def judged_window(
@@ -131,7 +132,7 @@ class MonitoredWorld:
         """
         self.endpoint("flights", **monitors)
         self.rows(NOON)
-        self.now = NOON + HOUR + timedelta(minutes=6)
+        self.now = DUE
 
     def watermark(
         self,

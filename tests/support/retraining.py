@@ -185,6 +185,12 @@ class RetrainingWorld:
     def latest(self) -> Retraining:
         return self.retrainings.find()[-1]
 
+    def retrain_on_result(
+        self, spec: MonitorSpec | None = None, **result: Any
+    ) -> Retraining | None:
+        """Return the retraining that a result starts, for `spec()` by default."""
+        return retrain_on_alarm(self.deployments, self.result(**result), spec or self.spec())
+
     def at(
         self,
         state: str,
@@ -193,7 +199,7 @@ class RetrainingWorld:
         **figures: Any,
     ) -> Retraining:
         """Return a retraining in this state, without running a project."""
-        assert retrain_on_alarm(self.deployments, self.result(), self.spec(then=then)) is not None
+        assert self.retrain_on_result(self.spec(then=then)) is not None
         run_id = ""
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")

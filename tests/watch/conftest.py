@@ -1,6 +1,6 @@
 """An endpoint with captured rows, a model with a reference, and a separate MLflow."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
 REFERENCE_DAYS = 40
@@ -50,7 +50,7 @@ def day_of_rows(
 @pytest.fixture
 def mlflow_store(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
     uri = new_database(tmp_path)

@@ -1,5 +1,6 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -11,13 +12,22 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from tests.support.tracking import tracking_at
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.tracking import NewDatabase, tracking_at
+
+Matrix = tuple[np.ndarray, np.ndarray]  # The fixture `matrix`: rows and their numbers.
+Weather = tuple[pd.DataFrame, pd.Series]  # The fixture `weather`: a table and its labels.
+
+
+def is_proven(model: Any, example: Any, **options: Any) -> bool:
+    """Return True if the ONNX form of a model answers like the model."""
+    return wrap(model, example, **options).report.state == "proven"
 
 
 @pytest.fixture(scope="module")
 def tracking(
     tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Path]:
     """An MLflow store for the module, which is active until its last test."""
     folder = tmp_path_factory.mktemp("mlflow")
@@ -30,7 +40,7 @@ def tracking(
 
 
 @pytest.fixture(scope="session")
-def weather() -> tuple[pd.DataFrame, pd.Series]:
+def weather() -> Weather:
     """A table of strings, floats with gaps, integers, codes and booleans, and a label
     that depends on all columns.
     """
@@ -54,7 +64,7 @@ def weather() -> tuple[pd.DataFrame, pd.Series]:
 
 
 @pytest.fixture(scope="session")
-def matrix() -> tuple[np.ndarray, np.ndarray]:
+def matrix() -> Matrix:
     """Numbers with one decimal, like sensor data: many rows are near the thresholds of
     trees.
     """

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,10 @@ worker.call(time.sleep, 600, seconds=600)
 """
 
 
+def pid_of(workers: Worker | WorkerPool) -> int:
+    return workers.call(os.getpid, seconds=SECONDS)
+
+
 def prepare() -> None:
     os.environ["PREPARED"] = "1"
 
@@ -53,13 +58,13 @@ def worker() -> Iterator[Worker]:
 
 
 def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker: Worker) -> None:
-    first = worker.call(os.getpid, seconds=SECONDS)
-    assert worker.call(os.getpid, seconds=SECONDS) == first != os.getpid()
+    first = pid_of(worker)
+    assert pid_of(worker) == first != os.getpid()
 
     with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
         worker.call(time.sleep, 600, seconds=0.1)
     assert is_gone(first)
-    second = worker.call(os.getpid, seconds=SECONDS)
+    second = pid_of(worker)
     assert second != first
 
     with pytest.raises(ProcessCrashed, match="killed by SIGKILL"):
@@ -71,7 +76,7 @@ def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker:
             "import os; os._exit(7)",
             seconds=SECONDS,
         )
-    assert worker.call(os.getpid, seconds=SECONDS) != second
+    assert pid_of(worker) != second
 
 
 def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker: Worker) -> None:
@@ -88,18 +93,23 @@ def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker:
     assert type(raised.value) is OnnxserveError
 
 
-def test_a_panic_is_an_error_of_its_call(worker: Worker) -> None:
-    pid = worker.call(os.getpid, seconds=SECONDS)
-    with pytest.raises(OnnxserveError, match=r"^Panic: a regular expression failed$"):
-        worker.call(raise_it, Panic("a regular expression failed"), seconds=SECONDS)
-    assert worker.call(os.getpid, seconds=SECONDS) == pid
-
-
-def test_unpicklable_result_fails_only_its_own_call(worker: Worker) -> None:
-    pid = worker.call(os.getpid, seconds=SECONDS)
-    with pytest.raises(OnnxserveError, match="pickle"):
-        worker.call(threading.Lock, seconds=SECONDS)
-    assert worker.call(os.getpid, seconds=SECONDS) == pid
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ((raise_it, Panic("a regular expression failed")), "^Panic: a regular expression failed$"),
+        ((threading.Lock,), "pickle"),
+    ],
+    ids=["a panic", "a result that cannot be pickled"],
+)
+def test_a_failure_is_an_error_of_its_own_call_only(
+    worker: Worker,
+    call: tuple[Any, ...],
+    message: str,
+) -> None:
+    pid = pid_of(worker)
+    with pytest.raises(OnnxserveError, match=message):
+        worker.call(*call, seconds=SECONDS)
+    assert pid_of(worker) == pid
 
 
 def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(
@@ -113,15 +123,15 @@ def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "Popen", refuse)
         with pytest.raises(ProcessCrashed, match="Cannot allocate memory"):
-            worker.call(os.getpid, seconds=SECONDS)
-    assert worker.call(os.getpid, seconds=SECONDS) != os.getpid()
+            pid_of(worker)
+    assert pid_of(worker) != os.getpid()
     worker.end()
 
 
 def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last() -> None:
     worker = Worker(prepare, max_calls=2)
     try:
-        pids = [worker.call(os.getpid, seconds=SECONDS) for _ in range(3)]
+        pids = [pid_of(worker) for _ in range(3)]
         assert pids[0] == pids[1] != pids[2]
         assert worker.call(os.getenv, "PREPARED", seconds=SECONDS) == "1"
     finally:
@@ -130,12 +140,12 @@ def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last() -> N
 
 def test_worker_ends_only_on_request_or_when_idle_long_enough() -> None:
     worker = Worker()
-    pid = worker.call(os.getpid, seconds=SECONDS)
+    pid = pid_of(worker)
     worker.end_if_idle(600)
-    assert worker.call(os.getpid, seconds=SECONDS) == pid
+    assert pid_of(worker) == pid
     worker.end_if_idle(-1)
     assert is_gone(pid)
-    pid = worker.call(os.getpid, seconds=SECONDS)
+    pid = pid_of(worker)
     timer = threading.Timer(0.3, worker.end)
     timer.start()
 
@@ -145,7 +155,7 @@ def test_worker_ends_only_on_request_or_when_idle_long_enough() -> None:
     timer.join()
     assert is_gone(pid)
     with pytest.raises(ProcessEnded):
-        worker.call(os.getpid, seconds=SECONDS)
+        pid_of(worker)
 
 
 def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path: Path) -> None:
@@ -180,14 +190,14 @@ def test_a_pool_calls_in_as_many_processes_as_it_has() -> None:
                 for _ in range(4)
             ]
             assert [future.result() for future in began] == [None] * 4
-        warm = pool.call(os.getpid, seconds=SECONDS)
-        assert pool.call(os.getpid, seconds=SECONDS) == warm
+        warm = pid_of(pool)
+        assert pid_of(pool) == warm
         pool.end_idle(-1)
         assert is_gone(warm)
     finally:
         pool.end()
     with pytest.raises(ProcessEnded):
-        pool.call(os.getpid, seconds=SECONDS)
+        pid_of(pool)
 
 
 def test_functions_are_found_where_the_parent_finds_them_and_not_in_the_folder_it_runs_in(

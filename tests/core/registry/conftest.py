@@ -1,6 +1,6 @@
 """A SQLite registry with one model in every state, and the folders of its files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.support.models import IDENTITY, parse_graph
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Store:
 @pytest.fixture(scope="session")
 def built_store(
     tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Store:
     folder = tmp_path_factory.mktemp("registry")
     uri = new_database(folder)

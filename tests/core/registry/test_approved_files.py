@@ -4,7 +4,7 @@ without onnxserve.
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.registry.approved_files import (
     approval_of,
     changed_files,
 )
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 APPROVED = {
     "is_required": True,
@@ -142,7 +142,7 @@ def test_a_database_knows_only_whether_approvals_are_required(
     policy: str,
     is_required: bool,
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         MlflowClient().create_registered_model("credit", tags={"onnxserve.gate.policy": policy})

@@ -2,7 +2,7 @@
 keys finds them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.audit_trail import store_of_server
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def store_url(tmp_path: Path) -> str:
 def store(
     store_url: str,
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Store]:
     """The store of a command, with an event before MLflow's server signs."""
     with closing(open_store(store_url)) as opened, tracking_at(new_database(tmp_path)):

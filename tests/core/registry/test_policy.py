@@ -1,5 +1,5 @@
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,12 @@ from mlflow_deploy_plugin.core.registry.policy import (
 )
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 
 @pytest.fixture
 def registry(
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     tmp_path: Path,
 ) -> Iterator[MlflowClient]:
     with tracking_at(new_database(tmp_path)):

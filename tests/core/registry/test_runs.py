@@ -1,7 +1,7 @@
 """Tests of MLflow runs in a separate tracking database."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.registry.runs import (
 from tests.support.refusals import refused
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 WINDOW = IdempotentRun(
     "the run of the window",
@@ -35,7 +35,7 @@ WINDOW = IdempotentRun(
 @pytest.fixture
 def client(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[MlflowClient]:
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient()

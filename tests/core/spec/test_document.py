@@ -111,6 +111,11 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "variants.x.weight: a whole number is expected (got 'much')",
         ),
         (
+            "name: x\nvariants: {x: {model: m, weight: }}",
+            "variants.x.weight: a whole number is expected (got None)",
+        ),
+        ("name: x\nvariants: {x: {model: m}}\nmontiors: {}", "did you mean 'monitors'?"),
+        (
             "name: x\nvariants: {x: {model: m, weight: 101}}",
             "variants.x.weight: at most 100 is expected (got 101)",
         ),

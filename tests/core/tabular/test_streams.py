@@ -36,9 +36,9 @@ def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
 
 
 def joined(blocks: list[RowBlock]) -> tuple[list[int], list[int]]:
-    return list(chain.from_iterable(block.numbers for block in blocks)), [
-        row.number for block in blocks for row in block.bad
-    ]
+    numbers = chain.from_iterable(block.numbers for block in blocks)
+    bad = chain.from_iterable(block.bad for block in blocks)
+    return list(numbers), [row.number for row in bad]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,8 @@ def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad: tuple[int, ...
     assert len(blocks) > 1
     assert left_out == list(bad)
     assert numbers == [row for row in range(40_000) if row not in bad]
-    assert [int(value) for block in blocks for value in block.table["a"].to_pylist()] == numbers
+    values = chain.from_iterable(block.table["a"].to_pylist() for block in blocks)
+    assert list(map(int, values)) == numbers
     assert blocks[-1].position == 4 + sum(map(len, lines)) + len(lines)
 
 
@@ -89,11 +90,8 @@ def test_csv_is_read_as_the_csv_module_reads_it(rows: list[list[str]]) -> None:
     numbers, bad = joined(blocks)
     assert numbers == list(whole)
     assert bad == [number for number in range(len(rows)) if number not in whole]
-    read = [
-        (record["x"] or "", record["y"] or "")
-        for block in blocks
-        for record in block.table.to_pylist()
-    ]
+    records = chain.from_iterable(block.table.to_pylist() for block in blocks)
+    read = [(record["x"] or "", record["y"] or "") for record in records]
     assert read == [tuple(row) for row in whole.values()]
 
 

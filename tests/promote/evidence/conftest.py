@@ -3,7 +3,7 @@ and 3 has no ONNX form.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from mlflow.entities import Dataset, DatasetInput
 
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from tests.support.classifiers import write_classifier
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 EXAMPLE = {
     "dataframe_split": {
@@ -27,7 +27,7 @@ PACKAGES = "mlflow-onnxserve[cpu]==0.1.0\nonnxruntime==1.31.1\n"
 @pytest.fixture
 def registry(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     """Create a separate registry and store for the test."""

@@ -3,7 +3,7 @@ that they link to.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -46,7 +46,7 @@ from tests.support.commands import said
 from tests.support.refusals import mentions, refused
 from tests.support.results import result_of
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, NewDatabase, tracking_at
 
 SECTIONS = {
     "model_details": ["purpose", "origin", "data", "signature"],
@@ -126,7 +126,7 @@ def texts(card: VersionCard, section: str) -> str:
 @pytest.fixture(scope="module")
 def recorded(
     tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Recorded]:
     """Log, judge, approve, promote, disturb, explain and monitor a version of the model
     `toy`.
@@ -234,7 +234,7 @@ def recorded(
 @pytest.fixture
 def registry(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Registry]:
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.

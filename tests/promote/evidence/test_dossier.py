@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -42,7 +42,7 @@ from tests.support.inference_log import LogWriter
 from tests.support.keypairs import write_key
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 GROUPS = ("serving", "decisions", "monitoring", "record")
 QUARTER = datetime(2013, 10, 1, tzinfo=UTC)
@@ -365,7 +365,7 @@ def test_dossier_lists_tampered_events_as_unsigned(
 @pytest.fixture
 def console(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowServer]:
     """An MLflow server with the console, at which version 1 of `toy` is promoted."""

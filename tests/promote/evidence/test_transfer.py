@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from tests.support.refusals import mentions
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 pytestmark = pytest.mark.long
 
@@ -95,7 +95,7 @@ class Registry:
 @contextmanager
 def running(
     folder: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Registry]:
     new_database(folder)
     server = MlflowServer(
@@ -113,7 +113,7 @@ def running(
 @pytest.fixture(scope="module")
 def source(
     tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Registry]:
     with running(tmp_path_factory.mktemp("source"), new_database) as registry:
         yield registry
@@ -122,7 +122,7 @@ def source(
 @pytest.fixture(scope="module")
 def target(
     tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Registry]:
     with running(tmp_path_factory.mktemp("target"), new_database) as registry:
         yield registry
@@ -183,7 +183,7 @@ def model(source: Registry, target: Registry, here: None) -> str:
 def guarded(
     tmp_path: Path,
     here: None,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Registry]:
     """A target with accounts. Commands use the account of alice there."""

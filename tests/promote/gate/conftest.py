@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ def own_files(
 def registry(
     folders: dict[str, Path],
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     """Create a separate registry and store for the test."""

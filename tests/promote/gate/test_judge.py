@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.keypairs import write_key
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.refusals import mentions, refused
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -207,11 +207,7 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
     graph = """g (uint8[N,4] pixels) => (float[N] y) <int64[1] axes = {1}> {
         wide = Cast <to = 1> (pixels)
         y = ReduceSum <keepdims = 0> (wide, axes) }"""
-    tensor = {
-        "type": "tensor",
-        "name": "pixels",
-        "tensor-spec": {"dtype": "uint8", "shape": [-1, 4]},
-    }
+    tensor = tensor_column("uint8", -1, 4, name="pixels")
     section = {
         "inputs": [
             {
@@ -220,14 +216,7 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
                 "shape": [-1, 4],
             }
         ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1],
-                "role": "values",
-            }
-        ],
+        "outputs": [graph_tensor("y", "float32", -1, role="values")],
         "prediction": ["y"],
         "reference": {"data": "reference.parquet"},
         "parity": {"state": "proven"},

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, re
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 Outputs = dict[str, Array]
 
@@ -129,7 +129,7 @@ class Answering:
 @pytest.fixture
 def answering(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Answering]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))

@@ -24,7 +24,14 @@ from mlflow_deploy_plugin.wrap.evaluation.metrics import MetricComparison
 from mlflow_deploy_plugin.wrap.evaluation.model import load_version
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.inference_log import ENDPOINT, LogWriter, write_answers
-from tests.support.models import FAILING, columns, mixed_model, tensor_model, write_model
+from tests.support.models import (
+    FAILING,
+    columns,
+    graph_tensor,
+    mixed_model,
+    tensor_model,
+    write_model,
+)
 from tests.support.refusals import mentions, refused
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -57,6 +64,31 @@ def replayed(
         resamples=100,
         **options,
     )
+
+
+def section() -> dict[str, Any]:
+    return {
+        "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
+        "prediction": ["y"],
+    }
+
+
+def serve_adder(writer: LogWriter, folder: Path, numbers: np.ndarray) -> None:
+    """Let version 1, which adds one to a number, answer these numbers."""
+    graph = "adder (float[N,1] x) => (float[N,1] y) <float[1] one = {1}> { y = Add(x, one) }"
+    served = write_model(folder / "served", graph, columns(x="float"), section())
+    write_answers(writer, served, {"x": numbers}, DAY)
+
+
+def replay_graph(
+    traffic: Traffic,
+    folder: Path,
+    graph: str,
+    meaning: dict[str, Any] | None = None,
+) -> BacktestReport:
+    """Replay the numbers on a candidate with this graph."""
+    return replayed(traffic, write_model(folder, graph, columns(x="float"), meaning or section()))
 
 
 def comparison(report: BacktestReport) -> MetricComparison:
@@ -142,28 +174,14 @@ def test_outputs_with_another_name_are_compared_by_position(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(
-        tmp_path / "served",
-        columns_graph(),
-        columns(x="float"),
-        section(),
-    )
-    write_answers(
-        writer,
-        served,
-        {"x": np.arange(9, dtype=np.float32)},
-        DAY,
-    )
+    serve_adder(writer, tmp_path, np.arange(9, dtype=np.float32))
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
     renamed = {
         **section(),
         "outputs": [{**section()["outputs"][0], "name": "z"}],
         "prediction": ["z"],
     }
-    report = replayed(
-        traffic,
-        write_model(tmp_path / "other", other, columns(x="float"), renamed),
-    )
+    report = replay_graph(traffic, tmp_path / "other", other, renamed)
     assert report.mean_difference == 1
     assert report.max_difference == 1
 
@@ -187,18 +205,9 @@ def test_refused_rows_are_found_and_the_other_rows_are_compared(
     tmp_path: Path,
 ) -> None:
     numbers = np.arange(200) % 50 / 10  # 4 of 5 rows are below 4, which the candidate refuses.
-    served = write_model(
-        tmp_path / "served",
-        columns_graph(),
-        columns(x="float"),
-        section(),
-    )
-    write_answers(writer, served, {"x": numbers.astype(np.float32)}, DAY)
+    serve_adder(writer, tmp_path, numbers.astype(np.float32))
 
-    report = replayed(
-        traffic,
-        write_model(tmp_path / "failing", FAILING, columns(x="float"), section()),
-    )
+    report = replay_graph(traffic, tmp_path / "failing", FAILING)
 
     assert report.refused_rows == 40
     assert report.rows == 200
@@ -213,23 +222,9 @@ def test_a_candidate_that_refuses_every_row_is_another_one(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(
-        tmp_path / "served",
-        columns_graph(),
-        columns(x="float"),
-        section(),
-    )
-    write_answers(
-        writer,
-        served,
-        {"x": np.full(30, 4, np.float32)},
-        DAY,
-    )
+    serve_adder(writer, tmp_path, np.full(30, 4, np.float32))
     with refused(InvalidConfig, "models:/m/8", "flights", "4"):
-        replayed(
-            traffic,
-            write_model(tmp_path / "failing", FAILING, columns(x="float"), section()),
-        )
+        replay_graph(traffic, tmp_path / "failing", FAILING)
 
 
 def test_a_candidate_that_returns_another_number_of_rows_is_refused(
@@ -237,53 +232,13 @@ def test_a_candidate_that_returns_another_number_of_rows_is_refused(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(
-        tmp_path / "served",
-        columns_graph(),
-        columns(x="float"),
-        section(),
-    )
-    write_answers(
-        writer,
-        served,
-        {"x": np.arange(30, dtype=np.float32)},
-        DAY,
-    )
+    serve_adder(writer, tmp_path, np.arange(30, dtype=np.float32))
     twice = (
         "twice (float[N,1] x) => (float[M,1] y) { pair = Concat <axis = 0> (x, x) y = "
         "Identity(pair) }"
     )
     with refused(InvalidConfig, "models:/m/8", "2 rows for 1 rows"):
-        replayed(
-            traffic,
-            write_model(tmp_path / "twice", twice, columns(x="float"), section()),
-        )
-
-
-def columns_graph() -> str:
-    return "adder (float[N,1] x) => (float[N,1] y) <float[1] one = {1}> { y = Add(x, one) }"
-
-
-def section() -> dict[str, Any]:
-    return {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "columns": ["x"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
-        "prediction": ["y"],
-    }
+        replay_graph(traffic, tmp_path / "twice", twice)
 
 
 def test_answers_that_are_not_numbers_are_counted(
@@ -291,24 +246,10 @@ def test_answers_that_are_not_numbers_are_counted(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(
-        tmp_path / "served",
-        columns_graph(),
-        columns(x="float"),
-        section(),
-    )
-    write_answers(
-        writer,
-        served,
-        {"x": np.arange(-50, 50, dtype=np.float32)},
-        DAY,
-    )
+    serve_adder(writer, tmp_path, np.arange(-50, 50, dtype=np.float32))
     root = "root (float[N,1] x) => (float[N,1] y) { y = Sqrt(x) }"
 
-    report = replayed(
-        traffic,
-        write_model(tmp_path / "root", root, columns(x="float"), section()),
-    )
+    report = replay_graph(traffic, tmp_path / "root", root)
 
     assert report.disagreement > 0.9
 
@@ -533,18 +474,7 @@ def test_a_candidate_without_a_common_output_is_refused(
     writer: LogWriter,
     tmp_path: Path,
 ) -> None:
-    served = write_model(
-        tmp_path / "served",
-        columns_graph(),
-        columns(x="float"),
-        section(),
-    )
-    write_answers(
-        writer,
-        served,
-        {"x": np.arange(9, dtype=np.float32)},
-        DAY,
-    )
+    serve_adder(writer, tmp_path, np.arange(9, dtype=np.float32))
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
     scores = {
         **section(),
@@ -558,4 +488,4 @@ def test_a_candidate_without_a_common_output_is_refused(
         "prediction": ["z"],
     }
     with refused(InvalidConfig, "models:/m/8", "z", "y"):
-        replayed(traffic, write_model(tmp_path / "other", other, columns(x="float"), scores))
+        replay_graph(traffic, tmp_path / "other", other, scores)

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, NotF
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.promote.replay.prediction import OutputComparison, find_request
 from tests.support.classifiers import labelled, write_classifier, write_regressor
-from tests.support.models import mixed_model, tensor_model, write_model
+from tests.support.models import graph_tensor, mixed_model, tensor_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions, refused
 from tests.support.servers import single_model
@@ -73,22 +73,9 @@ def test_inputs_of_every_type_are_read_from_the_log(
 def test_a_missing_text_is_fed_as_in_the_server(answering: Answering) -> None:
     section = {
         "inputs": [
-            {
-                "name": "x",
-                "dtype": "str",
-                "shape": [-1, 1],
-                "columns": ["x"],
-                "missing": "⟨missing⟩",
-            },
+            graph_tensor("x", "str", -1, 1, columns=["x"], missing="⟨missing⟩"),
         ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "str",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "outputs": [graph_tensor("y", "str", -1, 1, role="values")],
         "prediction": ["y"],
     }
     graph = "texts (string[N,1] x) => (string[N,1] y) { y = Identity(x) }"
@@ -296,22 +283,8 @@ def test_a_dropped_column_is_not_replayed_as_a_missing_value(answering: Answerin
         "(x, one) }"
     )
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float64",
-                "shape": [-1, 2],
-                "columns": ["a", "b"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float64",
-                "shape": [-1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("x", "float64", -1, 2, columns=["a", "b"])],
+        "outputs": [graph_tensor("y", "float64", -1, role="values")],
         "prediction": ["y"],
     }
     model = answering.register(write_model(answering.folder / "model", graph, optional, section))

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import (
 from tests.support.audit_trail import store_of_server
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 _numbers = count()
 
@@ -39,7 +39,7 @@ _numbers = count()
 @pytest.fixture(scope="module")
 def registry(
     tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[None]:
     with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
         yield

@@ -2,7 +2,7 @@
 not running.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.promote.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.unapproved import as_json, permitted_answers
 from tests.support.clocks import Clock
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 POLICY = "gated_aliases: [champion]\napprovals: {groups: [risk]}\nunapproved: {share: 5%, for: 1h}"
 
@@ -40,7 +40,7 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 @pytest.fixture
 def registry(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[MlflowClient]:
     """A registry with the model credit, which requires approvals, and its copy, which
     does not.

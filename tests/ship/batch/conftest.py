@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -6,12 +7,18 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan
 from tests.support.models import mixed_model
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mixed_model(tmp_path_factory.mktemp("model") / "mixed")
+
+
+def plan_of(model: Path, source: Path, out: Path, **options: Any) -> BatchPlan:
+    """Return the plan of a batch in one process."""
+    return BatchPlan(str(model), str(source), str(out), **{"workers": 1, **options})
 
 
 def flights(rows: int, seed: int = 0) -> pa.Table:

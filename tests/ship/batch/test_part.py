@@ -14,7 +14,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of
 from mlflow_deploy_plugin.ship.batch.part import Part, PartJob, PartResult, predict_part
-from tests.support.models import tensor_model, write_model
+from tests.support.models import tensor_column, tensor_model, write_model
 from tests.support.tables import columns_of
 
 from .conftest import flights, labels, write
@@ -153,12 +153,7 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
     predict: Predict,
     tmp_path: Path,
 ) -> None:
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
-        }
-    ]
+    signature = [tensor_column("float32", -1, 2)]
     graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
     path = tmp_path / "rows.csv"
     path.write_text("id,a,b\n7,1,2\n8,3,4\n")

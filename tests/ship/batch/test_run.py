@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -34,10 +33,10 @@ from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
 from tests.support.refusals import mentions
 from tests.support.services.s3 import s3_server
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 from tests.support.waiting import free_port
 
-from .conftest import flights, labels, write
+from .conftest import flights, labels, plan_of, write
 
 COMMAND = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "batch"]
 
@@ -62,13 +61,7 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
     progress: list[BatchProgress] = []
 
     result = run_batch(
-        BatchPlan(
-            str(model),
-            str(source),
-            str(tmp_path / "out"),
-            ("id",),
-            workers=2,
-        ),
+        plan_of(model, source, tmp_path / "out", keep=("id",), workers=2),
         progress.append,
     )
 
@@ -177,12 +170,7 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(
 ) -> None:
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
-    plan = BatchPlan(
-        str(model),
-        str(source),
-        str(out),
-        workers=1,
-    )
+    plan = plan_of(model, source, out)
     run_batch(plan)
     assert run_batch(plan).progress.finished_before == 1
     other = mixed_model(tmp_path / "other")
@@ -214,13 +202,7 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
-    plan = BatchPlan(
-        str(model),
-        str(source),
-        str(out),
-        on_error="skip-part",
-        workers=1,
-    )
+    plan = plan_of(model, source, out, on_error="skip-part")
     run_batch(plan)
     write(flights(10), bad)
     write(flights(20), source / "later.parquet")
@@ -241,25 +223,9 @@ def test_batch_that_wrote_no_rows_may_change_its_options(
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
-        run_batch(
-            BatchPlan(
-                str(model),
-                str(source),
-                str(out),
-                keep=("nothing",),
-                workers=1,
-            )
-        )
+        run_batch(plan_of(model, source, out, keep=("nothing",)))
 
-    run_batch(
-        BatchPlan(
-            str(model),
-            str(source),
-            str(out),
-            keep=("id",),
-            workers=1,
-        )
-    )
+    run_batch(plan_of(model, source, out, keep=("id",)))
 
     assert files(out) == ["_SUCCESS", "_batch.json", "day=0/0.parquet"]
 
@@ -285,14 +251,7 @@ def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
 
     run_batch(
-        BatchPlan(
-            str(model),
-            str(tmp_path / "in"),
-            str(out),
-            ("day", "city", "zone"),
-            output_format="parquet",
-            workers=1,
-        ),
+        plan_of(model, tmp_path / "in", out, keep=("day", "city", "zone"), output_format="parquet"),
     )
 
     for name in names.values():
@@ -326,14 +285,7 @@ def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Pat
             file.write(plain.read_bytes())
 
     result = run_batch(
-        BatchPlan(
-            str(model),
-            str(source),
-            str(out),
-            keep=("id",),
-            output_format="parquet",
-            workers=1,
-        ),
+        plan_of(model, source, out, keep=("id",), output_format="parquet"),
     )
 
     assert result.progress.rows == 2000
@@ -353,14 +305,7 @@ def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_pat
     (source / "rows.csv.gz").write_bytes(whole[:-20])
 
     with pytest.raises(OnnxserveError, match=r"^rows\.csv\.gz: .* decompressed"):
-        run_batch(
-            BatchPlan(
-                str(model),
-                str(source),
-                str(out),
-                workers=1,
-            )
-        )
+        run_batch(plan_of(model, source, out))
 
     assert files(out) == ["_batch.json"]
 
@@ -370,23 +315,12 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
     source = fill(tmp_path / "in", 3)
     out = tmp_path / "out"
     write(flights(10).drop_columns("late"), source / "bad.parquet")
-    plan = BatchPlan(
-        str(model),
-        str(source),
-        str(out),
-        workers=1,
-    )
+    plan = plan_of(model, source, out)
 
     with pytest.raises(OnnxserveError, match=r"^bad\.parquet: column 'late'"):
         run_batch(plan)
     result = run_batch(
-        BatchPlan(
-            str(model),
-            str(source),
-            str(tmp_path / "skipped"),
-            on_error="skip-part",
-            workers=1,
-        ),
+        plan_of(model, source, tmp_path / "skipped", on_error="skip-part"),
     )
 
     assert list(result.failed) == ["bad.parquet"]
@@ -450,7 +384,7 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: P
 
     with pytest.raises(OnnxserveError, match=r"^day=1/1\.parquet:.*has changed"):
         run_batch(
-            BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1),
+            plan_of(model, source, tmp_path / "out"),
             change,
         )
 
@@ -464,13 +398,7 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
     name = "rows.csv"
     source.mkdir()
     (source / name).write_text("carrier,distance,hour,late\nAA,1.0,1,true\nAA,far,1,true\n")
-    plan = BatchPlan(
-        str(model),
-        str(source),
-        str(out),
-        workers=1,
-        on_error="skip-row",
-    )
+    plan = plan_of(model, source, out, on_error="skip-row")
 
     result = run_batch(plan)
     assert result.progress.rows == 1
@@ -494,12 +422,7 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
 def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) -> None:
     source = fill(tmp_path / "in", 2)
     out = tmp_path / "out"
-    plan = BatchPlan(
-        str(model),
-        str(source),
-        str(out),
-        workers=1,
-    )
+    plan = plan_of(model, source, out)
     run_batch(plan)
     (out / "day=1" / "1.parquet").unlink()
     seen: list[bool] = []
@@ -527,14 +450,7 @@ def test_a_damaged_manifest_is_one_line(
     (out / "_batch.json").write_text(content)
 
     with pytest.raises(OnnxserveError, match=r"_batch\.json is damaged"):
-        run_batch(
-            BatchPlan(
-                str(model),
-                str(source),
-                str(out),
-                restart=restart,
-            )
-        )
+        run_batch(plan_of(model, source, out, restart=restart))
 
 
 def test_names_of_folders_may_hold_any_sign(
@@ -552,12 +468,7 @@ def test_names_of_folders_may_hold_any_sign(
 
 def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> None:
     source = fill(tmp_path / "in", 2)
-    plan = BatchPlan(
-        str(model),
-        str(source),
-        str(tmp_path / "out"),
-        workers=1,
-    )
+    plan = plan_of(model, source, tmp_path / "out")
     refused: list[str] = []
 
     def again(progress: BatchProgress) -> None:
@@ -653,7 +564,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
 
 @pytest.mark.long
 def test_a_version_of_any_flavor_is_recorded_as_a_run(
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     tmp_path: Path,
 ) -> None:
     signature = ModelSignature(
@@ -722,12 +633,7 @@ def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
     for part in range(2):
         write(pa.table({"id": [part]}), tmp_path / "in" / f"{part}.csv")
     run_batch(
-        BatchPlan(
-            str(tmp_path / "m"),
-            str(tmp_path / "in"),
-            str(tmp_path / "out"),
-            workers=2,
-        ),
+        plan_of(tmp_path / "m", tmp_path / "in", tmp_path / "out", workers=2),
     )
     assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [
         ['"threads"', '"1"'],

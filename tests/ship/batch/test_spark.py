@@ -16,12 +16,12 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.processes.spark import spark_session
-from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+from mlflow_deploy_plugin.ship.batch.run import run_batch
 from mlflow_deploy_plugin.ship.batch.spark import predict_frame
 from tests.support.models import tensor_model
 from tests.support.waiting import free_port, wait_until
 
-from .conftest import flights, labels, write
+from .conftest import flights, labels, plan_of, write
 
 
 def test_spark_connect_is_refused_in_one_line(
@@ -34,12 +34,7 @@ def test_spark_connect_is_refused_in_one_line(
 
     with pytest.raises(InvalidConfig, match=r"Spark Connect: .*spark://host:7077"):
         run_batch(
-            BatchPlan(
-                str(model),
-                str(tmp_path / "in"),
-                str(tmp_path / "out"),
-                engine="spark",
-            ),
+            plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"),
         )
 
 
@@ -115,12 +110,7 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(
 ) -> None:
     for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
         write(flights(3000, number), tmp_path / "in" / name)
-    plan = BatchPlan(
-        str(model),
-        str(tmp_path / "in"),
-        str(tmp_path / "local"),
-        ("id",),
-    )
+    plan = plan_of(model, tmp_path / "in", tmp_path / "local", keep=("id",))
     on_spark = replace(plan, output=str(tmp_path / "spark"))
     progress: list[tuple[int, int]] = []
 
@@ -150,12 +140,7 @@ def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_pa
 
     with pytest.raises(OnnxserveError, match=r"^b\.csv: row 0.*'distance'.*'far'"):
         run_batch(
-            BatchPlan(
-                str(model),
-                str(tmp_path / "in"),
-                str(tmp_path / "out"),
-                engine="spark",
-            ),
+            plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"),
         )
 
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import ConversionError
 from tests.support.refusals import mentions
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 ROWS = pd.DataFrame(
     np.random.default_rng(0).normal(size=(40, 2)),
@@ -62,7 +62,7 @@ def turning() -> tuple[Any, Any, list[Any]]:
 def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_says(
     tmp_path: Path,
     client: BaseDeploymentClient,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     made: Callable[[], tuple[Any, Any, list[Any]]],
 ) -> None:
     model, example, answers = made()

@@ -2,7 +2,7 @@
 server.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.ship.deployments.description import describe, describe
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment
 from tests.support.models import write_model
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
 SPEC = add_variant(
@@ -81,7 +81,7 @@ def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
 @pytest.fixture
 def registry(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[MlflowClient]:
     """Create a registry with two versions of `shop`. The alias `live` is at version 2,
     whose parity is `warned`.

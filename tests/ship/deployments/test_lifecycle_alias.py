@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.local import LocalBackend
 from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
 from tests.support.refusals import refused
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 STAGE = "models:/sum/Production"
 ALIAS = "models:/sum@champion"
@@ -37,7 +37,7 @@ ALIAS = "models:/sum@champion"
 @pytest.fixture
 def registry(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[MlflowClient]:
     """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the
     model `sum`.

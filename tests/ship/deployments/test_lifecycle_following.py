@@ -2,7 +2,7 @@
 started from another shell.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.refusals import mentions
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 @pytest.fixture
 def registry(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     models: Any,
 ) -> Iterator[MlflowClient]:
     """Create a registry with the model `sum`: version 1, in Production, returns a + b,

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.ship.deployments.unapproved import (
 )
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 POLICY = "gated_aliases: [champion]\napprovals: {groups: [risk]}\n"
@@ -59,7 +59,7 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 @pytest.fixture
 def policy(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Callable[[str], None]]:
     """Return a function that sets the gate policy of the model credit, whose six
     versions are not approved.

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.watch.controller.webhooks import start_webhook_receive
 from tests.support.deployments import SIGNATURE, empty_home, weighted_sum
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, NewDatabase, tracking_at
 from tests.support.waiting import free_port, wait_until
 
 SECRET = "s3cret of the webhook"
@@ -336,7 +336,7 @@ def test_a_port_in_use_is_refused_in_one_line(
 @pytest.fixture
 def mlflow_with_webhooks(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[MlflowServer]:
     """An MLflow server without our app that sends webhooks to this machine."""
     server = MlflowServer(tmp_path / "mlflow")

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.watch.drift.effects import (
 )
 from mlflow_deploy_plugin.watch.result import Check, Finding
 from tests.support.classifiers import write_classifier, write_regressor
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, write_model
 from tests.support.refusals import mentions, refused
 
 ROWS = 4_000
@@ -117,9 +117,9 @@ def test_effect_of_a_new_category_is_that_of_its_rows(tmp_path: Path) -> None:
     }"""
     section = {
         "inputs": [
-            {"name": "carrier", "dtype": "str", "shape": [-1, 1], "columns": ["carrier"]},
+            graph_tensor("carrier", "str", -1, 1, columns=["carrier"]),
         ],
-        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }
     signature = [{"name": "carrier", "type": "string", "required": True}]
@@ -168,8 +168,8 @@ def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(
     """The model returns a and b."""
     graph = "same (double[N,2] x) => (double[N,2] y) { y = Identity(x) }"
     section = {
-        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": ["a", "b"]}],
-        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 2], "role": "values"}],
+        "inputs": [graph_tensor("x", "float64", -1, 2, columns=["a", "b"])],
+        "outputs": [graph_tensor("y", "float64", -1, 2, role="values")],
         "prediction": ["y"],
     }
     signature = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]

@@ -24,32 +24,21 @@ from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, label
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from tests.support.inference_log import ENDPOINT, MODEL, event_table
+from tests.support.models import graph_tensor
 
 _segments = itertools.count(1)
 DAY = datetime(2013, 4, 1, tzinfo=UTC)
 
 CLASSIFIER = {
     "outputs": [
-        {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-        {
-            "name": "probabilities",
-            "dtype": "float32",
-            "shape": [-1, 2],
-            "role": "probabilities",
-        },
+        graph_tensor("label", "int64", -1, role="label"),
+        graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
     ],
     "prediction": ["label"],
     "classes": [0, 1],
 }
 REGRESSOR = {
-    "outputs": [
-        {
-            "name": "variable",
-            "dtype": "float32",
-            "shape": [-1],
-            "role": "values",
-        }
-    ],
+    "outputs": [graph_tensor("variable", "float32", -1, role="values")],
     "prediction": ["variable"],
 }
 

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
     LevelSeries,
 )
 from tests.support.inference_log import ENDPOINT, event_table
+from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
 from tests.watch.kinds.conftest import EndpointWorld, finding
 
@@ -165,7 +166,7 @@ def test_a_column_is_named_with_its_parts(
     endpoint: EndpointWorld,
     reference: pa.Table,
 ) -> None:
-    embeddings = np.random.default_rng(0).normal(size=(len(reference), 16))
+    embeddings = normal_rows(len(reference), 16)
     endpoint.serve(
         CLASSIFIER,
         reference.append_column("embedding", pa.array(embeddings.tolist())),
@@ -332,7 +333,7 @@ def test_segments_reveal_a_drift_hidden_in_all_rows(ask: Callable[..., Any]) -> 
 def test_quality_is_judged_by_the_reference_and_the_requirements(
     ask: Callable[..., Any],
 ) -> None:
-    temperature = np.random.default_rng(5).normal(size=ROWS)
+    temperature = normal_rows(ROWS, seed=5)
     temperature[:120] = np.nan
 
     judged = ask(

@@ -9,6 +9,7 @@ import pytest
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.kinds.shadow import judge
+from tests.support.models import graph_tensor
 from tests.support.refusals import mentions
 from tests.watch.kinds.conftest import EndpointWorld, finding
 
@@ -178,14 +179,7 @@ def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
 
 def test_answers_that_cannot_be_compared_are_noted(endpoint: EndpointWorld) -> None:
     other = REGRESSOR | {
-        "outputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 2],
-                "role": "values",
-            }
-        ],
+        "outputs": [graph_tensor("x", "float32", -1, 2, role="values")],
     }
     endpoint.serve(REGRESSOR, v2=other | {"prediction": []})
     endpoint.answer(

@@ -1,7 +1,7 @@
 """The check of a changed budget of alarms, and alarms that a user accepts."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,10 +28,11 @@ from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 from mlflow_deploy_plugin.watch.monitors.window_runner import consecutive_alarms
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries
+from tests.support.models import graph_tensor
 from tests.support.monitored_endpoint import CALM, DAY, capture, make_endpoint
 from tests.support.refusals import mentions, refused
 from tests.support.results import result_of
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 SINCE = (CALM + 2 * DAY).isoformat()
 SHIFTED = Evidence(
@@ -244,7 +245,7 @@ def test_an_accepted_column_leaves_the_alarm_of_the_relations_open(
 def test_a_shift_starts_an_alert_until_it_is_accepted(
     deployments: Deployments,
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> None:
     """Each day of the reference has 75 rows, so that 0.6 is five deviations of a day's
     mean: no jump of a window.
@@ -368,7 +369,7 @@ def test_smallest_effect_in_a_unit_that_the_model_does_not_have_is_refused(
 ) -> None:
     file = tmp_path / "model-of-flights/MLmodel"
     document = yaml.safe_load(file.read_text())
-    output = {"name": "y", "dtype": "float32", "shape": [-1, 2], "role": role}
+    output = graph_tensor("y", "float32", -1, 2, role=role)
     document["flavors"]["onnxserve"] |= {"outputs": [output], "prediction": ["y"]}
     file.write_text(yaml.safe_dump(document))
     change: dict[str, object] = {"alarms.false_per_year": 1, "alarms.min_effect": 20}

@@ -3,7 +3,6 @@ the stored result.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +30,7 @@ from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions, refused
 from tests.support.services.alert_receiver import receiver
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 from tests.support.waiting import wait_until
 
 
@@ -501,7 +500,7 @@ def test_run_due_stops_at_a_failed_window_until_it_is_judged(
 @pytest.mark.timeout(900)
 def test_ten_commands_lead_from_a_notebook_to_an_alert(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> None:
     uri = new_database(tmp_path)
     with empty_home(tmp_path), receiver() as channel:

@@ -2,7 +2,7 @@
 --reference FILE`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 from mlflow_deploy_plugin.watch.result import MonitorResult
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 _rng = np.random.default_rng(0)
 
@@ -33,7 +33,7 @@ _rng = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def folder(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Path]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.watch.monitors.schedule import (
     windows_between,
 )
 from mlflow_deploy_plugin.watch.result import WindowRequest
-from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions
 
 MIDNIGHT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -172,7 +172,7 @@ def overview_of(world: MonitoredWorld) -> MonitorOverview:
 def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: MonitoredWorld) -> None:
     world.endpoint()
     before = overview_of(world)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
     world.watermark(NOON + HOUR / 2)
     after = overview_of(world)
 

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.inference_log import LogWriter
-from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON, SECONDS, MonitoredWorld
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
@@ -142,10 +142,8 @@ def test_a_window_waits_for_the_slowest_agent(world: MonitoredWorld) -> None:
 def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(
     world: MonitoredWorld,
 ) -> None:
-    world.endpoint()
-    world.rows(NOON)
+    world.due()
     world.watermark(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
 
     world.start()
     (window,) = world.wait_for(1)
@@ -164,7 +162,7 @@ def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(
     world.judge = judge
     world.endpoint(broken={}, sound={})
     world.rows(NOON, NOON + HOUR)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
     world.start()
     (sound,) = world.wait_for(1, "sound")
     assert sound.start == NOON
@@ -181,7 +179,7 @@ def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(
     assert failed.attempts == 5
     assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["broken"]
 
-    world.now = NOON + 2 * HOUR + timedelta(minutes=6)
+    world.now = DUE + HOUR
     assert world.wait_for(1, "broken")[-1].start == NOON + HOUR
 
 
@@ -218,7 +216,7 @@ def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> N
     world.judge = judge
     world.endpoint(slow={}, a={}, b={})
     world.rows(NOON, NOON + HOUR)
-    world.now = NOON + 2 * HOUR + timedelta(minutes=6)
+    world.now = DUE + HOUR
     world.start()
 
     assert len(world.wait_for(2, "a")) == len(world.wait_for(2, "b")) == 2
@@ -272,10 +270,8 @@ def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld
 def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(
     world: MonitoredWorld,
 ) -> None:
-    world.endpoint(paused={}, other={})
-    world.rows(NOON)
+    world.due(paused={}, other={})
     world.monitors.pause("flights", "paused")
-    world.now = NOON + HOUR + timedelta(minutes=6)
     world.start()
     world.wait_for(1, "other")
     assert world.monitors.windows(monitor="paused") == []
@@ -308,7 +304,7 @@ def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(
 def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredWorld) -> None:
     world.endpoint()
     world.rows(NOON, NOON + HOUR)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
     world.start()
     world.wait_for(1)
 
@@ -323,9 +319,7 @@ def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredW
 def test_unknown_time_zone_is_logged_once_and_does_not_stop_other_monitors(
     world: MonitoredWorld,
 ) -> None:
-    world.endpoint(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
-    world.rows(NOON)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.due(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
     world.start()
     world.wait_for(1, "other")
 
@@ -360,7 +354,7 @@ def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_
     world.rows(NOON)
     wait_until(lambda: world.monitors.state("flights", "hourly").made_up_to == NOON, SECONDS)
     assert world.monitors.windows() == []
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
     (judged,) = world.wait_for(1)
 
     assert judged.start == NOON
@@ -393,12 +387,10 @@ def test_alert_fires_only_after_the_required_consecutive_alarms(
 
 
 def test_unreadable_log_raises_an_alert_and_is_retried(world: MonitoredWorld) -> None:
-    world.endpoint()
-    world.rows(NOON)
+    world.due()
     marks = world.folder / "inference_log" / "_watermarks"
     marks.parent.mkdir(parents=True, exist_ok=True)
     marks.write_text("no folder")
-    world.now = NOON + HOUR + timedelta(minutes=6)
     passed = 0.0
 
     def monotonic() -> float:
@@ -417,11 +409,9 @@ def test_unreadable_log_raises_an_alert_and_is_retried(world: MonitoredWorld) ->
 def test_obstacle_to_judging_is_noted_until_resolved_and_logged_each_time(
     world: MonitoredWorld,
 ) -> None:
-    world.endpoint()
-    world.rows(NOON)
+    world.due()
     marks = world.folder / "inference_log" / "_watermarks"
     marks.parent.mkdir(parents=True, exist_ok=True)
-    world.now = NOON + HOUR + timedelta(minutes=6)
     world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
     marks.write_text("no folder")
@@ -502,7 +492,7 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_then_cost_
             d={},
         )
         world.rows(NOON, endpoint=f"e{number}")
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
 
     world.start()
     wait_until(lambda: len(world.asked) >= 200, 300, "all are judged")

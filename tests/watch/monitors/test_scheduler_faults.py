@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from tests.support.monitored_endpoint import capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import NewDatabase
 from tests.support.waiting import wait_until
 
 SECONDS = 240.0
@@ -136,7 +137,7 @@ class Machine:
 @pytest.fixture
 def machine(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[Machine]:
     made = Machine(tmp_path, new_database(tmp_path))
     yield made
@@ -194,7 +195,7 @@ def test_two_controllers_judge_each_window_once(machine: Machine) -> None:
 @pytest.mark.timeout(600)
 def test_reporting_is_retried_while_mlflow_is_down_and_other_monitors_continue(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> None:
     new_database(tmp_path)
     server = MlflowServer(tmp_path)

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.watch.monitors import manual_runs
 from mlflow_deploy_plugin.watch.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.watch.result import WindowRequest
-from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON, SECONDS, MonitoredWorld
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
@@ -111,7 +111,7 @@ def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld)
         lambda _: Alert("f", "flights", "hourly", "firing", NOON, NOON),
     )
     world.spoil("flights")
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
 
     world.start()
     (judged,) = world.wait_for(1)

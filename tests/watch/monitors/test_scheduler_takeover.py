@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
-from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON, MonitoredWorld
 
 
 def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:
@@ -37,7 +37,7 @@ def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(
     world.endpoint()
     world.rows(NOON)
     judged_by_hand(world, NOON, NOON + HOUR / 2)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
 
     world.start()
 
@@ -71,7 +71,7 @@ def test_alarm_fires_although_later_windows_were_judged_by_hand(
     world.rows(NOON)
     judged_by_hand(world, NOON + HOUR, NOON + 2 * HOUR)
     judged_by_hand(world, NOON + HOUR / 2, NOON + 3 * HOUR / 2)
-    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.now = DUE
     world.judge = lambda asked: "drift"
 
     world.start()

@@ -4,7 +4,7 @@ and the count of consecutive alarms.
 
 import math
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, count_rows
 from mlflow_deploy_plugin.watch.monitors.window_runner import Idle, WindowRunner, consecutive_alarms
 from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence
-from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON, MonitoredWorld
 
 
 def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_stands_then(
@@ -34,7 +34,7 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
         when the clock is read.
         """
         if is_watched and world.now < NOON + HOUR:
-            world.now = NOON + HOUR + timedelta(minutes=6)
+            world.now = DUE
             world.store.replace_spec(world.spec(hourly={"every": "30m"}))
         return world.now
 

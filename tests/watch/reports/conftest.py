@@ -1,18 +1,17 @@
 """An MLflow that the tests in this folder share."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 
 @pytest.fixture(scope="module")
 def tracking(
     tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> Iterator[MlflowClient]:
     """Yield an MLflow for this module with one registered version; tests use different
     endpoint names.

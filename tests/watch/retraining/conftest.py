@@ -1,18 +1,18 @@
 """An endpoint with a weak model, and a project that trains better models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.retraining import RetrainingWorld, retraining_world
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 
 @pytest.fixture
 def world(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[RetrainingWorld]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))

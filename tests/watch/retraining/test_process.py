@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.watch.retraining.process import MARK, beat_until_ended, get_run
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 from tests.support.waiting import free_port, wait_until
 
 
 @pytest.fixture
 def run_id(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)

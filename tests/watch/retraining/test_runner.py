@@ -13,7 +13,6 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.store.tables import RetrainingRow
 from mlflow_deploy_plugin.watch.retraining import process
-from mlflow_deploy_plugin.watch.retraining.trigger import retrain_on_alarm
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions
 from tests.support.retraining import RetrainingWorld
@@ -50,7 +49,7 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
 ) -> None:
     world.capture()
     spec = world.spec(parameters={"does": "wait"})
-    assert retrain_on_alarm(world.deployments, world.result(), spec) is not None
+    assert world.retrain_on_result(spec) is not None
     for state in ("running", "registered", "gated"):
         controller = start_controller(world)
         try:

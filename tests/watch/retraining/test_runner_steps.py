@@ -11,7 +11,6 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.watch.retraining import process
-from mlflow_deploy_plugin.watch.retraining.trigger import retrain_on_alarm
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions
 from tests.support.retraining import RetrainingWorld
@@ -21,7 +20,7 @@ from tests.support.waiting import wait_until
 def begin(world: RetrainingWorld, does: str = "better", **fields: object) -> None:
     world.capture()
     spec = world.spec(parameters={"does": does}, **fields)
-    assert retrain_on_alarm(world.deployments, world.result(), spec) is not None
+    assert world.retrain_on_result(spec) is not None
 
 
 def story(world: RetrainingWorld) -> list[str]:

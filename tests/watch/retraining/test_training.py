@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,7 +36,6 @@ from mlflow_deploy_plugin.ship.deployments.config import configure
 from mlflow_deploy_plugin.watch.retraining import training
 from mlflow_deploy_plugin.watch.retraining.plan import (
     RetrainingState,
-    RetrainPlan,
     plan_for,
     plan_of,
 )
@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.watch.retraining.training import (
     end_training,
     select_rows,
 )
-from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining, retrain_on_alarm
+from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
@@ -92,7 +92,7 @@ def history(world: RetrainingWorld) -> tuple[str, str]:
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
     world.capture(share_labelled=share)
-    assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is not None
+    assert world.retrain_on_result() is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert mentions(failed.reason, f"{share * 600:g} labelled rows", "100")
@@ -102,11 +102,7 @@ def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
 @pytest.mark.long
 def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    assert retrain_on_alarm(
-        world.deployments,
-        world.result(),
-        world.spec(parameters={"does": "nothing"}),
-    )
+    assert world.retrain_on_result(world.spec(parameters={"does": "nothing"}))
     running = world.take()
     assert running.state == "running"
     assert running.figures.rows == 300
@@ -121,7 +117,7 @@ def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
             "label": np.ones_like(rows["label"]),
         }
     )
-    assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is not None
+    assert world.retrain_on_result() is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert mentions(failed.reason, "600 labels", "2026-06-02", "'1'")
@@ -179,14 +175,21 @@ def test_a_version_of_another_signature(world: RetrainingWorld) -> None:
     assert mentions(left.reason, "gate", "signature", "c (double) added")
 
 
-def plan(world: RetrainingWorld, mode: str) -> RetrainPlan:
-    retrain = world.spec(mode=mode).retrain
-    assert retrain is not None
-    return plan_for(retrain, ENDPOINT, MODEL, "1", "1d", DAY, "ada")
-
-
 def log(world: RetrainingWorld) -> InferenceLog:
     return open_log(world.deployments.settings.inference_log)
+
+
+def collected_rows(
+    world: RetrainingWorld,
+    mode: str = "incremental",
+    types: Mapping[str, str] | None = None,
+    withheld: Collection[str] = (),
+) -> TrainingData:
+    """Return the data of a training for the window `DAY`."""
+    retrain = world.spec(mode=mode).retrain
+    assert retrain is not None
+    plan = plan_for(retrain, ENDPOINT, MODEL, "1", "1d", DAY, "ada")
+    return collect_training_data(log(world), plan, world.folder / "window", types or {}, withheld)
 
 
 def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
@@ -194,12 +197,7 @@ def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
 ) -> None:
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
-    collected = collect_training_data(
-        log(world),
-        plan(world, "incremental"),
-        world.folder / "material",
-        {},
-    )
+    collected = collected_rows(world)
     assert collected.held_out is not None
     learned = written(collected.data)
     held_out = written(collected.held_out)
@@ -219,9 +217,7 @@ def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) ->
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
     world.capture(start=DAY.end, seed=3)
-    collected = collect_training_data(
-        log(world), plan(world, "full"), world.folder / "material", {}
-    )
+    collected = collected_rows(world, mode="full")
     times = written(collected.data).column("_event_time").to_pylist()
     assert collected.rows + collected.held_out_rows == 1200
     assert min(times) == DAY.start - timedelta(days=1)
@@ -230,12 +226,7 @@ def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) ->
 
 def test_rows_without_a_label_are_left_out(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    collected = collect_training_data(
-        log(world),
-        plan(world, "incremental"),
-        world.folder / "material",
-        {},
-    )
+    collected = collected_rows(world)
     assert collected.rows + collected.held_out_rows == 300
 
 
@@ -243,13 +234,7 @@ def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(
     world: RetrainingWorld,
 ) -> None:
     world.capture()
-    collected = collect_training_data(
-        log(world),
-        plan(world, "incremental"),
-        world.folder / "material",
-        {"a": "double", "b": "double"},
-        ["b"],
-    )
+    collected = collected_rows(world, types={"a": "double", "b": "double"}, withheld=["b"])
     assert written(collected.data).column_names == ["a", "_event_time", "_label", "_label_number"]
     assert collected.held_out is None
     assert collected.rows == 600
@@ -261,29 +246,28 @@ def test_rows_without_an_optional_column_are_held_out_to_judge_a_version(
     """The column is optional in a pyfunc, so the log may lack it."""
     world.capture()
 
-    collected = collect_training_data(
-        log(world),
-        plan(world, "incremental"),
-        world.folder / "material",
-        {"a": "double", "b": "double", "c": "double"},
-    )
+    collected = collected_rows(world, types={"a": "double", "b": "double", "c": "double"})
 
     assert collected.held_out is not None
 
 
-def test_columns_withheld_from_training_by_capture_are_named(world: RetrainingWorld) -> None:
+def training_with(world: RetrainingWorld, field: str) -> Retraining:
+    """Return a training that started with this field of the endpoint set to `b`, and
+    that was ended.
+    """
     store = world.deployments.store
     # No server is started.
-    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}))
+    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {field: "b"}))
     world.capture()
-    assert retrain_on_alarm(
-        world.deployments,
-        world.result(),
-        world.spec(parameters={"does": "nothing"}),
-    )
+    assert world.retrain_on_result(world.spec(parameters={"does": "nothing"}))
     running = world.take()
     end_training(running)
     world.context.fail(running, "nothing more is to be seen")
+    return running
+
+
+def test_columns_withheld_from_training_by_capture_are_named(world: RetrainingWorld) -> None:
+    training_with(world, "capture.mask")
     (last,) = (
         event for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.run"
     )
@@ -293,17 +277,7 @@ def test_columns_withheld_from_training_by_capture_are_named(world: RetrainingWo
 
 
 def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
-    store = world.deployments.store
-    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.keys": "b"}))
-    world.capture()
-    assert retrain_on_alarm(
-        world.deployments,
-        world.result(),
-        world.spec(parameters={"does": "nothing"}),
-    )
-    running = world.take()
-    end_training(running)
-    world.context.fail(running, "nothing more is to be seen")
+    running = training_with(world, "capture.keys")
     (data,) = world.context.folder(running).rglob("data.parquet")
     assert "b" not in written(data).column_names
 
@@ -311,12 +285,7 @@ def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
 def test_too_few_labels_are_refused(world: RetrainingWorld) -> None:
     world.capture(rows=48)
     with refused(InvalidConfig, "48 labelled rows", "100"):
-        collect_training_data(
-            log(world),
-            plan(world, "incremental"),
-            world.folder / "material",
-            {},
-        )
+        collected_rows(world)
 
 
 def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> None:
@@ -327,12 +296,7 @@ def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> No
         }
     )
     types = {"a": "long", "b": "double"}
-    collected = collect_training_data(
-        log(world),
-        plan(world, "incremental"),
-        world.folder / "material",
-        types,
-    )
+    collected = collected_rows(world, types=types)
     schema = written(collected.data).schema
     assert {name: str(schema.field(name).type) for name in types} == {"a": "int64", "b": "double"}
 
@@ -345,12 +309,7 @@ def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld)
         }
 
     world.capture(change=newest_alike)
-    collected = collect_training_data(
-        log(world),
-        plan(world, "incremental"),
-        world.folder / "material",
-        {},
-    )
+    collected = collected_rows(world)
     assert collected.held_out is None
     assert collected.rows == 600
 
@@ -433,12 +392,7 @@ def four_days(world: RetrainingWorld) -> RetrainingWorld:
 def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is(
     four_days: RetrainingWorld,
 ) -> None:
-    plain = collect_training_data(
-        log(four_days),
-        plan(four_days, "incremental"),
-        four_days.folder / "plain",
-        {},
-    )
+    plain = collected_rows(four_days)
 
     data = sampled(four_days, fraction=0.2)
 

@@ -14,7 +14,6 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.retraining.trigger import (
     RetrainingSchedule,
     request_retraining,
-    retrain_on_alarm,
 )
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
@@ -44,11 +43,7 @@ def refusals(world: RetrainingWorld) -> list[str]:
 
 
 def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorld) -> None:
-    begun = retrain_on_alarm(
-        world.deployments,
-        world.result(),
-        world.spec(mode="incremental"),
-    )
+    begun = world.retrain_on_result(world.spec(mode="incremental"))
     assert begun is not None
     assert begun.endpoint == ENDPOINT
     assert begun.model == MODEL
@@ -64,84 +59,62 @@ def test_result_without_an_alarm_or_monitor_without_retraining_starts_none(
     world: RetrainingWorld,
 ) -> None:
     for state in ("kept", "cannot tell"):
-        assert retrain_on_alarm(world.deployments, world.result(state), world.spec()) is None
+        assert world.retrain_on_result(state=state) is None
     without = world.spec().model_copy(update={"retrain": None})
-    assert retrain_on_alarm(world.deployments, world.result(), without) is None
+    assert world.retrain_on_result(without) is None
     assert refusals(world) == []
 
 
 def test_repeated_result_starts_only_one_retraining(
     world: RetrainingWorld,
 ) -> None:
-    first = retrain_on_alarm(
-        world.deployments,
-        world.result(),
-        world.spec(cooldown="1s"),
-    )
+    first = world.retrain_on_result(world.spec(cooldown="1s"))
     ended(world)
-    again = retrain_on_alarm(
-        world.deployments,
-        world.result(),
-        world.spec(cooldown="1s"),
-    )
+    again = world.retrain_on_result(world.spec(cooldown="1s"))
     assert first is not None
     assert again == world.latest()
     assert again.id == first.id
 
 
 def test_a_model_is_trained_once_at_a_time(world: RetrainingWorld) -> None:
-    retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
+    world.retrain_on_result(world.spec(cooldown="1s"))
     world.ahead = timedelta(days=2)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is None
+    assert world.retrain_on_result(window=TOMORROW) is None
     assert refusals(world) == [f"model {MODEL} is already being trained: retraining 1 is waiting"]
 
 
 def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -> None:
-    retrain_on_alarm(world.deployments, world.result(), world.spec())
+    world.retrain_on_result()
     ended(world)
     for _ in range(2):
-        assert (
-            retrain_on_alarm(
-                world.deployments,
-                world.result(window=TOMORROW),
-                world.spec(),
-            )
-            is None
-        )
+        assert world.retrain_on_result(window=TOMORROW) is None
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     world.ahead = timedelta(days=1, seconds=1)
-    assert (
-        retrain_on_alarm(
-            world.deployments,
-            world.result(window=TOMORROW),
-            world.spec(),
-        )
-        is not None
-    )
+    assert world.retrain_on_result(window=TOMORROW) is not None
 
 
 def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
     spec = world.spec(max_runs=1)
-    retrain_on_alarm(world.deployments, world.result(), spec)
+    world.retrain_on_result(spec)
     ended(world)
     world.ahead = timedelta(days=29)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is None
+    assert world.retrain_on_result(spec, window=TOMORROW) is None
     assert mentions(refusals(world)[0], "1 times", "30 days", "max_runs is 1")
     world.ahead = timedelta(days=31)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is not None
+    assert world.retrain_on_result(spec, window=TOMORROW) is not None
 
 
 def test_failure_before_training_starts_the_cooldown_but_uses_no_budget(
     world: RetrainingWorld,
 ) -> None:
     spec = world.spec(max_runs=1)
-    retrain_on_alarm(world.deployments, world.result(), spec)
+    world.retrain_on_result(spec)
     assert world.take().state == "failed"  # No rows were captured.
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is None
+    assert world.retrain_on_result(spec, window=TOMORROW) is None
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     world.ahead = timedelta(days=1, seconds=1)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is not None
+    assert world.retrain_on_result(spec, window=TOMORROW) is not None
 
 
 def test_alarm_with_a_missing_project_starts_no_retraining_and_alerts_once(
@@ -150,7 +123,7 @@ def test_alarm_with_a_missing_project_starts_no_retraining_and_alerts_once(
     spec = world.spec()
     (world.project / "MLproject").rename(world.project / "gone")
     for _ in range(2):
-        assert retrain_on_alarm(world.deployments, world.result(), spec) is None
+        assert world.retrain_on_result(spec) is None
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(
         f"the model cannot be trained: project: {world.project} has no MLproject",
@@ -200,7 +173,7 @@ def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_onc
 
 def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -> None:
     world.monitor(max_runs=1)
-    retrain_on_alarm(world.deployments, world.result(), world.spec(max_runs=1))
+    world.retrain_on_result(world.spec(max_runs=1))
     ended(world)
     retraining = request_retraining(
         world.deployments,
@@ -250,7 +223,7 @@ def test_live_rollout_blocks_retrainings_and_postpones_the_schedule(
     schedule = RetrainingSchedule(world.deployments, "controller")
     schedule.request_due(now)
     schedule.request_due(now + timedelta(days=3))
-    assert retrain_on_alarm(world.deployments, world.result(), world.spec()) is None
+    assert world.retrain_on_result() is None
     under_way = f"rollout 1 of endpoint '{ENDPOINT}' is live"
     assert refusals(world) == [under_way]
     with pytest.raises(AlreadyExists, match=under_way):
@@ -268,16 +241,10 @@ def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(
     ended(world)
     world.ahead = timedelta()  # The clock is corrected.
 
-    assert retrain_on_alarm(world.deployments, world.result(), world.spec(max_runs=1)) is not None
+    assert world.retrain_on_result(world.spec(max_runs=1)) is not None
     ended(world)
     schedule.request_due()
     assert len(world.retrainings.find()) == 2
     world.ahead = timedelta(days=2)
     schedule.request_due()
     assert len(world.retrainings.find()) == 3
-
-
-def test_the_store_lets_a_model_have_one_live_retraining(world: RetrainingWorld) -> None:
-    world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "first"}, {})
-    with refused(AlreadyExists, "retraining 1", "waiting"):
-        world.retrainings.add("another", "accuracy", MODEL, {"why": "second"}, {})

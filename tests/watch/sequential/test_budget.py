@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries, ReferenceLevels
+from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
 from tests.watch.sequential.conftest import DAY_US, reference_of
 
@@ -111,7 +112,7 @@ def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
 
 def test_few_windows_are_named_with_the_smallest_budget() -> None:
     (statement,) = statements(
-        np.random.default_rng(0).normal(size=30),
+        normal_rows(30),
         per_year=1.0,
     )
     assert mentions(statement, "30 windows", "40", "about 2")
@@ -121,7 +122,7 @@ def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> N
     assert any(
         mentions(line, "temp/level", "rolling:7d") for line in statements(correlated(400, 0.97))
     )
-    walk = np.cumsum(np.random.default_rng(1).normal(size=120))
+    walk = np.cumsum(normal_rows(120, seed=1))
     assert any(mentions(line, "smallest budget", "rolling:7d") for line in statements(walk))
 
 

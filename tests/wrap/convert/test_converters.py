@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
@@ -18,10 +17,11 @@ from sklearn.base import BaseEstimator
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.raising import Panic, raise_it
+from tests.support.random_rows import normal_rows
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
 ROWS = pd.DataFrame(
-    np.random.default_rng(0).normal(size=(50, 3)),
+    normal_rows(50, 3),
     columns=["age", "unused", "income"],
 )
 BROKEN = """

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.serve.runtime.session import Placement
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.models import parse_graph
+from tests.support.random_rows import normal_rows
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
 
 
 def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
+    rows = normal_rows(90, 3).astype(np.float32)
     targets = np.stack(
         [rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])],
         axis=1,

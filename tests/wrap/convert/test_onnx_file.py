@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.wrap.convert import onnx_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
+from tests.support.random_rows import normal_rows
 from tests.support.serving import Served
 
 ROWS = 300
@@ -56,7 +57,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]
     here, and its table.
     """
     monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1024)
-    table = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    table = normal_rows(ROWS, WIDTH).astype(np.float32)
     offset = np.zeros((ROWS, WIDTH), np.float32)
     return lookup(
         [

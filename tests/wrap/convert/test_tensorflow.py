@@ -21,8 +21,9 @@ else:
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
 
-ROWS = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+ROWS = normal_rows(20, 4).astype(np.float32)
 SPEC = tf.TensorSpec([None, 4], tf.float32, name="rows")
 
 

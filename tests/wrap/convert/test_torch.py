@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import is_proven
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # The exporter warns about future changes.
 
@@ -145,12 +147,9 @@ def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
         backend=refuse,
     )
 
-    assert (
-        wrap(
-            net,
-            np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32),
-        ).report.state
-        == "proven"
+    assert is_proven(
+        net,
+        normal_rows(9, 2).astype(np.float32),
     )
 
 
@@ -299,13 +298,13 @@ def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
         dynamic_shapes=rows,
     )
 
-    assert wrap(program, batch).report.state == "proven"
+    assert is_proven(program, batch)
 
 
 @pytest.mark.long
 def test_table_becomes_one_input() -> None:
     table = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(20, 4)),
+        normal_rows(20, 4),
         columns=list("abcd"),
     )
 
@@ -394,9 +393,9 @@ def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
                 self.name: 2 * x,
             }
 
-    rows = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    rows = normal_rows(9, 4).astype(np.float32)
 
-    assert wrap(Named("twice"), rows).report.state == "proven"
+    assert is_proven(Named("twice"), rows)
     with pytest.raises(ConversionError, match=r"Named .*'x'.* input"):
         wrap(Named("x"), rows)
 
@@ -626,7 +625,7 @@ def test_free_sizes_do_not_depend_on_earlier_wraps() -> None:
 
 @pytest.mark.long
 def test_a_signature_declares_free_sizes() -> None:
-    images = np.random.default_rng(0).normal(size=(4, 3, 12, 10)).astype(np.float32)
+    images = normal_rows(4, 3, 12, 10).astype(np.float32)
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3),
         torch.nn.AdaptiveAvgPool2d(1),
@@ -824,12 +823,10 @@ def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
     )
     weights = [parameter.clone() for parameter in net.parameters()]
 
-    report = wrap(
+    assert is_proven(
         net,
-        np.random.default_rng(number).normal(size=(100, 20)).astype(np.float32),
-    ).report
-
-    assert report.state == "proven"
+        normal_rows(100, 20, seed=number).astype(np.float32),
+    )
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), weights, strict=True))
 
 
@@ -841,12 +838,9 @@ def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
         torch.nn.Linear(32, 3),
     ).half()
 
-    assert (
-        wrap(
-            net,
-            np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16),
-        ).report.state
-        == "proven"
+    assert is_proven(
+        net,
+        normal_rows(9, 6).astype(np.float16),
     )
 
 
@@ -859,7 +853,7 @@ def test_answers_that_depend_on_the_other_rows_do_not_count_as_rounding() -> Non
     with pytest.raises(ParityError, match="does not match the original"):
         wrap(
             Centred(),
-            np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32),
+            normal_rows(9, 4).astype(np.float32),
         )
 
 

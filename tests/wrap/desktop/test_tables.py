@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.desktop import tables
 from mlflow_deploy_plugin.wrap.desktop.tables import predict_csv, predict_file, save_columns
-from tests.support.models import columns, write_model
+from tests.support.models import columns, graph_tensor, write_model
 from tests.support.refusals import refused
 
 HEADER = "carrier,distance,hour,late\n"
@@ -147,14 +147,7 @@ def test_outputs_with_several_values_per_row_have_a_column_per_value(tmp_path: P
         "total": [1],
     }
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "columns": ["x"],
-            }
-        ],
+        "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
         "outputs": [
             {"name": name, "dtype": "float32", "shape": shape} | VALUES
             for name, shape in shapes.items()

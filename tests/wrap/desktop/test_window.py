@@ -13,7 +13,7 @@ import requests
 from PIL import ImageGrab
 
 from mlflow_deploy_plugin.wrap.desktop.window import ProgramWindow
-from tests.support.models import columns, write_model
+from tests.support.models import columns, graph_tensor, write_model
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port, wait_until
 from tests.wrap.desktop.conftest import FACTS
@@ -224,22 +224,8 @@ def test_numbers_are_counted_by_value_or_by_interval(
 ) -> None:
     monkeypatch.setenv("DISPLAY", display)
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "columns": ["x"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
+        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }
     window = ProgramWindow(

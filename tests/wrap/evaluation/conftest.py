@@ -2,14 +2,14 @@
 and a tracking store for each test.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from tests.promote.gate.conftest import folders, registry
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 __all__ = ["folders", "new_tracking", "registry"]
 
@@ -17,7 +17,7 @@ __all__ = ["folders", "new_tracking", "registry"]
 @pytest.fixture
 def new_tracking(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     monkeypatch.chdir(tmp_path)  # MLflow puts artifacts of a database store here.

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessPoint
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
@@ -231,22 +231,8 @@ def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> Non
         label = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], \
 values_int64s = [1, 0]> (t) }"""
     section = {
-        "inputs": [
-            {
-                "name": "t",
-                "dtype": "str",
-                "shape": [-1],
-                "columns": ["t"],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "label",
-                "dtype": "int64",
-                "shape": [-1],
-                "role": "label",
-            }
-        ],
+        "inputs": [graph_tensor("t", "str", -1, columns=["t"])],
+        "outputs": [graph_tensor("label", "int64", -1, role="label")],
         "prediction": ["label"],
     }
     model = write_model(
@@ -349,12 +335,7 @@ def test_columns_of_a_file_become_the_only_tensor_of_a_model(tmp_path: Path) -> 
     model = write_model(
         tmp_path / "m",
         graph,
-        [
-            {
-                "type": "tensor",
-                "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
-            }
-        ],
+        [tensor_column("float32", -1, 2)],
     )
     rows = {name: ROWS[name] for name in (*COLUMNS, "value")}
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     reference_rows,
 )
 from tests.support.classifiers import labelled, write_classifier, write_rows
-from tests.support.models import columns, mixed_model, write_model
+from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 
@@ -456,22 +456,8 @@ def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_bo
     tmp_path: Path,
 ) -> None:
     graph = "stacked (double[N,2] X) => (double[N,2] y) { y = Identity(X) }"
-    stacked = [
-        {
-            "name": "X",
-            "dtype": "float64",
-            "shape": [-1, 2],
-            "columns": ["late", "distance"],
-        }
-    ]
-    outputs = [
-        {
-            "name": "y",
-            "dtype": "float64",
-            "shape": [-1, 2],
-            "role": "values",
-        }
-    ]
+    stacked = [graph_tensor("X", "float64", -1, 2, columns=["late", "distance"])]
+    outputs = [graph_tensor("y", "float64", -1, 2, role="values")]
     section = {"inputs": stacked, "outputs": outputs, "prediction": ["y"]}
     folder = write_model(
         tmp_path / "stacked",

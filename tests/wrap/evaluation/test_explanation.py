@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.errors import (
     SchemaMismatch,
 )
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
@@ -114,12 +114,7 @@ def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
     model = write_model(
         tmp_path / "m",
         graph,
-        [
-            {
-                "type": "tensor",
-                "tensor-spec": {"dtype": "float32", "shape": [-1, 2]},
-            }
-        ],
+        [tensor_column("float32", -1, 2)],
     )
     rows = {
         "x": np.stack([ROWS["a"], ROWS["b"]], axis=1),
@@ -157,27 +152,10 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
         y = Add(d, x) }"""
     section = {
         "inputs": [
-            {
-                "name": "t",
-                "dtype": "str",
-                "shape": [-1, 1],
-                "columns": ["t"],
-            },
-            {
-                "name": "x",
-                "dtype": "float64",
-                "shape": [-1, 1],
-                "columns": ["x"],
-            },
+            graph_tensor("t", "str", -1, 1, columns=["t"]),
+            graph_tensor("x", "float64", -1, 1, columns=["x"]),
         ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float64",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "outputs": [graph_tensor("y", "float64", -1, 1, role="values")],
         "prediction": ["y"],
     }
     columns = [
@@ -267,12 +245,7 @@ def test_a_model_that_cannot_be_explained_gives_a_reason(tmp_path: Path) -> None
     with pytest.raises(InvalidArtifact, match="no ONNX form"):
         onnxserve.explain(str(tmp_path / "pyfunc"), ROWS)
     graph = "g (float[N,2,2] x) => (float[N,2,2] y) { y = Identity(x) }"
-    pictures = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]},
-        }
-    ]
+    pictures = [tensor_column("float32", -1, 2, 2)]
     with pytest.raises(InvalidRequest, match=r"'x' .*3 dimensions"):
         onnxserve.explain(
             str(write_model(tmp_path / "m", graph, pictures)),

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, Sc
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.wrap.evaluation.model import chunk_rows, downloaded_version, load_version
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
-from tests.support.models import write_model
+from tests.support.models import graph_tensor, tensor_column, write_model
 
 ROWS = labelled(12_000)
 
@@ -60,23 +60,10 @@ def test_texts_of_a_ready_graph_are_labels(tmp_path: Path) -> None:
                 "shape": [-1, 2],
             }
         ],
-        "outputs": [
-            {
-                "name": "t",
-                "dtype": "str",
-                "shape": [-1, 2],
-                "role": "values",
-            }
-        ],
+        "outputs": [graph_tensor("t", "str", -1, 2, role="values")],
         "prediction": ["t"],
     }
-    signature = [
-        {
-            "type": "tensor",
-            "name": "s",
-            "tensor-spec": {"dtype": "str", "shape": [-1, 2]},
-        }
-    ]
+    signature = [tensor_column("str", -1, 2, name="s")]
     model = load_version(write_model(tmp_path / "model", graph, signature, section))
 
     predictions = model.predict({"s": np.array([["no", "yes"]], object)})

@@ -10,6 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.models import mixed_model, tensor_model
+from tests.support.random_rows import normal_rows
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +58,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model of an unnamed array, with an input example."""
     from sklearn.neural_network import MLPClassifier
 
-    rows = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    rows = normal_rows(100, 6).astype(np.float32)
     model = MLPClassifier(
         [8],
         max_iter=20,

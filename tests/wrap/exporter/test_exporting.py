@@ -4,7 +4,6 @@ leaving files.
 
 import os
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,9 +38,9 @@ from mlflow_deploy_plugin.wrap.exporter.exporting import FORMATS
 from mlflow_deploy_plugin.wrap.exporter.package import RUNNER
 from mlflow_deploy_plugin.wrap.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
-from tests.support.models import write_model
+from tests.support.models import tensor_column, write_model
 from tests.support.pyfuncs import save_pyfuncs
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 
 def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_types(
@@ -118,7 +117,7 @@ def test_the_exported_graph_describes_its_columns_classes_and_parity(
 def test_a_registered_version_keeps_its_number(
     mixed: Path,
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
@@ -235,12 +234,7 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
 
 
 def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> None:
-    signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [2, 3]},
-        }
-    ]
+    signature = [tensor_column("float32", 2, 3)]
     graph = "fixed (float[2,3] x) => (float[2,3] y) { y = Abs(x) }"
     folder = write_model(tmp_path / "fixed", graph, signature)
     exported = onnxserve.export(str(folder), "bundle", tmp_path / "b")
@@ -389,7 +383,13 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
             "onnx",
             {"rows": {"carrier": ["a"]}},
         ),
-        (InvalidConfig, "cannot be read", str(mixed), "onnx", {"rows": tmp_path / "none.csv"}),
+        (
+            InvalidConfig,
+            r"none\.csv cannot be read",
+            str(mixed),
+            "onnx",
+            {"rows": tmp_path / "none.csv"},
+        ),
         (
             InvalidConfig,
             "'!!' is not a valid name of a Python package",
@@ -410,7 +410,7 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
     for error, message, uri, form, options in cases:
         with pytest.raises(error, match=message):
             onnxserve.export(uri, form, out / "new", **options)
-    with pytest.raises(AlreadyExists, match=r"m\.onnx exists"):
+    with pytest.raises(AlreadyExists, match=r"m\.onnx exists; specify another path"):
         onnxserve.export(str(mixed), "onnx", out / "m.onnx")
     for path, reason in [
         (out / "m.onnx" / "new", "(File exists|Not a directory)"),

@@ -2,7 +2,6 @@
 version.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -28,8 +27,9 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.pmml import needs_java
+from tests.support.random_rows import normal_rows
 from tests.support.refusals import refused
-from tests.support.tracking import tracking_at
+from tests.support.tracking import NewDatabase, tracking_at
 
 _OPTIONS = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
 
@@ -93,7 +93,7 @@ def test_a_wrapped_version_is_exported_from_the_model_from_which_it_was_wrapped(
     fitted: Pipeline,
     flights: pd.DataFrame,
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         mlflow.set_experiment(
@@ -126,7 +126,7 @@ def test_boosters_are_exported_with_missing_values(
 ) -> None:
     module = pytest.importorskip(library)
     rows = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32),
+        normal_rows(60, 3).astype(np.float32),
         columns=["a", "b c", "d"],
     )
     rows.iloc[::5, 0] = np.nan
@@ -148,7 +148,7 @@ def test_boosters_are_exported_with_missing_values(
 @needs_java
 def test_a_clustering_is_exported_with_its_clusters(tmp_path: Path) -> None:
     rows = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(40, 2))
+        normal_rows(40, 2)
         + np.repeat(
             [[0, 9], [9, 0]],
             20,
@@ -171,7 +171,7 @@ def test_a_clustering_is_exported_with_its_clusters(tmp_path: Path) -> None:
 @pytest.mark.long
 @needs_java
 def test_a_model_of_an_array_is_exported_with_numbered_fields(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(40, 3))
+    rows = normal_rows(40, 3)
     model = LinearRegression().fit(
         rows,
         rows @ [[1, 2], [3, 4], [5, 6]],
@@ -192,7 +192,7 @@ def test_a_model_of_an_array_is_exported_with_numbered_fields(tmp_path: Path) ->
 @pytest.mark.long
 @needs_java
 def test_a_model_without_a_pmml_form_is_refused_with_the_reason(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(40, 3))
+    rows = normal_rows(40, 3)
     uri = save_sklearn(
         RandomForestClassifier(3).fit(rows, rows[:, :2] > 0),
         tmp_path / "model",
@@ -215,7 +215,7 @@ def test_another_original_is_refused_by_its_answers(
     fitted: Pipeline,
     flights: pd.DataFrame,
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         mlflow.set_experiment(

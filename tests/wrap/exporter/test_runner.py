@@ -16,6 +16,7 @@ import pytest
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.wrap.exporter.runner import Model
 from tests.support.models import IDENTITY, parse_graph
+from tests.support.random_rows import normal_rows
 
 FRAME = pd.DataFrame(
     {
@@ -130,7 +131,7 @@ def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
 
 def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: Path) -> None:
     model = Model(onnxserve.export(str(network), "onnx", tmp_path / "m.onnx").path)
-    rows = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    rows = normal_rows(4, 6, seed=1).astype(np.float32)
     np.testing.assert_array_equal(
         model.predict(pd.DataFrame(rows)),
         model.predict(rows),

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.models import write_model
+from tests.support.random_rows import normal_rows
 
 PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 
@@ -49,7 +50,7 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     folder = mixed
     if model == "trees":
-        rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+        rows = normal_rows(100, 3).astype(np.float32)
         folder = tmp_path / "trees"
         save_model(
             DecisionTreeRegressor(max_depth=3).fit(rows, rows[:, 0]),
@@ -256,7 +257,7 @@ def test_recurrent_layers_answer_any_number_of_rows_and_forget_between_calls(
             return self.layers(series)[0][:, -1]
 
     torch.manual_seed(0)
-    series = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
+    series = normal_rows(8, 5, 3).astype(np.float32)
     save_model(Last().eval(), tmp_path / "series", input_example=series)
     messages: list[str] = []
     onnxserve.export(

@@ -36,8 +36,9 @@ from mlflow_deploy_plugin.wrap.convert.sklearn import additive as additive_forms
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 from mlflow_deploy_plugin.wrap.flavor.additive import with_additive_files
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
 
-ROWS = np.random.default_rng(0).normal(size=(300, 3))
+ROWS = normal_rows(300, 3)
 CLASSES = np.digitize(ROWS[:, 0] + ROWS[:, 1], [-0.5, 0.5])
 
 

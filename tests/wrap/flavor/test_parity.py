@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.wrap.flavor.parity import (
     refusals_of,
 )
 from mlflow_deploy_plugin.wrap.flavor.saved_model import write_mlmodel
+from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
 
 Saved = tuple[OnnxModel, Any]
@@ -32,7 +33,7 @@ Saved = tuple[OnnxModel, Any]
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     return pd.DataFrame(
-        np.random.default_rng(0).normal(size=(50, 2)),
+        normal_rows(50, 2),
         columns=["a", "b"],
     )
 

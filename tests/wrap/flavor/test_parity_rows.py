@@ -8,6 +8,7 @@ import pytest
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.wrap.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows
+from tests.support.random_rows import normal_rows
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_same_seed_gives_the_same_rows(table: pd.DataFrame) -> None:
 
 
 def test_matrix_keeps_its_dtype() -> None:
-    example = {"": np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)}
+    example = {"": normal_rows(30, 3).astype(np.float32)}
 
     for group in parity_rows(Batch(example), None, BoundaryValues(edges={"1": np.array([0.5])})):
         assert group.batch.data[""].dtype == np.float32
@@ -312,7 +313,7 @@ def test_thresholds_without_a_number_are_left_out() -> None:
 
 @pytest.mark.long
 def test_rows_with_gaps_are_bounded_in_wide_tables() -> None:
-    example = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 1500))).rename(columns=str)
+    example = pd.DataFrame(normal_rows(20, 1500)).rename(columns=str)
 
     group = _by_source(example)["missing"]
     gaps = pd.DataFrame(group.batch.data).isna()

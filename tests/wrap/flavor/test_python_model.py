@@ -26,6 +26,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.serve.pyfunc.scorer import Scorer
 from mlflow_deploy_plugin.wrap.flavor.python_model import net_options, typed_columns_options
+from tests.support.random_rows import normal_rows
 from tests.support.servers import gunicorn, one_endpoint
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ else:
     torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ROWS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+ROWS = normal_rows(6, 3).astype(np.float32)
 
 
 class Longest(torch.nn.Module):
@@ -527,7 +528,7 @@ def test_a_model_of_categories_is_asked_and_reported_once(
 
 @pytest.mark.long
 def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(40, 2))
+    rows = normal_rows(40, 2)
     table = pd.DataFrame(rows, columns=["a", "b"])
     several = RandomForestClassifier(3, random_state=0).fit(
         table,

@@ -278,7 +278,7 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
     assert "onnxserve.parity" not in version.tags
     assert info.signature.inputs.input_names() == ["a", "b", "c"]
     np.testing.assert_allclose(
-        mlflow.pyfunc.load_model(info.model_uri).predict(table),
+        predictions_of(info, table),
         pipeline.predict(table),
     )
 
@@ -289,19 +289,36 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     table: pd.DataFrame,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    info = onnxserve.log_model(unfaithful, name="model", input_example=table, pip_requirements=[])
+    info = log(unfaithful, table)
 
     assert any(
         "instead and is served" in line and "Worst rows" not in line for line in caplog.messages
     )
-    assert (
-        "does not match the original"
-        in mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
-    )
+    assert "does not match the original" in fallback_of(info)
     np.testing.assert_array_equal(
-        mlflow.pyfunc.load_model(info.model_uri).predict(table),
+        predictions_of(info, table),
         unfaithful.predict(table),
     )
+
+
+def log(model: Any, example: Any, **options: Any) -> ModelInfo:
+    """Log a model without the time that MLflow takes to infer its requirements."""
+    return onnxserve.log_model(
+        model,
+        name="model",
+        input_example=example,
+        pip_requirements=[],
+        **options,
+    )
+
+
+def predictions_of(info: ModelInfo, rows: Any) -> Any:
+    return mlflow.pyfunc.load_model(info.model_uri).predict(rows)
+
+
+def fallback_of(info: ModelInfo) -> str:
+    """Return the reason for which a model has no ONNX form."""
+    return mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
 
 
 def squared_error(
@@ -336,10 +353,10 @@ def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
 ) -> None:
     booster.fit(table, table.a)
 
-    info = onnxserve.log_model(booster, name="model", input_example=table, pip_requirements=[])
+    info = log(booster, table)
 
     assert {flavor, "python_function"} <= {*info.flavors}
-    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(table)
+    predictions = predictions_of(info, table)
     np.testing.assert_allclose(predictions, booster.predict(table), rtol=1e-6)
 
 
@@ -359,16 +376,10 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
     )
     booster = lgbm("Classifier").fit(cities, table.a > table.b)
 
-    info = onnxserve.log_model(
-        booster,
-        name="model",
-        input_example=cities,
-        pyfunc_predict_fn=predict_fn,
-        pip_requirements=[],
-    )
+    info = log(booster, cities, pyfunc_predict_fn=predict_fn)
 
     assert info.signature.inputs.input_dict()["city"].type.name == "string"
-    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(cities.astype({"city": str}))
+    predictions = predictions_of(info, cities.astype({"city": str}))
     np.testing.assert_allclose(predictions, getattr(booster, predict_fn)(cities))
 
 
@@ -391,7 +402,7 @@ def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
     }
     booster = xgboost.XGBRegressor(**options).fit(cities, table.a > table.b)
 
-    info = onnxserve.log_model(booster, name="model", input_example=cities, pip_requirements=[])
+    info = log(booster, cities)
 
     texts = cities.astype({"city": object}).head(3)
     texts.loc[2, "city"] = None
@@ -415,15 +426,9 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(
 
     for model in models:
         model.fit(table, labels)
-        info = onnxserve.log_model(
-            model,
-            name="model",
-            input_example=table,
-            pyfunc_predict_fn="predict_proba",
-            pip_requirements=[],
-        )
+        info = log(model, table, pyfunc_predict_fn="predict_proba")
 
-        probabilities = mlflow.pyfunc.load_model(info.model_uri).predict(table)
+        probabilities = predictions_of(info, table)
         np.testing.assert_allclose(probabilities, model.predict_proba(table))
         assert info.signature.outputs.inputs[0].shape == (-1, 2)
 
@@ -441,12 +446,12 @@ def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.
         table.a,
     )
 
-    info = onnxserve.log_model(pipeline, name="model", input_example=dated, pip_requirements=[])
+    info = log(pipeline, dated)
 
-    reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    reason = fallback_of(info)
     assert reason.startswith("column 'day' has the type datetime64")
     np.testing.assert_allclose(
-        mlflow.pyfunc.load_model(info.model_uri).predict(dated),
+        predictions_of(info, dated),
         pipeline.predict(dated),
     )
 
@@ -458,12 +463,12 @@ def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
     stacked = table.rename(columns={"a": "prediction"})
     pipeline = LinearRegression().fit(stacked, table.a)
 
-    info = onnxserve.log_model(pipeline, name="model", input_example=stacked, pip_requirements=[])
+    info = log(pipeline, stacked)
 
-    reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    reason = fallback_of(info)
     assert reason.startswith("input_example: the name 'prediction' is reserved")
     np.testing.assert_allclose(
-        mlflow.pyfunc.load_model(info.model_uri).predict(stacked),
+        predictions_of(info, stacked),
         pipeline.predict(stacked),
     )
 
@@ -484,9 +489,9 @@ def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.Data
         table.a,
     )
 
-    info = onnxserve.log_model(pipeline, name="model", input_example=timed, pip_requirements=[])
+    info = log(pipeline, timed)
 
-    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(timed.astype({"took": str}))
+    predictions = predictions_of(info, timed.astype({"took": str}))
     np.testing.assert_allclose(predictions, pipeline.predict(timed))
 
 
@@ -499,15 +504,10 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
     fractions = table.assign(price=prices)
     regression = LinearRegression().fit(fractions, table.a)
 
-    info = onnxserve.log_model(
-        regression,
-        name="model",
-        input_example=fractions,
-        pip_requirements=[],
-    )
+    info = log(regression, fractions)
 
     assert mentions(caplog.text, "input_example", "Fraction")
-    predictions = mlflow.pyfunc.load_model(info.model_uri).predict(fractions)
+    predictions = predictions_of(info, fractions)
     np.testing.assert_allclose(predictions, regression.predict(fractions))
 
 
@@ -543,16 +543,11 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     tracking: Path,
     table: pd.DataFrame,
 ) -> None:
-    info = onnxserve.log_model(
-        Interval(),
-        name="model",
-        input_example=table,
-        pip_requirements=[],
-    )
+    info = log(Interval(), table)
 
-    reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    reason = fallback_of(info)
     assert mentions(reason, "Interval", "framework is not supported")
-    assert mlflow.pyfunc.load_model(info.model_uri).predict(table).equals(table.a * 0.9)
+    assert predictions_of(info, table).equals(table.a * 0.9)
     for other in (Forecaster(), YearAhead()):
         with pytest.raises(
             ConversionError,
@@ -597,13 +592,7 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
     assert info.model_id
     assert mentions(caplog.text, "is logged", "not explained", "'x'", "4 dimensions")
     with mlflow.start_run():
-        onnxserve.log_model(
-            unfaithful,
-            name="model",
-            input_example=table,
-            explain=True,
-            pip_requirements=[],
-        )
+        log(unfaithful, table, explain=True)
     assert mentions(caplog.text, "not explained", "no ONNX form")
     with pytest.raises(InvalidConfig, match=r"explain: .*input_example= .*reference_"):
         onnxserve.log_model(graph, name="model", explain=True)
@@ -666,12 +655,7 @@ def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(
     )
 
     with mlflow.start_run() as run:
-        onnxserve.log_model(
-            booster,
-            name="model",
-            input_example=table.to_numpy(),
-            pip_requirements=[],
-        )
+        log(booster, table.to_numpy())
 
     assert [name for name, _ in dataset_inputs(run)] == ["reference"]
 
@@ -685,13 +669,7 @@ def test_the_notice_of_a_model_that_needs_modules_of_the_user_names_code_paths(
 ) -> None:
     model = make_pipeline(FunctionTransformer(ranked), LogisticRegression()).fit(table, table.a > 0)
 
-    onnxserve.log_model(
-        model,
-        name="model",
-        input_example=table,
-        pip_requirements=[],
-        code_paths=code_paths,
-    )
+    log(model, table, code_paths=code_paths)
 
     [notice] = [record.message for record in caplog.records if "served as pyfunc" in record.message]
     assert ("code_paths" in notice) is (code_paths is None)

@@ -22,11 +22,12 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.flavor.save import _load_pyfunc
 from tests.support.waiting import answers, wait_until
+from tests.wrap.conftest import Matrix, Weather
 
 
 @pytest.fixture(scope="module")
 def classifier(
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Any, ...]:
     """Return the original, its folder, and rows."""
@@ -44,7 +45,7 @@ def classifier(
 
 @pytest.fixture(scope="module")
 def regressor(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Any, ...]:
     """A model with two targets, trained on an array."""

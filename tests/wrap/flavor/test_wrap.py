@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.serve.inference_log.tables import nested_lists
 from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
@@ -153,7 +154,7 @@ def test_times_without_rows_are_refused(line: LinearRegression) -> None:
 
 
 def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None:
-    column = saved_model._arrow(np.arange(24, dtype=np.float32).reshape(4, 3, 2))
+    column = nested_lists(pa.array(np.arange(24, dtype=np.float32)), (4, 3, 2))
 
     assert column.to_pylist()[1] == [
         [6.0, 7.0],

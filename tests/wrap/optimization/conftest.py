@@ -2,7 +2,7 @@
 by a run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,13 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.wrap.optimization import measure
 from tests.support.networks import write_network
-from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, NewDatabase, tracking_at
 
 
 @pytest.fixture
 def registry(
     tmp_path: Path,
-    new_database: Callable[[Path], str],
+    new_database: NewDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     monkeypatch.setattr(measure, "ROUND_SECONDS", 0.0005)  # These tests do not depend on speed.

@@ -18,9 +18,10 @@ from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, load_version
 from mlflow_deploy_plugin.wrap.optimization import forms
 from mlflow_deploy_plugin.wrap.optimization.fine_tuning import pruned_and_tuned
 from mlflow_deploy_plugin.wrap.optimization.saved_form import save_model
+from tests.support.random_rows import normal_rows
 
-ROWS = np.random.default_rng(0).normal(size=(600, 12)).astype(np.float32)
-DIGITS = (ROWS @ np.random.default_rng(1).normal(size=(12, 4))).argmax(axis=1).astype(np.int64)
+ROWS = normal_rows(600, 12).astype(np.float32)
+DIGITS = (ROWS @ normal_rows(12, 4, seed=1)).argmax(axis=1).astype(np.int64)
 
 
 def layers(widths: tuple[int, ...] = (12, 64, 4)) -> torch.nn.Module:

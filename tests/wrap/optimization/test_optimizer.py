@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.wrap.optimization.optimizer import (
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 from tests.support.networks import network, network_rows, write_labelled, write_network
+from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
 
 
@@ -129,7 +130,7 @@ def test_auto_lists_impossible_forms_and_registers_none_without_a_faster_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry.create_registered_model("linear")
-    reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
+    reference = {name: normal_rows(300) for name in ("a", "b")}
     registry.create_model_version(
         "linear",
         write_classifier(tmp_path / "linear", reference=reference).as_uri(),
@@ -192,7 +193,7 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
     registry: MlflowClient,
     tmp_path: Path,
 ) -> None:
-    rows = np.random.default_rng(0).normal(size=(300, 3))
+    rows = normal_rows(300, 3)
     booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
     onnxserve.save_model(booster, tmp_path / "trees", input_example=rows)
 
@@ -339,7 +340,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
     onnxserve.optimize("models:/net/1", fp16=True)
     with pytest.raises(InvalidConfig, match=r"models:/net/2 .*models:/net/1"):
         onnxserve.optimize("models:/net/2", int8="dynamic")
-    with pytest.raises(InvalidConfig, match="not a registered version"):
+    with pytest.raises(InvalidConfig, match=r"not a registered version: set the name .*register"):
         onnxserve.optimize(str(write_network(tmp_path / "folder")), fp16=True)
     graph = "one (float[1,2] x) => (float[1,2] y) { y = Identity(x) }"
     with pytest.raises(InvalidConfig, match="no rows"):
@@ -348,7 +349,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
             fp16=True,
             register="fixed",
         )
-    reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
+    reference = {name: normal_rows(300) for name in ("a", "b")}
     folder = write_classifier(tmp_path / "linear", reference=reference)
     with pytest.raises(ConversionError, match=r"form int8 dynamic .*MatMul"):
         onnxserve.optimize(str(folder), int8="dynamic", register="linear")

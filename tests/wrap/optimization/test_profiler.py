@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from mlflow import MlflowClient
@@ -13,6 +12,7 @@ from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.optimization.profiler import profile
 from tests.support.models import HEADER, write_model
 from tests.support.networks import network, write_network
+from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
 
 
@@ -81,7 +81,7 @@ def test_a_loop_is_named_and_its_time_excludes_its_body(tmp_path: Path) -> None:
 
 def test_the_blocks_of_our_own_trees_are_no_advice(tmp_path: Path) -> None:
     ensemble = pytest.importorskip("sklearn.ensemble")
-    rows = np.random.default_rng(0).normal(size=(300, 3))
+    rows = normal_rows(300, 3)
     model = ensemble.HistGradientBoostingRegressor(max_iter=40, max_depth=4).fit(
         rows,
         rows[:, 0] * rows[:, 1],
@@ -122,13 +122,13 @@ def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:
 def test_rows_come_from_a_file_from_the_reference_or_are_zeros(tmp_path: Path) -> None:
     folder = write_network(tmp_path / "net", rows=0)
     assert profile(str(folder), rows=3).rows == 3
-    with pytest.raises(InvalidConfig, match=r"nix\.parquet"):
+    with pytest.raises(InvalidConfig, match=r"nix\.parquet does not exist"):
         profile(str(folder), data="nix.parquet")
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     folder = write_network(tmp_path / "net", rows=0)
-    with pytest.raises(InvalidConfig, match="rows: 0"):
+    with pytest.raises(InvalidConfig, match="rows: 0 is less than 1"):
         profile(str(folder), rows=0)
-    with pytest.raises(NotFound, match="no run in"):
+    with pytest.raises(NotFound, match="no run in MLflow to log the profile to"):
         profile(str(folder), log=True)

@@ -37,13 +37,15 @@ from tests.watch.conftest import FIRST_DAY, day_of_rows
 
 from .test_sketch import assert_same
 
+Bins = dict[str, Any]
+Days = list[dict[str, Any]]  # The columns of the rows of each day.
 DAYS = 3
 MONTH = parse_window("2013-01-01/2013-02-01")
 CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
 
 
 @pytest.fixture
-def days() -> list[dict[str, Any]]:
+def days() -> Days:
     rng = np.random.default_rng(0)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
     for number, day in enumerate(days):  # five hours per day, since each hour is a file
@@ -55,20 +57,20 @@ def days() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def log(writer: LogWriter, days: list[dict[str, Any]]) -> InferenceLog:
+def log(writer: LogWriter, days: Days) -> InferenceLog:
     for number, day in enumerate(days):
         writer.write(day, segment=f"s{number}")
     return open_log(str(writer.root))
 
 
 @pytest.fixture
-def bins(days: list[dict[str, Any]]) -> dict[str, Any]:
+def bins(days: Days) -> Bins:
     return freeze_table(event_table(days[0]), (), "the reference")[0]
 
 
 def profile(
     log: InferenceLog,
-    bins: dict[str, Any],
+    bins: Bins,
     window: Window = MONTH,
     version: str = "1",
 ) -> Profile:
@@ -81,8 +83,8 @@ def profile(
 
 
 def expected(
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
     window: Window = MONTH,
 ) -> Profile:
     table = pa.concat_tables([event_table(day) for day in days])
@@ -103,8 +105,8 @@ def stored(log: InferenceLog) -> list[Path]:
 )
 def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
     window: Window,
 ) -> None:
     made = profile(log, bins, window)
@@ -116,8 +118,8 @@ def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
 
 def test_stored_sketches_are_used_instead_of_the_rows(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
 ) -> None:
     first = profile(log, bins)
     assert len(stored(log)) == DAYS
@@ -132,8 +134,8 @@ def test_stored_sketches_are_used_instead_of_the_rows(
 
 def test_late_rows_and_compaction_are_noticed(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
     writer: LogWriter,
 ) -> None:
     profile(log, bins)
@@ -154,8 +156,8 @@ def test_late_rows_and_compaction_are_noticed(
 
 def test_stored_profiles_that_make_no_sense_are_made_anew(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
 ) -> None:
     profile(log, bins)
     other = io.BytesIO()
@@ -177,8 +179,8 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(
 
 def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
 ) -> None:
     path = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
     content = path.read_bytes()
@@ -198,8 +200,8 @@ def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
 
 def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
 ) -> None:
     (Path(log.location.root) / "_sketches").write_text("a file where the folder would be")
 
@@ -208,8 +210,8 @@ def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
 
 def test_a_log_in_a_bucket_keeps_its_profiles_there(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -231,8 +233,8 @@ def test_a_log_in_a_bucket_keeps_its_profiles_there(
 
 def test_two_that_sketch_at_once_do_no_harm(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
         made = list(
@@ -251,8 +253,8 @@ def test_two_that_sketch_at_once_do_no_harm(
 
 def test_versions_are_kept_apart_and_counted(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
     writer: LogWriter,
 ) -> None:
     writer.write(
@@ -272,8 +274,8 @@ def test_versions_are_kept_apart_and_counted(
 
 def test_a_row_that_stands_in_the_log_twice_counts_once(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
     writer: LogWriter,
 ) -> None:
     writer.write(days[1], segment="s1", suffix="-again")
@@ -283,8 +285,8 @@ def test_a_row_that_stands_in_the_log_twice_counts_once(
 
 def test_hours_come_in_order_with_their_own_profiles(
     log: InferenceLog,
-    bins: dict[str, Any],
-    days: list[dict[str, Any]],
+    bins: Bins,
+    days: Days,
 ) -> None:
     hours = list(
         hour_profiles(

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.core.errors import ParityError
 from mlflow_deploy_plugin.wrap.convert.converted import MAX_VALUES
 from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
 
 
 def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins() -> None:
@@ -31,7 +32,7 @@ def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins() -
 
 
 def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there() -> None:
-    rows = np.random.default_rng(0).normal(size=(60, 2))
+    rows = normal_rows(60, 2)
     bag = BaggingRegressor(n_estimators=1, bootstrap_features=True, random_state=1).fit(
         rows,
         rows[:, 0],
@@ -81,7 +82,7 @@ def test_of_more_values_than_can_be_tried_some_from_the_first_to_the_last_are() 
 
 def test_a_step_without_edges_has_none_before_its_scaler_either() -> None:
     rows = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(60, 2)),
+        normal_rows(60, 2),
         columns=["a", "b"],
     )
     scaler = StandardScaler().set_output(transform="pandas")
@@ -114,7 +115,7 @@ def test_an_unreadable_step_is_named_in_the_report_and_the_values_of_the_others_
     rows = pd.DataFrame(
         {
             "city": ["rome", "oslo"] * 30,
-            "a": np.random.default_rng(0).normal(size=60),
+            "a": normal_rows(60),
         },
     )
     columns = make_column_transformer(

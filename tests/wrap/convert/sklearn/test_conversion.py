@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, Par
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.weather import weather_columns
+from tests.wrap.conftest import Matrix, Weather
 
 MIXED = {
     "linear": lambda: make_pipeline(weather_columns(), LogisticRegression()),
@@ -78,7 +79,7 @@ MIXED = {
 )
 def test_mixed_table_is_proven(
     make: Any,
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, labels = weather
 
@@ -94,7 +95,7 @@ def test_mixed_table_is_proven(
 
 
 def test_rows_that_the_original_refuses_are_dropped_and_counted(
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, labels = weather
     strict = make_column_transformer(
@@ -150,7 +151,7 @@ NUMERIC = {
 def test_labels_keep_their_type(
     make: Any,
     labels: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     wanted = (target > 3).astype(int).astype(labels)
@@ -171,7 +172,7 @@ def test_labels_keep_their_type(
 )
 def test_classifier_of_numbers_is_proven(
     make: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
 
@@ -208,7 +209,7 @@ def test_regressor_keeps_its_shape(
     make: Any,
     targets: Any,
     shape: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     wanted = np.column_stack([target * (n + 1) for n in range(targets)]) if targets else target
@@ -225,7 +226,7 @@ def test_regressor_keeps_its_shape(
 )
 def test_models_without_target_answer_labels(
     make: Callable[..., Any],
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, _ = matrix
 
@@ -238,7 +239,7 @@ def test_models_without_target_answer_labels(
 
 @pytest.mark.long
 def test_labels_that_the_graph_has_otherwise_are_refused(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     # Many neighbours have the same distance.
@@ -256,7 +257,7 @@ def test_labels_that_the_graph_has_otherwise_are_refused(
 
 
 def test_an_error_shows_the_root_cause_of_the_converter(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     labels = np.where(
@@ -275,7 +276,7 @@ def test_an_error_shows_the_root_cause_of_the_converter(
 )
 def test_an_unfitted_model_is_refused(
     model: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     with pytest.raises(InvalidConfig, match="not fitted"):
         wrap(model, matrix[0])
@@ -291,7 +292,7 @@ class Mean(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def test_an_estimator_that_predicts_counts_as_fitted_whatever_its_attributes_are(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     with pytest.raises(ConversionError, match=r"no converter .*\S+Mean"):
         wrap(Mean().fit(*matrix), matrix[0])
@@ -300,7 +301,7 @@ def test_an_estimator_that_predicts_counts_as_fitted_whatever_its_attributes_are
 
 
 def test_an_example_that_the_model_refuses_is_a_config_error(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
 
@@ -323,7 +324,7 @@ def test_an_example_that_the_model_refuses_is_a_config_error(
 def test_example_without_a_meaning_is_refused(
     change: Callable[..., Any],
     message: str,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
 
@@ -332,7 +333,7 @@ def test_example_without_a_meaning_is_refused(
 
 
 def test_integers_that_pandas_has_as_categories_are_encoded(
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, labels = weather
     table = table.astype({"code": "category"})
@@ -350,7 +351,7 @@ def test_integers_that_pandas_has_as_categories_are_encoded(
     )
 
 
-def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_column_that_no_graph_can_take_is_named(weather: Weather) -> None:
     table, labels = weather
     model = make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels)
 
@@ -358,7 +359,7 @@ def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.
         wrap(model, table.assign(when=pd.Timestamp("2013-01-01")))
 
 
-def test_numbers_in_an_array_of_objects_are_numbers(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_numbers_in_an_array_of_objects_are_numbers(matrix: Matrix) -> None:
     rows, target = matrix
     mixed = pd.DataFrame(
         {0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]},
@@ -374,7 +375,7 @@ def test_numbers_in_an_array_of_objects_are_numbers(matrix: tuple[np.ndarray, np
     assert wrapped.converted.inputs[0].dtype != "str"
 
 
-def test_sparse_rows_are_read_as_dense_ones(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_sparse_rows_are_read_as_dense_ones(matrix: Matrix) -> None:
     rows, target = matrix
     table = pd.DataFrame(
         {
@@ -400,7 +401,7 @@ def test_sparse_rows_are_read_as_dense_ones(matrix: tuple[np.ndarray, np.ndarray
 )
 def test_sparse_values_that_are_no_rows_of_columns_are_refused(
     example: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     with pytest.raises(InvalidConfig):

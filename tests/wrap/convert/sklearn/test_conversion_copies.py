@@ -12,7 +12,8 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import is_proven
 
 NAMES = ["a", "b", "c"]
 
@@ -20,7 +21,7 @@ NAMES = ["a", "b", "c"]
 @pytest.mark.parametrize("second", [False, True])
 def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
     table = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(100, 3)),
+        normal_rows(100, 3),
         columns=NAMES,
     )
     weighted = ColumnTransformer(
@@ -33,7 +34,7 @@ def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
     steps = [make_column_transformer((MinMaxScaler(), NAMES)), weighted] if second else [weighted]
     model = make_pipeline(*steps, KNeighborsRegressor()).fit(table, table.a)
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 @pytest.mark.long
@@ -86,7 +87,7 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: b
         table.a.fillna(0) + (table.city == "oslo"),
     )
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 def test_a_column_transformer_within_another_hands_on_texts_and_numbers() -> None:
@@ -109,17 +110,17 @@ def test_a_column_transformer_within_another_hands_on_texts_and_numbers() -> Non
         table.a + (table.city == "oslo"),
     )
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 def test_a_single_column_that_is_passed_on_is_proven() -> None:
     table = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(100, 3)),
+        normal_rows(100, 3),
         columns=NAMES,
     )
     model = make_pipeline(make_column_transformer(("passthrough", ["b"])), Ridge())
 
-    assert wrap(model.fit(table, table.b), table).report.state == "proven"
+    assert is_proven(model.fit(table, table.b), table)
 
 
 class Sampler(BaseEstimator):  # type: ignore[misc]
@@ -136,14 +137,14 @@ class Sampler(BaseEstimator):  # type: ignore[misc]
 
 
 def test_a_sampler_in_a_pipeline_is_left_out() -> None:
-    rows = np.random.default_rng(0).normal(size=(100, 2))
+    rows = normal_rows(100, 2)
     model = make_pipeline(
         StandardScaler(),
         Sampler(),
         LinearRegression(),
     ).fit(rows, rows[:, 0])
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
 class BalancedForest(RandomForestClassifier):  # type: ignore[misc]
@@ -172,6 +173,6 @@ class BalancedBagging(BaggingClassifier):  # type: ignore[misc]
     ids=["forest", "bagging"],
 )
 def test_an_ensemble_of_imbalanced_learn_answers_as_its_ancestor(model: Any) -> None:
-    rows = np.random.default_rng(0).normal(size=(100, 2))
+    rows = normal_rows(100, 2)
 
-    assert wrap(model.fit(rows, rows[:, 0] > 0), rows).report.state == "proven"
+    assert is_proven(model.fit(rows, rows[:, 0] > 0), rows)

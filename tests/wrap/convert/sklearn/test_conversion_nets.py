@@ -11,9 +11,10 @@ else:
     torch = pytest.importorskip("torch")
 
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # The exporter warns about future changes.
-ROWS = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+ROWS = normal_rows(60, 4).astype(np.float32)
 
 
 def classifier(skorch: Any) -> tuple[Any, Any]:

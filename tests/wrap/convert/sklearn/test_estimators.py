@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
 )
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.weather import weather_columns
+from tests.wrap.conftest import Matrix, Weather, is_proven
 
 NAMES = ["a", "b", "c"]
 
@@ -80,7 +81,7 @@ def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
         [0, 1] * 30,
     )
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 @pytest.mark.parametrize("frozen", ["a scaler", "a ColumnTransformer", "its steps"])
@@ -109,7 +110,7 @@ def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
     rows = table[["a"]] if frozen == "a scaler" else table
     model = make_pipeline(steps[frozen], LogisticRegression()).fit(rows, table.c == "x")
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
 def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
@@ -136,7 +137,7 @@ def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
 def test_the_weights_of_a_vote_are_those_of_its_members(
     weights: Any,
     members: list[str],
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     estimators = {
@@ -153,7 +154,7 @@ def test_the_weights_of_a_vote_are_those_of_its_members(
         target,
     )
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
 @pytest.mark.long
@@ -164,7 +165,7 @@ def test_the_weights_of_a_vote_are_those_of_its_members(
 )
 def test_missing_texts_are_answered_as_the_original_does(
     impute: bool,
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, labels = weather
     table = table.copy()
@@ -204,7 +205,7 @@ def test_the_original_is_asked_less_often_than_the_table_has_columns() -> None:
     assert CountedPipeline.calls < table.shape[1]
 
 
-def test_columns_may_be_unused_and_have_any_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_columns_may_be_unused_and_have_any_name(weather: Weather) -> None:
     table, labels = weather
     table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
     columns = make_column_transformer(
@@ -219,7 +220,7 @@ def test_columns_may_be_unused_and_have_any_name(weather: tuple[pd.DataFrame, pd
 
 
 def test_pandas_categories_and_nullable_numbers_are_read(
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, labels = weather
     table = table.astype(

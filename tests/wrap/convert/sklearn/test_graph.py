@@ -21,6 +21,7 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.wrap.conftest import Matrix, is_proven
 
 ENSEMBLES = {
     "voting": lambda: VotingRegressor(
@@ -46,11 +47,11 @@ ENSEMBLES = {
 )
 def test_parts_of_an_ensemble_keep_their_own_precision(
     make: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
 
-    assert wrap(make().fit(rows[:400], target[:400]), rows[:400]).report.state == "proven"
+    assert is_proven(make().fit(rows[:400], target[:400]), rows[:400])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_parts_of_an_ensemble_keep_their_own_precision(
 )
 def test_the_last_estimator_of_a_stack_may_be_a_pipeline(
     step: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     members = [("tree", DecisionTreeRegressor(max_depth=2)), ("ridge", Ridge())]
@@ -70,17 +71,17 @@ def test_the_last_estimator_of_a_stack_may_be_a_pipeline(
         cv=2,
     ).fit(rows, target)
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
-def test_a_part_that_a_union_leaves_out_is_left_out(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_part_that_a_union_leaves_out_is_left_out(matrix: Matrix) -> None:
     rows, target = matrix
     union = FeatureUnion(
         [("left out", "drop"), ("all", PCA(2))],
         transformer_weights={"all": 3.0},
     )
 
-    assert wrap(make_pipeline(union, Ridge()).fit(rows, target), rows).report.state == "proven"
+    assert is_proven(make_pipeline(union, Ridge()).fit(rows, target), rows)
 
 
 @pytest.mark.long
@@ -94,7 +95,7 @@ def test_the_parts_of_a_union_read_the_same_texts() -> None:
         [0, 1, 0, 1] * 20,
     )
 
-    assert wrap(model, texts).report.state == "proven"
+    assert is_proven(model, texts)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_the_parts_of_a_union_read_the_same_texts() -> None:
 )
 def test_scaler_before_trees_is_repaired_by_itself(
     trees: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows, columns=list("abcde"))
@@ -117,7 +118,7 @@ def test_scaler_before_trees_is_repaired_by_itself(
     assert wrapped.report.sources["thresholds"] > 0
 
 
-def test_trees_without_a_scaler_stay_in_32_bits(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_trees_without_a_scaler_stay_in_32_bits(matrix: Matrix) -> None:
     rows, target = matrix
 
     wrapped = wrap(RandomForestRegressor(5).fit(rows, target), rows)
@@ -147,7 +148,7 @@ def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
 @pytest.mark.parametrize("shape", ["ovr", "ovo"])
 def test_a_graph_of_labels_computes_no_scores(
     shape: str,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     classes = np.digitize(
@@ -164,7 +165,7 @@ def test_a_graph_of_labels_computes_no_scores(
     ]
 
 
-def test_a_conversion_of_one_s_own_stays_skl2onnx_s(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_conversion_of_one_s_own_stays_skl2onnx_s(matrix: Matrix) -> None:
     rows = matrix[0].astype(np.float32)
     target = matrix[1] > 0
     model = make_pipeline(StandardScaler(), RandomForestClassifier(3)).fit(rows, target)

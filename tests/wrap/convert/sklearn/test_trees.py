@@ -35,6 +35,8 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import Matrix, is_proven
 
 BEFORE = {
     "nothing": lambda: "passthrough",
@@ -81,7 +83,7 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
 def test_trees_decide_on_the_same_bits(
     trees: Any,
     before: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
     tmp_path: Path,
 ) -> None:
     rows, target = matrix
@@ -114,7 +116,7 @@ def test_trees_decide_on_the_same_bits(
 
 
 def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     table = pd.DataFrame(
@@ -129,14 +131,14 @@ def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(
     )
     assert np.isinf(model[-1].tree_.threshold).any()
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("classes", [2, 3])
 def test_boosted_classes_are_proven_under_a_calibration(
     classes: int,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     labels = np.array(["a", "b", "c"])[
@@ -147,23 +149,20 @@ def test_boosted_classes_are_proven_under_a_calibration(
     ]
     boosted = HistGradientBoostingClassifier(max_iter=5)
 
-    assert wrap(boosted.fit(rows[:400], labels[:400]), rows[:400]).report.state == "proven"
-    assert (
-        wrap(
-            CalibratedClassifierCV(boosted, cv=2).fit(
-                rows[:400],
-                labels[:400],
-            ),
+    assert is_proven(boosted.fit(rows[:400], labels[:400]), rows[:400])
+    assert is_proven(
+        CalibratedClassifierCV(boosted, cv=2).fit(
             rows[:400],
-        ).report.state
-        == "proven"
+            labels[:400],
+        ),
+        rows[:400],
     )
 
 
 @pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
 def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
     trees: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Check the graph's attributes with any protobuf version: protobuf 6 silently
@@ -191,7 +190,7 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
 
 
 def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, _ = matrix
     wrapped = wrap(
@@ -213,7 +212,7 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(
     ],
 )
 def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
     given: dict[str, Any],
 ) -> None:
     """Check a row whose score equals the offset, which is not an outlier."""
@@ -231,7 +230,7 @@ def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
 
 
 def test_boosting_by_histograms_is_asked_on_one_thread(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, labels = matrix
@@ -258,49 +257,46 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
     [DecisionTreeClassifier(random_state=0), RandomForestClassifier(10, random_state=0)],
 )
 def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> None:
-    rows = np.random.default_rng(0).normal(size=(200, 4))
+    rows = normal_rows(200, 4)
     targets = np.stack(
         [rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0],
         axis=1,
     ).astype(int)
 
-    assert wrap(model.fit(rows, targets), rows).report.state == "proven"
+    assert is_proven(model.fit(rows, targets), rows)
 
 
 def test_stumps_of_true_and_false_are_proven() -> None:
-    rows = np.random.default_rng(0).normal(size=(200, 2))
+    rows = normal_rows(200, 2)
 
-    assert (
-        wrap(
-            AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0),
-            rows,
-        ).report.state
-        == "proven"
+    assert is_proven(
+        AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0),
+        rows,
     )
 
 
 def test_calibrated_trees_are_proven_as_without_calibration() -> None:
-    rows = np.random.default_rng(0).normal(size=(300, 2))
+    rows = normal_rows(300, 2)
     stumps = CalibratedClassifierCV(AdaBoostClassifier(n_estimators=3), cv=2).fit(
         rows,
         rows[:, 0] > 0,
     )
-    assert wrap(stumps, rows).report.state == "proven"
+    assert is_proven(stumps, rows)
 
     rows[::3, 0] = np.nan
     tree = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), cv=2).fit(
         rows,
         np.isnan(rows[:, 0]),
     )
-    assert wrap(tree, rows).report.state == "proven"
+    assert is_proven(tree, rows)
 
 
 def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
-    rows = np.random.default_rng(0).normal(size=(200, 2))
+    rows = normal_rows(200, 2)
     labels = (np.abs(rows[:, 0]) + rows[:, 1] > 1).astype(int)
     model = AdaBoostClassifier(n_estimators=12, random_state=0).fit(rows, labels)
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
 @pytest.mark.long
@@ -328,7 +324,7 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
             table,
             target if isinstance(model, HistGradientBoostingRegressor) else target > 1,
         )
-        assert wrap(fitted, table).report.state == "proven"
+        assert is_proven(fitted, table)
 
 
 def _numbers_and_kinds() -> tuple[pd.DataFrame, np.ndarray]:
@@ -367,7 +363,7 @@ def test_numbers_keep_all_digits_in_a_table_with_categories() -> None:
     ):
         pipeline = make_pipeline(_scaled_as_a_table(), model).fit(table, target)
 
-        assert wrap(pipeline, table).report.state == "proven"
+        assert is_proven(pipeline, table)
 
 
 def test_a_split_between_missing_and_all_categories_is_proven() -> None:
@@ -382,7 +378,7 @@ def test_a_split_between_missing_and_all_categories_is_proven() -> None:
         table["city"].isna() * 3.0 + table["size"],
     )
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
@@ -399,19 +395,16 @@ def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
         rows[:, 0] + (rows[:, 1] % 2),
     )
 
-    assert wrap(model, rows).report.state == "proven"
-    assert (
-        wrap(
-            make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]),
-            rows,
-        ).report.state
-        == "proven"
+    assert is_proven(model, rows)
+    assert is_proven(
+        make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]),
+        rows,
     )
 
 
 @pytest.mark.timeout(60)
 def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     """Check an infinite threshold, for which skl2onnx would search a 64-bit float
     forever.
@@ -426,6 +419,6 @@ def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(
         table["a"].isna(),
     )
     assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
-    assert wrap(forest, table).report.state == "proven"
+    assert is_proven(forest, table)
     # The original is not changed.
     assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)

@@ -12,6 +12,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.wrap.conftest import Weather, is_proven
 
 
 def test_a_number_next_to_a_category_is_another_category() -> None:
@@ -30,7 +31,7 @@ def test_a_number_next_to_a_category_is_another_category() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_target_encoder_is_proven_for_two_and_more_classes(
     classes: int,
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, _ = weather
     labels = np.array(["x", "y", "z"])[(table.hour + (table.city == "rome")) % classes]
@@ -39,7 +40,7 @@ def test_target_encoder_is_proven_for_two_and_more_classes(
         labels,
     )
 
-    assert wrap(model, table[["city"]]).report.state == "proven"
+    assert is_proven(model, table[["city"]])
 
 
 ONE_HOT = {
@@ -112,7 +113,7 @@ def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, enco
         (table.gaps == "x") | table.gaps.isna(),
     )
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, enco
 )
 def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
     code: Any,
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, labels = weather
     table = table[["city", "hour"]].copy()
@@ -144,7 +145,7 @@ def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
 
 
 def test_gaps_are_marked_by_the_imputer_s_indicator(
-    weather: tuple[pd.DataFrame, pd.Series],
+    weather: Weather,
 ) -> None:
     table, labels = weather
     numbers = table[["temperature", "humidity"]]
@@ -153,7 +154,7 @@ def test_gaps_are_marked_by_the_imputer_s_indicator(
         labels,
     )
 
-    assert wrap(model, numbers).report.state == "proven"
+    assert is_proven(model, numbers)
 
 
 def test_ordinals_of_infrequent_categories_are_refused() -> None:

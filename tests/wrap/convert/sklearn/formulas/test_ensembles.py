@@ -55,10 +55,12 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
 from tests.support.weather import weather_columns
+from tests.wrap.conftest import is_proven
 
 ROWS = pd.DataFrame(
-    np.random.default_rng(0).normal(size=(200, 3)),
+    normal_rows(200, 3),
     columns=["a", "b", "c"],
 )
 VALUES = (2 * ROWS.a + ROWS.b + 5).to_numpy()
@@ -203,7 +205,7 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "labels"), CASES)
 def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
-    assert wrap(model.fit(ROWS, labels), ROWS).report.state == "proven"
+    assert is_proven(model.fit(ROWS, labels), ROWS)
 
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
@@ -224,7 +226,7 @@ def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, met
         ],
     )
 
-    assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
+    assert is_proven(model.fit(ROWS, THREE), ROWS)
 
 
 @pytest.mark.long
@@ -263,7 +265,7 @@ def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
     labels: Any = np.column_stack([THREE, ROWS.c > 0]).astype(int).astype(kind)
     model = MultiOutputClassifier(make_pipeline(first, last)).fit(ROWS, labels)
 
-    assert wrap(model, ROWS).report.state == "proven"
+    assert is_proven(model, ROWS)
 
 
 def test_regressions_of_several_targets_have_a_pipeline_each() -> None:
@@ -272,7 +274,7 @@ def test_regressions_of_several_targets_have_a_pipeline_each() -> None:
         np.column_stack([VALUES, -VALUES]),
     )
 
-    assert wrap(model, ROWS).report.state == "proven"
+    assert is_proven(model, ROWS)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
         np.exp(VALUES / 10),
     )
 
-    assert wrap(model, ROWS).report.state == "proven"
+    assert is_proven(model, ROWS)
 
 
 @pytest.mark.long
@@ -343,7 +345,7 @@ def test_members_of_a_stack_pick_columns_of_their_own() -> None:
         StackingClassifier([("a", scaled), ("b", encoded)], cv=2),
         VotingClassifier([("a", scaled), ("b", encoded)]),
     ):
-        assert wrap(model.fit(table, TWO), table).report.state == "proven"
+        assert is_proven(model.fit(table, TWO), table)
 
 
 @pytest.mark.parametrize(
@@ -355,12 +357,9 @@ def test_gaps_are_filled_in_turn(within: Any) -> None:
     gapped = ROWS.mask(np.random.default_rng(1).random(ROWS.shape) < 0.1)
     imputer = IterativeImputer(within, max_iter=3, random_state=0, add_indicator=True)
 
-    assert (
-        wrap(
-            make_pipeline(imputer, Ridge()).fit(gapped, VALUES),
-            gapped,
-        ).report.state
-        == "proven"
+    assert is_proven(
+        make_pipeline(imputer, Ridge()).fit(gapped, VALUES),
+        gapped,
     )
 
 
@@ -379,7 +378,7 @@ def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
         ),
         RegressorChain(Ridge(), order=[1, 0]),
     ):
-        assert wrap(model.fit(ROWS, np.abs(several)), ROWS).report.state == "proven"
+        assert is_proven(model.fit(ROWS, np.abs(several)), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -414,12 +413,9 @@ def test_texts_are_read_by_the_vectorizer_within() -> None:
     within = make_pipeline(TfidfVectorizer(), LogisticRegression())
 
     for model in (CalibratedClassifierCV(within, cv=2), OneVsRestClassifier(within)):
-        assert (
-            wrap(
-                model.fit(texts, ["good" in text for text in texts]),
-                texts,
-            ).report.state
-            == "proven"
+        assert is_proven(
+            model.fit(texts, ["good" in text for text in texts]),
+            texts,
         )
 
 
@@ -434,7 +430,7 @@ def test_texts_and_numbers_are_read_by_the_pipeline_within(
             table,
             first,
         )
-        assert wrap(model, table).report.state == "proven"
+        assert is_proven(model, table)
     numbers = ColumnTransformer(
         [("scaled", StandardScaler(), ["temperature", "hour"])],
         remainder="passthrough",
@@ -444,10 +440,10 @@ def test_texts_and_numbers_are_read_by_the_pipeline_within(
         transformer=StandardScaler(),
     )
     table_of_numbers = table[["temperature", "humidity", "hour"]].fillna(0.0)
-    assert wrap(scaled.fit(table_of_numbers, table.hour), table_of_numbers).report.state == "proven"
+    assert is_proven(scaled.fit(table_of_numbers, table.hour), table_of_numbers)
     prices = TransformedTargetRegressor(
         make_pipeline(weather_columns(), Ridge()),
         func=np.log1p,
         inverse_func=np.expm1,
     )
-    assert wrap(prices.fit(table, table.humidity.abs()), table).report.state == "proven"
+    assert is_proven(prices.fit(table, table.humidity.abs()), table)

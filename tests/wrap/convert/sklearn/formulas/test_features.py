@@ -47,6 +47,8 @@ from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import Matrix, is_proven
 
 ROWS = np.random.default_rng(0).uniform(
     0.1,
@@ -126,11 +128,11 @@ CASES = [
 
 @pytest.mark.parametrize("step", CASES)
 def test_a_transformer_is_proven(step: Any) -> None:
-    assert wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS).report.state == "proven"
+    assert is_proven(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS)
 
 
 def test_products_of_many_columns_are_few_nodes() -> None:
-    rows = np.random.default_rng(0).normal(size=(60, 10))
+    rows = normal_rows(60, 10)
     model = make_pipeline(PolynomialFeatures(2), Ridge()).fit(rows, rows[:, 0])
 
     assert len(wrap(model, rows).converted.proto.graph.node) < 20
@@ -145,7 +147,7 @@ def test_splines_of_a_missing_value_are_zeros(extrapolation: str) -> None:
     )
     step = SplineTransformer(handle_missing="zeros", extrapolation=extrapolation)
 
-    assert wrap(make_pipeline(step, Ridge()).fit(rows, VALUES), rows).report.state == "proven"
+    assert is_proven(make_pipeline(step, Ridge()).fit(rows, VALUES), rows)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -153,12 +155,9 @@ def test_an_embedding_has_the_leaves_of_trees(dtype: type[np.generic]) -> None:
     embedding = RandomTreesEmbedding(10, max_depth=4, sparse_output=False, random_state=0)
     model = make_pipeline(StandardScaler(), embedding, LogisticRegression())
 
-    assert (
-        wrap(
-            model.fit(ROWS.astype(dtype), VALUES > 1),
-            ROWS.astype(dtype),
-        ).report.state
-        == "proven"
+    assert is_proven(
+        model.fit(ROWS.astype(dtype), VALUES > 1),
+        ROWS.astype(dtype),
     )
 
 
@@ -183,7 +182,7 @@ def test_columns_made_by_a_step_can_be_selected_by_the_next_one() -> None:
         VALUES,
     )
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 @pytest.mark.parametrize("solver", ["svd", "eigen"])
@@ -193,7 +192,7 @@ def test_a_discriminant_before_a_classifier_makes_columns(solver: str) -> None:
         LogisticRegression(),
     )
 
-    assert wrap(model.fit(ROWS, np.digitize(VALUES, [1.2, 2.0])), ROWS).report.state == "proven"
+    assert is_proven(model.fit(ROWS, np.digitize(VALUES, [1.2, 2.0])), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +220,7 @@ def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.gen
         VALUES,
     )
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
 @pytest.mark.parametrize(
@@ -251,16 +250,13 @@ def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
         RandomForestRegressor(5, random_state=0),
     )
 
-    assert wrap(model.fit(rows, VALUES), rows).report.state == "proven"
+    assert is_proven(model.fit(rows, VALUES), rows)
 
 
 def test_an_elimination_predicts_by_its_own_estimator() -> None:
-    assert (
-        wrap(
-            RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES),
-            ROWS,
-        ).report.state
-        == "proven"
+    assert is_proven(
+        RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES),
+        ROWS,
     )
 
 
@@ -285,7 +281,7 @@ def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
     dtype: Any,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     table = pd.DataFrame(
@@ -308,7 +304,7 @@ def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
 @pytest.mark.parametrize("method", ["yeo-johnson", "box-cox"])
 def test_powers_are_computed_in_64_bits_where_32_overflow(
     method: str,
-    matrix: tuple[np.ndarray, np.ndarray],
+    matrix: Matrix,
 ) -> None:
     rows, target = matrix
     table = pd.DataFrame(
@@ -316,9 +312,7 @@ def test_powers_are_computed_in_64_bits_where_32_overflow(
         columns=["a", "b"],
     )
 
-    wrapped = wrap(
+    assert is_proven(
         make_pipeline(PowerTransformer(method), Ridge()).fit(table, target[:300]),
         table,
     )
-
-    assert wrapped.report.state == "proven"

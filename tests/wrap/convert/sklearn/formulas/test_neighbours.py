@@ -44,8 +44,10 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas import neighbours
 from mlflow_deploy_plugin.wrap.flavor.saved_model import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import is_proven
 
-ROWS = np.random.default_rng(0).normal(size=(150, 3))
+ROWS = normal_rows(150, 3)
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
 THREE = np.digitize(VALUES, [-1, 1])
 GAPS = np.where(
@@ -132,7 +134,7 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "target"), CASES)
 def test_models_that_compare_rows_with_learned_rows_are_proven(model: Any, target: Any) -> None:
-    assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
+    assert is_proven(model.fit(ROWS, target), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_models_that_compare_rows_with_learned_rows_are_proven(model: Any, targe
     [SVR(kernel="linear", C=100), NuSVR(kernel="poly", C=100)],
 )
 def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
-    noise = np.random.default_rng(2).normal(size=len(VALUES))
+    noise = normal_rows(len(VALUES), seed=2)
 
     report = wrap(model.fit(ROWS, VALUES + noise), ROWS).report
 
@@ -190,13 +192,13 @@ def test_gaps_are_filled_from_the_nearest_rows(options: dict[str, Any]) -> None:
         Ridge(),
     ).fit(GAPS, VALUES)
 
-    assert wrap(model, GAPS).report.state == "proven"
+    assert is_proven(model, GAPS)
 
 
 def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "_MAX_DIFFERENCES", 100)
 
-    assert wrap(KNeighborsRegressor().fit(ROWS, VALUES), ROWS).report.state == "proven"
+    assert is_proven(KNeighborsRegressor().fit(ROWS, VALUES), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_rows_learned_from_texts_are_proven(model: Any) -> None:
         ["fox" in text for text in texts],
     )
 
-    assert wrap(fitted, texts).report.state == "proven"
+    assert is_proven(fitted, texts)
 
 
 def test_too_many_rows_learned_from_texts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

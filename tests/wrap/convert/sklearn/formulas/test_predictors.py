@@ -18,8 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import is_proven
 
-ROWS = np.random.default_rng(0).normal(size=(120, 2))
+ROWS = normal_rows(120, 2)
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
 TWO = np.where(VALUES > 0, "yes", "no")
 THREE = np.digitize(VALUES, [-1, 1])
@@ -82,14 +84,14 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "target"), CASES)
 def test_a_predictor_is_proven(model: Any, target: Any) -> None:
-    assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
+    assert is_proven(model.fit(ROWS, target), ROWS)
 
 
 @pytest.mark.parametrize("out_of_bounds", ["clip", "nan"])
 def test_steps_are_proven_inside_and_outside(out_of_bounds: Any) -> None:
     model = IsotonicRegression(out_of_bounds=out_of_bounds).fit(ROWS[:, :1], VALUES)
 
-    assert wrap(model, ROWS[:, :1]).report.state == "proven"
+    assert is_proven(model, ROWS[:, :1])
 
 
 def test_a_baseline_of_a_table_with_texts_is_proven(
@@ -97,7 +99,7 @@ def test_a_baseline_of_a_table_with_texts_is_proven(
 ) -> None:
     table, labels = weather
 
-    assert wrap(DummyClassifier().fit(table, labels), table).report.state == "proven"
+    assert is_proven(DummyClassifier().fit(table, labels), table)
 
 
 @pytest.mark.parametrize(

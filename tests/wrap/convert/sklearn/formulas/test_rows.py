@@ -23,8 +23,10 @@ from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import is_proven
 
-ROWS = np.random.default_rng(0).normal(size=(200, 3))
+ROWS = normal_rows(200, 3)
 SUM = ROWS @ [2.0, 1.0, 0.0]
 THREE = np.digitize(SUM, [-1, 1])
 
@@ -57,7 +59,7 @@ def test_an_estimator_within_answers_as_it_does_alone(within: Any) -> None:
         with pytest.raises(ConversionError, match="scores of the inner FixedThresholdClassifier"):
             wrap(model.fit(ROWS, THREE), ROWS)
     else:
-        assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
+        assert is_proven(model.fit(ROWS, THREE), ROWS)
 
 
 def test_a_value_that_is_used_twice_is_computed_once_in_the_graph() -> None:
@@ -85,6 +87,6 @@ def test_scores_that_a_converter_lacks_are_named() -> None:
     model = OneVsRestClassifier(AdaBoostClassifier(n_estimators=2)).fit(ROWS, THREE)
     lacking = OneVsRestClassifier(NearestCentroid()).fit(ROWS, THREE)
 
-    assert wrap(model, ROWS).report.state == "proven"
+    assert is_proven(model, ROWS)
     with pytest.raises(ConversionError, match="scores of the inner NearestCentroid"):
         wrap(lacking, ROWS)

@@ -17,8 +17,9 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
 
-ROWS = np.random.default_rng(0).normal(size=(200, 3))
+ROWS = normal_rows(200, 3)
 
 
 def ratios(rows: np.ndarray) -> Any:

@@ -18,8 +18,9 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
 
-ROWS = np.random.default_rng(0).normal(size=(200, 3))
+ROWS = normal_rows(200, 3)
 SIDES = np.where(ROWS > 0, "above", "below")
 MODELS: dict[str, Any] = {
     "texts of several targets": RandomForestClassifier(10, random_state=0).fit(ROWS, SIDES),

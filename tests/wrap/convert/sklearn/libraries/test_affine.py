@@ -16,9 +16,11 @@ from sklearn.tree import DecisionTreeRegressor
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import affine
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import is_proven
 
 TABLE = pd.DataFrame(
-    np.random.default_rng(0).normal(size=(300, 4)) * [1, 10, 1e4, 0.1],
+    normal_rows(300, 4) * [1, 10, 1e4, 0.1],
     columns=list("abcd"),
 )
 TARGET = (TABLE.a * 3 + TABLE.b - TABLE.d * 20).to_numpy()
@@ -169,12 +171,12 @@ def test_an_affine_estimator_is_proven(model: Any) -> None:
         if isinstance(getattr(model, "_final_estimator", None), LogisticRegression)
         else TARGET
     )
-    assert wrap(model.fit(TABLE, target), TABLE).report.state == "proven"
+    assert is_proven(model.fit(TABLE, target), TABLE)
 
 
 def test_a_matrix_has_columns_without_names() -> None:
     model = make_pipeline(Centred(), Ridge()).fit(TABLE.to_numpy(), TARGET)
-    assert wrap(model, TABLE.to_numpy()).report.state == "proven"
+    assert is_proven(model, TABLE.to_numpy())
 
 
 def test_a_small_weight_keeps_its_digits_with_a_large_intercept() -> None:

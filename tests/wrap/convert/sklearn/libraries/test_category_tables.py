@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import category_tables, with_stand_ins
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.wrap.conftest import is_proven
 
 COLUMNS = ["city", "zip", "sex"]
 
@@ -77,7 +78,7 @@ def test_an_encoder_of_a_table_is_proven(
         )
     model = make_pipeline(encoder, StandardScaler(), LogisticRegression()).fit(table, delayed)
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 @pytest.mark.long
@@ -91,7 +92,7 @@ def test_numbers_between_which_a_tree_splits_have_64_bits(
     encoder = category_encoders.CatBoostEncoder(cols=COLUMNS)
     model = make_pipeline(encoder, HistGradientBoostingClassifier(max_iter=20)).fit(table, delayed)
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 def test_a_step_of_a_column_transformer_is_one_table_for_each_column(
@@ -103,12 +104,9 @@ def test_a_step_of_a_column_transformer_is_one_table_for_each_column(
         (StandardScaler(), ["distance", "hour"]),
     )
 
-    assert (
-        wrap(
-            make_pipeline(columns, LogisticRegression()).fit(table, delayed),
-            table,
-        ).report.state
-        == "proven"
+    assert is_proven(
+        make_pipeline(columns, LogisticRegression()).fit(table, delayed),
+        table,
     )
 
 
@@ -146,7 +144,7 @@ def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: 
     )
     model.fit(table, delayed)
 
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
 
 @pytest.mark.long
@@ -158,7 +156,7 @@ def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(
         table,
         delayed,
     )
-    assert wrap(model, table).report.state == "proven"
+    assert is_proven(model, table)
 
     dated = table.assign(day=pd.date_range("2026-01-01", periods=300).astype(str))
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(

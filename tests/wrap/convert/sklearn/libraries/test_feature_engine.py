@@ -21,6 +21,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.wrap.conftest import is_proven
 
 
 def _numbers() -> pd.DataFrame:
@@ -88,7 +89,7 @@ def test_a_step_of_numbers_is_proven(step: Any) -> None:
     rows = NUMBERS.clip(-5, 5) if isinstance(step, discretisation.ArbitraryDiscretiser) else NUMBERS
     model = make_pipeline(step, Ridge()).fit(rows, TARGET)
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
 @pytest.mark.long
@@ -129,7 +130,7 @@ def test_a_pipeline_of_a_table_is_one_step_a_column(encoder: Any) -> None:
         HistGradientBoostingRegressor(max_iter=10, random_state=0),
     ).fit(TABLE, TARGET)
 
-    assert wrap(model, TABLE).report.state == "proven"
+    assert is_proven(model, TABLE)
 
 
 @pytest.mark.long
@@ -158,7 +159,7 @@ def test_a_row_with_a_missing_value_is_answered_if_the_original_answers_it() -> 
         TARGET,
     )
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +203,9 @@ def test_a_column_transformer_may_read_created_columns_and_texts() -> None:
     step = creation.MathFeatures(variables=["a", "b"], func="sum")
     rows = NUMBERS.assign(sex=["m", "f"] * 150)
 
-    assert (
-        wrap(
-            make_pipeline(step, columns, Ridge()).fit(rows, TARGET),
-            rows,
-        ).report.state
-        == "proven"
+    assert is_proven(
+        make_pipeline(step, columns, Ridge()).fit(rows, TARGET),
+        rows,
     )
 
 

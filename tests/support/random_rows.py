@@ -1,0 +1,8 @@
+"""Random numbers that are the same in each run."""
+
+import numpy as np
+
+
+def normal_rows(*shape: int, seed: int = 0) -> np.ndarray:
+    """Return an array of this shape, float64, with a standard normal distribution."""
+    return np.random.default_rng(seed).normal(size=shape)
