@@ -59,11 +59,13 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
     """
     keys = store.keys
     origin = "MLflow's server"
-    if keys is None and (published := published_trail()):
-        keys = published.keys
-    elif keys is None:
-        keys = published_keys(store)
-        origin = "the store itself, which its users can change"
+    if keys is None:
+        published = published_trail()
+        if published is None:
+            keys = published_keys(store)
+            origin = "the store itself, which its users can change"
+        else:
+            keys = published.keys
     signed = select(AuditRow.id).where(AuditRow.signed_by.in_(keys.public)).limit(1)
     with store.transaction(is_read_only=True) as session:
         return TrustedKeys(keys, origin) if session.scalar(signed) else None

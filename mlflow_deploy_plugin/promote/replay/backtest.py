@@ -432,8 +432,8 @@ def _accepted_parts(
             yield from _accepted_parts(candidate, part.slice(half), refused)
             return
         noted = _note_row(part, 0, without_row_number(error.message))
-        if earlier := refused.get(noted.text):
-            noted = replace(earlier, rows=earlier.rows + 1)
+        if noted.text in refused:
+            noted = replace(refused[noted.text], rows=refused[noted.text].rows + 1)
         refused[noted.text] = noted
 
 

@@ -156,9 +156,7 @@ class PyfuncTable:
         """Return a table of outputs, a row per input row. Raises InvalidRequest for a
         refused row.
         """
-        has_frame_types = any(
-            is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES
-        )
+        has_frame_types = any(map(_is_frame_type, table.schema.types))
         try:
             if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
                 outputs = self._scorer.outputs_of(table.to_pandas())
@@ -199,6 +197,10 @@ def _with_distinct_texts(table: pa.Table) -> pa.Table:
             texts = table.column(position).dictionary_encode()
             table = table.set_column(position, field.name, texts)
     return table
+
+
+def _is_frame_type(kind: pa.DataType) -> bool:
+    return any(is_type(kind) for is_type in _FRAME_TYPES)
 
 
 TableModel = OnnxTable | PyfuncTable
