@@ -148,7 +148,7 @@ def judge_profile(
         history,
     )
     test = course if isinstance(course, Refused) else _test_figures(course)
-    if isinstance(course, Refused) and spec.independent_rows and not spec.is_rolling:
+    if _has_random_windows(reference, spec):
         test = _test_random_windows(groups, columns, spec, evidence)
     if isinstance(test, Refused):
         verdict = _unjudged(rows, whole.without_test(test.reason), schema)
@@ -158,6 +158,12 @@ def judge_profile(
         verdict = _conclude(rows, groups, test, start_us, season_us, others)
     followed = None if isinstance(course, Refused) else course
     return replace(verdict, evidence=evidence, course=followed)
+
+
+def _has_random_windows(reference: DriftReference, spec: MonitorSpec) -> bool:
+    """Return True if the windows of the reference are random rows."""
+    has_few_windows = len(reference.pieces.windows) < FEWEST_OF_ONE
+    return spec.independent_rows and not spec.is_rolling and has_few_windows
 
 
 def _columns(groups: Sequence[ColumnGroup], spec: MonitorSpec) -> list[str]:
@@ -398,7 +404,7 @@ def too_few_rows(group: ColumnGroup, spec: MonitorSpec) -> str:
             f"the window is compared with the window {pieces.grid.lag_windows} windows before, "
             f"which has {pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
         )
-    if spec.independent_rows and len(pieces.windows) < FEWEST_OF_ONE:
+    if _has_random_windows(group.reference, spec):
         if len(group.reference.sample) < MIN_COMPARED_ROWS:
             return f"the reference has too few rows; at least {MIN_COMPARED_ROWS} are needed"
         return ""

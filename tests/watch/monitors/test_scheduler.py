@@ -142,8 +142,10 @@ def test_a_window_waits_for_the_slowest_agent(world: MonitoredWorld) -> None:
 def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(
     world: MonitoredWorld,
 ) -> None:
-    world.due()
+    world.endpoint()
+    world.rows(NOON)
     world.watermark(NOON)
+    world.now = DUE
 
     world.start()
     (window,) = world.wait_for(1)

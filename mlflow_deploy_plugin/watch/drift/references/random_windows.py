@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
+from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
     ReferencePieces,
@@ -22,6 +23,8 @@ RANDOM_WINDOWS = 90
 """The number of random windows, which begin one hour apart."""
 END_US = RANDOM_WINDOWS * HOUR_US
 """The end of the last random window."""
+_MOST_ROWS = 200_000
+"""The maximum number of rows that are divided, which takes about three seconds."""
 _FEWEST_PARTS = 8
 _SEED = 0
 """The seed of the division, so that a reference always has the same windows."""
@@ -32,7 +35,8 @@ def with_random_windows(reference: DriftReference, rows: int) -> DriftReference:
     are compared with all other rows, so a window has at most an eighth of the rows. A
     sample with few rows is divided repeatedly.
     """
-    sample = reference.sample
+    positions = sample_positions(len(reference.sample), _MOST_ROWS, _SEED)
+    sample = reference.sample.take(positions)
     size = max(min(rows, len(sample) // _FEWEST_PARTS), 1)
     parts = len(sample) // size
     rng = np.random.default_rng(_SEED)
