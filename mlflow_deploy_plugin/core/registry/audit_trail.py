@@ -77,7 +77,14 @@ def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
 
     Raises the errors of `trusted_keys`.
     """
-    trusted = trusted_keys(store)
+    yield from _counted_events(store, model, trusted_keys(store))
+
+
+def _counted_events(
+    store: Store,
+    model: str,
+    trusted: TrustedKeys | None,
+) -> Iterator[AuditEvent]:
     if trusted is None:
         yield from store.events(model=model, newest_first=True)
         return
@@ -86,10 +93,13 @@ def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
 
 
 def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:
-    """Return those of the events that do not count, because no server has signed them.
+    """Return the events that do not count, because no server has signed them.
     Raises the errors of `trusted_keys`.
     """
     unsigned = set(events)
+    if not unsigned:
+        return frozenset()
+    trusted = trusted_keys(store)
     for model in {event.model for event in unsigned}:
-        unsigned.difference_update(newest_events(store, model))
+        unsigned.difference_update(_counted_events(store, model, trusted))
     return frozenset(unsigned)

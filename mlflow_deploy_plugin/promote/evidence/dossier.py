@@ -163,7 +163,7 @@ class _Trail:
         models: the URIs of the variants during the period.
         begun_with: the last event before the period that has a spec, and this spec.
         earlier / events: the events before and in the period.
-        unsigned: those of them that MLflow's server has not signed.
+        unsigned: the events that MLflow's server has not signed.
     """
 
     models: frozenset[ModelURI]
