@@ -305,11 +305,6 @@ class ColumnGroup:
     window: Profile
     columns: tuple[str, ...]
 
-    @property
-    def own_columns(self) -> tuple[str, ...]:
-        """The columns without the projections."""
-        return tuple(without_projections(self.columns))
-
 
 @dataclass(frozen=True)
 class CheckTest:
@@ -366,7 +361,7 @@ def judge_columns(
     for column in columns:
         if column.is_drifted and not column.is_relation:
             causes.setdefault(column.group.segment, column.name)
-    own = groups[0].own_columns
+    own = list(without_projections(groups[0].columns))
     drifted = [column for column in columns if column.is_drifted and not column.is_relation]
     of_all_rows = sum(not column.group.segment for column in drifted)
     figures = {"share_of_drifted_columns": of_all_rows / max(len(own), 1)}

@@ -126,8 +126,7 @@ def judge_profile(
         "rows": float(window.rows),
         "reference_rows": float(reference.pieces.total.rows),
     }
-    all_rows = ""
-    whole = _prepare_group(all_rows, reference, window, spec)
+    whole = _prepare_group("", reference, window, spec)
     if whole.reason:
         if window.rows < spec.min_rows:
             schema = []
@@ -147,15 +146,12 @@ def judge_profile(
         evidence,
         history,
     )
-    test = course if isinstance(course, Refused) else _test_figures(course)
-    if _has_random_windows(reference, spec):
-        test = _test_random_windows(groups, columns, spec, evidence)
+    test = _test_window(groups, columns, spec, evidence, course)
     if isinstance(test, Refused):
         verdict = _unjudged(rows, whole.without_test(test.reason), schema)
     else:
         others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
-        season_us = 1_000_000 * duration_seconds(spec.season or _WEEK)
-        verdict = _conclude(rows, groups, test, start_us, season_us, others)
+        verdict = _conclude(rows, groups, test, start_us, spec, others)
     followed = None if isinstance(course, Refused) else course
     return replace(verdict, evidence=evidence, course=followed)
 
@@ -246,6 +242,21 @@ class _WindowTest:
     @property
     def is_drifted(self) -> bool:
         return self.largest.is_drifted
+
+
+def _test_window(
+    groups: Sequence[ColumnGroup],
+    columns: Sequence[str],
+    spec: MonitorSpec,
+    evidence: Evidence,
+    course: Course | Refused,
+) -> _WindowTest | Refused:
+    """Return the tests of the figures. The first of the groups has all rows."""
+    if not isinstance(course, Refused):
+        return _test_figures(course)
+    if _has_random_windows(groups[0].reference, spec):
+        return _test_random_windows(groups, columns, spec, evidence)
+    return course
 
 
 def _test_figures(course: Course) -> _WindowTest | Refused:
@@ -342,7 +353,7 @@ def _conclude(
     groups: Sequence[ColumnGroup],
     test: _WindowTest,
     start_us: int,
-    season_us: int,
+    spec: MonitorSpec,
     others: Sequence[Finding],
 ) -> DriftVerdict:
     """Return the verdict of the tests.
@@ -355,7 +366,7 @@ def _conclude(
         groups,
         test.columns,
         start_us,
-        season_us,
+        1_000_000 * duration_seconds(spec.season or _WEEK),
     )
     count, compared = test.compared
     evidence = f"p = {test.p_value:.3g} compared with {count} {compared}"
