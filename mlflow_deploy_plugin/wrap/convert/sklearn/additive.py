@@ -63,8 +63,8 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
     if sums is None or sums.slopes:
         return None
     form = _as_arrays(sums)
-    if form is not None and form.has_members and not fits(form, KEPT_BYTES):
-        return None  # shap compares features only with thresholds.
+    if form is not None and form.needs_tables and not fits(form, KEPT_BYTES):
+        return None
     return form
 
 
