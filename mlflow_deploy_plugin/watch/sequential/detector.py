@@ -200,9 +200,10 @@ class Tracking:
         self._restart(self._windows.restarts == now)
         is_known = np.isfinite(self._windows.values[now])
         self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
-        innovation = self._innovation(now)
-        self._end_shifts(now, innovation)
-        self._mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
+        innovation = self._innovation(now, is_known)
+        self._end_shifts(now, innovation, is_known)
+        mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
+        self._mass = np.where(is_known, mass, self._mass)
         self._mass[:, [shift.series for shift in self.shifts]] = 0
         self._mass[:, ~self._windows.is_followed] = 0
         self._mass[len(_SIZES) :, self._windows.is_upward] = 0
@@ -215,9 +216,9 @@ class Tracking:
             self.red.append(now)
         self._learn(now)
 
-    def _innovation(self, now: int) -> Array:
-        """Return the limited innovations of the window, [m]. An unusual window does not
-        explain the next one.
+    def _innovation(self, now: int, is_known: Array) -> Array:
+        """Return the limited innovations of the window, [m]; 0 if unknown. An unusual
+        window does not explain the next one.
         """
         scale = self._windows.scales[now]
         innovation = self.baseline.innovation(
@@ -226,19 +227,25 @@ class Tracking:
             int(self._windows.gaps[now]),
             scale,
         )
+        innovation = np.where(is_known, innovation, 0.0)
         self.innovations[now] = innovation
         is_unusual = np.abs(innovation) > self._unusual
         self._is_left_out[now, is_unusual] = True
-        above = self.baseline.scaled(self.levels[now], scale)
+        above = np.where(
+            is_known,
+            self.baseline.scaled(self.levels[now], scale),
+            self.baseline.correlation * self._previous,
+        )
         self._previous = np.where(is_unusual, 0.0, above)
         return innovation.clip(-_LARGEST, _LARGEST)
 
-    def _end_shifts(self, now: int, innovation: Array) -> None:
-        """Add the window to the open shifts, and end those that are over. The windows
-        of a shift that was not confirmed become a part of the baseline.
+    def _end_shifts(self, now: int, innovation: Array, is_known: Array) -> None:
+        """Add the window to the open shifts of known figures, and end those that are
+        over. The windows of a shift that was not confirmed become a part of the
+        baseline.
         """
         for shift in [*self.shifts]:
-            if shift.add_window(float(innovation[shift.series])):
+            if is_known[shift.series] and shift.add_window(float(innovation[shift.series])):
                 self.shifts.remove(shift)
                 if not shift.is_confirmed:
                     self._is_left_out[shift.onset : now, shift.series] = False

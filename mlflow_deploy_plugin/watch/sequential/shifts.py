@@ -107,9 +107,11 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
     """
     series = course.series[shift.series]
     baseline = course.tracking.baseline
-    since = slice(shift.onset, None)
-    above = course.tracking.levels[since, shift.series] - baseline.mean[shift.series]
-    now = float(np.nanmean(course.windows.values[since, shift.series]))
+    values = course.windows.values[shift.onset :, shift.series]
+    is_known = np.isfinite(values)
+    levels = course.tracking.levels[shift.onset :, shift.series][is_known]
+    above = levels - baseline.mean[shift.series]
+    now = float(values[is_known].mean())
     deviations = float(above.mean()) / float(baseline.deviation[shift.series])
     onset = _onset(course, shift)
     return Finding(
@@ -125,7 +127,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         change=_describe_change(course, series, now - float(above.mean()), now),
         since=onset.start.isoformat(),
         since_end=onset.end.isoformat(),
-        in_a_row=len(above),
+        in_a_row=len(values),
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins),
         unit="SD",
