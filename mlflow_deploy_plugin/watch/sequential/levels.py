@@ -179,6 +179,11 @@ class ReferenceLevels:
         return np.array([series.figure == DISTANCE for series in self.series], bool)
 
     @property
+    def is_rows(self) -> Array:
+        """The series that are numbers of rows, [m] bool."""
+        return np.array([series.column == ROWS for series in self.series], bool)
+
+    @property
     def is_upward(self) -> Array:
         """The series of which only an increase is a change, [m] bool."""
         return np.array([series.figure in UPWARD for series in self.series], bool)
