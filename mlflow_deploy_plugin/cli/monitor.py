@@ -422,8 +422,8 @@ def add(
 ) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
-    `onnxserve controller` judges its windows from its next poll on. The field
-    alarms.false_per_year of -C belongs to the endpoint, and all other fields to the
+    `onnxserve controller` judges its windows from its next poll on. The fields
+    alarms.… of -C belong to all monitors of the endpoint, and all other fields to the
     monitor.
     """
     changes = {field: value for field, value in fields.items() if value is not None}
@@ -444,6 +444,15 @@ def add(
             dotted[field] = value
         lines = check_change(deployments, name, dotted)
         deployments.update_endpoint(name, dotted, why)
+        changed = deployments.get_endpoint(name).endpoint.spec
+    for field, before in stored.spec.alarms:
+        now = getattr(changed.alarms, field)
+        if now != before and stored.spec.monitors:
+            first = "its default" if before is None else f"{before:g}"
+            lines.append(
+                f"this changes alarms.{field} of all {len(changed.monitors)} monitors of {name} "
+                f"from {first} to {now:g}",
+            )
     show_lines([f"{name} has the monitor {monitor_name}", *lines])
 
 

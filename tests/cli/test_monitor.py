@@ -340,6 +340,7 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
     assert mentions(overlapping.stderr, "monitors.other.reference", late, "END")
     assert zero.exit_code == 1
     assert overlapping.exit_code == 1
+    assert mentions(added.stdout, "alarms.false_per_year", "2 monitors", "default to 2")
     assert ("other" in unchanged.monitors, unchanged.alarms.false_per_year) == (False, None)
     assert added.exit_code == 0, added.output
     assert spec.alarms.false_per_year == 2
