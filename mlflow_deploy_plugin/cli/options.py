@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
+from mlflow_deploy_plugin.cli.entry import Output
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -221,6 +222,11 @@ def opened_store() -> Iterator["Store"]:
 
     with closing(open_store(load_settings().store_url, login=login_name)) as store:
         yield store
+
+
+def end_with_reader() -> None:
+    """End this command, which only reads, when the reader of its output has left."""
+    Output.ends_command = True
 
 
 def show_progress(line: str) -> None:
