@@ -482,4 +482,10 @@ class _FormTrials:
             answered = list(answered)
             self.answered = answered
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
-        return replace(report, left_out=self.left_out)
+        limit = ""
+        if np.isfinite(boundary.farthest):
+            limit = (
+                f"proven for numbers up to {boundary.farthest:,.0f}: farther away, distances or "
+                "sums are equal up to rounding errors, which decide the prediction"
+            )
+        return replace(report, left_out=self.left_out, limit=limit)
