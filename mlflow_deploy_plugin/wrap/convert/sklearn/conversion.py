@@ -675,6 +675,7 @@ def _change_steps(part: Estimator) -> None:
             (name, _as_transformer(step)) for name, step in part.transformer_list if step != "drop"
         ]
     elif isinstance(part, Pipeline):
+        part.__class__ = Pipeline  # skl2onnx does not support the class of imbalanced-learn.
         steps = [step for step in part.steps[:-1] if _has_effect(step[1])]
         part.steps = [(name, _as_transformer(step)) for name, step in steps] + part.steps[-1:]
 
