@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
     Commands,
     align_columns,
     config_option,
+    end_with_reader,
     flag,
     format_option,
     key_values,
@@ -408,6 +409,7 @@ def logs(name: str, lines: int, follow: bool) -> None:
     The captured requests of the server are in a different log, which `onnxserve log`
     queries.
     """
+    end_with_reader()
     is_empty = True
     with opened_deployments() as deployments:
         for line in deployments.logs(name, lines, follow):
@@ -485,6 +487,7 @@ def history(
             raise click.UsageError("--verify checks whole chains: omit NAME and --limit")
         _verify(model, output, keys, checkpoint)
         return
+    end_with_reader()
     with opened_store() as store:
         if (
             name is not None

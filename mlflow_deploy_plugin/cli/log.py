@@ -16,6 +16,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     Commands,
     combine_options,
+    end_with_reader,
     flag,
     name_argument,
     opened_store,
@@ -219,6 +220,7 @@ def _show_rows(
     """
     output = output or format_of(file) or "table"
     _check_output(output, file)
+    end_with_reader()
     from mlflow_deploy_plugin.serve.inference_log.query import Query, limit_memory, run_query
     from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
+from mlflow_deploy_plugin.cli.entry import Output
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -215,12 +216,17 @@ def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deplo
 
 @contextmanager
 def opened_store() -> Iterator["Store"]:
-    from mlflow_deploy_plugin.core.registry.connection import login_name
+    from mlflow_deploy_plugin.core.registry.connection import find_login
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.database import open_store
 
-    with closing(open_store(load_settings().store_url, login=login_name)) as store:
+    with closing(open_store(load_settings().store_url, find_login=find_login)) as store:
         yield store
+
+
+def end_with_reader() -> None:
+    """End this command, which only reads, when the reader of its output has left."""
+    Output.ends_command = True
 
 
 def show_progress(line: str) -> None:

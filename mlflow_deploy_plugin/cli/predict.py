@@ -18,6 +18,7 @@ import orjson
 from mlflow_deploy_plugin.cli.log import open_user_log
 from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
+    end_with_reader,
     engine_option,
     flag,
     model_option,
@@ -271,6 +272,7 @@ def predict(
         raise click.UsageError("specify either -m MODEL_URI or -n DEPLOYMENT")
     if event_time and name is None:
         raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
+    end_with_reader()
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import server_predictor
 
     input_kind = cast(FileFormat, content_type or format_of(input_path) or "json")

@@ -1,14 +1,20 @@
-"""The commands that containers start, which must not wait
-for click and the settings.
+"""The commands that containers start, which must not wait for click and the settings,
+and commands whose output nobody reads.
 """
 
+import os
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
 HEAVY = ("click", "orjson", "pydantic", "requests", "yaml")
 
@@ -33,3 +39,34 @@ def test_the_help_does_not_list_the_commands_of_containers() -> None:
     listed = CliRunner().invoke(main, ["--help"]).output
     assert "serve" in listed
     assert not any(name in listed for name in ("hold-socket", "list-packages"))
+
+
+def run_unread(home: Path, *arguments: str) -> int:
+    """Return the exit status of a command whose output pipe is already closed."""
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            command,
+            stdout=writer,
+            stderr=writer,
+            env={**os.environ, "ONNXSERVE_HOME": str(home)},
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    return ended.returncode
+
+
+def test_change_finishes_without_reader_of_output(tmp_path: Path) -> None:
+    status = run_unread(tmp_path, "keys", "create", "shop", "--endpoint", "flights")
+    assert status == 0
+    with closing(open_store(f"sqlite:///{tmp_path}/onnxserve.db")) as store:
+        assert [key.name for key in ApiKeys(store).created()] == ["shop"]
+
+
+def test_history_ends_without_reader_of_output(tmp_path: Path) -> None:
+    with closing(open_store(f"sqlite:///{tmp_path}/onnxserve.db")) as store:
+        store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
+    assert run_unread(tmp_path, "history", "flights") == 1

@@ -4,8 +4,7 @@ arguments, results and errors.
 
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 
 import click
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
@@ -32,7 +31,6 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_de
 
 Fields = Config | None
 _WIDTH = 100
-_echo = partial(click.echo, err=True)
 
 _ABOUT = """\
 onnxserve serves MLflow models and follows the registry. Models with an ONNX form are served as ONNX.
@@ -281,6 +279,12 @@ def target_help() -> str:
         )
     lines.append("\nNAME stands for the name of a deployment (variant) or of a monitor.")
     return "\n".join(lines)
+
+
+def _echo(line: str) -> None:
+    """Print a progress line. If nobody reads it any more, the change continues."""
+    with suppress(BrokenPipeError):
+        click.echo(line, err=True)
 
 
 @contextmanager

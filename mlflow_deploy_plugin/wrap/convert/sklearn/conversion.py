@@ -461,7 +461,7 @@ def _converted_graph(
         warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
         formulas.register()
         _register_nets()
-        proto, topology = _call_skl2onnx(copy, inputs, precision == "double")
+        proto, topology = _call_skl2onnx(copy, inputs, precision)
         refusal = mark_refused_rows(proto.graph, topology)
         proto = onnx_remove_node_identity(proto)
         properties = {REFUSED_ROWS: refusal} if refusal else {}
@@ -482,14 +482,10 @@ def _restore_opsets(proto: ModelProto) -> None:
 def _call_skl2onnx(
     copy: Estimator,
     inputs: tuple[Input, ...],
-    is_double: bool,
+    precision: graph.Precision,
 ) -> tuple[ModelProto, Topology]:
-    """Return the model, and the operators that skl2onnx converted.
-
-    Args:
-        copy: the estimator, which skl2onnx may change.
-        inputs: the graph's inputs.
-        is_double: True if formulas replace the 32-bit operators of some estimators.
+    """Return the model, and the operators that skl2onnx converted. skl2onnx may change
+    the copy.
     """
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     input_types = []
@@ -500,7 +496,9 @@ def _call_skl2onnx(
                 types[entry.dtype]([None, *entry.shape[1:]]),
             )
         )
-    precise = formulas.PRECISE if is_double else {}
+    precise = {}
+    if precision != "single":
+        precise = formulas.converters_in_64_bits(is_throughout=precision == "double")
     answer: tuple[ModelProto, Topology] = convert_sklearn(
         copy,
         initial_types=input_types,

@@ -56,7 +56,8 @@ brackets do not occur in data.
 
 MATRIX = "X"
 
-_ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
+ENCODERS = OneHotEncoder | OrdinalEncoder | TargetEncoder | CategoryTables
+"""The estimators that read each column with its own type."""
 
 
 def passes_on(step: Estimator) -> bool:
@@ -215,7 +216,7 @@ def is_tree(estimator: Estimator) -> bool:
 
 
 def encoders(estimator: Estimator) -> list[Estimator]:
-    return [part for part in sub_estimators(estimator) if isinstance(part, _ENCODERS)]
+    return [part for part in sub_estimators(estimator) if isinstance(part, ENCODERS)]
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
