@@ -451,11 +451,13 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     The unknown category sorts last: XGBoost 3.1 and 3.2 replace any other unknown
     category with the next known category
     (https://github.com/dmlc/xgboost/issues/12189), and 3.3 rejects all unknown
-    categories.
+    categories. Another unknown string comes first: after a non-ASCII category, 3.2
+    reads each category as other bytes.
     """
     categories = series.cat.categories
     if column_type(series) == "string":
         unseen: str | int = "~ never seen"
+        categories = categories.insert(0, "~ also never seen")
     elif len(categories) and is_integer_dtype(categories.dtype):
         unseen = int(categories.max()) + 1
     else:

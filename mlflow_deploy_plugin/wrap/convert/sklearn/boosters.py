@@ -17,17 +17,23 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.batch import ModelData
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, library_of
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    library_of,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import Boosting, Node, Tree, leaf
 
 Document: TypeAlias = Mapping[str, Any]
@@ -53,15 +59,25 @@ def as_estimator(model: Estimator) -> Estimator:
     return model
 
 
+def with_category_names(model: Estimator, example: pd.DataFrame) -> Estimator:
+    """Return the model, or a copy in which XGBoost's estimators have the categories of
+    the example's columns as strings.
+    """
+    columns = example.select_dtypes("category")
+    names = [tuple(map(str, series.cat.categories)) for _, series in columns.items()]
+    named = {}
+    for part in sub_estimators(model):
+        if library_of(part) == "xgboost":
+            named[id(part)] = copy(part)
+            named[id(part)].category_names = names
+    return deepcopy(model, named) if named else model
+
+
 def read_boosting(estimator: Estimator) -> Boosting:
     """Return the trees of a fitted booster. Raises NotImplementedError for unsupported
     categories or objectives.
     """
-    if isinstance(estimator, NativeBooster):
-        booster = estimator.native_booster
-    else:
-        booster = estimator
-    return _READERS[library_of(booster)](booster)
+    return _READERS[library_of(estimator)](estimator)
 
 
 def _read_xgboost(model: Estimator) -> Boosting:
@@ -69,8 +85,8 @@ def _read_xgboost(model: Estimator) -> Boosting:
     it was stopped early. Raises NotImplementedError for unsupported objectives or
     categories.
     """
-    is_native = type(model).__name__ == "Booster"
-    booster = model if is_native else model.get_booster()
+    is_native = isinstance(model, NativeBooster)
+    booster = model.native_booster if is_native else model.get_booster()
     document = _read_xgboost_document(booster)
     link = _XGBOOST_LINKS.get(document.objective)
     if link is None:
@@ -84,6 +100,7 @@ def _read_xgboost(model: Estimator) -> Boosting:
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels per row")
     encoded = document.encoded_categories()
+    names = getattr(model, "category_names", ())
     return Boosting(
         trees=[entry.tree for entry in trees],
         targets=[entry.target for entry in trees],
@@ -93,7 +110,7 @@ def _read_xgboost(model: Estimator) -> Boosting:
         is_single=True,
         has_single_rows=True,
         missing=np.nan if is_native else float(model.missing),
-        categories=tuple(map(_xgboost_categories, encoded.values())),
+        categories=tuple(_xgboost_categories(entry, names) for entry in encoded.values()),
         category_columns=tuple(encoded),
         lines=document.lines(len(margin)),
     )
@@ -260,20 +277,31 @@ def _xgboost_members(document: Document) -> dict[int, list[int]]:
     return {node: codes[start : start + size] for node, start, size in entries}
 
 
-def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
-    """Return the categories of a column. XGBoost stores strings as bytes, and 3.2
-    truncates non-ASCII strings.
+def _xgboost_categories(
+    encoded: Document,
+    examples: Sequence[tuple[str, ...]],
+) -> tuple[str | int, ...]:
+    """Return the categories of a column. XGBoost 3.2 stores as many bytes as the joined
+    strings have characters, so that non-ASCII strings are read from the example.
+
+    Args:
+        encoded: the categories in the JSON of XGBoost.
+        examples: the categories of each column of the example.
     """
     if "offsets" not in encoded:
         return tuple(encoded["values"])  # integer categories
-    codes = encoded["values"]
-    if min(codes, default=0) < 0 or max(codes, default=0) > _LAST_ASCII:
-        raise NotImplementedError("non-ASCII categories, which XGBoost truncates")
-    text = bytes(codes).decode()
-    return tuple(text[start:end] for start, end in pairwise(encoded["offsets"]))
+    stored = bytes(code % 256 for code in encoded["values"])
+    slices = [stored[start:end] for start, end in pairwise(encoded["offsets"])]
+    if stored.isascii():
+        return tuple(map(bytes.decode, slices))
+    if len(set(slices)) < len(slices):
+        raise NotImplementedError("non-ASCII categories that XGBoost itself mixes up")
+    for names in examples:
+        if len(names) == len(slices) and "".join(names).encode().startswith(stored):
+            return names
+    raise NotImplementedError("non-ASCII categories that are not those of the example")
 
 
-_LAST_ASCII = 127
 _XGBOOST_LINKS = {
     **dict.fromkeys(
         (
@@ -304,7 +332,7 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     """Return the trees of a native booster or an estimator of LightGBM. Raises
     NotImplementedError for unsupported objectives or categories.
     """
-    booster = model if type(model).__name__ == "Booster" else model.booster_
+    booster = model.native_booster if isinstance(model, NativeBooster) else model.booster_
     document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     objective = _lightgbm_objective(document)
     kinds: dict[tuple[int, bool], int] = {}

@@ -182,13 +182,15 @@ def forms(
     if predict_fn == "predict_proba" and not has_proba:
         raise _no_probabilities(model)
     columns: list[str] | int
+    fitted = best_estimator(model)
     if isinstance(example, pd.DataFrame):
+        fitted = boosters.with_category_names(fitted, example)
         columns = list(map(str, example.columns))
         names = columns
     else:
         columns = int(example[""].shape[1])
         names = list(map(str, range(columns)))
-    fitted = with_stand_ins(best_estimator(model), columns)
+    fitted = with_stand_ins(fitted, columns)
     precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
     convert = partial(
         _convert,

@@ -52,6 +52,7 @@ KINDS = FULL.assign(
 ACCENTS = KINDS.assign(
     many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café")),
 )
+CITIES = FULL.assign(city=pd.Categorical(np.array(["Zürich", "北京", "Oslo"])[THREE]))
 CODES = FULL.assign(
     code=pd.Categorical(THREE),
     kind=pd.Categorical(TEXT),
@@ -232,6 +233,19 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         ),
         ACCENTS,
     ),
+    "xgboost, cities": (lambda: xgb(enable_categorical=True).fit(CITIES, THREE), CITIES),
+    "xgboost, native cities": (
+        lambda: xgboost.train(
+            {},
+            xgboost.DMatrix(CITIES, SCORE, enable_categorical=True),
+            4,
+        ),
+        CITIES,
+    ),
+    "xgboost, calibrated cities": (
+        lambda: CalibratedClassifierCV(xgb(enable_categorical=True), cv=2).fit(CITIES, TWO),
+        CITIES,
+    ),
     "lightgbm, codes": (lambda: lgbm(min_data_per_group=2).fit(CODES, OF_KINDS), CODES),
     "lightgbm, native codes": (
         lambda: lightgbm.train(
@@ -316,7 +330,14 @@ def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
 REFUSED: dict[str, tuple[Fit, str]] = {
     "xgboost, accents": (
         lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO),
-        "non-ASCII categories",
+        "non-ASCII categories that XGBoost itself mixes up",
+    ),
+    "xgboost, other cities": (
+        lambda: xgb(enable_categorical=True).fit(
+            CITIES.assign(city=CITIES["city"].cat.rename_categories({"Oslo": "Bonn"})),
+            TWO,
+        ),
+        "non-ASCII categories that are not those of the example",
     ),
     "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels per row"),
     "xgboost, hinge": (
@@ -353,7 +374,7 @@ def test_an_unsupported_booster_gives_a_reason_and_an_alternative(
     tmp_path: Path,
 ) -> None:
     fit, reason = case
-    rows = {"ASCII": ACCENTS, "neither": HALVES, "not numbers": CODES}
+    rows = {"of the example": CITIES, "ASCII": ACCENTS, "neither": HALVES, "not numbers": CODES}
     example = next((rows[word] for word in rows if word in reason), FULL)
     with pytest.raises(ConversionError, match=rf"{reason}.*served as pyfunc"):
         save_model(fit(), tmp_path / "model", input_example=example)
@@ -376,6 +397,7 @@ KNOWN: dict[str, list[Any]] = {
     "a": [0.5, -0.5],
     "kind": ["low", "high"],
     "code": [1, 2],
+    "city": ["Oslo", "北京"],
 }
 UNSEEN = [
     ("kind", "aaa"),
@@ -383,15 +405,16 @@ UNSEEN = [
     ("kind", "zzz"),
     ("code", -1),
     ("code", 7),
+    ("city", "Zurich"),
 ]
 
 
 @pytest.fixture(scope="module")
 def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, OnnxModel]]:
-    """Boosters of a string column and of an integer column,
+    """Boosters of two string columns and of an integer column,
     each with its saved form.
     """
-    rows = CODES[["a", "kind", "code"]]
+    rows = CODES[["a", "kind", "code"]].assign(city=CITIES["city"])
     fitted = {
         "xgboost": xgb(enable_categorical=True).fit(rows, OF_KINDS),
         "native xgboost": xgboost.train(
@@ -449,6 +472,7 @@ def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories: Any)
     columns: dict[str, Any] = {**KNOWN, "kind": ["low", None]}
     rows = pd.DataFrame(columns).assign(
         **{name: pd.Categorical(columns[name]) for name in ("kind", "code")},
+        city=pd.Series(columns["city"], dtype=CITIES["city"].dtype),
     )
 
     probabilities = saved.run(saved.schema.from_columns(columns))["probabilities"]
