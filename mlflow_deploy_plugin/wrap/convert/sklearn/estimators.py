@@ -356,8 +356,12 @@ def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
     """Return True for a fitted estimator, including libraries without scikit-learn's
     attribute names (NGBoost).
     """
-    with suppress(NotFittedError):
+    try:
         check_is_fitted(model)
+        return True
+    except NotFittedError:
+        pass
+    except Exception:  # noqa: BLE001 - a class without `fit` cannot be unfitted.
         return True
     if batch is None:
         return False
