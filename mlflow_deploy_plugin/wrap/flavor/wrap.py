@@ -88,37 +88,6 @@ def wrap(
     """
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
-<<<<<<< HEAD
-    converter = converter_for(model)
-    rows = _read_rows(
-        converter,
-        model,
-        input_example,
-        signature,
-        parity_data,
-        reference_data,
-        event_time,
-        drop,
-    )
-    with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
-        _check_report(form, rows.example, parity)
-        reference = rows.sample(form.runnable)
-        explained = with_additive_files(form.converted, form.runnable, rows.sampled)
-    lock = saved_model.environment_lock()
-    provenance = saved_model.provenance_section(rows.sampled, lock)
-    return WrappedModel(
-        converted=explained,
-        signature=form.signature,
-        predict_fn=predict_fn,
-        report=form.report,
-        example=rows.first_rows(form.runnable),
-        data=rows.sampled,
-        reference=reference,
-        provenance=provenance | {"algorithm": _algorithm(model)},
-        lock=lock,
-    )
-=======
     try:
         converter = converter_for(model)
         rows = _read_rows(
@@ -129,6 +98,7 @@ def wrap(
             parity_data,
             reference_data,
             event_time,
+            drop,
         )
         with TemporaryDirectory(prefix="onnxserve-") as folder:
             form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
@@ -154,7 +124,6 @@ def wrap(
         # The code of the model or of a library may raise any error, also a panic.
         pass_exit(error)
         raise ConversionError(explain_failure(error, model)) from error
->>>>>>> main
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,10 +62,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     column_transformers,
     encoders,
     estimator_input,
-<<<<<<< HEAD
     feature_names,
-=======
->>>>>>> main
     first_steps,
     is_fitted,
     last_step,
