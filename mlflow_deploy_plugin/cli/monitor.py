@@ -296,17 +296,21 @@ def resume(name: str, monitor_name: str, why: str) -> None:
     help="Start of the interval in UTC: 2013-07-01 or 2013-07-01T12:00.",
 )
 @option("--to", "end", metavar="TIME", show_default="now", help="End of the interval (exclusive).")
+@flag("--again", help="Judge windows again that already have a verdict.")
 def backfill(
     name: str,
     monitor_name: str,
     begin: str,
     end: str | None,
+    again: bool,
 ) -> None:
-    """Judge the windows of an interval that were not judged yet.
+    """Judge the windows of an interval that have no verdict yet.
 
-    The monitor MONITOR judges at most 10,000 windows per command, oldest first. After
-    Ctrl-C, repeat the command to continue with the first window that is not judged.
-    Exit status 1 if a window could not be judged.
+    The command waits for captured rows that are not in the log yet. The monitor MONITOR
+    judges at most 10,000 windows per command, oldest first. After Ctrl-C, repeat the
+    command to continue with the first window that is not judged. A window without a
+    verdict, such as a window without rows, is judged again when its rows arrive. Exit
+    status 1 if a window could not be judged.
     """
     with usage_errors():
         stop = end or datetime.now(UTC).isoformat()
@@ -318,6 +322,7 @@ def backfill(
 
         selected_monitor = find_monitor(deployments, name, monitor_name)
         judged = 0
+        undecided = 0
         passed_over = 0
         failed = 0
         number = 0
@@ -329,13 +334,16 @@ def backfill(
                 period.start,
                 period.end,
                 judge_and_log,
+                again,
             ):
-                if is_new:
+                if window.state == "failed":
+                    failed += 1
+                elif window.verdict == "not judged":
+                    undecided += 1
+                elif is_new:
                     judged += 1
                 else:
                     passed_over += 1
-                if window.state == "failed":
-                    failed += 1
                 click.echo(f"[{number}/{count}] {_backfill_line(window, is_new)}")
         except KeyboardInterrupt:
             show_progress(
@@ -343,8 +351,8 @@ def backfill(
             )
             sys.exit(130)
     click.echo(
-        f"{judged - failed} windows judged, {passed_over} already judged, {failed} could not be "
-        "judged",
+        f"{judged} windows judged, {undecided} without a verdict, {passed_over} already judged, "
+        f"{failed} could not be judged",
     )
     if failed:
         sys.exit(1)
@@ -355,9 +363,10 @@ def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
     is not new was judged before.
     """
     outcome = window.outcome or "could not be judged"
+    is_repeated = not is_new and outcome != "not judged"
     if outcome in _VERDICTS_WITH_REASON:
         outcome = f"{outcome}: {window.reason}"
-    if not is_new:
+    if is_repeated:
         outcome += " (already judged)"
     return f"{Window(window.start, window.end)}: {outcome}"
 
@@ -413,8 +422,8 @@ def add(
 ) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
-    `onnxserve controller` judges its windows from its next poll on. The field
-    alarms.false_per_year of -C belongs to the endpoint, and all other fields to the
+    `onnxserve controller` judges its windows from its next poll on. The fields
+    alarms.… of -C belong to all monitors of the endpoint, and all other fields to the
     monitor.
     """
     changes = {field: value for field, value in fields.items() if value is not None}
@@ -435,6 +444,15 @@ def add(
             dotted[field] = value
         lines = check_change(deployments, name, dotted)
         deployments.update_endpoint(name, dotted, why)
+        changed = deployments.get_endpoint(name).endpoint.spec
+    for field, before in stored.spec.alarms:
+        now = getattr(changed.alarms, field)
+        if now != before and stored.spec.monitors:
+            first = "its default" if before is None else f"{before:g}"
+            lines.append(
+                f"this changes alarms.{field} of all {len(changed.monitors)} monitors of {name} "
+                f"from {first} to {now:g}",
+            )
     show_lines([f"{name} has the monitor {monitor_name}", *lines])
 
 

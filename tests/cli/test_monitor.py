@@ -57,8 +57,8 @@ def invoke(*arguments: str) -> Result:
 
 
 def figures(result: Result) -> list[int]:
-    """Return the numbers of windows in the last line of a backfill: judged now, already
-    judged, not judged.
+    """Return the numbers of windows in the last line of a backfill: judged now, without
+    a verdict, already judged, not judged.
     """
     return [
         int(number)
@@ -120,9 +120,9 @@ def test_backfill_judges_unjudged_windows_oldest_first(home: Path) -> None:
         "[1/2] 2013-07-10/2013-07-11: not judged: the window has no rows, and fewer than 7 "
         "earlier windows are known",
         "[2/2] 2013-07-11/2013-07-12: no drift",
-        "2 windows judged, 0 already judged, 0 could not be judged",
+        "1 windows judged, 1 without a verdict, 0 already judged, 0 could not be judged",
     ]
-    assert figures(again) == [0, 2, 0]
+    assert figures(again) == [0, 1, 1, 0]
     assert first.exit_code == again.exit_code == 0
 
 
@@ -148,7 +148,7 @@ def test_backfill_reports_windows_that_could_not_be_judged(
     again = invoke("backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22")
 
     assert failed.exit_code == 1
-    assert figures(failed) == [0, 0, 1]
+    assert figures(failed) == [0, 0, 0, 1]
     assert failed.stdout.startswith("[1/1] 2013-07-21/2013-07-22: could not be judged: ")
     assert "Traceback" not in failed.output
     assert again.stdout.startswith("[1/1] 2013-07-21/2013-07-22: no drift\n")
@@ -180,7 +180,7 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
         Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason,
         "interrupted by the user",
     )
-    assert figures(invoke(*command)) == [1, 1, 0]
+    assert figures(invoke(*command)) == [1, 0, 1, 0]
 
 
 def test_run_due_judges_due_windows_like_the_controller(home: Path, store: Store) -> None:
@@ -340,6 +340,7 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
     assert mentions(overlapping.stderr, "monitors.other.reference", late, "END")
     assert zero.exit_code == 1
     assert overlapping.exit_code == 1
+    assert mentions(added.stdout, "alarms.false_per_year", "2 monitors", "default to 2")
     assert ("other" in unchanged.monitors, unchanged.alarms.false_per_year) == (False, None)
     assert added.exit_code == 0, added.output
     assert spec.alarms.false_per_year == 2

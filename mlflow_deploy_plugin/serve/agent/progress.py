@@ -294,6 +294,14 @@ class WatermarkWriter:
         )
 
 
+def agent_name(state_dir: Path) -> str:
+    """Return the name of the agent of this state folder; empty without an agent."""
+    try:
+        return str(orjson.loads((state_dir / PROGRESS).read_bytes())["agent"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def add_rows(
     rows: Mapping[str, int],
     more: Mapping[str, int],

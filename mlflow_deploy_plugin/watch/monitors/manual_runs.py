@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
+from mlflow_deploy_plugin.serve.agent.progress import agent_name
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -44,6 +46,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import (
     SelectedMonitor,
     judge_and_log,
 )
+from mlflow_deploy_plugin.watch.monitors.maintenance import files_digests
 from mlflow_deploy_plugin.watch.monitors.schedule import windows_between
 from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.watch.result import Engine, MonitorResult
@@ -55,8 +58,11 @@ MAX_BACKFILLED = 10_000
 """The maximum number of windows, more than a year of hourly windows. Each window takes
 seconds and creates a run.
 """
-_SHIPPING_SECONDS = 20.0
+_SHIPPING_SECONDS = 60.0
 _PAUSE = 0.1
+_SILENT_AFTER = timedelta(minutes=1)
+"""Two intervals between the watermarks of an idle agent."""
+_WAITING = "waiting for rows that the servers have not written to the inference log yet"
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
 _CONSTANT_COLUMNS = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
 _UNITS = (
@@ -133,10 +139,9 @@ def run_window(
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
     log = evaluation.endpoint_log(deployments.settings, endpoint)
-    is_shipped = _wait_for_spools(deployments, monitor.endpoint)
+    notes = _wait_for_rows(deployments, monitor.endpoint)
     now = deployments.store.now()
     window = _window_with_rows(log, monitor, window, now)
-    notes = [] if is_shipped else [_NOT_SHIPPED]
     monitor = replace(monitor, engine=engine)
     if monitor.tried:
         notes.append(
@@ -157,11 +162,36 @@ def run_window(
     return attempt.window, attempt.result
 
 
-def _wait_for_spools(deployments: Deployments, endpoint: str) -> bool:
-    """Return True if the log has the captured rows of all servers on this machine."""
-    left = [folder for folder, _ in left_specs(endpoint, deployments.settings)]
-    folders = {deployments.settings.state_dir(endpoint), *left}
-    return all(wait_until_shipped(folder, _SHIPPING_SECONDS) for folder in folders)
+def _wait_for_rows(deployments: Deployments, endpoint: str) -> list[str]:
+    """Wait until the log has the rows that servers had captured at the call, at most
+    `_SHIPPING_SECONDS` per server on this machine and for all others. Return notes on
+    rows that may be missing.
+    """
+    settings = deployments.settings
+    store = deployments.store
+    begun = store.now()
+    say = cache(deployments.progress)  # A line is shown once.
+
+    def pause(seconds: float) -> None:
+        say(_WAITING)
+        time.sleep(seconds)
+
+    left = [folder for folder, _ in left_specs(endpoint, settings)]
+    folders = {settings.state_dir(endpoint), *left}
+    waits = [wait_until_shipped(each, _SHIPPING_SECONDS, pause=pause) for each in folders]
+    # The watermark of a server on this machine can be older than its spool.
+    here = {agent_name(folder) for folder in folders}
+    deadline = time.monotonic() + _SHIPPING_SECONDS
+    while True:
+        ready = window_runner.log_readiness(settings, endpoint, store.now(), _SILENT_AFTER, here)
+        is_complete = ready.covers(begun)
+        if is_complete or time.monotonic() > deadline:
+            break
+        pause(1.0)
+    notes = [*ready.notes]
+    if not is_complete or not all(waits):
+        notes.append(_NOT_SHIPPED)
+    return notes
 
 
 def _window_with_rows(
@@ -205,14 +235,19 @@ def backfill(
     begin: datetime,
     end: datetime,
     judge: Judge,
+    again: bool = False,
 ) -> Iterator[BackfilledWindow]:
-    """Judge the monitor's windows in [begin, end), oldest first, and skip judged
-    windows. Yield every window.
+    """Judge the monitor's windows in [begin, end), oldest first, and yield every
+    window. Without `again`, skip windows that have a verdict, or whose files have not
+    changed since they could not be judged.
 
     Raises InvalidConfig if the period contains no complete window, or more than
     `MAX_BACKFILLED` windows.
     """
     starts = _backfill_starts(monitor, begin, end)
+    stored = deployments.store.endpoint(monitor.endpoint)
+    log = evaluation.endpoint_log(deployments.settings, stored)
+    notes = _wait_for_rows(deployments, monitor.endpoint)
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)
         revisions = Monitors(deployments.store).revisions(
@@ -222,11 +257,14 @@ def backfill(
             window.end,
         )
         judged = [revision for revision in revisions if revision.state == "judged"]
-        if judged:
-            newest = judged[-1]
+        is_due = again or not judged
+        if not is_due and judged[-1].verdict == "not judged":
+            is_due = files_digests(log, judged[-1:], monitor.spec) != [judged[-1].log_digest]
+        if is_due:
+            newest = _judge_by_hand(deployments, monitor, window, judge, notes).window
         else:
-            newest = _judge_by_hand(deployments, monitor, window, judge).window
-        yield BackfilledWindow(number, len(starts), newest, is_judged_now=not judged)
+            newest = judged[-1]
+        yield BackfilledWindow(number, len(starts), newest, is_due)
 
 
 def _backfill_starts(monitor: SelectedMonitor, begin: datetime, end: datetime) -> range:

@@ -173,19 +173,24 @@ class Readiness:
         return self.complete_until is None or self.complete_until >= time
 
 
-def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Readiness:
+def readiness(
+    marks: "Sequence[Watermark]",
+    endpoint: str,
+    now: datetime,
+    silent_after: timedelta = SILENT_AFTER,
+) -> Readiness:
     """Return the completeness of the log according to the agents that may still ship
     rows.
 
-    An agent is ignored if it has ended, has been silent for an hour, or has a clock
-    that is an hour or more ahead.
+    An agent is ignored if it has ended, has been silent for longer than `silent_after`,
+    or has a clock that is an hour or more ahead.
     """
     waited_for: list[datetime] = []
     notes = []
     for mark in marks:
         if endpoint not in mark.endpoints or mark.ended:
             continue
-        if now - mark.written_at > SILENT_AFTER:
+        if now - mark.written_at > silent_after:
             notes.append(
                 f"agent {mark.agent} has been silent since {mark.written_at:%Y-%m-%d %H:%M:%S} "
                 "UTC: the window does not wait for its rows",

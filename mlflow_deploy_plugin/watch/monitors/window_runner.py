@@ -9,7 +9,7 @@ never lost.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError, Refused
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow, NoteKind
@@ -115,7 +116,7 @@ class WindowRunner:
                 window_at(microseconds(now), spec.every).start,
             )
             state = self.monitors.state(name, monitor)
-        ready = self._readiness(name, now)
+        ready = log_readiness(self.deployments.settings, name, now)
         window = self._next_window(endpoint, state, ready, now)
         self._remove_cannot_run_note(state)
         if isinstance(window, Idle):
@@ -152,16 +153,6 @@ class WindowRunner:
             return
         if self.monitors.state(state.endpoint, state.monitor).note == state.note:
             self.monitors.update_state(state.endpoint, state.monitor, note="")
-
-    def _readiness(self, endpoint: str, now: datetime) -> Readiness:
-        """Return until when the endpoint's log is complete. Raises OnnxserveError if
-        the log cannot be read.
-        """
-        try:
-            marks = read_watermarks(locate_log(self.deployments.settings.inference_log))
-        except OSError as error:
-            raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
-        return schedule.readiness(marks, endpoint, now)
 
     def judge_window(
         self,
@@ -378,6 +369,24 @@ class WindowRunner:
             return None
         self.say(window_summary(written))
         return replace(attempt, window=written)
+
+
+def log_readiness(
+    settings: Settings,
+    endpoint: str,
+    now: datetime,
+    silent_after: timedelta = schedule.SILENT_AFTER,
+    ignored: Container[str] = (),
+) -> Readiness:
+    """Return until when the endpoint's log is complete, without the `ignored` agents
+    and without agents that are silent. Raises OnnxserveError if the log cannot be read.
+    """
+    try:
+        marks = read_watermarks(locate_log(settings.inference_log))
+    except OSError as error:
+        raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
+    marks = [mark for mark in marks if mark.agent not in ignored]
+    return schedule.readiness(marks, endpoint, now, silent_after)
 
 
 def _skipped_note(due: schedule.DueWindow, endpoint: str, monitor: str) -> str:

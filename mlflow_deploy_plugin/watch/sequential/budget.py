@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
-from scipy.special import pdtrc
+from scipy.special import pdtrc, pdtri
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -74,6 +74,9 @@ _LEAST_ROWS = math.log(1.2)
 """The change of the number of rows below which a lasting shift is no alarm: a growth of
 25 % per year is a trend.
 """
+OPEN_WINDOWS = 10
+"""The windows for which a false alarm is open on average, by simulation."""
+_MOST_OPEN = 0.25
 _FAR = 1_000
 """The gap before a window that is older than the window before it: the windows are
 unrelated.
@@ -187,10 +190,7 @@ def require_windows(
     windows = len(levels.starts_us)
     seconds = int(length_of(spec.every).total_seconds())
     if windows < fewest:
-        shorter = next((length for length in _SHORTER if length * fewest <= seconds * windows), 0)
-        remedy = "use a longer reference"
-        if shorter:
-            remedy += f", or every={duration_text(shorter)}"
+        remedy = _more_windows(seconds, windows, fewest)
         raise InvalidConfig(f"{needs} {spec.reference}, and it has {windows}: {remedy}")
     grid = reference.pieces.grid
     is_cut = grid.windows > grid.max_windows and not levels.is_complete
@@ -203,14 +203,25 @@ def require_windows(
         )
 
 
+def _more_windows(seconds: int, windows: int, fewest: int) -> str:
+    """Return how a reference with this number of windows of this length gets the
+    `fewest` windows.
+    """
+    remedy = f"use a reference of at least {duration_text(seconds * fewest)}"
+    shorter = next((length for length in _SHORTER if length * fewest <= seconds * windows), 0)
+    if shorter:
+        remedy += f", or every={duration_text(shorter)}"
+    return remedy
+
+
 def check_budget(
     reference: DriftReference,
     spec: MonitorSpec,
     false_per_year: float,
     segments: Mapping[str, DriftReference] | None = None,
 ) -> list[str]:
-    """Return statements about a budget that the reference cannot keep, each with a
-    remedy.
+    """Return statements about a budget that the reference cannot keep, or with which
+    many windows have an open alarm, each with a remedy.
 
     Args:
         false_per_year: the monitor's share of the endpoint's budget.
@@ -221,7 +232,20 @@ def check_budget(
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
     require_windows(reference, levels, spec, FEWEST_WINDOWS)
     season_windows(spec, len(levels.starts_us), levels.length_us)
-    return [*unkept(levels, spec, false_per_year)]
+    lines = [*unkept(levels, spec, false_per_year)]
+    red = open_share(spec, false_per_year)
+    if red > _MOST_OPEN:
+        most = _MOST_OPEN * spec.windows_per_year / OPEN_WINDOWS
+        lines.append(
+            f"with a share of {false_per_year:.2g} false alarms per year, a false alarm is open in "
+            f"about {red:.0%} of the windows: set a share of at most {most:.2g}, or a smaller every"
+        )
+    return lines
+
+
+def open_share(spec: MonitorSpec, false_per_year: float) -> float:
+    """Return the share of windows in which a false alarm is open."""
+    return min(false_per_year * OPEN_WINDOWS / spec.windows_per_year, 1.0)
 
 
 def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) -> Iterator[str]:
@@ -241,31 +265,37 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     if spec.is_rolling:
         rolling = ""
     else:
-        rolling = ", or use reference rolling:7d, which compares a window with a recent one"
-    cannot = f"a budget of {false_per_year:.2g} false alarms per year cannot be kept"
-    smallest = "the smallest budget that can be kept is about"
+        rolling = ": use reference rolling:7d, which compares a window with a recent one"
+    cannot = f"a share of {false_per_year:.2g} false alarms per year cannot be kept"
     if count < FEW_WINDOWS:
-        yield (
-            f"{cannot} with certainty: the reference has {count} windows, and {FEW_WINDOWS} are "
-            f"needed; {smallest} {2 * false_per_year:.2g}"
-        )
+        remedy = _more_windows(levels.length_us // 1_000_000, count, FEW_WINDOWS)
+        yield f"{cannot} with certainty: the reference has {count} windows: {remedy}"
     correlation = reference_correlation(windows)
     slow = int(correlation.argmax())
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
     if correlation[slow] - _ERRORS * error > _MOST_CORRELATED:
         yield (
             f"{cannot}: consecutive windows of {levels.series[slow].series_key} have a correlation "
-            f"of {correlation[slow]:.2f}, more than {_MOST_CORRELATED}; {smallest} "
-            f"{_EXCESS * false_per_year:.2g}{rolling}"
+            f"of {correlation[slow]:.2f}, more than {_MOST_CORRELATED}; about "
+            f"{_EXCESS * false_per_year:.2g} false alarms per year are expected{rolling}"
         )
-    rate = lasting_rate(spec, false_per_year)
-    alarms = _later_alarms(windows, rate)
     later = count - count // 2
-    if alarms and pdtrc(alarms - 1, rate * later) < _UNLIKELY:
-        alarms_per_year = alarms / later * spec.windows_per_year
+    found: list[int] = []
+    smallest = false_per_year
+    while True:  # A larger share has a lower limit, which may raise more alarms.
+        rate = lasting_rate(spec, smallest)
+        alarms = _later_alarms(windows, rate)
+        if not alarms or pdtrc(alarms - 1, rate * later) >= _UNLIKELY:
+            break
+        found.append(alarms)
+        likely = pdtri(alarms - 1, 1 - _UNLIKELY) / later  # alarms per window
+        # The message rounds to two digits, by at most 5 %.
+        smallest = 1.05 * likely * spec.windows_per_year / LASTING_SHARE
+    if found:
         yield (
-            f"{cannot}: the later half of the reference, judged by the earlier half, has {alarms} "
-            f"in {later} windows; {smallest} {alarms_per_year:.2g}{rolling}"
+            f"{cannot}: the later half of the reference, judged by the earlier half, has "
+            f"{found[0]} in {later} windows; the smallest share that can be kept is about "
+            f"{smallest:.2g}{rolling}"
         )
 
 

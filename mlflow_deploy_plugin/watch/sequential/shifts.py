@@ -34,8 +34,6 @@ _SHARE_OF_TIME = 0.5
 """By chance, single windows of one column have so many alarms in this share of the time
 between two alarms of the budget in less than one of 1,000 monitors.
 """
-_OPEN_WINDOWS = 10
-"""The windows for which a false alarm is open on average, by simulation."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def judge_shifts(course: Course, drifted: Collection[str] = ()) -> ShiftVerdict:
     if per_year is None:
         return ShiftVerdict(charts=charts)
     findings = tuple(_make_finding(course, shift) for shift in shown_shifts(course))
-    red = min(per_year * _OPEN_WINDOWS / course.spec.windows_per_year, 1.0)
+    red = budget.open_share(course.spec, per_year)
     notes = (
         f"budget of this monitor: false alarms per year {per_year:.2g}, of which "
         f"{budget.LASTING_SHARE:.0%} for lasting shifts and the rest for single windows; they are "

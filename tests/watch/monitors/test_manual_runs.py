@@ -2,6 +2,7 @@
 the stored result.
 """
 
+import os
 import re
 from dataclasses import replace
 from datetime import timedelta
@@ -13,6 +14,8 @@ import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import AGENT, write_state
+from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
@@ -50,6 +53,13 @@ def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
         **fields,
     }
     (folder / "spec.yaml").write_text(yaml.safe_dump(document))
+
+
+def captured_rows(world: MonitoredWorld) -> None:
+    """Write a segment of the server on this machine, which has no agent."""
+    segment = world.settings.state_dir("flights") / "spool" / "a1.seg"
+    segment.parent.mkdir(parents=True)
+    segment.write_bytes(b"x" * 10)
 
 
 def run(
@@ -240,8 +250,8 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
 
 def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: MonitoredWorld) -> None:
     world.due()
-    world.watermark(NOON + HOUR / 2)
     run(world)
+    world.watermark(NOON + HOUR / 2)
 
     world.start()
     looked = world.count_looks()
@@ -378,12 +388,11 @@ def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(
 
 def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
     world: MonitoredWorld,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
-    monkeypatch.setattr(manual_runs, "wait_until_shipped", lambda *_: False)
+    captured_rows(world)
 
     written = run(world)
 
@@ -429,6 +438,63 @@ def test_missing_endpoint_monitor_or_rows_error_names_the_alternatives(
             "hourly",
             Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR),
         )
+
+
+def backfill(world: MonitoredWorld, again: bool = False) -> list[tuple[int, bool]]:
+    """Backfill the hour from NOON, and return the rows of its window, and if it was
+    judged now.
+    """
+    monitor = find_monitor(deployments(world), "flights", None)
+    period = NOON, NOON + HOUR
+    windows = manual_runs.backfill(deployments(world), monitor, *period, world.answer, again)
+    return [(each.window.rows, each.is_judged_now) for each in windows]
+
+
+def test_backfill_repeats_windows_without_rows_when_rows_arrive(world: MonitoredWorld) -> None:
+    world.endpoint()
+
+    without_rows = [backfill(world), backfill(world)]
+    world.rows(NOON)
+    with_rows = [backfill(world), backfill(world), backfill(world, again=True)]
+
+    assert without_rows == [[(0, True)], [(0, False)]]
+    assert with_rows == [[(3, True)], [(3, False)], [(3, True)]]
+
+
+@pytest.mark.parametrize("server", ["here", "elsewhere"])
+@pytest.mark.parametrize("command", ["run", "backfill"])
+def test_manual_judgement_waits_for_captured_rows(
+    world: MonitoredWorld,
+    server: str,
+    command: str,
+) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    folder = world.settings.state_dir("flights")
+    segment = folder / "spool" / "a1.seg"
+    if server == "here":
+        captured_rows(world)
+        write_state(folder / AGENT, AgentState(pid=os.getpid()))
+        (folder / "progress.json").write_text('{"agent": "one"}')
+    world.watermark(NOON, written_at=world.now)
+
+    def ship(line: str) -> None:
+        """Write the captured rows as soon as the command says that it waits."""
+        world.rows(NOON, rows=5)
+        segment.unlink(missing_ok=True)
+        if server == "elsewhere":
+            world.watermark(world.now)
+
+    waiting = replace(deployments(world), progress=ship)
+    monitor = find_monitor(waiting, "flights", None)
+    period = NOON, NOON + HOUR
+    if command == "run":
+        judged = manual_runs.run_window(waiting, monitor, Window(*period), world.answer)[0]
+    else:
+        ((_, _, judged, _),) = manual_runs.backfill(waiting, monitor, *period, world.answer)
+
+    assert judged.rows == 8
 
 
 def test_too_large_backfill_is_refused_with_the_latest_possible_end(

@@ -2,6 +2,7 @@
 its own alarms.
 """
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +52,12 @@ def test_a_good_reference_keeps_the_budget(reference: DriftReference) -> None:
     assert budget.check_budget(reference, MonitorSpec(), 1.0) == []
 
 
+def test_a_budget_with_many_open_alarms_is_a_warning(reference: DriftReference) -> None:
+    (warning,) = budget.check_budget(reference, MonitorSpec(), 16.0)
+    assert mentions(warning, "16", "44%", "at most 9.1")
+    assert budget.check_budget(reference, MonitorSpec(), 9.1) == []
+
+
 def test_reference_of_ten_days_is_refused_with_a_remedy() -> None:
     with pytest.raises(InvalidConfig) as refused:
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
@@ -84,7 +91,7 @@ def test_the_proposed_windows_are_enough() -> None:
     assert mentions(refused.value.message, "every=2d")
     assert budget.check_budget(reference_of(43, 2 * DAY_US), MonitorSpec(every="2d"), 1.0)[
         0
-    ].startswith("a budget")
+    ].startswith("a share")
 
 
 def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftReference) -> None:
@@ -110,12 +117,19 @@ def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
     assert budget.season_windows(MonitorSpec(), windows, length_us) == season
 
 
-def test_few_windows_are_named_with_the_smallest_budget() -> None:
-    (statement,) = statements(
-        normal_rows(30),
-        per_year=1.0,
-    )
-    assert mentions(statement, "30 windows", "40", "about 2")
+@pytest.mark.parametrize("per_year", [2.0, 4.0])
+def test_few_windows_are_named_with_the_length_needed(per_year: float) -> None:
+    (statement,) = statements(normal_rows(30), per_year)
+    assert mentions(statement, "30 windows", "40d", "every=12h")
+    assert "smallest" not in statement
+
+
+def test_the_proposed_budget_can_be_kept() -> None:
+    steps = np.repeat([0, 0, 0, 0, 0, 9, 0, 9, 0, 9], 30) + normal_rows(300)
+    (statement,) = statements(steps)
+    proposed = re.search(r"smallest\D*([\d.]+)", statement)
+    assert proposed is not None
+    assert statements(steps, float(proposed[1])) == []
 
 
 def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> None:
@@ -123,7 +137,7 @@ def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> N
         mentions(line, "temp/level", "rolling:7d") for line in statements(correlated(400, 0.97))
     )
     walk = np.cumsum(normal_rows(120, seed=1))
-    assert any(mentions(line, "smallest budget", "rolling:7d") for line in statements(walk))
+    assert any(mentions(line, "correlation", "rolling:7d") for line in statements(walk))
 
 
 def test_the_parts_of_a_budget_add_up() -> None:
