@@ -15,7 +15,12 @@ from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.course import Course
 from mlflow_deploy_plugin.watch.sequential.detector import Shift
 from mlflow_deploy_plugin.watch.sequential.evidence import LevelSeries, Onset, SeriesKey
-from mlflow_deploy_plugin.watch.sequential.figures import VAGUE, describe_figure, figure_name
+from mlflow_deploy_plugin.watch.sequential.figures import (
+    LOGARITHMIC,
+    VAGUE,
+    describe_figure,
+    figure_name,
+)
 from mlflow_deploy_plugin.watch.sequential.levels import (
     DISTANCE,
     MISSING,
@@ -77,10 +82,15 @@ def _moving_notes(course: Course) -> Iterator[str]:
     red = [window for window in course.tracking.red if window in judged]
     columns = dict.fromkeys(course.series[shift.series].key for shift in course.tracking.shifts)
     if columns and len(judged) >= budget.FEWEST_WINDOWS and len(red) > _MOST_RED * len(judged):
+        remedy = "accept the new level if it is normal"
+        if len(course.tracking.alarms) > 1:
+            remedy = (
+                "if this column moves all the time, the budget cannot be kept; accept the new "
+                "level, exclude the column, or use reference rolling:7d"
+            )
         yield (
             f"{len(red) / len(judged):.0%} of the last {len(judged)} windows have an open shift, "
-            f"now of {', '.join(columns)}: if this column moves all the time, the budget cannot be "
-            "kept; accept the new level, exclude the column, or use reference rolling:7d"
+            f"now of {', '.join(columns)}: {remedy}"
         )
 
 
@@ -175,6 +185,7 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
             deviation=float(baseline.deviation[column]),
             onset=_onset(course, shift) if shift is not None else None,
             key=series.key,
+            is_logarithmic=series.figure in LOGARITHMIC,
         )
 
 
