@@ -26,6 +26,7 @@ PARTS = (
     "unequal",
     "red",
     "moving",
+    "dependent",
     "incidents",
     "segments",
     "relations",

@@ -46,16 +46,26 @@ class _Year(NamedTuple):
 def lines(share: float) -> Iterator[Line]:
     """Yield the lines of the table; `share` is the part of the streams that is used."""
     for what, make in _WORLDS.items():
-        years = on_all_cores(partial(_year, make), range(some(_STREAMS, share)))
-        length = years_of(_STABLE, _DAYS)
-        counts = [year.alarms for year in years]
-        yield yearly_line(f"{what}: alarms per year", counts, length)
-        yield share_line("the same, red windows", [year.red for year in years])
-        warned = [[year.is_warned] for year in years]
-        yield found_line("the same, said in the notes of the last window", warned, None)
-        most = _FACTOR * length
-        kept = [[year.is_warned or year.alarms <= most] for year in years]
-        yield found_line(f"the same, at most {_FACTOR} alarms or a note", kept, 0.9)
+        yield from year_lines(what, make, some(_STREAMS, share))
+
+
+def year_lines(
+    what: str,
+    make: Callable[[int], Stream],
+    streams: int,
+    most: float | None = None,
+) -> Iterator[Line]:
+    """Yield the alarms of streams of a year, the red windows and the notes. `most` is
+    the largest number of alarms per year.
+    """
+    years = on_all_cores(partial(_year, make), range(streams))
+    length = years_of(_STABLE, _DAYS)
+    yield yearly_line(f"{what}: alarms per year", [year.alarms for year in years], length, most)
+    yield share_line("the same, red windows", [year.red for year in years])
+    warned = [[year.is_warned] for year in years]
+    yield found_line("the same, said in the notes of the last window", warned, None)
+    kept = [[year.is_warned or year.alarms <= _FACTOR * length] for year in years]
+    yield found_line(f"the same, at most {_FACTOR} alarms or a note", kept, 0.9)
 
 
 def _year(make: Callable[[int], Stream], seed: int) -> _Year:

@@ -216,11 +216,11 @@ def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deplo
 
 @contextmanager
 def opened_store() -> Iterator["Store"]:
-    from mlflow_deploy_plugin.core.registry.connection import login_name
+    from mlflow_deploy_plugin.core.registry.connection import find_login
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.database import open_store
 
-    with closing(open_store(load_settings().store_url, login=login_name)) as store:
+    with closing(open_store(load_settings().store_url, find_login=find_login)) as store:
         yield store
 
 

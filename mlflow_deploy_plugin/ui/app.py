@@ -349,8 +349,10 @@ class _Console:
         return jsonify(decide(store, parse_decision(store)).model_dump(mode="json"))
 
     def caller(self) -> Response:
-        """Return the name of the caller's account as JSON; empty without a login."""
-        return jsonify(user=access.caller().user)
+        """Return the names of the caller's account (empty without a login) and of the
+        registry as JSON.
+        """
+        return jsonify(user=access.caller().user, registry=guard.registry_name())
 
     def record_verdict(self) -> Response:
         record_verdict(self._trail)
@@ -372,12 +374,13 @@ class _Console:
         return self.feed.subscribe(self._trail.store())
 
     def export(self) -> Response:
-        """Return the audit trail as JSON lines: all events, or only events of
-        ?endpoint= or ?model=.
+        """Return the audit trail of this registry as JSON lines: all events, or only
+        events of ?endpoint= or ?model=.
         """
         store = self._trail.store()
         endpoint = request.args.get("endpoint") or None
-        events = event_history(store, endpoint, request.args.get("model") or None, None)
+        model = request.args.get("model") or None
+        events = event_history(store, endpoint, model, None, store.login.registry)
         pieces = _json_lines(store, events)
         first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
 

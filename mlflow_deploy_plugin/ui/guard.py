@@ -31,6 +31,7 @@ from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_ta
 from mlflow_deploy_plugin.core.registry.resolution import all_versions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, move_detail
 from mlflow_deploy_plugin.core.store.audit_chain import seal
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
@@ -83,6 +84,21 @@ _RECORD_BYTES = 50_000_000
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
 _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
+
+
+def registry_name() -> str:
+    """Return the name of this server's registry in audit events: the time at which
+    MLflow has created its database, which remains after a move of server or database.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.server import handlers
+    from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
+
+    try:
+        created = handlers._get_tracking_store().get_experiment(DEFAULT_EXPERIMENT_ID).creation_time
+    except MlflowException:  # A workspace may have no such experiment.
+        return ""
+    return datetime.fromtimestamp((created or 0) / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 class AuditTrail:
@@ -137,7 +153,11 @@ class AuditTrail:
         with self._lock:
             if url not in self._stores:
                 path = settings.audit_key_path
-                store = open_store(url, keys=read_key_file(path) if path else None)
+                store = open_store(
+                    url,
+                    find_login=lambda: Login(registry=registry_name()),
+                    keys=read_key_file(path) if path else None,
+                )
                 if path:
                     seal(store)
                 else:

@@ -316,7 +316,8 @@ def _visible_activity(store: Store, only: str) -> _VisibleActivity:
     """Return the activity of all endpoints, or of the endpoint `only`. More rows are
     read than shown, because the caller may not see all.
     """
-    events = [*transitions.event_history(store, only or None, None, _EVENTS * 3)]
+    registry = store.login.registry
+    events = [*transitions.event_history(store, only or None, None, _EVENTS * 3, registry)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
     endpoints = [

@@ -2,13 +2,18 @@
 
 import json
 import re
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import StoreUnavailable
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store import store
+from mlflow_deploy_plugin.core.store.audit import Login
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.ui import app
 from tests.support.console import PAGE
 from tests.support.raising import raise_it
@@ -89,6 +94,20 @@ def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) 
     assert answer.is_streamed, "the trail may be larger than the memory"
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
+
+
+def test_trail_leaves_out_other_registries(mlflow_app: Any) -> None:
+    own = mlflow_app.client.get(f"{PAGE}/caller").json["registry"]
+    url = load_settings().store_url
+    for registry in (own, "2026-01-01T00:00:00.000+00:00", ""):
+        with closing(open_store(url, find_login=partial(Login, "", registry))) as shared:
+            shared.record("approve", actor=f"ada of {registry}", model="shared")
+
+    lines = mlflow_app.client.get(f"{PAGE}/history.jsonl?model=shared").text.splitlines()
+    actors = [f"ada of {own}", "ada of "]
+    assert [json.loads(line)["actor"] for line in lines] == actors
+    page = mlflow_app.client.get(PAGE).text
+    assert [actor in page for actor in (*actors, "ada of 2026-01-01")] == [True, True, False]
 
 
 def test_a_trail_that_breaks_off_says_so_in_its_last_line(

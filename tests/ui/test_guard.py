@@ -10,6 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
+from mlflow_deploy_plugin.ui.guard import registry_name
 from tests.support.console import AJAX, API, POLICY, events, move, point
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -75,7 +76,8 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(
         "archived": True,
         "moved": {"place": "Production", "before": "1", "files": files},
     }
-    assert second.detail == {"via": "mlflow", "address": "127.0.0.1"} | moved
+    detail = {"via": "mlflow", "address": "127.0.0.1", "registry": registry_name()}
+    assert second.detail == detail | moved
 
 
 def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_are_back(

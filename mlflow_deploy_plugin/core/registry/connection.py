@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from requests import Response
 
+    from mlflow_deploy_plugin.core.store.audit import Login
+
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SERVICE_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -49,7 +51,8 @@ _SERVICE_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 CALLER = "/onnxserve/caller"
-"""The path at which onnxserve's app in MLflow's server returns the name of the caller.
+"""The path at which onnxserve's app in MLflow's server returns the names of the caller
+and of the registry.
 """
 _CALLER_SECONDS = 3
 _JSON = "application/json"
@@ -464,23 +467,24 @@ def app_document(
     raise error_of_status(answer.status_code)(error["message"])
 
 
-def login_name() -> str:
-    """Return the name under which MLflow's server has authenticated this user; empty
-    without our app or a login.
+def find_login() -> "Login":
+    """Return the login of this user at MLflow's server.
 
-    A server that fails has no effect, because a command must not depend on the name in
+    A server that fails has no effect, because a command must not depend on the names in
     its audit event.
     """
+    from mlflow_deploy_plugin.core.store.audit import Login  # Some images lack SQLAlchemy.
+
     addresses = [
         os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
     ]
     if "mlflow" not in sys.modules and not any(address.startswith("http") for address in addresses):
-        return ""  # The import of MLflow takes a second.
+        return Login()  # The import of MLflow takes a second.
     with suppress(OnnxserveError):
         document = app_document("the name of the caller", CALLER, "GET", {}, _CALLER_SECONDS)
         if isinstance(document, dict):
-            return str(document.get("user", ""))
-    return ""
+            return Login(str(document.get("user", "")), str(document.get("registry", "")))
+    return Login()
 
 
 def check_address(address: str, is_of_server: bool) -> None:

@@ -56,13 +56,16 @@ def event_history(
     endpoint: str | None,
     model: str | None,
     limit: int | None,
+    registry: str = "",
 ) -> "Iterator[AuditEvent]":
     """Yield the events of an endpoint and its registered models (or only of `model`),
-    oldest first.
+    oldest first, without the events of other registries than `registry`.
 
     If `limit` is set, only the newest events are returned. The trail may not fit in
     memory.
     """
+    from mlflow_deploy_plugin.core.store.audit import is_of_registry  # Images lack SQLAlchemy.
+
     newest_first = limit is not None
     streams = [store.events(endpoint, model, newest_first=newest_first)]
     if endpoint is not None and model is None:
@@ -70,7 +73,8 @@ def event_history(
             # A model event with an endpoint belongs only to the trail of that endpoint.
             events = store.events(None, name, newest_first=newest_first)
             streams.append(event for event in events if not event.endpoint)
-    ordered = merge(*streams, key=attrgetter("at"), reverse=newest_first)
+    merged = merge(*streams, key=attrgetter("at"), reverse=newest_first)
+    ordered = (event for event in merged if is_of_registry(event, registry))
     if limit is None:
         return ordered
     return reversed([*islice(ordered, limit)])

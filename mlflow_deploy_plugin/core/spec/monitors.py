@@ -340,8 +340,10 @@ class MonitorSpec(SpecPart):
     """Data to compare a window with: training; rolling:7d (the same window 7 days
     earlier); window:START/END; dataset:URI (Parquet or CSV).
     """
-    min_rows: Count = 200
-    """Minimum number of rows in a window. A smaller window is not judged."""
+    min_rows: Count = 30
+    """Minimum number of rows in a window. Of a smaller window, only the number of rows
+    is judged.
+    """
     false_alarm_rate: float | None = Field(default=None, gt=0, lt=1)
     """Share of windows without drift that may be reported as drifted, instead of the
     default budget of alarms. Default: the budget, or 0.05 if the reference is too short

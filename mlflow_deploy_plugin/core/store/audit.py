@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -21,12 +22,23 @@ from mlflow_deploy_plugin.core.store.tables import (
     storable_text,
 )
 
-USER = "user"
-"""The key in `Session.info` of the user of this process, if the user was needed so far.
-"""
+LOGIN = "login"
+"""The key in `Session.info` of the `Login` of this process."""
 PENDING = "events"
 """The key in `Session.info` of the events that the transaction writes at its end."""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
+
+
+class Login(NamedTuple):
+    """What onnxserve's app in MLflow's server knows about the writer of events.
+
+    Attributes:
+        user: the name of the authenticated user; empty without a login.
+        registry: the name of the registry; empty without the app.
+    """
+
+    user: str = ""
+    registry: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,8 @@ class AuditEvent:
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of
-            a move in the registry.
+            a move in the registry. The key `registry` has the name of the writer's
+            registry, if it is known.
     """
 
     at: datetime
@@ -56,6 +69,13 @@ class AuditEvent:
     after: str = ""
     why: str = ""
     detail: Json = field(default_factory=dict, hash=False)
+
+
+def is_of_registry(event: AuditEvent, registry: str) -> bool:
+    """Return False for an event that names another registry. An empty `registry` is
+    unknown.
+    """
+    return not registry or event.detail.get("registry", registry) == registry
 
 
 def move_detail(place: str, before: str, files: str | None = None) -> Json:
@@ -91,10 +111,13 @@ def write_event(session: Session, event: AuditEvent) -> None:
     If the actor is this process's user under the name of a login, the detail `machine`
     has the name user@machine.
     """
+    login: Login = session.info[LOGIN]
     machine = current_actor()
     detail = event.detail
-    if session.info.get(USER) == event.actor != machine:
+    if login.user == event.actor != machine:
         detail = {**detail, "machine": machine}
+    if login.registry:
+        detail = {**detail, "registry": login.registry}
     columns = AuditRow.__table__.columns
     texts = {
         name: storable_text(

@@ -18,6 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.store.audit import Login
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.store import Store, redacted_url, store_unavailable
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
@@ -54,15 +55,13 @@ def open_store(
     url: str,
     clock: Callable[[], datetime] = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
-    login: Callable[[], str] = lambda: "",
+    find_login: Callable[[], Login] = Login,
     *,
     keys: Keys | None = None,
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
 
-    `login` returns the name under which a server has authenticated the user of this
-    process, or an empty text. It is called when the name is needed first. `keys` sign
-    the audit events.
+    `find_login` is called before the first write. `keys` sign the audit events.
 
     Raises InvalidConfig if the URL or its database is not supported, and
     StoreUnavailable if the store cannot be reached or its schema is unknown.
@@ -92,7 +91,7 @@ def open_store(
     except StoreUnavailable:
         engine.dispose()
         raise
-    return Store(engine, clock, monotonic, login, keys)
+    return Store(engine, clock, monotonic, find_login, keys)
 
 
 def migration_config(connection: Connection) -> "Config":

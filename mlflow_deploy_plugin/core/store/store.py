@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sqlalchemy import URL, ColumnElement, Engine, Select, delete, func, select, update
@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_lin
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store import audit
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, is_of_registry
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, append_events, counted_events
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.leases import Lease, LeaseView, held_row
@@ -141,7 +141,7 @@ class Store:
         engine: Engine,
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
-        login: Callable[[], str] = lambda: "",
+        find_login: Callable[[], Login] = Login,
         keys: Keys | None = None,
     ) -> None:
         self.keys = keys
@@ -149,21 +149,23 @@ class Store:
         self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
         self._monotonic = monotonic
-        self._login = login
-        self._user = ""
+        self._find_login = find_login
         self._leases_seen: dict[str, tuple[tuple[int, int], float]] = {}
         """Lease name → the last seen token and renewals of another holder, and the time
         when they were first seen.
         """
+
+    @cached_property
+    def login(self) -> Login:
+        """The login of this process, which is asked for once."""
+        return self._find_login()
 
     @property
     def user(self) -> str:
         """The user of this process: the name of the user's login if there is one,
         otherwise user@machine.
         """
-        if not self._user:
-            self._user = self._login() or audit.current_actor()
-        return self._user
+        return self.login.user or audit.current_actor()
 
     def add_endpoint(
         self,
@@ -419,7 +421,8 @@ class Store:
         may decide something.
 
         On MLflow's server, these are its signed events
-        (`audit_chain.counted_events`). Other processes return all events.
+        (`audit_chain.counted_events`). Other processes return all events. Events of a
+        model of the same name in another registry are left out.
         """
         with self.transaction(is_read_only=True) as session:
             return self._counted_events(session, model, actions)
@@ -432,9 +435,11 @@ class Store:
     ) -> list[AuditEvent]:
         if self.keys is None:
             query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions))
-            return read_rows(session, query.order_by(AuditRow.id), AuditEvent)
-        counted = counted_events(session, model, self.keys)
-        return [event for event in counted if event.action in (*actions, BROKEN)]
+            events = read_rows(session, query.order_by(AuditRow.id), AuditEvent)
+        else:
+            counted = counted_events(session, model, self.keys)
+            events = [event for event in counted if event.action in (*actions, BROKEN)]
+        return [event for event in events if is_of_registry(event, self.login.registry)]
 
     def events(
         self,
@@ -654,11 +659,10 @@ class Store:
         """
         try:
             engine = self._reading if is_read_only else self._engine
+            # The login is asked for before the transaction, which has locks.
+            info = {} if is_read_only else {audit.LOGIN: self.login}
             with (
-                Session(
-                    engine,
-                    info={audit.USER: self._user},
-                ) as session,
+                Session(engine, info=info) as session,
                 session.begin(),
             ):
                 if alone_with and self._engine.dialect.name == "postgresql":

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import (
-    login_name,
+    find_login,
     registry_client,
     registry_errors,
 )
@@ -246,7 +246,7 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
     if store is not None:
         yield store
         return
-    with closing(open_store(load_settings().store_url, login=login_name)) as trail:
+    with closing(open_store(load_settings().store_url, find_login=find_login)) as trail:
         yield trail
 
 

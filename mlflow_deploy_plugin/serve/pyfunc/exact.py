@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _MAX_MODELS = 4
 _SHAP_ROWS = 50
-"""The maximum number of rows that shap explains faster than tables."""
+"""The number of rows between two checks of the deadline if shap explains them."""
 _MANY_ROWS = 2_000
 """The minimum number of rows for tables that are too large to be kept."""
 _MOST_BYTES = 4 * 1024 * 1024 * 1024
@@ -34,7 +34,6 @@ computation takes 100 s.
 """
 _MOST_VALUES = 4_000_000
 """The maximum number of the features' values in memory."""
-_TABLE_ROWS = 16_384
 
 
 class DeadlinePassed(Exception):
@@ -85,10 +84,9 @@ class ExactExplainer:
         most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
         if self.form.is_linear:
             return self._linear_values, most_rows
-        # shap compares features only with thresholds.
-        has_tables = self.form.has_members or (rows > _SHAP_ROWS and bool(self._kept_tables))
+        has_tables = self.form.needs_tables or bool(self._kept_tables)
         if has_tables or (rows >= _MANY_ROWS and fits(self.form, _MOST_BYTES)):
-            return self._table_values, min(most_rows, _TABLE_ROWS)
+            return self._table_values, most_rows
         return self._shap_values, _SHAP_ROWS
 
     def _linear_values(self, features: Array, _: float) -> Array:
@@ -106,17 +104,30 @@ class ExactExplainer:
 
     def _shap_values(self, features: Array, deadline: float) -> Array:
         _check(deadline)
-        values = np.asarray(self._shap.shap_values(features, check_additivity=False))
+        codes = self._codes(features)
+        values = np.asarray(self._shap.shap_values(codes, check_additivity=False))
         # shap drops the last dimension of one sum.
         return values.reshape(*features.shape, -1).transpose(2, 1, 0)
 
     @cached_property
     def _shap(self) -> shap.TreeExplainer:
         return shap.TreeExplainer(
-            _shap_model(self.form),
-            self.background,
+            _shap_model(self.form, self._codes(self.form.threshold)),
+            self._codes(self.background),
             feature_perturbation="interventional",
         )
+
+    def _codes(self, numbers: Array) -> Array:
+        """Return the numbers of thresholds below each number, because shap rounds
+        thresholds to 32 bits. The codes compare like the numbers and are not rounded.
+        """
+        codes = np.searchsorted(self._thresholds, numbers).astype(float)
+        codes[np.isnan(numbers)] = np.nan
+        return codes
+
+    @cached_property
+    def _thresholds(self) -> Array:
+        return np.unique(self.form.threshold[self.form.left >= 0])
 
     @cached_property
     def _kept_tables(self) -> tuple[LeafTables, ...]:
@@ -150,8 +161,10 @@ def _check(deadline: float) -> None:
         raise DeadlinePassed
 
 
-def _shap_model(form: AdditiveForm) -> dict[str, Any]:
-    """Return the trees in the dictionary that `shap.TreeExplainer` accepts."""
+def _shap_model(form: AdditiveForm, thresholds: Array) -> dict[str, Any]:
+    """Return the trees with these thresholds, [T, M], in the dictionary that
+    `shap.TreeExplainer` accepts.
+    """
     trees = []
     for position, left in enumerate(form.left):
         right = form.right[position]
@@ -161,7 +174,7 @@ def _shap_model(form: AdditiveForm) -> dict[str, Any]:
                 "children_right": right,
                 "children_default": np.where(form.missing_left[position], left, right),
                 "features": np.where(left < 0, -2, form.feature[position]),
-                "thresholds": form.threshold[position],
+                "thresholds": thresholds[position],
                 "values": form.value[position],
                 "node_sample_weight": np.ones(len(left)),  # Interventional values do not use it.
             }

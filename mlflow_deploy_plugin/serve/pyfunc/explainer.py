@@ -37,13 +37,13 @@ from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, exact_explainer
-from mlflow_deploy_plugin.serve.runtime.additive import FeatureReader
+from mlflow_deploy_plugin.serve.runtime.additive import TOLERANCE, FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
     explained_features,
     explained_numbers,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -177,13 +177,25 @@ def _explain_exactly(
     rows: Feeds,
     deadline: float,
 ) -> RowContributions:
-    """Explain the sums of the form, such as log-odds, with exact Shapley values."""
+    """Explain the sums of the form, such as log-odds, with exact Shapley values. Raises
+    InferenceError if the values and the base value do not give the prediction.
+    """
     form = reader.form
     features = explained_features(model.artifact, rows)
     background_features = reader.read(background)
     exact = exact_explainer(form, background_features)
     values = exact.contributions(reader.read(rows), len(features), deadline)
-    names, _ = explained_numbers(model, slice_feeds(rows, slice(1)))
+    names, numbers = explained_numbers(model, rows)
+    sums = values.sum(axis=1) + exact.base_values
+    scale = np.abs(values).sum(axis=(1, 2)) + np.abs(numbers).max(axis=1) + 1
+    differences = np.abs(form.predictions(sums) - numbers).max(axis=1)
+    # Rows without a finite prediction have no finite difference either.
+    is_wrong = differences > TOLERANCE * scale
+    if is_wrong.any():
+        raise InferenceError(
+            f"row {is_wrong.argmax()}: the contributions do not add up to the prediction; log the "
+            "model again with reference_data that has such rows"
+        )
     return RowContributions(
         features,
         names[-len(form.base) :],  # One sum of two classes is the score of the last class.

@@ -1,5 +1,5 @@
-"""Exact Shapley values of trees for many rows: a lookup per leaf instead of a walk per
-background row.
+"""Exact Shapley values of trees: a lookup per leaf instead of a walk per background
+row.
 
 The path to a leaf is one condition per feature, an interval. A coalition takes its
 features from the row and the others from a background row. So the contributions of a
@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.special import beta
 
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
+_PART_ROWS = 256
 KEPT_BYTES = 64 * 1024 * 1024
 """The maximum bytes of a model's tables in memory."""
 _MOST_TREE_BYTES = 32 * 1024 * 1024
@@ -46,12 +48,14 @@ class _Leaves:
 
     Attributes:
         conditions: the positions of the conditions among those of the tree, [L, k].
+        by_feature: 1 for the features of the conditions, [F, L * k].
         value: the summands of the leaves, [L, K].
         tables: the contributions to a summand of 1, [L, k, 2**k] float64. Bit j of the
             last position is set if the row meets condition j.
     """
 
     conditions: Array
+    by_feature: csr_array
     value: Array
     tables: Array
 
@@ -75,14 +79,22 @@ class LeafTables:
             conditions[len(path)].append(
                 [positions.setdefault(interval, len(positions)) for interval in path]
             )
-        self._intervals = list(positions)
+        intervals = np.array(list(positions), object).reshape(-1, 5)
+        self._features = intervals[:, 0].astype(int)
+        self._limits = intervals[:, 1:3].astype(float).T[:, :, np.newaxis]
+        self._has_missing = intervals[:, 3:4].astype(bool)
+        self._codes = intervals[:, 4]
         met = self._conditions_met(background)
         self._groups = []
         for count, of_leaves in conditions.items():
             sets = _sets(met, np.array(of_leaves))
+            features = self._features[np.ravel(of_leaves).astype(int)]
+            places = (features, np.arange(len(features)))
+            shape = len(background), len(features)
             self._groups.append(
                 _Leaves(
                     conditions=np.array(of_leaves),
+                    by_feature=csr_array((np.ones(len(features)), places), shape=shape),
                     value=form.value[tree, nodes[count]],
                     tables=_tables(sets, count),
                 )
@@ -92,28 +104,26 @@ class LeafTables:
         """Add the contributions of the tree to `totals`, [K, F, N], for rows with these
         features, [F, N].
         """
-        met = self._conditions_met(features)
-        for leaves in self._groups:
-            sets = _sets(met, leaves.conditions)
-            for position, value in enumerate(leaves.value):
-                weights = leaves.tables[position].take(sets[position], axis=1)
-                for condition, of_feature in zip(leaves.conditions[position], weights, strict=True):
-                    feature = self._intervals[condition].feature
-                    for target in np.flatnonzero(value):
-                        totals[target, feature] += of_feature * value[target]
+        for start in range(0, features.shape[1], _PART_ROWS):
+            part = slice(start, start + _PART_ROWS)
+            met = self._conditions_met(features[:, part])
+            for leaves in self._groups:
+                sets = _sets(met, leaves.conditions)[:, np.newaxis]
+                shares = np.take_along_axis(leaves.tables, sets, axis=2)
+                for target in np.flatnonzero(leaves.value.any(axis=0)):
+                    values = shares * leaves.value[:, target, np.newaxis, np.newaxis]
+                    totals[target, :, part] += leaves.by_feature @ values.reshape(-1, len(met.T))
 
     def _conditions_met(self, features: Array) -> Array:
         """Return True for the conditions, [conditions, N], that rows with these
         features, [F, N], meet.
         """
-        met = np.empty((len(self._intervals), features.shape[1]), bool)
-        for position, interval in enumerate(self._intervals):
-            numbers = features[interval.feature]
-            met[position] = ~(numbers <= interval.low) & (numbers <= interval.high)
-            if interval.codes != -1:
-                met[position] &= _has_code(numbers, interval.codes)
-            if interval.has_missing:
-                met[position] |= np.isnan(numbers)
+        numbers = features[self._features]
+        low, high = self._limits
+        met: Array = ~(numbers <= low) & (numbers <= high)
+        for position in np.flatnonzero(self._codes != -1):
+            met[position] &= _has_code(numbers[position], self._codes[position])
+        met |= self._has_missing & np.isnan(numbers)
         return met
 
 

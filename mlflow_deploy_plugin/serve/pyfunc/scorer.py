@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,12 +53,17 @@ from mlflow_deploy_plugin.serve.protocols import side_messages
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.process import clean_message, error_summary, load_failure
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.model import too_many_values
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UNNAMED_OUTPUT, read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import key_array
-from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, short_repr
+from mlflow_deploy_plugin.serve.runtime.values import (
+    Missing,
+    convert_column,
+    numpy_dtype,
+    short_repr,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -97,25 +103,15 @@ class NotRepresentable(Exception):
 def to_model_input(
     feeds: Mapping[str, Array],
     artifact: Artifact,
-    types: Mapping[str, str],
     names: Mapping[str, str | int],
 ) -> Any:
-    """Return the input of `predict` for arrays that match the signature. Raises
-    SchemaMismatch for invalid base64.
-    """
+    """Return the input of `predict` for arrays that match the signature."""
     # A model may change its input, so copy the arrays.
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
         if artifact.tensors[0].name:
             return arrays
         return next(iter(arrays.values()))
-    for name, array in arrays.items():
-        try:
-            if types[name] == "binary":
-                arrays[name] = list(map(_decode_base64, array))
-        except ValueError:  # binascii.Error is a ValueError.
-            why = f"column {name!r} (binary) contains a string that is not base64"
-            raise SchemaMismatch(why, column=name) from None
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
@@ -193,33 +189,23 @@ def _with_doubles(value: Any, kind: Any) -> Any:
     return value
 
 
-def _json_values(
-    document: Mapping[str, Any],
-    name: str,
-) -> Iterator[tuple[int, Any]]:
-    """Yield the rows that have the column in a JSON document of MLflow, and their
-    values.
-    """
+def _json_columns(document: Mapping[str, Any]) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """Yield the names and values of the columns in a JSON document of MLflow."""
     split = document.get("dataframe_split")
-    table = split if isinstance(split, dict) else {}
-    columns = table.get("columns")
-    data = table.get("data")
-    if isinstance(columns, list) and isinstance(data, list) and name in columns:
-        position = columns.index(name)
-        for number, row in enumerate(data):
-            if isinstance(row, list) and len(row) == len(columns):
-                yield number, row[position]
+    if isinstance(split, dict):
+        names: Any = split.get("columns")
+        rows: Any = split.get("data")
+        is_table = isinstance(names, list) and isinstance(rows, list) and bool(rows)
+        if is_table and all(isinstance(row, list) and len(row) == len(names) for row in rows):
+            yield from zip(names, zip(*rows, strict=True), strict=True)
     for field in ("dataframe_records", "instances", "inputs"):
         rows = document.get(field)
-        if isinstance(rows, dict) and name in rows:
-            values = rows[name] if isinstance(rows[name], list) else [rows[name]]
-            yield from enumerate(values)
-        elif isinstance(rows, list):
-            yield from (
-                (number, row[name])
-                for number, row in enumerate(rows)
-                if isinstance(row, dict) and name in row
-            )
+        if isinstance(rows, dict):
+            for name, values in rows.items():
+                yield name, values if isinstance(values, list) else [values]
+        elif isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            for name in dict.fromkeys(chain.from_iterable(rows)):
+                yield name, [row.get(name) for row in rows]
 
 
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
@@ -234,28 +220,28 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(data)
 
 
-def _decode_base64(text: str | None) -> bytes | None:
-    return None if text is None else base64.b64decode(text, validate=True)
-
-
-def _number_as_text(value: Any) -> Any:
-    """Return a number or boolean as text, and any other value unchanged."""
-    if isinstance(value, int | float | np.number | np.bool_):
-        return str(value)
-    return value
-
-
-def _refuse_other_values(name: str | int, column: "pd.Series[Any]") -> None:
-    """Raise SchemaMismatch if a column, for which the signature has strings, has a
-    value that is not a string.
-    """
-    if pd.api.types.infer_dtype(column) == "string":
-        return
+def _read_bytes(name: str | int, column: "pd.Series[Any]") -> list[bytes | None]:
+    """Return bytes for texts in base64. Raises SchemaMismatch for other texts."""
+    decoded: list[bytes | None] = []
     for row, value in enumerate(column):
-        if not isinstance(value, str) and not _is_missing(value):
-            plain = value.item() if isinstance(value, np.generic) else value
-            why = f"{short_repr(plain)} is not a string"
-            raise SchemaMismatch(f"column {name!r} (string), row {row}: {why}", column=str(name))
+        try:
+            if isinstance(value, str):
+                value = base64.b64decode(value, validate=True)
+            decoded.append(None if _is_missing(value) else value)
+        except ValueError:  # binascii.Error is a ValueError.
+            why = f"{short_repr(value)} is not base64"
+            raise SchemaMismatch(
+                f"column {name!r} (binary), row {row}: {why}", column=str(name)
+            ) from None
+    return decoded
+
+
+def _convert(column: Column, values: Sequence[object] | Array) -> Array:
+    """Return the values in the type of the column. Raises SchemaMismatch for a value
+    that does not fit.
+    """
+    with np.errstate(over="raise"):
+        return convert_column(column, values, Missing.KEPT)
 
 
 def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
@@ -728,11 +714,16 @@ class Scorer:
                     strict=True,
                 )
             )
-        self._dates = self._names_of_type("datetime")
-        self._texts = self._names_of_type("string")
+        self._kinds = {self._names[column]: kind for column, kind in self._types.items()}
         self._missing: dict[str | int, float | None] = {}
-        as_csv = {DataType.datetime: DataType.string}  # MLflow's CSV reader rejects dates.
-        as_json = {}
+        # MLflow's CSV reader rejects dates, and wraps large numbers in 32 bits.
+        as_csv = {
+            DataType.datetime: DataType.string,
+            DataType.binary: DataType.string,
+            DataType.integer: DataType.long,
+            DataType.float: DataType.double,
+        }
+        as_json: dict[DataType, Any] = {DataType.datetime: DataType.string}
         if artifact.columns:
             original = model
             with suppress(NotImplementedError):
@@ -740,24 +731,25 @@ class Scorer:
             # Python models expect None for a missing string.
             is_python = artifact.framework.startswith("pyfunc.")
             missing = None if is_python else _MISSING_TEXT
-            self._missing = _missing_texts(original, self._texts, missing)
-            as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
+            texts = [name for name, kind in self._kinds.items() if kind == "string"]
+            self._missing = _missing_texts(original, texts, missing)
+            read_here = (DataType.datetime, DataType.string, DataType.binary)
+            as_json = dict.fromkeys(read_here, AnyType())
         # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and
-        # null as the string "None".
+        # null as the string "None", and would not decode the base64 of `inputs`.
         self._csv_schema = _retyped(self._schema, as_csv)
-        self._json_schema = _retyped(self._schema, as_json or as_csv)
+        self._json_schema = _retyped(self._schema, as_json)
         self._nested = {
             spec.name: spec.type
             for spec in self._schema or ()
             if spec.name is not None and isinstance(spec.type, ArrayType | Object | Map)
         }
-        self._booleans = [
-            spec.name for spec in self._schema or () if spec.name and spec.type == DataType.boolean
-        ]
+        self._plain = {
+            column.name: column
+            for column in columns
+            if self._types[column.name] in COLUMN_TYPES or column.is_binary
+        }
         self._has_warned = False
-
-    def _names_of_type(self, kind: str) -> list[str | int]:
-        return [self._names[column] for column, type_ in self._types.items() if type_ == kind]
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
@@ -859,7 +851,7 @@ class Scorer:
                     recorder = _Recorder(model, most_values, keys=keys)
                 recorder.take_keys(data)
                 self._make_doubles(data)
-                self._refuse_missing_booleans(data)
+                self._check_columns(data)
             else:
                 data = body
             schema = self._json_schema if mime_type == JSON else self._csv_schema
@@ -937,7 +929,7 @@ class Scorer:
         """Return named outputs for arrays that match the signature. Parameters that its
         params lack are ignored.
         """
-        data = to_model_input(feeds, self._artifact, self._types, self._names)
+        data = to_model_input(feeds, self._artifact, self._names)
         specs = self._model.metadata.get_params_schema() or ()
         params = None
         if parameters:
@@ -973,28 +965,41 @@ class Scorer:
         """Return the data of a request with parsed dates, and with the missing strings
         that the model expects.
         """
-        if not self._dates and not self._missing and not isinstance(data, pd.DataFrame):
+        if not self._kinds:
             return data
         try:
             table = data if isinstance(data, pd.DataFrame) else _as_table(data, self._types)
         except ValueError as error:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
         duplicated = {*table.columns[table.columns.duplicated()]}
-        for name in (*self._dates, *self._texts):
+        for name, kind in self._kinds.items():
             if name in duplicated:
                 raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
-        for name in [name for name in self._dates if name in table]:
-            # Parquet has dates, which need no parsing.
-            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):
-                table[name] = _read_dates(name, table[name])
-        for name in [name for name in self._texts if name in table]:
-            if table is not data:  # MLflow reads numbers of `inputs` and `instances` as strings.
-                table[name] = table[name].map(_number_as_text, na_action="ignore")
-            _refuse_other_values(name, table[name])
-        for name, missing in self._missing.items():
             if name in table:
-                table[name] = _text_column(table[name], missing)
+                column = table[name]
+                converted = self._converted_column(name, kind, column)
+                if converted is not column:
+                    table[name] = converted
         return table
+
+    def _converted_column(self, name: str | int, kind: str, column: "pd.Series[Any]") -> Any:
+        """Return a column of a table in the form that the model expects. Raises
+        SchemaMismatch for a value that does not fit the type `kind`.
+        """
+        if kind == "datetime":
+            # Parquet has dates, which need no parsing.
+            is_date = pd.api.types.is_datetime64_any_dtype(column.dtype)
+            return column if is_date else _read_dates(name, column)
+        if kind == "binary":
+            return _read_bytes(name, column)
+        if kind == "string":
+            if pd.api.types.infer_dtype(column) != "string":
+                texts = column.astype(object).where(column.notna(), None)
+                _convert(self._plain[str(name)], texts.tolist())
+            return _text_column(column, self._missing[name]) if self._missing else column
+        if kind in ("integer", "float") and column.dtype in ("int64", "float64"):
+            return _convert(self._plain[str(name)], column.to_numpy())
+        return column
 
     def _make_doubles(self, document: dict[str, Any]) -> None:
         """Convert whole numbers to floats in the nested columns of a JSON document,
@@ -1019,15 +1024,13 @@ class Scorer:
                 for name in self._nested.keys() & row.keys():
                     row[name] = _with_doubles(row[name], self._nested[name])
 
-    def _refuse_missing_booleans(self, document: dict[str, Any]) -> None:
-        """Raise SchemaMismatch for a null in a boolean column, which MLflow would read
-        as false.
+    def _check_columns(self, document: dict[str, Any]) -> None:
+        """Raise SchemaMismatch for a value that does not fit its column, which MLflow
+        would cast: 2147483648 to -2147483648, and "false" to True.
         """
-        for name in self._booleans:
-            for row, value in _json_values(document, name):
-                if value is None:
-                    where = f"column {name!r} (boolean), row {row}"
-                    raise SchemaMismatch(f"{where}: null is neither true nor false", column=name)
+        for name, values in _json_columns(document):
+            if isinstance(name, str) and name in self._plain:
+                _convert(self._plain[name], values)
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         """Return the error for a request that the model, or MLflow's reader, refused.

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 ADDITIVE_FILE = "additive.npz"
 FEATURES_FILE = "features.onnx"
+TOLERANCE = 1e-4
+"""The largest difference between the sums and 32-bit predictions, absolute and
+relative.
+"""
+_MOST_SHAP_NODES = 2**15 - 1
 LINK_SCALES = {"identity": "", "logit": " (log-odds)", "log": " (logarithm)"}
 """The scale of the explained numbers by link, as an addition to their name; empty for
 predictions.
@@ -78,9 +83,11 @@ class AdditiveForm:
         return len(self.slopes) > 0
 
     @property
-    def has_members(self) -> bool:
-        """True if nodes compare categories."""
-        return len(self.members) > 1
+    def needs_tables(self) -> bool:
+        """True if shap cannot explain the trees: it compares features only with
+        thresholds, and counts the nodes of a tree with 16 bits.
+        """
+        return len(self.members) > 1 or self.left.shape[1] > _MOST_SHAP_NODES
 
     def read_features(self, features: Array) -> Array:
         """Return the features, [N, F], as the sums read them: with the precision of

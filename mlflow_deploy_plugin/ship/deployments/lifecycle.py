@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.errors import (
     Refused,
 )
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
-from mlflow_deploy_plugin.core.registry.connection import login_name, set_service_timeouts
+from mlflow_deploy_plugin.core.registry.connection import find_login, set_service_timeouts
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_uris
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import (
@@ -639,7 +639,7 @@ def open_deployments(
 ) -> Iterator[Deployments]:
     set_service_timeouts()
     settings = load_settings()
-    with closing(open_store(settings.store_url, login=login_name)) as store:
+    with closing(open_store(settings.store_url, find_login=find_login)) as store:
         yield Deployments(store, settings, progress, target)
 
 

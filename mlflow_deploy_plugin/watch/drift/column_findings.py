@@ -373,25 +373,27 @@ def judge_columns(
         if column.is_relation and column.group.segment in causes:
             judged = (_explained(finding, causes[column.group.segment]) for finding in judged)
         findings += judged
-    for group in groups:
-        findings += map(_rows_finding, [group.segment], tests.get((group.segment, ROWS), []))
-    return findings, figures
+    return [*findings, *rows_findings(tests)], figures
 
 
-def _rows_finding(segment: str, test: CheckTest) -> Finding:
-    """Return the finding about the number of rows of a segment."""
-    return Finding(
-        subject=ROWS,
-        check="rows",
-        state="drift" if test.is_drifted else "no drift",
-        reason=_compare_with_usual(test),
-        value=test.score,
-        threshold=test.threshold,
-        segment=segment,
-        change=_figure_change(test) if test.is_drifted else "",
-        measure=test.measure,
-        unit="SD",
-    )
+def rows_findings(tests: ColumnTests) -> Iterator[Finding]:
+    """Yield the findings about the number of rows, of all rows and of segments."""
+    for (segment, column), checks in tests.items():
+        if column != ROWS:
+            continue
+        (test,) = checks
+        yield Finding(
+            subject=ROWS,
+            check="rows",
+            state="drift" if test.is_drifted else "no drift",
+            reason=_compare_with_usual(test),
+            value=test.score,
+            threshold=test.threshold,
+            segment=segment,
+            change=_figure_change(test) if test.is_drifted else "",
+            measure=test.measure,
+            unit="SD",
+        )
 
 
 def _compare_with_usual(test: CheckTest) -> str:

@@ -44,7 +44,6 @@ from mlflow_deploy_plugin.watch.sequential.course import (
     Course,
     FigureTest,
     History,
-    evidence_of,
     follow,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome, SeriesKey
@@ -55,6 +54,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     ROWS_FIGURE,
     SHARES,
     FigureSeries,
+    window_levels,
 )
 
 State = Literal["drift", "no drift", "not judged"]
@@ -127,19 +127,17 @@ def judge_profile(
         "reference_rows": float(reference.pieces.total.rows),
     }
     whole = _prepare_group("", reference, window, spec)
-    if whole.reason:
-        if window.rows < spec.min_rows:
-            schema = []
-        return _unjudged(rows, whole, schema)
+    if window.rows < spec.min_rows:
+        schema = []
     prepared = [whole]
     for segment, part in parts.items():
         prepared.append(_prepare_group(segment, *part, spec))
-    groups = [each.group for each in prepared if not each.reason]
-    columns = _columns(groups, spec)
-    evidence = evidence_of(reference, window, parts, columns, spec, history.rows)
+    groups = [each.group for each in prepared if not each.reason and not whole.reason]
+    columns = _columns([each.group for each in prepared], spec)
+    evidence = _evidence_of(prepared, groups, columns, spec, history.rows)
     course = follow(
         reference,
-        {group.segment: group.reference for group in groups if group.segment},
+        {segment: part for segment, (part, _) in parts.items()},
         columns,
         spec,
         start_us,
@@ -147,7 +145,11 @@ def judge_profile(
         history,
     )
     test = _test_window(groups, columns, spec, evidence, course)
-    if isinstance(test, Refused):
+    if whole.reason and isinstance(test, _WindowTest):
+        schema = [*schema, *column_findings.rows_findings(test.columns)]
+    if whole.reason:
+        verdict = _unjudged(rows, whole, schema)
+    elif isinstance(test, Refused):
         verdict = _unjudged(rows, whole.without_test(test.reason), schema)
     else:
         others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
@@ -160,6 +162,29 @@ def _has_random_windows(reference: DriftReference, spec: MonitorSpec) -> bool:
     """Return True if the windows of the reference are random rows."""
     has_few_windows = len(reference.pieces.windows) < FEWEST_OF_ONE
     return spec.independent_rows and not spec.is_rolling and has_few_windows
+
+
+def _evidence_of(
+    prepared: Sequence["_Prepared"],
+    groups: Sequence[ColumnGroup],
+    columns: Sequence[str],
+    spec: MonitorSpec,
+    rows: int,
+) -> Evidence:
+    """Return the figures of the window for later judgements: those of the judged
+    `groups`, and the numbers of rows of the others.
+    """
+    levels: dict[SeriesKey, float] = {}
+    for group in (each.group for each in prepared):
+        levels |= window_levels(
+            group.reference,
+            group.window,
+            columns if group in groups else (),
+            group.segment,
+            0 if group.segment else rows,
+        )
+    reference = prepared[0].group.reference
+    return Evidence(spec.reference if spec.is_rolling else reference.bins_key, levels)
 
 
 def _columns(groups: Sequence[ColumnGroup], spec: MonitorSpec) -> list[str]:
@@ -210,8 +235,8 @@ def _unjudged(
     whole: _Prepared,
     schema: Sequence[Finding],
 ) -> DriftVerdict:
-    """Return a verdict for distributions that are not judged: drift if a schema finding
-    is an alarm.
+    """Return a verdict for distributions that are not judged: drift if a finding of the
+    schema or of the number of rows is an alarm.
     """
     findings = column_findings.sort_findings([*schema, *whole.unjudged])
     if not any(finding.is_alarm for finding in schema):
@@ -251,10 +276,12 @@ def _test_window(
     evidence: Evidence,
     course: Course | Refused,
 ) -> _WindowTest | Refused:
-    """Return the tests of the figures. The first of the groups has all rows."""
+    """Return the tests of the figures. The first of the groups, if any, has all
+    rows.
+    """
     if not isinstance(course, Refused):
         return _test_figures(course)
-    if _has_random_windows(groups[0].reference, spec):
+    if groups and _has_random_windows(groups[0].reference, spec):
         return _test_random_windows(groups, columns, spec, evidence)
     return course
 

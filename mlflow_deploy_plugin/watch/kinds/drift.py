@@ -78,6 +78,7 @@ from mlflow_deploy_plugin.watch.segments import (
 )
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.watch.sequential.course import History
+from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
 from mlflow_deploy_plugin.watch.statistics.intervals import (
@@ -160,7 +161,14 @@ class WindowComparison:
                 {**dict.fromkeys(self.names, reason), **self.excluded},
                 columns,
             )
-            return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
+            rows = self.rows or self.profile.rows
+            return DriftVerdict(
+                "not judged",
+                reason,
+                findings,
+                {"reference_rows": 0.0},
+                evidence=Evidence(levels={ROWS_KEY: math.log(max(rows, 1))}),
+            )
         selected += tuple(name for name in PROJECTIONS if name in self.reference.bins)
         if not columns and ROWS not in self.excluded:
             selected += (ROWS,)
@@ -557,7 +565,7 @@ def _find_segments(
                 f"segments: the reference has no column {column!r} that can define segments",
             )
             continue
-        values, notes = _segment_values(request, version, column)
+        values, notes = _segment_values(request, version, column, reference)
         segments.notes.extend(notes)
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
@@ -573,8 +581,11 @@ def _segment_values(
     request: WindowRequest,
     version: ModelVersion,
     column: str,
+    reference: DriftReference,
 ) -> tuple[list[str], list[str]]:
-    """Return the most frequent values of a column, and notes on skipped values."""
+    """Return the most frequent values of a column, in the window or by the reference,
+    and notes on skipped values.
+    """
     counts = Counter[str]()
     for batch in _version_rows(request, version, (column, "_model", "_version")):
         texts = texts_of(batch, column)
@@ -582,6 +593,14 @@ def _segment_values(
             counts.update(count_texts(texts))
     if not counts:
         return [], [f"segments: the window has no values of {column!r}"]
+    # A segment whose rows are gone is judged by their number.
+    texts = texts_of(reference.sample, column)
+    windows = max(len(reference.pieces.windows), 1)
+    usual = {} if texts is None else count_texts(texts)
+    per_window = reference.pieces.total.rows / max(len(reference.sample), 1) / windows
+    for value, rows in usual.items():
+        if rows * per_window >= request.spec.min_rows:
+            counts[value] = max(counts[value], round(rows * per_window))
     return largest_values(counts, column, request.spec.min_rows)
 
 

@@ -70,6 +70,10 @@ _SHORTER = (
 )
 """The lengths of windows in seconds that a message proposes, the longest first."""
 _UNLIKELY = 0.05
+_LEAST_ROWS = math.log(1.2)
+"""The change of the number of rows below which a lasting shift is no alarm: a growth of
+25 % per year is a trend.
+"""
 OPEN_WINDOWS = 10
 """The windows for which a false alarm is open on average, by simulation."""
 _MOST_OPEN = 0.25
@@ -142,6 +146,7 @@ def detector_windows(
         scales=relative_deviations(residuals, all_rows, of_rows, levels.rows),
         is_upward=levels.is_upward,
         is_followed=levels.is_followed,
+        least=np.where(levels.is_rows, _LEAST_ROWS, 0.0),
     )
 
 

@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.detector import (
     Tracking,
@@ -32,7 +31,6 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     FigureSeries,
     ReferenceLevels,
     reference_levels,
-    window_levels,
 )
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
 from mlflow_deploy_plugin.watch.sequential.weights import NEARLY_NORMAL
@@ -147,21 +145,6 @@ class Course:
                 float(self.limits[index]),
                 float(p_values[index]),
             )
-
-
-def evidence_of(
-    reference: DriftReference,
-    window: Profile,
-    segments: Mapping[str, tuple[DriftReference, Profile]],
-    columns: Sequence[str],
-    spec: MonitorSpec,
-    rows: int,
-) -> Evidence:
-    """Return the figures of the window for later judgements."""
-    levels = window_levels(reference, window, columns, "", rows)
-    for segment, part in segments.items():
-        levels |= window_levels(*part, columns, segment)
-    return Evidence(spec.reference if spec.is_rolling else reference.bins_key, levels)
 
 
 def follow(

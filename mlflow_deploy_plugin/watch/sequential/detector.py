@@ -13,12 +13,13 @@ reference's innovations are drawn with replacement, window by window, so that se
 that move together count less. The mean number of alarms of these simulated windows
 equals the budget.
 
-An alarm is confirmed if the windows since then are 100 times as likely under the shift
-as under the usual mean. It ends as not confirmed if they are 12 times less likely, or
-if they have added no evidence after `CONFIRMED_IN` windows. A confirmed shift is over
-if later windows are 400 times as likely under the usual mean. In simulations, monitors
-with a budget of 4 alarms per year were red on 8 % to 12 % of the days without a shift,
-and on 91 % of the days after the alarm of a shift of one deviation.
+An alarm is confirmed if the windows since then are 100 times as likely under the shift,
+the size of which is one of a few, as under the usual mean. If they are less likely, it
+ends as not confirmed after `CONFIRMED_IN` windows, or as soon as they are 12 times less
+likely under a shift of the estimated size. A confirmed shift has the most likely of the
+sizes, and is over if later windows are 400 times as likely under the usual mean. In
+simulations, monitors with a budget of 4 alarms per year were red on 8 % to 12 % of the
+days without a shift.
 """
 
 import hashlib
@@ -50,7 +51,6 @@ _known_limits: dict[bytes, float] = {}
 CONFIRMED_IN = 14
 _CONFIRMED = math.log(100)
 _REFUTED = math.log(12)
-_LEAST_GAIN = 0.5
 _OVER = math.log(400)
 _SHRINKAGE = 0.8
 """The factor on the mean innovation at the alarm, which is the largest of many."""
@@ -82,6 +82,8 @@ class Windows:
         is_upward: the series of which only an increase is a change, [m] bool.
         is_followed: the series whose lasting shifts are sought, [m] bool. In the other
             series, only single windows are unusual.
+        least: the size below which a lasting shift of a series is no alarm and becomes
+            usual, [m] float64.
     """
 
     values: Array
@@ -94,6 +96,7 @@ class Windows:
     scales: Array
     is_upward: Array
     is_followed: Array
+    least: Array | float = 0.0
 
 
 @dataclass
@@ -105,7 +108,8 @@ class Shift:
         sign: 1 if the figure has increased, otherwise -1.
         onset, earliest, latest: the first shifted window, and its 95 % interval.
         size: the mean innovation since the onset at the alarm, in deviations, signed by
-            `sign` and without the part that is due to chance.
+            `sign` and without the part that is due to chance; of a confirmed shift, the
+            most likely size.
     """
 
     series: int
@@ -117,23 +121,30 @@ class Shift:
     is_confirmed: bool = False
     _windows: int = field(default=0, repr=False)
     """The number of windows since the alarm."""
-    _gained: float = field(default=0.0, repr=False)
-    """The evidence of the windows since the alarm, a log likelihood ratio."""
+    _gained: Array = field(default_factory=lambda: np.zeros(len(_SIZES) + 1), repr=False)
+    """The evidence of the windows since the alarm for the estimated size and for each
+    of `_SIZES`, log likelihood ratios.
+    """
     _over: float = field(default=0.0, repr=False)
 
     def add_window(self, innovation: float) -> bool:
         """Add a window, and return True if the alarm ends: the shift is not confirmed,
         or the figure is usual again.
         """
-        gain = self.size * self.sign * innovation - self.size**2 / 2
+        sizes = np.array([self.size, *_SIZES])
+        gain = sizes * self.sign * innovation - np.square(sizes) / 2
+        if self.is_confirmed:
+            self._over = max(0.0, self._over - float(gain[0]))
+            return self._over > _OVER
         self._windows += 1
         self._gained += gain
-        if self.is_confirmed:
-            self._over = max(0.0, self._over - gain)
-            return self._over > _OVER
-        self.is_confirmed = self._gained > _CONFIRMED
-        is_late = self._windows >= CONFIRMED_IN
-        return self._gained < -_REFUTED or (is_late and self._gained < _LEAST_GAIN)
+        # The logarithm of the odds of a shift of any of the sizes.
+        odds = float(np.logaddexp.reduce(self._gained)) - math.log(len(sizes))
+        if odds > _CONFIRMED:
+            self.is_confirmed = True
+            self.size = float(sizes[self._gained.argmax()])
+        is_refuted = self._windows >= CONFIRMED_IN or self._gained[0] < -_REFUTED
+        return odds < 0 and bool(is_refuted)
 
 
 def track(windows: Windows, limit: float, unusual: Array | float = math.inf) -> "Tracking":
@@ -200,9 +211,13 @@ class Tracking:
         self._restart(self._windows.restarts == now)
         is_known = np.isfinite(self._windows.values[now])
         self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
-        innovation = self._innovation(now)
-        self._end_shifts(now, innovation)
-        self._mass = (self._mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
+        innovation = self._innovation(now, is_known)
+        self._end_shifts(now, innovation, is_known)
+        # Smaller shifts than the least one are not evidence of a shift.
+        margin = np.abs(_THETA) * self._windows.least / 2 / self.baseline.deviation
+        gain = _THETA * innovation - np.square(_THETA) / 2 - margin
+        mass = (self._mass + 1) * np.exp(gain)
+        self._mass = np.where(is_known, mass, self._mass)
         self._mass[:, [shift.series for shift in self.shifts]] = 0
         self._mass[:, ~self._windows.is_followed] = 0
         self._mass[len(_SIZES) :, self._windows.is_upward] = 0
@@ -215,9 +230,9 @@ class Tracking:
             self.red.append(now)
         self._learn(now)
 
-    def _innovation(self, now: int) -> Array:
-        """Return the limited innovations of the window, [m]. An unusual window does not
-        explain the next one.
+    def _innovation(self, now: int, is_known: Array) -> Array:
+        """Return the limited innovations of the window, [m]; 0 if unknown. An unusual
+        window does not explain the next one.
         """
         scale = self._windows.scales[now]
         innovation = self.baseline.innovation(
@@ -226,19 +241,25 @@ class Tracking:
             int(self._windows.gaps[now]),
             scale,
         )
+        innovation = np.where(is_known, innovation, 0.0)
         self.innovations[now] = innovation
         is_unusual = np.abs(innovation) > self._unusual
         self._is_left_out[now, is_unusual] = True
-        above = self.baseline.scaled(self.levels[now], scale)
+        above = np.where(
+            is_known,
+            self.baseline.scaled(self.levels[now], scale),
+            self.baseline.correlation * self._previous,
+        )
         self._previous = np.where(is_unusual, 0.0, above)
         return innovation.clip(-_LARGEST, _LARGEST)
 
-    def _end_shifts(self, now: int, innovation: Array) -> None:
-        """Add the window to the open shifts, and end those that are over. The windows
-        of a shift that was not confirmed become a part of the baseline.
+    def _end_shifts(self, now: int, innovation: Array, is_known: Array) -> None:
+        """Add the window to the open shifts of known figures, and end those that are
+        over. The windows of a shift that was not confirmed become a part of the
+        baseline.
         """
         for shift in [*self.shifts]:
-            if shift.add_window(float(innovation[shift.series])):
+            if is_known[shift.series] and shift.add_window(float(innovation[shift.series])):
                 self.shifts.remove(shift)
                 if not shift.is_confirmed:
                     self._is_left_out[shift.onset : now, shift.series] = False
@@ -252,16 +273,24 @@ class Tracking:
             self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
 
     def _raise_alarm(self, now: int) -> None:
-        """Open the shifts that the evidence shows, and begin to collect evidence
-        anew.
+        """Open the shifts that the evidence shows, and begin to collect evidence anew.
+        The evidence of a shift that is too small is forgotten.
         """
         innovations = self.innovations[self._first : now + 1].clip(-_LARGEST, _LARGEST)
+        least = np.broadcast_to(self._windows.least, self.baseline.mean.shape)
+        opened = []
         for shift in _find_shifts(self._mass, innovations, self._first, self._limit):
-            self.shifts.append(shift)
+            levels = self.levels[shift.onset : now + 1, shift.series]
+            if abs(levels.mean() - self.baseline.mean[shift.series]) < least[shift.series]:
+                self._mass[:, shift.series] = 0
+                continue
+            opened.append(shift)
             self._is_left_out[shift.onset : now, shift.series] = True
-        self.alarms.append(now)
-        self._mass[:] = 0
-        self._first = now + 1
+        if opened:
+            self.shifts += opened
+            self.alarms.append(now)
+            self._mass[:] = 0
+            self._first = now + 1
 
     def _learn(self, now: int) -> None:
         """Add the usual levels: at once since a restart, otherwise after `JOINS_AFTER`

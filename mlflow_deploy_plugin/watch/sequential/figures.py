@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     FigureSeries,
 )
 
-VAGUE = (DISTANCE, MEAN, MODE, "second")
+VAGUE = (DISTANCE, MEAN, MODE, OUTSIDE, "second")
 """The figures that are shown only if no other figure of the column is unusual."""
 LOGARITHMIC = (ROWS_FIGURE, SPREAD, MODE)
 """The figures that are logarithms."""

@@ -179,6 +179,11 @@ class ReferenceLevels:
         return np.array([series.figure == DISTANCE for series in self.series], bool)
 
     @property
+    def is_rows(self) -> Array:
+        """The series that are numbers of rows, [m] bool."""
+        return np.array([series.column == ROWS for series in self.series], bool)
+
+    @property
     def is_upward(self) -> Array:
         """The series of which only an increase is a change, [m] bool."""
         return np.array([series.figure in UPWARD for series in self.series], bool)
@@ -251,7 +256,8 @@ def window_levels(
 ) -> dict[SeriesKey, float]:
     """Return the known figures of a judged window; for `rolling:`, their changes since
     one lag earlier. `rows` is the number of rows of the window that all versions have
-    answered; 0 if they are those of the profile.
+    answered; 0 if they are those of the profile. No rows of a segment are the level of
+    half a row.
     """
     earlier = None
     if reference.pieces.grid.lag_windows:
@@ -262,8 +268,9 @@ def window_levels(
         level = float(each.values[0])
         if math.isfinite(level):
             levels[each.series.series_key] = level
-    if rows:
-        levels[FigureSeries(segment, ROWS, ROWS_FIGURE).series_key] = math.log(rows)
+    counted = rows or (segment and max(window.rows, 0.5))
+    if counted:
+        levels[FigureSeries(segment, ROWS, ROWS_FIGURE).series_key] = math.log(counted)
     return levels
 
 

@@ -2,6 +2,7 @@
 from the windows before it.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -9,11 +10,12 @@ from itertools import islice
 
 import numpy as np
 
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.watch.result import Finding
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.course import Course
-from mlflow_deploy_plugin.watch.sequential.detector import Shift
+from mlflow_deploy_plugin.watch.sequential.detector import CONFIRMED_IN, Shift
 from mlflow_deploy_plugin.watch.sequential.evidence import LevelSeries, Onset, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.figures import (
     LOGARITHMIC,
@@ -32,6 +34,11 @@ _MOST_CHARTS = 5
 _SHOWN_WINDOWS = 60
 """The number of windows in a chart, as in `reports/trend.py`."""
 _MOST_RED = 0.2
+_MOST_ALARMS = 3
+_SHARE_OF_TIME = 0.5
+"""By chance, single windows of one column have so many alarms in this share of the time
+between two alarms of the budget in less than one of 1,000 monitors.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,23 +82,53 @@ def judge_shifts(course: Course, drifted: Collection[str] = ()) -> ShiftVerdict:
 
 
 def _moving_notes(course: Course) -> Iterator[str]:
-    """Yield a note if many of the last windows are red: the columns move, or a shift is
-    usual by now.
+    """Yield a note if many of the last windows are red, or if single windows of a
+    column have several alarms: the columns move, or a shift is usual by now.
     """
+    moves = (
+        "if this column moves all the time, the budget cannot be kept; accept the new level, "
+        "exclude the column, or use reference rolling:7d"
+    )
     judged = range(course.windows.reference, len(course.starts))[-_SHOWN_WINDOWS:]
     red = [window for window in course.tracking.red if window in judged]
     columns = dict.fromkeys(course.series[shift.series].key for shift in course.tracking.shifts)
-    if columns and len(judged) >= budget.FEWEST_WINDOWS and len(red) > _MOST_RED * len(judged):
-        remedy = "accept the new level if it is normal"
-        if len(course.tracking.alarms) > 1:
-            remedy = (
-                "if this column moves all the time, the budget cannot be kept; accept the new "
-                "level, exclude the column, or use reference rolling:7d"
-            )
+    # One false alarm is red for up to `CONFIRMED_IN` windows.
+    most = max(_MOST_RED * len(judged), CONFIRMED_IN)
+    if columns and len(judged) >= budget.FEW_WINDOWS and len(red) > most:
+        # A step explains all red windows; a column that moves has several shifts.
+        is_step = min(shift.onset for shift in course.tracking.shifts) <= red[0]
+        remedy = "accept the new level if it is normal" if is_step else moves
         yield (
             f"{len(red) / len(judged):.0%} of the last {len(judged)} windows have an open shift, "
             f"now of {', '.join(columns)}: {remedy}"
         )
+    for column, (alarms, windows) in _unusual_windows(course).items():
+        if alarms >= _MOST_ALARMS:
+            yield (
+                f"{alarms} times in the last {windows} windows, single windows of {column} were "
+                f"unusual: {moves}"
+            )
+
+
+def _unusual_windows(course: Course) -> Mapping[str, tuple[int, int]]:
+    """Return by column (`alarm_key`) how often a figure became unusual in a single
+    window, and in how many windows: those of a share of the time in which the budget
+    permits an alarm.
+    """
+    per_year = course.history.false_per_year or math.inf
+    time = math.ceil(_SHARE_OF_TIME * course.spec.windows_per_year / per_year)
+    windows = min(len(course.starts) - course.windows.reference, time)
+    innovations = course.tracking.innovations[-windows:]
+    scores = np.where(course.windows.is_upward, innovations, np.abs(innovations))
+    is_unusual = scores > course.limits
+    by_column: dict[str, Array] = {}
+    for index in np.flatnonzero(is_unusual.any(axis=0)).tolist():
+        key = course.series[index].key
+        by_column[key] = by_column.get(key, False) | is_unusual[:, index]
+    return {
+        key: (int(np.count_nonzero(np.diff(flags, prepend=False) & flags)), windows)
+        for key, flags in by_column.items()
+    }
 
 
 def shown_shifts(course: Course) -> Sequence[Shift]:
@@ -115,9 +152,11 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
     """
     series = course.series[shift.series]
     baseline = course.tracking.baseline
-    since = slice(shift.onset, None)
-    above = course.tracking.levels[since, shift.series] - baseline.mean[shift.series]
-    now = float(np.nanmean(course.windows.values[since, shift.series]))
+    values = course.windows.values[shift.onset :, shift.series]
+    is_known = np.isfinite(values)
+    levels = course.tracking.levels[shift.onset :, shift.series][is_known]
+    above = levels - baseline.mean[shift.series]
+    now = float(values[is_known].mean())
     deviations = float(above.mean()) / float(baseline.deviation[shift.series])
     onset = _onset(course, shift)
     return Finding(
@@ -133,7 +172,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         change=_describe_change(course, series, now - float(above.mean()), now),
         since=onset.start.isoformat(),
         since_end=onset.end.isoformat(),
-        in_a_row=len(above),
+        in_a_row=len(values),
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins),
         unit="SD",

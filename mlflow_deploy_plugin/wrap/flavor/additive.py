@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.additive import (
     ADDITIVE_FILE,
     FEATURES_FILE,
+    TOLERANCE,
     AdditiveForm,
     FeatureReader,
 )
@@ -40,10 +41,6 @@ from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts, Category,
 _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
 
 _ROWS = 1_000
-_TOLERANCE = 1e-4
-"""The largest difference between the sums and 32-bit predictions, absolute and
-relative.
-"""
 
 
 def with_additive_files(
@@ -185,4 +182,4 @@ def _is_same(form: AdditiveForm, reader: FeatureReader, model: OnnxModel, feeds:
     predicted = form.predictions(form.sums(reader.read(feeds)))
     if predicted.shape != numbers.shape:
         return False
-    return np.allclose(predicted, numbers, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+    return np.allclose(predicted, numbers, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)

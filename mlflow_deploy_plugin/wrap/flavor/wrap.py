@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
     InvalidConfig,
     ModelError,
+    OnnxserveError,
     ParityError,
     pass_exit,
 )
@@ -85,34 +86,41 @@ def wrap(
     """
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
-    converter = converter_for(model)
-    rows = _read_rows(
-        converter,
-        model,
-        input_example,
-        signature,
-        parity_data,
-        reference_data,
-        event_time,
-    )
-    with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
-        _check_report(form, rows.example, parity)
-        reference = rows.sample(form.runnable)
-        explained = with_additive_files(form.converted, form.runnable, rows.sampled)
-    lock = saved_model.environment_lock()
-    provenance = saved_model.provenance_section(rows.sampled, lock)
-    return WrappedModel(
-        converted=explained,
-        signature=form.signature,
-        predict_fn=predict_fn,
-        report=form.report,
-        example=rows.first_rows(form.runnable),
-        data=rows.sampled,
-        reference=reference,
-        provenance=provenance | {"algorithm": _algorithm(model)},
-        lock=lock,
-    )
+    try:
+        converter = converter_for(model)
+        rows = _read_rows(
+            converter,
+            model,
+            input_example,
+            signature,
+            parity_data,
+            reference_data,
+            event_time,
+        )
+        with TemporaryDirectory(prefix="onnxserve-") as folder:
+            form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
+            _check_report(form, rows.example, parity)
+            reference = rows.sample(form.runnable)
+            explained = with_additive_files(form.converted, form.runnable, rows.sampled)
+        lock = saved_model.environment_lock()
+        provenance = saved_model.provenance_section(rows.sampled, lock)
+        return WrappedModel(
+            converted=explained,
+            signature=form.signature,
+            predict_fn=predict_fn,
+            report=form.report,
+            example=rows.first_rows(form.runnable),
+            data=rows.sampled,
+            reference=reference,
+            provenance=provenance | {"algorithm": _algorithm(model)},
+            lock=lock,
+        )
+    except OnnxserveError:
+        raise
+    except BaseException as error:
+        # The code of the model or of a library may raise any error, also a panic.
+        pass_exit(error)
+        raise ConversionError(explain_failure(error, model)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -416,9 +424,9 @@ class _FormTrials:
             if is_onnx(self.model):
                 return error
             return ConversionError(explain_failure(error, self.model))
-        except Exception:
+        except OnnxserveError:
             raise
-        except BaseException as error:  # noqa: BLE001 - a panic, such as a tokenizer's
+        except BaseException as error:  # noqa: BLE001 - libraries raise any error, also a panic.
             pass_exit(error)
             return ConversionError(explain_failure(error, self.model))
 
@@ -474,4 +482,10 @@ class _FormTrials:
             answered = list(answered)
             self.answered = answered
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
-        return replace(report, left_out=self.left_out)
+        limit = ""
+        if np.isfinite(boundary.farthest):
+            limit = (
+                f"proven for numbers up to {boundary.farthest:,.0f}: farther away, distances or "
+                "sums are equal up to rounding errors, which decide the prediction"
+            )
+        return replace(report, left_out=self.left_out, limit=limit)

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.connection import (
-    login_name,
+    find_login,
     no_request_timeout,
     redact_addresses,
     redact_credentials,
@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
     store_failure,
 )
 from mlflow_deploy_plugin.core.registry.model_files import fetch
+from mlflow_deploy_plugin.core.store.audit import Login
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
@@ -748,4 +749,4 @@ def test_without_a_login_the_user_has_no_name_at_mlflow(
         "a database": f"sqlite:///{tmp_path}/mlflow.db",
     }
     with tracking_at(addresses.get(address, address)):
-        assert login_name() == ""
+        assert find_login() == Login()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     new_endpoint,
     remove_variant,
 )
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
@@ -369,14 +370,8 @@ def test_an_event_that_is_refused_is_not_written(store: Store) -> None:
 
 
 def test_the_name_of_a_login_is_recorded_with_the_machine_as_a_detail(store_url: str) -> None:
-    logins = ["eva", "a name that is not asked for"]
-    with closing(
-        open_store(
-            store_url,
-            Clock(),
-            login=lambda: logins.pop(0),
-        )
-    ) as store:
+    logins = [Login("eva", "staging"), Login("a name that is not asked for")]
+    with closing(open_store(store_url, Clock(), find_login=lambda: logins.pop(0))) as store:
         store.record("gate", actor="ci", model="named")
         store.record("promote", model="named")
         store.record(
@@ -388,10 +383,19 @@ def test_the_name_of_a_login_is_recorded_with_the_machine_as_a_detail(store_url:
         events = store.events(model="named")
         machine = current_actor()
         assert [(event.actor, event.detail) for event in events] == [
-            ("ci", {}),
-            ("eva", {"machine": machine}),
-            ("eva", {"to": "@champion", "machine": machine}),
+            ("ci", {"registry": "staging"}),
+            ("eva", {"machine": machine, "registry": "staging"}),
+            ("eva", {"to": "@champion", "machine": machine, "registry": "staging"}),
         ]
+
+
+def test_counted_events_leave_out_other_registries(store_url: str) -> None:
+    for registry in ("staging", "production", ""):
+        with closing(open_store(store_url, find_login=partial(Login, "", registry))) as store:
+            store.record("approve", actor=f"ada of {registry}", model="shared")
+    with closing(open_store(store_url, find_login=partial(Login, "", "staging"))) as store:
+        counted = store.counted_events("shared", ("approve",))
+    assert [event.actor for event in counted] == ["ada of staging", "ada of "]
 
 
 def test_without_a_login_the_user_and_the_machine_are_recorded(store: Store) -> None:

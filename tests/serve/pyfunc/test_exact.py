@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from catboost import CatBoostClassifier, CatBoostRegressor
-from lightgbm import LGBMClassifier
+from lightgbm import LGBMClassifier, LGBMRegressor
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
 )
@@ -22,17 +23,23 @@ from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeRegressor
 from xgboost import XGBClassifier
 
 import mlflow_deploy_plugin
-from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm, read_additive
+from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.serve.runtime.additive import (
+    ADDITIVE_FILE,
+    AdditiveForm,
+    read_additive,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 
 ROWS = 400
-EXPLAINED = 60  # More rows than shap explains in exact.py.
+EXPLAINED = 60
 
 
 @pytest.fixture(scope="module")
@@ -364,11 +371,72 @@ def test_explainers_are_kept_by_model_and_background(explainer: Any) -> None:
     assert exact_explainer(form, rows[30:60]) is not kept
 
 
-def test_a_forest_of_regression_keeps_its_unit(explainer: Any, tmp_path: Path) -> None:
-    rows = numbers()
-    original = CatBoostRegressor(iterations=10, depth=3, verbose=0, allow_writing_files=False).fit(
-        rows, rows[:, 0] * 100
+def precise() -> Array:
+    """Return numbers of 64 bits, the last of which are times in seconds."""
+    rows = np.random.default_rng(0).normal(size=(ROWS, 4))
+    rows[:, 3] = 1.7e9 + np.round(rows[:, 3] * 100)
+    return rows
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**26])
+@pytest.mark.parametrize("count", [1, 50, EXPLAINED])
+@pytest.mark.parametrize(
+    "original",
+    [
+        HistGradientBoostingRegressor(max_iter=10),
+        HistGradientBoostingClassifier(max_iter=10),
+        LGBMRegressor(n_estimators=10, verbose=-1),
+        CatBoostRegressor(iterations=10, depth=3, verbose=0, allow_writing_files=False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_contributions_add_up_to_the_prediction(
+    explainer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    original: Any,
+    count: int,
+    kept_bytes: int,
+) -> None:
+    from mlflow_deploy_plugin.serve.pyfunc import exact
+
+    monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
+    rows = with_gaps(precise())
+    target = precise()[:, 0] * 100 + (precise()[:, 3] > 1.7e9) * 50
+    is_classifier = hasattr(original, "predict_proba")
+    original.fit(rows, np.digitize(target, [-40, 80]) if is_classifier else target)
+    explained = explain(explainer, original, rows, tmp_path / "model", count).contributions
+    sums = explained.values.sum(axis=1) + explained.base_values
+    if is_classifier:
+        powers = np.exp(sums)
+        predicted = powers / powers.sum(axis=1, keepdims=True)
+        assert predicted == pytest.approx(original.predict_proba(rows[:count]), abs=1e-6)
+    else:
+        assert sums[:, 0] == pytest.approx(original.predict(rows[:count]), rel=1e-6, abs=1e-4)
+
+
+def test_trees_of_forty_thousand_nodes_are_explained(explainer: Any) -> None:
+    """shap counts the nodes of a tree with 16 bits."""
+    from mlflow_deploy_plugin.serve.pyfunc.exact import ExactExplainer
+
+    rows = np.arange(20_000.0)[:, np.newaxis]
+    form = additive_form(DecisionTreeRegressor().fit(rows, rows[:, 0]))
+    assert form is not None
+    exact = ExactExplainer(replace(form, columns=np.zeros(1, int)), rows[:10])
+    assert exact.contributions(rows[-2:], 1)[:, 0, 0] + exact.base_values == pytest.approx(
+        rows[-2:, 0]
     )
-    contributions = explain(explainer, original, rows, tmp_path / "model").contributions
-    totals = contributions.values.sum(axis=1)[:, 0] + contributions.base_values
-    assert totals == pytest.approx(original.predict(rows[:EXPLAINED]), abs=1e-4)
+
+
+def test_contributions_that_miss_the_prediction_are_refused(explainer: Any, tmp_path: Path) -> None:
+    rows = numbers()
+    original = HistGradientBoostingRegressor(max_iter=10).fit(rows, rows[:, 0])
+    folder = tmp_path / "model"
+    mlflow_deploy_plugin.save_model(original, folder, input_example=rows)
+    form = read_additive(folder)
+    assert form is not None
+    model = OnnxModel.load(folder)
+    (folder / ADDITIVE_FILE).write_bytes(replace(form, base=form.base + 1).to_bytes())
+    feeds = Batch.read(rows[:2]).feeds(model.schema)
+    with pytest.raises(InferenceError, match=r"^row 0: .* do not add up"):
+        explainer.explain_rows(model, feeds, feeds, 50, 0)

@@ -14,6 +14,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, Schema
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -418,19 +421,119 @@ def test_an_estimator_may_have_any_value_in_the_attributes_of_an_encoder(
     assert answer.arrays["outputs"]["prediction"].tolist() == ["south"]
 
 
+class Typed(PythonModel):
+    """A model of one column that returns the representations of its values."""
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+        return list(map(repr, model_input["x"].tolist()))
+
+
+GOOD = {
+    "integer": 1,
+    "long": 2**63 - 1,
+    "float": 1.5,
+    "double": 2.5,
+    "boolean": True,
+    "string": "a",
+    "binary": "AAE=",
+}
+FORMS: dict[str, Callable[[list[Any]], Any]] = {
+    "split": lambda column: {
+        "dataframe_split": {"columns": ["x"], "data": [[value] for value in column]}
+    },
+    "records": lambda column: {"dataframe_records": [{"x": value} for value in column]},
+    "inputs": lambda column: {"inputs": {"x": column}},
+    "rows of inputs": lambda column: {"inputs": [{"x": value} for value in column]},
+    "instances": lambda column: {"instances": [{"x": value} for value in column]},
+}
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
+    root = tmp_path_factory.mktemp("typed")
+    for kind in GOOD:
+        mlflow.pyfunc.save_model(
+            root / kind,
+            python_model=Typed(),
+            signature=ModelSignature(Schema([ColSpec(kind, "x")])),
+            pip_requirements=[],
+        )
+    return {kind: Scorer.load(root / kind) for kind in GOOD}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("values", "texts"),
-    [([5, 7], ["'5'", "'7'"]), (["a", 7], ["'a'", "'7'"])],
-    ids=["only numbers", "a number among texts"],
+    ("kind", "value"),
+    [
+        ("integer", 2**31),
+        ("integer", -(2**31) - 1),
+        ("integer", 1e19),
+        ("integer", 3.5),
+        ("integer", "4"),
+        ("integer", True),
+        ("integer", None),
+        ("long", 2**63),
+        ("long", 2**64 - 1),
+        ("long", 1e19),
+        ("float", 1e39),
+        ("float", "1.5"),
+        ("double", 10**400),
+        ("double", True),
+        ("boolean", "false"),
+        ("boolean", 1),
+        ("boolean", None),
+        ("string", 3.5),
+        ("string", True),
+        ("string", ["a"]),
+        ("binary", 3),
+        ("binary", "%%"),
+    ],
 )
-def test_a_number_for_a_text_of_inputs_is_the_text_as_for_mlflow(
-    scorers: dict[str, Any],
-    values: list[Any],
-    texts: list[str],
+def test_a_value_of_another_type_is_refused_in_json(
+    typed: dict[str, Scorer],
+    kind: str,
+    value: Any,
+    form: str,
 ) -> None:
-    document = {"inputs": {"text": values, "when": ["2024-01-02"] * 2}}
-    outputs = invoke(scorers["gaps"], document).arrays["outputs"]
-    assert outputs["text"].tolist() == texts
+    with pytest.raises(SchemaMismatch, match=r"^column 'x'.* row 1: ") as refusal:
+        invoke(typed[kind], FORMS[form]([GOOD[kind], value]))
+    assert refusal.value.column == "x"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        ("integer", 3.0, "3"),
+        ("long", 3.0, "3"),
+        ("float", 3, "3.0"),
+        ("float", None, "nan"),
+        ("double", 2**70, "1.1805916207174113e+21"),
+        ("boolean", False, "False"),
+        ("string", None, "None"),
+        ("binary", "AAEC", repr(b"\x00\x01\x02")),
+        ("binary", None, "None"),
+    ],
+)
+def test_a_value_of_the_columns_type_is_kept_in_json(
+    typed: dict[str, Scorer],
+    kind: str,
+    value: Any,
+    expected: str,
+    form: str,
+) -> None:
+    answer = invoke(typed[kind], FORMS[form]([GOOD[kind], value]))
+    assert answer.arrays["outputs"]["prediction"].tolist()[1] == expected
+
+
+@pytest.mark.parametrize(("kind", "value"), [("integer", 2**31), ("float", 1e39)])
+def test_a_number_beyond_32_bits_is_refused_in_csv(
+    typed: dict[str, Scorer],
+    kind: str,
+    value: float,
+) -> None:
+    with pytest.raises(SchemaMismatch, match=f"'x', row 1: .* does not fit the type {kind}"):
+        typed[kind].invoke("text/csv", f"x\n1\n{value}\n".encode())
 
 
 @pytest.mark.parametrize("name", ["when", "text"])
@@ -583,7 +686,7 @@ def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
             "bytes",
             {"blob": ["%"]},
             SchemaMismatch,
-            "column 'blob' (binary) contains a string that is not base64",
+            "column 'blob' (binary), row 0: '%' is not base64",
         ),
         (
             "troubled",
@@ -646,11 +749,13 @@ def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
     body = records(*({"city": city, "land": "CH"} for city in rows))
     with pytest.raises(SchemaMismatch) as refusal:
         towns["none"].invoke(JSON, body)
-    assert refusal.value.message == f"column 'city' (string), row {row}: {value} is not a string"
+    assert (
+        refusal.value.message == f"column 'city' (string), row {row}: {value}; a string is expected"
+    )
     assert refusal.value.column == "city"
     with pytest.raises(
         SchemaMismatch,
-        match=rf"column 'city' \(string\), row {row}: {re.escape(value)} is not a string",
+        match=rf"column 'city' \(string\), row {row}: {re.escape(value)}; a string is expected",
     ):
         towns["none"].outputs_of(
             pd.DataFrame({"city": rows, "land": "CH"}).convert_dtypes(convert_string=False),
@@ -660,7 +765,7 @@ def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
 def test_an_integer_above_64_bits_is_refused_as_a_string(towns: dict[str, Scorer]) -> None:
     with pytest.raises(
         SchemaMismatch,
-        match=rf"column 'city' \(string\), row 0: {10**30} is not a string",
+        match=rf"column 'city' \(string\), row 0: {10**30}; a string is expected",
     ):
         towns["none"].invoke(
             JSON,

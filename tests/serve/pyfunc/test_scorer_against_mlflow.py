@@ -291,6 +291,7 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ("its reader of CSV takes no dates", 400, 200): ["dates in CSV"],
     ("it reads all dates in the form of the first one", 400, 200): ["dates"],
     ("it guesses whether the day comes first", 200, 400): ["a date of America"],
+    ("it decodes other characters to nothing", 200, 400): ["no base64"],
     ("it reads nanoseconds, where pandas writes milliseconds", 200, 400): ["a number for a date"],
 }
 EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}

@@ -330,6 +330,34 @@ def test_segments_reveal_a_drift_hidden_in_all_rows(ask: Callable[..., Any]) -> 
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
+@pytest.mark.parametrize("left", [0, 7])
+def test_rows_of_a_segment_are_judged_whatever_its_size(
+    endpoint: EndpointWorld,
+    reference: pa.Table,
+    left: int,
+) -> None:
+    endpoint.serve(CLASSIFIER, reference)
+    past: list[JudgedWindow] = []
+    results: list[MonitorResult] = []
+    for number in range(9):
+        start = DAY - timedelta(days=8 - number)
+        columns = day(60 + number)
+        is_kept = columns["carrier"] != "UA"
+        lost = np.flatnonzero(~is_kept)
+        is_kept[lost[: left if start == DAY else None]] = True
+        endpoint.answer({name: values[is_kept] for name, values in columns.items()}, start)
+        request = endpoint.ask(f"{start:%Y-%m-%d}/1d", segment_by=["carrier"], min_rows=30)
+        results.append(drift.judge(replace(request, past=tuple(past))))
+        past.append(JudgedWindow(start, results[-1].state, results[-1].evidence))
+
+    before, last = results[-2:]
+    alarm = finding(last, "number of rows", "rows", "carrier=UA")
+    assert alarm.is_alarm
+    assert alarm.change.endswith(f"→ {left}, fewer")
+    assert not finding(before, "number of rows", "rows", "carrier=UA").is_alarm
+    assert not finding(last, "number of rows", "rows", "carrier=AA").is_alarm
+
+
 def test_quality_is_judged_by_the_reference_and_the_requirements(
     ask: Callable[..., Any],
 ) -> None:
@@ -547,6 +575,20 @@ def test_a_day_without_rows_is_not_judged_where_this_may_be_usual(
 
     assert judged.state == "not judged"
     assert mentions(judged.reason, reason)
+
+
+def test_days_below_min_rows_show_that_rows_are_usual(endpoint: EndpointWorld) -> None:
+    past: list[JudgedWindow] = []
+    for number in range(7):
+        start = DAY - timedelta(days=7 - number)
+        endpoint.answer(day(number, rows=20), start)
+        judged = drift.judge(replace(endpoint.ask(f"{start:%Y-%m-%d}/1d"), past=tuple(past)))
+        past.append(JudgedWindow(start, judged.state, judged.evidence))
+
+    judged = drift.judge(replace(endpoint.ask(), past=tuple(past)))
+
+    assert past[-1].state == "not judged"
+    assert finding(judged, "number of rows", "rows").change == "rows 20 → 0, fewer"
 
 
 def test_an_unreadable_file_may_have_the_rows_of_a_day(endpoint: EndpointWorld) -> None:

@@ -117,10 +117,10 @@ def test_event_times_in_one_file_only_are_noted() -> None:
 
 
 def test_too_few_rows_are_not_judged() -> None:
-    answer = judged(table(50), table(2000))
+    answer = judged(table(29), table(2000))
 
     assert answer.state == "not judged"
-    assert answer.reason == "the window has 50 rows; min_rows is 200"
+    assert answer.reason == "the window has 29 rows; min_rows is 30"
 
 
 def test_sampling_of_a_large_file_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

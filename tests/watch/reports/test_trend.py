@@ -438,3 +438,12 @@ def test_a_line_with_a_single_value_has_no_panel() -> None:
     drawn = draw_trend([*level_lines(result, windows), score(*[None] * 10, 6.5)], DAY)
 
     assert drawn == (b"", "")
+
+
+def test_a_logarithmic_level_is_shown_as_its_number() -> None:
+    rows = replace(level("number of rows", [math.log(400.0)] * 10), is_logarithmic=True)
+    result, windows = levels_of(replace(rows, usual=[math.log(300.0)] * 10, deviation=0.0))
+
+    _, words = draw_trend(level_lines(result, windows), DAY)
+
+    assert mentions(words, "newest 400", "usual 300 to 300")

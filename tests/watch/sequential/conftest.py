@@ -102,7 +102,7 @@ class Stream:
     ) -> None:
         self.reference = reference
         self._days_per_window = days_per_window
-        self._spec = MonitorSpec(min_rows=30, **spec)
+        self._spec = MonitorSpec(**{"min_rows": 30, **spec})
         self.past: list[JudgedWindow] = []
 
     def judge(

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
-from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
+from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS as NUMBER_OF_ROWS
 from tests.watch.sequential.conftest import (
     FIRST,
@@ -63,6 +63,29 @@ def test_half_of_the_rows_and_every_row_twice_are_found_on_their_first_day(
     assert found.check == "rows"
     assert found.change.startswith("rows 8") or found.change.startswith("rows 7")
     assert found.change.endswith(direction)
+
+
+def test_rows_are_judged_and_kept_below_min_rows(reference: DriftReference) -> None:
+    stream = Stream(reference, min_rows=ROWS + 1)
+    calm = stream.judge(range(CALM))
+    judged = stream.judge([CALM], lambda rows: first(rows, ROWS // 10))
+
+    assert {finding.state for finding in calm.alone if finding.subject != NUMBER_OF_ROWS} == {
+        "not judged"
+    }
+    assert np.exp(calm.evidence.levels[ROWS_KEY]) == pytest.approx(ROWS)
+    assert alarms(judged) == {(NUMBER_OF_ROWS, "rows")}
+
+
+def test_windows_below_min_rows_say_nothing_about_an_open_shift(reference: DriftReference) -> None:
+    stream = Stream(reference)
+    found = stream.judge(range(12), lambda rows: {**rows, "temp": rows["temp"] + 1})
+    later = stream.judge(range(12, 40), lambda rows: first(rows, 29))
+
+    assert [finding.subject for finding in found.findings] == ["temp"]
+    assert {finding.subject: finding.value for finding in later.findings}["temp"] == pytest.approx(
+        found.findings[0].value, abs=0.2
+    )
 
 
 def test_a_reference_that_is_a_sample_of_the_traffic_has_other_rows(stream: Stream) -> None:

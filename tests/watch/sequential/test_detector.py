@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.sequential.detector import Tracking, Windows, limit_for, track
+from mlflow_deploy_plugin.watch.sequential.detector import (
+    Shift,
+    Tracking,
+    Windows,
+    limit_for,
+    track,
+)
 
 REFERENCE = 90
 COLUMNS = 6
@@ -233,3 +239,40 @@ def test_a_shift_of_one_deviation_is_open_while_it_lasts() -> None:
         shares.append(len(tracking.red) / (REFERENCE + 200 - found))
 
     assert np.mean(shares) > 0.75
+
+
+@pytest.mark.parametrize(
+    ("factor", "yearly", "has_alarm"),
+    [(0.85, 1.0, False), (1.15, 1.0, False), (1.0, 1.25, False), (0.7, 1.0, True)],
+)
+def test_rows_shift_beyond_a_factor_and_growth_is_a_trend(
+    factor: float,
+    yearly: float,
+    has_alarm: bool,
+) -> None:
+    windows = days(15, 365)
+    rows = (
+        0.07 * (windows.values - 50) / 2
+        + np.log(yearly) * np.arange(REFERENCE + 365)[:, None] / 365
+    )
+    rows[REFERENCE + 20 :, 3] += np.log(factor)
+
+    result = followed(
+        replace(windows, values=rows, floors=np.full(COLUMNS, 0.07), least=np.log(1.2))
+    )
+
+    assert {shift.series for shift in result.shifts} == ({3} if has_alarm else set())
+
+
+def test_a_probable_shift_is_open_although_it_is_smaller_than_estimated() -> None:
+    shift = Shift(0, 1, 0, 0, 0, size=1.5)
+
+    assert not any(shift.add_window(0.7) for _ in range(60))
+    assert shift.is_confirmed
+
+
+def test_an_improbable_shift_ends_as_not_confirmed() -> None:
+    shift = Shift(0, 1, 0, 0, 0, size=0.7)
+
+    assert [shift.add_window(0.1) for _ in range(14)].index(True) == 13
+    assert not shift.is_confirmed

@@ -209,3 +209,33 @@ def test_a_short_reference_replaces_the_default_budget_by_a_rate(
 
     assert any(finding.is_alarm for finding in judged.alone) == is_alarm
     assert ("0.05 of the windows" in judged.notes[0]) == has_default_budget
+
+
+def test_three_alarms_of_single_windows_are_named(stream: Stream) -> None:
+    def empty(rows: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **rows,
+            "temp": np.where(np.arange(len(rows["temp"])) % 3, np.nan, 1) * rows["temp"],
+        }
+
+    noted = []
+    for day in (2, 12, 22):
+        stream.judge([*range(day - 2, day)])
+        stream.judge([day], empty)
+        verdict = stream.judge([*range(day + 1, day + 8)])
+        noted.append([note for note in verdict.notes if mentions(note, "temp", "accept")])
+
+    assert [len(notes) for notes in noted] == [0, 0, 1]
+    assert mentions(noted[-1][0], "3 times")
+
+
+@pytest.mark.parametrize(("windows", "is_named"), [(39, False), (60, True)])
+def test_a_lasting_shift_is_said_to_move_from_forty_windows_on(
+    stream: Stream,
+    windows: int,
+    is_named: bool,
+) -> None:
+    verdict = stream.judge(range(windows), warmer)
+
+    assert any(mentions(note, "open shift", "temp", "accept") for note in verdict.notes) is is_named
+    assert not any(mentions(note, "open shift", "all the time") for note in verdict.notes)

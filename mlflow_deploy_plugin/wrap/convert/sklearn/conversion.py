@@ -27,6 +27,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
+from sklearn.feature_extraction import DictVectorizer, FeatureHasher
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -60,6 +61,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     bind_inputs,
     encoders,
     estimator_input,
+    first_steps,
     is_fitted,
     last_step,
     library_of,
@@ -91,8 +93,15 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     [N]), or an array [N, k].
 
     A sparse matrix is truncated to `_DENSE_VALUES` numbers. Raises InvalidConfig for
-    other data.
+    other data, and for a model that does not read tables.
     """
+    for step in first_steps(model):
+        if isinstance(step, DictVectorizer | FeatureHasher):
+            raise InvalidConfig(
+                f"{type(step).__name__} reads mappings or lists, but the rows of requests are "
+                "tables; encode the columns with OneHotEncoder in a ColumnTransformer, or log a "
+                "PythonModel that converts the table",
+            )
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without column names as a matrix.
         has_names = any(isinstance(name, str) for name in data.columns)
@@ -123,7 +132,13 @@ def _matrix(data: ModelData) -> Array:
     if hasattr(data, "tocsr") and data.ndim == 2:
         most_rows = max(_DENSE_VALUES // max(data.shape[1], 1), 1)
         data = data.tocsr()[:most_rows].toarray()
-    array = np.asarray(data)
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        raise InvalidConfig(
+            "input_example: the rows have different lengths; a table has the same columns in each "
+            "row (join the tokens of a text with spaces)",
+        ) from None
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__
         if array.ndim:
@@ -446,7 +461,7 @@ def _converted_graph(
         warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
         formulas.register()
         _register_nets()
-        proto, topology = _call_skl2onnx(copy, inputs, precision == "double")
+        proto, topology = _call_skl2onnx(copy, inputs, precision)
         refusal = mark_refused_rows(proto.graph, topology)
         proto = onnx_remove_node_identity(proto)
         properties = {REFUSED_ROWS: refusal} if refusal else {}
@@ -467,14 +482,10 @@ def _restore_opsets(proto: ModelProto) -> None:
 def _call_skl2onnx(
     copy: Estimator,
     inputs: tuple[Input, ...],
-    is_double: bool,
+    precision: graph.Precision,
 ) -> tuple[ModelProto, Topology]:
-    """Return the model, and the operators that skl2onnx converted.
-
-    Args:
-        copy: the estimator, which skl2onnx may change.
-        inputs: the graph's inputs.
-        is_double: True if formulas replace the 32-bit operators of some estimators.
+    """Return the model, and the operators that skl2onnx converted. skl2onnx may change
+    the copy.
     """
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     input_types = []
@@ -485,7 +496,9 @@ def _call_skl2onnx(
                 types[entry.dtype]([None, *entry.shape[1:]]),
             )
         )
-    precise = formulas.PRECISE if is_double else {}
+    precise = {}
+    if precision != "single":
+        precise = formulas.converters_in_64_bits(is_throughout=precision == "double")
     answer: tuple[ModelProto, Topology] = convert_sklearn(
         copy,
         initial_types=input_types,
@@ -677,6 +690,7 @@ def _change_steps(part: Estimator) -> None:
             (name, _as_transformer(step)) for name, step in part.transformer_list if step != "drop"
         ]
     elif isinstance(part, Pipeline):
+        part.__class__ = Pipeline  # skl2onnx does not support the class of imbalanced-learn.
         steps = [step for step in part.steps[:-1] if _has_effect(step[1])]
         part.steps = [(name, _as_transformer(step)) for name, step in steps] + part.steps[-1:]
 

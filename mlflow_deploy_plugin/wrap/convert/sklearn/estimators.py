@@ -56,7 +56,8 @@ brackets do not occur in data.
 
 MATRIX = "X"
 
-_ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
+ENCODERS = OneHotEncoder | OrdinalEncoder | TargetEncoder | CategoryTables
+"""The estimators that read each column with its own type."""
 
 
 def passes_on(step: Estimator) -> bool:
@@ -215,7 +216,7 @@ def is_tree(estimator: Estimator) -> bool:
 
 
 def encoders(estimator: Estimator) -> list[Estimator]:
-    return [part for part in sub_estimators(estimator) if isinstance(part, _ENCODERS)]
+    return [part for part in sub_estimators(estimator) if isinstance(part, ENCODERS)]
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
@@ -355,8 +356,12 @@ def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
     """Return True for a fitted estimator, including libraries without scikit-learn's
     attribute names (NGBoost).
     """
-    with suppress(NotFittedError):
+    try:
         check_is_fitted(model)
+        return True
+    except NotFittedError:
+        pass
+    except Exception:  # noqa: BLE001 - a class without `fit` cannot be unfitted.
         return True
     if batch is None:
         return False

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 from skl2onnx import update_registered_converter
-from skl2onnx._parse import _parse_sklearn, do_not_merge_columns, sklearn_parsers_map
+from skl2onnx._parse import _parse_sklearn, sklearn_parsers_map
 from skl2onnx._supported_operators import sklearn_operator_name_map
 from skl2onnx.common._container import ModelComponentContainer
 from skl2onnx.common._topology import Operator, Scope, Variable
@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 from mlflow_deploy_plugin.wrap.convert.converted import DTYPES, dtype_and_shape
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    ENCODERS,
     Estimator,
     compares_in_64_bits,
     first_steps,
@@ -392,7 +393,8 @@ def _parse_step(
         picked: the inputs of the step, which are joined if the step needs one input.
         span: the positions of the step's outputs in the ColumnTransformer's output.
     """
-    if len(picked) > 1 and not isinstance(first_steps(step)[0], do_not_merge_columns):
+    reads_columns = isinstance(first_steps(step)[0], ColumnTransformer | ENCODERS)
+    if len(picked) > 1 and not reads_columns:
         kind = type(picked[0].type)([None, None])
         picked = [_declare(scope, "SklearnConcat", picked, kind)]
     parsed: list[Variable] = _parse_sklearn(scope, step, picked)

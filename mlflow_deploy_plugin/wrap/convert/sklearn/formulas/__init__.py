@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import as_matrix
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import (
     VARIABLE_TYPES,
+    ConvertsOperator,
     NodeBuilder,
     register_converter,
 )
@@ -83,12 +84,14 @@ def convert_formula(
     operator: Operator,
     container: ModelComponentContainer,
 ) -> None:
-    """Add the nodes of the formula. Float outputs are 64-bit for `is_double` or 64-bit
-    inputs, otherwise 32-bit.
+    """Add the nodes of the formula. Float outputs are 64-bit for 64-bit inputs or, if
+    `is_double`, for all inputs except 32-bit floats, otherwise 32-bit.
     """
     graph = NodeBuilder(scope, container)
     estimator = operator.raw_operator
     rows = Rows.of(graph, operator)
+    if is_double and not rows.is_single:
+        rows.is_double = True  # scikit-learn computes 64-bit floats from texts and integers too.
     formula = (FORMULAS | _PRECISE)[type(estimator)]
     answer = formula(estimator, rows)
     output = operator.outputs[0]
@@ -99,15 +102,22 @@ def convert_formula(
         graph.node("Gather", [labels, position.name], output.full_name, axis=0)
         output = operator.outputs[1]
     if answer.dtype.kind in "fb":
-        is_wide = answer.dtype == np.float64 and (rows.is_double or is_double)
+        is_wide = rows.is_double and (is_double or answer.dtype == np.float64)
         dtype = np.float64 if is_wide else np.float32
         answer = as_matrix(answer.astype(dtype))
     output.type = VARIABLE_TYPES[answer.dtype.name]([None, *answer.shape[1:]])
     graph.node("Identity", [answer.name], output.full_name)
 
 
-_PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE | trees.PRECISE
-PRECISE = dict.fromkeys(_PRECISE, partial(convert_formula, True))
-"""Converters for the precision `double`, which replace converters with 32-bit
-operators.
-"""
+_PRECISE = neighbours.PRECISE | predictors.PRECISE
+
+
+def converters_in_64_bits(is_throughout: bool) -> dict[type, ConvertsOperator]:
+    """Return converters that compute in 64 bits: of transformers, or of all estimators
+    if `is_throughout`. The latter include replacements for skl2onnx's converters with
+    32-bit operators.
+    """
+    kinds = {*FORMULAS, *_PRECISE}
+    if not is_throughout:
+        kinds = {kind for kind in FORMULAS if not hasattr(kind, "predict")}
+    return dict.fromkeys(kinds, partial(convert_formula, True))

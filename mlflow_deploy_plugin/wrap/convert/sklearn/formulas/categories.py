@@ -155,7 +155,8 @@ def encoded(
     codes: list[float],
     unknown: float,
 ) -> TracedArray:
-    """Return the code of each row's category, as 32-bit floats [N, 1].
+    """Return the code of each row's category, [N, 1]: 32-bit floats, or 64-bit floats
+    if 32 bits would change a code.
 
     Args:
         column: the column [N, 1] of strings, integers or floats.
@@ -163,6 +164,12 @@ def encoded(
         codes: the code of each category.
         unknown: the code of all other values.
     """
+    table = np.array([*codes, unknown], float)
+    if not np.array_equal(table.astype(np.float32), table, equal_nan=True):
+        # LabelEncoder has no 64-bit floats, so it returns positions in a table.
+        *positions, last = map(float, range(len(table)))
+        position = encoded(column, categories, positions, last)
+        return take(table[:, None], position.reshape(-1).astype(np.int64))
     kind = column.dtype.kind
     is_gap = np.array(
         [kind != "O" and is_missing(entry) for entry in categories],
@@ -267,5 +274,3 @@ FORMULAS: dict[type, Formula] = {
     GroupedCategories: grouped,
     SimpleImputer: imputed,
 }
-PRECISE: dict[type, Formula] = {CategoryTables: looked_up}
-"""The formula of `CategoryTables` in the precision `double`, with 64-bit numbers."""

@@ -423,8 +423,6 @@ FORMULAS: dict[type, Formula] = {
     ensemble.IsolationForest: isolated,
     TreeFeatures: tree_features,
 }
-PRECISE: dict[type, Formula] = {TreeFeatures: tree_features}
-"""The formula of `TreeFeatures` in the precision `double`, with 64-bit numbers."""
 
 FORESTS = tuple(kind for kind, formula in FORMULAS.items() if formula is grown)
 """The estimators whose predictions are the means of trees."""

@@ -8,7 +8,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
+from xgboost import XGBClassifier
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
@@ -41,6 +42,30 @@ def test_target_encoder_is_proven_for_two_and_more_classes(
     )
 
     assert is_proven(model, table[["city"]])
+
+
+@pytest.mark.parametrize(
+    ("columns", "steps"),
+    [
+        (["city"], [HistGradientBoostingClassifier()]),
+        (["city", "grade"], [HistGradientBoostingClassifier()]),
+        (["city"], [StandardScaler(), XGBClassifier(n_estimators=20)]),
+    ],
+    ids=["texts", "texts and fractions", "scaled"],
+)
+def test_encoders_keep_64_bits_before_trees(columns: list[str], steps: list[Any]) -> None:
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 400, 1500)
+    table = pd.DataFrame(
+        {
+            "city": [f"city {code}" for code in codes],
+            "grade": random.choice([0.1, 0.25, 0.7, 1.3], 1500),
+        }
+    )[columns]
+    labels = random.normal(size=400)[codes] + random.normal(size=1500) > 0
+    encoder = make_column_transformer((TargetEncoder(random_state=0), columns))
+
+    assert is_proven(make_pipeline(encoder, *steps).fit(table, labels), table)
 
 
 ONE_HOT = {
