@@ -342,7 +342,7 @@ def test_example_without_a_meaning_is_refused(
         (CountVectorizer(analyzer=list), [["a", "b"], ["c"]], "rows have different lengths"),
     ],
 )
-def test_rows_that_are_no_table_are_refused(step: Any, rows: list[Any], message: str) -> None:
+def test_rows_that_cannot_be_tables_are_refused(step: Any, rows: list[Any], message: str) -> None:
     model = make_pipeline(step, LogisticRegression()).fit(rows, [0, 1])
     with pytest.raises(InvalidConfig, match=message):
         wrap(model, rows)

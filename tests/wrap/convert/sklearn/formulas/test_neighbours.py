@@ -327,7 +327,7 @@ def test_a_version_states_how_far_distances_are_proven(model: Any, limit: str | 
 
     assert figures["state"] == "proven"
     assert ("limit" in figures) == (limit is not None)
-    assert limit is None or mentions(figures["limit"], limit)
+    assert limit is None or mentions(str(figures["limit"]), limit)
 
 
 def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(
