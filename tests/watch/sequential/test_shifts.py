@@ -238,3 +238,4 @@ def test_a_lasting_shift_is_said_to_move_from_forty_windows_on(
     verdict = stream.judge(range(windows), warmer)
 
     assert any(mentions(note, "open shift", "temp", "accept") for note in verdict.notes) is is_named
+    assert not any(mentions(note, "open shift", "all the time") for note in verdict.notes)
