@@ -293,7 +293,8 @@ def unread_columns(model: Estimator, table: pd.DataFrame) -> set[str]:
     for step in steps:
         names = feature_names(step)
         unread &= set(getattr(step, "feature_names_in_", ()))
-        unread.difference_update(names[at] for _, _, columns in named_steps(step) for at in columns)
+        for _, _, columns in named_steps(step):
+            unread.difference_update(names[at] for at in columns)
     return unread
 
 
