@@ -42,7 +42,7 @@ def _stream(columns: dict[str, Array], counts: Array) -> Stream:
 
 def _batches(seed: int) -> Stream:
     """Return a stream of customers, each of whom sends rows that are alike."""
-    rng = np.random.default_rng([seed, 61])
+    rng = np.random.default_rng([seed, 71])
     days = _REFERENCE + _DAYS
     customers = rng.integers(_CUSTOMERS[0], _CUSTOMERS[1] + 1, days)
     sizes = rng.integers(_BATCH[0], _BATCH[1] + 1, customers.sum())
@@ -67,7 +67,7 @@ def _normal(rng: np.random.Generator, counts: Array) -> dict[str, Array]:
 
 def _bursts(seed: int) -> Stream:
     """Return a stream in which one column lacks a part of its values on some days."""
-    rng = np.random.default_rng([seed, 62])
+    rng = np.random.default_rng([seed, 72])
     days = _REFERENCE + _DAYS
     counts = np.full(days, _WORLD.rows)
     columns = _normal(rng, counts)
@@ -81,7 +81,7 @@ def _bursts(seed: int) -> Stream:
 
 def _heavy(seed: int) -> Stream:
     """Return a stream of independent rows whose columns have very heavy tails."""
-    rng = np.random.default_rng([seed, 63])
+    rng = np.random.default_rng([seed, 73])
     counts = np.full(_REFERENCE + _DAYS, _WORLD.rows)
     rows = int(counts.sum())
     columns = {
@@ -94,7 +94,7 @@ def _heavy(seed: int) -> Stream:
 
 def _growing(yearly: float, seed: int) -> Stream:
     """Return a stream whose number of rows grows and has a cycle of a week."""
-    rng = np.random.default_rng([seed, 64])
+    rng = np.random.default_rng([seed, 74])
     day = np.arange(_REFERENCE + _DAYS)
     logs = math.log1p(yearly) * day / 365 + 0.06 * rng.normal(size=len(day))
     counts = rng.poisson(_WORLD.rows * np.where(day % 7 >= 5, 0.7, 1.1) * np.exp(logs))

@@ -733,10 +733,14 @@ def parity_error(report: ParityReport) -> ParityError:
         if output.beyond_tolerance
     )
     table = _as_table(report.worst_rows)
-    return ParityError(
+    error = ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
         'To log the model anyway, set parity="warn"; the version is then marked as warned.',
     )
+    # A row whose label differs has other probabilities too.
+    differing = max(output.beyond_tolerance for output in report.outputs)
+    error.brief = f"{differing:,} of {report.rows:,} rows differ"
+    return error
 
 
 def _as_table(worst_rows: list[dict[str, Any]]) -> str:

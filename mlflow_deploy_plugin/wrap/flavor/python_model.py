@@ -171,10 +171,15 @@ def _warn_of_fallback(
     _logger.warning(
         "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
         '(fallback="error" prevents this)%s',
-        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
+        reason_line(error),
         flavor,
         needed,
     )
+
+
+def reason_line(error: ModelError) -> str:
+    """Return the reason for a fallback as one line."""
+    return error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: ")
 
 
 def _records_as_table(input_example: ModelData) -> ModelData:

@@ -289,9 +289,12 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     unfaithful: Any,
     table: pd.DataFrame,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     info = log(unfaithful, table)
 
+    *_, outcome = capsys.readouterr().err.splitlines()
+    assert re.search(r"model as pyfunc, not ONNX: [\d,]+ of [\d,]+ rows differ", outcome)
     assert any(
         "instead and is served" in line and "Worst rows" not in line for line in caplog.messages
     )

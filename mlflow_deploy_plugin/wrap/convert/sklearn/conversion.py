@@ -59,12 +59,15 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     Estimator,
     best_estimator,
     bind_inputs,
+    column_transformers,
     encoders,
     estimator_input,
+    feature_names,
     first_steps,
     is_fitted,
     last_step,
     library_of,
+    named_steps,
     passes_on,
     sub_estimators,
 )
@@ -191,6 +194,9 @@ def forms(
         columns = int(example[""].shape[1])
         names = list(map(str, range(columns)))
     fitted = with_stand_ins(fitted, columns)
+    if readers := column_transformers(fitted):
+        # Steps have the positions of the training, including unread columns.
+        names = list(map(str, getattr(readers[0], "feature_names_in_", names)))
     precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
     convert = partial(
         _convert,
@@ -276,6 +282,22 @@ def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues
         with_stand_ins(best_estimator(boosters.as_estimator(model)), names),
         names,
     )
+
+
+def unread_columns(model: Estimator, table: pd.DataFrame) -> set[str]:
+    """Return the columns of a table that the model was trained with, and that all its
+    ColumnTransformers drop.
+    """
+    steps = first_steps(boosters.as_estimator(model))
+    if not all(isinstance(step, ColumnTransformer) for step in steps):
+        return set()
+    unread = {str(name) for name in table}
+    for step in steps:
+        names = feature_names(step)
+        unread &= set(getattr(step, "feature_names_in_", ()))
+        for _, _, columns in named_steps(step):
+            unread.difference_update(names[at] for at in columns)
+    return unread
 
 
 def _convert(
