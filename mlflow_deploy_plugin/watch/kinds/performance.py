@@ -25,7 +25,14 @@ from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
 from mlflow_deploy_plugin.watch.sequential.budget import LASTING_SHARE
-from mlflow_deploy_plugin.watch.sequential.metrics import COMPLAINTS, follow_metrics
+from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey
+from mlflow_deploy_plugin.watch.sequential.metrics import (
+    COMPLAINTS,
+    LABEL,
+    LABELLED,
+    PREDICTED,
+    follow_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics import intervals
 from mlflow_deploy_plugin.watch.statistics.cbpe import (
     COMPLETE,
@@ -51,6 +58,7 @@ _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
+_KEPT_CLASSES = 10
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 _ASK = (
@@ -471,11 +479,13 @@ def _result(
     spec = window.request.spec
     share = window.labels / max(len(rows.table), 1)
     metrics = {name: followed[name] for name in window.required if name in followed}
+    labels = _label_levels(window) if metrics else {}
     size = window.labels
     if spec.labels == "reported":
+        labels = {}
         size = len(rows.table)
         metrics = {COMPLAINTS: 1_000 * share} if size >= spec.min_rows else {}
-    evidence, shifts = follow_metrics(window.request, metrics, size)
+    evidence, shifts = follow_metrics(window.request, metrics, size, labels)
     findings = [*with_history(window.request, findings), *shifts]
     return window.request.result(
         *intervals.overall_state(findings),
@@ -487,6 +497,33 @@ def _result(
         notes=(*window.notes, *notes),
         evidence=evidence,
     )
+
+
+def _label_levels(window: _Window) -> Levels:
+    """Return the share of labelled rows, and the shares of the most frequent classes
+    among the labels and among the predictions, or the means of both.
+    """
+    predictions = window.predictions
+    is_labelled = window.labelled.rows
+    levels = {LABELLED: float(is_labelled.mean())}
+    truth = predictions.truth[is_labelled]
+    classified = predictions.classified
+    if classified is None:
+        assert predictions.numbers is not None
+        numbers = predictions.numbers[np.isfinite(predictions.numbers)]
+        return {
+            **levels,
+            SeriesKey("", LABEL): float(truth.mean()),
+            SeriesKey("", PREDICTED): float(numbers.mean()),
+        }
+    count = len(classified.classes)
+    labels = np.bincount(truth, minlength=count) / len(truth)
+    predicted = np.bincount(classified.predicted, minlength=count) / len(is_labelled)
+    for index in np.argsort(-labels, kind="stable")[:_KEPT_CLASSES].tolist():
+        name = classified.classes[index]
+        levels[SeriesKey(name, LABEL)] = float(labels[index])
+        levels[SeriesKey(name, PREDICTED)] = float(predicted[index])
+    return levels
 
 
 def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refused:
