@@ -773,7 +773,7 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
     """Yield the lines of `monitor run`: the verdict, the worst findings and the address
     of the report.
     """
-    from mlflow_deploy_plugin.watch.result import SD_LEGEND
+    from mlflow_deploy_plugin.watch.result import NO_EFFECT, SD_LEGEND
 
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
     yield f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"
@@ -783,8 +783,13 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
         yield f"  {result.reason}"
     findings = [finding for finding in result.findings if finding.reason != result.reason]
     shown = findings[:_SHOWN_FINDINGS]
-    if shown:
-        yield from align_columns([*map(_finding_row, shown)])
+    rows = align_columns([*map(_finding_row, shown)]) if shown else []
+    is_headed = False
+    for finding, row in zip(shown, rows, strict=True):
+        if finding.has_no_effect and not is_headed:
+            yield f"  drift {NO_EFFECT}:"
+        is_headed = finding.has_no_effect
+        yield row
     if any(finding.unit == "SD" for finding in shown):
         yield f"  {SD_LEGEND}"
     hidden = len(findings) - len(shown)

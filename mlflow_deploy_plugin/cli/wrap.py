@@ -68,6 +68,17 @@ if TYPE_CHECKING:
     "--allow-pickle",
     help="Load a joblib or pickle file, which can run any code.",
 )
+@option(
+    "--drop",
+    multiple=True,
+    metavar="COLUMN",
+    help="Column that the model does not read. Requests may contain it. May be repeated.",
+)
+@option(
+    "--event-time",
+    metavar="COLUMN",
+    help="Column with the time of each row of the reference, which the model does not read.",
+)
 @flag("--dry-run", help="Convert and check the model, but do not register it.")
 @output_option
 def wrap(

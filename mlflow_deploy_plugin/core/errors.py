@@ -205,7 +205,12 @@ class ConversionError(ModelError):
 class ParityError(ModelError):
     """The outputs of the ONNX form differ from the outputs of the original; the message
     shows the worst rows.
+
+    Attributes:
+        brief: how many rows differ, in words; empty if none could be compared.
     """
+
+    brief = ""
 
 
 class InvalidArtifact(ModelError):

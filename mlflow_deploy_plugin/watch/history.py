@@ -16,7 +16,14 @@ from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds
-from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED, Finding, WindowRequest, same_phase
+from mlflow_deploy_plugin.watch.result import (
+    ALARMS,
+    UNDECIDED,
+    Finding,
+    WindowRequest,
+    format_number,
+    same_phase,
+)
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, JudgedWindow
 
 NO_ROWS = "the window has no rows"
@@ -90,8 +97,8 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     if not values:
         return finding
     usual, source = _usual_value(request.window, values)
-    then = f"{usual:.4g}"
-    now = f"{finding.value:.4g}"
+    then = format_number(usual)
+    now = format_number(finding.value)
     if then == now:
         direction = "unchanged"
     elif finding.value > usual:

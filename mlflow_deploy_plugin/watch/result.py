@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from mlflow_deploy_plugin.core.logs import ProgressCallback
-from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind, MonitorSpec
@@ -67,6 +67,9 @@ _SHOWN_ORDER: tuple[State, ...] = (
     "no drift",
     "not judged",
 )
+NO_EFFECT = "without an effect on the predictions"
+_SMALLEST_EFFECT = 1e-6
+_MOST_WORDS = 40
 _DAY_US = 86_400_000_000
 _WEEK_US = 7 * 86_400_000_000
 _FEWEST_IN_PHASE = 3
@@ -142,6 +145,13 @@ class Finding:
         return self.state in ALARMS
 
     @property
+    def has_no_effect(self) -> bool:
+        """True for an alarm of a column that does not change the predictions."""
+        return (
+            self.is_alarm and self.effect_size is not None and self.effect_size < _SMALLEST_EFFECT
+        )
+
+    @property
     def key(self) -> str:
         return alarm_key(self.subject, self.segment)
 
@@ -169,8 +179,8 @@ class Finding:
         """
         if number is None or math.isnan(number) or self.check in EXACT:
             return ""
-        text = f"{number:+.4g}" if self.check == "shift" else format_number(number)
-        return f"{text} {self.unit}".rstrip()
+        sign = "+" if self.check == "shift" and number >= 0 else ""
+        return f"{sign}{format_number(number)} {self.unit}".rstrip()
 
     @property
     def weight(self) -> float:
@@ -210,9 +220,11 @@ class Finding:
         """
         if self.effect is None or self.effect_size is None:
             return ""
-        text = f"changes the {self.effect_unit} by {self.effect:+.2g} on average"
+        sign = "+" if self.effect >= 0 else ""
+        effect = sign + format_number(self.effect, digits=2)
+        text = f"changes the {self.effect_unit} by {effect} on average"
         if self.effect_size > 1.5 * abs(self.effect):
-            text += f", by {self.effect_size:.2g} in either direction"
+            text += f", by {format_number(self.effect_size, digits=2)} in either direction"
         if self.changed_classes is not None:
             text += f", and the class of {self.changed_classes:.1%} of the rows"
         return text
@@ -246,12 +258,53 @@ class Finding:
         return describe_interval(*map(datetime.fromisoformat, self.since_range))
 
 
-def format_number(number: float) -> str:
-    """Return a whole number with separators, and any other number with four significant
-    digits.
+def format_number(number: float, digits: int = 4) -> str:
+    """Return a whole number with separators, and any other number with this number of
+    significant digits, without an exponent below 1e15.
     """
-    is_whole = number == int(min(max(number, -1e15), 1e15))
-    return f"{number:,.0f}" if is_whole else f"{number:.4g}"
+    if abs(number) < 1e15 and float(number).is_integer():
+        return f"{number:,.0f}"
+    text = f"{number:.{digits}g}"
+    rounded = float(text)
+    return f"{rounded:,.0f}" if 10**digits <= abs(rounded) < 1e15 else text
+
+
+def describe_alarms(alarms: Sequence[Finding]) -> str:
+    """Return the first alarm with its effect and its start, and the names of the
+    others, in at most `_MOST_WORDS` words.
+    """
+    worst = alarms[0]
+    row = f", window {worst.in_a_row} in a row" if worst.in_a_row > 1 else ""
+    since = f"since {worst.first_window}{row}" if worst.since else ""
+    reason = worst.reason if worst.check == "criterion" or not worst.change else ""
+    details = [worst.change, reason, worst.effect_text, since, *other_alarms(alarms)]
+    words = f"{worst.title}: {'; '.join(filter(None, details))}".split()
+    if len(words) > _MOST_WORDS:
+        words[_MOST_WORDS - 1 :] = ["…"]
+    return " ".join(words)
+
+
+def other_alarms(alarms: Sequence[Finding]) -> list[str]:
+    """Return the names of the subjects after the first one, those without an effect on
+    the predictions in a text of their own.
+    """
+    others = [alarm for alarm in alarms if alarm.title != alarms[0].title]
+    groups: dict[str, list[str]] = {"also": [], NO_EFFECT: []}
+    for alarm in others:
+        groups[NO_EFFECT if alarm.has_no_effect else "also"].append(alarm.title)
+    return [
+        f"{name} {join_names(dict.fromkeys(titles))}" for name, titles in groups.items() if titles
+    ]
+
+
+def shown_order(finding: Finding) -> tuple[int, bool, float, float]:
+    """Return the key by which findings are sorted: the worst state first, and of the
+    alarms the largest effect on the predictions.
+    """
+    order = _SHOWN_ORDER.index(finding.state)
+    if not finding.is_alarm:
+        return order, False, 0.0, 0.0
+    return order, finding.has_no_effect, -(finding.effect_size or 0.0), -finding.weight
 
 
 def describe_interval(earliest: datetime, latest: datetime) -> str:
@@ -501,12 +554,7 @@ class WindowRequest:
         """Return a result with sorted findings. The rows are added to the figures, and
         the alarms and outcomes of the findings to the evidence.
         """
-        ordered = tuple(
-            sorted(
-                findings,
-                key=lambda finding: _SHOWN_ORDER.index(finding.state),
-            )
-        )
+        ordered = tuple(sorted(findings, key=shown_order))
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,

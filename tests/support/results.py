@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, with_outcomes
+from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, shown_order, with_outcomes
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, Outcome
 
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)
@@ -49,7 +49,7 @@ def result_of(
         else "no drift",
         "reason": "the largest score is beyond the threshold",
         "rows": 1000,
-        "findings": (*scored, *findings),
+        "findings": tuple(sorted((*scored, *findings), key=shown_order)),
         "figures": {
             "statistic": max(scores.values()),
             "threshold": 3.0,

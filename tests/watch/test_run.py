@@ -197,7 +197,7 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
 def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
     world.capture_day(CALM)
 
-    result, shown_by = run(world)
+    result, shown_by = run(world, min_rows=200)
 
     assert result.state == "not judged"
     logged = mlflow.get_run(shown_by.run_id)

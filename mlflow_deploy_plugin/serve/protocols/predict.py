@@ -269,7 +269,7 @@ def predict_example(schema: Schema, example: Example) -> Document:
 PREDICT = Protocol(
     "predict",
     _bounded(decode_record, encode_record),
-    paths=("/predict",),
+    paths=("/predict", "/endpoints/NAME/predict"),
     summary="The prediction for one record",
     request={JSON: RequestBody("predict", predict_schema, predict_example)},
     response={JSON: ResponseBody("predict_answer", predict_answer)},

@@ -349,6 +349,7 @@ def check_name(
         or name in schema.dtypes
         or name in schema.tensor_schema.dtypes
         or name in schema.keys
+        or name in schema.unread
     )
     if name in before or not is_known:
         raise refused_name(head, before, schema)
@@ -383,6 +384,7 @@ def bind_tensors(
             bind_tensors(tensors, schema.model),
             {name: array for name, (_, array) in keys.items()},
         )
+    arrays = {name: tensor for name, tensor in arrays.items() if name not in schema.unread}
     if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(
         schema.tensor_schema.dtypes,
     ):

@@ -190,22 +190,26 @@ def _with_doubles(value: Any, kind: Any) -> Any:
 
 
 def _json_columns(document: Mapping[str, Any]) -> Iterator[tuple[Any, Sequence[Any]]]:
-    """Yield the names and values of the columns in a JSON document of MLflow."""
+    """Yield the names and values of the columns in a JSON document of MLflow. The names
+    of rows without names are their positions.
+    """
+    tables = [document.get(field) for field in ("dataframe_records", "instances", "inputs")]
+    names: Any = None
     split = document.get("dataframe_split")
     if isinstance(split, dict):
-        names: Any = split.get("columns")
-        rows: Any = split.get("data")
-        is_table = isinstance(names, list) and isinstance(rows, list) and bool(rows)
-        if is_table and all(isinstance(row, list) and len(row) == len(names) for row in rows):
-            yield from zip(names, zip(*rows, strict=True), strict=True)
-    for field in ("dataframe_records", "instances", "inputs"):
-        rows = document.get(field)
+        names = split.get("columns")
+        tables.append(split.get("data"))
+    for rows in tables:
         if isinstance(rows, dict):
             for name, values in rows.items():
                 yield name, values if isinstance(values, list) else [values]
         elif isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
             for name in dict.fromkeys(chain.from_iterable(rows)):
                 yield name, [row.get(name) for row in rows]
+        elif isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+            columns = list(zip(*rows, strict=False))  # MLflow refuses ragged rows.
+            names = names if isinstance(names, list) else range(len(columns))
+            yield from zip(names, columns, strict=False)
 
 
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
@@ -1029,8 +1033,8 @@ class Scorer:
         would cast: 2147483648 to -2147483648, and "false" to True.
         """
         for name, values in _json_columns(document):
-            if isinstance(name, str) and name in self._plain:
-                _convert(self._plain[name], values)
+            if column := self._plain.get(str(name)):
+                _convert(column, values)
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         """Return the error for a request that the model, or MLflow's reader, refused.

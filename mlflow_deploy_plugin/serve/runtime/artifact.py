@@ -168,6 +168,7 @@ class Artifact:
         is_streamable: True for a pyfunc that can stream its answer (`predict_stream`).
         tokenizer: for a text model, the tokenizer that converts the texts of `inputs`
             into the inputs of the graph.
+        unread: columns that requests may contain, and that the model does not read.
         task: the `metadata.task` of a pyfunc, which defines the format of requests and
             answers; empty if not set.
     """
@@ -198,6 +199,7 @@ class Artifact:
     task: str = ""
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
+    unread: tuple[str, ...] = ()
 
     @property
     def reference_file(self) -> Path | None:
@@ -285,6 +287,7 @@ def _parse_artifact(
         digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
         optimization=dict(content.get("optimization", {})),
         tokenizer=_read_tokenizer(folder, content.get("tokenizer")),
+        unread=tuple(map(str, content.get("unread", ()))),
     )
 
 

@@ -199,6 +199,7 @@ class OnnxModel:
             artifact.outputs,
             artifact.refusals,
             is_foreign=artifact.framework == "onnx",
+            unread=artifact.unread,
         )
         self._output_names = [output.name for output in artifact.outputs]
         self._has_columns = bool(artifact.columns)

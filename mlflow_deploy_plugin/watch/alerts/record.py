@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.settings import Settings
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.watch.alerts.send import without_markup
-from mlflow_deploy_plugin.watch.result import UNDECIDED, Finding, MonitorResult
+from mlflow_deploy_plugin.watch.result import NO_EFFECT, UNDECIDED, Finding, MonitorResult
 
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
@@ -366,9 +366,13 @@ def _result_lines(result: MonitorResult, alarms: Sequence[Finding]) -> list[str]
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
-    lines += map(_finding_line, alarms[:_MOST_FINDINGS])
-    if len(alarms) > _MOST_FINDINGS:
-        lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
+    told = [alarm for alarm in alarms if not alarm.has_no_effect]
+    lines += map(_finding_line, told[:_MOST_FINDINGS])
+    if len(told) > _MOST_FINDINGS:
+        lines.append(f"and {len(told) - _MOST_FINDINGS} more")
+    quiet = dict.fromkeys(alarm.title for alarm in alarms if alarm.has_no_effect)
+    if quiet:
+        lines.append(_short(f"{NO_EFFECT}: {join_names(quiet)}"))
     budget = result.figures.get("false_alarms_per_year")
     if alarms and budget:
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")

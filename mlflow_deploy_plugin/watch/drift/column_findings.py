@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     without_projections,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge
-from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, same_phase
+from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, format_number, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.watch.sequential.figures import (
     describe_figure,
@@ -686,13 +686,14 @@ class _Comparison:
             return _share_change("infinite values", *infinite)
         if not (before.finite and current.finite):
             return None
-        first = f"mean {before.mean:.4g}"
+        first = f"mean {format_number(before.mean)}"
+        mean = format_number(current.mean)
         if abs(current.mean - before.mean) >= distance * bins.scale / 2:
             direction = "higher" if current.mean > before.mean else "lower"
-            return _Change(first, f"{current.mean:.4g}, {direction}")
+            return _Change(first, f"{mean}, {direction}")
         direction = "wider" if current.deviation > before.deviation else "narrower"
-        deviations = f"deviation {before.deviation:.3g} → {current.deviation:.3g}, {direction}"
-        return _Change(first, f"{current.mean:.4g}, {deviations}")
+        deviations = [format_number(each.deviation, digits=3) for each in (before, current)]
+        return _Change(first, f"{mean}, deviation {' → '.join(deviations)}, {direction}")
 
     def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> _Change:
         """Return the change of the share of the frequent value, or of the rare values,

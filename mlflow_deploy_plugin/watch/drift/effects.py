@@ -28,7 +28,13 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED, model_folder
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
-from mlflow_deploy_plugin.watch.result import Check, Finding, ModelVersion, WindowRequest
+from mlflow_deploy_plugin.watch.result import (
+    Check,
+    Finding,
+    ModelVersion,
+    WindowRequest,
+    format_number,
+)
 from mlflow_deploy_plugin.wrap.evaluation.dataset import own_columns
 
 Sample = tuple[pa.Table, pa.Table]
@@ -120,11 +126,12 @@ def with_effect(finding: Finding, effect: Effect | None, min_effect: float | Non
     finding = replace(finding, **vars(effect))
     if not min_effect or effect.effect_size >= min_effect or finding.check in _ALWAYS_ALARMS:
         return finding
+    size = format_number(effect.effect_size, digits=2)
     return replace(
         finding,
         state="no drift",
-        reason=f"effect {effect.effect_size:.2g} on the {effect.effect_unit} is below "
-        f"alarms.min_effect {min_effect:g}; {finding.reason}",
+        reason=f"effect {size} on the {effect.effect_unit} is below alarms.min_effect "
+        f"{min_effect:g}; {finding.reason}",
         since="",
         since_end="",
         since_range=None,

@@ -59,7 +59,6 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
 from mlflow_deploy_plugin.watch.result import (
-    ALARMS,
     UNDECIDED,
     Finding,
     ModelVersion,
@@ -67,6 +66,8 @@ from mlflow_deploy_plugin.watch.result import (
     ReportData,
     State,
     WindowRequest,
+    describe_alarms,
+    shown_order,
 )
 from mlflow_deploy_plugin.watch.segments import (
     count_texts,
@@ -368,26 +369,20 @@ def _combine(
     window_state: State,
     reason: str,
 ) -> tuple[State, str]:
-    """Return the state and the reason of the result. The shifts are added to the reason
-    of a window with an alarm, and replace the reason of another window.
+    """Return the state and the reason of the result, which begins with the alarm with
+    the largest effect.
 
     Args:
         findings: the findings of the window and the shifts, with their effects.
         window_state: the state of the window alone without effects, with its `reason`.
     """
-    alarms = [item for item in findings if item.is_alarm]
+    alarms = sorted((item for item in findings if item.is_alarm), key=shown_order)
+    if alarms:
+        return alarms[0].state, describe_alarms(alarms)
     quiet = [item for item in findings if item.effect is not None]
-    shifts = [item for item in alarms if item.check == "shift"]
-    if quiet and not alarms:
+    if quiet:
         reason = describe_worst([item.title for item in quiet], quiet[0].reason)
-    if window_state == "drift" and len(shifts) == len(alarms):
-        window_state = "no drift"
-    if not shifts:
-        return window_state, reason
-    shift = f"lasting shift of {describe_worst([item.title for item in shifts], shifts[0].account)}"
-    if window_state in ALARMS:
-        shift = f"{reason}; {shift}"
-    return "violated" if window_state == "violated" else "drift", shift
+    return "no drift" if window_state == "drift" else window_state, reason
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
@@ -433,8 +428,7 @@ def _judge_no_rows(request: WindowRequest) -> MonitorResult:
         return request.result("not judged", usual.reason, notes=unreadable_notes(log))
     change = f"rows {usual:,.0f} → 0, fewer"
     findings = with_history(request, [Finding(ROWS, "rows", "drift", NO_ROWS, change=change)])
-    reason = f"{ROWS}: {findings[0].account}"
-    return request.result("drift", reason, findings=findings)
+    return request.result("drift", describe_alarms(findings), findings=findings)
 
 
 def _version_notes(versions: Mapping[ModelVersion, int]) -> Iterator[str]:
@@ -658,9 +652,8 @@ def _conclude(required: Sequence[Finding], verdict: DriftVerdict) -> tuple[State
     of_state: dict[State, list[Finding]] = {}
     for finding in required:
         of_state.setdefault(finding.state, []).append(finding)
-    if violated := of_state.get("violated"):
-        subjects = [finding.subject for finding in violated]
-        return "violated", describe_worst(subjects, violated[0].account)
+    if "violated" in of_state:
+        return "violated", ""
     if verdict.state == "drift":
         return verdict.state, verdict.reason
     for state in UNDECIDED:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.runs import (
     IdempotentRun,
@@ -57,12 +56,14 @@ from mlflow_deploy_plugin.core.registry.window_runs import (
 from mlflow_deploy_plugin.watch.reports import trend
 from mlflow_deploy_plugin.watch.reports.evidently_charts import EvidentlyReport, draw_columns
 from mlflow_deploy_plugin.watch.result import (
+    NO_EFFECT,
     SD_LEGEND,
     Finding,
     MonitorResult,
     State,
     format_number,
     mark_of,
+    other_alarms,
     to_document,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
@@ -139,16 +140,14 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
         trim_blocks=True,
     )
     pages.filters |= {"number": format_number, "class": mark_of, "quote": shlex.quote}
-    alarms = sorted(
-        (finding for finding in result.findings if finding.is_alarm),
-        key=lambda finding: (-(finding.effect_size or 0.0), -finding.weight),
-    )
-    others = [finding for finding in result.findings if not finding.is_alarm]
+    alarms = [finding for finding in result.findings if finding.is_alarm]
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
     main = pages.get_template("report.html").render(
         title=title,
         result=result,
-        findings=[*alarms, *others],
+        findings=[finding for finding in result.findings if not finding.has_no_effect],
+        quiet=[finding for finding in alarms if finding.has_no_effect],
+        no_effect=NO_EFFECT,
         alarms=alarms,
         sentence=_describe_alarms(alarms) if alarms else result.reason,
         charts=charts,
@@ -175,9 +174,7 @@ def _describe_alarms(alarms: Sequence[Finding]) -> str:
     size = worst.value_text
     if worst.threshold_text:
         size += f" (threshold {worst.threshold_text})"
-    others = {alarm.title: None for alarm in alarms if alarm.title != worst.title}
-    also = f"also {join_names(others)}" if others else ""
-    parts = [worst.change, worst.effect_text, size or worst.reason, also]
+    parts = [worst.change, worst.effect_text, size or worst.reason, *other_alarms(alarms)]
     details = "; ".join(filter(None, parts))
     return f"{worst.title} {verb}{since}: {details}"
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,10 @@ class TrendLine:
     def colours(self) -> list[str]:
         return [_COLOURS[mark_of(outcome.state)] for outcome in self.outcomes]
 
+    @staticmethod
+    def show(value: float) -> str:
+        return format_number(value)
+
     def describe(self) -> str:
         """Return a text about the newest known value and the number of alarms."""
         values = self.values
@@ -99,8 +104,8 @@ class TrendLine:
         colours = self.colours
         alarms = sum(colours[index] == _ALARM for index in finite)
         return (
-            f"{self.title}: newest {values[newest]:.4g}, threshold {self.bounds[newest]:.4g}, an "
-            f"alarm in {alarms} of {len(finite)} windows"
+            f"{self.title}: newest {format_number(values[newest])}, threshold "
+            f"{format_number(self.bounds[newest])}, an alarm in {alarms} of {len(finite)} windows"
         )
 
     def draw_background(self, panel: "Axes") -> None:
@@ -175,6 +180,10 @@ class LevelLine:
         alarms = dict.fromkeys(self.alarms, _ALARM)
         return [alarms.get(start, other) for start in self.starts]
 
+    def show(self, value: float) -> str:
+        """Return the value as text; of a logarithm, its number."""
+        return format_number(math.exp(value) if self.series.is_logarithmic else value, digits=3)
+
     def describe(self) -> str:
         """Return a text about the newest known value until the judged window."""
         finite = [index for index, value in enumerate(self.values) if math.isfinite(value)]
@@ -183,12 +192,10 @@ class LevelLine:
         text = self.title
         if onset := self.series.onset:
             text += f" ({describe_interval(onset.earliest, onset.latest)})"
-        text += f": newest {self.values[newest]:.4g}"
+        text += f": newest {self.show(self.values[newest])}"
         if len(self.series.usual):
-            text += (
-                f", usual {self.series.usual[newest]:.4g} ± "
-                f"{_DEVIATIONS * self.series.deviation:.2g}"
-            )
+            low, high = self.bounds[:, newest].tolist()
+            text += f", usual {self.show(low)} to {self.show(high)}"
         return text
 
     def draw_background(self, panel: "Axes") -> None:
@@ -348,6 +355,8 @@ def draw_trend(
         line.draw_background(panel)
         _draw_values(panel, line)
         _format_axes(panel, line.title)
+        if isinstance(line, LevelLine) and line.series.is_logarithmic:
+            panel.yaxis.set_major_formatter(partial(_show_tick, line))
         panel.set_xlim(*limits)
     description = "; ".join(line.describe() for line in drawn)
     return _to_png(figure), description
@@ -396,10 +405,16 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
             s=20,
             zorder=2,
         )
-    _label_cut_marks(panel, days, values, drawn)
+    _label_cut_marks(panel, line, days, values, drawn)
 
 
-def _label_cut_marks(panel: "Axes", days: Array, values: Array, drawn: Array) -> None:
+def _label_cut_marks(
+    panel: "Axes",
+    line: TrendLine | LevelLine,
+    days: Array,
+    values: Array,
+    drawn: Array,
+) -> None:
     """Write the most extreme of consecutive cut values next to their marks, on the side
     with more room. The white background interrupts the line below the marks.
     """
@@ -409,13 +424,13 @@ def _label_cut_marks(panel: "Axes", days: Array, values: Array, drawn: Array) ->
         if not sign:
             continue
         arrow = "↑" if sign > 0 else "↓"
-        extreme = float(f"{sign * (sign * values[run]).max():.4g}")
+        extreme = line.show(sign * (sign * values[run]).max())
         is_early = run[0] < len(days) / 2
         place = run[-1] if is_early else run[0]
         panel.text(
             days[place],
             drawn[place],
-            f"  {arrow} {format_number(extreme)}  ",
+            f"  {arrow} {extreme}  ",
             horizontalalignment="left" if is_early else "right",
             verticalalignment="center",
             fontsize=8,
@@ -437,6 +452,10 @@ def _cut_axis(values: Array, bounds: Array) -> tuple[float, float]:
     near = [*known[np.abs(known - most.mean()) <= farthest], *most]
     edge = _EDGE * np.ptp(near)
     return min(near) - edge, max(near) + edge
+
+
+def _show_tick(line: LevelLine, value: float, _: int) -> str:
+    return line.show(value)
 
 
 def _format_axes(panel: "Axes", title: str) -> None:

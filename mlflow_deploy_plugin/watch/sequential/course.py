@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.detector import (
     Tracking,
@@ -207,8 +207,11 @@ def _track(
                 shortfall += f". Until then, {rate:g} of the windows may be false alarms"
     if history.false_per_year:
         rate = budget.single_window_rate(spec, history.false_per_year)
-    kinds = [series.figure for series in levels.series]
-    tails = Tails(reference_innovations(windows), windows.season, kinds)
+    kinds = [
+        RELATIONS if series.column in PROJECTIONS else series.figure for series in levels.series
+    ]
+    innovations, deviations = reference_innovations(windows)
+    tails = Tails(innovations, windows.season, kinds, deviations)
     limits = tails.limits(rate / len(levels.series) / np.where(windows.is_upward, 1, 2))
     return Course(
         spec=spec,

@@ -54,6 +54,7 @@ _REFUTED = math.log(12)
 _OVER = math.log(400)
 _SHRINKAGE = 0.8
 """The factor on the mean innovation at the alarm, which is the largest of many."""
+_CONFIRMED_SIZES = (0.7, 1.2)
 _LEAST_SIZE = 0.7
 """Windows tell a smaller shift from none so slowly that false alarms stay open for
 months.
@@ -121,9 +122,9 @@ class Shift:
     is_confirmed: bool = False
     _windows: int = field(default=0, repr=False)
     """The number of windows since the alarm."""
-    _gained: Array = field(default_factory=lambda: np.zeros(len(_SIZES) + 1), repr=False)
+    _gained: Array | float = field(default=0.0, repr=False)
     """The evidence of the windows since the alarm for the estimated size and for each
-    of `_SIZES`, log likelihood ratios.
+    of `_CONFIRMED_SIZES`, log likelihood ratios.
     """
     _over: float = field(default=0.0, repr=False)
 
@@ -131,19 +132,19 @@ class Shift:
         """Add a window, and return True if the alarm ends: the shift is not confirmed,
         or the figure is usual again.
         """
-        sizes = np.array([self.size, *_SIZES])
+        sizes = np.array([self.size, *_CONFIRMED_SIZES])
         gain = sizes * self.sign * innovation - np.square(sizes) / 2
         if self.is_confirmed:
             self._over = max(0.0, self._over - float(gain[0]))
             return self._over > _OVER
         self._windows += 1
-        self._gained += gain
+        self._gained = gained = self._gained + gain
         # The logarithm of the odds of a shift of any of the sizes.
-        odds = float(np.logaddexp.reduce(self._gained)) - math.log(len(sizes))
+        odds = float(np.logaddexp.reduce(gained)) - math.log(len(sizes))
         if odds > _CONFIRMED:
             self.is_confirmed = True
-            self.size = float(sizes[self._gained.argmax()])
-        is_refuted = self._windows >= CONFIRMED_IN or self._gained[0] < -_REFUTED
+            self.size = float(sizes[gained.argmax()])
+        is_refuted = self._windows >= CONFIRMED_IN or gained[0] < -_REFUTED
         return odds < 0 and bool(is_refuted)
 
 
@@ -416,16 +417,15 @@ def _only_followed(windows: Windows) -> Windows:
     )
 
 
-def reference_innovations(windows: Windows) -> Array:
+def reference_innovations(windows: Windows) -> tuple[Array, Array]:
     """Return the innovations of the reference's windows, [R - 1, m], in deviations as
-    `Tracking` has them.
+    `Tracking` has them, and these deviations, [m].
     """
     levels, baseline = _reference_baseline(windows)
     scaled = levels / windows.scales[: windows.reference]
     correlation = baseline.correlation
     deviation = baseline.deviation * np.sqrt(1 - np.square(correlation))
-    innovations: Array = (scaled[1:] - correlation * scaled[:-1]) / deviation
-    return innovations
+    return (scaled[1:] - correlation * scaled[:-1]) / deviation, deviation
 
 
 def _reference_baseline(windows: Windows) -> tuple[Array, RunningBaseline]:

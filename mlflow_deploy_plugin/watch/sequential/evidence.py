@@ -185,6 +185,7 @@ class LevelSeries:
             without a reference.
         onset: the start of the shift; None without an alarm.
         key: the `alarm_key` of the column; empty if the level is not a column.
+        is_logarithmic: True if the values are logarithms, which charts show as numbers.
     """
 
     title: str
@@ -194,3 +195,4 @@ class LevelSeries:
     deviation: float = 0.0
     onset: Onset | None = None
     key: str = ""
+    is_logarithmic: bool = False

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
+from mlflow_deploy_plugin.watch.result import format_number
 from mlflow_deploy_plugin.watch.sequential.levels import (
     DISTANCE,
     MEAN,
@@ -19,7 +20,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
 
 VAGUE = (DISTANCE, MEAN, MODE, OUTSIDE, "second")
 """The figures that are shown only if no other figure of the column is unusual."""
-_LOGARITHMIC = (ROWS_FIGURE, SPREAD, MODE)
+LOGARITHMIC = (ROWS_FIGURE, SPREAD, MODE)
 """The figures that are logarithms."""
 _IN_UNIT = ("level", MEAN, DISTANCE)
 _NAMES: Mapping[str, str] = {
@@ -27,7 +28,7 @@ _NAMES: Mapping[str, str] = {
     "level": "mean",
     MEAN: "mean of all values",
     SPREAD: "deviation",
-    MODE: "share of the most frequent interval, relative to the reference",
+    MODE: "share of the most frequent interval, as a multiple of that in the reference",
     MISSING: "share of missing values",
     NEW: "share of new values",
     OUTSIDE: "share out of range",
@@ -76,19 +77,19 @@ def shown_figure(figure: str, value: float) -> str:
     """Return the value of a figure as text, such as `38.28` or `1.2%`."""
     if figure == ROWS_FIGURE:
         return f"{math.exp(value):,.0f}"
-    if figure in _LOGARITHMIC:
-        return f"{math.exp(value):.3g}"
+    if figure in LOGARITHMIC:
+        return format_number(math.exp(value), digits=3)
     if figure in _IN_UNIT:
-        return f"{value:.4g}"
+        return format_number(value)
     return f"{value:.1%}"
 
 
 def shown_deviation(figure: str, usual: float, deviation: float) -> str:
     """Return the standard deviation of a figure as text, in the unit of its value."""
-    if figure in _LOGARITHMIC:
-        return f"{math.exp(usual) * math.expm1(min(deviation, 50)):.2g}"
+    if figure in LOGARITHMIC:
+        return format_number(math.exp(usual) * math.expm1(min(deviation, 50)), digits=2)
     if figure in _IN_UNIT:
-        return f"{deviation:.3g}"
+        return format_number(deviation, digits=3)
     return f"{deviation:.1%}"
 
 

@@ -17,7 +17,12 @@ from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.course import Course
 from mlflow_deploy_plugin.watch.sequential.detector import CONFIRMED_IN, Shift
 from mlflow_deploy_plugin.watch.sequential.evidence import LevelSeries, Onset, SeriesKey
-from mlflow_deploy_plugin.watch.sequential.figures import VAGUE, describe_figure, figure_name
+from mlflow_deploy_plugin.watch.sequential.figures import (
+    LOGARITHMIC,
+    VAGUE,
+    describe_figure,
+    figure_name,
+)
 from mlflow_deploy_plugin.watch.sequential.levels import (
     DISTANCE,
     MISSING,
@@ -90,9 +95,12 @@ def _moving_notes(course: Course) -> Iterator[str]:
     # One false alarm is red for up to `CONFIRMED_IN` windows.
     most = max(_MOST_RED * len(judged), CONFIRMED_IN)
     if columns and len(judged) >= budget.FEW_WINDOWS and len(red) > most:
+        # A step explains all red windows; a column that moves has several shifts.
+        is_step = min(shift.onset for shift in course.tracking.shifts) <= red[0]
+        remedy = "accept the new level if it is normal" if is_step else moves
         yield (
             f"{len(red) / len(judged):.0%} of the last {len(judged)} windows have an open shift, "
-            f"now of {', '.join(columns)}: {moves}"
+            f"now of {', '.join(columns)}: {remedy}"
         )
     for column, (alarms, windows) in _unusual_windows(course).items():
         if alarms >= _MOST_ALARMS:
@@ -216,6 +224,7 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
             deviation=float(baseline.deviation[column]),
             onset=_onset(course, shift) if shift is not None else None,
             key=series.key,
+            is_logarithmic=series.figure in LOGARITHMIC,
         )
 
 

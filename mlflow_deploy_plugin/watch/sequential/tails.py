@@ -6,6 +6,11 @@ degrees of freedom. A reference of 90 windows says little about the tail of one 
 so the proportions of light and heavy tails are estimated from all figures of a kind
 together (an empirical Bayes estimate by expectation maximisation: Efron, Large-Scale
 Inference, 2010, chapter 1), and each figure's limit is that of its own mixture.
+
+A share that hardly varies has shown nothing of its tail. A day on which one customer
+sends many rows that are alike, or on which a part of the values is missing, may be seen
+only in other columns. Therefore its limit is beyond all that the shares of missing, new
+or distant values, which hardly vary on most days, have reached in the reference.
 """
 
 from collections.abc import Sequence
@@ -14,7 +19,7 @@ import numpy as np
 from scipy.special import gammaln, stdtr
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.sequential.levels import LEVEL, OUTSIDE
+from mlflow_deploy_plugin.watch.sequential.levels import LEVEL, MISSING, NEW, OUTSIDE
 
 _FREEDOMS = np.array([2.5, 3.5, 5.0, 8.0, 15.0, 60.0])
 _STEPS = 30
@@ -23,6 +28,15 @@ _PRIOR = 0.3 * np.array([[0.02], [0.03], [0.05], [0.1], [0.3], [0.5]])
 and nearly normal.
 """
 _QUIET = 0.25
+_STILL = 0.4
+"""The largest median of the absolute innovations of a share that varies only on a few
+days.
+"""
+_BEYOND = 1.5
+_MOST = 0.75
+"""The limit of a share that hardly varies, relative to the largest deviation of such
+shares in the reference, and the largest limit.
+"""
 _SMALLEST = 0.8
 """The smallest variance of the innovations, which have a variance of 1."""
 _GRID = np.geomspace(2.0, 500.0, 400)
@@ -31,9 +45,15 @@ _GRID = np.geomspace(2.0, 500.0, 400)
 class Tails:
     """The tails of m figures."""
 
-    def __init__(self, innovations: Array, season: int, kinds: Sequence[str]) -> None:
-        """`innovations` are those of the reference in deviations, [R, m]; `kinds` are
-        the names of the figures' kinds, m.
+    def __init__(
+        self,
+        innovations: Array,
+        season: int,
+        kinds: Sequence[str],
+        deviations: Array | float = 1.0,
+    ) -> None:
+        """`innovations` are those of the reference in `deviations`, [R, m]; `kinds` are
+        the names of the figures' kinds, m; `deviations` are in the figures' unit, [m].
         """
         freedom = max(len(innovations) - season, 2)
         # Estimated deviations make the tails heavier.
@@ -47,12 +67,21 @@ class Tails:
             self._shares[:, kind_of == kind] = _mixtures(likelihoods[:, kind_of == kind])
         # The windows of figures that hardly vary do not show the weight of their tails.
         is_quiet = np.square(innovations).mean(axis=0) < _QUIET
-        self._shares[:, is_quiet] = np.eye(len(_FREEDOMS))[:, -1:]
-        # Rows are out of range on days with a distant level.
-        is_level = kind_of == LEVEL
-        if is_level.any():
-            of_levels = self._shares[:, is_level].mean(axis=1, keepdims=True)
-            self._shares[:, is_quiet & (kind_of == OUTSIDE)] = of_levels
+        units = np.broadcast_to(deviations, is_quiet.shape)
+        is_still = np.median(np.abs(innovations), axis=0) < _STILL
+        largest = np.abs(innovations).max(axis=0) * units * is_still
+        self._smallest_limits = np.zeros(len(kind_of))
+        normal = np.eye(len(_FREEDOMS))[:, -1:]
+        for kind in {*kind_of[is_quiet]}:
+            is_kind = kind_of == kind
+            # Rows are out of range on days with a distant level.
+            alike = is_kind | (kind_of == LEVEL) if kind == OUTSIDE else is_kind
+            known = alike & ~is_quiet if (alike & ~is_quiet).any() else ~is_quiet
+            of_others = self._shares[:, known] if known.any() else normal
+            self._shares[:, is_kind & is_quiet] = of_others.mean(axis=1, keepdims=True)
+            if kind in (MISSING, NEW, OUTSIDE):
+                reached = min(_BEYOND * largest[is_kind].max(), _MOST) / units
+                self._smallest_limits[is_kind & is_quiet] = reached[is_kind & is_quiet]
 
     def p_values(self, innovations: Array) -> Array:
         """Return the probability of at least the absolute innovations, [..., m], on
@@ -71,7 +100,7 @@ class Tails:
         logs = np.log(self.p_values(np.repeat(_GRID[:, None], figures, axis=1)))
         targets = np.log(p_values)
         limits = [np.interp(-targets[each], -logs[:, each], _GRID) for each in range(figures)]
-        return np.array(limits)
+        return np.maximum(limits, self._smallest_limits)
 
 
 def _fit(innovations: Array, freedom: float) -> tuple[Array, Array]:

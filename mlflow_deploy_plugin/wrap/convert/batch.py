@@ -511,7 +511,15 @@ def column_type(series: pd.Series) -> ColumnType:
         described = f"{dtype} (with values of {type(value).__name__})"
     raise ConversionError(
         f"column {str(series.name)!r} has the type {described}, which an ONNX model cannot "
-        "read: convert it to numbers, booleans or strings, or drop it if the model does not use it",
+        f"read: convert it to numbers, booleans or strings. {_unread(str(series.name))}",
+    )
+
+
+def _unread(name: str) -> str:
+    """Return the remedy for a column that the model does not read."""
+    return (
+        f"If the model does not read {name!r}, name it: `onnxserve wrap --drop`, or `--event-time` "
+        "(event_time= of log_model) if it has the times of the rows"
     )
 
 
@@ -564,7 +572,7 @@ def _declared_types(table: pd.DataFrame, inputs: SignatureSchema) -> dict[str, s
         if kind not in COLUMN_TYPES:
             raise ConversionError(
                 f"signature: column {name!r} has the type {kind}, which an ONNX "
-                f"model cannot read; supported types: {supported}",
+                f"model cannot read; supported types: {supported}. {_unread(name)}",
             )
     return types
 

@@ -232,7 +232,7 @@ def _parts(model: TrainedModel) -> Iterator[tuple[str, TrainedModel]]:
     """Yield the nested estimators by parameter name, and the model itself with the name
     "".
     """
-    if hasattr(model, "get_params"):
+    with suppress(Exception):  # The model may have no `get_params`, or one that raises any error.
         for name, value in model.get_params(deep=True).items():
             if hasattr(value, "get_params") and not isinstance(value, type):
                 yield name, value

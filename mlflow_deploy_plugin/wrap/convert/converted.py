@@ -130,6 +130,7 @@ class ConvertedModel:
             was needed.
         cause: the probable cause if the predictions differ, with the correction, as a
             sentence without a full stop.
+        unread: the columns that requests may contain, and that the model does not read.
     """
 
     proto: ModelProto
@@ -149,6 +150,7 @@ class ConvertedModel:
     additive: Callable[[], AdditiveParts | None] | None = None
     repair: str = ""
     cause: str = ""
+    unread: tuple[str, ...] = ()
 
 
 Forms: TypeAlias = list[Callable[[], ConvertedModel]]

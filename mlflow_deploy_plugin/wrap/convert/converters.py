@@ -55,8 +55,8 @@ _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
 class FrameworkConverter(Protocol):
     """A converter module of this package.
 
-    The module for scikit-learn also has `known_values`, and the module for transformers
-    has `asked_with`.
+    The module for scikit-learn also has `known_values` and `unread_columns`, and the
+    module for transformers has `asked_with`.
     """
 
     def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput: ...

@@ -126,6 +126,7 @@ class ParityReport:
             failed generator are not compared.
         problem: the reason if the saved model could not predict.
         unproven: the reason if there are too few rows for a proof.
+        limit: how far the numbers of the proof reach if rounding decides farther away.
     """
 
     state: ParityState
@@ -140,6 +141,7 @@ class ParityReport:
     problem: str = ""
     unproven: str = ""
     repair: str = ""
+    limit: str = ""
 
     @property
     def beyond_tolerance(self) -> int:
@@ -165,7 +167,7 @@ class ParityReport:
         short = self.as_dict()
         return {
             name: short[name]
-            for name in ("state", "rows", "repair", "problem", "unproven", "outputs")
+            for name in ("state", "rows", "repair", "limit", "problem", "unproven", "outputs")
             if name in short
         }
 
@@ -731,10 +733,14 @@ def parity_error(report: ParityReport) -> ParityError:
         if output.beyond_tolerance
     )
     table = _as_table(report.worst_rows)
-    return ParityError(
+    error = ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
         'To log the model anyway, set parity="warn"; the version is then marked as warned.',
     )
+    # A row whose label differs has other probabilities too.
+    differing = max(output.beyond_tolerance for output in report.outputs)
+    error.brief = f"{differing:,} of {report.rows:,} rows differ"
+    return error
 
 
 def _as_table(worst_rows: list[dict[str, Any]]) -> str:

@@ -2,8 +2,8 @@
 or as an MLflow Python model.
 
 A Python model is needed for networks with several outputs (or, in torch, several
-inputs), `torch.export` programs, SavedModels, and categorical or duration columns,
-which requests cannot contain.
+inputs), `torch.export` programs, SavedModels, and columns of categories, durations or
+time zones, which requests cannot contain.
 """
 
 import inspect
@@ -35,7 +35,7 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
 
-from mlflow_deploy_plugin.core.errors import ConversionError, ModelError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import ConversionError, ModelError, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.runs import log_flavor
 from mlflow_deploy_plugin.core.registry.tags import FALLBACK_TAG, MAX_TAG_LENGTH
@@ -171,10 +171,15 @@ def _warn_of_fallback(
     _logger.warning(
         "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
         '(fallback="error" prevents this)%s',
-        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
+        reason_line(error),
         flavor,
         needed,
     )
+
+
+def reason_line(error: ModelError) -> str:
+    """Return the reason for a fallback as one line."""
+    return error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: ")
 
 
 def _records_as_table(input_example: ModelData) -> ModelData:
@@ -313,8 +318,8 @@ class NetModel(PythonModel):  # type: ignore[misc]
 
 
 class TypedColumnsModel(PythonModel):  # type: ignore[misc]
-    """An MLflow Python model that casts the columns of a request to the categories and
-    durations of its model.
+    """An MLflow Python model that casts the columns of a request to the categories,
+    durations and time zones of its model. Dates without a zone are in UTC.
     """
 
     _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
@@ -343,7 +348,13 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
                 raise SchemaMismatch(
                     f"column {name!r}, row {row}: {value!r} is not a category of the model",
                 )
-        return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
+        zoned = {
+            name: pd.to_datetime(model_input[name], utc=True)
+            for name, dtype in self.dtypes.items()
+            if isinstance(dtype, pd.DatetimeTZDtype)
+        }
+        table = model_input.assign(**zoned).astype(self.dtypes)
+        return getattr(self.model, self.predict_fn)(table)
 
 
 def typed_columns_options(
@@ -352,7 +363,7 @@ def typed_columns_options(
     table: ModelData,
 ) -> tuple[str, LogOptions] | None:
     """Return flavor and arguments for a model that needs categorical or duration
-    columns; None for other models.
+    columns, or dates with a time zone; None for other models.
 
     Such a model has other predictions, or none, for the texts that requests contain.
     """
@@ -362,7 +373,7 @@ def typed_columns_options(
     dtypes = {
         str(name): dtype
         for name, dtype in rows.dtypes.items()
-        if dtype.name == "category" or dtype.kind == "m"
+        if dtype.name == "category" or dtype.kind == "m" or isinstance(dtype, pd.DatetimeTZDtype)
     }
     if not dtypes:
         return None
@@ -372,8 +383,10 @@ def typed_columns_options(
     except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
         return None
     plain = _plain_columns(table)
+    # The hours of all rows may be equal in both zones, as in the winter of London.
+    has_zones = any(isinstance(dtype, pd.DatetimeTZDtype) for dtype in dtypes.values())
     with suppress(Exception):  # A model may raise any error for unknown values.
-        if np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
+        if not has_zones and np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
             return None
     first_rows = rows.head(EXAMPLE_ROWS)
     closed = [
@@ -400,18 +413,21 @@ def table_options(model: TrainedModel, predict_fn: str, table: pd.DataFrame) -> 
     try:
         expected = getattr(model, predict_fn)(table.head(EXAMPLE_ROWS))
         return {"input_example": rows, "signature": _table_signature(plain, expected)}
-    except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
+    except BaseException as error:  # noqa: BLE001 - MLflow's flavor may call the model differently
+        pass_exit(error)
         return {"input_example": rows}
 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with categories and durations in the form in which requests
-    contain them.
+    """Return the table with categories, durations and time zones in the form in which
+    requests contain them. The server reads dates in UTC.
     """
     plain = table.astype({name: str for name, series in table.items() if series.dtype.kind == "m"})
     for name, series in table.items():
         if series.dtype.name == "category":
             plain[name] = column_values(series)
+        elif isinstance(series.dtype, pd.DatetimeTZDtype):
+            plain[name] = series.dt.tz_convert(None)
     return plain
 
 

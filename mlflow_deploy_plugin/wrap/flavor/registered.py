@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +76,12 @@ from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
 from mlflow_deploy_plugin.wrap.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.wrap.flavor.save import log_wrapped
 from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction, wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import (
+    ParityPolicy,
+    PredictFunction,
+    without_columns,
+    wrap,
+)
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
@@ -163,6 +168,8 @@ def wrap_registered(
     parity: ParityPolicy = "require",
     allow_pickle: bool = False,
     dry_run: bool = False,
+    drop: Collection[str] = (),
+    event_time: str | None = None,
     progress: ProgressCallback = _logger.info,
 ) -> WrappedVersion:
     """Convert a model saved by an MLflow flavor or joblib, check the result, and
@@ -185,6 +192,11 @@ def wrap_registered(
             Models in MLflow do not need this permission, although loading them may also
             run code.
         dry_run: True to convert and compare without registering a version.
+        drop: columns that the model does not read, and that are left out of the new
+            version. Requests may still contain them. The columns that a
+            ColumnTransformer drops are left out in any case.
+        event_time: the column with the time of each row, which is left out in the same
+            way, and becomes the event time of the reference.
         progress: a function that is called with a line of text before each long step.
 
     Raises:
@@ -221,7 +233,7 @@ def wrap_registered(
             original = replace(original, predict_fn=pyfunc_predict_fn)
         kind = "graph" if is_onnx(original.model) else type(original.model).__name__
         progress(f"converting and proving a {kind}")
-        wrapped, notes = _convert(original, data, parity)
+        wrapped, notes = _convert(original, data, parity, drop, event_time)
         for note in notes:
             progress(f"warning: {note}")
         outcome = _describe(resolved.source, name, kind, wrapped, notes)
@@ -370,6 +382,8 @@ def _convert(
     original: Original,
     data: ModelData,
     parity: ParityPolicy,
+    drop: Collection[str] = (),
+    event_time: str | None = None,
 ) -> tuple[WrappedModel, tuple[str, ...]]:
     """Return the wrapped model and the warnings for its user.
 
@@ -377,13 +391,15 @@ def _convert(
         original: the loaded model.
         data: rows for the proof; None for the saved or generated rows.
         parity: the policy if the predictions differ.
+        drop: columns that the model does not read.
+        event_time: the column of event times, or None.
     """
     settings: Settings = {}
     if original.mlmodel is not None:
         settings = _settings(original.mlmodel, original.folder)
     ignored = _ignored_params(original.mlmodel, settings)
     proof = _proof_rows(original, data)
-    wrapped = _wrap_on(original, settings, proof, parity)
+    wrapped = _wrap_on(original, settings, proof, parity, drop, event_time)
     return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
 
 
@@ -464,6 +480,8 @@ def _wrap_on(
     settings: Settings,
     proof: _ProofRows,
     parity: ParityPolicy,
+    drop: Collection[str],
+    event_time: str | None,
 ) -> WrappedModel:
     """Convert the model, and compare it on the rows. The messages of errors contain the
     warnings of the original and the alternatives.
@@ -481,6 +499,8 @@ def _wrap_on(
             signature=_request_signature(original),
             predict_fn=original.predict_fn,
             parity=parity,
+            drop=drop,
+            event_time=event_time,
         )
     except (errors.ConversionError, errors.ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
@@ -507,7 +527,8 @@ def _with_example(wrapped: WrappedModel, proof: _ProofRows) -> WrappedModel:
         }
         return replace(wrapped, example=None, reference=None, provenance=provenance)
     if proof.example is not None:
-        return replace(wrapped, example=proof.example)
+        example = without_columns(proof.example, wrapped.converted.unread)
+        return replace(wrapped, example=example)
     return wrapped
 
 

@@ -48,8 +48,7 @@ from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_rows
 from mlflow_deploy_plugin.wrap.evaluation.explanation import require_shap
 from mlflow_deploy_plugin.wrap.flavor import saved_model
-from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
-from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions, log_as_pyfunc
+from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions, log_as_pyfunc, reason_line
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from mlflow_deploy_plugin.wrap.flavor.wrap import (
@@ -291,12 +290,17 @@ def log_model(
         _log_dataset(info.run_id, sampled)
         if signer is not None:
             sign_version(info.model_uri, signer)
+        reason = getattr(error, "brief", "") or reason_line(error)
+        _print_outcome(info, registered_model_name, f"pyfunc, not ONNX: {reason}")
         return info
     info = log_wrapped(wrapped, **mlflow_options)
     if signer is not None:
         sign_version(info.model_uri, signer)
     _log_dataset(info.run_id, wrapped.data)
-    _print_outcome(info, registered_model_name, wrapped.report)
+    proof: str = wrapped.report.state
+    if wrapped.report.rows:
+        proof = f"{proof} on {wrapped.report.rows:,} rows"
+    _print_outcome(info, registered_model_name, f"ONNX: {proof}")
     if explain:
         _explain(info.model_uri)
     return info
@@ -314,14 +318,11 @@ def _check_explainable(has_rows: bool) -> None:
         )
 
 
-def _print_outcome(info: ModelInfo, registered_name: str | None, report: ParityReport) -> None:
+def _print_outcome(info: ModelInfo, registered_name: str | None, outcome: str) -> None:
     logged = info.name
     if registered_name:
         logged = f"{registered_name} version {info.registered_model_version}"
-    proof: str = report.state
-    if report.rows:
-        proof = f"{proof} on {report.rows:,} rows"
-    eprint(f"Logged {logged} as ONNX: {proof}.")
+    eprint(f"Logged {logged} as {outcome}.")
 
 
 def _explain(model_uri: str) -> None:

@@ -294,6 +294,8 @@ def write_mlmodel(
         (folder / name).write_bytes(content)
         digests[name] = f"sha256:{hashlib.sha256(content).hexdigest()}"
     sections: dict[str, object] = {}
+    if converted.unread:
+        sections["unread"] = list(converted.unread)
     if converted.tokenizer is not None:
         spec = converted.tokenizer
         sections["tokenizer"] = asdict(spec) | {"file": spec.file.name}

@@ -3,7 +3,7 @@ sample the reference.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema
 from pandas.api.types import is_numeric_dtype
 
 from mlflow_deploy_plugin.core.errors import (
@@ -20,6 +21,7 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
     InvalidConfig,
     ModelError,
+    OnnxserveError,
     ParityError,
     pass_exit,
 )
@@ -79,40 +81,49 @@ def wrap(
     parity_data: ModelData = None,
     reference_data: ModelData = None,
     event_time: EventTimes = None,
+    drop: Collection[str] = (),
 ) -> WrappedModel:
     """Convert `model`, check the result, and sample the reference. Arguments and errors
-    are those of `save_model`.
+    are those of `save_model`. `drop` has columns that the model does not read.
     """
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
-    converter = converter_for(model)
-    rows = _read_rows(
-        converter,
-        model,
-        input_example,
-        signature,
-        parity_data,
-        reference_data,
-        event_time,
-    )
-    with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
-        _check_report(form, rows.example, parity)
-        reference = rows.sample(form.runnable)
-        explained = with_additive_files(form.converted, form.runnable, rows.sampled)
-    lock = saved_model.environment_lock()
-    provenance = saved_model.provenance_section(rows.sampled, lock)
-    return WrappedModel(
-        converted=explained,
-        signature=form.signature,
-        predict_fn=predict_fn,
-        report=form.report,
-        example=rows.first_rows(form.runnable),
-        data=rows.sampled,
-        reference=reference,
-        provenance=provenance | {"algorithm": _algorithm(model)},
-        lock=lock,
-    )
+    try:
+        converter = converter_for(model)
+        rows = _read_rows(
+            converter,
+            model,
+            input_example,
+            signature,
+            parity_data,
+            reference_data,
+            event_time,
+            drop,
+        )
+        with TemporaryDirectory(prefix="onnxserve-") as folder:
+            form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
+            _check_report(form, rows.example, parity)
+            reference = rows.sample(form.runnable)
+            explained = with_additive_files(form.converted, form.runnable, rows.sampled)
+        lock = saved_model.environment_lock()
+        provenance = saved_model.provenance_section(rows.sampled, lock)
+        return WrappedModel(
+            converted=explained,
+            signature=form.signature,
+            predict_fn=predict_fn,
+            report=form.report,
+            example=rows.first_rows(form.runnable),
+            data=rows.sampled,
+            reference=reference,
+            provenance=provenance | {"algorithm": _algorithm(model)},
+            lock=lock,
+        )
+    except OnnxserveError:
+        raise
+    except BaseException as error:
+        # The code of the model or of a library may raise any error, also a panic.
+        pass_exit(error)
+        raise ConversionError(explain_failure(error, model)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +136,7 @@ class _Rows:
         reference: the reference data.
         times: the event times in UTC of `sampled`, [N].
         signature: the user's signature, or None if it is inferred.
+        unread: the columns that were left out, because the model does not read them.
     """
 
     example: Batch | None
@@ -132,6 +144,7 @@ class _Rows:
     reference: Batch | None
     times: Array | None
     signature: ModelSignature | None
+    unread: tuple[str, ...] = ()
 
     @property
     def sampled(self) -> Batch | None:
@@ -203,7 +216,9 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     if report.state == "warned":
         error = parity_error(report)
         if form.converted.cause:
+            brief = error.brief
             error = ParityError(f"{form.converted.cause}. Therefore {error.message}")
+            error.brief = brief
         if parity == "require" or not report.rows:
             raise error
         _logger.warning("%s", error.message)
@@ -230,6 +245,7 @@ def _read_rows(
     parity_data: ModelData,
     reference_data: ModelData,
     event_time: EventTimes,
+    drop: Collection[str],
 ) -> _Rows:
     """Read the rows with the converter. Raises InvalidConfig or ConversionError for
     invalid rows.
@@ -242,6 +258,7 @@ def _read_rows(
         parity_data: additional rows for the proof, or None.
         reference_data: the reference data, or None.
         event_time: the times of the reference data or, without it, of the example.
+        drop: columns that the model does not read.
     """
     example_data = as_pandas(input_example)
     parity_rows = as_pandas(parity_data)
@@ -252,9 +269,20 @@ def _read_rows(
         times, reference_rows = _split_event_times(event_time, reference_rows)
         example_data = without_times(example_data, event_time)
 
+    unread = set(drop)
+    if isinstance(event_time, str):
+        unread.add(event_time)
+    if isinstance(example_data, pd.DataFrame) and hasattr(converter, "unread_columns"):
+        unread |= converter.unread_columns(model, example_data)
+    example_data = without_columns(example_data, unread)
+    if signature is not None and signature.inputs is not None:
+        specs = [spec for spec in signature.inputs.inputs if spec.name not in unread]
+        signature = ModelSignature(Schema(specs), signature.outputs, signature.params)
+
     first = example_data if example_data is not None else parity_rows
     example = None
     if first is not None:
+        first = without_columns(first, unread)
         example = Batch(converter.read_batch(model, first))
         signature = example.nameless_signature(first, signature)
         example = example.cast_to_signature(signature)
@@ -271,13 +299,19 @@ def _read_rows(
         reference=read(reference_rows, "reference_data"),
         times=times,
         signature=signature,
+        unread=tuple(sorted(unread)),
     )
 
 
 def without_times(data: ModelData, event_time: EventTimes) -> ModelData:
     """Return the data without the column of event times, if `event_time` names one."""
-    if isinstance(event_time, str) and isinstance(data, pd.DataFrame):
-        return data.drop(columns=event_time, errors="ignore")
+    return without_columns(data, [event_time] if isinstance(event_time, str) else [])
+
+
+def without_columns(data: ModelData, names: Collection[str]) -> ModelData:
+    """Return the data without the named columns of a table."""
+    if names and isinstance(data, pd.DataFrame):
+        return data.drop(columns=list(names), errors="ignore")
     return data
 
 
@@ -409,16 +443,16 @@ class _FormTrials:
         """
         try:
             draft.mkdir()
-            return self.run(draft, make())
+            return self.run(draft, replace(make(), unread=self.rows.unread))
         except ConversionError as error:
             return error
         except InvalidArtifact as error:
             if is_onnx(self.model):
                 return error
             return ConversionError(explain_failure(error, self.model))
-        except Exception:
+        except OnnxserveError:
             raise
-        except BaseException as error:  # noqa: BLE001 - a panic, such as a tokenizer's
+        except BaseException as error:  # noqa: BLE001 - libraries raise any error, also a panic.
             pass_exit(error)
             return ConversionError(explain_failure(error, self.model))
 
@@ -474,4 +508,10 @@ class _FormTrials:
             answered = list(answered)
             self.answered = answered
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
-        return replace(report, left_out=self.left_out)
+        limit = ""
+        if np.isfinite(boundary.farthest):
+            limit = (
+                f"proven for numbers up to {boundary.farthest:,.0f}: farther away, distances or "
+                "sums are equal up to rounding errors, which decide the prediction"
+            )
+        return replace(report, left_out=self.left_out, limit=limit)

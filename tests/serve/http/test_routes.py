@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.http.app import ServerApp
-from mlflow_deploy_plugin.serve.http.routes import expand_path
+from mlflow_deploy_plugin.serve.http.routes import expand_path, list_routes
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.handling import ROW, V2_ROW, ask, handle
@@ -244,3 +244,10 @@ def test_a_template_stands_for_the_paths_with_and_without_its_part_in_brackets(
     paths: list[str],
 ) -> None:
     assert expand_path(path, "<{}>") == paths
+
+
+def test_every_plain_route_has_a_route_per_endpoint() -> None:
+    paths = {route.path for route in list_routes() if route.need == "infer"}
+    # Azure specifies /score, and OpenAI's clients append their paths to a base URL.
+    plain = {path for path in paths if not path.startswith(("/endpoints/", "/v1/", "/v2/"))}
+    assert {f"/endpoints/{{endpoint}}{path}" for path in plain - {"/score"}} <= paths

@@ -42,12 +42,17 @@ def mixed(
     return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
 
 
+@pytest.mark.parametrize("path", ["/predict", "/endpoints/e/predict"])
 @pytest.mark.parametrize(
     "body",
     [RECORD, {"features": ["AA", 0.0, 0, False]}],
 )
-def test_one_record_is_answered_with_its_probabilities(mixed: Server, body: Any) -> None:
-    status, document = post(mixed, "/predict", body)
+def test_one_record_is_answered_with_its_probabilities(
+    mixed: Server,
+    body: Any,
+    path: str,
+) -> None:
+    status, document = post(mixed, path, body)
     probabilities = document.pop("probabilities")
     assert status == 200
     assert document == {"prediction": "yes", "model": "m", "model_version": "3"}

@@ -526,6 +526,20 @@ def test_a_value_of_the_columns_type_is_kept_in_json(
     assert answer.arrays["outputs"]["prediction"].tolist()[1] == expected
 
 
+@pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_split"])
+def test_a_fraction_is_refused_by_position(tmp_path: Path, form: str) -> None:
+    mlflow.pyfunc.save_model(
+        tmp_path / "model",
+        python_model=Typed(),
+        signature=ModelSignature(Schema([ColSpec("integer"), ColSpec("integer")])),
+        pip_requirements=[],
+    )
+    rows = [[1, 2], [1, 3.5]]
+    content = {"data": rows} if form == "dataframe_split" else rows
+    with pytest.raises(SchemaMismatch, match=r"column '1' \(integer\), row 1: 3.5;"):
+        invoke(Scorer.load(tmp_path / "model"), {form: content})
+
+
 @pytest.mark.parametrize(("kind", "value"), [("integer", 2**31), ("float", 1e39)])
 def test_a_number_beyond_32_bits_is_refused_in_csv(
     typed: dict[str, Scorer],

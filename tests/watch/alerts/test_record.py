@@ -225,6 +225,19 @@ def test_message_describes_the_change_of_a_column_and_its_start(
     assert mentions(message, "humid", "presence", gone.reason)
 
 
+def test_alarms_without_an_effect_are_one_line_of_the_message(
+    see: Callable[..., Any],
+    receiver: Receiver,
+) -> None:
+    unused = replace(SHIFT, subject="depth", segment="", effect=0.0, effect_size=0.0)
+    see(result_of(0, findings=(SHIFT, unused, replace(unused, subject="table"))))
+
+    message = receiver.got["/ops"][0]["message"]
+    assert "\n- wind" in message
+    assert "- depth" not in message
+    assert mentions(message, "without an effect on the predictions: depth, table")
+
+
 SHIFT = Finding(
     "wind",
     "shift",

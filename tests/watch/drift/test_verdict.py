@@ -553,7 +553,9 @@ def test_change_of_a_sensor_that_repeats_its_value_is_not_that_of_its_mean(
 
     assert finding.is_alarm
     assert finding.measure.startswith("share of the most frequent interval")
-    assert re.search(r"relative to the reference [\d.]+ → [\d.]+, more often$", finding.change)
+    assert re.search(
+        r"as a multiple of that in the reference [\d.]+ → [\d.]+, more often$", finding.change
+    )
 
 
 def test_column_with_few_values_is_not_called_constant(

@@ -377,9 +377,9 @@ def test_quality_is_judged_by_the_reference_and_the_requirements(
 
     assert judged.state == "violated"
     assert judged.reason.startswith(
-        "missing(temp): 4.9% (the reference) → 50.0%, more; violated since the window of",
+        "missing(temp): 4.9% (the reference) → 50.0%, more; 50.00% of 240 rows",
     )
-    assert "; 50.00% of 240 rows" in judged.reason
+    assert "; since 1 April 2013" in judged.reason
     assert finding(judged, "missing(temp)").value == 0.5
     assert finding(judged, "missing(temp)").state == "violated"
     assert finding(judged, "missing(noise)").state == "kept"

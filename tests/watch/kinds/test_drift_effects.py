@@ -121,6 +121,21 @@ def test_lasting_shift_of_a_column_that_the_model_ignores_is_an_alarm_only_witho
     assert "probability of 1" in {entry["effect_unit"] for entry in document["findings"]}
 
 
+def test_reason_begins_with_the_column_of_the_largest_effect(
+    ask: Callable[..., MonitorResult],
+) -> None:
+    days = [day(number, b=9.0) for number in range(100, 103)]
+
+    judged = ask(*days, day(103, a=3.0, b=9.0), min_effect=None)
+
+    alarms = [item for item in judged.findings if item.is_alarm]
+    assert judged.reason.startswith("a: ")
+    assert judged.reason.endswith("; without an effect on the predictions b")
+    assert len(judged.reason.split()) <= 40
+    assert alarms[0].subject == "a"
+    assert alarms[-1].subject == "b"
+
+
 def test_effect_in_a_segment_is_that_on_its_rows(ask: Callable[..., MonitorResult]) -> None:
     rows = day(100)
     rows["a"] = np.where(rows["carrier"] == "UA", rows["a"] + 9, rows["a"])

@@ -357,6 +357,18 @@ def test_the_alarm_with_the_largest_effect_is_first_and_states_it() -> None:
     assert page.count(effect) == 2
 
 
+def test_alarms_without_an_effect_have_a_heading_of_their_own() -> None:
+    without = replace(SHIFT, subject="depth", effect=0.0, effect_size=0.0, effect_unit="prediction")
+    used = replace(SHIFT, effect=152.3, effect_size=152.3, effect_unit="prediction", value=2.0)
+
+    page = str(build_report(result_of(findings=(without, used)))["report.html"])
+
+    main, _, rest = page.partition("<h2>Drift without an effect on the predictions</h2>")
+    assert mentions(main, "wind has drifted", "by +150 on", "without an effect on the predictions")
+    assert ("<td>wind" in main, "<td>depth" in main) == (True, False)
+    assert "<td>depth" in rest
+
+
 ACCEPT = "onnxserve monitor accept flights daily --column 'wind speed'"
 RETRAIN = "onnxserve retrain flights --monitor daily"
 ROLLBACK = "onnxserve rollback flights"
@@ -428,7 +440,7 @@ def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level()
     assert row in rows_of(str(shifted["report.html"]))
     assert mentions(
         str(shifted["report.html"]),
-        "wind, mean: newest 5, usual 3 ± 1",
+        "wind, mean: newest 5, usual 2 to 4",
         "first window of a shift",
     )
     assert "first window of a shift" not in calm["report.html"]

@@ -120,9 +120,9 @@ def test_each_column_that_is_named_has_a_line() -> None:
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
         ("largest score of a column, in SD", [9.0], [3.0]),
         ("temperature, score in SD", [9.0], [3.0]),
+        ("humid, score in SD", [8.0], [3.0]),
         ("temperature (carrier=AA), score in SD", [5.0], [3.0]),
         ("wind: gone", [1.0], [0.0]),
-        ("humid, score in SD", [8.0], [3.0]),
     ]
 
 
@@ -329,7 +329,7 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
     assert not lines[1].alarms
     since = "8 July 2013 (95 % interval: 6 to 9 July 2013, if it was a step)"
-    assert mentions(words, since, "newest 5, usual 3 ± 1", "newest 0.8;")
+    assert mentions(words, since, "newest 5, usual 2 to 4", "newest 0.8;")
     assert words.index("delay, mean") < words.index("accuracy") < words.index("largest score")
     assert min(red_and_green(picture)) > 0
 
@@ -438,3 +438,12 @@ def test_a_line_with_a_single_value_has_no_panel() -> None:
     drawn = draw_trend([*level_lines(result, windows), score(*[None] * 10, 6.5)], DAY)
 
     assert drawn == (b"", "")
+
+
+def test_a_logarithmic_level_is_shown_as_its_number() -> None:
+    rows = replace(level("number of rows", [math.log(400.0)] * 10), is_logarithmic=True)
+    result, windows = levels_of(replace(rows, usual=[math.log(300.0)] * 10, deviation=0.0))
+
+    _, words = draw_trend(level_lines(result, windows), DAY)
+
+    assert mentions(words, "newest 400", "usual 300 to 300")

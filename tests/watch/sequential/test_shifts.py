@@ -230,7 +230,7 @@ def test_three_alarms_of_single_windows_are_named(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize(("windows", "is_named"), [(39, False), (60, True)])
-def test_a_lasting_shift_is_said_to_move_from_forty_windows_on(
+def test_moving_columns_are_noted_from_forty_windows(
     stream: Stream,
     windows: int,
     is_named: bool,
@@ -238,3 +238,4 @@ def test_a_lasting_shift_is_said_to_move_from_forty_windows_on(
     verdict = stream.judge(range(windows), warmer)
 
     assert any(mentions(note, "open shift", "temp", "accept") for note in verdict.notes) is is_named
+    assert not any(mentions(note, "open shift", "all the time") for note in verdict.notes)

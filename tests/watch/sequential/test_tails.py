@@ -80,3 +80,24 @@ def test_quiet_shares_out_of_range_have_the_tails_of_the_levels(
     of_outside = Tails(mixed, 1, kinds).limits(np.full(FIGURES, 1e-5))[15:]
 
     assert of_outside == pytest.approx(np.full(15, limit), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("share", "is_regular", "limit"),
+    [(0.4, False, 0.6), (0.8, False, 0.75), (0.4, True, 0.05)],
+)
+def test_quiet_shares_have_a_limit_beyond_bursts_of_others(
+    share: float,
+    is_regular: bool,
+    limit: float,
+) -> None:
+    values = innovations() if is_regular else np.zeros((90, FIGURES))
+    if not is_regular:
+        values[::30, 0] = 5
+    values[:, 1:] = 0
+    deviations = np.full(FIGURES, 0.005)
+    deviations[0] = share / 5
+
+    quiet = Tails(values, 1, ["missing"] * FIGURES, deviations).limits(np.full(FIGURES, 1e-5))
+
+    assert quiet[1] * deviations[1] == pytest.approx(limit, rel=0.8 if is_regular else 0.01)

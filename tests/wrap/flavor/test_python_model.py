@@ -346,6 +346,43 @@ def _predictions(scorer: Scorer, content_type: str, body: Any) -> list[Any]:
     return predictions
 
 
+class HourOfDay:
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        return rows["when"].dt.hour.to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("zone", "hours"),
+    [
+        ("Europe/Berlin", [8, 8, 14, 1, 3, 2, 2, 10]),
+        ("Europe/London", [7, 7, 13, 0, 2, 1, 1, 9]),  # Its winter has the hours of UTC.
+    ],
+)
+def test_dates_are_answered_in_the_zone_of_the_example(
+    zone: str,
+    hours: list[int],
+    tracking: Path,
+) -> None:
+    when = pd.date_range("2024-01-01", periods=20, freq="7h", tz=zone)
+    info = onnxserve.log_model(
+        HourOfDay(), name="model", input_example=pd.DataFrame({"when": when})
+    )
+    scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
+
+    dates = [
+        "2024-07-01T08:00:00+02:00",
+        "2024-07-01T06:00:00Z",
+        "2024-07-01T08:00:00-04:00",
+        "2024-03-31T01:59:59+01:00",  # The clocks change one second later.
+        "2024-03-31T03:00:00+02:00",
+        "2024-10-27T02:30:00+02:00",  # This local time occurs twice.
+        "2024-10-27T02:30:00+01:00",
+        "2024-07-01T08:00:00",  # A date without an offset is in UTC.
+    ]
+    body = {"dataframe_records": [{"when": date} for date in dates]}
+    assert _predictions(scorer, "application/json", body) == hours
+
+
 @pytest.mark.long
 def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(
     tracking: Path,

@@ -2,6 +2,7 @@
 of the old version.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 import yaml
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import (
@@ -26,6 +28,7 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
     InvalidConfig,
 )
+from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
@@ -468,11 +471,80 @@ def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(
     dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
     refused = (
-        r"column 'when' has the type datetime, which an ONNX model cannot read; .*; "
+        r"column 'when' has the type datetime, which an ONNX model cannot read; .*--drop.*; "
         r"\S+ can be served as pyfunc"
     )
     with pytest.raises(ConversionError, match=refused):
         onnxserve.wrap_model(str(tmp_path / "saved"), dry_run=True)
+
+
+@pytest.fixture(scope="module")
+def staff() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "id": [f"{number:08x}" for number in range(300)],
+            "hired": pd.date_range("2024-01-01", periods=300, freq="h"),
+            "salary": random.normal(size=300),
+            "team": random.choice(["red", "blue"], 300),
+        }
+    )
+
+
+@pytest.mark.parametrize("read", [["salary", "team"], ["salary"]], ids=" and ".join)
+@pytest.mark.parametrize("event_time", [None, "hired"])
+def test_a_column_that_no_step_reads_is_left_out(
+    event_time: str | None,
+    read: list[str],
+    tracking: Path,
+    staff: pd.DataFrame,
+) -> None:
+    steps = [("numbers", SimpleImputer(), ["salary"])]
+    if "team" in read:
+        steps.append(("texts", OneHotEncoder(), ["team"]))
+    model = make_pipeline(ColumnTransformer(steps), LogisticRegression())
+    model.fit(staff, staff.salary > 0)
+    mlflow.sklearn.log_model(
+        model,
+        name="staff",
+        registered_model_name="staff",
+        input_example=staff.head(3),
+        serialization_format="cloudpickle",
+        **_REQUIREMENTS,
+    )
+    [latest] = mlflow.MlflowClient().search_model_versions("name='staff'", max_results=1)
+
+    made = onnxserve.wrap_model(latest.source, "staff", data=staff, event_time=event_time)
+
+    uri = f"models:/staff/{made.version}"
+    loaded = onnxserve.load_model(uri)
+    assert [*loaded.schema.names] == read
+    assert [*mlflow.pyfunc.load_model(uri).predict(staff)] == [*(staff.salary > 0)]
+    assert loaded.artifact.reference_file is not None
+    reference = pd.read_parquet(loaded.artifact.reference_file)
+    assert ("_event_time" in reference) == (event_time is not None)
+    column = {"datatype": "BYTES", "shape": [1]}
+    tensors = [{"name": "salary", "datatype": "FP64", "shape": [1], "data": [1.5]}]
+    tensors += [{"name": name, "data": ["red"], **column} for name in read[1:]]
+    answers = []
+    for unread in ([], [{"name": name, "data": ["2024"], **column} for name in ("id", "hired")]):
+        body = json.dumps({"inputs": [*unread, *tensors]}).encode()
+        request = v2.decode({}, body, loaded.artifact, loaded.schema)
+        answers.append(loaded.run(request.feeds, loaded.artifact.prediction))
+    assert answers[0] == answers[1]
+
+
+def test_named_columns_are_dropped_although_the_signature_has_them(
+    staff: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
+    model = LogisticRegression().fit(staff[["salary"]], staff.salary > 0)
+    signature = ModelSignature(Schema([ColSpec("datetime", "hired"), ColSpec("double", "salary")]))
+    mlflow.sklearn.save_model(model, tmp_path / "saved", signature=signature, **_REQUIREMENTS)
+
+    made = onnxserve.wrap_model(str(tmp_path / "saved"), data=staff, drop=["hired"], dry_run=True)
+
+    assert [entry.columns for entry in made.inputs] == [("salary",)]
 
 
 def test_another_version_of_the_framework_that_loads_is_a_warning(

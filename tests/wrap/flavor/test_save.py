@@ -14,6 +14,7 @@ import pytest
 import xgboost
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
+from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -288,9 +289,12 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     unfaithful: Any,
     table: pd.DataFrame,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     info = log(unfaithful, table)
 
+    *_, outcome = capsys.readouterr().err.splitlines()
+    assert re.search(r"model as pyfunc, not ONNX: [\d,]+ of [\d,]+ rows differ", outcome)
     assert any(
         "instead and is served" in line and "Worst rows" not in line for line in caplog.messages
     )
@@ -554,6 +558,53 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
             match=r"not supported.* mlflow\.pyfunc\.log_model\(python_",
         ):
             onnxserve.log_model(other, name="model", input_example=table)
+
+
+class WithoutFit(BaseEstimator):  # type: ignore[misc]
+    def predict(self, rows: pd.DataFrame) -> pd.Series:  # type: ignore[type-arg]
+        return rows.a * 0.9
+
+
+class WithoutTags(WithoutFit):
+    def __sklearn_tags__(self) -> None:
+        raise RuntimeError("no tags")
+
+
+class WithoutParams(WithoutFit):
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        raise RuntimeError("no parameters")
+
+
+class WithoutCopies(WithoutFit):
+    def __deepcopy__(self, memo: object) -> None:
+        raise RuntimeError("no copies")
+
+
+class Panic(BaseException):
+    """An error of a library in Rust, which is not an Exception."""
+
+
+class Panicking(WithoutFit):
+    def __sklearn_is_fitted__(self) -> bool:
+        raise Panic("a thread panicked")
+
+    def fit(self, rows: pd.DataFrame) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "model",
+    [WithoutFit(), WithoutTags(), WithoutParams(), WithoutCopies(), Panicking()],
+    ids=lambda model: type(model).__name__,
+)
+def test_any_error_of_a_check_is_a_reason_for_pyfunc(
+    model: WithoutFit,
+    tracking: Path,
+    table: pd.DataFrame,
+) -> None:
+    info = log(model, table)
+
+    assert type(model).__name__ in fallback_of(info)
+    assert predictions_of(info, table).equals(table.a * 0.9)
 
 
 @pytest.mark.long

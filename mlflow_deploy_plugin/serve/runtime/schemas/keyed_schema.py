@@ -133,6 +133,7 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
         schema.refusals,
         keys,
         schema.is_foreign,
+        schema.unread,
         model=schema,
     )
 

@@ -78,6 +78,7 @@ class Schema:
         is_foreign: True if another exporter made the graph. Exporters give unrelated
             dimensions the same name, so only ONNX Runtime can decide which sizes must
             be equal.
+        unread: the columns that the model does not read, which V2 accepts too.
     """
 
     columns: tuple[Column, ...]
@@ -87,6 +88,7 @@ class Schema:
     refusals: Refusals = NO_REFUSALS
     keys: tuple[str, ...] = ()
     is_foreign: bool = False
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -575,6 +577,7 @@ def compile_schema(
     outputs: tuple[Output, ...] = (),
     refusals: Refusals = NO_REFUSALS,
     is_foreign: bool = False,
+    unread: tuple[str, ...] = (),
 ) -> Schema:
     """Return the schema of a signature of columns or of tensors. Raises InvalidArtifact
     if the signature lacks an input of the graph or repeats a name.
@@ -603,7 +606,9 @@ def compile_schema(
             f"{sorted(names)}",
         )
     has_rows = not rowless_reason(columns, inputs, outputs)
-    return Schema(columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign)
+    return Schema(
+        columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign, unread=unread
+    )
 
 
 def _from_cells(

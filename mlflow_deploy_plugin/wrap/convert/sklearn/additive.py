@@ -43,13 +43,14 @@ _SHAP_LINKS: dict[str, Literal["identity", "log", "logit"]] = {
 
 def predictor_and_steps(fitted: Estimator) -> tuple[Estimator, Pipeline | None]:
     """Return the predictor, and the pipeline of the steps before it; None without such
-    steps.
+    steps. Samplers of imbalanced-learn affect only training.
     """
     if not isinstance(fitted, Pipeline):
         return fitted, None
-    if len(fitted.steps) == 1:
-        return predictor_and_steps(fitted.steps[0][1])
-    return fitted.steps[-1][1], fitted[:-1]
+    steps = [step for step in fitted.steps if not hasattr(step[1], "fit_resample")]
+    if len(steps) == 1:
+        return predictor_and_steps(steps[0][1])
+    return steps[-1][1], Pipeline(steps[:-1])
 
 
 def additive_form(predictor: Estimator) -> AdditiveForm | None:

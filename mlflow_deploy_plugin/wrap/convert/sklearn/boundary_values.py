@@ -64,9 +64,10 @@ _FARTHEST = {
     "subcluster_centers_": 1e9,
     "centroids_": 1e9,
     "means_": 1e9,
+    "bsplines_": 1e9,
 }
-"""The largest magnitude by attribute. Farther away, distances are equal in 64 bits, and
-rounding decides.
+"""The largest magnitude by attribute. Farther away, distances are equal in 64 bits, or
+the lines of splines cancel each other, and rounding decides.
 """
 
 _MAX_ROW_SETS = 3

@@ -27,6 +27,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import BaggingClassifier
 from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
+from sklearn.feature_extraction import DictVectorizer, FeatureHasher
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -58,11 +59,15 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     Estimator,
     best_estimator,
     bind_inputs,
+    column_transformers,
     encoders,
     estimator_input,
+    feature_names,
+    first_steps,
     is_fitted,
     last_step,
     library_of,
+    named_steps,
     passes_on,
     sub_estimators,
 )
@@ -91,8 +96,15 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     [N]), or an array [N, k].
 
     A sparse matrix is truncated to `_DENSE_VALUES` numbers. Raises InvalidConfig for
-    other data.
+    other data, and for a model that does not read tables.
     """
+    for step in first_steps(model):
+        if isinstance(step, DictVectorizer | FeatureHasher):
+            raise InvalidConfig(
+                f"{type(step).__name__} reads mappings or lists, but the rows of requests are "
+                "tables; encode the columns with OneHotEncoder in a ColumnTransformer, or log a "
+                "PythonModel that converts the table",
+            )
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without column names as a matrix.
         has_names = any(isinstance(name, str) for name in data.columns)
@@ -123,7 +135,13 @@ def _matrix(data: ModelData) -> Array:
     if hasattr(data, "tocsr") and data.ndim == 2:
         most_rows = max(_DENSE_VALUES // max(data.shape[1], 1), 1)
         data = data.tocsr()[:most_rows].toarray()
-    array = np.asarray(data)
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        raise InvalidConfig(
+            "input_example: the rows have different lengths; a table has the same columns in each "
+            "row (join the tokens of a text with spaces)",
+        ) from None
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__
         if array.ndim:
@@ -174,6 +192,9 @@ def forms(
         columns = int(example[""].shape[1])
         names = list(map(str, range(columns)))
     fitted = with_stand_ins(best_estimator(model), columns)
+    if readers := column_transformers(fitted):
+        # Steps have the positions of the training, including unread columns.
+        names = list(map(str, getattr(readers[0], "feature_names_in_", names)))
     precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
     convert = partial(
         _convert,
@@ -259,6 +280,22 @@ def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues
         with_stand_ins(best_estimator(boosters.as_estimator(model)), names),
         names,
     )
+
+
+def unread_columns(model: Estimator, table: pd.DataFrame) -> set[str]:
+    """Return the columns of a table that the model was trained with, and that all its
+    ColumnTransformers drop.
+    """
+    steps = first_steps(boosters.as_estimator(model))
+    if not all(isinstance(step, ColumnTransformer) for step in steps):
+        return set()
+    unread = {str(name) for name in table}
+    for step in steps:
+        names = feature_names(step)
+        unread &= set(getattr(step, "feature_names_in_", ()))
+        for _, _, columns in named_steps(step):
+            unread.difference_update(names[at] for at in columns)
+    return unread
 
 
 def _convert(
@@ -675,6 +712,7 @@ def _change_steps(part: Estimator) -> None:
             (name, _as_transformer(step)) for name, step in part.transformer_list if step != "drop"
         ]
     elif isinstance(part, Pipeline):
+        part.__class__ = Pipeline  # skl2onnx does not support the class of imbalanced-learn.
         steps = [step for step in part.steps[:-1] if _has_effect(step[1])]
         part.steps = [(name, _as_transformer(step)) for name, step in steps] + part.steps[-1:]
 

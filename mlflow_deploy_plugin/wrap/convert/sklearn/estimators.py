@@ -221,7 +221,7 @@ def encoders(estimator: Estimator) -> list[Estimator]:
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
     """Return the names of the columns that an encoder in one of the steps may read."""
-    names = _feature_names(transformer)
+    names = feature_names(transformer)
     encoded: set[str] = set()
     for _, step, columns in named_steps(transformer):
         if encoders(step):
@@ -229,7 +229,7 @@ def encoded_columns(transformer: ColumnTransformer) -> set[str]:
     return encoded
 
 
-def _feature_names(transformer: ColumnTransformer) -> list[str]:
+def feature_names(transformer: ColumnTransformer) -> list[str]:
     """Return the names of the columns, or their positions for an array."""
     names = getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
     return [str(name) for name in names]
@@ -262,7 +262,7 @@ def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, li
     """Return the steps of a ColumnTransformer that read columns, as (name, step, column
     positions).
     """
-    names = _feature_names(transformer)
+    names = feature_names(transformer)
     steps = []
     for name, step, columns in transformer.transformers_:
         if step == "drop":
@@ -356,8 +356,12 @@ def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
     """Return True for a fitted estimator, including libraries without scikit-learn's
     attribute names (NGBoost).
     """
-    with suppress(NotFittedError):
+    try:
         check_is_fitted(model)
+        return True
+    except NotFittedError:
+        pass
+    except Exception:  # noqa: BLE001 - a class without `fit` cannot be unfitted.
         return True
     if batch is None:
         return False

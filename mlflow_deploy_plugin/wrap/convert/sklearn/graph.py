@@ -339,7 +339,8 @@ class _InputColumns:
         may have an unknown width, but has all columns.
         """
         if len(inputs) == 1:
-            widths = [model.n_features_in_]
+            known_width = inputs[0].type.shape[1:]
+            widths = [(known_width and known_width[0]) or model.n_features_in_]
         else:
             widths = [source.type.shape[1] for source in inputs]
         columns = []

@@ -22,7 +22,8 @@ from sklearn.ensemble import (
     RandomForestRegressor,
     StackingClassifier,
 )
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction import DictVectorizer, FeatureHasher
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
@@ -330,6 +331,21 @@ def test_example_without_a_meaning_is_refused(
 
     with pytest.raises(InvalidConfig, match=message):
         wrap(Ridge().fit(rows, target), change(rows))
+
+
+@pytest.mark.parametrize(
+    ("step", "rows", "message"),
+    [
+        (DictVectorizer(), [{"a": 1.0}, {"b": "x"}], "^DictVectorizer reads mappings"),
+        (FeatureHasher(8), [{"a": 1.0}, {"b": "x"}], "^FeatureHasher reads mappings"),
+        (FeatureHasher(8, input_type="string"), [["a", "b"], ["c"]], "^FeatureHasher reads"),
+        (CountVectorizer(analyzer=list), [["a", "b"], ["c"]], "rows have different lengths"),
+    ],
+)
+def test_rows_that_cannot_be_tables_are_refused(step: Any, rows: list[Any], message: str) -> None:
+    model = make_pipeline(step, LogisticRegression()).fit(rows, [0, 1])
+    with pytest.raises(InvalidConfig, match=message):
+        wrap(model, rows)
 
 
 def test_integers_that_pandas_has_as_categories_are_encoded(

@@ -9,9 +9,10 @@ from sklearn.ensemble import BaggingClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
 from tests.wrap.conftest import is_proven
 
@@ -136,15 +137,21 @@ class Sampler(BaseEstimator):  # type: ignore[misc]
         return rows
 
 
-def test_a_sampler_in_a_pipeline_is_left_out() -> None:
-    rows = normal_rows(100, 2)
-    model = make_pipeline(
-        StandardScaler(),
-        Sampler(),
-        LinearRegression(),
-    ).fit(rows, rows[:, 0])
+class SamplingPipeline(Pipeline):  # type: ignore[misc]
+    """A pipeline like in imbalanced-learn, which calls samplers only in training."""
 
-    assert is_proven(model, rows)
+
+@pytest.mark.parametrize("kind", [Pipeline, SamplingPipeline])
+@pytest.mark.parametrize("steps", [[], [("scale", StandardScaler())]], ids=["first", "second"])
+@pytest.mark.parametrize("predictor", [LinearRegression(), RandomForestClassifier(5)])
+def test_a_sampler_in_a_pipeline_is_left_out(kind: Any, steps: Any, predictor: Any) -> None:
+    rows = normal_rows(100, 2)
+    model = kind([*steps, ("sample", Sampler()), ("predict", predictor)])
+
+    wrapped = wrap(model.fit(rows, rows[:, 0] > 0), rows)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.converted.files  # The files of the exact explanations.
 
 
 class BalancedForest(RandomForestClassifier):  # type: ignore[misc]

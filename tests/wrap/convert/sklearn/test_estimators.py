@@ -205,7 +205,7 @@ def test_the_original_is_asked_less_often_than_the_table_has_columns() -> None:
     assert CountedPipeline.calls < table.shape[1]
 
 
-def test_columns_may_be_unused_and_have_any_name(weather: Weather) -> None:
+def test_used_columns_are_inputs_with_any_name(weather: Weather) -> None:
     table, labels = weather
     table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
     columns = make_column_transformer(
@@ -216,7 +216,9 @@ def test_columns_may_be_unused_and_have_any_name(weather: Weather) -> None:
     wrapped = wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table)
 
     assert wrapped.report.state == "proven"
-    assert [entry.columns[0] for entry in wrapped.converted.inputs] == list(table.columns)
+    used = {"label", "where (from/to)"}
+    assert {entry.columns[0] for entry in wrapped.converted.inputs} == used
+    assert set(wrapped.converted.unread) == set(table.columns) - used
 
 
 def test_pandas_categories_and_nullable_numbers_are_read(

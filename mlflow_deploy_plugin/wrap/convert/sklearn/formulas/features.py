@@ -388,10 +388,20 @@ def _basis(spline: BSpline, x: TracedArray, extrapolation: str) -> TracedArray:
     elif extrapolation in ("constant", "linear"):
         inside = np.clip(x, lowest, highest)
     values = _polynomials(spline, inside)
-    if extrapolation == "linear":
-        below = np.minimum(x - lowest, 0.0)[:, None]
-        above = np.maximum(x - highest, 0.0)[:, None]
-        values = values + below * spline(lowest, nu=1) + above * spline(highest, nu=1)
+    if inside is x or extrapolation == "periodic":
+        return values
+    # scikit-learn continues only the outermost splines. With repeated knots, other
+    # splines are not 0 at the boundary, but 0 beyond.
+    is_line = extrapolation == "linear"
+    continued = max(spline.k, 1 + (spline.k > 0)) if is_line else spline.k
+    position = np.arange(spline.c.shape[1])
+    first = position < continued
+    for knot, is_beyond, is_continued in (
+        (lowest, x < lowest, first),
+        (highest, x > highest, first[::-1]),
+    ):
+        beyond = (x - knot)[:, None] * (spline(knot, nu=1) * is_line) + spline(knot)
+        values = np.where(is_beyond[:, None], beyond * is_continued, values)
     return values
 
 
@@ -400,7 +410,8 @@ def _polynomials(spline: BSpline, x: TracedArray) -> TracedArray:
     adjacent knots.
     """
     degree = spline.k
-    starts = np.unique(spline.t[degree : len(spline.t) - degree])[:-1]
+    knots = np.unique(spline.t[degree : len(spline.t) - degree])
+    starts = knots[: max(len(knots) - 1, 1)]  # A constant column has only one knot.
     position = (x[:, None] >= starts).astype(np.int64).sum(axis=1)
     position = np.maximum(position - 1, 0)
     derivatives = [spline(starts, nu=n) / factorial(n) for n in range(degree + 1)]

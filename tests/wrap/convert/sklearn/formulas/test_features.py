@@ -138,6 +138,17 @@ def test_products_of_many_columns_are_few_nodes() -> None:
     assert len(wrap(model, rows).converted.proto.graph.node) < 20
 
 
+@pytest.mark.parametrize("knots", ["uniform", "quantile"])
+@pytest.mark.parametrize("extrapolation", ["constant", "linear"])
+def test_splines_of_few_distinct_numbers_are_proven(extrapolation: str, knots: str) -> None:
+    codes = np.random.default_rng(2).integers(0, 2, len(ROWS)) / 10
+    constant = np.full(len(ROWS), 3.0)
+    rows = np.column_stack([ROWS[:, 0], codes, constant])
+    step = SplineTransformer(knots=knots, extrapolation=extrapolation)
+
+    assert is_proven(make_pipeline(step, Ridge()).fit(rows, 100 * VALUES), rows)
+
+
 @pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
 def test_splines_of_a_missing_value_are_zeros(extrapolation: str) -> None:
     rows = np.where(

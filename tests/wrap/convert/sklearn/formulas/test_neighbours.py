@@ -45,6 +45,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas import neighbours
 from mlflow_deploy_plugin.wrap.flavor.saved_model import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
+from tests.support.refusals import mentions
 from tests.wrap.conftest import is_proven
 
 ROWS = normal_rows(150, 3)
@@ -307,6 +308,26 @@ def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(
     graph = OnnxModel.load(tmp_path / "model")
     predictions = graph.prediction(graph.run(graph.schema.from_array(rows)))
     assert np.asarray(predictions).tolist() == pipeline.predict(rows).tolist()
+
+
+@pytest.mark.parametrize(
+    ("model", "limit"),
+    [
+        (KNeighborsRegressor(), "10,000"),
+        (RadiusNeighborsRegressor(100.0), "10,000"),
+        (KMeans(3, n_init=1, random_state=0), "1,000,000,000"),
+        (SVR(), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_version_states_how_far_distances_are_proven(model: Any, limit: str | None) -> None:
+    pipeline = make_pipeline(StandardScaler(), model).fit(CENTRES, CENTRES[:, 0])
+
+    figures = wrap(pipeline, CENTRES).report.figures()
+
+    assert figures["state"] == "proven"
+    assert ("limit" in figures) == (limit is not None)
+    assert limit is None or mentions(str(figures["limit"]), limit)
 
 
 def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(
