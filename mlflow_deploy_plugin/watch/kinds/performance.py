@@ -21,11 +21,11 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.history import with_history
+from mlflow_deploy_plugin.watch.history import earlier_values, with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
 from mlflow_deploy_plugin.watch.sequential.budget import LASTING_SHARE
-from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey
+from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey, alarm_key
 from mlflow_deploy_plugin.watch.sequential.metrics import (
     COMPLAINTS,
     LABEL,
@@ -204,10 +204,11 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     labelled = usable.labelled
     measure = partial(weighted_metrics, window.predictions, sampling=sampling)
     everyone = np.ones(len(table), bool)
-    measured = measure(labelled, everyone, window.names)
+    measured = _with_noise(window, measure(labelled, everyone, window.names), confidence)
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
         of_rows = measure(labelled, rows, window.required)
+        of_rows = _with_noise(window, of_rows, confidence, segment)
         findings += _findings(window, of_rows, confidence, segment)
     if usable.may_be_complaints:
         findings = [_without_violation(finding) for finding in findings]
@@ -221,6 +222,27 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         [*_unlabelled_notes(window, labelled), *usable.notes, *segment_notes],
         _label_figures(followed, labelled),
     )
+
+
+def _with_noise(
+    window: _Window,
+    measured: Metrics,
+    confidence: float,
+    segment: str = "",
+) -> Metrics:
+    """Return the metrics, whose intervals include the noise of the schedule's windows,
+    unless the requirements refer to the judged window only.
+    """
+    request = window.request
+    if request.spec.independent_rows or not request.follows_levels:
+        return measured
+    widened = dict(measured)
+    for name, metric in measured.items():
+        if isinstance(metric, intervals.MetricInterval):
+            key = alarm_key(name, segment)
+            before = earlier_values(request, key, request.window.start)
+            widened[name] = metric.widened([*before.values()], confidence)
+    return widened
 
 
 def _without_violation(finding: Finding) -> Finding:
