@@ -523,21 +523,15 @@ def _result(
 
 def _label_levels(window: _Window) -> Levels:
     """Return the share of labelled rows, and the shares of the most frequent classes
-    among the labels and among the predictions, or the means of both.
+    among the labels and among the predictions.
     """
     predictions = window.predictions
     is_labelled = window.labelled.rows
     levels = {LABELLED: float(is_labelled.mean())}
-    truth = predictions.truth[is_labelled]
     classified = predictions.classified
     if classified is None:
-        assert predictions.numbers is not None
-        numbers = predictions.numbers[np.isfinite(predictions.numbers)]
-        return {
-            **levels,
-            SeriesKey("", LABEL): float(truth.mean()),
-            SeriesKey("", PREDICTED): float(numbers.mean()),
-        }
+        return levels
+    truth = predictions.truth[is_labelled]
     count = len(classified.classes)
     labels = np.bincount(truth, minlength=count) / len(truth)
     predicted = np.bincount(classified.predicted, minlength=count) / len(is_labelled)

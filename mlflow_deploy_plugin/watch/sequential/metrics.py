@@ -43,13 +43,10 @@ COMPLAINTS = "complaints per 1,000 rows"
 _METRIC = "metric"
 LABEL = "label"
 PREDICTED = "predicted"
-"""The share of a class among the labels and among the predictions, or the mean label
-and the mean prediction, whose column is empty.
-"""
+"""The share of a class among the labels and among the predictions."""
 LABELLED = SeriesKey("", "labelled")
 """The share of rows with a label."""
 _NO_LABELS: Levels = MappingProxyType({})
-_MEAN_LABEL = SeriesKey("", LABEL)
 _MOST_CLASSES = 4
 _MOVED = 2.5
 """The standard errors by which a figure differs from the 20 windows before a shift, if
@@ -154,6 +151,9 @@ class _Course:
         error = np.sqrt(1 / len(since) + 1 / len(before))
         return int(np.sign(change)) if abs(change) > _MOVED * error else 0
 
+    def predicted_since(self, key: SeriesKey, onset: int) -> int:
+        return self.moves_since(replace(key, figure=PREDICTED), onset)
+
     def is_excused(self, shift: Shift) -> bool:
         """Return True if the share of labelled rows has changed with the shift, or the
         predictions with the shift of a label.
@@ -161,20 +161,7 @@ class _Course:
         if self.moves_since(LABELLED, shift.onset):
             return True
         key = self.keys[shift.series]
-        predicted = self.moves_since(replace(key, figure=PREDICTED), shift.onset)
-        return key.figure == LABEL and predicted == shift.sign
-
-    def has_new_labels(self, onset: int) -> bool:
-        """Return True if labels have changed since the onset, and predictions have
-        not.
-        """
-        for key in self.keys:
-            if key.figure == LABEL:
-                moves = self.moves_since(key, onset)
-                predicted = self.moves_since(replace(key, figure=PREDICTED), onset)
-                if moves and moves != predicted:
-                    return True
-        return False
+        return key.figure == LABEL and self.predicted_since(key, shift.onset) == shift.sign
 
     def finding(self, shift: Shift, length: timedelta) -> Finding:
         """Return the finding about a shift: its mean size since it began, in standard
@@ -197,10 +184,15 @@ class _Course:
         )
         if is_late:
             reason += f"; {_LATE}"
-        elif self.has_new_labels(shift.onset):
+        elif any(
+            key.figure == LABEL
+            and self.moves_since(key, shift.onset)
+            not in (0, self.predicted_since(key, shift.onset))
+            for key in self.keys
+        ):
             reason += f"; {_NEW_LABELS}"
         return Finding(
-            subject=f"label {key.column}".rstrip() if key.figure == LABEL else key.column,
+            subject=f"label {key.column}" if key.figure == LABEL else key.column,
             check="shift",
             state="cannot tell" if is_late else "drift",
             reason=reason,
@@ -238,9 +230,8 @@ def _follow(
         totals.update(
             {key: value for key, value in window.evidence.levels.items() if key.figure == LABEL}
         )
-    labels = [key for key, _ in totals.most_common(1 + _MOST_CLASSES)]
     # The shares of all classes add up to 1.
-    labels = labels[1:] if len(labels) > 1 else labels[: int(_MEAN_LABEL in labels)]
+    labels = [key for key, _ in totals.most_common(1 + _MOST_CLASSES)][1:]
     keys = [*required, *labels, *(replace(key, figure=PREDICTED) for key in labels)]
     values = np.stack([_levels(windows, key) for key in keys], axis=1)
     first = _reference_size(windows)
@@ -290,8 +281,7 @@ def _detector_windows(
     scales = np.sqrt(usual_rows / np.minimum(rows, usual_rows))[:, None]
     is_metric = np.array([key.figure == _METRIC for key in keys])
     # One row, or one complaint, in the usual number of rows.
-    is_mean = np.array([not key.column and key != LABELLED for key in keys])
-    smallest = np.where(is_metric | is_mean, _SMALLEST, 1 / usual_rows)
+    smallest = np.where(is_metric, _SMALLEST, 1 / usual_rows)
     smallest[[key.column == COMPLAINTS for key in keys]] = 1_000 / usual_rows
     return Windows(
         values=np.array([*map(_worse_sign, keys)]) * values,

@@ -209,6 +209,7 @@ def test_few_rows_make_a_metric_less_certain() -> None:
     assert not any(found)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("late", "redefined", "worse", "found"),
     [
