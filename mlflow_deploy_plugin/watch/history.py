@@ -93,7 +93,8 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     """Return the finding with the change from the windows before its alarm."""
     if finding.check != "criterion" or finding.value is None or finding.change:
         return finding
-    values = _values_before_alarm(request, finding)
+    start = datetime.fromisoformat(finding.since) if finding.since else request.window.start
+    values = earlier_values(request, finding.key, start)
     if not values:
         return finding
     usual, source = _usual_value(request.window, values)
@@ -108,16 +109,14 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     return replace(finding, change=f"{then} ({source}) → {now}, {direction}")
 
 
-def _values_before_alarm(request: WindowRequest, finding: Finding) -> dict[int, float]:
-    """Return the values of the earlier windows, by start in microseconds."""
-    if finding.since:
-        begin = datetime.fromisoformat(finding.since)
-    else:
-        begin = request.window.start
+def earlier_values(request: WindowRequest, key: str, until: datetime) -> dict[int, float]:
+    """Return the values of a criterion (`alarm_key`) in the windows that start earlier,
+    by start in microseconds.
+    """
     values: dict[int, float] = {}
     for window in request.past:
-        outcome = window.evidence.outcomes.get(finding.key)
-        if window.start < begin and outcome is not None and outcome.value is not None:
+        outcome = window.evidence.outcomes.get(key)
+        if window.start < until and outcome is not None and outcome.value is not None:
             values[microseconds(window.start)] = outcome.value
     return values
 

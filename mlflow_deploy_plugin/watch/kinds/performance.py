@@ -21,11 +21,18 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.history import with_history
+from mlflow_deploy_plugin.watch.history import earlier_values, with_history
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import find_segments
 from mlflow_deploy_plugin.watch.sequential.budget import LASTING_SHARE
-from mlflow_deploy_plugin.watch.sequential.metrics import COMPLAINTS, follow_metrics
+from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey, alarm_key
+from mlflow_deploy_plugin.watch.sequential.metrics import (
+    COMPLAINTS,
+    LABEL,
+    LABELLED,
+    PREDICTED,
+    follow_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics import intervals
 from mlflow_deploy_plugin.watch.statistics.cbpe import (
     COMPLETE,
@@ -51,6 +58,7 @@ _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
+_KEPT_CLASSES = 10
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 _ASK = (
@@ -196,10 +204,11 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     labelled = usable.labelled
     measure = partial(weighted_metrics, window.predictions, sampling=sampling)
     everyone = np.ones(len(table), bool)
-    measured = measure(labelled, everyone, window.names)
+    measured = _with_noise(window, measure(labelled, everyone, window.names), confidence)
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
         of_rows = measure(labelled, rows, window.required)
+        of_rows = _with_noise(window, of_rows, confidence, segment)
         findings += _findings(window, of_rows, confidence, segment)
     if usable.may_be_complaints:
         findings = [_without_violation(finding) for finding in findings]
@@ -213,6 +222,27 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         [*_unlabelled_notes(window, labelled), *usable.notes, *segment_notes],
         _label_figures(followed, labelled),
     )
+
+
+def _with_noise(
+    window: _Window,
+    measured: Metrics,
+    confidence: float,
+    segment: str = "",
+) -> Metrics:
+    """Return the metrics, whose intervals include the noise of the schedule's windows,
+    unless the requirements refer to the judged window only.
+    """
+    request = window.request
+    if request.spec.independent_rows or not request.follows_levels:
+        return measured
+    widened = dict(measured)
+    for name, metric in measured.items():
+        if isinstance(metric, intervals.MetricInterval):
+            key = alarm_key(name, segment)
+            before = earlier_values(request, key, request.window.start)
+            widened[name] = metric.widened([*before.values()], confidence)
+    return widened
 
 
 def _without_violation(finding: Finding) -> Finding:
@@ -471,11 +501,13 @@ def _result(
     spec = window.request.spec
     share = window.labels / max(len(rows.table), 1)
     metrics = {name: followed[name] for name in window.required if name in followed}
+    labels = _label_levels(window) if metrics else {}
     size = window.labels
     if spec.labels == "reported":
+        labels = {}
         size = len(rows.table)
         metrics = {COMPLAINTS: 1_000 * share} if size >= spec.min_rows else {}
-    evidence, shifts = follow_metrics(window.request, metrics, size)
+    evidence, shifts = follow_metrics(window.request, metrics, size, labels)
     findings = [*with_history(window.request, findings), *shifts]
     return window.request.result(
         *intervals.overall_state(findings),
@@ -487,6 +519,27 @@ def _result(
         notes=(*window.notes, *notes),
         evidence=evidence,
     )
+
+
+def _label_levels(window: _Window) -> Levels:
+    """Return the share of labelled rows, and the shares of the most frequent classes
+    among the labels and among the predictions.
+    """
+    predictions = window.predictions
+    is_labelled = window.labelled.rows
+    levels = {LABELLED: float(is_labelled.mean())}
+    classified = predictions.classified
+    if classified is None:
+        return levels
+    truth = predictions.truth[is_labelled]
+    count = len(classified.classes)
+    labels = np.bincount(truth, minlength=count) / len(truth)
+    predicted = np.bincount(classified.predicted, minlength=count) / len(is_labelled)
+    for index in np.argsort(-labels, kind="stable")[:_KEPT_CLASSES].tolist():
+        name = classified.classes[index]
+        levels[SeriesKey(name, LABEL)] = float(labels[index])
+        levels[SeriesKey(name, PREDICTED)] = float(predicted[index])
+    return levels
 
 
 def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refused:

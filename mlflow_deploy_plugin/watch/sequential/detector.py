@@ -339,7 +339,7 @@ def _find_shifts(
     )
     strongest = by_sign.max(axis=0)
     for series in np.argsort(-strongest, kind="stable").tolist():
-        if strongest[series] < strongest.max() and np.log(strongest[series]) <= limit:
+        if strongest[series] < min(strongest.max(), math.exp(limit)):
             return
         sign = 1 if by_sign[0, series] >= by_sign[1, series] else -1
         sums = np.cumsum(sign * innovations[::-1, series])

@@ -1,11 +1,18 @@
-"""The required metrics, or the complaints, of labelled windows over time: a lasting
-shift for the worse is a finding.
+"""The required metrics, or the complaints, of labelled windows over time, and their
+labels: a lasting shift for the worse, or of the labels, is a finding.
+
+Labels that are late or missing change a metric as well. Therefore a shift that comes
+with a change of the share of labelled rows is no drift, and its new level becomes
+usual. A shift of the labels that comes with one of the predictions is a change of the
+data, which monitors of kind `drift` judge.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,11 +35,31 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     Evidence,
     JudgedWindow,
+    Levels,
     SeriesKey,
 )
 
 COMPLAINTS = "complaints per 1,000 rows"
 _METRIC = "metric"
+LABEL = "label"
+PREDICTED = "predicted"
+"""The share of a class among the labels and among the predictions."""
+LABELLED = SeriesKey("", "labelled")
+"""The share of rows with a label."""
+_NO_LABELS: Levels = MappingProxyType({})
+_MOST_CLASSES = 4
+_MOVED = 2.5
+"""The standard errors by which a figure differs from the 20 windows before a shift, if
+it has changed too.
+"""
+_LATE = (
+    "the share of labelled rows has changed too, so labels that are late or missing may be the "
+    "cause"
+)
+_NEW_LABELS = (
+    "the labels have changed and the predictions have not: labels are defined or collected "
+    "differently, or the model misses a change"
+)
 _ROWS = SeriesKey("", "rows")
 """The number of rows that the metrics of a window are measured on."""
 _MOST_WINDOWS = 90
@@ -49,68 +76,131 @@ def follow_metrics(
     request: WindowRequest,
     metrics: Mapping[str, float],
     rows: int,
+    labels: Levels = _NO_LABELS,
 ) -> tuple[Evidence, list[Finding]]:
     """Return the evidence of a window, whose metrics are measured on this number of
-    rows, and a finding for each metric with an open shift for the worse.
+    rows, and a finding for each open shift of the labels, and of each metric for the
+    worse.
 
     Without a budget, or with fewer than 20 earlier windows that have the same metrics,
     there is no finding.
     """
-    levels = {SeriesKey(name, _METRIC): value for name, value in metrics.items()}
-    evidence = Evidence(f"labels: {request.spec.labels}", {**levels, _ROWS: float(rows)})
+    required = {SeriesKey(name, _METRIC): value for name, value in metrics.items()}
+    if labels:
+        required[LABELLED] = labels[LABELLED]
+    levels = {**required, **labels, _ROWS: float(rows)}
+    evidence = Evidence(f"labels: {request.spec.labels}", levels)
     past = [
         window
         for window in request.past
         if window.evidence.basis == evidence.basis
-        and window.evidence.levels.keys() >= levels.keys()
+        and window.evidence.levels.keys() >= required.keys()
     ]
     is_followed = request.follows_levels and metrics and len(past) >= FEWEST_WINDOWS
     if not request.false_per_year or not is_followed:
         return evidence, []
     judged = JudgedWindow(request.window.start, "", evidence)
-    course = _follow(request, [*past, judged], request.false_per_year)
-    length = request.window.length
-    findings = [course.finding(shift, length) for shift in course.tracking.shifts if shift.sign > 0]
-    shifts = {SeriesKey(finding.subject, _METRIC): finding.since for finding in findings}
-    return replace(evidence, shifts=shifts), findings
+    course = _follow(request, [*past, judged], [*required], request.false_per_year)
+    findings = {
+        course.keys[shift.series]: course.finding(shift, request.window.length)
+        for shift in course.shown_shifts()
+    }
+    shifts = {key: finding.since for key, finding in findings.items() if finding.is_alarm}
+    return replace(evidence, shifts=shifts), [*findings.values()]
 
 
 @dataclass(frozen=True, eq=False)
 class _Course:
-    """The metrics of all windows, [N, m], and the shifts that the detector has
-    found.
+    """The figures of all windows, [N, m], and the shifts that the detector has found.
+
+    Attributes:
+        late: the last shift of each series that came with a change of the share of
+            labelled rows.
     """
 
-    names: Sequence[str]
+    keys: Sequence[SeriesKey]
     starts: Sequence[datetime]
     values: Array
     tracking: Tracking
+    late: Mapping[int, Shift]
+
+    def shown_shifts(self) -> Sequence[Shift]:
+        """Return the open shifts, those of labels first, and the metrics' recent shifts
+        that came with a change of the share of labelled rows.
+        """
+        newest = len(self.starts) - FEWEST_WINDOWS
+        late = [
+            shift
+            for shift in self.late.values()
+            if shift.onset >= newest and self.keys[shift.series].figure == _METRIC
+        ]
+        drifts = [shift for shift in self.tracking.shifts if not self.is_excused(shift)]
+        found = {shift.series: shift for shift in (*late, *drifts)}
+        return sorted(found.values(), key=lambda shift: self.keys[shift.series].figure != LABEL)
+
+    def moves_since(self, key: SeriesKey, onset: int) -> int:
+        """Return the sign of the figure's change from the 20 windows before the onset;
+        0 if it has hardly changed.
+        """
+        if key not in self.keys:
+            return 0
+        innovations = self.tracking.innovations[:, self.keys.index(key)]
+        before = innovations[onset - FEWEST_WINDOWS : onset]
+        since = innovations[onset:]
+        change = since.mean() - before.mean()
+        error = np.sqrt(1 / len(since) + 1 / len(before))
+        return int(np.sign(change)) if abs(change) > _MOVED * error else 0
+
+    def predicted_since(self, key: SeriesKey, onset: int) -> int:
+        return self.moves_since(replace(key, figure=PREDICTED), onset)
+
+    def is_excused(self, shift: Shift) -> bool:
+        """Return True if the share of labelled rows has changed with the shift, or the
+        predictions with the shift of a label.
+        """
+        if self.moves_since(LABELLED, shift.onset):
+            return True
+        key = self.keys[shift.series]
+        return key.figure == LABEL and self.predicted_since(key, shift.onset) == shift.sign
 
     def finding(self, shift: Shift, length: timedelta) -> Finding:
         """Return the finding about a shift: its mean size since it began, in standard
         deviations, and the interval in which it began.
         """
-        name = self.names[shift.series]
+        key = self.keys[shift.series]
+        is_late = shift is self.late.get(shift.series)
         baseline = self.tracking.baseline
-        levels = self.tracking.levels[shift.onset :, shift.series]
-        change = _worse_sign(name) * (levels.mean() - baseline.mean[shift.series])
+        levels = self.tracking.levels[:, shift.series]
+        usual = baseline.mean[shift.series]
+        if is_late:  # The baseline begins with the shift.
+            usual = levels[shift.onset - FEWEST_WINDOWS : shift.onset].mean()
+        change = _worse_sign(key) * (levels[shift.onset :].mean() - usual)
         deviations = change / baseline.deviation[shift.series]
         now = self.values[shift.onset :, shift.series].mean()
         direction = "higher" if change > 0 else "lower"
         start = self.starts[shift.onset]
+        reason = (
+            f"{deviations:+.1f} standard deviations of the earlier windows, on average since then"
+        )
+        if is_late:
+            reason += f"; {_LATE}"
+        elif any(
+            key.figure == LABEL
+            and self.moves_since(key, shift.onset)
+            not in (0, self.predicted_since(key, shift.onset))
+            for key in self.keys
+        ):
+            reason += f"; {_NEW_LABELS}"
         return Finding(
-            subject=name,
+            subject=f"label {key.column}" if key.figure == LABEL else key.column,
             check="shift",
-            state="drift",
-            reason=(
-                f"{deviations:+.1f} standard deviations of the earlier windows, on average since "
-                "then"
-            ),
+            state="cannot tell" if is_late else "drift",
+            reason=reason,
             value=float(deviations),
             change=f"{now - change:.4g} → {now:.4g}, {direction}",
             since=start.isoformat(),
             since_end=(start + length).isoformat(),
-            in_a_row=len(levels),
+            in_a_row=len(levels) - shift.onset,
             since_range=(
                 self.starts[shift.earliest - 1].isoformat(),
                 (self.starts[shift.latest] + length).isoformat(),
@@ -119,37 +209,62 @@ class _Course:
         )
 
 
-def _worse_sign(name: str) -> int:
+def _worse_sign(key: SeriesKey) -> int:
     """Return the sign of a change for the worse: 1 for losses and complaints."""
-    metric = MONITOR_METRICS["performance"].get(name)
+    metric = MONITOR_METRICS["performance"].get(key.column if key.figure == _METRIC else "")
     return -1 if metric is not None and metric.sign == ">=" else 1
 
 
 def _follow(
     request: WindowRequest,
     windows: Sequence[JudgedWindow],
+    required: Sequence[SeriesKey],
     false_per_year: float,
 ) -> _Course:
-    """Follow the windows, the last of which is the judged window."""
-    keys = [key for key in windows[-1].evidence.levels if key != _ROWS]
-    names = [key.column for key in keys]
+    """Follow the windows, the last of which is the judged window. Shifts that come with
+    a change of the share of labelled rows, or of labels with one of the predictions,
+    begin a new baseline.
+    """
+    totals: Counter[SeriesKey] = Counter()
+    for window in windows:
+        totals.update(
+            {key: value for key, value in window.evidence.levels.items() if key.figure == LABEL}
+        )
+    # The shares of all classes add up to 1.
+    labels = [key for key, _ in totals.most_common(1 + _MOST_CLASSES)][1:]
+    keys = [*required, *labels, *(replace(key, figure=PREDICTED) for key in labels)]
     values = np.stack([_levels(windows, key) for key in keys], axis=1)
     first = _reference_size(windows)
-    followed = _detector_windows(request, windows, names, values, first)
-    rate = lasting_rate(request.spec, false_per_year)
+    followed = _detector_windows(request, windows, keys, values, first)
+    limit = limit_for(followed, lasting_rate(request.spec, false_per_year))
     starts = [window.start for window in windows]
-    return _Course(names, starts, values, track(followed, limit_for(followed, rate)))
+    late: dict[int, Shift] = {}
+    while True:
+        course = _Course(keys, starts, values, track(followed, limit), late)
+        excused = [
+            shift
+            for shift in course.tracking.shifts
+            if course.is_excused(shift)
+            and (shift.series not in late or shift.onset > late[shift.series].onset)
+        ]
+        if not excused:
+            return course
+        for shift in excused:
+            late[shift.series] = shift
+            followed.restarts[shift.series] = shift.onset
 
 
 def _levels(windows: Sequence[JudgedWindow], key: SeriesKey) -> Array:
-    """Return the level of each window, [N] float64."""
-    return np.array([window.evidence.levels[key] for window in windows])
+    """Return the level of each window, [N] float64; a class that a window does not have
+    has a share of 0.
+    """
+    return np.array([window.evidence.levels.get(key, 0.0) for window in windows])
 
 
 def _detector_windows(
     request: WindowRequest,
     windows: Sequence[JudgedWindow],
-    names: Sequence[str],
+    keys: Sequence[SeriesKey],
     values: Array,
     first: int,
 ) -> Windows:
@@ -164,20 +279,23 @@ def _detector_windows(
     rows = _levels(windows, _ROWS)
     usual_rows = np.median(rows[:first])
     scales = np.sqrt(usual_rows / np.minimum(rows, usual_rows))[:, None]
-    smallest = [1_000 / usual_rows if name == COMPLAINTS else _SMALLEST for name in names]
+    is_metric = np.array([key.figure == _METRIC for key in keys])
+    # One row, or one complaint, in the usual number of rows.
+    smallest = np.where(is_metric, _SMALLEST, 1 / usual_rows)
+    smallest[[key.column == COMPLAINTS for key in keys]] = 1_000 / usual_rows
     return Windows(
-        values=np.array([*map(_worse_sign, names)]) * values,
+        values=np.array([*map(_worse_sign, keys)]) * values,
         reference=first,
         phases=numbers % season,
         season=season,
         gaps=np.diff(numbers, prepend=numbers[0] - 1),
         floors=np.maximum(_FLOOR * np.abs(usual), smallest),
         restarts=np.array(
-            [bisect_left(starts, request.baseline.get(name, _NEVER)) for name in names]
+            [bisect_left(starts, request.baseline.get(key.column, _NEVER)) for key in keys]
         ),
         scales=np.broadcast_to(scales, values.shape),
-        is_upward=np.ones(len(names), bool),
-        is_followed=np.ones(len(names), bool),
+        is_upward=is_metric,
+        is_followed=is_metric | np.array([key.figure == LABEL for key in keys]),
     )
 
 

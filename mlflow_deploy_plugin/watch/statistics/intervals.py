@@ -35,10 +35,11 @@ from scipy.special import expit, ndtri, stdtrit
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.spec.monitors import Requirement
+from mlflow_deploy_plugin.core.spec.monitors import MONITOR_METRICS, Requirement
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.result import Finding, State, WindowRequest
+from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE
 from mlflow_deploy_plugin.watch.statistics.dependence import dependence
 from mlflow_deploy_plugin.wrap.evaluation.metrics import resamples, weight_below_scores
 from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bounds, wilson_bounds
@@ -50,6 +51,7 @@ Method = Literal[
     "DeLong",
     "prediction interval",
     "worst case",
+    "noise of earlier windows",
 ]
 
 RESAMPLES = 400
@@ -69,6 +71,14 @@ _FEWEST_STRETCHES = 8
 With four stretches, three of four models that broke in mid-window (accuracy 0.78, then
 0.44) looked like normal variation; with eight, none of 200 did.
 """
+_LATEST = 90
+"""The maximum number of windows whose values show the noise of windows."""
+_LARGEST_CHANGE = 6.0
+"""The largest change from one window to the next, in medians of these changes."""
+_WORTH = 2 / 3
+"""The number of independent values that a change is worth (von Neumann, Annals of
+Mathematical Statistics 12, 1941).
+"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,31 @@ class MetricInterval:
     rows: int
     method: Method
     effective_n: float
+
+    def widened(self, before: Sequence[float], confidence: float) -> "MetricInterval":
+        """Return the interval with the noise of whole windows. It is the part of the
+        noise of the values in the windows before that their rows do not explain; fewer
+        than 8 values show none.
+        """
+        if len(before) < FEWEST_OF_ONE or math.isnan(self.value):
+            return self
+        changes = np.abs(np.diff(before[-_LATEST:]))
+        # A shift, or a window that is far off, counts as little as possible.
+        changes = np.minimum(changes, _LARGEST_CHANGE * np.median(changes))
+        level = (1 + confidence) / 2
+        of_rows = (self.high - self.low) / (2 * ndtri(level))
+        excess = np.square(changes).mean() / 2 - of_rows**2
+        if excess <= 0:
+            return self
+        noise = stdtrit(_WORTH * len(changes), level) * math.sqrt(excess)
+        is_share = MONITOR_METRICS["performance"][self.name].scale == "share"
+        high = self.value + math.hypot(self.high - self.value, noise)
+        return replace(
+            self,
+            low=max(self.value - math.hypot(self.value - self.low, noise), min(self.low, 0.0)),
+            high=min(high, 1.0) if is_share else high,
+            method="noise of earlier windows",
+        )
 
     @property
     def figures(self) -> dict[str, float]:

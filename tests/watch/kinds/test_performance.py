@@ -15,6 +15,7 @@ import pytest
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.watch.kinds.performance import judge
 from mlflow_deploy_plugin.watch.result import MonitorResult
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, Outcome
 from tests.support.refusals import mentions
 from tests.support.results import past_of
 from tests.watch.kinds.conftest import EndpointWorld, classify, finding
@@ -90,6 +91,44 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(
     assert figures["labelled_rows"] == 600
     assert figures["labelled_share"] == 1.0
     assert {"f1", "roc_auc", "log_loss", "brier"} <= figures.keys()
+
+
+@pytest.mark.parametrize(
+    ("noise", "skill", "changes", "state"),
+    [
+        (0.0, 1.0, {}, "violated"),
+        (0.05, 1.0, {}, "cannot tell"),
+        (0.05, 0.0, {}, "violated"),
+        (0.05, 1.0, {"independent_rows": True}, "violated"),
+    ],
+)
+def test_noise_of_earlier_days_widens_the_interval(
+    endpoint: EndpointWorld,
+    noise: float,
+    skill: float,
+    changes: dict[str, Any],
+    state: str,
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, skill=skill)
+    past = [
+        JudgedWindow(
+            DAY - timedelta(days=day),
+            "kept",
+            Evidence(
+                outcomes={"accuracy": Outcome("criterion", "kept", 0.85 + noise * (-1) ** day)}
+            ),
+        )
+        for day in range(20, 0, -1)
+    ]
+
+    result = judge(replace(endpoint.ask(**(ACCURACY | changes)), past=past))
+
+    accuracy = finding(result, "accuracy")
+    assert (result.state, accuracy.state) == (state, state)
+    low, high = result.figures["accuracy_low"], result.figures["accuracy_high"]
+    assert 0 <= low <= accuracy.value <= high <= 1
+    assert (high >= 0.8) is (state == "cannot tell")
 
 
 @pytest.mark.parametrize("beyond", [0.01, -0.01])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.metrics import (
     COMPLAINTS,
+    LABEL,
+    LABELLED,
+    PREDICTED,
     follow_metrics,
 )
 
@@ -34,6 +38,7 @@ class Days:
         metrics: Mapping[str, float],
         rows: int = ROWS,
         false_per_year: float | None = 0.5,
+        labels: Mapping[SeriesKey, float] = MappingProxyType({}),
         **context: Any,
     ) -> tuple[Evidence, list[Finding]]:
         start = FIRST + len(self.past) * DAY
@@ -48,7 +53,7 @@ class Days:
             false_per_year=false_per_year,
             **context,
         )
-        evidence, findings = follow_metrics(request, metrics, rows)
+        evidence, findings = follow_metrics(request, metrics, rows, labels)
         self.past.append(JudgedWindow(start, "cannot tell", evidence))
         return evidence, findings
 
@@ -202,6 +207,50 @@ def test_few_rows_make_a_metric_less_certain() -> None:
 
     assert days_until_found(many, fall) > 0
     assert not any(found)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("late", "redefined", "worse", "found"),
+    [
+        (0.05, 0.0, 0.0, {("accuracy", "cannot tell")}),
+        (0.0, 0.3, 0.0, {("label 1", "drift"), ("accuracy", "drift")}),
+        (0.0, 0.0, 0.15, {("accuracy", "drift")}),
+    ],
+)
+def test_changed_labels_are_not_a_worse_model(
+    late: float,
+    redefined: float,
+    worse: float,
+    found: set[tuple[str, str]],
+) -> None:
+    """Labels of 1 come later each day; some labels of 1 become 0; answers are worse."""
+    rng = np.random.default_rng(0)
+    days = Days()
+    outcomes = set()
+    for day in range(-40, 20):
+        truth = rng.random(2_000) < 0.3
+        right = rng.random(2_000) < np.where(truth, 0.95, 0.8) - worse * (day >= 0)
+        predicted = np.where(right, truth, ~truth)
+        label = truth & (rng.random(2_000) >= redefined * (day >= 0))
+        has_label = ~label | (rng.random(2_000) >= late * max(day, 0))
+        levels = {
+            LABELLED: has_label.mean(),
+            SeriesKey("1", LABEL): label[has_label].mean(),
+            SeriesKey("0", LABEL): 1 - label[has_label].mean(),
+            SeriesKey("1", PREDICTED): predicted.mean(),
+            SeriesKey("0", PREDICTED): 1 - predicted.mean(),
+        }
+        accuracy = (predicted == label)[has_label].mean()
+        _, findings = days.judge(
+            {"accuracy": accuracy},
+            rows=int(has_label.sum()),
+            false_per_year=0.5 if day >= 0 else None,
+            labels=levels,
+        )
+        outcomes |= {(finding.subject, finding.state) for finding in findings}
+
+    assert outcomes == found
 
 
 @pytest.mark.long

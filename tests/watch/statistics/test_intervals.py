@@ -4,6 +4,7 @@ correlated.
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import binom, norm
 
 from mlflow_deploy_plugin.core.errors import Refused
@@ -75,6 +76,46 @@ def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float,
     ]
 
     assert float(binom.pmf(hits, rows, share)[missed].sum()) <= rate
+
+
+def test_days_with_noise_violate_a_requirement_within_the_budget() -> None:
+    """In 10 years, intervals of the rows violate it 40 times."""
+    rng = np.random.default_rng(0)
+    confidence = 1 - 0.125 / 365
+    violated = 0
+    for _ in range(10):
+        values = rng.binomial(460, expit(1.45 + 0.3 * rng.normal(size=365))) / 460
+        for day in range(10, 365):
+            interval = wilson_interval("accuracy", 460 * values[day], 460, confidence)
+            violated += interval.widened(values[:day], confidence).high < 0.75
+
+    assert violated <= 3
+
+
+@pytest.mark.parametrize(
+    ("noise", "before", "value", "is_violated"),
+    [
+        (0.3, [], 0.66, False),
+        (0.3, [], 0.3, True),
+        (0.0, [], 0.66, True),
+        (0.0, [0.3], 0.66, True),
+        (0.0, [0.66] * 30, 0.66, True),
+    ],
+)
+def test_noise_hides_no_crash_and_no_lasting_fall(
+    noise: float,
+    before: list[float],
+    value: float,
+    is_violated: bool,
+) -> None:
+    rng = np.random.default_rng(0)
+    calm = rng.binomial(460, expit(1.45 + noise * rng.normal(size=45))) / 460
+    interval = wilson_interval("accuracy", 460 * value, 460, 0.9997)
+
+    widened = interval.widened([*calm, *before], 0.9997)
+
+    assert (widened.high < 0.75) is is_violated
+    assert interval.high < 0.75
 
 
 def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
