@@ -19,8 +19,6 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal
 
-import numpy as np
-
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
@@ -39,7 +37,7 @@ from mlflow_deploy_plugin.watch.drift.references.random_windows import (
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.result import Finding
-from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE
+from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE, few_rows
 from mlflow_deploy_plugin.watch.sequential.course import (
     Course,
     FigureTest,
@@ -452,11 +450,4 @@ def too_few_rows(group: ColumnGroup, spec: MonitorSpec) -> str:
         if pieces.total.rows:
             return _NO_TIMES
         return "the reference has no rows"
-    median = int(np.median([window.rows for window in pieces.windows]))
-    if median < MIN_COMPARED_ROWS:
-        return (
-            f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of "
-            f"this length, with a median of {median}; at least {MIN_COMPARED_ROWS} are "
-            "needed: judge longer windows (every)"
-        )
-    return ""
+    return few_rows(pieces)

@@ -78,7 +78,7 @@ from mlflow_deploy_plugin.watch.segments import (
 )
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.watch.sequential.course import History
-from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence
+from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence, LevelSeries
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
 from mlflow_deploy_plugin.watch.statistics.intervals import (
@@ -92,6 +92,7 @@ SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000
 """The number of rows above which the report shows only some hours of the window."""
 _MOST_COLUMNS = 20
+_MOST_CHARTS = 5
 _SHOWN_ROWS = 5_000
 _DROPPED = "capture.drop excludes it from the log"
 _MASKED = "capture.mask replaces its values in the log with hashes"
@@ -246,7 +247,7 @@ class WindowComparison:
             findings=findings,
             figures=figures,
             notes=(*self._notes_of(verdict, shifts), *effect_notes),
-            report=self._report_data(verdict, shifts, sample),
+            report=self._report_data(findings, shifts.charts, sample),
             evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
         )
 
@@ -266,17 +267,17 @@ class WindowComparison:
 
     def _report_data(
         self,
-        verdict: DriftVerdict,
-        shifts: ShiftVerdict,
+        findings: Sequence[Finding],
+        charts: Sequence[LevelSeries],
         sample: tuple[pa.Table, pa.Table] | None,
     ) -> ReportData:
         """Return the data for the report: the columns of the `sample` of the reference
         and the window (no column without a sample), the sketches and the charts of the
-        shifts.
+        findings that are shown first.
         """
         pairs = []
         if sample is not None:
-            subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
+            subjects = {finding.subject for finding in findings} - self.excluded.keys()
             reference, window = (read_columns(table)[0] for table in sample)
             pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
         inputs = {
@@ -284,10 +285,13 @@ class WindowComparison:
         }
         sketches = profile_to_parquet(Profile(self.profile.rows, inputs))
         accuracy = self.request.accuracy
-        levels = shifts.charts
+        by_column = {chart.key: chart for chart in charts}
+        shown = dict.fromkeys(item.key for item in sorted(findings, key=shown_order))
+        levels = [by_column[key] for key in shown if key in by_column]
+        del levels[_MOST_CHARTS:]
         if levels and accuracy:
-            levels = (*levels, accuracy)
-        return ReportData(pairs, {SKETCHES: sketches}, levels)
+            levels.append(accuracy)
+        return ReportData(pairs, {SKETCHES: sketches}, tuple(levels))
 
     def _with_correlation(
         self,

@@ -15,7 +15,8 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import duration_text, length_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.column_findings import MIN_COMPARED_ROWS
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces
 from mlflow_deploy_plugin.watch.sequential.baseline import remove_cycle
 from mlflow_deploy_plugin.watch.sequential.detector import (
     Windows,
@@ -214,6 +215,20 @@ def _more_windows(seconds: int, windows: int, fewest: int) -> str:
     return remedy
 
 
+def few_rows(pieces: ReferencePieces) -> str:
+    """Return the reason why windows with so few rows cannot be compared, or an empty
+    text.
+    """
+    median = int(np.median([window.rows for window in pieces.windows]))
+    if median >= MIN_COMPARED_ROWS:
+        return ""
+    return (
+        f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of "
+        f"this length, with a median of {median}; at least {MIN_COMPARED_ROWS} are "
+        "needed: judge longer windows (every)"
+    )
+
+
 def check_budget(
     reference: DriftReference,
     spec: MonitorSpec,
@@ -226,11 +241,13 @@ def check_budget(
     Args:
         false_per_year: the monitor's share of the endpoint's budget.
 
-    Raises InvalidConfig if the reference has fewer than 20 windows, or if it does not
-    contain the season twice.
+    Raises InvalidConfig if the reference has fewer than 20 windows or few rows in each,
+    or if it does not contain the season twice.
     """
     levels = reference_levels(reference, sorted(reference.bins), segments or {})
     require_windows(reference, levels, spec, FEWEST_WINDOWS)
+    if reason := few_rows(reference.pieces):
+        raise InvalidConfig(reason)
     season_windows(spec, len(levels.starts_us), levels.length_us)
     lines = [*unkept(levels, spec, false_per_year)]
     red = open_share(spec, false_per_year)

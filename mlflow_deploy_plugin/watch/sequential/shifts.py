@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice
 
 import numpy as np
 
@@ -30,7 +29,6 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     FigureSeries,
 )
 
-_MOST_CHARTS = 5
 _SHOWN_WINDOWS = 60
 """The number of windows in a chart, as in `reports/trend.py`."""
 _MOST_RED = 0.2
@@ -212,7 +210,7 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     """
     windows = _charted_windows(course.starts)
     baseline = course.tracking.baseline
-    for column, shift in islice(_charted_series(course, drifted).items(), _MOST_CHARTS):
+    for column, shift in _charted_series(course, drifted).items():
         series = course.series[column]
         values = course.windows.values[:, column]
         usual = values - course.tracking.levels[:, column] + baseline.mean[column]

@@ -134,6 +134,8 @@ def test_reason_begins_with_the_column_of_the_largest_effect(
     assert len(judged.reason.split()) <= 40
     assert alarms[0].subject == "a"
     assert alarms[-1].subject == "b"
+    charts = [chart.key for chart in judged.report.levels]
+    assert charts == [*dict.fromkeys(alarm.key for alarm in alarms)]
 
 
 def test_effect_in_a_segment_is_that_on_its_rows(ask: Callable[..., MonitorResult]) -> None:

@@ -104,7 +104,7 @@ def test_rows_with_times_are_one_window_compared_to_reference_windows() -> None:
 
     assert str(answer.window) == "2024-03-01/2024-03-02"
     assert answer.state == "drift"
-    assert "windows" in answer.reason
+    assert any("windows of the reference" in note for note in answer.notes)
     assert not any("independent" in note for note in answer.notes)
 
 
@@ -193,6 +193,21 @@ def test_excluded_columns_are_not_the_event_times(folder: Path) -> None:
     assert not any("independent" in note for note in in_time.notes)
     reasons = {finding.subject: finding.reason for finding in without.findings}
     assert reasons["signup_date"] == reasons["seen_at"] == "--exclude excludes it"
+
+
+def test_the_only_dates_are_named_as_the_event_times(folder: Path) -> None:
+    for name in ("rows", "reference"):
+        births = pd.to_datetime("1950-01-01") + pd.to_timedelta(np.arange(1000) * 18, "D")
+        table(1000).assign(birth_date=births).to_csv(f"{name}.csv", index=False)
+
+    notes = compared("rows.csv", "reference.csv").notes
+
+    for name in ("rows.csv", "reference.csv"):
+        assert any(mentions(note, name, "birth_date", "_event_time", "--exclude") for note in notes)
+    assert not any(
+        mentions(note, "birth_date", "_event_time")
+        for note in compared("rows.csv", "reference.csv", exclude=("birth_date",)).notes
+    )
 
 
 def written(name: str, columns: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, 
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries, ReferenceLevels
 from tests.support.random_rows import normal_rows
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
 from tests.watch.sequential.conftest import DAY_US, reference_of
 
 
@@ -59,9 +59,18 @@ def test_a_budget_with_many_open_alarms_is_a_warning(reference: DriftReference) 
 
 
 def test_reference_of_ten_days_is_refused_with_a_remedy() -> None:
-    with pytest.raises(InvalidConfig) as refused:
+    with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
-    assert mentions(refused.value.message, "false_per_year", "20 windows", "10", "every=12h")
+    assert mentions(refusal.value.message, "false_per_year", "20 windows", "10", "every=12h")
+
+
+def test_windows_of_two_rows_are_refused(reference: DriftReference) -> None:
+    births = np.repeat(np.arange(500) * DAY_US, 2)
+    rows = reference.sample.slice(0, len(births))
+    pieces = cut_pieces(reference.bins, rows, births, 0, DAY_US)
+
+    with refused(InvalidConfig, "500 windows", "median of 2"):
+        budget.check_budget(replace(reference, pieces=pieces), MonitorSpec(), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -78,26 +87,26 @@ def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(
         pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US),
     )
 
-    with pytest.raises(InvalidConfig) as refused:
+    with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(untimed, MonitorSpec(reference=source), 1.0)
 
-    assert mentions(refused.value.message, "false_per_year", source, "no event times", remedy)
-    assert "longer" not in refused.value.message
+    assert mentions(refusal.value.message, "false_per_year", source, "no event times", remedy)
+    assert "longer" not in refusal.value.message
 
 
 def test_the_proposed_windows_are_enough() -> None:
-    with pytest.raises(InvalidConfig) as refused:
+    with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(reference_of(43, 7 * DAY_US), MonitorSpec(every="7d"), 1.0)
-    assert mentions(refused.value.message, "every=2d")
+    assert mentions(refusal.value.message, "every=2d")
     assert budget.check_budget(reference_of(43, 2 * DAY_US), MonitorSpec(every="2d"), 1.0)[
         0
     ].startswith("a share")
 
 
 def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftReference) -> None:
-    with pytest.raises(InvalidConfig) as refused:
+    with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(reference, MonitorSpec(season="60d"), 1.0)
-    assert mentions(refused.value.message, "season 60d", "30d")
+    assert mentions(refusal.value.message, "season 60d", "30d")
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,8 @@ class _Dataset:
     is_text: bool
 
     def reference_rows(self, exclude: Collection[str]) -> ReferenceRows:
-        """Return the rows, with the column of times renamed to the log's event time. A
-        note reports that only some rows are read.
+        """Return the rows, with the column of times renamed to the log's event time.
+        Notes report which column was renamed, and that only some rows are read.
 
         Raises InvalidConfig if the dataset has no rows, or its times cannot be read.
         """
@@ -247,17 +247,22 @@ class _Dataset:
         with reading(name_in_messages):
             name = _time_column(table, name_in_messages, exclude)
             times = event_times(table, name) if name else None
+        notes = []
         if times is not None and name != EVENT_TIME:
             table = table.drop_columns([name]).append_column(
                 EVENT_TIME,
                 pa.array(times, pa.timestamp("us", tz="UTC")),
             )
-        notes: tuple[str, ...] = ()
+            notes.append(
+                f"the only column of times in {name_in_messages}, {name}, was taken as the event "
+                f"times: to name another one, rename it to {EVENT_TIME}; to use none, exclude "
+                f"{name} (onnxserve drift run --exclude)"
+            )
         if self.rows > len(table):
-            notes = (
+            notes.append(
                 f"{name_in_messages} has {self.rows:,} rows, of which {len(table):,} are read",
             )
-        return ReferenceRows(table, times, model_id="", shown=name_in_messages, notes=notes)
+        return ReferenceRows(table, times, "", name_in_messages, tuple(notes))
 
 
 def _read_dataset(uri: str) -> _Dataset:
