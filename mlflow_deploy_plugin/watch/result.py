@@ -113,12 +113,13 @@ class Finding:
         unit: `SD`: the value is the difference of the measure from its mean in the
             reference's own windows, in standard deviations of these windows; `s` for
             seconds; empty for shares, counts and exact checks.
-        effect: the mean change of the prediction that the drift of the column causes;
-            None if unknown.
+        effect: the mean change of the prediction that the drift of the column causes,
+            for a lasting shift since its alarm; None if unknown.
         effect_size: the mean of the absolute change, with which `min_effect` is
             compared.
         effect_unit: the changed number, such as `prediction` or `probability of 1`.
         changed_classes: the share of rows whose class changes; None without classes.
+        window_effect: the effect in this window, for a shift with earlier windows.
     """
 
     subject: str
@@ -139,6 +140,7 @@ class Finding:
     effect_size: float | None = None
     effect_unit: str = ""
     changed_classes: float | None = None
+    window_effect: float | None = None
 
     @property
     def is_alarm(self) -> bool:
@@ -220,9 +222,9 @@ class Finding:
         """
         if self.effect is None or self.effect_size is None:
             return ""
-        sign = "+" if self.effect >= 0 else ""
-        effect = sign + format_number(self.effect, digits=2)
-        text = f"changes the {self.effect_unit} by {effect} on average"
+        text = f"changes the {self.effect_unit} by {_signed(self.effect)} on average"
+        if self.window_effect is not None:
+            text += f" since the alarm, {_signed(self.window_effect)} in this window"
         if self.effect_size > 1.5 * abs(self.effect):
             text += f", by {format_number(self.effect_size, digits=2)} in either direction"
         if self.changed_classes is not None:
@@ -256,6 +258,11 @@ class Finding:
         if self.since_range is None:
             return ""
         return describe_interval(*map(datetime.fromisoformat, self.since_range))
+
+
+def _signed(number: float) -> str:
+    sign = "+" if number >= 0 else ""
+    return sign + format_number(number, digits=2)
 
 
 def format_number(number: float, digits: int = 4) -> str:
@@ -578,14 +585,18 @@ class WindowRequest:
 
 
 def with_outcomes(evidence: Evidence, findings: Iterable[Finding]) -> Evidence:
-    """Return the evidence with the alarms of the findings, and with the first outcome
-    of each column and criterion. Shifts have their own evidence.
+    """Return the evidence with the alarms and effects of the findings, and with the
+    first outcome of each column and criterion. Shifts have their own evidence.
     """
     alarms: dict[str, None] = {}
+    effects: dict[str, float] = {}
     outcomes: dict[str, Outcome] = {}
     for finding in findings:
         if finding.is_alarm:
             alarms[finding.key] = None
+        effect = finding.effect if finding.window_effect is None else finding.window_effect
+        if effect is not None:
+            effects[finding.key] = effect
         has_outcome = finding.state != "not judged" or finding.value is not None
         if has_outcome and finding.check != "shift":
             outcome = Outcome(finding.check, finding.state, finding.value, finding.threshold)
@@ -593,5 +604,6 @@ def with_outcomes(evidence: Evidence, findings: Iterable[Finding]) -> Evidence:
     return replace(
         evidence,
         alarms=tuple(alarms),
+        effects=effects,
         outcomes={**outcomes, **evidence.outcomes},
     )

@@ -10,6 +10,7 @@ any prediction changes.
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ from mlflow_deploy_plugin.watch.result import (
     WindowRequest,
     format_number,
 )
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 from mlflow_deploy_plugin.wrap.evaluation.dataset import own_columns
 
 Sample = tuple[pa.Table, pa.Table]
@@ -89,10 +91,29 @@ def with_effects(
         )
         for column, segment in columns
     }
-    return [
+    measured = [
         with_effect(item, effects.get((item.subject, item.segment)), request.min_effect)
         for item in findings
-    ], ()
+    ]
+    return [_with_mean_effect(item, request.past) for item in measured], ()
+
+
+def _with_mean_effect(finding: Finding, past: Sequence[JudgedWindow]) -> Finding:
+    """Return a lasting shift with the mean of its effects in the windows since its
+    alarm. Before the alarm, no effects are measured.
+    """
+    if finding.check != "shift" or finding.effect is None or not finding.since:
+        return finding
+    start = datetime.fromisoformat(finding.since)
+    earlier = [
+        window.evidence.effects[finding.key]
+        for window in past
+        if window.start >= start and finding.key in window.evidence.effects
+    ]
+    if not earlier:
+        return finding
+    mean = float(np.mean([*earlier, finding.effect]))
+    return replace(finding, effect=mean, window_effect=finding.effect)
 
 
 def _load_model(

@@ -70,6 +70,7 @@ class Evidence:
             the shift in ISO 8601.
         outcomes: the worst outcome of each judged column and criterion, by `alarm_key`.
             The key of the largest score of all columns is empty.
+        effects: the effects of drifted columns on the predictions, by `alarm_key`.
     """
 
     basis: str = ""
@@ -78,6 +79,7 @@ class Evidence:
     shifts: Mapping[SeriesKey, str] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    effects: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def open_alarms(self) -> tuple[str, ...]:
@@ -100,13 +102,14 @@ class Evidence:
             **alarms,
             "shifts": {str(series): since for series, since in self.shifts.items()},
             "outcomes": outcomes,
+            "effects": dict(self.effects),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
         """Return the stored evidence. A document of another form, such as of a window
         without evidence, is empty. Windows that were stored by earlier releases have no
-        outcomes.
+        outcomes and no effects.
         """
         try:
             levels = {
@@ -121,7 +124,9 @@ class Evidence:
             outcomes = {
                 key: _stored_outcome(*parts) for key, parts in document.get("outcomes", {}).items()
             }
-            return cls(str(document["basis"]), levels, alarms, shifts, accepted, outcomes)
+            effects = {key: float(effect) for key, effect in document.get("effects", {}).items()}
+            basis = str(document["basis"])
+            return cls(basis, levels, alarms, shifts, accepted, outcomes, effects)
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
 

@@ -138,6 +138,19 @@ def test_reason_begins_with_the_column_of_the_largest_effect(
     assert charts == [*dict.fromkeys(alarm.key for alarm in alarms)]
 
 
+def test_effect_of_a_shift_is_the_mean_since_its_alarm(ask: Callable[..., MonitorResult]) -> None:
+    days = [day(number, a=2.0) for number in range(100, 106)]
+    before = finding(ask(*days), "a", "shift")
+
+    judged = ask(*days, day(106, a=9.0))
+
+    shift = finding(judged, "a", "shift")
+    today = finding(judged, "a", "distribution").effect
+    assert shift.window_effect == judged.evidence.effects["a"] == today
+    assert before.effect < shift.effect < today
+    assert mentions(shift.effect_text, "on average since the alarm", "in this window")
+
+
 def test_effect_in_a_segment_is_that_on_its_rows(ask: Callable[..., MonitorResult]) -> None:
     rows = day(100)
     rows["a"] = np.where(rows["carrier"] == "UA", rows["a"] + 9, rows["a"])
