@@ -98,7 +98,7 @@ def test_hours_without_rows_are_one_alert_until_the_next_hour_with_rows(
 
     assert [window.verdict for window in silent] == ["drift", "drift"]
     assert [window.rows for window in silent] == [0, 0]
-    assert silent[1].reason.startswith("number of rows: rows 460 → 0, fewer; drift since")
+    assert silent[1].reason.startswith("number of rows: rows 460 → 0, fewer; since")
     assert "window 2 in a row" in silent[1].reason
     assert alert.monitor == "hourly"
     assert loud.verdict == "no drift"
