@@ -67,21 +67,23 @@ class Tails:
             self._shares[:, kind_of == kind] = _mixtures(likelihoods[:, kind_of == kind])
         # The windows of figures that hardly vary do not show the weight of their tails.
         is_quiet = np.square(innovations).mean(axis=0) < _QUIET
-        units = np.broadcast_to(deviations, is_quiet.shape)
         is_still = np.median(np.abs(innovations), axis=0) < _STILL
-        largest = np.abs(innovations).max(axis=0) * units * is_still
+        largest = np.abs(innovations).max(axis=0) * deviations * is_still
         self._smallest_limits = np.zeros(len(kind_of))
         normal = np.eye(len(_FREEDOMS))[:, -1:]
         for kind in {*kind_of[is_quiet]}:
             is_kind = kind_of == kind
             # Rows are out of range on days with a distant level.
             alike = is_kind | (kind_of == LEVEL) if kind == OUTSIDE else is_kind
-            known = alike & ~is_quiet if (alike & ~is_quiet).any() else ~is_quiet
+            known = alike & ~is_quiet
+            if not known.any():
+                known = ~is_quiet
             of_others = self._shares[:, known] if known.any() else normal
-            self._shares[:, is_kind & is_quiet] = of_others.mean(axis=1, keepdims=True)
+            quiet = is_kind & is_quiet
+            self._shares[:, quiet] = of_others.mean(axis=1, keepdims=True)
             if kind in (MISSING, NEW, OUTSIDE):
-                reached = min(_BEYOND * largest[is_kind].max(), _MOST) / units
-                self._smallest_limits[is_kind & is_quiet] = reached[is_kind & is_quiet]
+                self._smallest_limits[quiet] = min(_BEYOND * largest[is_kind].max(), _MOST)
+        self._smallest_limits /= deviations
 
     def p_values(self, innovations: Array) -> Array:
         """Return the probability of at least the absolute innovations, [..., m], on

@@ -39,7 +39,14 @@ _GRID = 256
 _BEYOND = 64
 _CATEGORIES = 50
 _RARE = 64
+_FEW = _CATEGORIES + _RARE
 _LENGTHS = 8
+_NEW = 0.05
+_FEWEST_NEW = 4
+"""The probability of a new value above which the values of a column are many, and the
+number of values. It is the share of values that occur once in the reference (Good,
+Biometrika 40, 1953).
+"""
 _BEYOND_CHANCE = 4  # A frequent value exceeds the rest by this many Poisson deviations.
 _RANGES_BEYOND = 3.0
 _WIDEST = 1e150  # The square of a larger number may be infinite.
@@ -167,7 +174,7 @@ class CategoryBins:
     @property
     def is_blank(self) -> bool:
         """True if the reference has no values."""
-        return not self.codes and not len(self.lengths)
+        return not len(self.known)
 
     @property
     def size(self) -> int:
@@ -176,11 +183,12 @@ class CategoryBins:
     @property
     def rare_shape(self) -> tuple[int, int]:
         """The number of lengths, and of hashes per length, in the bins for rare
-        texts.
+        texts. A reference with few values has no hashes, because most of their bins
+        would be empty.
         """
         lengths = len(self.lengths) + 1
-        hashes = _RARE // lengths if lengths > 1 else 1
-        return lengths, hashes
+        has_hashes = lengths > 1 and len(self.known) > _FEW
+        return lengths, _RARE // lengths if has_hashes else 1
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
         """Return the bin of each text (large_string, with its `hash_texts`), [N] int64.
@@ -327,7 +335,8 @@ def _frequent_codes(values: Sequence[Any]) -> dict[str | float, int]:
     values, a random choice of 50 caused false drift in 1/3 to 1/2 of months.
     """
     counts = Counter(values)
-    are_many = len(counts) > _CATEGORIES + _RARE
+    once = sum(count == 1 for count in counts.values())
+    are_many = len(counts) > _FEW or once > max(_NEW * len(values), _FEWEST_NEW)
     # Select only the most frequent values, because a full sort took a quarter of the
     # time for a reference with ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
