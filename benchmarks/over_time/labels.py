@@ -20,10 +20,19 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
-from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
-from mlflow_deploy_plugin.watch.sequential.metrics import follow_metrics
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, SeriesKey
+from mlflow_deploy_plugin.watch.sequential.metrics import (
+    LABEL,
+    LABELLED,
+    PREDICTED,
+    follow_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics.cbpe import COMPLETE, LabelledWindow, labels_fit
-from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.watch.statistics.intervals import (
+    MetricInterval,
+    Sampling,
+    wilson_interval,
+)
 from mlflow_deploy_plugin.watch.statistics.label_weights import (
     LabelWeights,
     weigh_labels,
@@ -66,6 +75,21 @@ _DAY = timedelta(days=1)
 _DAY_ROWS = 460
 _CALM_DAYS = (20, 45, 90)
 _FALL = (0.81, 0.62)
+_CHANGES = {
+    "labels of one class come 5 % later each day": (0.05, 0.0, 0.0),
+    "30 % of the labels of one class become those of the other": (0.0, 0.3, 0.0),
+    "accuracy - 10 points": (0.0, 0.0, 0.1),
+}
+"""The daily growth of the share of positives without a label, the share of positives
+with the other label, and the loss of accuracy.
+"""
+_NOISE = 0.3
+_REQUIRED = 0.75
+_BUDGET = 0.5
+_YEAR = 365
+"""The deviation of a day's accuracy in log odds, which is 4.6 points, and the required
+accuracy.
+"""
 
 
 class _Partly(NamedTuple):
@@ -235,6 +259,76 @@ def _falls(task: tuple[int, int]) -> list[bool]:
     return found
 
 
+def _changed(task: tuple[str, int]) -> list[tuple[bool, bool]]:
+    """Return two flags per stream, for 20 days of a change after 40 calm days: is the
+    accuracy called drift, and are the labels?
+    """
+    what, times = task
+    later, redefined, worse = _CHANGES[what]
+    spec = MonitorSpec(kind="performance", require=("accuracy>=0.6",))
+    found = []
+    for number in range(times):
+        rng = np.random.default_rng([5, list(_CHANGES).index(what), number])
+        past: list[JudgedWindow] = []
+        drifted: set[str] = set()
+        for day in range(-40, 20):
+            truth = rng.random(_STREAM_ROWS) < 0.3
+            chance = np.where(truth, 0.95, 0.8) - worse * (day >= 0)
+            predicted = truth ^ (rng.random(_STREAM_ROWS) >= chance)
+            label = truth & (rng.random(_STREAM_ROWS) >= redefined * (day >= 0))
+            has_label = ~label | (rng.random(_STREAM_ROWS) >= later * max(day, 0))
+            positive = float(label[has_label].mean())
+            answered = float(predicted.mean())
+            levels = {
+                LABELLED: float(has_label.mean()),
+                SeriesKey("1", LABEL): positive,
+                SeriesKey("0", LABEL): 1 - positive,
+                SeriesKey("1", PREDICTED): answered,
+                SeriesKey("0", PREDICTED): 1 - answered,
+            }
+            start = START + (day + 40) * _DAY
+            request = WindowRequest(
+                "flights",
+                "hits",
+                spec,
+                Window(start, start + _DAY),
+                1,
+                load_settings(),
+                past=past,
+                false_per_year=_BUDGET if day >= 0 else None,
+            )
+            accuracy = float((predicted == label)[has_label].mean())
+            evidence, findings = follow_metrics(
+                request, {"accuracy": accuracy}, int(has_label.sum()), levels
+            )
+            past.append(JudgedWindow(start, "cannot tell", evidence))
+            drifted |= {finding.subject for finding in findings if finding.state == "drift"}
+        found.append(("accuracy" in drifted, any(name.startswith("label ") for name in drifted)))
+    return found
+
+
+def _violated_days(task: tuple[float, int]) -> list[tuple[int, int]]:
+    """Return two numbers per stream of a year: the days on which a requirement is
+    violated by the rows only, and with the noise of earlier days.
+    """
+    noise, times = task
+    confidence = 1 - _BUDGET / 4 / _YEAR
+    days = []
+    for number in range(times):
+        rng = np.random.default_rng([6, round(10 * noise), number])
+        usual = np.log(_FALL[0] / (1 - _FALL[0]))
+        shares = 1 / (1 + np.exp(-usual - noise * rng.normal(size=_YEAR)))
+        values: list[float] = []
+        by_rows = now = 0
+        for right in rng.binomial(_DAY_ROWS, shares).tolist():
+            of_rows = wilson_interval("accuracy", right, _DAY_ROWS, confidence)
+            by_rows += of_rows.high < _REQUIRED
+            now += of_rows.widened(values, confidence).high < _REQUIRED
+            values.append(of_rows.value)
+        days.append((by_rows, now))
+    return days
+
+
 def _at_most(what: str, groups: Sequence[Sequence[bool]], most: float) -> Line:
     first, last = interval(groups)
     flags = [flag for group in groups for flag in group]
@@ -295,3 +389,20 @@ def lines(share: float) -> Iterator[Line]:
         falls,
         0.95,
     )
+    streams = max(round(40 * share), 10)
+    changed = on_all_cores(_changed, [(what, streams) for what in _CHANGES])
+    for what, flags in zip(_CHANGES, changed, strict=True):
+        yield found_line(f"{what}: accuracy `drift`", [[flag[0] for flag in flags]], None)
+        yield found_line(f"{what}: labels `drift`", [[flag[1] for flag in flags]], None)
+    noises = (0.0, _NOISE, 2 * _NOISE)
+    for noise, years in zip(
+        noises, on_all_cores(_violated_days, [(noise, streams) for noise in noises]), strict=True
+    ):
+        by_rows, now = np.mean(years, axis=0)
+        yield Line(
+            f"days a year that violate `accuracy>={_REQUIRED}`, accuracy {_FALL[0]}, noise of days "
+            f"{noise:g} (by the rows only: {by_rows:.1f})",
+            f"{now:.2f} in {streams} years",
+            f"at most {_BUDGET:g}",
+            "met" if now <= _BUDGET else "missed",
+        )
