@@ -534,7 +534,8 @@ def _label_levels(window: _Window) -> Levels:
     truth = predictions.truth[is_labelled]
     count = len(classified.classes)
     labels = np.bincount(truth, minlength=count) / len(truth)
-    predicted = np.bincount(classified.predicted, minlength=count) / len(is_labelled)
+    answered = classified.predicted[classified.predicted >= 0]  # Some rows have no prediction.
+    predicted = np.bincount(answered, minlength=count) / len(is_labelled)
     for index in np.argsort(-labels, kind="stable")[:_KEPT_CLASSES].tolist():
         name = classified.classes[index]
         levels[SeriesKey(name, LABEL)] = float(labels[index])
