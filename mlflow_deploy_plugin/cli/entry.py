@@ -37,12 +37,13 @@ class Output(io.FileIO):
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            if Output.ends_command:
-                raise
+        except OSError as error:
+            # A full disk is an error only once: the end of the process writes again.
             discarded = os.open(os.devnull, os.O_WRONLY)
             os.dup2(discarded, self.fileno())  # Child processes write to it as well.
             os.close(discarded)
+            if Output.ends_command or not isinstance(error, BrokenPipeError):
+                raise
             return super().write(data)
 
 

@@ -143,7 +143,7 @@ def test_shifted_day_is_drift_and_its_run_has_the_findings(world: Any) -> None:
         logged.data.tags["onnxserve.reason"],
         first.subject,
         first.change,
-        "since the window of 1 July 2013",
+        "since 1 July 2013",
     )
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
