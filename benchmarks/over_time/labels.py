@@ -7,7 +7,7 @@ labelled and unlabelled rows differ by score, answer or segment, and "weighted" 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -228,12 +228,27 @@ def _worse(task: tuple[str, float, int]) -> list[tuple[bool, ...]]:
     return flags
 
 
+def _request(start: datetime, past: Sequence[JudgedWindow], is_calm: bool) -> WindowRequest:
+    """Return the request for a day of a monitor with a budget of half an alarm per year;
+    calm days are not judged.
+    """
+    return WindowRequest(
+        "flights",
+        "hits",
+        MonitorSpec(kind="performance", require=("accuracy>=0.6",)),
+        Window(start, start + _DAY),
+        1,
+        load_settings(),
+        past=past,
+        false_per_year=None if is_calm else _BUDGET,
+    )
+
+
 def _falls(task: tuple[int, int]) -> list[bool]:
     """Return a flag per stream: is a fall of the accuracy found within three days, with
     a budget of half an alarm per year?
     """
     calm_days, times = task
-    spec = MonitorSpec(kind="performance", require=("accuracy>=0.6",))
     found = []
     for number in range(times):
         rng = np.random.default_rng([4, calm_days, number])
@@ -242,16 +257,7 @@ def _falls(task: tuple[int, int]) -> list[bool]:
         findings: list[Finding] = []
         for day, share in enumerate(shares):
             start = START + day * _DAY
-            request = WindowRequest(
-                "flights",
-                "hits",
-                spec,
-                Window(start, start + _DAY),
-                1,
-                load_settings(),
-                past=past,
-                false_per_year=0.5 if day >= calm_days else None,
-            )
+            request = _request(start, past, is_calm=day < calm_days)
             accuracy = rng.binomial(_DAY_ROWS, share) / _DAY_ROWS
             evidence, findings = follow_metrics(request, {"accuracy": accuracy}, _DAY_ROWS)
             past.append(JudgedWindow(start, "cannot tell", evidence))
@@ -265,7 +271,6 @@ def _changed(task: tuple[str, int]) -> list[tuple[bool, bool]]:
     """
     what, times = task
     later, redefined, worse = _CHANGES[what]
-    spec = MonitorSpec(kind="performance", require=("accuracy>=0.6",))
     found = []
     for number in range(times):
         rng = np.random.default_rng([5, list(_CHANGES).index(what), number])
@@ -287,16 +292,7 @@ def _changed(task: tuple[str, int]) -> list[tuple[bool, bool]]:
                 SeriesKey("0", PREDICTED): 1 - answered,
             }
             start = START + (day + 40) * _DAY
-            request = WindowRequest(
-                "flights",
-                "hits",
-                spec,
-                Window(start, start + _DAY),
-                1,
-                load_settings(),
-                past=past,
-                false_per_year=_BUDGET if day >= 0 else None,
-            )
+            request = _request(start, past, is_calm=day < 0)
             accuracy = float((predicted == label)[has_label].mean())
             evidence, findings = follow_metrics(
                 request, {"accuracy": accuracy}, int(has_label.sum()), levels
