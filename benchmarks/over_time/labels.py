@@ -229,8 +229,8 @@ def _worse(task: tuple[str, float, int]) -> list[tuple[bool, ...]]:
 
 
 def _request(start: datetime, past: Sequence[JudgedWindow], is_calm: bool) -> WindowRequest:
-    """Return the request for a day of a monitor with a budget of `_BUDGET` per year; calm
-    days are not judged.
+    """Return the request for a day of a monitor with the budget `_BUDGET`; a calm day
+    is not judged.
     """
     return WindowRequest(
         "flights",
