@@ -141,11 +141,14 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
     )
     pages.filters |= {"number": format_number, "class": mark_of, "quote": shlex.quote}
     alarms = [finding for finding in result.findings if finding.is_alarm]
+    shown = [finding for finding in result.findings if not finding.has_no_effect]
+    # A shift and its window have different means of a column.
+    first = {finding.key: finding for finding in reversed(shown)}
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
     main = pages.get_template("report.html").render(
         title=title,
         result=result,
-        findings=[finding for finding in result.findings if not finding.has_no_effect],
+        findings=sorted(shown, key=lambda finding: finding is not first[finding.key]),
         quiet=[finding for finding in alarms if finding.has_no_effect],
         no_effect=NO_EFFECT,
         alarms=alarms,

@@ -24,7 +24,9 @@ from mlflow_deploy_plugin.watch.sequential.figures import (
 )
 from mlflow_deploy_plugin.watch.sequential.levels import (
     DISTANCE,
+    LEVEL,
     MISSING,
+    OUTSIDE,
     ROWS_FIGURE,
     FigureSeries,
 )
@@ -156,6 +158,15 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
     above = levels - baseline.mean[shift.series]
     now = float(values[is_known].mean())
     deviations = float(above.mean()) / float(baseline.deviation[shift.series])
+    change = _describe_change(course, series, now - float(above.mean()), now)
+    if series.figure == OUTSIDE:
+        # With a season of the year, the mean moves, and values leave the range.
+        mean = series._replace(figure=LEVEL)
+        if mean in course.series:
+            means = course.windows.values[:, course.series.index(mean)]
+            usual = float(np.nanmean(means[: course.windows.reference]))
+            moved = float(np.nanmean(means[shift.onset :]))
+            change = f"{_describe_change(course, mean, usual, moved)}; {change}"
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
@@ -167,7 +178,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         ),
         value=deviations,
         segment=series.segment,
-        change=_describe_change(course, series, now - float(above.mean()), now),
+        change=change,
         since=onset.start.isoformat(),
         since_end=onset.end.isoformat(),
         in_a_row=len(values),

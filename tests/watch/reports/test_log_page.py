@@ -325,6 +325,14 @@ def test_the_largest_effect_is_first_and_five_findings_are_visible() -> None:
     assert "more findings" not in build_report(result_of(a=1.0, b=1.0))["report.html"]
 
 
+def test_second_finding_of_a_column_comes_later() -> None:
+    twice = result_of(wind=9.0, findings=(SHIFT, replace(SHIFT, subject="temp")))
+    page = str(build_report(twice)["report.html"])
+    subjects = [row.partition("|")[0] for row in rows_of(page) if "|dr" in row]
+    assert sorted(subjects[:2]) == ["temp", "wind"]
+    assert subjects[2:] == ["wind"]
+
+
 def test_the_first_sentence_states_the_change_its_start_and_its_size() -> None:
     shifted, broken, gone = (
         str(build_report(result_of(findings=findings))["report.html"])

@@ -11,7 +11,15 @@ import pytest
 
 from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from tests.support.refusals import mentions
-from tests.watch.sequential.conftest import DAY_US, FIRST, REFERENCE_DAYS, Stream, reference_of
+from tests.watch.sequential import conftest
+from tests.watch.sequential.conftest import (
+    DAY_US,
+    FIRST,
+    REFERENCE_DAYS,
+    Stream,
+    reference_of,
+    rows_of,
+)
 
 
 def warmer(rows: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +217,20 @@ def test_a_short_reference_replaces_the_default_budget_by_a_rate(
 
     assert any(finding.is_alarm for finding in judged.alone) == is_alarm
     assert ("0.05 of the windows" in judged.notes[0]) == has_default_budget
+
+
+def test_season_shows_the_moving_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seasonal(day: int) -> dict[str, Any]:
+        rows = rows_of(day)
+        return {**rows, "temp": rows["temp"] + 8 * np.sin(2 * np.pi * day / 365)}
+
+    monkeypatch.setattr(conftest, "rows_of", seasonal)
+
+    verdict = Stream(reference_of()).judge(range(40))
+
+    (finding,) = (finding for finding in verdict.findings if finding.subject == "temp")
+    assert finding.measure == "share out of range"
+    assert mentions(finding.change, "mean", "higher", "share out of range")
 
 
 def test_three_alarms_of_single_windows_are_named(stream: Stream) -> None:
