@@ -113,6 +113,8 @@ _NO_TELEMETRY = {
 that MLflow prints to stdout.
 """
 
+_OF_FILES = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)
+"""Errors of a full disk, and of paths that the user specified."""
 _DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib"}
 """A package whose distribution has another name → the distribution."""
 
@@ -194,11 +196,11 @@ class _LazyCommands(Commands):
                 f"{_where_to_get(error.name)}",
             )
         except OSError as error:
-            # A write to stdout may also cause this error.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _OF_FILES:
                 raise
+            # A write to stdout may also cause this error.
             place = error.filename or "the output or a file"
-            _fail(f"{place} cannot be written: {error.strerror}")
+            _fail(f"{place} cannot be read or written: {error.strerror}")
         except Exception as error:
             # Do not import MLflow only for this check.
             exceptions = sys.modules.get("mlflow.exceptions")

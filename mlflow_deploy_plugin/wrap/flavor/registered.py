@@ -31,6 +31,7 @@ from mlflow.tracking.fluent import _get_experiment_id
 
 from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
     FLAVOR,
@@ -84,6 +85,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import (
 )
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
+_DATA_PACKAGES = ("builtins", "numpy", "pandas", "scipy")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
 _FRAMEWORKS = (
     "scikit-learn",
@@ -889,8 +891,8 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
 
 def _load_pickle(path: Path) -> Original:
     """Load a joblib or pickle file, with a warning for each other version of
-    scikit-learn. Raises InvalidArtifact if the file cannot be loaded, and NotInstalled
-    if its framework is missing.
+    scikit-learn. Raises InvalidArtifact if the file cannot be loaded or contains no
+    model, and NotInstalled if its framework is missing.
     """
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
@@ -903,6 +905,15 @@ def _load_pickle(path: Path) -> Original:
             raise errors.InvalidArtifact(
                 f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}",
             ) from error
+    if type(model).__module__.partition(".")[0] in _DATA_PACKAGES:
+        content = type(model).__name__
+        items = tuple(model.values()) if isinstance(model, dict) else model
+        if isinstance(items, tuple | list):
+            content += f" ({join_names(type(item).__name__ for item in items)})"
+        raise errors.InvalidArtifact(
+            f"{path} does not contain a model, but a value of type {content}: save only the "
+            "fitted model in the file",
+        )
     versions = {
         f"it was saved by scikit-learn {warning.message.original_sklearn_version} "  # type: ignore[union-attr]
         f"({warning.message.current_sklearn_version} is installed)"  # type: ignore[union-attr]
