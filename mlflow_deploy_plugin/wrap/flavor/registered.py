@@ -31,7 +31,6 @@ from mlflow.tracking.fluent import _get_experiment_id
 
 from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.logs import ProgressCallback
-from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
     FLAVOR,
@@ -85,7 +84,6 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import (
 )
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
-_DATA_PACKAGES = ("builtins", "numpy", "pandas", "scipy")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
 _FRAMEWORKS = (
     "scikit-learn",
@@ -905,14 +903,11 @@ def _load_pickle(path: Path) -> Original:
             raise errors.InvalidArtifact(
                 f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}",
             ) from error
-    if type(model).__module__.partition(".")[0] in _DATA_PACKAGES:
-        content = type(model).__name__
-        items = tuple(model.values()) if isinstance(model, dict) else model
-        if isinstance(items, tuple | list):
-            content += f" ({join_names(type(item).__name__ for item in items)})"
+    kind = type(model)
+    if kind.__module__.partition(".")[0] in ("builtins", "numpy", "pandas", "scipy"):
         raise errors.InvalidArtifact(
-            f"{path} does not contain a model, but a value of type {content}: save only the "
-            "fitted model in the file",
+            f"{path} does not contain a model, but an object of type {kind.__name__}: save only "
+            "the fitted model in the file",
         )
     versions = {
         f"it was saved by scikit-learn {warning.message.original_sklearn_version} "  # type: ignore[union-attr]

@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.wrap.flavor.registered import load_file, load_folder
             "map.pkl",
             b"\x80\x04}\x94.",
             InvalidArtifact,
-            r"map.pkl does not contain a model, but a value of type dict \(\)",
+            r"map.pkl does not contain a model, but an object of type dict",
         ),
         ("gone.pkl", None, NotFound, "the file .*gone.pkl does not exist"),
         ("text.onnx", b"hello", ConversionError, "not a valid ONNX model: Error parsing message"),
