@@ -242,6 +242,13 @@ def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(
     expect(page.get_by_role("heading", name="Experiments")).to_be_visible()
     expect(link).to_have_count(0)
     page.evaluate("path => { location.hash = path }", path)
+    for width in (390, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        content = page.get_by_role("main").bounding_box()
+        button = link.bounding_box()
+        assert content["x"] <= button["x"]
+        assert button["x"] + button["width"] <= content["x"] + content["width"]
+        assert link.evaluate("link => getComputedStyle(link).position") == "static"
     link.click()
     expect(page.get_by_role("heading", name=f"Endpoints that serve {MODEL}")).to_be_visible()
     expect(page.locator(f"#endpoint-{ENDPOINT}")).to_be_visible()
