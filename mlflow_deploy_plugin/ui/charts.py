@@ -18,7 +18,10 @@ COLOURS = 6
 _LARGEST = 1e12
 """The largest plausible value. A chart shows a gap instead of a larger value."""
 _LEAST_TOP = 1.0
-"""The smallest top of a value axis, so that noise around 0 does not fill the chart."""
+_LEAST_RATE = 0.1
+"""The smallest tops of value axes, so that noise around 0 does not fill the chart. A
+single request in ten seconds fills the chart of a rate.
+"""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """The tops of value axes, to be multiplied by a power of ten. Each top and its half are
 short numbers.
@@ -142,7 +145,7 @@ def line_chart(
     plots = [_Plot(line, unit, is_growing) for line in series]
     top = nice_top(
         max(
-            _LEAST_TOP,
+            _LEAST_RATE if unit == "/s" else _LEAST_TOP,
             limit or 0.0,
             *(plot.highest for plot in plots),
         )
@@ -203,10 +206,12 @@ def _plausible(value: float | None) -> float | None:
     return max(value, 0.0)
 
 
-def ago_axis(end: datetime, seconds: float) -> TimeAxis:
-    ticks = [duration(seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
+def ago_axis(end: datetime, seconds: float, age: float = 0.0) -> TimeAxis:
+    """Return the axis of the `seconds` before `end`, which is `age` seconds ago."""
+    ticks = [duration(age + seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
     begin = end - timedelta(seconds=seconds)
-    return TimeAxis(begin, end, (f"{ticks[0]} ago", *ticks[1:], "now"))
+    last = f"{duration(age)} ago" if age else "now"
+    return TimeAxis(begin, end, (f"{ticks[0]} ago", *ticks[1:], last))
 
 
 def since_axis(begin: datetime, seconds: float) -> TimeAxis:
