@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -495,7 +496,9 @@ def history(
             and next(store.events(name), None) is None
         ):
             raise unknown_endpoint(name, store.names(deleted=True))
-        events = event_history(store, name, model, limit)
+        events = event_history(store, name, model, newest_first=limit is not None)
+        if limit is not None:
+            events = reversed([*islice(events, limit)])
         documents = map(event_as_json, events)
         if output == "jsonl":
             for document in documents:
