@@ -145,13 +145,13 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class EndpointState:
-    """The state of an endpoint's servers or of its data: a word, its colour, and the
-    reason, or an empty text.
+    """The state of an endpoint's servers or of its data: a word, the reason or an empty
+    text, and a mark for the colour if it is not the word.
     """
 
     word: str
-    mark: str
     reason: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,24 +242,21 @@ def build_overview(
     observed = deployments.list_endpoints(visible.on_page)
     cards = _draw_cards(deployments, observed, pages, span, is_single=bool(only))
     cards += [
-        EndpointCard(
-            item.name,
-            EndpointState("unreadable", "unreadable", item.reason),
-            may_act=False,
-        )
+        EndpointCard(item.name, EndpointState("unreadable", item.reason), may_act=False)
         for item in visible.unreadable
         if item.name in visible.on_page
     ]
-    specs = [item.endpoint.spec for item in observed]
+    models = _shown_models(observed, model)
+    followers = _followers(endpoints)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=visible.pages(),
         shown=visible.page_index,
         alerts=activity.alerts,
-        models=tuple(_model_cards(specs, model, _followers(endpoints))),
+        models=tuple(_model_card(name, followers.get(name, {})) for name in sorted(models)),
         rollouts=activity.rollouts,
         events=activity.events,
-        requests=tuple(request_rows(store, _models_with_requests(specs, only, model))),
+        requests=tuple(request_rows(store, models if only or model else None)),
         # The page of a model shows no count, which would reveal whether endpoints serve
         # a model of that name.
         hidden=0 if model else visible.hidden,
@@ -357,6 +354,18 @@ def _visible_activity(store: Store, only: str) -> _VisibleActivity:
     )
 
 
+def _shown_models(observed: Iterable[ObservedEndpoint], model: str) -> set[str]:
+    """Return the models that the endpoints serve, and the `model` of the page if the
+    caller may read it.
+    """
+    names = set[str]()
+    for item in observed:
+        names |= {*registered_model_names(item.endpoint.spec)}
+    if model and access.may_read(model):
+        names.add(model)
+    return names
+
+
 def _draw_cards(
     deployments: Deployments,
     observed: Sequence[ObservedEndpoint],
@@ -385,20 +394,6 @@ def _draw_cards(
         _endpoint_card(endpoint, counted, drawn, pages, deployments.store)
         for endpoint, counted, drawn in zip_longest(observed, metrics, pictures)
     ]
-
-
-def _models_with_requests(
-    specs: Iterable[EndpointSpec],
-    only: str,
-    model: str,
-) -> set[str] | None:
-    """Return the models whose requests for approval the page shows; None for all."""
-    if model:
-        return {model}
-    if not only:
-        return None
-    names: set[str] = set()
-    return names.union(*map(registered_model_names, specs))
 
 
 def _endpoint_card(
@@ -464,13 +459,13 @@ def _serving_state(observation: Observation, metrics: MetricsByServer) -> Endpoi
         observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
     )
     if observation.state != "running":
-        return EndpointState(observation.state, observation.state, reason)
+        return EndpointState(observation.state, reason)
     silent = _silent_servers(metrics)
     reason = "; ".join(silent) or reason or observation.shipping_error
     if silent and len(silent) == len(metrics):
-        return EndpointState("silent", "silent", reason)
+        return EndpointState("silent", reason)
     word = "degraded" if reason else "healthy"
-    return EndpointState(word, word, reason)
+    return EndpointState(word, reason)
 
 
 def _data_state(
@@ -482,12 +477,13 @@ def _data_state(
     verdicts.
     """
     if alarms := _alarms(spec, store):
-        return EndpointState("alarm", "alarm", "; ".join(alarms))
+        return EndpointState("alarm", "; ".join(alarms))
     latest = [timeline.latest for timeline in monitors if timeline.latest is not None]
     for mark in ("alarm", "failed", "undecided", "fine"):
-        if words := {verdict.state for verdict in latest if verdict.mark == mark}:
-            return EndpointState(", ".join(sorted(words)), mark)
-    return EndpointState("not judged yet", "waiting") if monitors else None
+        words = {verdict.state for verdict in latest if verdict.mark == mark}
+        if words:
+            return EndpointState(", ".join(sorted(words)), mark=mark)
+    return EndpointState("not judged yet") if monitors else None
 
 
 def _find_rollback(
@@ -576,20 +572,6 @@ def _followers(endpoints: Iterable[Endpoint]) -> dict[str, _Followers]:
     return {**followers}
 
 
-def _model_cards(
-    specs: Iterable[EndpointSpec],
-    model: str,
-    followers: Mapping[str, _Followers],
-) -> list[ModelCard]:
-    """Return the models that the endpoints serve, and the `model` of the page if the
-    caller may read it.
-    """
-    names = set[str]().union(*map(registered_model_names, specs))
-    if model and access.may_read(model):
-        names.add(model)
-    return [_model_card(name, followers.get(name, {})) for name in sorted(names)]
-
-
 def _holders(
     model: "RegisteredModel",
     versions: Iterable["ModelVersion"],
@@ -647,7 +629,7 @@ def _version_rows(
     """Yield the newest versions, and the versions in a stage or with an alias."""
     for index, entry in enumerate(entries):
         number = str(entry.version)
-        aliases = _aliases_of(model, number)
+        aliases = [alias for alias, holder in model.aliases.items() if str(holder) == number]
         stage = "" if entry.current_stage == "None" else entry.current_stage
         targets = (
             promotion_target(
@@ -659,7 +641,7 @@ def _version_rows(
             yield VersionRow(
                 number,
                 stage,
-                aliases,
+                tuple(sorted(aliases)),
                 standing=gate_status_of(entry.tags),
                 rolled_back=entry.tags.get(ROLLED_BACK_TAG, ""),
                 targets=tuple(targets),
@@ -677,10 +659,6 @@ def _places(followed: set[str], policy: GatePolicy) -> list[StageOrAlias]:
     )
     ordered += [stage for stage in ("Production", "Staging", "Archived") if stage not in names]
     return list(map(transitions.parse_stage_or_alias, ordered))
-
-
-def _aliases_of(model: "RegisteredModel", version: str) -> tuple[str, ...]:
-    return tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == version))
 
 
 def promotion_target(
@@ -703,18 +681,12 @@ def promotion_target(
     if holders == {version} and (status.passed or not is_gated):
         return PromotionTarget(str(place), "already there", "already there")
     before = ", ".join(sorted(holders - {version}, key=int)) or "none"
-    sentences = [f"{place}: version {before} → {version}."]
-    if not is_gated:
-        sentences.append("The policy does not ask the gate.")
-    elif status.state:
-        sentences.append(f"Gate: {status.state}.")
-    else:
-        sentences.append("The gate runs first.")
-    if names := followers.get(str(place)):
-        sentences.append(f"Will serve it: {', '.join(names)}.")
-    else:
-        sentences.append("No endpoint follows it.")
-    if place.stage not in ("", stage) and (names := followers.get(stage)):
-        sentences.append(f"Will no longer find it in {stage}: {', '.join(names)}.")
+    gate = "not asked"
+    if is_gated:
+        gate = status.state or "runs first"
+    names = ", ".join(followers.get(str(place), ["no endpoint"]))
+    effect = f"{place}: version {before} → {version}. Gate: {gate}. Will serve it: {names}."
+    if place.stage not in ("", stage) and stage in followers:
+        effect += f" Will no longer find it in {stage}: {', '.join(followers[stage])}."
     needs_approvals = policy.approvals_for(place) is not None
-    return PromotionTarget(str(place), needs_approvals=needs_approvals, effect=" ".join(sentences))
+    return PromotionTarget(str(place), needs_approvals=needs_approvals, effect=effect)

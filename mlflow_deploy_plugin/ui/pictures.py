@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.ui.charts import (
     Series,
     Unit,
     ago_axis,
+    axis_seconds,
     duration,
     line_chart,
     since_axis,
@@ -40,13 +41,8 @@ from mlflow_deploy_plugin.ui.charts import (
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
-_LENGTHS: Mapping[Span, tuple[int, ...]] = {
-    "hour": (120, 240, 480, 1200, 2400, 3600),
-    "day": (3600, 7200, 14400, 28800, 43200, 86400),
-}
-"""The lengths of the time axis in seconds. The shortest length that contains all
-requests is used.
-"""
+_LEAST_SLOTS = 12
+"""The least number of history lines on a time axis."""
 _LEAST_SHARE = 1 / 16
 """If the requests fill a smaller share of the axis, the axis ends soon after them
 instead of now.
@@ -289,20 +285,18 @@ def _time_axis(
     """Return the shortest axis of the span that contains all requests and labels until
     `end` or, without any, all figures. A short burst is in the middle of the axis.
     """
+    line_seconds, lines = HISTORY_INTERVALS[span]
+    least = line_seconds * _LEAST_SLOTS
     intervals = [*chain.from_iterable(histories.values())]
     busy = [interval for interval in intervals if _is_busy(interval, endpoint)]
-    shown_intervals = busy or intervals
-    begin = min((item.at - item.seconds for item in shown_intervals), default=-math.inf)
-    busy_seconds = max((item.at for item in shown_intervals), default=end) - begin
-    seconds = _shortest_length(span, end - begin)
-    slot_seconds = max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS)
-    if busy and not until_now and busy_seconds < _LEAST_SHARE * seconds:
-        seconds = _shortest_length(span, busy_seconds)
-        slot_seconds = int(HISTORY_INTERVALS[span][0])
-        margin = (seconds - busy_seconds) / 2
-        idle_seconds = max(end - begin - busy_seconds - margin, 0.0)
-        end -= idle_seconds // slot_seconds * slot_seconds
-    return _TimeAxis(end, seconds, slot_seconds)
+    begin = min((item.at - item.seconds for item in busy or intervals), default=-math.inf)
+    busy_seconds = max((item.at for item in busy), default=end) - begin
+    seconds = axis_seconds(min(max(end - begin, least), line_seconds * lines))
+    if not until_now and busy_seconds < _LEAST_SHARE * seconds:
+        seconds = axis_seconds(max(busy_seconds, least))
+        idle_seconds = end - begin - (seconds + busy_seconds) / 2
+        end -= max(idle_seconds // line_seconds, 0) * line_seconds
+    return _TimeAxis(end, seconds, max(int(line_seconds), seconds // _POINTS))
 
 
 def _is_busy(interval: CountedInterval, endpoint: str) -> bool:
@@ -311,11 +305,6 @@ def _is_busy(interval: CountedInterval, endpoint: str) -> bool:
         counters.requests for (name, *_), counters in interval.counters.items() if name == endpoint
     )
     return interval.labels > 0 or any(number > 0 for number in requests)
-
-
-def _shortest_length(span: Span, seconds: float) -> int:
-    lengths = _LENGTHS[span]
-    return next((length for length in lengths if length >= seconds), lengths[-1])
 
 
 class _Slots:

@@ -188,7 +188,7 @@ def test_promotion_form_shows_the_effect_of_the_target(
     expect(effect).to_contain_text(f"Will serve it: {endpoint}.")
     page.get_by_label(f"Target of version 2 of {model}").select_option("Archived")
     expect(effect).to_contain_text("Archived: version none → 2. ")
-    expect(effect).to_contain_text("No endpoint follows it.")
+    expect(effect).to_contain_text("Will serve it: no endpoint.")
 
 
 @pytest.mark.parametrize("width", [390, 1400, 1900])

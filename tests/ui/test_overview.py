@@ -853,9 +853,9 @@ FAILED = {"onnxserve.gate": "failed", "onnxserve.gate.digest": "ab12"}
             ["@live", "version 1 → 2", "Gate: passed", "serve it: flights"],
         ),
         ("@live", FAILED, {"1"}, "", ["version 1 → 2", "Gate: failed"]),
-        ("@live", {}, {}, "", ["none → 2", "gate runs first"]),
-        ("Staging", {}, {"9", "10"}, "", ["9, 10 → 2", "does not ask the gate", "No endpoint"]),
-        ("Archived", {}, {}, "Production", ["No endpoint", "no longer", "Production: birds"]),
+        ("@live", {}, {}, "", ["none → 2", "Gate: runs first"]),
+        ("Staging", {}, {"9", "10"}, "", ["9, 10 → 2", "Gate: not asked", "no endpoint"]),
+        ("Archived", {}, {}, "Production", ["no endpoint", "no longer", "Production: birds"]),
     ],
 )
 def test_promotion_target_names_versions_gate_and_endpoints(

@@ -442,8 +442,10 @@ def _prediction_text(value: object) -> str | None:
     digits before the decimal point.
     """
     if isinstance(value, float | np.floating):
-        number = float(value)
-        value = float(f"{number:.6g}") if abs(number) < 1e6 else np.round(number)
+        value = float(value)
+        if abs(value) < 1e6:
+            return as_text(float(f"{value:.6g}"))
+        value = np.round(value)
     return as_text(value)
 
 
