@@ -71,7 +71,6 @@ from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PICTURE = "trend.png"
 _EMPTY = (
     "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
     "content='width=device-width'></head><body></body></html>"
@@ -103,14 +102,12 @@ def build_report(
     windows = [*past, this][-trend.MOST_WINDOWS :]
     levels = trend.level_lines(result, windows)
     lines = trend.trend_lines(result, windows, levels)
-    picture, words = trend.draw_trend([*levels, *lines], result.window.length)
+    pictures = trend.draw_trend([*levels, *lines], result.window.length)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
-    files[PAGE] = _render_page(result, charts, picture, words)
+    files[PAGE] = _render_page(result, charts, pictures)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
     if charts.figures:
         files[EVIDENTLY] = charts.figures
-    if picture:
-        files[PICTURE] = picture
     return files
 
 
@@ -129,9 +126,13 @@ def _draw_charts(result: MonitorResult) -> EvidentlyReport:
         columns //= 2
 
 
-def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes, words: str) -> str:
-    """Return the page of the report: the findings and the trend's picture, which
-    `words` describe, above Evidently's charts.
+def _render_page(
+    result: MonitorResult,
+    charts: EvidentlyReport,
+    pictures: Sequence[trend.Picture],
+) -> str:
+    """Return the page of the report: the trend's pictures and the findings above
+    Evidently's charts.
     """
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -140,6 +141,7 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
         trim_blocks=True,
     )
     pages.filters |= {"number": format_number, "class": mark_of, "quote": shlex.quote}
+    pages.filters["base64"] = lambda png: base64.b64encode(png).decode()
     alarms = [finding for finding in result.findings if finding.is_alarm]
     shown = [finding for finding in result.findings if not finding.has_no_effect]
     # A shift and its window have different means of a column.
@@ -154,8 +156,7 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
         alarms=alarms,
         sentence=_describe_alarms(alarms) if alarms else result.reason,
         charts=charts,
-        picture=base64.b64encode(picture).decode(),
-        words=words,
+        pictures=pictures,
         sd_legend=SD_LEGEND,
     )
     page = (charts.page or _EMPTY).replace(
