@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.promote.evidence.record import GateEvidence, VersionRecord, read_record
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
-from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 
@@ -281,37 +280,31 @@ def _with_predictions(diff: VersionDiff) -> VersionDiff:
     last version or, without an example, of the first.
     """
     with temporary_folder("onnxserve-diff-") as temporary:
-        old = download(diff.before, temporary / "0")
-        new = download(diff.after, temporary / "1")
-        examples = [new / INPUT_EXAMPLE, old / INPUT_EXAMPLE]
+        before = download(diff.before, temporary / "0")
+        after = download(diff.after, temporary / "1")
+        examples = [after / INPUT_EXAMPLE, before / INPUT_EXAMPLE]
         example = next((file for file in examples if file.is_file()), None)
         if example is None:
             reason = "the versions have no example rows; log a model with input_example"
             return replace(diff, predictions=Refused(reason))
         body = example.read_bytes()
         try:
-            changes, answers = _compare_outputs(OnnxModel.load(old), OnnxModel.load(new), body)
+            old = OnnxModel.load(before)
+            new = OnnxModel.load(after)
+            old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
+            new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))
+            agreements = {
+                name: compare_outputs(old.artifact, {name: array}, new.artifact, new_outputs)
+                for name, array in old_outputs.items()
+            }
+            answers = compare_outputs(old.artifact, old_outputs, new.artifact, new_outputs)
         except OnnxserveError as error:
             reason = f"the predictions for the example rows cannot be compared: {error.message}"
             return replace(diff, predictions=Refused(reason))
-    return replace(diff, predictions=changes, disagreement=float(np.mean(~answers.same)))
-
-
-def _compare_outputs(
-    old: OnnxModel,
-    new: OnnxModel,
-    body: bytes,
-) -> tuple[tuple[OutputChange, ...], Agreement]:
-    """Return the change of each output of the old version for the same request, and the
-    agreement of the answers.
-    """
-    old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
-    new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))
     changes = []
-    for name, array in old_outputs.items():
-        agreement = compare_outputs(old.artifact, {name: array}, new.artifact, new_outputs)
+    for name, agreement in agreements.items():
         changed_rows = int(np.count_nonzero(agreement.differences))
         largest = agreement.largest if agreement.are_numbers else None
         changes.append(OutputChange(name, len(agreement.differences), changed_rows, largest))
-    answers = compare_outputs(old.artifact, old_outputs, new.artifact, new_outputs)
-    return tuple(changes), answers
+    disagreement = float(np.mean(~answers.same))
+    return replace(diff, predictions=tuple(changes), disagreement=disagreement)

@@ -305,8 +305,7 @@ def _make_line(
     key: str,
     check: Check,
 ) -> TrendLine:
-    outcomes = [_drawn_outcome(window, key, check) for window in windows]
-    return TrendLine(title, windows, outcomes)
+    return TrendLine(title, windows, [_drawn_outcome(window, key, check) for window in windows])
 
 
 def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
@@ -340,7 +339,9 @@ def draw_trend(
     """Return a picture per line of two or more values, all with the same axis of times.
     `length` is the length of a window.
     """
-    from matplotlib.figure import Figure  # The import takes half a second.
+    # The imports take half a second.
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
 
     drawn = [line for line in lines if sum(map(math.isfinite, line.values)) > 1]
     if not drawn:
@@ -355,7 +356,15 @@ def draw_trend(
         figure.subplots_adjust(0.85 / WIDTH, 0.55 / HEIGHT, 1 - 0.25 / WIDTH, 1 - 0.3 / HEIGHT)
         line.draw_background(panel)
         _draw_values(panel, line)
-        _format_axes(panel)
+        panel.tick_params(labelsize=LABEL_POINTS)
+        panel.margins(y=0.15)
+        panel.spines[["top", "right"]].set_visible(False)
+        # With five ticks, four days would get half-day ticks.
+        locator = AutoDateLocator(minticks=3, maxticks=6)
+        panel.xaxis.set_major_locator(locator)
+        panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.get_offset_text().set_fontsize(LABEL_POINTS)
         if isinstance(line, LevelLine) and line.series.is_logarithmic:
             panel.yaxis.set_major_formatter(partial(_show_tick, line))
         panel.set_xlim(*limits)
@@ -387,20 +396,10 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
             marker=marker,
             s=20,
             zorder=2,
+            clip_on=False,
         )
-    _label_cut_marks(panel, line, days, values, drawn)
-
-
-def _label_cut_marks(
-    panel: "Axes",
-    line: TrendLine | LevelLine,
-    days: Array,
-    values: Array,
-    drawn: Array,
-) -> None:
-    """Write the most extreme of consecutive cut values next to their marks, on the side
-    with more room. The white background interrupts the line below the marks.
-    """
+    # Write the most extreme of consecutive cut values next to their marks, on the side
+    # with more room. The white background interrupts the line below the marks.
     beyond = np.sign(np.nan_to_num(values - drawn))
     for run in np.split(np.arange(len(days)), np.flatnonzero(np.diff(beyond)) + 1):
         sign = beyond[run[0]]
@@ -439,17 +438,3 @@ def _cut_axis(values: Array, bounds: Array) -> tuple[float, float]:
 
 def _show_tick(line: LevelLine, value: float, _: int) -> str:
     return line.show(value)
-
-
-def _format_axes(panel: "Axes") -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    panel.tick_params(labelsize=LABEL_POINTS)
-    panel.margins(y=0.15)
-    panel.spines[["top", "right"]].set_visible(False)
-    # With five ticks, four days would get half-day ticks.
-    locator = AutoDateLocator(minticks=3, maxticks=6)
-    panel.xaxis.set_major_locator(locator)
-    panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.get_offset_text().set_fontsize(LABEL_POINTS)

@@ -8,7 +8,6 @@ const element = (id) => document.getElementById(id);
 const pictures = new Map(); // field id → JSON of the tensor
 
 const MAX_FILE_BYTES = 1024 * 1024;
-const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 
 // ---- the request -------------------------------------------------------------------------------------------------
 
@@ -53,8 +52,7 @@ async function ask() {
   const button = element("ask"); // not `disabled`, which would lose the keyboard focus
   if (button.ariaDisabled) return;
   clear();
-  const isWrong = (field) => field.kind === "number" && /\S/.test(element(field.id).value) && !JSON_NUMBER.test(element(field.id).value.trim());
-  const wrong = isByForm() ? page.fields.filter(isWrong) : [];
+  const wrong = page.fields.filter((field) => isByForm() && !element(field.id).validity.valid);
   if (wrong.length) return mark(wrong, (field) => `a ${field.words} is expected`);
   const [body, contentType] = asked();
   const requestId = page.requestId + Math.random().toString(36).slice(2);
