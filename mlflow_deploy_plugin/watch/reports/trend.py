@@ -44,9 +44,9 @@ number of ranges of these values.
 """
 WIDTH = 4.4  # In inches.
 HEIGHT = 2.0
-LABEL_POINTS = 11
+LABEL_POINTS = 12
 """The size of a label in points: 12 pixels if a phone shows the picture with a width of
-350 pixels.
+320 pixels.
 """
 _EDGE = 0.3
 """The distance of a cut mark from the other values, in ranges of these values."""
@@ -353,7 +353,7 @@ def draw_trend(
         figure = Figure(figsize=(WIDTH, HEIGHT), dpi=160)
         panel = figure.subplots()
         # An automatic layout, which measures all labels, takes a third of the time.
-        figure.subplots_adjust(0.85 / WIDTH, 0.55 / HEIGHT, 1 - 0.25 / WIDTH, 1 - 0.3 / HEIGHT)
+        figure.subplots_adjust(0.9 / WIDTH, 0.6 / HEIGHT, 1 - 0.25 / WIDTH, 1 - 0.3 / HEIGHT)
         line.draw_background(panel)
         _draw_values(panel, line)
         panel.tick_params(labelsize=LABEL_POINTS)
