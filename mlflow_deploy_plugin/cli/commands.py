@@ -47,6 +47,7 @@ _GROUPS = {
         "list": ("endpoint", "List the deployments with their servers and monitors."),
         "start": ("endpoint", "Start the stopped server of the deployment NAME."),
         "stop": ("endpoint", "Stop the server of the deployment NAME, and keep the deployment."),
+        "delete": ("endpoint", "Delete the deployment NAME."),
         "logs": ("endpoint", "Show the log of the server of the deployment NAME."),
         "predict": ("predict", "Predict every row of a file with a deployment or a model."),
         "keys": ("keys", "Create, list and revoke API keys."),
@@ -75,7 +76,7 @@ _GROUPS = {
 its help line.
 """
 _COMMANDS = dict(chain.from_iterable(group.items() for group in _GROUPS.values()))
-_MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {
+_MLFLOW_COMMANDS = {name: name for name in ("create", "get", "help", "update")} | {
     "deploy": "create",
 }
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that

@@ -1,5 +1,5 @@
-"""`onnxserve endpoint …`, `list`, `start`, `stop` and `logs`: endpoints and their
-deployments.
+"""`onnxserve endpoint …`, `list`, `start`, `stop`, `delete` and `logs`: endpoints and
+their deployments.
 
 `onnxserve endpoint create` exists because `mlflow deployments create-endpoint` raises a
 TypeError in MLflow.
@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.cli.options import (
     Commands,
     align_columns,
     config_option,
+    dry_run_flag,
     end_with_reader,
     flag,
     key_values,
@@ -32,6 +33,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_table,
     why_option,
 )
+from mlflow_deploy_plugin.core.messages import join_names
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
@@ -167,7 +169,7 @@ def traffic(
     show_default="all that follow a stage",
     help="Deployment to change.",
 )
-@flag("--dry-run", help="Check and show the change, but do not make it.")
+@dry_run_flag
 @why_option
 @output_option
 def follow(
@@ -203,10 +205,10 @@ def follow(
     show_result(output, [asdict(item) for item in followers], lines)
 
 
-@endpoint.command()
+@endpoint.command("delete")
 @name_argument
 @why_option
-def delete(name: str, why: str) -> None:
+def delete_endpoint(name: str, why: str) -> None:
     """Delete the endpoint NAME with every deployment in it.
 
     Requests in flight are finished.
@@ -377,6 +379,31 @@ def stop(name: str) -> None:
     with opened_deployments() as deployments:
         deployments.stop(name)
     click.echo(f"{name} is stopped; `onnxserve start {name}` starts it again")
+
+
+@click.command()
+@name_argument
+@option(
+    "--endpoint",
+    metavar="ENDPOINT",
+    show_default="the only one with a deployment NAME",
+    help="Endpoint of the deployment. The endpoint is then kept.",
+)
+@dry_run_flag
+def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
+    """Delete the deployment NAME.
+
+    Requests in flight are finished. The last deployment of an endpoint with the same
+    name is deleted together with the endpoint, like `mlflow deployments delete`.
+    """
+    with opened_deployments(quiet=dry_run) as deployments:
+        remaining = deployments.delete(name, endpoint, is_trial=dry_run)
+    outcome = "would be deleted" if dry_run else "is deleted"
+    if remaining is None:
+        click.echo(f"{name} {outcome}, with its endpoint and server")
+        return
+    others = join_names(remaining.variants) or "no deployment"
+    click.echo(f"{name} {outcome}; the endpoint {remaining.name} keeps {others}")
 
 
 @click.command()

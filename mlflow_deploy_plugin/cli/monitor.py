@@ -86,6 +86,14 @@ _window_option = option(
     show_default="the latest complete window of the monitor that has rows",
     help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
+_exit_code_flag = flag(
+    "--exit-code",
+    help=(
+        "Exit with the verdict: 0 without an alarm, 1 for `drift` or `violated`, 3 if there is no "
+        "verdict (`cannot tell`, `not judged`, such as for too few rows)."
+    ),
+)
+_EXIT_CODES = {"fine": 0, "alarm": 1, "undecided": 3}
 
 
 @click.group(cls=Commands)
@@ -226,12 +234,14 @@ def expire(keep: str, dry_run: bool) -> None:
         "same numbers."
     ),
 )
+@_exit_code_flag
 @output_option
 def run(name: str, **request: Any) -> None:
     """Judge a window of the endpoint NAME now.
 
     The result is logged to MLflow and stored like a scheduled result. The command sends
-    no alert and starts no retraining. The verdict does not change the exit status.
+    no alert and starts no retraining. The verdict changes the exit status only with
+    --exit-code.
     """
     _judge_window(name, **request)
 
@@ -560,6 +570,7 @@ def drift() -> None:
     show_default="none",
     help="Columns to ignore: id,image.",
 )
+@_exit_code_flag
 @output_option
 def run_drift(
     name: str,
@@ -568,6 +579,7 @@ def run_drift(
     rows: str | None,
     reference: str | None,
     output: str,
+    exit_code: bool,
     **bounds: Any,
 ) -> None:
     """Judge a window of the endpoint NAME now, with other bounds.
@@ -590,9 +602,9 @@ def run_drift(
         from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 
         stored, result = run_files(name, rows, reference, load_settings(), _judge, **bounds)
-        _show_result(stored, result, output)
+        _show_result(stored, result, output, exit_code)
         return
-    _judge_window(name, monitor_name, window, output, **bounds)
+    _judge_window(name, monitor_name, window, output, exit_code, **bounds)
 
 
 @click.group(cls=Commands, example="silence")
@@ -684,6 +696,7 @@ def _judge_window(
     monitor_name: str | None,
     window: str | None,
     output: str,
+    exit_code: bool,
     engine: "Engine" = "local",
     **bounds: Any,
 ) -> None:
@@ -705,7 +718,7 @@ def _judge_window(
             return _judge(request)
 
         stored, result = run_window(deployments, monitor, parsed, judge, engine)
-    _show_result(stored, result, output)
+    _show_result(stored, result, output, exit_code)
 
 
 def _judge(request: "WindowRequest") -> "MonitorResult":
@@ -714,9 +727,14 @@ def _judge(request: "WindowRequest") -> "MonitorResult":
     return judge_and_log(replace(request, progress=show_progress))
 
 
-def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) -> None:
+def _show_result(
+    stored: "MonitorWindow",
+    result: "MonitorResult",
+    output: str,
+    exit_code: bool,
+) -> None:
     """Print a result and its stored window, as JSON with all findings and figures."""
-    from mlflow_deploy_plugin.watch.result import to_document
+    from mlflow_deploy_plugin.watch.result import mark_of, to_document
 
     document = {
         "endpoint": result.endpoint,
@@ -730,6 +748,8 @@ def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) 
         "notes": list(result.notes),
     }
     show_result(output, document, _result_lines(stored, result))
+    if exit_code:
+        sys.exit(_EXIT_CODES[mark_of(stored.outcome)])
 
 
 def _set_paused(name: str, monitor_name: str, is_paused: bool, why: str) -> None:

@@ -83,6 +83,7 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
 
 flag = partial(option, is_flag=True)
 """An option without a value."""
+dry_run_flag = flag("--dry-run", help="Check and show the change, but do not make it.")
 path_option = partial(option, type=click.Path(path_type=Path), metavar="FILE")
 """An option for the path of a file or folder, which need not exist."""
 folder_option = partial(

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
     Commands,
     NumberRange,
     align_columns,
+    dry_run_flag,
     flag,
     opened_deployments,
     option,
@@ -34,7 +35,7 @@ from mlflow_deploy_plugin.cli.options import (
     version_argument,
 )
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
@@ -196,12 +197,14 @@ def gate(
         "the version."
     ),
 )
+@dry_run_flag
 @output_option
 def promote(
     model_uri: str,
     wait: float,
     output: str,
     is_request: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Move a version to a stage or alias if it passes its gate.
@@ -225,6 +228,8 @@ def promote(
         raise click.UsageError("--force requires --why REASON")
     if is_request and options["policy_file"] is not None:
         raise click.UsageError("--request uses the policy of the model: omit --policy")
+    if dry_run and (is_request or options["to_registry"] or options["to_model"]):
+        raise click.UsageError("--dry-run is without --request, --to-registry and --to-model")
     model, version = _registered_version(model_uri)
     copied = None
     destination = (options.pop("to_registry"), options.pop("to_model"))
@@ -251,7 +256,18 @@ def promote(
             show_result(output, requested.model_dump(mode="json"), _request_lines(requested))
             return
         deployments = target.enter_context(opened_deployments())
-        promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
+        promotion = move(
+            model,
+            version,
+            **options,
+            store=deployments.store,
+            progress=show_progress,
+            is_trial=dry_run,
+        )
+        if dry_run:
+            lines = [*_trial_lines(promotion), *follower_lines(deployments, promotion.uri)]
+            show_result(output, asdict(promotion), lines)
+            return
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     document = {**asdict(promotion), "served": served}
     lines = [*_promotion_lines(promotion, served)]
@@ -407,6 +423,18 @@ def _wait(
             time.sleep(_POLL_SECONDS)
 
 
+def follower_lines(deployments: "Deployments", uri: str) -> Iterator[str]:
+    """Yield a line with the deployments that follow `uri`; none for another URI."""
+    if not parse_model_uri(uri).followed:
+        return
+    followers = [
+        f"{entry.endpoint.name}/{entry.name}"
+        for entry in deployments.list()
+        if _follows(entry, uri)
+    ]
+    yield f"  deployments that follow {uri}: {join_names(followers) or 'none'}"
+
+
 def _follows(deployment: "Deployment", uri: str) -> bool:
     """Return True if a deployment follows the stage or alias `uri`."""
     followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
@@ -438,6 +466,15 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
             return "refused", entry.reason
     error = observation.errors.get(name) or observation.registry_error
     return "waiting", error or observation.reason
+
+
+def _trial_lines(promotion: "Promotion") -> Iterator[str]:
+    if not promotion.is_moved:
+        yield from _promotion_lines(promotion, [])
+        return
+    before = f" instead of version {promotion.before}" if promotion.before else ""
+    yield f"{promotion.to} of {promotion.model} would be version {promotion.version}{before}"
+    yield f"  gate: {promotion.gate}; {promotion.reason}"
 
 
 def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     Commands,
+    dry_run_flag,
     flag,
     name_argument,
     opened_deployments,
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.cli.options import (
     why_option,
     working,
 )
+from mlflow_deploy_plugin.cli.promote import follower_lines
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
@@ -259,7 +261,8 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     help="Version to go back to, or a model URI if the endpoint does not follow a stage or alias.",
 )
 @reason_option(help="Reason for the audit trail and a tag of the version in MLflow.")
-def rollback(name: str, to: str | None, why: str) -> None:
+@dry_run_flag
+def rollback(name: str, to: str | None, why: str, dry_run: bool) -> None:
     """Go back to the version that was served before.
 
     The command ends when the endpoint NAME serves the earlier version. The followed
@@ -267,9 +270,17 @@ def rollback(name: str, to: str | None, why: str) -> None:
     A running rollout is aborted.
     """
     import_mlflow_without_pandas()
+    from mlflow_deploy_plugin.promote.rollouts.rollback import foresee_rollback, version_or_uri
     from mlflow_deploy_plugin.promote.rollouts.rollback import rollback as go_back
 
     with opened_deployments() as deployments:
+        if dry_run:
+            move = foresee_rollback(deployments, name, to)
+            before = version_or_uri(move.before) or "no version"
+            after = version_or_uri(move.after)
+            click.echo(f"{name}: {move.model} would go from {before} to {after}; {move.source}")
+            show_lines(follower_lines(deployments, move.model))
+            return
         result = go_back(deployments, name, why=why, to=to)
     click.echo(
         f"{name}: {result['model']} {result['to']} instead of {result['from']} after "

@@ -63,7 +63,6 @@ def usage_error(line: str) -> str:
             "monitor create flights",
             ["'create'", "add, backfill, expire, list, pause, remove, resume, run"],
         ),
-        ("delete flights", ["'delete'", "`mlflow deployments delete -t onnxserve --name NAME`"]),
     ],
 )
 def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(

@@ -82,6 +82,7 @@ def promote(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
     is_request: bool = False,
+    is_trial: bool = False,
 ) -> Promotion:
     """Move a version to a stage or an alias if it passes the gate that the policy
     requires.
@@ -104,6 +105,8 @@ def promote(
             named by the version.
         is_request: only run the gate, because people must approve the promotion before
             the version is moved.
+        is_trial: return what would happen, without a run of the gate, a move or an
+            event.
 
     Raises GateRefused if the version failed the gate, was rolled back without `force`
     or lacks approvals, InvalidConfig if an argument or the policy is not valid or
@@ -145,6 +148,8 @@ def promote(
                 original=original,
             ),
         )
+        if is_trial:
+            return request.foresee()
         return request.judge() if is_request else request.judge_and_move()
 
 
@@ -187,6 +192,22 @@ class _Request:
     actor: str
     begun: datetime
     run_gate: Callable[[], GateRun]
+
+    def foresee(self) -> Promotion:
+        """Return the promotion that would follow from the recorded verdict, without a
+        change. Raises GateRefused if the version was rolled back or lacks approvals.
+        """
+        is_there = self.is_there()
+        status = self.ungated() or (self.verdict if is_there else self.reusable_verdict())
+        if status is None or not (status.passed or self.force):
+            recorded = self.verdict.state or "nothing"
+            status = tags.GateStatus(False, "would be run", f"recorded: {recorded}")
+        reason = "" if self.force else self.rollback_refusal
+        if not is_there:
+            reason = reason or self.missing_approvals(self.verdict.digest)
+        if reason:
+            raise GateRefused(reason)
+        return self.promotion(status, is_moved=not is_there)
 
     def judge(self) -> Promotion:
         """Run the gate without moving the version."""

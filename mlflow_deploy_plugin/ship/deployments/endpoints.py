@@ -215,11 +215,14 @@ class Endpoints:
                     why = f"port {port} was taken by another program"
                     self.store.replace_spec(placed, why=why, unapproved=unapproved)
 
-    def remove(self, name: str, why: str = "") -> None:
+    def remove(self, name: str, why: str = "", is_trial: bool = False) -> None:
         """Stop the server, revoke its keys, and remove the endpoint from the store. The
-        caller must have the lock. Raises the error of `require_removable`.
+        caller must have the lock. Raises the error of `require_removable`. With
+        `is_trial`, no change is made.
         """
         require_removable(self.store, name)
+        if is_trial:
+            return
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
             self.progress(f"{name}: the key {key} was only for this endpoint, and is revoked")

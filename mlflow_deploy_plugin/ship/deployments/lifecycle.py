@@ -177,13 +177,20 @@ class Deployments:
         )
         return self.get(name, endpoint_name)
 
-    def delete(self, name: str, endpoint: str | None = None) -> None:
-        """Delete a deployment. Raises NotFound if it does not exist.
+    def delete(
+        self,
+        name: str,
+        endpoint: str | None = None,
+        is_trial: bool = False,
+    ) -> EndpointSpec | None:
+        """Delete a deployment. Return its endpoint without the deployment, or None if
+        the endpoint is deleted as well. With `is_trial`, no change is made.
 
         Without `endpoint`, the last deployment of an endpoint of the same name is
         deleted together with the endpoint. Otherwise, the endpoint is kept. Raises
-        InvalidConfig if no remaining deployment would answer the endpoint's traffic,
-        and DeploymentFailed if the server fails without the deployment.
+        NotFound if there is no such deployment, InvalidConfig if no remaining
+        deployment would answer the endpoint's traffic, and DeploymentFailed if the
+        server fails without the deployment.
         """
         endpoint_name = self._find(name, endpoint).name
         with self._endpoints.lock(endpoint_name):
@@ -192,14 +199,16 @@ class Deployments:
             if stored is None or name not in stored.spec.variants:
                 raise self._no_deployment(name, endpoint)
             if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
-                self._endpoints.remove(endpoint_name)
-                return
+                self._endpoints.remove(endpoint_name, is_trial=is_trial)
+                return None
             try:
                 remaining = remove_variant(stored.spec, name)
             except InvalidConfig as error:
                 hint = f"`onnxserve endpoint delete {endpoint_name}` deletes the endpoint"
                 raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
-            self._endpoints.change(stored, remaining)
+            if not is_trial:
+                self._endpoints.change(stored, remaining)
+            return remaining
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
         stored = self._find(name, endpoint)
