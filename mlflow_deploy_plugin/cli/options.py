@@ -6,6 +6,8 @@ keep `--help` fast.
 """
 
 import math
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_NARROWEST = 8
+"""The width below which no column of a table is reduced."""
 POSITIVE = click.IntRange(min=1)
 """The type of an option for a whole number from 1."""
 
@@ -67,7 +71,8 @@ class Commands(click.Group):
         ctx: click.Context,
         args: list[str],
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+        is_known = args[0] in self.list_commands(ctx) or args[0].startswith("-")
+        if not is_known and not ctx.resilient_parsing:  # The completion of a shell ignores errors.
             raise click.UsageError(f"there is no command {args[0]!r}{self.hint(args[0], ctx)}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -314,12 +319,35 @@ def show_table(
     show_result(output, documents, lines)
 
 
-def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Yield the rows of a table as lines whose columns are aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def align_columns(rows: Sequence[tuple[str, ...]], limit: int | None = None) -> Iterator[str]:
+    """Yield the rows of a table as lines whose columns are aligned to the left. Cells
+    are shortened if a line is longer than `limit` (default: the terminal).
+    """
+    widths = column_widths(rows, limit)
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [shorten(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)]
         yield "  ".join(cells).rstrip()
+
+
+def column_widths(rows: Iterable[tuple[str, ...]], limit: int | None = None) -> list[int]:
+    """Return the width of each column of a table. The widest columns are reduced until
+    a line has at most `limit` characters.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = sum(widths) + 2 * (len(widths) - 1)
+    if limit is None:
+        limit = shutil.get_terminal_size().columns if os.isatty(1) else line
+    for _ in range(line - limit):
+        widest = max(widths)
+        if widest > _NARROWEST:
+            widths[widths.index(widest)] -= 1
+    return widths
+
+
+def shorten(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    return f"{text[: width - 1]}…"
 
 
 def printable(text: str) -> str:

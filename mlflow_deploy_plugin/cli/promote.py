@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.cli.options import (
     output_option,
     path_option,
     reason_option,
+    shorten,
     show_lines,
     show_progress,
     show_result,
@@ -590,6 +591,4 @@ def _text(value: str | float | None) -> str:
         text = f"{value:.6g}"
     else:
         text = one_line(value)
-    if len(text) <= _MOST_CHARACTERS:
-        return text
-    return f"{text[: _MOST_CHARACTERS - 1]}…"
+    return shorten(text, _MOST_CHARACTERS)

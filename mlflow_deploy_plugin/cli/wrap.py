@@ -222,17 +222,17 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
         columns = "".join(tensor.columns[:1])
         if len(tensor.columns) > 1:
             columns = f"{len(tensor.columns)} columns"
-        rows.append(_row("input", tensor, columns))
+        rows.append(_row("  input", tensor, columns))
     proofs = {proof.name: _agreement(proof) for proof in wrapped.report.outputs}
     rows += [
         _row(
-            "output",
+            "  output",
             output,
             proofs.get(output.name, ""),
         )
         for output in wrapped.outputs
     ]
-    yield from (f"  {line}" for line in align_columns(rows))
+    yield from align_columns(rows)
     if wrapped.report.repair:
         yield f"  {wrapped.report.repair}"
     if wrapped.version:

@@ -224,15 +224,15 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
         return (
-            f"the candidate has answered {answered:.0f} of the {plan.min_requests} required "
-            "requests"
+            "waiting for requests: the candidate has answered "
+            f"{answered:.0f} of {plan.min_requests}"
         )
     has_shadow = any(criterion.is_of_shadow for criterion in plan.criteria)
     if not has_shadow or plan.steps[step] >= 100:  # At 100 %, no requests are copied.
         return ""
     rows = evidence.step["shadow"].compared
     if rows < plan.min_requests:
-        return f"{rows:.0f} of the {plan.min_requests} required rows were compared"
+        return f"waiting for requests: {rows:.0f} of {plan.min_requests} rows were compared"
     return ""
 
 

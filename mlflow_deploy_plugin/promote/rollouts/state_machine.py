@@ -236,7 +236,8 @@ def _start(
         0,
         add_counters(plan, 0, progress.evidence, snapshot.counters),
     )
-    return Decision(Progress("stepping", evidence=evidence), "set_traffic")
+    reason = missing_evidence(plan, 0, evidence)
+    return Decision(Progress("stepping", evidence=evidence, reason=reason), "set_traffic")
 
 
 def _step(

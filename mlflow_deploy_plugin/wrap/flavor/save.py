@@ -266,6 +266,7 @@ def log_model(
             parity_data=parity_data,
             reference_data=reference_data,
             event_time=event_time,
+            progress=eprint,
         )
     except (ConversionError, ParityError) as error:
         flavor = None
@@ -293,6 +294,7 @@ def log_model(
         reason = getattr(error, "brief", "") or reason_line(error)
         _print_outcome(info, registered_model_name, f"pyfunc, not ONNX: {reason}")
         return info
+    eprint("Logging the model to MLflow.")
     info = log_wrapped(wrapped, **mlflow_options)
     if signer is not None:
         sign_version(info.model_uri, signer)

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
     pass_exit,
 )
+from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -82,9 +83,11 @@ def wrap(
     reference_data: ModelData = None,
     event_time: EventTimes = None,
     drop: Collection[str] = (),
+    progress: ProgressCallback = _logger.debug,
 ) -> WrappedModel:
     """Convert `model`, check the result, and sample the reference. Arguments and errors
     are those of `save_model`. `drop` has columns that the model does not read.
+    `progress` receives a line before each long step.
     """
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
@@ -101,7 +104,8 @@ def wrap(
             drop,
         )
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
+            trials = _FormTrials(converter, model, rows, predict_fn, progress)
+            form = trials.select(Path(folder))
             _check_report(form, rows.example, parity)
             reference = rows.sample(form.runnable)
             explained = with_additive_files(form.converted, form.runnable, rows.sampled)
@@ -388,6 +392,7 @@ class _FormTrials:
     model: TrainedModel
     rows: _Rows
     predict_fn: PredictFunction
+    progress: ProgressCallback
     answered: Iterable[tuple[RowGroup, Answers | None]] = ()
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -395,6 +400,7 @@ class _FormTrials:
         """Return the first form without `doubts`, otherwise the best form. Raises
         ConversionError if all forms fail.
         """
+        self.progress(f"Converting {type(self.model).__name__} to ONNX.")
         best: OnnxForm | None = None
         first_failure: ModelError | None = None
         axes = self.rows.free_axes()
@@ -497,6 +503,7 @@ class _FormTrials:
         original = converted.original
         if example is None or original is None:
             return ParityReport("no-original")
+        self.progress("Comparing the predictions of the ONNX form with those of the original.")
         boundary = converted.boundary_values
         sizes = symbolic_sizes(converted.proto)
         self.left_out.update(boundary.left_out)
