@@ -83,7 +83,6 @@ _MLFLOW_COMMANDS = {name: name for name in ("create", "get", "help", "update")} 
 users need instead.
 """
 _MODEL_COMMANDS = ("serve", "batch", "build-docker", "render", "predict")
-_BACKTEST = "onnxserve backtest NAME --against URI"
 _REMOVED = {
     **{name: f"onnxserve audit {name}" for name in ("history", "card", "bom", "dossier")},
     "requests": "onnxserve request list",
@@ -103,13 +102,6 @@ _REMOVED = {
     "audit card -o": "onnxserve audit card --folder FOLDER",
     "audit dossier -o": "onnxserve audit dossier --folder FOLDER",
     "logs -n": "onnxserve logs --lines COUNT",
-    "log query --sql": "onnxserve log sql NAME STATEMENT",
-    "monitor run --due": "onnxserve monitor run-due NAME",
-    **{f"optimize --{name}": "onnxserve auto-optimize MODEL" for name in ("auto", "rows")},
-    **{
-        f"replay --{name}": _BACKTEST
-        for name in ("against", "since", "until", "window", "max-rows", "metric")
-    },
 }
 """A removed command, or a removed option with its command → the command to use instead.
 """

@@ -89,13 +89,7 @@ def endpoint() -> None:
 @config_option
 @why_option
 @output_option
-def create(
-    name: str,
-    target: str,
-    config: tuple[str, ...],
-    why: str,
-    output: str,
-) -> None:
+def create(name: str, target: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Create the endpoint NAME without a deployment.
 
     The server starts with the first deployment.
@@ -109,12 +103,7 @@ def create(
 @config_option
 @why_option
 @output_option
-def update(
-    name: str,
-    config: tuple[str, ...],
-    why: str,
-    output: str,
-) -> None:
+def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Change fields of the endpoint NAME.
 
     Only a change of a server.… field restarts the server. If the command fails, no
@@ -136,12 +125,7 @@ def update(
 @click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
 @why_option
 @output_option
-def traffic(
-    name: str,
-    weights: tuple[str, ...],
-    why: str,
-    output: str,
-) -> None:
+def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
     """Set the traffic weights of the deployments of the endpoint NAME.
 
     The endpoint serves during the change. Weights are whole numbers from 0 to 100; the
@@ -173,12 +157,7 @@ def traffic(
 @why_option
 @output_option
 def follow(
-    name: str,
-    alias: str,
-    deployment: str | None,
-    dry_run: bool,
-    why: str,
-    output: str,
+    name: str, alias: str, deployment: str | None, dry_run: bool, why: str, output: str
 ) -> None:
     """Make the endpoint NAME follow an alias instead of a stage.
 
@@ -191,11 +170,7 @@ def follow(
     """
     with opened_deployments() as deployments:
         followers = deployments.follow_alias(
-            name,
-            alias.removeprefix("@"),
-            deployment,
-            why,
-            is_trial=dry_run,
+            name, alias.removeprefix("@"), deployment, why, is_trial=dry_run
         )
     verb = "would follow" if dry_run else "now follows"
     lines = [
@@ -265,14 +240,7 @@ def list_endpoints(output: str) -> None:
         shares = [f"{name}={share:g}" for name, share in traffic_shares(summary["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in summary["shadows"]]
         traffic = " ".join([*shares, *shadows]) or "-"
-        rows.append(
-            (
-                summary["name"],
-                summary["state"],
-                traffic,
-                summary["url"],
-            )
-        )
+        rows.append((summary["name"], summary["state"], traffic, summary["url"]))
     empty = "there are no endpoints: run `onnxserve endpoint create NAME`"
     show_table(output, summaries, rows, empty)
     if output != "text":
@@ -317,7 +285,7 @@ def list_(output: str) -> None:
             [
                 {**item, "monitors": [*map(monitor_document, monitors[item["name"]])]}
                 for item in endpoints
-            ],
+            ]
         )
     elif endpoints:
         show_lines(_deployment_table(endpoints, monitors))
@@ -328,8 +296,7 @@ def list_(output: str) -> None:
 
 
 def _deployment_table(
-    endpoints: Sequence[Mapping[str, Any]],
-    monitors: "_Monitors",
+    endpoints: Sequence[Mapping[str, Any]], monitors: "_Monitors"
 ) -> Iterator[str]:
     """Return the lines of the table, with a column for the targets if there are other
     targets than this machine.
@@ -398,7 +365,9 @@ def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
     """
     with opened_deployments(quiet=dry_run) as deployments:
         remaining = deployments.delete(name, endpoint, is_trial=dry_run)
-    outcome = "would be deleted" if dry_run else "is deleted"
+    outcome = "is deleted"
+    if dry_run:
+        outcome = "would be deleted"
     if remaining is None:
         click.echo(f"{name} {outcome}, with its endpoint and server")
         return
@@ -409,11 +378,7 @@ def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
 @click.command()
 @name_argument
 @option(
-    "--lines",
-    type=POSITIVE,
-    default=100,
-    metavar="COUNT",
-    help="Number of last lines to show.",
+    "--lines", type=POSITIVE, default=100, metavar="COUNT", help="Number of last lines to show."
 )
 @flag("-f", "--follow", help="Also show new lines until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
@@ -430,7 +395,7 @@ def logs(name: str, lines: int, follow: bool) -> None:
             is_empty = False
     if is_empty:
         show_progress(
-            f"the log of {name} is empty: its server was not started yet, or its log was deleted",
+            f"the log of {name} is empty: its server was not started yet, or its log was deleted"
         )
 
 
@@ -446,7 +411,7 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     place = f" at {described['url']}" if described["url"] else ""
     yield f"{described['name']}: {described['state']}{place}"
     yield from align_columns(
-        [_deployment_row(name, item) for name, item in described["deployments"].items()],
+        [_deployment_row(name, item) for name, item in described["deployments"].items()]
     )
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
@@ -463,10 +428,7 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
         yield f"  log: {described['log']}"
 
 
-def _deployment_row(
-    name: str,
-    deployment: Mapping[str, Any],
-) -> tuple[str, ...]:
+def _deployment_row(name: str, deployment: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a deployment: its name, share, model, version, state and
     error.
     """
@@ -482,8 +444,7 @@ def _deployment_row(
 
 
 def _deployment_rows(
-    endpoint: Mapping[str, Any],
-    monitors: "Sequence[MonitorOverview]",
+    endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]"
 ) -> Iterator[tuple[str, ...]]:
     """Yield a table row for each deployment of an endpoint, or one row for an endpoint
     without deployments.

@@ -37,10 +37,7 @@ class NumberRange(click.FloatRange):
     """A float range that rejects NaN, unlike click's range."""
 
     def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
@@ -67,9 +64,7 @@ class Commands(click.Group):
         return f"{names}, as in `onnxserve {self.name} {self._example} {name}`"
 
     def resolve_command(
-        self,
-        ctx: click.Context,
-        args: list[str],
+        self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         is_known = args[0] in self.list_commands(ctx) or args[0].startswith("-")
         if not is_known and not ctx.resilient_parsing:  # The completion of a shell ignores errors.
@@ -91,25 +86,11 @@ flag = partial(option, is_flag=True)
 dry_run_flag = flag("--dry-run", help="Check and show the change, but do not make it.")
 path_option = partial(option, type=click.Path(path_type=Path), metavar="FILE")
 """An option for the path of a file or folder, which need not exist."""
-folder_option = partial(
-    option,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-)
+folder_option = partial(option, type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
 """An option for the path of a folder, which may not be a file."""
 original_option = partial(option, "--original", default="", metavar="URI")
-max_rows_option = partial(
-    option,
-    "--max-rows",
-    metavar="ROWS",
-    help="Maximum number of rows.",
-)
-engine_option = partial(
-    option,
-    "--engine",
-    type=click.Choice(["local", "spark"]),
-    default="local",
-)
+max_rows_option = partial(option, "--max-rows", metavar="ROWS", help="Maximum number of rows.")
+engine_option = partial(option, "--engine", type=click.Choice(["local", "spark"]), default="local")
 
 
 def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
@@ -129,19 +110,11 @@ def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default
     `text`.
     """
-    return option(
-        "-o",
-        "--output",
-        type=click.Choice(formats),
-        default="text",
-        help=help,
-    )
+    return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 
 output_option = format_option(
-    "Output format: lines for people, or JSON for programs.",
-    "text",
-    "json",
+    "Output format: lines for people, or JSON for programs.", "text", "json"
 )
 config_option = option(
     "-C",
@@ -160,11 +133,7 @@ model_argument = click.argument("model_uri", metavar="MODEL")
 optional_model_argument = click.argument("model_uri", metavar="[MODEL]", required=False)
 
 
-def _check_registered(
-    _context: click.Context,
-    _parameter: click.Parameter,
-    model_uri: str,
-) -> str:
+def _check_registered(_context: click.Context, _parameter: click.Parameter, model_uri: str) -> str:
     """Return the URI. Raises UsageError if it does not select a version of a registered
     model.
     """
@@ -176,7 +145,7 @@ def _check_registered(
         name = "NAME"
     raise click.UsageError(
         f"{model_uri!r} is not a version of a registered model: use models:/{name}/VERSION, "
-        f"models:/{name}@ALIAS or models:/{name}/STAGE",
+        f"models:/{name}@ALIAS or models:/{name}/STAGE"
     )
 
 
@@ -217,10 +186,7 @@ def usage_errors() -> Iterator[None]:
         raise click.UsageError(error.message) from None
 
 
-def key_values(
-    entries: Iterable[str],
-    what: str = "-C",
-) -> dict[str, str]:
+def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     """Return `["server.workers=2"]` as a mapping; raise UsageError for an entry without
     `=` or a repeated name.
     """
@@ -236,9 +202,7 @@ def key_values(
 
 
 def to_names(
-    _context: click.Context,
-    _parameter: click.Parameter,
-    text: str | None,
+    _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> tuple[str, ...]:
     """Return the value `id,image` of an option as a tuple of names, without empty
     names.
@@ -307,10 +271,7 @@ def show_result(output: str, document: object, lines: Iterable[str]) -> None:
 
 
 def show_table(
-    output: str,
-    documents: object,
-    table: Sequence[tuple[str, ...]],
-    empty: str,
+    output: str, documents: object, table: Sequence[tuple[str, ...]], empty: str
 ) -> None:
     """Print a list in the format of the option -o. A table without rows is replaced by
     the line `empty`.
@@ -335,9 +296,9 @@ def column_widths(rows: Iterable[tuple[str, ...]], limit: int | None = None) -> 
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = sum(widths) + 2 * (len(widths) - 1)
-    if limit is None:
-        limit = shutil.get_terminal_size().columns if os.isatty(1) else line
-    for _ in range(line - limit):
+    if limit is None and os.isatty(1):
+        limit = shutil.get_terminal_size().columns
+    for _ in range(line - (limit or line)):
         widest = max(widths)
         if widest > _NARROWEST:
             widths[widths.index(widest)] -= 1

@@ -227,13 +227,16 @@ def promote(
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")
-    if is_request and options["policy_file"] is not None:
+    if is_request and options["policy_file"]:
         raise click.UsageError("--request uses the policy of the model: omit --policy")
-    if dry_run and (is_request or options["to_registry"] or options["to_model"]):
-        raise click.UsageError("--dry-run is without --request, --to-registry and --to-model")
     model, version = _registered_version(model_uri)
     copied = None
     destination = (options.pop("to_registry"), options.pop("to_model"))
+    if dry_run:
+        if is_request or any(destination):
+            raise click.UsageError("--dry-run is without --request, --to-registry and --to-model")
+        _show_trial(model, version, output, **options)
+        return
     with ExitStack() as target:
         if any(destination):
             from mlflow_deploy_plugin.promote.evidence.transfer import copied_version
@@ -257,22 +260,11 @@ def promote(
             show_result(output, requested.model_dump(mode="json"), _request_lines(requested))
             return
         deployments = target.enter_context(opened_deployments())
-        promotion = move(
-            model,
-            version,
-            **options,
-            store=deployments.store,
-            progress=show_progress,
-            is_trial=dry_run,
-        )
-        if dry_run:
-            lines = [*_trial_lines(promotion), *follower_lines(deployments, promotion.uri)]
-            show_result(output, asdict(promotion), lines)
-            return
+        promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     document = {**asdict(promotion), "served": served}
     lines = [*_promotion_lines(promotion, served)]
-    if copied is not None:
+    if copied:
         copied.record(promotion)
         document["copy"] = copied
         lines.append(f"  {copied}")
@@ -469,13 +461,20 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
     return "waiting", error or observation.reason
 
 
-def _trial_lines(promotion: "Promotion") -> Iterator[str]:
-    if not promotion.is_moved:
-        yield from _promotion_lines(promotion, [])
-        return
-    before = f" instead of version {promotion.before}" if promotion.before else ""
-    yield f"{promotion.to} of {promotion.model} would be version {promotion.version}{before}"
-    yield f"  gate: {promotion.gate}; {promotion.reason}"
+def _show_trial(model: str, version: str, output: str, **options: Any) -> None:
+    """Show what a promotion with these options would do, without a change."""
+    from mlflow_deploy_plugin.promote.gate.promotion import promote as move
+
+    with opened_deployments() as deployments:
+        trial = move(model, version, **options, store=deployments.store, is_trial=True)
+        followers = [*follower_lines(deployments, trial.uri)]
+    before = trial.before or "none"
+    lines = [f"{trial.to} of {model} would be version {version} (before: {before})"]
+    if not trial.is_moved:
+        lines = [f"{trial.to} of {model} is version {version} already"]
+    show_result(
+        output, asdict(trial), [*lines, f"  gate: {trial.gate}; {trial.reason}", *followers]
+    )
 
 
 def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:

@@ -43,8 +43,7 @@ _PLACE_SECONDS = 3.0
 
 
 _wait_option = flag(
-    "--wait",
-    help="Show progress until the rollout ends. Without a controller, run it here.",
+    "--wait", help="Show progress until the rollout ends. Without a controller, run it here."
 )
 
 
@@ -73,10 +72,7 @@ def rollout() -> None:
     help="Traffic share of the new version per step, in percent.",
 )
 @option(
-    "--every",
-    default="5m",
-    metavar="DURATION",
-    help="Minimum duration of a step: 30s, 5m, 1h.",
+    "--every", default="5m", metavar="DURATION", help="Minimum duration of a step: 30s, 5m, 1h."
 )
 @option(
     "--abort-on",
@@ -96,13 +92,7 @@ def rollout() -> None:
 )
 @why_option
 @_wait_option
-def start(
-    name: str,
-    to: str,
-    why: str,
-    wait: bool,
-    **plan: Any,
-) -> None:
+def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
     """Start a rollout of the endpoint NAME.
 
     A version that meets a criterion of --abort-on is rolled back. Exit status 1 if a
@@ -284,7 +274,7 @@ def rollback(name: str, to: str | None, why: str, dry_run: bool) -> None:
         result = go_back(deployments, name, why=why, to=to)
     click.echo(
         f"{name}: {result['model']} {result['to']} instead of {result['from']} after "
-        f"{result['seconds']} s; {result['source']}",
+        f"{result['seconds']} s; {result['source']}"
     )
 
 
@@ -302,7 +292,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
         except KeyboardInterrupt:
             show_progress(
                 "the rollout continues if a controller runs; `onnxserve rollout abort "
-                f"{begun.endpoint}` rolls it back",
+                f"{begun.endpoint}` rolls it back"
             )
             raise
     if ended.state != "promoted":

@@ -133,7 +133,7 @@ def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
 
 
 def test_dry_run_of_a_promotion_changes_nothing(toy: Command) -> None:
-    promotion = ("promote", "models:/toy/2", "--policy", "cheap.yaml", "--dry-run", "--to")
+    promotion = ("promote", "models:/toy/2", "--dry-run", "--to")
     client = MlflowClient()
     client.set_registered_model_alias("toy", "challenger", "3")
     store = open_store(load_settings().store_url)
@@ -145,16 +145,15 @@ def test_dry_run_of_a_promotion_changes_nothing(toy: Command) -> None:
     ungated = toy(*promotion, "@challenger")
     there = toy("promote", "models:/toy@challenger", "--dry-run", "--to", "@challenger")
 
-    assert gated.stdout.splitlines()[1:] == [
-        "  gate: would be run; recorded: nothing",
-        "  deployments that follow models:/toy/Production: none",
-    ]
+    _, gate, followers = gated.stdout.splitlines()
+    assert gate.startswith("  gate: would be run; recorded: ")
+    assert followers == "  deployments that follow models:/toy/Production: none"
     assert ungated.stdout.splitlines() == [
-        "@challenger of toy would be version 2 instead of version 3",
+        "@challenger of toy would be version 2 (before: 3)",
         "  gate: not asked; the policy does not gate @challenger",
         "  deployments that follow models:/toy@challenger: flights/flights",
     ]
-    assert "toy version 3 has the alias @challenger already: no change" in there.stdout
+    assert there.stdout.startswith("@challenger of toy is version 3 already\n")
     assert client.get_model_version("toy", "2").tags == tags
     assert client.get_registered_model("toy").aliases["challenger"] == 3
     assert [*store.events()] == events

@@ -276,7 +276,7 @@ def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None
 
 def stage_of(version: "ModelVersion") -> str:
     """Return the stage of a version; empty without a stage."""
-    return "" if version.current_stage == "None" else version.current_stage
+    return str(version.current_stage or "").removeprefix("None")
 
 
 def selects(uri: ModelURI, version: "ModelVersion") -> bool:

@@ -197,17 +197,18 @@ class _Request:
         """Return the promotion that would follow from the recorded verdict, without a
         change. Raises GateRefused if the version was rolled back or lacks approvals.
         """
-        is_there = self.is_there()
-        status = self.ungated() or (self.verdict if is_there else self.reusable_verdict())
-        if status is None or not (status.passed or self.force):
-            recorded = self.verdict.state or "nothing"
-            status = tags.GateStatus(False, "would be run", f"recorded: {recorded}")
-        reason = "" if self.force else self.rollback_refusal
-        if not is_there:
-            reason = reason or self.missing_approvals(self.verdict.digest)
+        if self.rollback_refusal and not self.force:
+            raise GateRefused(self.rollback_refusal)
+        if self.is_there():
+            status = self.ungated() or self.verdict
+            if status.passed:
+                return self.promotion(status, is_moved=False)
+        reason = self.missing_approvals(self.verdict.digest)
         if reason:
             raise GateRefused(reason)
-        return self.promotion(status, is_moved=not is_there)
+        recorded = self.verdict.state or "nothing"
+        unknown = tags.GateStatus(False, "would be run", f"recorded: {recorded}")
+        return self.promotion(self.ungated() or self.reusable_verdict() or unknown)
 
     def judge(self) -> Promotion:
         """Run the gate without moving the version."""
@@ -251,10 +252,7 @@ class _Request:
         empty if there was no rollback.
         """
         return transitions.rolled_back_refusal(
-            self.candidate.name,
-            self.candidate.version,
-            self.place,
-            self.entry.tags,
+            self.candidate.name, self.candidate.version, self.place, self.entry.tags
         )
 
     def is_there(self) -> bool:
@@ -358,11 +356,7 @@ class _Request:
         gated = self.run_gate()
         verdict = gated.verdict
         return tags.GateStatus(
-            verdict.passed,
-            verdict.state,
-            verdict.reason,
-            gated.report,
-            verdict.digest,
+            verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest
         )
 
     def ungated(self) -> tags.GateStatus | None:
@@ -390,9 +384,7 @@ class _Request:
         reference = parse_model_uri(self.place.uri(self.candidate.name))
         with no_request_timeout:
             transitions.move_version(
-                reference,
-                self.candidate.version,
-                clears_rollback=self.place.is_served_from,
+                reference, self.candidate.version, clears_rollback=self.place.is_served_from
             )
 
     def is_fresh(self) -> bool:

@@ -96,7 +96,8 @@ def foresee_rollback(deployments: Deployments, endpoint: str, to: str | None = N
     stage, alias or tag that would move. Raises like `rollback`.
     """
     observed = deployments.get_endpoint(endpoint)
-    if live := deployments.store.rollouts(endpoint, live=True):
+    live = deployments.store.rollouts(endpoint, live=True)
+    if live:
         plan = plan_of(live[0])
         source = "the live rollout would be aborted"
         return Move(plan.model, plan.version, plan.before_version, source)
@@ -288,9 +289,7 @@ class _Served:
         for earlier in self._earlier_versions(current):
             try:
                 was_rolled_back = transitions.was_rolled_back(
-                    self.reference.name,
-                    earlier.version,
-                    self.registry,
+                    self.reference.name, earlier.version, self.registry
                 )
             except NotFound:  # The version was deleted.
                 continue
@@ -332,8 +331,7 @@ class _Served:
         yield from (PreviousVersion(version, source) for version in answered if version != current)
         if registered is not None:
             yield PreviousVersion(
-                registered.version,
-                f"{registered.source}, according to the registry",
+                registered.version, f"{registered.source}, according to the registry"
             )
         yield from in_trail
 
@@ -348,8 +346,7 @@ class _Served:
         name = self.observed.endpoint.name
         conversions = self.store.events(name, actions=("follow",), newest_first=True)
         converted = next(
-            (event for event in conversions if self.main in event.detail["stages"]),
-            None,
+            (event for event in conversions if self.main in event.detail["stages"]), None
         )
         for event in newest_events(self.store, self.reference.name):
             if not event.endpoint and event.action in ("rename", "delete"):

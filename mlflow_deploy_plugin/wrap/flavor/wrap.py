@@ -178,7 +178,7 @@ class _Rows:
             argument = "event_time" if self.reference is None else "reference_data"
             raise InvalidConfig(
                 f"{argument}: this graph has no batch dimension and therefore no rows: "
-                f"{no_batch_dimension_reason(model.artifact)}",
+                f"{no_batch_dimension_reason(model.artifact)}"
             )
         return None
 
@@ -237,7 +237,7 @@ def _check_repeatable(original: OriginalModel, example: Batch) -> None:
     again = original(rows)
     if not all(compare(first[name], again[name]).is_same for name in first):
         raise ConversionError(
-            "the model's predictions are random: two calls with the same rows differ",
+            "the model's predictions are random: two calls with the same rows differ"
         )
 
 
@@ -330,7 +330,7 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
         return None, data
     if data is None:
         raise InvalidConfig(
-            "event_time: there are no rows for the times; pass input_example or reference_data",
+            "event_time: there are no rows for the times; pass input_example or reference_data"
         )
     values = event_time
     if isinstance(event_time, str):
@@ -340,7 +340,7 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     times = _utc_times(values)
     if len(times) != len(data):
         raise InvalidConfig(
-            f"event_time has {len(times)} values, but the reference data has {len(data)} rows",
+            f"event_time has {len(times)} values, but the reference data has {len(data)} rows"
         )
     if times.isna().any():
         raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
@@ -358,7 +358,7 @@ def _utc_times(event_time: EventTimes) -> pd.Series:
         if is_numeric_dtype(series.dtype) and len(series):
             raise InvalidConfig(
                 f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
-                "unit='s')",
+                "unit='s')"
             )
         return pd.to_datetime(series, utc=True)
     except (TypeError, ValueError) as error:
@@ -404,12 +404,7 @@ class _FormTrials:
         best: OnnxForm | None = None
         first_failure: ModelError | None = None
         axes = self.rows.free_axes()
-        makers = self.converter.forms(
-            self.model,
-            self._example(),
-            self.predict_fn,
-            axes,
-        )
+        makers = self.converter.forms(self.model, self._example(), self.predict_fn, axes)
         for position, make in enumerate(makers):
             form = self._try(folder / str(position), make)
             if isinstance(form, ModelError):
@@ -439,11 +434,7 @@ class _FormTrials:
             return None
         return pd.DataFrame(columns=inputs.input_names())
 
-    def _try(
-        self,
-        draft: Path,
-        make: Callable[[], ConvertedModel],
-    ) -> OnnxForm | ModelError:
+    def _try(self, draft: Path, make: Callable[[], ConvertedModel]) -> OnnxForm | ModelError:
         """Return the form, or the reason why it cannot be made or loaded. `draft` is
         the new folder of the form.
         """
@@ -490,9 +481,7 @@ class _FormTrials:
         check_outputs(signature, inferred)
         declared = signature or inferred
         return ModelSignature(
-            declared.inputs,
-            declared.outputs or inferred.outputs,
-            declared.params,
+            declared.inputs, declared.outputs or inferred.outputs, declared.params
         )
 
     def _prove(self, runnable: OnnxModel, converted: ConvertedModel) -> ParityReport:
