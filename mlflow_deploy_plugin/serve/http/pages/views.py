@@ -21,7 +21,7 @@ from urllib.parse import parse_qs
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, TRIED_ID
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
@@ -161,6 +161,7 @@ def _try_values(
     page_data = {
         "predictionPath": f"{_root(request)}{subject.path}/{route}",
         "isTable": bool(schema.columns),
+        "requestId": TRIED_ID,
         "fields": [asdict(field) for field in fields],
     }
     if schema.columns:
@@ -510,7 +511,7 @@ def _describe_operation(operation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-Kind = Literal["number", "boolean", "string", "tensor"]
+Kind = Literal["number", "boolean", "string", "datetime", "tensor"]
 
 _KIND_WORDS = {
     "f": ("number", "numbers"),
@@ -603,12 +604,12 @@ def form_fields(
                 id=f"field-{position}",
                 name=name,
                 quoted_name=repr(name),
-                kind=kinds.get(dtype, "number"),
+                kind="datetime" if column.is_date else kinds.get(dtype, "number"),
                 type=column.type,
-                words=_words(dtype)[0],
+                words="date and time in UTC" if column.is_date else _words(dtype)[0],
                 is_nullable=is_nullable_text or dtype.startswith("float"),
                 is_required=column.required,
-                value=_field_text(value),
+                value=_date_text(str(value)) if column.is_date else _field_text(value),
                 choices=tuple(map(_field_text, categories.get(name, ()))),
             ),
         )
@@ -684,6 +685,18 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
         value=example_text,
         picture=image_input(tensor),
     )
+
+
+def _date_text(text: str) -> str:
+    """Return an ISO 8601 date in UTC for an input of the type `datetime-local`; empty
+    for another text.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return ""
+    in_utc = moment.astimezone(UTC) if moment.tzinfo else moment
+    return in_utc.replace(tzinfo=None).isoformat(timespec="milliseconds")
 
 
 def _field_text(value: Any) -> str:
