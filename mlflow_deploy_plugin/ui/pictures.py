@@ -43,9 +43,9 @@ from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
 _LEAST_SLOTS = 12
 """The least number of history lines on a time axis."""
-_LEAST_SHARE = 1 / 16
-"""If the requests fill a smaller share of the axis, the axis ends soon after them
-instead of now.
+_ZOOM = 6
+"""If an axis of the requests is shorter than an axis until now by this factor, the axis
+ends soon after the requests.
 """
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
@@ -287,13 +287,15 @@ def _time_axis(
     """
     line_seconds, lines = HISTORY_INTERVALS[span]
     least = line_seconds * _LEAST_SLOTS
+    most = line_seconds * lines
     intervals = [*chain.from_iterable(histories.values())]
     busy = [interval for interval in intervals if _is_busy(interval, endpoint)]
-    begin = min((item.at - item.seconds for item in busy or intervals), default=-math.inf)
+    begin = min((item.at - item.seconds for item in busy or intervals), default=end - most)
     busy_seconds = max((item.at for item in busy), default=end) - begin
-    seconds = axis_seconds(min(max(end - begin, least), line_seconds * lines))
-    if not until_now and busy_seconds < _LEAST_SHARE * seconds:
-        seconds = axis_seconds(max(busy_seconds, least))
+    seconds = axis_seconds(min(max(end - begin, least), most))
+    shortest = axis_seconds(max(busy_seconds, least))
+    if not until_now and _ZOOM * shortest <= seconds:
+        seconds = shortest
         idle_seconds = end - begin - (seconds + busy_seconds) / 2
         end -= max(idle_seconds // line_seconds, 0) * line_seconds
     return _TimeAxis(end, seconds, max(int(line_seconds), seconds // _POINTS))

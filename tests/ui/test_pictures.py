@@ -188,8 +188,9 @@ def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come()
         (HOUR[:1], 120, 3530),
         (HOUR[-60:-36], 1200, 0),
         (HOUR[-300:-278], 240, 2770),
+        ([HOUR[-300], HOUR[-276]], 480, 2630),
     ],
-    ids=["now", "minutes", "request", "oldest", "recent", "burst"],
+    ids=["now", "minutes", "request", "oldest", "recent", "burst", "bursts"],
 )
 def test_time_axis_fits_the_requests(busy: list[float], seconds: int, end_ago: int) -> None:
     requests = dict.fromkeys(busy, 1.0)

@@ -4,7 +4,7 @@
   const console_page = new URL(".", document.currentScript.src).pathname.slice(0, -1);
   const link = document.createElement("a");
   link.textContent = "Endpoints in onnxserve";
-  link.style.cssText = "display: block; width: fit-content; margin: 16px 16px 0; padding: 6px 12px; border-radius: 8px; overflow-wrap: anywhere; background: #256b65; color: #fff; font: 600 14px/1.4 system-ui, sans-serif;";
+  link.style.cssText = "display: block; width: fit-content; margin: 16px 16px 0; padding: 6px 12px; border-radius: 8px; box-sizing: border-box; max-width: calc(100% - 32px); overflow: hidden; background: #256b65; color: #fff; font: 600 14px/1.4 system-ui, sans-serif;";
 
   function follow() {
     const [path, query] = location.hash.slice(1).split("?");
