@@ -379,7 +379,7 @@ def _values_and_predictions(
     values = {}
     predictions = {}
     for name, text in captured.values.items():
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+        if _is_prediction(name):
             predictions[name] = text
         elif not is_failed:
             values[name] = text
@@ -425,19 +425,38 @@ def _select_requests(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Capt
         is_dated = batch.event_times[index] != batch.received_times[index]
         captured[content[begin:end]] = _Captured(
             event_time=int(batch.event_times[index]) if is_dated else None,
-            values={name: _short(array[first]) for name, array in shown_columns.items()},
+            values={
+                name: _short(array[first], _prediction_text if _is_prediction(name) else as_text)
+                for name, array in shown_columns.items()
+            },
             keys={name: array[first : first + batch.rows] for name, array in keys.items()},
         )
     return captured
 
 
-def _short(value: object) -> str | None:
+def _is_prediction(column: str) -> bool:
+    return column == PREDICTION or column.startswith(OUTPUT_PREFIX)
+
+
+def _prediction_text(value: object) -> str | None:
+    """Return the text of a value of a prediction: a float with six digits, but with all
+    digits before the decimal point.
+    """
+    if isinstance(value, float | np.floating):
+        value = float(value)
+        if abs(value) < 1e6:
+            return as_text(float(f"{value:.6g}"))
+        value = np.round(value)
+    return as_text(value)
+
+
+def _short(value: object, to_text: Callable[[object], str | None] = as_text) -> str | None:
     """Return a value, or the first numbers of a tensor, as a short text; None for a
     missing value.
     """
-    text = as_text(value)
+    text = to_text(value)
     if isinstance(value, np.ndarray):
-        text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
+        text = ", ".join(to_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
         if value.size > _MOST_NUMBERS:
             text += ", …"
     if text is None or len(text) <= _MOST_CHARACTERS:
