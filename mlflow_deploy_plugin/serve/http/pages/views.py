@@ -521,7 +521,8 @@ _KIND_WORDS = {
     "str": ("text", "texts"),
     "date": ("date and time in UTC", ""),
 }
-"""The words for a single value and for several values, by numpy kind, `str` or `date`."""
+"""The words for a single value and for several values, by numpy kind, `str` or `date`.
+"""
 _LEAST_SIDE = 8
 _MOST_SIDE = 4096
 """Limits of an image's sides in pixels. Smaller tensors are rarely images; larger
