@@ -19,10 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlflow_deploy_plugin"
 PAGE = Path(__file__).with_name("errors.md")
 
-HEAD = """---
-search: {boost: 0.6}
----
-# Errors
+HEAD = """# Errors
 
 Made by `python docs/make_errors.py` from the code; a test holds it equal to the code.
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,16 @@ PAGES = {
     },
 }
 """Path in the repository → path in the site."""
+BOOST = {
+    **dict.fromkeys(["errors.md", "results.md", "architecture.md", "contributing.md"], 0.3),
+    **dict.fromkeys(["reference.md", "glossary.md", "release.md", "security.md"], 0.4),
+    **dict.fromkeys(["client.md", "index.md", "guides.md", "monitor-method.md", "runbook.md"], 0.5),
+    **dict.fromkeys([place for place in PAGES.values() if place.startswith("projects/")], 0.5),
+    **dict.fromkeys(["changelog.md", "code_of_conduct.md"], 0.15),
+}
+"""Page → weight in the search. Lists and background must not bury the guides."""
+WORDS = yaml.safe_load((ROOT / "docs" / "search.yaml").read_text())
+"""Page → words for which the search finds it, in addition to its own."""
 # Badges are loaded from other servers.
 BADGE = re.compile(r"^\[!\[.*\n", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
@@ -79,6 +90,8 @@ def _notebook_page(notebook: dict[str, Any]) -> str:
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     """Remove badges, and make each link point to the place of its file in the site."""
     here = page.file.src_uri
+    page.meta["search"] = {"boost": BOOST.get(here, 1)}
+    page.meta["tags"] = WORDS.get(here.removesuffix(".md"), "").split()
     sources = {place: source for source, place in PAGES.items()}
     folder = posixpath.dirname(sources.get(here, f"docs/{here}"))
 

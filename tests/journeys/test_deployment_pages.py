@@ -11,7 +11,7 @@ import pytest
 from mlflow.deployments import BaseDeploymentClient
 
 from tests.support.deployments import empty_home
-from tests.support.guides import page_reader, run_page
+from tests.support.guides import ROOT, blocks, page_reader, run_page
 from tests.support.refusals import mentions
 
 
@@ -125,3 +125,25 @@ def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
     assert azure == [1]
     assert clients.splitlines() == ["[1]", '{"predictions":[1]}', "   0", "0  1"]
     assert client.list_endpoints() == []
+
+
+@pytest.mark.long
+def test_the_threshold_of_the_page_is_in_the_onnx_form(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> None:
+    reader = page_reader(tmp_path, new_database(tmp_path))
+    page = (ROOT / "docs" / "wrap.md").read_text()
+    example = page.partition("## The threshold of a classifier")[2]
+    (code, *_) = blocks("python", example)
+    labels = """
+import mlflow
+served = mlflow.pyfunc.load_model("models:/careful/1").predict(X)
+print((served != trained.predict(X)).sum(), (served != model.predict(X)).sum())
+print(mlflow.MlflowClient().get_model_version("careful", "1").tags["onnxserve.parity"])
+"""
+    printed = reader.run(code + labels, "python")
+
+    moved, wrong, parity = printed.split()[-3:]
+    assert int(moved) > 0
+    assert (wrong, parity) == ("0", "proven")
