@@ -268,7 +268,7 @@ def as_commands(
         "-o",
         str(folder / "made.json"),
     ]
-    mine = ["-m", "mlflow_deploy_plugin.cli", "batch", "-m", ours, "-o", str(made)]
+    mine = ["-m", "mlflow_deploy_plugin.cli", "batch", ours, "--folder", str(made)]
     ways = {
         "mlflow models predict": call("-m", "mlflow", *theirs, "--env-manager", "local"),
         "onnxserve batch": call(*mine, "-i", str(file), "--workers", "1"),

@@ -118,7 +118,7 @@ async def at_once(url: str) -> dict[str, float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, servers_below(Path(folder)) as start:
         model = mixed_model(Path(folder) / "flights")
-        url = start("-m", str(model), "-C", "capture.fraction=0").wait_ready().url
+        url = start(str(model), "-C", "capture.fraction=0").wait_ready().url
         one_after_the_other(url)
         rounds = [asyncio.run(at_once(url)) for _ in range(ROUNDS + 1)][1:]
         print(f"{AT_ONCE} concurrent calls of one row")

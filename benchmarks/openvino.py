@@ -167,7 +167,6 @@ def compare_servers(
                 "-m",
                 "mlflow_deploy_plugin.cli",
                 "serve",
-                "-m",
                 str(folder / "digits"),
             ]
             command += [

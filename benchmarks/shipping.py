@@ -181,7 +181,7 @@ def _load_command(kind: str, port: int, script: Path) -> list[str]:
 
 def _start_server(kind: str, port: int, folder: Path) -> subprocess.Popen[bytes]:
     command = ["taskset", "-c", "0", sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
-    command += ["-m", str(request_path.MODELS / kind), "-p", str(port), "-w", "1"]
+    command += [str(request_path.MODELS / kind), "-p", str(port), "-w", "1"]
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             [*command, "--state-dir", str(folder / "state")],

@@ -248,7 +248,6 @@ def _served(folder: Path, pod: PodMeasurement, body: bytes) -> Iterator[tuple[Se
         "-m",
         "mlflow_deploy_plugin.cli",
         "serve",
-        "-m",
         str(folder),
         "-p",
         str(port),

@@ -5,7 +5,7 @@ which may cause an error.
     .venv/bin/python benchmarks/swap.py
     .venv/bin/python benchmarks/swap.py --swaps 5 --seconds 2
 
-The script runs a real MLflow server, `onnxserve serve -m models:/swap/Production` with
+The script runs a real MLflow server, `onnxserve serve models:/swap/Production` with
 two workers, and clients that send requests in an open loop at half the rate of a closed
 loop. A swap is a stage transition like a click in MLflow's UI: version 2 is moved to
 Production, and then archived. Every response is checked: its `X-Model-Version` and its
@@ -160,7 +160,6 @@ def _onnxserve(folder: Path, stack: ExitStack) -> Server:
         "-m",
         "mlflow_deploy_plugin.cli",
         "serve",
-        "-m",
         f"models:/{NAME}/Production",
     ]
     command += ["-p", str(port), "-w", str(WORKERS), "--state-dir", str(folder / "state")]

@@ -156,7 +156,9 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
                 re.findall(r"^(--[a-z][a-z-]*|-[A-Za-z])(?![\w-])", word) for word in words
             )
         )
-        assert options <= declared | {"--help", "--version"}, f"onnxserve {command.name} {words}"
+        assert options <= declared | {"-h", "--help", "--version"}, (
+            f"onnxserve {command.name} {words}"
+        )
 
 
 def test_one_page_has_the_command_that_installs_the_package() -> None:

@@ -118,7 +118,6 @@ def running_agents(
         with servers_below(folder) as start:
             served = [
                 start(
-                    "-m",
                     f"models:/{model}@champion",
                     "-w",
                     "1",

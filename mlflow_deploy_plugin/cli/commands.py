@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from importlib.metadata import requires
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import click
@@ -34,17 +34,12 @@ _GROUPS = {
     },
     "Promote": {
         "diff": ("promote", "Compare two versions of a registered model."),
-        "card": ("promote", "Write the model card of a version."),
-        "bom": ("promote", "Write the bill of materials of a version or an endpoint."),
-        "dossier": ("promote", "Write the record of an endpoint in a period for a reviewer."),
         "gate": ("promote", "Check whether a version may be promoted."),
         "promote": ("promote", "Move a version to a stage or alias if it passes its gate."),
-        "requests": ("promote", "List the promotions that people requested, and their approvals."),
-        "approve": ("promote", "Approve a requested promotion."),
-        "decline": ("promote", "Decline a requested promotion."),
+        "request": ("promote", "List, approve and decline requested promotions."),
         "rollout": ("rollout", "Roll out a new version in steps, with automatic rollback."),
         "rollback": ("rollout", "Go back to the version that was served before."),
-        "history": ("endpoint", "Show who changed what, when and why."),
+        "audit": ("audit", "Show who changed what, and write documents for reviewers."),
     },
     "Serve": {
         "serve": ("serve", "Serve a model or the endpoints of a spec in the foreground."),
@@ -67,16 +62,12 @@ _GROUPS = {
     "Watch": {
         "monitor": ("monitor", "Judge captured traffic on a schedule or by hand."),
         "drift": ("monitor", "Judge captured traffic against the model's reference."),
-        "log": ("log", "Query, count, compact and expire captured rows."),
-        "errors": ("log", "Group the failed requests of the endpoint NAME by cause."),
+        "log": ("log", "Query, count and expire captured rows, and group failures by cause."),
         "replay": ("replay", "Compute a captured request again."),
         "backtest": ("replay", "Compare a candidate with the captured answers."),
         "feedback": ("predict", "Import labels of earlier predictions from a file."),
-        "silence": ("monitor", "Silence the alerts of an endpoint for a limited time."),
-        "silences": ("monitor", "List the active silences of all endpoints or of NAME."),
-        "unsilence": ("monitor", "End the silence with this ID early."),
-        "retrain": ("controller", "Retrain the served model on captured, labelled rows."),
-        "retrainings": ("controller", "List the retrainings, oldest first."),
+        "alert": ("monitor", "Silence the alerts of monitors for a limited time."),
+        "retrain": ("controller", "Retrain served models, and list the retrainings."),
         "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
     },
 }
@@ -90,20 +81,37 @@ _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that
 users need instead.
 """
+_MODEL_COMMANDS = ("serve", "batch", "build-docker", "render", "predict")
 _BACKTEST = "onnxserve backtest NAME --against URI"
-_REMOVED_OPTIONS = {
+_REMOVED = {
+    **{name: f"onnxserve audit {name}" for name in ("history", "card", "bom", "dossier")},
+    "requests": "onnxserve request list",
+    "approve": "onnxserve request approve MODEL",
+    "decline": "onnxserve request decline MODEL",
+    "silence": "onnxserve alert silence NAME",
+    "silences": "onnxserve alert silences",
+    "unsilence": "onnxserve alert unsilence ID",
+    "retrainings": "onnxserve retrain list",
+    "errors": "onnxserve log errors NAME",
+    **{
+        f"{command} {name}": f"onnxserve {command} MODEL"
+        for command, name in product(_MODEL_COMMANDS, ("-m", "--model-uri"))
+    },
+    **{f"batch {name}": "onnxserve batch --folder FOLDER" for name in ("-o", "--output")},
+    **{f"render {name}": "onnxserve render --folder FOLDER" for name in ("-o", "--output")},
+    "audit card -o": "onnxserve audit card --folder FOLDER",
+    "audit dossier -o": "onnxserve audit dossier --folder FOLDER",
+    "logs -n": "onnxserve logs --lines COUNT",
     "log query --sql": "onnxserve log sql NAME STATEMENT",
     "monitor run --due": "onnxserve monitor run-due NAME",
-    **{f"optimize --{name}": "onnxserve auto-optimize MODEL_URI" for name in ("auto", "rows")},
+    **{f"optimize --{name}": "onnxserve auto-optimize MODEL" for name in ("auto", "rows")},
     **{
         f"replay --{name}": _BACKTEST
         for name in ("against", "since", "until", "window", "max-rows", "metric")
     },
-    **{f"retrain {name}": "onnxserve retrainings" for name in ("--list", "--output", "-o")},
-    **{f"silence {name}": "onnxserve silences" for name in ("--list", "--output", "-o")},
-    "silence --remove": "onnxserve unsilence ID",
 }
-"""A removed option with its command → the command that replaces the option."""
+"""A removed command, or a removed option with its command → the command to use instead.
+"""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -141,6 +149,8 @@ class _LazyCommands(Commands):
         return command
 
     def hint(self, name: str, ctx: click.Context) -> str:
+        if name in _REMOVED:
+            return f"; use `{_REMOVED[name]}`"
         if name in _MLFLOW_COMMANDS:
             return (
                 f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t "
@@ -214,7 +224,7 @@ def _with_replacement(error: click.NoSuchOption, root: click.Context) -> click.U
     command = ""
     if error.ctx:
         command = error.ctx.command_path.removeprefix(f"{root.command_path} ")
-    replacement = _REMOVED_OPTIONS.get(f"{command} {error.option_name}")
+    replacement = _REMOVED.get(f"{command} {error.option_name}")
     if replacement is None:
         return error
     return click.UsageError(f"{error.option_name} was removed: use `{replacement}`", error.ctx)
@@ -254,7 +264,7 @@ def _fail(message: str) -> None:
     sys.exit(1)
 
 
-@click.group(cls=_LazyCommands, context_settings={"help_option_names": ["--help"]})
+@click.group(cls=_LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="onnxserve")
 def main() -> None:
     """Serve MLflow models as ONNX, and monitor them.

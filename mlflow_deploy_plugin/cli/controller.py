@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    Commands,
     NumberRange,
     flag,
     name_argument,
@@ -133,7 +134,12 @@ def migrate() -> None:
         click.echo(f"the store is up to date with onnxserve {__version__}")
 
 
-@click.command()
+@click.group(cls=Commands, example="run")
+def retrain() -> None:
+    """Retrain served models on captured, labelled rows, and list the retrainings."""
+
+
+@retrain.command()
 @name_argument
 @option(
     "--monitor",
@@ -164,22 +170,22 @@ def migrate() -> None:
     "--wait",
     help="Show the progress until the retraining ends or its rollout begins.",
 )
-def retrain(
+def run(
     name: str,
     window: str | None,
     wait: bool,
     **request: Any,
 ) -> None:
-    """Retrain the served model on captured, labelled rows.
+    """Retrain the model of the endpoint NAME on captured, labelled rows.
 
-    The `retrain` settings of the monitor specify how the model of the endpoint NAME is
-    trained. The gate compares the new version with the served version. The new version
-    is then rolled out, proposed or not used. The command ignores cool-down and budget,
-    which limit only automatic retrainings. `onnxserve controller` runs the retraining.
+    The `retrain` settings of the monitor specify how the model is trained.
+    The gate compares the new version with the served version. The new version is then
+    rolled out, proposed or not used. The command ignores cool-down and budget, which
+    limit only automatic retrainings. `onnxserve controller` runs the retraining.
 
     \b
-      onnxserve retrain flights --mode incremental --why 'new carrier'
-      onnxserve retrainings flights
+      onnxserve retrain run flights --mode incremental --why 'new carrier'
+      onnxserve retrain list flights
     """
     from mlflow_deploy_plugin.promote.rollouts.commands import controller_status
     from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
@@ -196,14 +202,14 @@ def retrain(
         else:
             show_lines([retraining_summary(begun)])
             show_progress(
-                controller_status(deployments.store, STORE_LEASE, "onnxserve retrainings"),
+                controller_status(deployments.store, STORE_LEASE, "onnxserve retrain list"),
             )
 
 
-@click.command()
+@retrain.command("list")
 @optional_name_argument
 @output_option
-def retrainings(name: str | None, output: str) -> None:
+def list_retrainings(name: str | None, output: str) -> None:
     """List the retrainings, oldest first.
 
     With NAME, list only the retrainings of the endpoint NAME.

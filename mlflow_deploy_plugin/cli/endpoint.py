@@ -1,16 +1,13 @@
-"""`onnxserve endpoint …`, `list`, `start`, `stop`, `logs` and `history`: endpoints,
-their deployments and changes.
+"""`onnxserve endpoint …`, `list`, `start`, `stop` and `logs`: endpoints and their
+deployments.
 
 `onnxserve endpoint create` exists because `mlflow deployments create-endpoint` raises a
 TypeError in MLflow.
 """
 
-import re
-import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,15 +19,12 @@ from mlflow_deploy_plugin.cli.options import (
     config_option,
     end_with_reader,
     flag,
-    format_option,
     key_values,
     name_argument,
     opened_deployments,
     opened_store,
     option,
-    optional_name_argument,
     output_option,
-    path_option,
     show_json,
     show_lines,
     show_progress,
@@ -40,7 +34,6 @@ from mlflow_deploy_plugin.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.store.audit import AuditEvent
     from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
 
@@ -60,12 +53,6 @@ _DEPLOYMENT_HEAD = (
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
 _NORMAL_STATES = ("waiting", "judging")
 """The usual monitor states, which `list` does not print after the verdict."""
-_STEP = re.compile(r"step \d+ % of a rollout")
-"""The pattern of the reason with which a rollout changes the traffic
-(`promote/rollouts/controller.py`).
-"""
-_UNSHOWN = ("spec", "begun")
-_UNITS = {"every": " s", "seconds": " s"}
 
 
 @click.group(cls=Commands)
@@ -395,7 +382,6 @@ def stop(name: str) -> None:
 @click.command()
 @name_argument
 @option(
-    "-n",
     "--lines",
     type=POSITIVE,
     default=100,
@@ -419,145 +405,6 @@ def logs(name: str, lines: int, follow: bool) -> None:
         show_progress(
             f"the log of {name} is empty: its server was not started yet, or its log was deleted",
         )
-
-
-@click.command()
-@optional_name_argument
-@option(
-    "--model",
-    metavar="MODEL",
-    help="Show only the events of this registered model. NAME may be omitted.",
-)
-@option(
-    "--limit",
-    type=POSITIVE,
-    metavar="COUNT",
-    show_default="all",
-    help="Number of newest events.",
-)
-@format_option(
-    "Format: lines for people, a JSON array, or one JSON object per line with all details.",
-    "text",
-    "json",
-    "jsonl",
-)
-@flag(
-    "--verify",
-    help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
-    "an event was changed, removed, inserted or moved.",
-)
-@path_option(
-    "--keys",
-    show_default="from MLflow's server",
-    help="For --verify: PEM file with the public keys of MLflow's servers.",
-)
-@path_option(
-    "--checkpoint",
-    show_default="the newest in MLflow",
-    help="For --verify: checkpoint whose events must still exist.",
-)
-def history(
-    name: str | None,
-    model: str | None,
-    limit: int | None,
-    output: str,
-    verify: bool,
-    keys: Path | None,
-    checkpoint: Path | None,
-) -> None:
-    """Show who changed what, when and why.
-
-    The list contains the events of the endpoint NAME and of its models, oldest first.
-    Without NAME, it contains all events. The history of a deleted endpoint is kept. In
-    the text format, a rollout step, a promotion or a rollback is one entry. JSON also
-    contains the events that belong to it: traffic, gate, tags, the move in MLflow.
-
-    \b
-      onnxserve history --verify --keys server-keys.pem
-    """
-    from mlflow_deploy_plugin.core.registry.transitions import (
-        event_as_json,
-        event_history,
-        without_step_events,
-    )
-    from mlflow_deploy_plugin.core.store.store import unknown_endpoint
-
-    if verify:
-        if name or limit:
-            raise click.UsageError("--verify checks whole chains: omit NAME and --limit")
-        _verify(model, output, keys, checkpoint)
-        return
-    end_with_reader()
-    with opened_store() as store:
-        if (
-            name is not None
-            and name not in store.names()
-            and next(store.events(name), None) is None
-        ):
-            raise unknown_endpoint(name, store.names(deleted=True))
-        events = event_history(store, name, model, limit)
-        documents = map(event_as_json, events)
-        if output == "jsonl":
-            for document in documents:
-                click.echo(document)
-            return
-        if output == "json":
-            click.echo("[" + ",\n ".join(documents) + "]")
-            return
-        all_events = [*events]
-    visible = [
-        event
-        for event in without_step_events(all_events)
-        if event.action != "traffic" or not _STEP.fullmatch(event.why)
-    ]
-    for event in visible:
-        show_lines(_event_lines(event))
-    if not all_events:
-        selected = model or name
-        subject = f" of {selected}" if selected else ""
-        show_progress(f"there are no events{subject}")
-
-
-def _verify(
-    model: str | None,
-    output: str,
-    keys_file: Path | None,
-    checkpoint_file: Path | None,
-) -> None:
-    """Show whether the trail was changed, and exit with 1 if it was."""
-    from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
-    from mlflow_deploy_plugin.core.settings import read_text
-    from mlflow_deploy_plugin.core.store.audit_chain import published_keys, verify_trail
-    from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
-    from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
-
-    published = None if keys_file and checkpoint_file else published_trail()
-    with opened_store() as store:
-        if keys_file:
-            keys = parse_keys(read_text(keys_file, "the file of --keys"), str(keys_file))
-            origin = str(keys_file)
-        elif published:
-            keys = published.keys
-            origin = "MLflow's server"
-        else:
-            keys = published_keys(store)
-            origin = "the store itself, which its users can change (--keys FILE)"
-        text = published.checkpoint if published else ""
-        if checkpoint_file:
-            text = read_text(checkpoint_file, "the file of --checkpoint")
-        place = str(checkpoint_file or "in MLflow")
-        checkpoint = load_checkpoint(text, keys, place) if text else None
-        state = verify_trail(store, model, keys, checkpoint)
-    checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
-    lines = [
-        *(fault.text for fault in state.faults),
-        f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
-        f"checkpoint: {checked_at}",
-    ]
-    show_result("text" if output == "text" else "json", asdict(state), lines)
-    if state.faults:
-        show_progress(f"the audit trail was changed: {len(state.faults)} faults")
-        sys.exit(1)
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
@@ -649,26 +496,3 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
     if deployment == endpoint["name"]:
         return deployment
     return f"{endpoint['name']}/{deployment}"
-
-
-def _event_lines(event: "AuditEvent") -> Iterable[str]:
-    """Yield an event with its reason and its details. A rollout step has no details."""
-    subjects = (event.endpoint, event.model, event.version and f"version {event.version}")
-    subject = " ".join(part for part in subjects if part)
-    change = ""
-    if event.before or event.after:
-        before = event.before or "–"
-        after = event.after or "–"
-        change = f": {before} → {after}"
-    yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {subject}{change}"
-    if event.why:
-        yield f"    why: {event.why}"
-    if event.action == "rollout.step":
-        return
-    details = [
-        f"{key} {value}{_UNITS.get(key, '')}"
-        for key, value in event.detail.items()
-        if key not in _UNSHOWN and value != "" and isinstance(value, str | int | float)
-    ]
-    if details:
-        yield f"    {', '.join(details)}"

@@ -89,14 +89,14 @@ def _show_places(
     ),
 )
 @original_option(
-    help="Torch model behind MODEL_URI, for fgsm and pgd.",
+    help="Torch model behind MODEL, for fgsm and pgd.",
 )
 @max_rows_option(type=click.IntRange(min=2), default=2000)
 @_seed_option
 @_folder_option
 @flag(
     "--log",
-    help="Log plots and JSON to the run of MODEL_URI, under robustness/.",
+    help="Log plots and JSON to the run of MODEL, under robustness/.",
 )
 @output_option
 def robustness(
@@ -110,7 +110,7 @@ def robustness(
 ) -> None:
     """Measure how much the metric drops when rows are disturbed.
 
-    MODEL_URI is a version, such as models:/flight-delay/7, or a folder.
+    MODEL is a version, such as models:/flight-delay/7, or a folder.
 
     \b
       onnxserve robustness models:/flight-delay/7 --data held_out.csv \\
@@ -175,7 +175,7 @@ def robustness(
 )
 @_seed_option
 @_folder_option
-@flag("--log", help="Log plots and JSON to the run of MODEL_URI, under explain/.")
+@flag("--log", help="Log plots and JSON to the run of MODEL, under explain/.")
 @output_option
 def explain(
     model_uri: str,
@@ -188,7 +188,7 @@ def explain(
 ) -> None:
     """Measure how much each column contributes to predictions.
 
-    MODEL_URI is a version, such as models:/flight-delay/7, or a folder. With labels,
+    MODEL is a version, such as models:/flight-delay/7, or a folder. With labels,
     the command also measures how much the metric drops when a column is permuted. To
     explain rows with a deployment, use `mlflow deployments explain -t onnxserve --name
     NAME`.
@@ -259,9 +259,7 @@ _optimization_options = combine_options(
     ),
     original_option(
         show_default="the model that the version names",
-        help=(
-            "Torch model in MLflow that MODEL_URI was made from; a pruned form is then fine-tuned."
-        ),
+        help=("Torch model in MLflow that MODEL was made from; a pruned form is then fine-tuned."),
     ),
     option(
         "--epochs",
@@ -273,7 +271,7 @@ _optimization_options = combine_options(
     option(
         "--register",
         metavar="NAME",
-        show_default="same as MODEL_URI",
+        show_default="same as MODEL",
         help="Registered model of the new version.",
     ),
     output_option,
@@ -300,7 +298,7 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
     """Make a version smaller or faster, and measure the loss.
 
     The command compares size, load time, latency and agreement of the new form with the
-    version MODEL_URI. If the loss is within --max-loss, the form is registered as a new
+    version MODEL. If the loss is within --max-loss, the form is registered as a new
     version. Exit status 1 if the loss is larger.
 
     \b
@@ -328,7 +326,7 @@ def auto_optimize(model_uri: str, output: str, **options: Any) -> None:
     """Make all forms of a version, and register the fastest.
 
     The forms are those of `onnxserve optimize`. The fastest form within --max-loss is
-    registered as a new version of MODEL_URI if it is faster than MODEL_URI. If no form
+    registered as a new version of MODEL if it is faster than MODEL. If no form
     is faster, no version is registered, and the exit status is 0.
 
     \b
@@ -411,7 +409,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
     """Show which nodes of a version take the most time.
 
     The output lists the share of each operator and node, followed by advice. ONNX
-    Runtime's profiler measures requests to the optimized graph of MODEL_URI in one CPU
+    Runtime's profiler measures requests to the optimized graph of MODEL in one CPU
     thread.
 
     \b

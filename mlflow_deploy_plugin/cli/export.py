@@ -20,9 +20,9 @@ from mlflow_deploy_plugin.cli.options import (
     folder_option,
     key_values,
     model_argument,
-    model_option,
     opened_store,
     option,
+    optional_model_argument,
     original_option,
     output_option,
     path_option,
@@ -86,7 +86,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
     help="Package name of the wheel.",
 )
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
-@original_option(help="Fitted model behind MODEL_URI, for pmml.")
+@original_option(help="Fitted model behind MODEL, for pmml.")
 @flag(
     "--download-wheels",
     help="Download onnxruntime and numpy with pip into the bundle.",
@@ -131,10 +131,7 @@ def export(
 
 
 @click.command()
-@model_option(
-    required=True,
-    help="Model to serve, e.g. models:/flight-delay/3.",
-)
+@model_argument
 @option(
     "-n",
     "--name",
@@ -144,7 +141,7 @@ def export(
 @flag("--gpu", help="Include CUDA's libraries to serve on a GPU.")
 @flag(
     "--follow",
-    help="Do not include the model: the server follows URI in the registry.",
+    help="Do not include the model: the server follows MODEL in the registry.",
 )
 @flag(
     "--test",
@@ -185,8 +182,10 @@ def build_docker(
 ) -> None:
     """Build an image that serves a model.
 
+    MODEL is a URI or a folder.
+
     \b
-      onnxserve build-docker -m models:/flight-delay/3 -n flights:3
+      onnxserve build-docker models:/flight-delay/3 -n flights:3
       docker run -p 8080:8080 flights:3
 
     The image contains the model and starts without a network. With --follow, it loads
@@ -268,14 +267,13 @@ def _plan_lines(plan: "ImagePlan", title: str) -> Iterator[str]:
     "-n",
     "--name",
     metavar="NAME",
-    help="Stored endpoint; with -m, the name of a new endpoint.",
+    help="Stored endpoint; with MODEL, the name of a new endpoint.",
 )
-@model_option(help="Model of a new endpoint.")
+@optional_model_argument
 @path_option("--spec", "spec_file", help="YAML file with one endpoint.")
 @option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
 @folder_option(
-    "-o",
-    "--output",
+    "--folder",
     show_default="standard output",
     help="Folder for the files.",
 )
@@ -286,18 +284,20 @@ def render(
     model_uri: str | None,
     spec_file: Path | None,
     namespace: str,
-    output: Path | None,
+    folder: Path | None,
     config: tuple[str, ...],
 ) -> None:
     """Show an endpoint as manifests for GitOps.
 
+    With MODEL, a URI or a folder, the endpoint is new.
+
     \b
-      onnxserve render --for kubernetes -n flights -m models:/flight-delay@champion \\
+      onnxserve render models:/flight-delay@champion --for kubernetes -n flights \\
           --namespace ml
       onnxserve render --for kubernetes --spec flights.yaml > flights.kubernetes.yaml
       onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
-      onnxserve render --for compose -n flights -m models:/flight-delay@champion \\
-          -o deploy/
+      onnxserve render models:/flight-delay@champion --for compose -n flights \\
+          --folder deploy/
 
     The command does not apply manifests or change endpoints.
     """
@@ -316,7 +316,7 @@ def render(
                 original = store.require_endpoint(stored).spec
         case _:
             raise click.UsageError(
-                "specify -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint",
+                "specify MODEL, --spec FILE, or -n NAME of a stored endpoint",
             )
     spec = apply_config(original, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
@@ -324,17 +324,17 @@ def render(
     # container.
     os.umask(0o022)
     for path, text in files.items():
-        if output is None:
+        if folder is None:
             if len(files) > 1:
                 click.echo(f"# {path}")
             click.echo(text, nl=False)
             continue
         try:
-            (output / path).parent.mkdir(parents=True, exist_ok=True)
-            (output / path).write_text(text)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
         except OSError as error:
-            raise InvalidConfig(f"{output / path} cannot be written: {error.strerror}") from None
-        show_progress(f"written: {output / path}")
+            raise InvalidConfig(f"{folder / path} cannot be written: {error.strerror}") from None
+        show_progress(f"written: {folder / path}")
     if format_name != "helm" and lacks_mlflow_address(spec):
         show_progress(
             f"note: the server of {spec.name} needs the address of MLflow, which is not set: "
@@ -412,7 +412,7 @@ def size(
         pod = measure_pod(spec, folder, request_bodies(folder, rows), rate, limit, show_progress)
     plan = plan_pods(pod, rate, rows, **prices)
     options = config_line({**changes, **plan.options})
-    render = f"onnxserve render -n {spec.name} -m {shlex.quote(model_uri)} {options}"
+    render = f"onnxserve render {shlex.quote(model_uri)} -n {spec.name} {options}"
     table = [
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
         *_pod_rows(pod, plan, p99),

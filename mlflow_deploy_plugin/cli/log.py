@@ -1,5 +1,5 @@
-"""`onnxserve log …` and `onnxserve errors`: query, count, compact and expire captured
-rows; failures by cause.
+"""`onnxserve log …`: query, count, compact and expire captured rows; failures by
+cause.
 """
 
 import sys
@@ -106,7 +106,7 @@ cause, and their replacements.
 
 @click.group(cls=Commands)
 def log() -> None:
-    """Query, count, compact and expire captured rows."""
+    """Query, count, compact and expire captured rows, and group failures by cause."""
 
 
 _row_options = combine_options(
@@ -387,7 +387,7 @@ def compact(name: str) -> None:
     warn_of_unreadable(opened)
 
 
-@click.command()
+@log.command()
 @name_argument
 @option(
     "--last",
@@ -403,8 +403,8 @@ def errors(name: str, last: str, output: str) -> None:
     captured requests are counted.
 
     \b
-      onnxserve errors flights --last 24h
-      onnxserve errors flights --last 7d -o json
+      onnxserve log errors flights --last 24h
+      onnxserve log errors flights --last 7d -o json
     """
     from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
     from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint

@@ -1,5 +1,5 @@
-"""`onnxserve monitor …`, `drift run`, `silence`, `silences` and `unsilence`: monitors
-of endpoints with their windows, results and alerts.
+"""`onnxserve monitor …`, `drift run` and `alert …`: monitors of endpoints with their
+windows, results and alerts.
 """
 
 import sys
@@ -595,7 +595,12 @@ def run_drift(
     _judge_window(name, monitor_name, window, output, **bounds)
 
 
-@click.command()
+@click.group(cls=Commands, example="silence")
+def alert() -> None:
+    """Silence the alerts of monitors for a limited time."""
+
+
+@alert.command()
 @name_argument
 @option(
     "--monitor",
@@ -619,7 +624,7 @@ def silence(name: str, monitor: str, length: str, why: str) -> None:
     that are still active are sent.
 
     \b
-      onnxserve silence flights --monitor daily --for 2h --why 'a known storm'
+      onnxserve alert silence flights --monitor daily --for 2h --why 'a known storm'
     """
     with opened_store() as store:
         from mlflow_deploy_plugin.core.store.alerts import Silences
@@ -633,7 +638,7 @@ def silence(name: str, monitor: str, length: str, why: str) -> None:
         show_lines([_silence_line(added)])
 
 
-@click.command()
+@alert.command()
 @optional_name_argument
 @output_option
 def silences(name: str | None, output: str) -> None:
@@ -652,24 +657,24 @@ def silences(name: str | None, output: str) -> None:
         for entry in active
     ]
     endpoint = name or "NAME"
-    empty = f"no silence is active: run `onnxserve silence {endpoint} --for 2h`"
+    empty = f"no silence is active: run `onnxserve alert silence {endpoint} --for 2h`"
     show_result(output, documents, [*map(_silence_line, active)] or [empty])
 
 
-@click.command()
+@alert.command()
 @click.argument("number", metavar="ID", type=POSITIVE)
 @why_option
 def unsilence(number: int, why: str) -> None:
     """End the silence with this ID early.
 
-    `onnxserve silences` lists the IDs. Alarms that are still active are sent.
+    `onnxserve alert silences` lists the IDs. Alarms that are still active are sent.
     """
     with opened_store() as store:
         from mlflow_deploy_plugin.core.store.alerts import Silences
 
         if Silences(store).end(number, why) is None:
             raise NotFound(
-                f"there is no silence {number}; `onnxserve silences` shows the active silences",
+                f"there is no silence {number}; `onnxserve alert silences` lists the active ones",
             )
     click.echo(f"silence {number} is over")
 

@@ -8,7 +8,7 @@ keep `--help` fast.
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ import orjson
 
 from mlflow_deploy_plugin.cli.entry import Output
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.store import Store
@@ -44,10 +45,22 @@ class NumberRange(click.FloatRange):
 
 
 class Commands(click.Group):
-    """A group whose error for an unknown command lists the commands of the group."""
+    """A group whose error for an unknown command lists the commands of the group.
+
+    Args:
+        example: the command of the example in the error, which shows a name as its
+            argument; without `example`, the error has no example.
+    """
+
+    def __init__(self, *names: Any, example: str = "", **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self._example = example
 
     def hint(self, name: str, ctx: click.Context) -> str:
-        return f"; there are {', '.join(self.list_commands(ctx))}"
+        names = f"; there are {', '.join(self.list_commands(ctx))}"
+        if not self._example:
+            return names
+        return f"{names}, as in `onnxserve {self.name} {self._example} {name}`"
 
     def resolve_command(
         self,
@@ -78,7 +91,6 @@ folder_option = partial(
     metavar="FOLDER",
 )
 """An option for the path of a folder, which may not be a file."""
-model_option = partial(option, "-m", "--model-uri", metavar="URI")
 original_option = partial(option, "--original", default="", metavar="URI")
 max_rows_option = partial(
     option,
@@ -137,9 +149,37 @@ config_option = option(
 )
 name_argument = click.argument("name")
 optional_name_argument = click.argument("name", required=False)
-model_argument = click.argument("model_uri")
+model_argument = click.argument("model_uri", metavar="MODEL")
+"""The argument for a model: a URI or a folder."""
+optional_model_argument = click.argument("model_uri", metavar="[MODEL]", required=False)
+
+
+def _check_registered(
+    _context: click.Context,
+    _parameter: click.Parameter,
+    model_uri: str,
+) -> str:
+    """Return the URI. Raises UsageError if it does not select a version of a registered
+    model.
+    """
+    with suppress(InvalidConfig):
+        if parse_model_uri(model_uri).is_registered:
+            return model_uri
+    name = model_uri.removeprefix("models:/")
+    if not name or set(":/@") & set(name):
+        name = "NAME"
+    raise click.UsageError(
+        f"{model_uri!r} is not a version of a registered model: use models:/{name}/VERSION, "
+        f"models:/{name}@ALIAS or models:/{name}/STAGE",
+    )
+
+
+version_argument = click.argument("model_uri", metavar="MODEL", callback=_check_registered)
+"""The argument for a version of a registered model. The command resolves a stage or
+alias.
+"""
 reason_option = partial(option, "--why", default="", metavar="REASON")
-why_option = reason_option(help="Reason for the audit trail (`onnxserve history NAME`).")
+why_option = reason_option(help="Reason for the audit trail (`onnxserve audit history NAME`).")
 
 since_option = option(
     "--since",

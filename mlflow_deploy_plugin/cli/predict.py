@@ -21,10 +21,11 @@ from mlflow_deploy_plugin.cli.options import (
     end_with_reader,
     engine_option,
     flag,
-    model_option,
+    model_argument,
     name_argument,
     opened_deployments,
     option,
+    optional_model_argument,
     show_progress,
     to_names,
 )
@@ -195,9 +196,7 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
 
 @click.command()
-@model_option(
-    help="Model to load in this process, e.g. models:/flight-delay@champion.",
-)
+@optional_model_argument
 @option(
     "-n",
     "--name",
@@ -254,11 +253,13 @@ def predict(
 ) -> None:
     """Predict every row of a file with a deployment or a model.
 
-    The file is CSV, JSON, JSON Lines or Parquet, and is read in batches.
+    MODEL is a URI or a folder, which is loaded in this process; without MODEL, the
+    server of -n predicts. The file is CSV, JSON, JSON Lines or Parquet, and is read in
+    batches.
 
     \b
       onnxserve predict -n flights -i rows.csv -o predictions.csv
-      onnxserve predict -m models:/flight-delay/3 -i rows.parquet -o predictions.parquet
+      onnxserve predict models:/flight-delay/3 -i rows.parquet -o predictions.parquet
       cat rows.jsonl | onnxserve predict -n flights -t jsonl
 
     The predictions are equal to the predictions of /invocations, one per row, in the
@@ -269,7 +270,7 @@ def predict(
     1. The output file is then not created or changed.
     """
     if (model_uri is None) == (name is None):
-        raise click.UsageError("specify either -m MODEL_URI or -n DEPLOYMENT")
+        raise click.UsageError("specify either MODEL or -n DEPLOYMENT")
     if event_time and name is None:
         raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
     end_with_reader()
@@ -304,7 +305,7 @@ def predict(
 @contextmanager
 def _opened_server(name: str) -> Iterator["ScoringTarget"]:
     """Yield the server of the deployment or endpoint `name`. pandas is hidden, but not
-    from a model (-m).
+    from a model (MODEL).
     """
     from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
 
@@ -396,10 +397,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 
 
 @click.command()
-@model_option(
-    required=True,
-    help="Model to load, e.g. models:/flight-delay@champion.",
-)
+@model_argument
 @option(
     "-i",
     "--input",
@@ -408,8 +406,8 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     help="File or folder of rows, also s3://….",
 )
 @option(
-    "-o",
-    "--output",
+    "--folder",
+    "output",
     required=True,
     metavar="FOLDER",
     help="Folder of the predictions, also s3://….",
@@ -474,15 +472,15 @@ def batch(
 ) -> None:
     """Predict files of any size with a model, without a server.
 
-    Each input file is a part. The output contains a file for each part, at the same
-    relative path and in the same row order. Input files are CSV, JSON Lines or Parquet,
-    optionally compressed.
+    MODEL is a URI or a folder. Each input file is a part. The output contains a file
+    for each part, at the same relative path and in the same row order. Input files are
+    CSV, JSON Lines or Parquet, optionally compressed.
 
     \b
-      onnxserve batch -m models:/flight-delay@champion -i flights/ -o predictions/ \\
-          --keep flight,day
-      onnxserve batch -m models:/flight-delay/3 -i s3://lake/flights \\
-          -o s3://lake/predictions --format parquet
+      onnxserve batch models:/flight-delay@champion -i flights/ \\
+          --folder predictions/ --keep flight,day
+      onnxserve batch models:/flight-delay/3 -i s3://lake/flights \\
+          --folder s3://lake/predictions --format parquet
 
     If a batch is killed, repeat the command to continue. _batch.json describes the
     batch, and _SUCCESS is written when the output is complete. The exit status is 1 if

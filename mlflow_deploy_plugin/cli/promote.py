@@ -1,12 +1,10 @@
-"""`onnxserve diff`, `card`, `bom`, `dossier`, `gate`, `promote`, `requests`, `approve`
-and `decline`: the evidence about versions, their checks, and their moves to a stage or
-alias.
+"""`onnxserve diff`, `gate`, `promote` and `request …`: comparisons and checks of
+versions, and their moves to a stage or alias.
 
 MLflow's server records requests and approvals of promotions. `promote` waits until the
 version is served.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -18,15 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    Commands,
     NumberRange,
     align_columns,
-    combine_options,
     flag,
-    folder_option,
-    name_argument,
     opened_deployments,
-    opened_store,
     option,
+    optional_name_argument,
     original_option,
     output_option,
     path_option,
@@ -35,14 +31,13 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
     show_table,
-    usage_errors,
+    version_argument,
 )
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.core.registry.resolution import check_registered_name
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.core.tabular.files import open_output
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.promote.evidence.diff import VersionDiff
@@ -64,16 +59,6 @@ download may be temporary.
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
-_model_argument = click.argument(
-    "model",
-    callback=lambda _context, _parameter, model: check_registered_name(model),
-)
-"""The argument MODEL. A URI such as models:/flight-delay/7 is refused before click
-reports a missing VERSION.
-"""
-_version_arguments = combine_options(_model_argument, click.argument("version"))
-
-
 _to_option = option(
     "--to",
     required=True,
@@ -84,7 +69,7 @@ _to_option = option(
 _original_option = original_option(
     show_default="the model that the version or its base names",
     help=(
-        "Torch model that VERSION was made from. Needed if the policy requires fgsm or pgd. Its "
+        "Torch model that MODEL was made from. Needed if the policy requires fgsm or pgd. Its "
         "code is run."
     ),
 )
@@ -104,7 +89,7 @@ class ServedAfterPromotion:
 
 
 @click.command()
-@_version_arguments
+@version_argument
 @path_option(
     "--policy",
     "policy_file",
@@ -126,8 +111,7 @@ class ServedAfterPromotion:
 @_original_option
 @output_option
 def gate(
-    model: str,
-    version: str,
+    model_uri: str,
     policy_file: Path | None,
     against: str | None,
     original: str,
@@ -135,18 +119,20 @@ def gate(
 ) -> None:
     """Check whether a version may be promoted.
 
-    The command checks VERSION of the registered MODEL against its gate policy, prints
-    one line per check, logs a report to MLflow and stores the verdict in the version's
-    tag onnxserve.gate. Exit status 1 if the version does not pass. If VERSION is
-    already served and --against is not set, its stored verdict is shown.
+    The command checks the version MODEL against the gate policy of its registered
+    model, prints one line per check, logs a report to MLflow and stores the verdict in
+    the version's tag onnxserve.gate. Exit status 1 if the version does not pass. If the
+    version is already served and --against is not set, its stored verdict is shown.
 
     \b
-      onnxserve gate flight-delay 7
-      onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
+      onnxserve gate models:/flight-delay/7
+      onnxserve gate models:/flight-delay@challenger --policy gate.yaml \\
+          --against models:/flight-delay/5
     """
     from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
     from mlflow_deploy_plugin.promote.gate.verdict import verdict_as_json
 
+    model, version = _registered_version(model_uri)
     verdict = None if against else verdict_of_served(model, version, policy_file)
     if verdict is not None:
         show_result(output, verdict, [f"{verdict}; --against URI compares it with another version"])
@@ -170,7 +156,7 @@ def gate(
 
 
 @click.command()
-@_version_arguments
+@version_argument
 @_to_option
 @flag(
     "--force",
@@ -185,19 +171,19 @@ def gate(
 @flag(
     "--request",
     "is_request",
-    help="Run the gate and request approvals, but do not move VERSION.",
+    help="Run the gate and request approvals, but do not move the version.",
 )
 @option(
     "--to-registry",
     default="",
     metavar="URI",
-    help="MLflow server to which VERSION is copied before the gate.",
+    help="MLflow server to which the version is copied before the gate.",
 )
 @option(
     "--to-model",
     default="",
     metavar="NAME",
-    help="Registered model to which VERSION is copied.",
+    help="Registered model to which the version is copied.",
 )
 @_original_option
 @option(
@@ -207,13 +193,12 @@ def gate(
     metavar="SECONDS",
     help=(
         "Maximum seconds to wait until the deployments that follow the stage or alias serve "
-        "VERSION."
+        "the version."
     ),
 )
 @output_option
 def promote(
-    model: str,
-    version: str,
+    model_uri: str,
     wait: float,
     output: str,
     is_request: bool,
@@ -221,25 +206,26 @@ def promote(
 ) -> None:
     """Move a version to a stage or alias if it passes its gate.
 
-    The gate of VERSION of the registered MODEL is run, unless a recent verdict is
-    `passed`. Other versions in Production or Staging are archived when VERSION moves
-    there. A version that was rolled back is refused, unless --force and --why are
-    specified. If the policy requires approvals, --request requests them, and the same
-    command without --request moves VERSION after the last approval. Exit status 1 if
-    VERSION is refused, or if a deployment does not serve it in time.
+    The gate of the version MODEL is run, unless a recent verdict is `passed`. Other
+    versions in Production or Staging are archived when the version moves there. A
+    version that was rolled back is refused, unless --force and --why are specified. If
+    the policy requires approvals, --request requests them, and the same command without
+    --request moves the version after the last approval. Exit status 1 if the version is
+    refused, or if a deployment does not serve it in time.
 
     \b
-      onnxserve promote flight-delay 7 --to @champion
-      onnxserve promote flight-delay 7 --to Production
-      onnxserve promote flight-delay 7 --to @champion --force \\
+      onnxserve promote models:/flight-delay/7 --to @champion
+      onnxserve promote models:/flight-delay@challenger --to Production
+      onnxserve promote models:/flight-delay/7 --to @champion --force \\
           --why 'version 6 answers nonsense'
-      onnxserve promote flight-delay 7 --to @champion \\
+      onnxserve promote models:/flight-delay/7 --to @champion \\
           --to-registry https://mlflow.example.com
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")
     if is_request and options["policy_file"] is not None:
         raise click.UsageError("--request uses the policy of the model: omit --policy")
+    model, version = _registered_version(model_uri)
     copied = None
     destination = (options.pop("to_registry"), options.pop("to_model"))
     with ExitStack() as target:
@@ -278,22 +264,30 @@ def promote(
         sys.exit(1)
 
 
-@click.command()
-@click.argument("model", default="")
+@click.group(cls=Commands)
+def request() -> None:
+    """List, approve and decline requested promotions.
+
+    `onnxserve promote MODEL --to @ALIAS --request` requests a promotion.
+    """
+
+
+@request.command("list")
+@optional_name_argument
 @output_option
-def requests(model: str, output: str) -> None:
+def list_requests(name: str | None, output: str) -> None:
     """List the promotions that people requested, and their approvals.
 
     The MLflow server at MLFLOW_TRACKING_URI lists the open requests for models that you
-    may read, or only for MODEL.
+    may read, or only for the registered model NAME.
 
     \b
-      onnxserve requests
-      onnxserve requests flight-delay -o json
+      onnxserve request list
+      onnxserve request list flight-delay -o json
     """
     from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests
 
-    listed = listed_requests(model)
+    listed = listed_requests(name or "")
     rows = [("MODEL", "VERSION", "TO", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
     for entry in listed:
         requested = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}"
@@ -309,7 +303,7 @@ def requests(model: str, output: str) -> None:
                 entry.reason,
             ),
         )
-    empty = "there are no requests: run `onnxserve promote MODEL VERSION --to @ALIAS --request`"
+    empty = "there are no requests: run `onnxserve promote MODEL --to @ALIAS --request`"
     show_table(
         output,
         [entry.model_dump(mode="json") for entry in listed],
@@ -318,23 +312,25 @@ def requests(model: str, output: str) -> None:
     )
 
 
-@click.command()
-@_version_arguments
+@request.command()
+@version_argument
 @_to_option
 @reason_option(help="Reason for the audit trail.")
-def approve(model: str, version: str, to: str, why: str) -> None:
+def approve(model_uri: str, to: str, why: str) -> None:
     """Approve a requested promotion.
 
-    The command prints the gate report of VERSION of the registered MODEL, and approves
-    the promotion on the MLflow server at MLFLOW_TRACKING_URI. The approval records the
-    digest of this report. You need an account that the policy of MODEL accepts as an
+    The command prints the gate report of the version MODEL, and approves the promotion
+    on the MLflow server at MLFLOW_TRACKING_URI. The approval records the digest of this
+    report. You need an account that the policy of the registered model accepts as an
     approver.
 
     \b
-      onnxserve approve flight-delay 7 --to @champion --why 'the report is fine'
+      onnxserve request approve models:/flight-delay/7 --to @champion \\
+          --why 'the report is fine'
     """
     from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, send_decision
 
+    model, version = _registered_version(model_uri)
     report = ""
     for entry in listed_requests(model):
         if entry.version == version and entry.to.lower() == to.lower():
@@ -345,24 +341,37 @@ def approve(model: str, version: str, to: str, why: str) -> None:
     show_lines([f"approved; {state}"])
 
 
-@click.command()
-@_version_arguments
+@request.command()
+@version_argument
 @_to_option
 @reason_option(default=None, required=True, help="Reason for the audit trail.")
-def decline(model: str, version: str, to: str, why: str) -> None:
+def decline(model_uri: str, to: str, why: str) -> None:
     """Decline a requested promotion.
 
-    The request for VERSION of the registered MODEL and its approvals end on the MLflow
-    server at MLFLOW_TRACKING_URI. People who may approve the promotion may also decline
-    it, and the requester may withdraw it.
+    The request for the version MODEL and its approvals end on the MLflow server at
+    MLFLOW_TRACKING_URI. People who may approve the promotion may also decline it, and
+    the requester may withdraw it.
 
     \b
-      onnxserve decline flight-delay 7 --to @champion --why 'version 8 is better'
+      onnxserve request decline models:/flight-delay/7 --to @champion \\
+          --why 'version 8 is better'
     """
     from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
 
+    model, version = _registered_version(model_uri)
     declined = send_decision("decline", model, version, to, why)
     show_lines([f"declined: {declined}"])
+
+
+def _registered_version(model_uri: str) -> tuple[str, str]:
+    """Return the name of the registered model and the number of the version that the
+    URI selects now.
+    """
+    uri = parse_model_uri(model_uri)
+    if uri.kind == "version":
+        return uri.name, uri.selector
+    resolved = resolve(model_uri)
+    return resolved.name, resolved.version
 
 
 def _wait(
@@ -486,8 +495,8 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
 
 
 @click.command()
-@click.argument("before", metavar="URI")
-@click.argument("after", metavar="URI")
+@click.argument("before", metavar="MODEL")
+@click.argument("after", metavar="MODEL")
 @flag("--all", "shows_all", help="Also show the facts that are equal.")
 @output_option
 def diff(before: str, after: str, shows_all: bool, output: str) -> None:
@@ -547,101 +556,3 @@ def _text(value: str | float | None) -> str:
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[: _MOST_CHARACTERS - 1]}…"
-
-
-@click.command()
-@click.argument("model_uri", metavar="URI")
-@folder_option(
-    "-o",
-    "--output-path",
-    show_default="NAME-VERSION-card",
-    help="Folder.",
-)
-def card(model_uri: str, output_path: Path | None) -> None:
-    """Write the model card of a version.
-
-    The files model_card.html and model_card.json have the recorded facts about the
-    version, from its purpose to its monitors. Each sentence has a link to its run, tag
-    or audit event.
-
-    \b
-      onnxserve card models:/flight-delay/4
-    """
-    from mlflow_deploy_plugin.promote.evidence.card import make_card
-
-    with opened_store() as store:
-        model_card = make_card(model_uri, store)
-    name = model_card.name
-    version = model_card.version
-    folder = output_path or Path(f"{name}-{version}-card")
-    model_card.write(folder)
-    click.echo(
-        f"{name} version {version}: {folder}/model_card.html, {folder}/model_card.json",
-    )
-
-
-@click.command()
-@click.argument("model_uri", metavar="[URI]", default="")
-@option("--endpoint", default="", metavar="NAME", help="Endpoint whose loaded versions are listed.")
-@option("-o", "--output-path", default="-", metavar="FILE", help="File; - is standard output.")
-def bom(model_uri: str, endpoint: str, output_path: str) -> None:
-    """Write the bill of materials of a version or an endpoint.
-
-    The document is a CycloneDX 1.6 ML-BOM in JSON: the version with the digests of its
-    files, its datasets, packages, parity, metrics, gate, tags and licence (the tag
-    `license` of the version or the model). With --endpoint, it lists the versions that
-    the workers of the endpoint have loaded now.
-
-    \b
-      onnxserve bom models:/flight-delay/4
-      onnxserve bom --endpoint flights -o flights.cdx.json
-    """
-    from mlflow_deploy_plugin.promote.evidence.bom import endpoint_bom, version_bom
-
-    if bool(model_uri) == bool(endpoint):
-        raise click.UsageError("specify either the URI of a version or --endpoint NAME")
-    if endpoint:
-        with opened_deployments() as deployments:
-            document = endpoint_bom(deployments.get_endpoint(endpoint))
-    else:
-        document = version_bom(model_uri)
-    with open_output(output_path, sys.stdout.buffer) as file:
-        file.write(f"{json.dumps(document, indent=2)}\n".encode())
-
-
-@click.command()
-@name_argument
-@option(
-    "--period",
-    required=True,
-    metavar="PERIOD",
-    help="Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
-)
-@folder_option(
-    "-o",
-    "--output-path",
-    show_default="NAME-PERIOD-dossier",
-    help="Folder.",
-)
-def dossier(name: str, period: str, output_path: Path | None) -> None:
-    """Write the record of the endpoint NAME in a period for a reviewer.
-
-    The files dossier.html and dossier.json list the versions that served, the requests
-    and failures, the promotions with their approvals and gates, signatures, the
-    verdicts of monitors, alarms and responses, and the state of the audit trail. Each
-    sentence has a link to its run, event or report.
-
-    \b
-      onnxserve dossier flights --period 2026-Q4
-      onnxserve dossier flights --period 2026-11-01/2026-11-15 -o review
-    """
-    from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
-
-    with opened_store() as store:
-        with usage_errors():
-            window = parse_period(period, store.now())
-        made = make_dossier(store, name, window, load_settings().inference_log)
-    folder = output_path or Path(f"{name}-{period.replace('/', '-')}-dossier")
-    made.write(folder)
-    click.echo(f"{name} in {period}: {folder}/dossier.html, {folder}/dossier.json")

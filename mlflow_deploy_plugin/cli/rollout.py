@@ -46,16 +46,7 @@ _wait_option = flag(
 )
 
 
-class _RolloutCommands(Commands):
-    """The commands of rollouts. The error for a name without a command shows the order
-    of command and name.
-    """
-
-    def hint(self, name: str, ctx: click.Context) -> str:
-        return f"{super().hint(name, ctx)}, as in `onnxserve rollout status {name}`"
-
-
-@click.group(cls=_RolloutCommands)
+@click.group(cls=Commands, example="status")
 def rollout() -> None:
     """Roll out a new version in steps, with automatic rollback.
 

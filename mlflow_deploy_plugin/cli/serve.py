@@ -12,8 +12,8 @@ from mlflow_deploy_plugin.cli.options import (
     config_option,
     flag,
     key_values,
-    model_option,
     option,
+    optional_model_argument,
     path_option,
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
@@ -46,12 +46,7 @@ Kubernetes.
 
 
 @click.command()
-@model_option(
-    help=(
-        "Model to serve: a folder or a URI, e.g. models:/flight-delay@champion. A stage or alias "
-        "is followed."
-    ),
-)
+@optional_model_argument
 @path_option(
     "--spec",
     "spec_file",
@@ -60,7 +55,7 @@ Kubernetes.
         "except `server`."
     ),
 )
-@option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
+@option("--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
 @option(
     "-p",
     "--port",
@@ -84,7 +79,13 @@ Kubernetes.
     show_default="1",
     help="Number of worker processes.",
 )
-@option("--name", metavar="NAME", show_default="the model's name", help="Name of the endpoint.")
+@option(
+    "-n",
+    "--name",
+    metavar="NAME",
+    show_default="the model's name",
+    help="Name of the endpoint.",
+)
 @option(
     "--device",
     metavar="DEVICE",
@@ -121,11 +122,12 @@ def serve(
 ) -> None:
     """Serve a model or the endpoints of a spec in the foreground.
 
-    On SIGTERM or Ctrl-C, the server finishes the requests in flight and ends. `mlflow
-    deployments create -t onnxserve` serves in the background instead.
+    MODEL is a URI or a folder. A stage or alias is followed. On SIGTERM or Ctrl-C, the
+    server finishes the requests in flight and ends. `mlflow deployments create -t
+    onnxserve` serves in the background instead.
 
     \b
-      onnxserve serve -m models:/flight-delay@champion -p 8123
+      onnxserve serve models:/flight-delay@champion -p 8123
       onnxserve serve --spec endpoints.yaml
     """
     changes = key_values(config) | {
@@ -141,11 +143,11 @@ def serve(
         case None, Path() as file:
             if name is not None:
                 raise click.UsageError(
-                    "--name requires -m; a spec contains the names of its endpoints",
+                    "--name requires MODEL; a spec contains the names of its endpoints",
                 )
             specs = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
         case _:
-            raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
+            raise click.UsageError("specify either MODEL or --spec FILE")
     first, *others = specs
     for field, default in _defaults(first.server, changes, settings, cloud).items():
         if default is not None and field not in first.server.model_fields_set:

@@ -236,7 +236,7 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
     if wrapped.report.repair:
         yield f"  {wrapped.report.repair}"
     if wrapped.version:
-        yield f"  next: onnxserve promote {wrapped.name} {wrapped.version} --to @champion"
+        yield f"  next: onnxserve promote models:/{wrapped.name}/{wrapped.version} --to @champion"
 
 
 def _row(

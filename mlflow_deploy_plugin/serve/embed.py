@@ -45,7 +45,7 @@ def asgi_app(
     `close()` or with the process.
 
     Args:
-        model_uri: as in `onnxserve serve -m`.
+        model_uri: as in `onnxserve serve MODEL`.
         name: the endpoint's name in metrics, the inference log and paths; None for the
             model's name.
         config: fields of the endpoint's spec by their dotted names, such as
@@ -78,7 +78,7 @@ def wsgi_app(
     `close()` or with the process.
 
     Args:
-        model_uri: as in `onnxserve serve -m`.
+        model_uri: as in `onnxserve serve MODEL`.
         name: the endpoint's name in metrics, the inference log and paths; None for the
             model's name.
         config: fields of the endpoint's spec by their dotted names, such as

@@ -205,8 +205,8 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
     if entry.why:
         text += f": {entry.why}"
     step = (
-        f"next: onnxserve approve {entry.model} {entry.version} --to {entry.to}, or onnxserve "
-        "decline with a reason"
+        f"next: onnxserve request approve models:/{entry.model}/{entry.version} --to {entry.to}, "
+        "or onnxserve request decline with a reason"
     )
     identity = {**approvals.request_identity(entry), "count": count}
     try:

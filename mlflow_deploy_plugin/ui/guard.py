@@ -424,8 +424,8 @@ def _version_tag_change(message: Any) -> RegistryChange | None:
     refusal = ""
     if is_of_verdict:
         refusal = (
-            f"only MLflow's server writes the tag {message.key}: `onnxserve gate {message.name} "
-            f"{number}` judges the version and records the verdict"
+            f"only MLflow's server writes the tag {message.key}: `onnxserve gate "
+            f"models:/{message.name}/{number}` judges the version and records the verdict"
         )
     return RegistryChange(
         action="tag",
@@ -670,8 +670,8 @@ class _Move:
     @property
     def _remedy(self) -> str:
         return (
-            f"`onnxserve promote {self.model.name} {self.change.version} --to {self.place}` runs "
-            "the gate and lists the failed checks"
+            f"`onnxserve promote models:/{self.model.name}/{self.change.version} "
+            f"--to {self.place}` runs the gate and lists the failed checks"
         )
 
     def _detail(self, files: str) -> Json:

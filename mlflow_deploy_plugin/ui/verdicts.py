@@ -71,7 +71,7 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     its report was replaced.
     """
     subject = f"{record.model} version {record.version}"
-    again = f"run `onnxserve gate {record.model} {record.version}` again"
+    again = f"run `onnxserve gate models:/{record.model}/{record.version}` again"
     try:
         now = guard.files_digest(record.model, record.version, policy)
     except NotFound:
@@ -123,5 +123,5 @@ def _require_new(record: VerdictRecord, store: Store) -> None:
         if event.version == record.version and (is_same_run or is_same_report):
             raise GateRefused(
                 f"the verdict on {record.model} version {record.version} with this report is "
-                f"recorded already; run `onnxserve gate {record.model} {record.version}` again"
+                f"recorded already; run the gate again"
             )

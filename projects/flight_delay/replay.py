@@ -292,7 +292,7 @@ def main() -> None:
         f"{counts.requests:,} requests, {counts.lost} lost; {counts.labels:,} labels, "
         f"{counts.labels_lost} lost",
     )
-    _say(f"onnxserve history {setting.endpoint}    shows all events")
+    _say(f"onnxserve audit history {setting.endpoint}    shows all events")
 
 
 if __name__ == "__main__":

@@ -123,11 +123,11 @@ PLAN = {
 
 
 def ask(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["retrain", *arguments])
+    return CliRunner().invoke(main, ["retrain", "run", *arguments])
 
 
 def listed(*arguments: str) -> str:
-    return CliRunner().invoke(main, ["retrainings", *arguments]).output
+    return CliRunner().invoke(main, ["retrain", "list", *arguments]).output
 
 
 def test_retrain_without_an_endpoint_asks_for_its_name(store: Store) -> None:
@@ -156,7 +156,7 @@ def test_started_retraining_points_to_the_retrainings_command(
     )
     monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
     store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
-    assert mentions(ask("flights").output, "controller@here", "`onnxserve retrainings`")
+    assert mentions(ask("flights").output, "controller@here", "`onnxserve retrain list`")
 
 
 def test_list_shows_the_cause_and_state_of_a_retraining(store: Store) -> None:

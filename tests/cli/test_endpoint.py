@@ -105,7 +105,7 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
     listed = endpoint("list")
     shown = endpoint("get", "flights")
     monitors = CliRunner().invoke(main, ["monitor", "list"])
-    history = CliRunner().invoke(main, ["history", "flights"])
+    history = CliRunner().invoke(main, ["audit", "history", "flights"])
 
     assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
         ["flights", "unreadable"],
@@ -368,7 +368,7 @@ def test_logs_shows_the_last_lines_of_a_server(
         CliRunner()
         .invoke(
             main,
-            ["logs", "idle", "-n", "2", "--follow"],
+            ["logs", "idle", "--lines", "2", "--follow"],
         )
         .output
         == "two\nthree\n"

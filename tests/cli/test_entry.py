@@ -69,4 +69,4 @@ def test_change_finishes_without_reader_of_output(tmp_path: Path) -> None:
 def test_history_ends_without_reader_of_output(tmp_path: Path) -> None:
     with closing(open_store(f"sqlite:///{tmp_path}/onnxserve.db")) as store:
         store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
-    assert run_unread(tmp_path, "history", "flights") == 1
+    assert run_unread(tmp_path, "audit", "history", "flights") == 1

@@ -105,7 +105,7 @@ def test_a_form_is_served_like_any_other_version(
     done = net("models:/net/1", "--int8", "static", "--max-loss", "0.1", "-o", "json")
     assert done.exit_code == 0, done.output
     version = json.loads(done.stdout)["version"]
-    served = serve("-m", f"models:/net/{version}", "--port", str(free_port)).wait_ready()
+    served = serve(f"models:/net/{version}", "--port", str(free_port)).wait_ready()
     answer = served.predict(*[0.5] * 16)
     assert answer.status_code == 200, answer.text
     assert answer.headers["X-Model-Version"] == version

@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_dry_run_prints_both_contexts(model: Path) -> None:
     done = CliRunner().invoke(
         main,
-        ["build-docker", "-m", str(model), "--dry-run"],
+        ["build-docker", str(model), "--dry-run"],
     )
     assert done.exit_code == 0, done.output
     for part in (
@@ -48,7 +48,7 @@ def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_var
     option = ["--platform", "linux/amd64"] if is_option else []
     done = CliRunner().invoke(
         main,
-        ["build-docker", "-m", str(model), "--dry-run", *option],
+        ["build-docker", str(model), "--dry-run", *option],
     )
     assert done.stdout.splitlines()[0].endswith(" --platform linux/amd64")
 
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line(
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")  # No engine listens there.
     done = CliRunner().invoke(
         main,
-        ["build-docker", "-m", str(model), *arguments],
+        ["build-docker", str(model), *arguments],
     )
     assert done.exit_code == status
     assert mentions(done.stderr.splitlines()[-1], *names)

@@ -31,7 +31,6 @@ def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
     by_model = run(
         "-n",
         "flights",
-        "-m",
         "models:/flight-delay/3",
         "--namespace",
         "ml",
@@ -49,10 +48,10 @@ def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
 def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
     tmp_path: Path,
 ) -> None:
-    model = ["-n", "flights", "-m", "models:/flight-delay/3"]
+    model = ["-n", "flights", "models:/flight-delay/3"]
     status, printed = run(*model, format_name="systemd")
     assert status == 0
-    assert run(*model, "-o", str(tmp_path), format_name="systemd") == (0, "")
+    assert run(*model, "--folder", str(tmp_path), format_name="systemd") == (0, "")
     paths = ["etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"]
     assert printed == "".join(f"# {path}\n{(tmp_path / path).read_text()}" for path in paths)
 
@@ -63,9 +62,8 @@ def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Pat
         run(
             "-n",
             "flights",
-            "-m",
             "models:/flight-delay/3",
-            "-o",
+            "--folder",
             str(tmp_path),
             format_name="systemd",
         )
@@ -79,11 +77,10 @@ def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "is_missing"),
     [
-        (["compose", "-m", "models:/flight-delay/3"], True),
+        (["compose", "models:/flight-delay/3"], True),
         (
             [
                 "compose",
-                "-m",
                 "models:/x/3",
                 "-C",
                 "container.environment.MLFLOW_TRACKING_URI=http://mlflow:5000",
@@ -93,17 +90,16 @@ def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Pat
         (
             [
                 "kubernetes",
-                "-m",
                 "models:/x/3",
                 "-C",
                 "container.secrets.MLFLOW_TRACKING_URI=mlflow/uri",
             ],
             False,
         ),
-        (["compose", "-m", "/srv/model"], False),
+        (["compose", "/srv/model"], False),
         # `environment` of its values holds for all endpoints
         (
-            ["helm", "-m", "models:/x/3"],
+            ["helm", "models:/x/3"],
             False,
         ),
     ],
@@ -122,8 +118,8 @@ def test_files_that_do_not_say_where_mlflow_is_are_noted(
     [
         (["-n", "flights"], ["no endpoint", "'flights'"]),
         (["--spec", "none.yaml"], ["spec none.yaml"]),
-        (["-m", "models:/x/1", "-o", "/proc"], ["/proc/x.yaml"]),
-        (["-m", "models:/x/1", "-C", "kubernetes.replica=2"], ["'kubernetes.replicas'"]),
+        (["models:/x/1", "--folder", "/proc"], ["/proc/x.yaml"]),
+        (["models:/x/1", "-C", "kubernetes.replica=2"], ["'kubernetes.replicas'"]),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], names: list[str]) -> None:

@@ -55,7 +55,7 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
         ),
         "wrap --predict-fn": PredictFunction,
         "wrap --parity": ParityPolicy,
-        "retrain --mode": TrainingMode,
+        "retrain run --mode": TrainingMode,
         "keys create --scope": Scope,
         "monitor add --kind": MonitorKind,
         "monitor run --engine": Engine,

@@ -49,7 +49,7 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
         True,
         False,
     ]
-    history = CliRunner().invoke(main, ["history"]).output
+    history = CliRunner().invoke(main, ["audit", "history"]).output
     assert "key.create" in history
     assert "why: leaked" in history
 

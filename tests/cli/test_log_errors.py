@@ -1,4 +1,4 @@
-"""Tests of `onnxserve errors`: failures of a log by cause,
+"""Tests of `onnxserve log errors`: failures of a log by cause,
 and of a running endpoint.
 """
 
@@ -24,7 +24,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 
 def errors(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["errors", *arguments])
+    return CliRunner().invoke(main, ["log", "errors", *arguments])
 
 
 def found(*arguments: str) -> dict[str, Any]:

@@ -377,7 +377,7 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     listed = invoke("list", "flights")
     document = json.loads(invoke("list", "flights", "-o", "json").stdout)[0]
     again = invoke("backfill", "flights", "daily", "--from", "2014-01-17", "--to", "2014-01-18")
-    history = CliRunner().invoke(main, ["history", "flights"])
+    history = CliRunner().invoke(main, ["audit", "history", "flights"])
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
 
     assert accepted.exit_code == 0, accepted.output

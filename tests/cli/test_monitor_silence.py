@@ -1,4 +1,4 @@
-"""Tests of `onnxserve silence`, `silences` and `unsilence`."""
+"""Tests of `onnxserve alert silence`, `silences` and `unsilence`."""
 
 import json
 from pathlib import Path
@@ -32,23 +32,27 @@ def typed(*arguments: str) -> Result:
 
 def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     made = typed(
-        "silence", "flights", "--monitor", "daily", "--for", "2h", "--why", "a known storm"
+        "alert", "silence", "flights", "--monitor", "daily", "--for", "2h", "--why", "a known storm"
     )
     assert made.exit_code == 0
     assert made.output.startswith("1  flights, monitor daily, until ")
     assert made.output.endswith(": a known storm\n")
-    assert typed("silence", "flights", "--for", "30m").output.startswith(
+    assert typed("alert", "silence", "flights", "--for", "30m").output.startswith(
         "2  flights, all monitors, "
     )
-    assert typed("silences").output.count("\n") == 2
-    assert typed("silences", "taxis").output.startswith("Error: there is no endpoint 'taxis'")
-    assert [entry["monitor"] for entry in json.loads(typed("silences", "-o", "json").output)] == [
+    assert typed("alert", "silences").output.count("\n") == 2
+    assert typed("alert", "silences", "taxis").output.startswith(
+        "Error: there is no endpoint 'taxis'"
+    )
+    assert [
+        entry["monitor"] for entry in json.loads(typed("alert", "silences", "-o", "json").output)
+    ] == [
         "daily",
         None,
     ]
-    assert mentions(typed("unsilence", "1", "--why", "passed").output, "silence 1", "over")
-    assert typed("silences").output.startswith("2  ")
-    history = typed("history", "flights").output
+    assert mentions(typed("alert", "unsilence", "1", "--why", "passed").output, "silence 1", "over")
+    assert typed("alert", "silences").output.startswith("2  ")
+    history = typed("audit", "history", "flights").output
     assert "silence  flights" in history
     assert mentions(history, "a known storm")
     assert "silence.end  flights" in history
@@ -56,30 +60,34 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
 
 
 def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
-    assert typed("silence", "flights", "--for", "2h", "--why", "\x1b[2Jgone").output.endswith(
-        ":  [2Jgone\n"
-    )
-    assert typed("silence", "\x1b[2J", "--for", "2h").output.startswith("Error: ")
-    for command in ("silences", "history"):
-        assert "\x1b" not in typed(command).output
+    assert typed(
+        "alert", "silence", "flights", "--for", "2h", "--why", "\x1b[2Jgone"
+    ).output.endswith(":  [2Jgone\n")
+    assert typed("alert", "silence", "\x1b[2J", "--for", "2h").output.startswith("Error: ")
+    for command in (["alert", "silences"], ["audit", "history"]):
+        assert "\x1b" not in typed(*command).output
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "names"),
     [
-        (["silence"], 2, ["NAME"]),
-        (["silence", "--for", "2h"], 2, ["NAME"]),
-        (["silence", "flights"], 2, ["--for"]),
-        (["silence", "flights", "--for", "soon"], 2, ["--for", "'soon'", "30s"]),
-        (["silence", "flihgts", "--for", "2h"], 1, ["no endpoint", "'flihgts'", "'flights'"]),
-        (["silence", "taxis", "--for", "2h"], 1, ["no endpoint", "'taxis'", "flights"]),
+        (["alert", "silence"], 2, ["NAME"]),
+        (["alert", "silence", "--for", "2h"], 2, ["NAME"]),
+        (["alert", "silence", "flights"], 2, ["--for"]),
+        (["alert", "silence", "flights", "--for", "soon"], 2, ["--for", "'soon'", "30s"]),
         (
-            ["silence", "flights", "--monitor", "x", "--for", "2h"],
+            ["alert", "silence", "flihgts", "--for", "2h"],
+            1,
+            ["no endpoint", "'flihgts'", "'flights'"],
+        ),
+        (["alert", "silence", "taxis", "--for", "2h"], 1, ["no endpoint", "'taxis'", "flights"]),
+        (
+            ["alert", "silence", "flights", "--monitor", "x", "--for", "2h"],
             1,
             ["'flights'", "monitor 'x'", "it has daily"],
         ),
-        (["unsilence", "9"], 1, ["no silence 9"]),
-        (["unsilence", "0"], 2, ["ID", "0"]),
+        (["alert", "unsilence", "9"], 1, ["no silence 9"]),
+        (["alert", "unsilence", "0"], 2, ["ID", "0"]),
     ],
 )
 def test_invalid_arguments_give_a_clear_error(

@@ -48,7 +48,7 @@ def predict(*arguments: str, given: bytes | None = None) -> Result:
 def by(home: BaseDeploymentClient, models: Models) -> dict[str, list[str]]:
     """The two ways to be answered by the same model."""
     home.create_deployment("once", models.once)
-    return {"model": ["-m", models.once], "deployment": ["-n", "once"]}
+    return {"model": [models.once], "deployment": ["-n", "once"]}
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_input_file_error_names_its_place_and_leaves_the_output_file_unchanged(
         (["-n", "nobody", "-i", "/nowhere.csv"], ["no deployment", "'nobody'", "once"]),
         (["-n", "onec"], ["no deployment", "'onec'", "'once'"]),
         (["-n", "once", "-o", "out.xlsx"], ["out.xlsx", ".csv .json .jsonl"]),
-        (["-m", "/nowhere"], ["folder /nowhere"]),
+        (["/nowhere"], ["folder /nowhere"]),
         (["-n", "once", "-i", "/nowhere.csv"], ["file /nowhere.csv", "read", "No such file"]),
         (
             ["-n", "once", "-o", "/nowhere/x.csv"],
@@ -343,7 +343,7 @@ def test_a_row_without_an_event_time_is_named(captured: str, text: str, names: l
 
 
 def test_an_event_time_needs_a_deployment() -> None:
-    result = predict("-m", "/nowhere", "--event-time", "at")
+    result = predict("/nowhere", "--event-time", "at")
     assert (
         result.exit_code,
         mentions(result.stderr, "--event-time", "-n DEPLOYMENT"),
@@ -363,7 +363,7 @@ def test_a_bad_row_is_one_failed_request(
     home.create_deployment(name, models.once)
 
     def failed() -> int:
-        result = CliRunner().invoke(main, ["errors", name, "-o", "json"])
+        result = CliRunner().invoke(main, ["log", "errors", name, "-o", "json"])
         if result.exit_code == 0:
             return json.loads(result.stdout)["failed"]
         return 0
@@ -481,7 +481,6 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
     )
 
     ended = typed(
-        "-m",
         days,
         "-t",
         kind,
@@ -521,7 +520,7 @@ def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_r
     try:
         answered = [
             predict(*way, "-t", "parquet", "-O", "jsonl", given=rows)
-            for way in (["-n", "bytes"], ["-m", str(folder)])
+            for way in (["-n", "bytes"], [str(folder)])
         ]
         refused = predict("-n", "bytes", "-t", "parquet", "-O", "jsonl", given=spans)
     finally:
@@ -557,7 +556,6 @@ def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models:
         "-m",
         "mlflow_deploy_plugin.cli",
         "predict",
-        "-m",
         models.once,
         "-O",
         "jsonl",

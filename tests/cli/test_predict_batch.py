@@ -21,7 +21,6 @@ def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,oops\nc,3\n")
     arguments = [
-        "-m",
         str(model),
         "-i",
         str(tmp_path / "rows.csv"),
@@ -31,9 +30,9 @@ def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
         "1",
     ]
 
-    failed = batch(*arguments, "-o", str(tmp_path / "failed"))
-    skipped = batch(*arguments, "-o", str(tmp_path / "out"), "--on-error", "skip-row")
-    left_out = batch(*arguments, "-o", str(tmp_path / "none"), "--on-error", "skip-part")
+    failed = batch(*arguments, "--folder", str(tmp_path / "failed"))
+    skipped = batch(*arguments, "--folder", str(tmp_path / "out"), "--on-error", "skip-row")
+    left_out = batch(*arguments, "--folder", str(tmp_path / "none"), "--on-error", "skip-part")
 
     assert mentions(said(failed), "rows.csv", "row 1", "'x'", "'oops'")
     assert skipped.exit_code == 0
@@ -45,7 +44,7 @@ def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_column_that_is_kept_twice_is_refused(tmp_path: Path) -> None:
-    result = batch("-m", "x", "-i", "in", "-o", "out", "--keep", "id, id")
+    result = batch("x", "-i", "in", "--folder", "out", "--keep", "id, id")
 
     assert result.exit_code == 2
     assert result.stderr.endswith("Error: --keep id, id: a column is repeated\n")
@@ -60,11 +59,10 @@ def test_progress_is_printed_in_plain_lines_without_a_terminal(
     (tmp_path / "rows.csv").write_text("x\n" + "1\n" * 1000)
 
     result = batch(
-        "-m",
         str(model),
         "-i",
         str(tmp_path / "rows.csv"),
-        "-o",
+        "--folder",
         str(tmp_path / "out"),
         "--workers",
         "1",

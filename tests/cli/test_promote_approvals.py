@@ -1,4 +1,4 @@
-"""Tests of `onnxserve requests`, `approve`, `decline` and `promote --request`, on a
+"""Tests of `onnxserve request list`, `approve`, `decline` and `promote --request`, on a
 server with MLflow's basic auth.
 """
 
@@ -54,9 +54,9 @@ def actions(server: People, model: str) -> list[tuple[str, str]]:
 def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
-        refused = run(f"promote {model} 1 --to @champion")
-        requested = run(f"promote {model} 1 --to @champion --request --why faster")
-        self_approval = run(f"approve {model} 1 --to @champion")
+        refused = run(f"promote models:/{model}/1 --to @champion")
+        requested = run(f"promote models:/{model}/1 --to @champion --request --why faster")
+        self_approval = run(f"request approve models:/{model}/1 --to @champion")
     assert refused.exit_code == 1
     assert requested.exit_code == 0
     assert self_approval.exit_code == 1
@@ -65,9 +65,9 @@ def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
     assert mentions(requested.stdout, model, "version 1", "@champion", "faster", "passed", "1 of 1")
 
     with server.logged_in("carol"):
-        (listed,) = json.loads(run(f"requests {model} -o json").stdout)
-        approved = run(f"approve {model} 1 --to @Champion --why fine")
-        again = run(f"approve {model} 1 --to @champion")
+        (listed,) = json.loads(run(f"request list {model} -o json").stdout)
+        approved = run(f"request approve models:/{model}/1 --to @Champion --why fine")
+        again = run(f"request approve models:/{model}/1 --to @champion")
     assert listed["requested_by"] == "alice"
     assert listed["missing"] == 1
     assert listed["why"] == "faster"
@@ -76,8 +76,8 @@ def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
     assert mentions(approved.stdout, model, "passed", listed["report"], listed["report_digest"])
 
     with server.logged_in("alice"):
-        table = run(f"requests {model}").stdout.splitlines()
-        done = run(f"promote {model} 1 --to @champion --wait 0")
+        table = run(f"request list {model}").stdout.splitlines()
+        done = run(f"promote models:/{model}/1 --to @champion --wait 0")
     assert done.exit_code == 0, done.output
     assert mentions(table[1], model, "@champion", "alice", "carol", "passed")
     (approval,) = server.store.events(model=model, actions=("approve",))
@@ -92,12 +92,12 @@ def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(serve
     model = server.register("alice", GATED)
     with server.logged_in("alice"):
         commands = [
-            f"gate {model} 1",
-            f"promote {model} 1 --to @champion --wait 0",
+            f"gate models:/{model}/1",
+            f"promote models:/{model}/1 --to @champion --wait 0",
             f"keys create key-of-{model}",
         ]
         results = [run(line) for line in commands]
-        history = run(f"history --model {model}").stdout
+        history = run(f"audit history --model {model}").stdout
     assert [result.exit_code for result in results] == [0, 0, 0], results
     of_model = server.store.events(model=model, actions=("gate", "promote"))
     of_key = [
@@ -120,10 +120,10 @@ def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(serve
 def test_a_declined_request_cannot_be_approved(server: People) -> None:
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
-        run(f"promote {model} 1 --to @champion --request -o json")
+        run(f"promote models:/{model}/1 --to @champion --request -o json")
     with server.logged_in("carol"):
-        declined = run(f"decline {model} 1 --to @champion --why slower")
-        approved = run(f"approve {model} 1 --to @champion")
+        declined = run(f"request decline models:/{model}/1 --to @champion --why slower")
+        approved = run(f"request approve models:/{model}/1 --to @champion")
     assert declined.exit_code == 0
     assert approved.exit_code == 1
     assert mentions(declined.stdout, model, "version 1", "@champion")
@@ -148,7 +148,7 @@ def test_a_request_that_makes_no_sense_is_refused_before_the_gate(
 ) -> None:
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
-        refused = run(f"promote {model} 1 --request {options}")
+        refused = run(f"promote models:/{model}/1 --request {options}")
     assert refused.exit_code in (1, 2)
     assert mentions(refused.stderr.splitlines()[-1], "Error", *names)
     assert [event.action for event in server.store.events(model=model)] == ["tag", "register"]
@@ -158,16 +158,18 @@ def test_a_request_that_makes_no_sense_is_refused_before_the_gate(
 def test_a_failed_gate_is_requested_only_by_force(server: People) -> None:
     model = server.register("alice", POLICY, parity="warned")
     with server.logged_in("alice"):
-        refused = run(f"promote {model} 1 --to @champion --request")
-        forced = run(f"promote {model} 1 --to @champion --request --force --why urgent -o json")
+        refused = run(f"promote models:/{model}/1 --to @champion --request")
+        forced = run(
+            f"promote models:/{model}/1 --to @champion --request --force --why urgent -o json"
+        )
     assert refused.exit_code == 1
     assert forced.exit_code == 0
     assert mentions(refused.stderr, "parity")
     assert json.loads(forced.stdout)["verdict"] == "failed"
     with server.logged_in("carol"):
-        assert run(f"approve {model} 1 --to @champion").exit_code == 0
+        assert run(f"request approve models:/{model}/1 --to @champion").exit_code == 0
     with server.logged_in("alice"):
-        done = run(f"promote {model} 1 --to @champion --force --why urgent --wait 0")
+        done = run(f"promote models:/{model}/1 --to @champion --force --why urgent --wait 0")
     assert done.exit_code == 0, done.output
 
 
@@ -175,7 +177,7 @@ def test_a_failed_gate_is_requested_only_by_force(server: People) -> None:
 def test_a_wrong_password_is_one_line(server: People, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-    refused = run("requests")
+    refused = run("request list")
     assert refused.exit_code == 1
     assert mentions(refused.stderr, "Error", "MLFLOW_TRACKING_PASSWORD", server.server.url)
     assert len(refused.stderr.splitlines()) == 1
@@ -183,7 +185,11 @@ def test_a_wrong_password_is_one_line(server: People, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "line",
-    ["requests", "approve m 1 --to @champion", "decline m 1 --to @champion --why slow"],
+    [
+        "request list",
+        "request approve models:/m/1 --to @champion",
+        "request decline models:/m/1 --to @champion --why slow",
+    ],
 )
 @pytest.mark.parametrize(
     "has_server",
@@ -207,7 +213,7 @@ def test_an_mlflow_without_requests_is_one_line_with_the_remedy(
 def test_history_verifies_the_trail_of_a_server(server: People) -> None:
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
-        run(f"promote {model} 1 --to @champion --request")
+        run(f"promote models:/{model}/1 --to @champion --request")
         server.store.record(
             "approve",
             actor="carol",
@@ -216,9 +222,9 @@ def test_history_verifies_the_trail_of_a_server(server: People) -> None:
             after="@champion",
             detail={"report": "", "verdict": "passed"},
         )
-        (listed,) = json.loads(run(f"requests {model} -o json").stdout)
-        refused = run(f"promote {model} 1 --to @champion")
-        verified = run(f"history --verify --model {model}")
+        (listed,) = json.loads(run(f"request list {model} -o json").stdout)
+        refused = run(f"promote models:/{model}/1 --to @champion")
+        verified = run(f"audit history --verify --model {model}")
     assert listed["approved_by"] == []
     assert refused.exit_code == 1
     assert mentions(verified.stdout, "intact", "keys: MLflow's server", "checkpoint: none")

@@ -51,7 +51,7 @@ def test_only_changed_facts_are_rows_unless_all_are_asked_for(toy: Command) -> N
         ["label", "0", "of", "1", "–"],
         ["probabilities", "0", "of", "1", "0"],
     ]
-    assert mentions(done.stdout, "onnxserve gate toy 3")
+    assert mentions(done.stdout, "onnxserve gate models:/toy/3")
     assert ["parity", "rows", "1000", "1000"] in [
         line.split() for line in toy("models:/toy/1", "models:/toy/3", "--all").stdout.splitlines()
     ]

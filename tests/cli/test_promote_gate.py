@@ -43,7 +43,7 @@ def toy(
 
 
 def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
-    done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
+    done = toy("gate", "models:/toy/2", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert mentions(lines[0], "toy version 2", "passed", "models:/toy/1")
@@ -60,7 +60,7 @@ def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
 
 
 def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
-    done = toy("gate", "toy", "3", "--policy", "cheap.yaml", "-o", "json")
+    done = toy("gate", "models:/toy/3", "--policy", "cheap.yaml", "-o", "json")
     assert done.exit_code == 1
     document = json.loads(done.stdout)
     assert document["state"] == "failed"
@@ -78,10 +78,13 @@ def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (("toy", "2", "--policy", "none.yaml"), ["policy none.yaml"]),
-        (("toy", "9"), ["model toy", "version 9"]),
-        (("models:/toy/2",), ["'models:/toy/2'", "toy 2"]),
-        (("toy", "2", "--against", "models:/toy"), ["'models:/toy'", "does not select a version"]),
+        (("models:/toy/2", "--policy", "none.yaml"), ["policy none.yaml"]),
+        (("models:/toy/9",), ["model toy", "version 9"]),
+        (("models:/toy@none",), ["model toy", "alias none"]),
+        (
+            ("models:/toy/2", "--against", "models:/toy"),
+            ["'models:/toy'", "does not select a version"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -97,7 +100,7 @@ def test_a_mistake_is_one_line(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("gate", "toy", "3"), ("promote", "toy", "3", "--to", "Production")],
+    [("gate", "models:/toy/3"), ("promote", "models:/toy/3", "--to", "Production")],
 )
 def test_a_torch_original_that_the_version_does_not_name_can_be_given(
     arguments: tuple[str, ...],
@@ -110,7 +113,7 @@ def test_a_torch_original_that_the_version_does_not_name_can_be_given(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")],
+    [("gate", "models:/toy/2"), ("promote", "models:/toy/2", "--to", "Production")],
 )
 def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
     arguments: tuple[str, ...],
@@ -130,7 +133,7 @@ def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
 
 
 def test_promote_reports_the_change_the_gate_and_the_followers(toy: Command) -> None:
-    done = toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
+    done = toy("promote", "models:/toy/2", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert mentions(lines[0], "toy version 2", "Production", "version 1")
@@ -141,8 +144,8 @@ def test_promote_reports_the_change_the_gate_and_the_followers(toy: Command) -> 
 
 
 def test_promote_to_the_current_target_is_one_line_without_a_change(toy: Command) -> None:
-    toy("promote", "toy", "2", "--to", "@same")
-    done = toy("promote", "toy", "2", "--to", "@same")
+    toy("promote", "models:/toy/2", "--to", "@same")
+    done = toy("promote", "models:/toy/2", "--to", "@same")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [
         (
@@ -153,8 +156,8 @@ def test_promote_to_the_current_target_is_one_line_without_a_change(toy: Command
 
 
 def test_gate_of_the_only_served_version_is_one_line_and_json(toy: Command) -> None:
-    toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
-    done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
+    toy("promote", "models:/toy/2", "--to", "Production", "--policy", "cheap.yaml")
+    done = toy("gate", "models:/toy/2", "--policy", "cheap.yaml")
     assert done.exit_code == 0
     (line,) = done.stdout.splitlines()
     assert line.startswith(
@@ -163,8 +166,7 @@ def test_gate_of_the_only_served_version_is_one_line_and_json(toy: Command) -> N
     document = json.loads(
         toy(
             "gate",
-            "toy",
-            "2",
+            "models:/toy/2",
             "--policy",
             "cheap.yaml",
             "-o",
@@ -180,7 +182,7 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Comman
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("sleeping", "models:/toy/staging"))
     store.add_endpoint("onnxserve", new_endpoint("pinned", "models:/toy/1"))
-    done = toy("promote", "toy", "2", "--to", "Staging", "--policy", "cheap.yaml")
+    done = toy("promote", "models:/toy/2", "--to", "Staging", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[:2] == [
@@ -195,11 +197,13 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Comman
 
 
 def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
-    done = toy("promote", "toy", "3", "--to", "Production", "--policy", "cheap.yaml")
+    done = toy("promote", "models:/toy/3", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(
         "Error: toy version 3 cannot be promoted to Production",
     )
-    forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
+    forced = toy(
+        "promote", "models:/toy/3", "--to", "Production", "--force", "--policy", "cheap.yaml"
+    )
     assert forced.exit_code == 2
     assert forced.stderr.splitlines()[-1] == "Error: --force requires --why REASON"

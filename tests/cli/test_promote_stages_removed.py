@@ -124,7 +124,7 @@ def test_a_promotion_to_a_removed_stage_is_refused_in_one_line(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
     remove_stages(proxy)
 
-    result = onnxserve("promote", model.name, "1", "--to", "Production")
+    result = onnxserve("promote", f"models:/{model.name}/1", "--to", "Production")
 
     assert result.exit_code == 1
     assert mentions(result.stderr.splitlines()[-1], model.name, "Production", "no stages", "alias")

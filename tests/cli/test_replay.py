@@ -192,7 +192,6 @@ def test_a_served_prediction_is_replayed_by_its_id(
     rows = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
     for name, records in (("toy", rows), ("troubled", [{"do": "echo"}])):
         served = serve(
-            "-m",
             f"models:/{name}/1",
             "--name",
             name,

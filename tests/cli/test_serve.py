@@ -97,7 +97,7 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
 ) -> None:
     model = register("+1", "+2")
     model.promote(1)
-    served = serve("-m", f"models:/{model.name}/Production", "-w", "2", "--name", "e").wait_ready()
+    served = serve(f"models:/{model.name}/Production", "-w", "2", "--name", "e").wait_ready()
     url = served.url
     stop = threading.Event()
     seen: list[tuple[float, int, str, float]] = []
@@ -164,7 +164,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     model.client.set_registered_model_alias(model.name, "live", "1")
     with proxy_to(mlflow_server.host, mlflow_server.port) as registry:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.url)
-        served = serve("-m", f"models:/{model.name}@live").wait_ready()
+        served = serve(f"models:/{model.name}@live").wait_ready()
         registry.turn("refuse")  # All connections are closed, and new connections are refused.
     error = wait_until(
         lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error,
@@ -174,7 +174,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
     assert served.end() == 0
 
-    again = serve("-m", f"models:/{model.name}@live").wait_ready()
+    again = serve(f"models:/{model.name}@live").wait_ready()
     assert again.predict(1).json() == {"predictions": {"y": [[2.0]]}}
     assert again.version() == "1"
 
@@ -185,7 +185,7 @@ def test_sigterm_finishes_a_request_in_flight_and_ships_it(
     register: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    served = serve("-m", f"models:/{register('slow').name}/1").wait_ready()
+    served = serve(f"models:/{register('slow').name}/1").wait_ready()
     with ThreadPoolExecutor(1) as pool:
         url = served.url
         steps = 200_000
@@ -223,7 +223,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     model = register("+1", "broken", "+3")
     model.promote(1)
-    served = serve("-m", f"models:/{model.name}/Production").wait_ready()
+    served = serve(f"models:/{model.name}/Production").wait_ready()
 
     model.promote(2)
     tags = lambda: model.client.get_model_version(model.name, "2").tags  # noqa: E731
@@ -233,7 +233,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
     assert served.version() == "1"
     assert served.end() == 0
 
-    again = serve("-m", f"models:/{model.name}/Production").wait_ready()
+    again = serve(f"models:/{model.name}/Production").wait_ready()
     assert again.version() == "1"
     model.promote(3)
     wait_until(lambda: again.version() == "3", what="version 3 is served")
@@ -249,7 +249,7 @@ def test_no_follow_keeps_serving_the_version_resolved_at_start(
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.1")
     model = register("+1", "+2")
     model.promote(1)
-    served = serve("-m", f"models:/{model.name}/production", "--no-follow").wait_ready()
+    served = serve(f"models:/{model.name}/production", "--no-follow").wait_ready()
     model.promote(2)
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline:
@@ -261,15 +261,15 @@ def test_no_follow_keeps_serving_the_version_resolved_at_start(
 @pytest.mark.parametrize(
     ("kinds", "arguments", "names"),
     [
-        (("+1",), ["-m", "models:/{name}@live"], ["alias live", "1 (None)"]),
-        (("broken",), ["-m", "models:/{name}/1"], ["ONNX Runtime", "model.onnx"]),
-        (("+1",), ["-m", "models:/{name}/1", "--device", "cuda"], ["--device cuda"]),
+        (("+1",), ["models:/{name}@live"], ["alias live", "1 (None)"]),
+        (("broken",), ["models:/{name}/1"], ["ONNX Runtime", "model.onnx"]),
+        (("+1",), ["models:/{name}/1", "--device", "cuda"], ["--device cuda"]),
         (
             ("+1",),
-            ["-m", "models:/{name}/1", "-p", "{used}"],
+            ["models:/{name}/1", "-p", "{used}"],
             ["port {used}", "in use"],
         ),
-        ((), ["-m", "/no/such/folder"], ["folder /no/such/folder"]),
+        ((), ["/no/such/folder"], ["folder /no/such/folder"]),
     ],
 )
 def test_unservable_model_is_a_one_line_error_and_leaves_no_process(
@@ -300,9 +300,9 @@ def test_unservable_model_is_a_one_line_error_and_leaves_no_process(
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["-m", "models:/x/1", "-C", "server.prot=1"], ["'server.port'"]),
-        (["-m", "models:/x/1", "-w", "many"], ["'many'"]),
-        ([], ["-m MODEL_URI", "--spec FILE"]),
+        (["models:/x/1", "-C", "server.prot=1"], ["'server.port'"]),
+        (["models:/x/1", "-w", "many"], ["'many'"]),
+        ([], ["MODEL", "--spec FILE"]),
         (["--spec", "none.yaml"], ["spec none.yaml"]),
     ],
 )
@@ -332,7 +332,7 @@ def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
 
     result = CliRunner().invoke(
         main,
-        ["serve", "-m", "models:/x/1", "--state-dir", str(tmp_path / "state")],
+        ["serve", "models:/x/1", "--state-dir", str(tmp_path / "state")],
     )
 
     assert result.exit_code == 1
@@ -347,7 +347,7 @@ def test_registry_that_is_down_at_first_start_is_reported_within_a_minute(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     started = time.monotonic()
-    served = serve("-m", "models:/x/Production")
+    served = serve("models:/x/Production")
     assert served.process.wait(timeout=120) == 1
     text = served.log.read_text()
     assert "Error: " in text

@@ -21,6 +21,6 @@ def test_every_command_keeps_mlflow_from_telling_its_makers(
     if not said:
         del os.environ["MLFLOW_DISABLE_TELEMETRY"]
 
-    CliRunner().invoke(main, ["silence", "--help"])
+    CliRunner().invoke(main, ["alert", "--help"])
 
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == kept

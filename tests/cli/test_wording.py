@@ -32,11 +32,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "Error: there is no command 'deploy'; use MLflow's command: "
             "`mlflow deployments create -t onnxserve --name NAME`",
         ),
-        ("serve", 2, "Error: specify either -m MODEL_URI or --spec FILE"),
-        ("predict", 2, "Error: specify either -m MODEL_URI or -n DEPLOYMENT"),
-        ("promote m 1 --to Production --force", 2, "Error: --force requires --why REASON"),
+        ("serve", 2, "Error: specify either MODEL or --spec FILE"),
+        ("predict", 2, "Error: specify either MODEL or -n DEPLOYMENT"),
+        ("promote models:/m/1 --to Production --force", 2, "Error: --force requires --why REASON"),
         (
-            "promote m 1 --to Production --wait nan",
+            "promote models:/m/1 --to Production --wait nan",
             2,
             "Error: Invalid value for '--wait': 'nan' is not a number",
         ),
@@ -63,13 +63,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "Error: the file labels cannot be read: No such file or directory",
         ),
         (
-            "unsilence 7",
+            "alert unsilence 7",
             1,
-            "Error: there is no silence 7; `onnxserve silences` shows the active silences",
+            "Error: there is no silence 7; `onnxserve alert silences` lists the active ones",
         ),
         ("keys list", 0, "there are no keys: run `onnxserve keys create NAME`"),
         ("monitor list", 0, "there are no monitors: run `onnxserve monitor add NAME MONITOR`"),
-        ("silences", 0, "no silence is active: run `onnxserve silence NAME --for 2h`"),
+        ("alert silences", 0, "no silence is active: run `onnxserve alert silence NAME --for 2h`"),
         ("endpoint delete nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
     ],
 )

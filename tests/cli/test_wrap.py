@@ -71,8 +71,7 @@ def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Comm
         "next:",
         "onnxserve",
         "promote",
-        "old",
-        "2",
+        "models:/old/2",
         "--to",
         "@champion",
     ]

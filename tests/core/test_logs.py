@@ -114,7 +114,7 @@ def test_every_line_is_json_in_the_elastic_common_schema(
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
-    served = serve("-m", model, "-w", "1").wait_ready()
+    served = serve(model, "-w", "1").wait_ready()
     answer = served.predict(1, X_Request_Id="mine")
     assert answer.status_code == 200
     wait_until(lambda: '"mine"' in served.log.read_text(), what="the request's line")
@@ -138,7 +138,7 @@ def test_a_line_a_request_is_readable_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
-    served = serve("-m", model, "-w", "1").wait_ready()
+    served = serve(model, "-w", "1").wait_ready()
     served.predict(1, X_Request_Id="mine")
     wait_until(lambda: "X-Request-Id mine" in served.log.read_text(), what="the request's line")
     assert mentions(served.log.read_text(), "POST /invocations 200")

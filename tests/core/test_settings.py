@@ -100,7 +100,7 @@ def test_user_without_a_home_is_asked_to_set_one(monkeypatch: pytest.MonkeyPatch
 def test_folder_of_an_unknown_user_is_a_clear_error() -> None:
     result = CliRunner().invoke(
         main,
-        ["predict", "-m", "~nobody-of-this-name/model"],
+        ["predict", "~nobody-of-this-name/model"],
         input='[{"a": 1}]',
     )
     assert result.exit_code == 1
@@ -116,7 +116,7 @@ def test_relative_path_in_a_deleted_folder_is_a_clear_error(
     (tmp_path / "gone").rmdir()
     result = CliRunner().invoke(
         main,
-        ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"],
+        ["batch", "models:/m/1", "-i", "rows.csv", "--folder", "out"],
     )
     assert result.exit_code == 1
     assert mentions(result.stderr, "rows.csv", "current folder")

@@ -263,7 +263,7 @@ def hardened(image: str, model_folder: Path) -> Iterator[Container]:
     with started(
         image,
         *options,
-        command=["serve", "-m", "/model", "--insecure"],
+        command=["serve", "/model", "--insecure"],
     ) as container:
         container.wait_healthy()
         yield container

@@ -49,7 +49,7 @@ def test_build_reports_the_contents_of_the_image(
     tmp_path: Path,
 ) -> None:
     sbom = tmp_path / "sbom.json"
-    done = invoke("-m", model_folder, "-n", tag, "--server-image", image, "--sbom", sbom)
+    done = invoke(model_folder, "-n", tag, "--server-image", image, "--sbom", sbom)
     assert done.exit_code == 0, done.output
     fields = image_fields(tag)
     assert fields is not None
@@ -100,7 +100,7 @@ def test_a_followed_model_is_the_registrys(
         "Production",
         archive_existing_versions=True,
     )
-    done = invoke("-m", "models:/times/Production", "-n", tag, "--follow", "--server-image", image)
+    done = invoke("models:/times/Production", "-n", tag, "--follow", "--server-image", image)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(f"{tag}: follows models:/times/Production, ")
     home = ["--tmpfs", "/var/lib/onnxserve", "-e", f"MLFLOW_TRACKING_URI={tracking_uri}"]
@@ -186,7 +186,7 @@ def test_pushed_image_is_in_the_registry(
 ) -> None:
     name = f"{registry}/ml/times:3"
     try:
-        done = invoke("-m", model_folder, "-n", name, "--server-image", image, "--push")
+        done = invoke(model_folder, "-n", name, "--server-image", image, "--push")
     finally:
         docker("rmi", "-f", name, check=False)
     assert done.exit_code == 0, done.output
@@ -258,7 +258,6 @@ def test_failed_build_ends_with_a_one_line_error(
     options = arguments if "image" in arguments[0] else [*arguments, "--server-image", image]
     name = "127.0.0.1:9/x:1"
     done = invoke(
-        "-m",
         model_folder,
         "-n",
         name,

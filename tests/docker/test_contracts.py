@@ -127,4 +127,4 @@ def test_sagemaker(
 def test_an_image_without_a_model_says_so(image: str, docker: Any) -> None:
     ended = docker("run", "--rm", image, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.endswith("\nError: specify either -m MODEL_URI or --spec FILE\n")
+    assert ended.stderr.endswith("\nError: specify either MODEL or --spec FILE\n")

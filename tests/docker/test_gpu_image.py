@@ -29,7 +29,6 @@ def test_cuda_without_a_gpu_is_a_one_line_error(
         mount,
         gpu_image,
         "serve",
-        "-m",
         "/model",
         "--device",
         "cuda",
@@ -41,7 +40,7 @@ def test_cuda_without_a_gpu_is_a_one_line_error(
 
 
 def test_the_same_image_serves_on_the_cpu(gpu_image: str, start: Any, model_folder: Path) -> None:
-    command = ["serve", "-m", "/model", "--device", "cpu", "--insecure"]
+    command = ["serve", "/model", "--device", "cpu", "--insecure"]
     with start(gpu_image, "-v", f"{model_folder}:/model:ro", command=command) as container:
         container.wait_healthy()
         assert container.ask([[1.0, 2.0]]).status == 200

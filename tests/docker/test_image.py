@@ -133,7 +133,7 @@ def test_sigterm_ends_it_in_good_order(
         image,
         "-v",
         f"{model_folder}:/model:ro",
-        command=["serve", "-m", "/model", "--insecure"],
+        command=["serve", "/model", "--insecure"],
     ) as container:
         container.wait_healthy()
         began = time.monotonic()
@@ -176,7 +176,6 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(
         mount,
         image,
         "serve",
-        "-m",
         "/model",
         "--device",
         "cuda",
@@ -210,7 +209,7 @@ def test_a_promotion_is_served_within_five_seconds(
     registry.transition_model_version_stage("times", first, "Production")
     options = ["--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve"]
     options += ["-e", "ONNXSERVE_POLL_SECONDS=1"]  # This MLflow server has no change feed.
-    follow = ["serve", "-m", "models:/times/Production", "--insecure"]
+    follow = ["serve", "models:/times/Production", "--insecure"]
     with start(
         image,
         *options,
@@ -287,7 +286,7 @@ def test_every_protocol_works_without_the_removed_packages(
     with start(
         image,
         *options,
-        command=["serve", "-m", "/model", "--insecure", "-C", "server.grpc_port=8081"],
+        command=["serve", "/model", "--insecure", "-C", "server.grpc_port=8081"],
     ) as run:
         run.wait_healthy()
         http, rpc = (

@@ -464,7 +464,6 @@ def test_objects_of_others_are_neither_changed_nor_deleted(
         "kubernetes",
         "-n",
         "gitops",
-        "-m",
         "models:/adder/1",
         "--namespace",
         cluster.namespace,

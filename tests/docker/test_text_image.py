@@ -27,7 +27,7 @@ def test_the_image_answers_texts_without_a_training_framework(
         image,
         "-v",
         f"{folder}:/model:ro",
-        command=["serve", "-m", "/model", "--insecure"],
+        command=["serve", "/model", "--insecure"],
     ) as container:
         container.wait_healthy()
         answer = container.ask(["", "[CLS]"])

@@ -74,7 +74,7 @@ def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
     }
     (mixed / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": rows}))
     for folder, tried in ((model_folder, "10 random rows"), (mixed, "2 example rows")):
-        done = invoke("-m", folder, "-n", tag, "--server-image", image, "--test")
+        done = invoke(folder, "-n", tag, "--server-image", image, "--test")
         assert done.exit_code == 0, done.output
         assert mentions(
             done.stdout.splitlines()[-1],
@@ -96,9 +96,9 @@ def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
         tmp_path / "other",
         "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }",
     )
-    server = derived("exec onnxserve serve -m /srv/other --insecure")
+    server = derived("exec onnxserve serve /srv/other --insecure")
     name = "127.0.0.1:9/trial:1"
-    done = invoke("-m", model_folder, "-n", name, "--server-image", server, "--test", "--push")
+    done = invoke(model_folder, "-n", name, "--server-image", server, "--test", "--push")
     fields = image_fields(name)
     run_docker("rmi", "-f", name, check=False)
     assert done.exit_code == 1
@@ -130,7 +130,7 @@ def test_a_server_that_does_not_start_is_named_with_its_last_line(
     tag: str,
     model_folder: Path,
 ) -> None:
-    assert invoke("-m", model_folder, "-n", tag, "--server-image", derived(command)).exit_code == 0
+    assert invoke(model_folder, "-n", tag, "--server-image", derived(command)).exit_code == 0
     with refused(BuildFailed, tag, *names):
         try_image(tag, model_folder, seconds=2)
 
@@ -146,7 +146,6 @@ def test_the_container_ends_with_a_test_that_is_interrupted(
 ) -> None:
     command = [
         "build-docker",
-        "-m",
         str(model_folder),
         "-n",
         tag,
@@ -184,6 +183,6 @@ def test_a_gpu_image_needs_a_gpu_for_its_test(
         check=False,
     ).returncode:
         pytest.skip("this engine has a GPU")
-    done = invoke("-m", model_folder, "-n", tag, "--server-image", image, "--gpu", "--test")
+    done = invoke(model_folder, "-n", tag, "--server-image", image, "--gpu", "--test")
     assert done.exit_code == 1
     assert mentions(done.stderr.splitlines()[-1], tag, "failed its test", "gpu")

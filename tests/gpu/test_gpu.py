@@ -222,7 +222,7 @@ def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
     graph = "one (float[N,1] x) => (float[N,1] y) { y = Add(x, x) }"
     model = write_model(tmp_path / "model", graph, signature, section)
     options = ("-C", "server.provider_options.enable_cuda_graph=true", "-C", "server.device_ids=0")
-    served = serve("-m", str(model), "--device", "cuda", *options).wait_ready()
+    served = serve(str(model), "--device", "cuda", *options).wait_ready()
     assert served.predict(21.0).json() == {"predictions": [[42.0]]}
     for rows in range(1, MAX_GRAPHS + 3):
         answer = requests.post(

@@ -145,7 +145,6 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
 def start(serve: Serve, tmp_path: Path) -> Callable[[], Served]:
     model = write_model(tmp_path / "model", signature=[COLUMN])
     return lambda: serve(
-        "-m",
         str(model),
         "--name",
         ENDPOINT,

@@ -106,11 +106,11 @@ def test_code_execution_is_not_needed_to_log_a_version(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("gate", "toy", "2"),
-        ("promote", "toy", "2", "--to", "@champion"),
+        ("gate", "models:/toy/2"),
+        ("promote", "models:/toy/2", "--to", "@champion"),
         ("diff", "models:/toy/1", "models:/toy/2"),
-        ("card", "models:/toy/1", "-o", "card.html"),
-        ("batch", "-m", "models:/toy/1", "-i", "rows.csv", "-o", "out", "--workers", "1"),
+        ("audit", "card", "models:/toy/1", "--folder", "card.html"),
+        ("batch", "models:/toy/1", "-i", "rows.csv", "--folder", "out", "--workers", "1"),
         ("explain", "models:/toy/1", "--data", "rows.csv"),
         ("profile", "models:/toy/1"),
         ("export", "models:/toy/1", "-o", "exported"),
@@ -128,8 +128,8 @@ def test_code_execution_is_not_needed_by_a_command(
 @pytest.mark.parametrize(
     ("refusal", "arguments"),
     [
-        (REFUSAL, ("gate", "toy", "3")),
-        (REFUSAL, ("batch", "-m", "models:/toy/3", "-i", "rows.csv", "-o", "none")),
+        (REFUSAL, ("gate", "models:/toy/3")),
+        (REFUSAL, ("batch", "models:/toy/3", "-i", "rows.csv", "--folder", "none")),
         ("model.joblib runs its own", ("wrap", "model.joblib", "--allow-pickle", "--dry-run")),
         ("sklearn", ("wrap", "sklearn", "--dry-run")),
     ],
@@ -153,7 +153,7 @@ def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(
 ) -> None:
     registry.set_registered_model_alias("toy", "live", "1")
     allowed = "variants.toy.allow_pyfunc=true"
-    served = serve("-m", "models:/toy@live", "-C", allowed).wait_ready()
+    served = serve("models:/toy@live", "-C", allowed).wait_ready()
     row = {"a": 1.0, "b": 2.0}
     answer = post(served, "invocations", row)
     post(served, "explain", row)
@@ -172,7 +172,7 @@ def test_code_execution_is_switched_on_only_for_the_process_of_a_pyfunc(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(MODEL_CODE)
-    served = serve("-m", "models:/toy/3").wait_ready()
+    served = serve("models:/toy/3").wait_ready()
     (inherited,) = {
         member.environ()[MODEL_CODE]
         for member in served.members()
@@ -183,6 +183,6 @@ def test_code_execution_is_switched_on_only_for_the_process_of_a_pyfunc(
     served.end()
 
     monkeypatch.setenv(MODEL_CODE, "false")
-    again = serve("-m", "models:/toy/3")
+    again = serve("models:/toy/3")
     assert again.process.wait(120) == 1
     assert REFUSAL in again.log.read_text()

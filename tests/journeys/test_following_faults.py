@@ -210,7 +210,7 @@ def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(
 ) -> None:
     from benchmarks.serving.load import Target, closed_loop
 
-    served = serve("-m", model.uri, "-w", "2").wait_ready()
+    served = serve(model.uri, "-w", "2").wait_ready()
     port = int(served.url.rpartition(":")[2])
     peak = closed_loop(
         Target(port, post("/invocations", BODY), b"[[11.0]]"),
@@ -229,7 +229,7 @@ def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_th
     model: Model,
     proxy: Proxy,
 ) -> None:
-    served = serve("-m", model.uri).wait_ready()
+    served = serve(model.uri).wait_ready()
     proxy.turn("<html><body>Welcome to the portal</body></html>")
     wait_error(served, "does not answer correctly")
     assert served.url not in agent(served).error
@@ -238,7 +238,7 @@ def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_th
     model.promote("2")
     assert served.end() == 0
 
-    again = serve("-m", model.uri).wait_ready()
+    again = serve(model.uri).wait_ready()
     assert serves(again, "1")
     proxy.turn("honest")
     wait_served(again, "2")
@@ -270,7 +270,7 @@ def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
     mood: str,
     status: int,
 ) -> None:
-    served = serve("-m", model.uri).wait_ready()
+    served = serve(model.uri).wait_ready()
     proxy.turn(mood, status=status)
     model.promote("2")
     wait_until(
@@ -295,7 +295,7 @@ def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
     registry.start()
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.url)
-        served = serve("-m", model.uri).wait_ready()
+        served = serve(model.uri).wait_ready()
         registry.kill()
         until = time.monotonic() + 60
         while time.monotonic() < until:
@@ -317,7 +317,7 @@ def test_unfetchable_version_is_reported_everywhere_and_served_once_it_can_be(
     sources: list[str],
     fault: str,
 ) -> None:
-    served = serve("-m", model.uri).wait_ready()
+    served = serve(model.uri).wait_ready()
     file = model.file("2")
     saved = file.read_bytes()
     process = psutil.Process(agent(served).pid)
@@ -358,7 +358,7 @@ def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finis
     model: Model,
     who: str,
 ) -> None:
-    served = serve("-m", model.uri, "-w", "2").wait_ready()
+    served = serve(model.uri, "-w", "2").wait_ready()
     for version in ("2", "1", "2"):
         model.promote(version)
         if who == "agent":
@@ -397,7 +397,7 @@ def test_a_master_that_is_killed_in_the_middle_of_a_swap_is_started_anew_and_the
     serve: Serve,
     model: Model,
 ) -> None:
-    served = serve("-m", model.uri).wait_ready()
+    served = serve(model.uri).wait_ready()
     children = psutil.Process(served.process.pid).children()
     master = next(child for child in children if child.pid != agent(served).pid)
     model.promote("2")
@@ -410,7 +410,7 @@ def test_a_master_that_is_killed_in_the_middle_of_a_swap_is_started_anew_and_the
 
 @pytest.mark.long
 def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Model) -> None:
-    served = serve("-m", model.uri).wait_ready()
+    served = serve(model.uri).wait_ready()
     before = agent(served).pid
     command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(served.state_dir)]
     second = subprocess.run(
@@ -447,7 +447,6 @@ def test_a_version_for_which_memory_lacks_is_refused_politely(
             pip_requirements=["onnxruntime"],
         )
     served = serve(
-        "-m",
         model.uri,
         "-C",
         f"server.max_worker_memory_bytes={64 * 2**20}",

@@ -80,7 +80,7 @@ def journey(
 
 @pytest.mark.long
 def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) -> None:
-    first = journey.run("promote", MODEL, "1", "--to", "Production")
+    first = journey.run("promote", f"models:/{MODEL}/1", "--to", "Production")
     assert first.exit_code == 0, first.output
     assert mentions(first.stdout, MODEL, "version 1", "in Production")
     assert "no version to" in first.stdout
@@ -99,7 +99,7 @@ def passes(journey: Journey) -> None:
     """An equally good version is judged, promoted, and served
     when the command returns.
     """
-    judged = journey.run("gate", MODEL, "2", "-o", "json")
+    judged = journey.run("gate", f"models:/{MODEL}/2", "-o", "json")
     assert judged.exit_code == 0, judged.output
     document = json.loads(judged.stdout)
     assert document["state"] == "passed"
@@ -112,7 +112,7 @@ def passes(journey: Journey) -> None:
     report = journey.tags(2)["onnxserve.gate.report"]
     assert report == f"{document['run']['url']}/artifacts/gate_report.html"
 
-    promoted = journey.run("promote", MODEL, "2", "--to", "Production", "-o", "json")
+    promoted = journey.run("promote", f"models:/{MODEL}/2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
     # The recent verdict was used again.
     assert mentions(
@@ -130,7 +130,7 @@ def passes(journey: Journey) -> None:
 
 def is_refused(journey: Journey) -> None:
     """A worse version is refused with the figures, and the served version remains."""
-    refused = journey.run("promote", MODEL, "3", "--to", "Production")
+    refused = journey.run("promote", f"models:/{MODEL}/3", "--to", "Production")
     assert refused.exit_code == 1
     assert mentions(refused.stderr, MODEL, "version 3", "Production", "passed its gate")
     assert mentions(refused.stderr, "evaluation", "the margin of 0.0100")
@@ -143,14 +143,16 @@ def by_force(journey: Journey) -> None:
     """A user forces the worse version: it is served, and the user and the reason are
     recorded.
     """
-    forced = journey.run("promote", MODEL, "3", "--to", "Production", "--force", "--why", "a drill")
+    forced = journey.run(
+        "promote", f"models:/{MODEL}/3", "--to", "Production", "--force", "--why", "a drill"
+    )
     assert forced.exit_code == 0, forced.output
     assert mentions(forced.stdout, "toy/toy serves")
     assert journey.served() == "3"
     assert journey.tags(3)["onnxserve.gate"] == "forced"
     assert mentions(journey.tags(3)["onnxserve.gate.reason"], "a drill", "the gate: evaluation")
 
-    history = journey.run("history", "toy", "-o", "jsonl")
+    history = journey.run("audit", "history", "toy", "-o", "jsonl")
     events = [json.loads(line) for line in history.stdout.splitlines()]
     done = [(event["action"], event["version"]) for event in events if event["model"] == MODEL]
     assert done == [

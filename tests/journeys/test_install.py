@@ -267,7 +267,7 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     assert "no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
     model = tensor_model(tmp_path / "model")
     planned = _output(
-        [python.with_name("onnxserve"), "build-docker", "-m", model, "--dry-run"],
+        [python.with_name("onnxserve"), "build-docker", model, "--dry-run"],
         cwd=tmp_path,
     )
     assert " docker/Dockerfile\n" in planned

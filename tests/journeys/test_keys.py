@@ -90,7 +90,7 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
     assert ask("nowhere/load") == 404
 
     def told() -> list[str]:
-        lines = CliRunner().invoke(main, ["history", "sum"]).output.splitlines()
+        lines = CliRunner().invoke(main, ["audit", "history", "sum"]).output.splitlines()
         return [line.partition("Z  ")[2] for line in lines if "key ops" in line]
 
     wait_until(lambda: len(told()) == 2, what="both events")

@@ -44,7 +44,7 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
     MlflowClient().create_registered_model(setting.model, tags={GATE_POLICY_TAG: POLICY})
     with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         result = replay(setting, "6", None, batch=5, every_day=6, folder=folder)
-        story = CliRunner().invoke(main, ["history", setting.endpoint]).output
+        story = CliRunner().invoke(main, ["audit", "history", setting.endpoint]).output
     assert result.counts.lost == 0
     assert result.counts.labels_lost == 0
     assert result.counts.labels == result.counts.flights == sum(result.counts.by_version.values())

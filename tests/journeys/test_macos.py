@@ -112,7 +112,7 @@ def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
 
 def test_registered_model_is_wrapped_and_judged(mac: Mac) -> None:
     assert "proven on" in mac.run("onnxserve", "wrap", "models:/plain/1")
-    assert mentions(mac.run("onnxserve", "gate", "cancer", "1"), "cancer", "version 1: passed")
+    assert mentions(mac.run("onnxserve", "gate", "models:/cancer/1"), "cancer", "version 1: passed")
 
 
 @pytest.mark.parametrize("export_format", ["wheel", "bundle"])

@@ -39,7 +39,7 @@ def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
         bucket.upload_file(str(file), f"model/{file.name}")
     monkeypatch.setenv("ONNXSERVE_LOG_URI", f"s3://{bucket.name}/log")
 
-    served = serve("-m", f"s3://{bucket.name}/model", "--name", "adder").wait_ready()
+    served = serve(f"s3://{bucket.name}/model", "--name", "adder").wait_ready()
     for x in (1.0, 2.0):
         answer = served.predict(x, X_Event_Time="2026-06-01T12:30:00Z")
         assert answer.status_code == 200

@@ -81,10 +81,10 @@ def credit(
             registry.log_artifacts(run.info.run_id, str(other), "model")
             registry.create_model_version(model, f"{run.info.artifact_uri}/model", run.info.run_id)
         credit = Credit(server, model, client)
-        assert credit.run("promote {model} 1 --to @champion --request").exit_code == 0
+        assert credit.run("promote models:/{model}/1 --to @champion --request").exit_code == 0
         with server.logged_in("admin"):
-            assert credit.run("approve {model} 1 --to @champion").exit_code == 0
-        done = credit.run("promote {model} 1 --to @champion --wait 0")
+            assert credit.run("request approve models:/{model}/1 --to @champion").exit_code == 0
+        done = credit.run("promote models:/{model}/1 --to @champion --wait 0")
         assert done.exit_code == 0, done.output
         try:
             client.create_deployment("credit", f"models:/{model}@champion")
@@ -118,7 +118,7 @@ def no_version_answers_all_traffic(credit: Credit, second: str) -> None:
             second,
             "lacks the approval",
             "100 %",
-            f"promote {credit.model} 2",
+            f"promote models:/{credit.model}/2",
         )
     assert credit.served() == "1"
 
@@ -129,7 +129,7 @@ def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
     changed = credit.run("endpoint traffic credit credit=95 challenger=5")
     assert changed.exit_code == 0, changed.output
     text = f"{second} answers 5 % of the requests without an approval, until "
-    for line in ("list", "endpoint list", "endpoint get credit", "history credit"):
+    for line in ("list", "endpoint list", "endpoint get credit", "audit history credit"):
         assert text in credit.run(line).stdout
     later = datetime.now(UTC) + timedelta(hours=2)
     for now, traffic in (
@@ -147,7 +147,7 @@ def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
             end_unapproved(deployments, deployments.place("credit"), "the controller")
         assert credit.traffic() == traffic
     assert text not in credit.run("list").stdout
-    assert "the time is over" in credit.run("history credit").stdout
+    assert "the time is over" in credit.run("audit history credit").stdout
 
 
 def an_approved_version_may_be_pinned(credit: Credit) -> None:

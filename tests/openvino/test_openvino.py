@@ -306,13 +306,12 @@ def test_a_server_answers_over_http_and_does_not_start_if_a_node_remains(
     serve: Callable[..., Served],
 ) -> None:
     served = serve(
-        "-m",
         str(one_tensor(tmp_path / "model", FLOATS, "float32")),
         "-C",
         f"server.providers={OPENVINO}",
     ).wait_ready()
     assert served.predict(21.0).json() == {"predictions": [[42.0]]}
     model = str(one_tensor(tmp_path / "doubles", DOUBLES, "float64"))
-    unserved = serve("-m", model, "-C", f"server.providers={OPENVINO}", state="other")
+    unserved = serve(model, "-C", f"server.providers={OPENVINO}", state="other")
     assert unserved.process.wait(60) == 1
     assert mentions(unserved.log.read_text().splitlines()[-1], "Error", "server.providers", "Add")

@@ -165,11 +165,10 @@ def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
         chain.from_iterable(("-C", f"server.{name}={value}") for name, value in settings.items())
     )
     served = serve(
-        "-m",
         str(bias_folders["1"]),
         "--name",
         "e",
-        "-h",
+        "--host",
         "127.0.0.1",
         *options,
     ).wait_ready()

@@ -213,7 +213,7 @@ def test_sagemaker_sends_csv_without_a_header(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", str(port))
-    serve("-m", str(model_folders["mixed"]), state="sagemaker").wait_ready()
+    serve(str(model_folders["mixed"]), state="sagemaker").wait_ready()
     url = f"http://127.0.0.1:{port}"
     assert requests.get(f"{url}/ping", timeout=30).status_code == 200
 

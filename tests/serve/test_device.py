@@ -97,7 +97,6 @@ def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path)
         "-m",
         "mlflow_deploy_plugin.cli",
         "serve",
-        "-m",
         "models:/nowhere/1",
         "--device",
         "cuda",

@@ -107,7 +107,7 @@ def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LISTENER", str(tmp_path / "door"))
-    arguments = ("-m", str(bias_folders["1"]))
+    arguments = str(bias_folders["1"])
     earlier = serve(*arguments, state="earlier").wait_ready()
     answers: Counter[str] = Counter()
     is_over = threading.Event()

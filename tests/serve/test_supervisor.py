@@ -41,7 +41,6 @@ Start = Callable[..., Served]
 def start(serve: Start, model_folders: dict[str, Path]) -> Start:
     """Starts a server of the stock model in a state folder."""
     return lambda state, *arguments: serve(
-        "-m",
         str(model_folders["stock"]),
         *arguments,
         state=state,
@@ -58,7 +57,7 @@ def running(
         folder = tmp_path_factory.mktemp("supervised")
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         with servers_below(folder) as start:
-            yield start("-m", str(model_folders["stock"])).wait_ready()
+            yield start(str(model_folders["stock"])).wait_ready()
 
 
 def answers(served: Served) -> bool:
@@ -94,7 +93,7 @@ def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_time
     tmp_path: Path,
 ) -> None:
     model = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
-    running = serve("-m", str(model), "-C", "server.graceful_timeout_seconds=2").wait_ready()
+    running = serve(str(model), "-C", "server.graceful_timeout_seconds=2").wait_ready()
     hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
     with ThreadPoolExecutor(4) as clients:
         pending = [

@@ -86,7 +86,7 @@ def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused = serve("-m", str(model_folders["stock"]), "-C", f"{field}={port}")
+        refused = serve(str(model_folders["stock"]), "-C", f"{field}={port}")
         assert refused.process.wait(60) == 1
     lines = refused.log.read_text().splitlines()
     assert lines == [
@@ -101,7 +101,6 @@ def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
 ) -> None:
     port = free_port()
     running = serve(
-        "-m",
         str(model_folders["stock"]),
         "-C",
         f"server.grpc_port={port}",

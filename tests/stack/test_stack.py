@@ -247,7 +247,7 @@ def test_retrained_version_is_gated_promoted_and_served(
         try:
             wait_until(lambda: "onnxserve.gate" in _tags(client, "2"), 240, "version 2 is gated")
         except AssertionError:
-            pytest.fail(stack.execute("controller", "onnxserve", "history", "flights"))
+            pytest.fail(stack.execute("controller", "onnxserve", "audit", "history", "flights"))
         client.set_registered_model_alias("flights", "challenger", "2")
         for name in ("server-a", "server-b"):  # like a person who edits docker/stack/endpoints.yaml
             spec = stack.mounted(name, "/etc/onnxserve/endpoints.yaml")

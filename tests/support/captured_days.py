@@ -77,7 +77,7 @@ def two_captured_days(
         try:
             with tracking_at(server.url):
                 _register()
-                _capture(serve("-m", "models:/flights/1", "--name", "flights").wait_ready())
+                _capture(serve("models:/flights/1", "--name", "flights").wait_ready())
             monitors = {"monitors.daily.kind": "drift", "monitors.answers.columns": "prediction"}
             store.add_endpoint(
                 "onnxserve",

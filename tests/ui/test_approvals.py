@@ -371,7 +371,7 @@ def test_the_server_that_records_a_request_sends_it(
         "alice",
         "version 2",
         "faster",
-        f"onnxserve approve {model} 2 --to {TO}",
+        f"onnxserve request approve models:/{model}/2 --to {TO}",
     )
     assert send_due(mlflow_app.store, load_settings(), endpoint=model) == 0
 

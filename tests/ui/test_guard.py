@@ -25,7 +25,7 @@ def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(
     answer = move(mlflow_app, model, "2", "production", base)
     assert answer.status_code == 403
     assert answer.json["error_code"] == "PERMISSION_DENIED"
-    command = f"`onnxserve promote {model} 2 --to Production`"
+    command = f"`onnxserve promote models:/{model}/2 --to Production`"
     assert mentions(
         answer.json["message"],
         f"version 2 of {model}",
@@ -416,7 +416,7 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
             json={**body, "value": "new"},
         )
         assert answer.status_code == 403
-        assert mentions(answer.json["message"], key, f"`onnxserve gate {model} 1`")
+        assert mentions(answer.json["message"], key, f"`onnxserve gate models:/{model}/1`")
         assert (
             mlflow_app.client.delete(f"{base}/model-versions/delete-tag", json=body).status_code
             == 403

@@ -638,7 +638,7 @@ def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_pa
         store.add_endpoint("onnxserve", new_endpoint(f"alerted-{number:02}", "models:/m/1"))
     detail = {
         "lines": ["m version 3: drift", "- <delay>"],
-        "next": "next: onnxserve retrain alerted-30",
+        "next": "next: onnxserve retrain run alerted-30",
     }
     detail["link"] = "http://mlflow/#/experiments/1/runs/a/artifacts/report.html"
     Alerts(store).add_once(

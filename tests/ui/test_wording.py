@@ -13,8 +13,8 @@ import pytest
             "",
             (
                 "version 1 of delay may not become Production: it has not been through the gate. "
-                "`onnxserve promote delay 1 --to Production` runs the gate and lists the failed "
-                "checks"
+                "`onnxserve promote models:/delay/1 --to Production` runs the gate and lists "
+                "the failed checks"
             ),
         ),
         (
@@ -22,8 +22,8 @@ import pytest
             "evaluation: accuracy 0.71 against 0.80",
             (
                 "version 1 of delay may not become Production: evaluation: accuracy 0.71 against "
-                "0.80. `onnxserve promote delay 1 --to Production` runs the gate and lists the "
-                "failed checks"
+                "0.80. `onnxserve promote models:/delay/1 --to Production` runs the gate and lists "
+                "the failed checks"
             ),
         ),
     ],

@@ -153,7 +153,6 @@ OURS = Peer(
         "-m",
         "mlflow_deploy_plugin.cli",
         "serve",
-        "-m",
         "{ours}",
         "-p",
         "{port}",

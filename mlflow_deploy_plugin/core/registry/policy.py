@@ -394,7 +394,7 @@ def require_mlflow_data(policy: GatePolicy) -> None:
         raise InvalidConfig(
             f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of "
             "MLflow (runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH) and `reference`. `onnxserve "
-            "gate MODEL VERSION` reads any data",
+            "gate MODEL` reads any data",
         )
 
 

@@ -379,6 +379,6 @@ def rolled_back_refusal(
         return ""
     return (
         f"{model} version {version} is not promoted to {place}, because it was rolled back "
-        f"({tags[ROLLED_BACK_TAG]}): `onnxserve promote {model} {version} --to {place} --force "
-        f"--why TEXT` promotes it anyway and removes its tag {ROLLED_BACK_TAG}"
+        f"({tags[ROLLED_BACK_TAG]}): `onnxserve promote models:/{model}/{version} --to {place} "
+        f"--force --why TEXT` promotes it anyway and removes its tag {ROLLED_BACK_TAG}"
     )

@@ -390,7 +390,7 @@ def _read_gate(entry: "ModelVersion") -> GateEvidence:
     uri = _version_uri(entry)
     if tags.GATE_TAG not in entry.tags:
         raise NotFound(
-            f"{uri} has no gate report; run `onnxserve gate {entry.name} {entry.version}`"
+            f"{uri} has no gate report; run `onnxserve gate models:/{entry.name}/{entry.version}`"
         )
     status = tags.gate_status_of(entry.tags)
     match = REPORT_RUN.search(status.report)

@@ -229,11 +229,11 @@ def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
     options = f" --to-registry {copied.registry}"
     if copied.model != copied.source_model:
         options += f" --to-model {copied.model}"
-    promote = f"onnxserve promote {copied.source_model} {copied.source_version}{options} "
+    promote = f"onnxserve promote models:/{copied.source_model}/{copied.source_version}{options} "
     try:
         yield
     except OnnxserveError as error:
-        at_target = f"onnxserve promote {copied.model} {copied.version} "
+        at_target = f"onnxserve promote models:/{copied.model}/{copied.version} "
         message = error.message.replace(at_target, promote)
         message = message.replace(
             "`onnxserve gate ",

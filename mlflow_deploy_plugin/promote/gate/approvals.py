@@ -85,7 +85,8 @@ class Subject:
 
     @property
     def request_command(self) -> str:
-        return f"`onnxserve promote {self.model} {self.version} --to {self.place} --request`"
+        uri = f"models:/{self.model}/{self.version}"
+        return f"`onnxserve promote {uri} --to {self.place} --request`"
 
     def __str__(self) -> str:
         return f"the promotion of {self.model} version {self.version} to {self.place}"
@@ -421,7 +422,7 @@ def require_may_approve(
             f"{user} may not approve {subject}, because {user} {part}; another person must approve"
         )
     if not request.report_digest:
-        command = f"onnxserve gate {subject.model} {subject.version}"
+        command = f"onnxserve gate models:/{subject.model}/{subject.version}"
         raise GateRefused(
             f"{subject} cannot be approved without a report of the gate; run `{command}` first"
         )
@@ -590,8 +591,8 @@ def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str
         raise GateRefused(
             f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no "
             "figure of its quality. Set evaluation.dataset and evaluation.target in the policy of "
-            f"{subject.model}, and run `onnxserve gate {subject.model} {subject.version}`; or set "
-            "approvals.evaluation: optional in the policy"
+            f"{subject.model}, and run `onnxserve gate models:/{subject.model}/{subject.version}`; "
+            "or set approvals.evaluation: optional in the policy"
         )
 
 

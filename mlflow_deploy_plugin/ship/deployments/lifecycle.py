@@ -725,7 +725,7 @@ def _stage_follower(name: str, stage_uri: str, alias: str) -> StageFollower:
     if holder not in ("", version):
         raise InvalidConfig(
             f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
-            f"`onnxserve promote {model} {version} --to @{alias}` moves the alias to "
+            f"`onnxserve promote models:/{model}/{version} --to @{alias}` moves the alias to "
             f"version {version}; or specify another alias with --alias",
         )
     return StageFollower(name, stage_uri, alias_uri, version)

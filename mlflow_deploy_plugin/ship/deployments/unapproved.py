@@ -112,8 +112,8 @@ class LackingApproval:
             )
         if self.version:
             remedy = (
-                f"`onnxserve promote {self.model} {self.version} --to {self.places[0]} --request` "
-                "requests it"
+                f"`onnxserve promote models:/{self.model}/{self.version} --to {self.places[0]} "
+                "--request` requests it"
             )
         else:
             remedy = f"follow {' or '.join(self.places)}, or specify a version that is approved"

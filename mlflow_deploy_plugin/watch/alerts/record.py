@@ -186,8 +186,8 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
         "earlier files"
     )
     step = (
-        f"restore the files, or promote another version: onnxserve history --model {model} shows "
-        "the moves"
+        f"restore the files, or promote another version: onnxserve audit history --model {model} "
+        "shows the moves"
     )
     fingerprint = f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
     content = AlertContent(
@@ -385,12 +385,12 @@ def _next_step(result: MonitorResult, spec: MonitorSpec) -> str:
         return ""
     monitor = f"{result.endpoint} --monitor {result.monitor}"
     if spec.retrain:
-        command = f"onnxserve retrain {monitor}"
+        command = f"onnxserve retrain run {monitor}"
     else:
         command = f"onnxserve monitor list {result.endpoint}"
     if result.accept_command:
         command += f", {without_markup(_short(result.accept_command))}"
-    return _next_line(result.endpoint, f"{command}, or onnxserve silence {monitor} --for 2h")
+    return _next_line(result.endpoint, f"{command}, or onnxserve alert silence {monitor} --for 2h")
 
 
 def _finding_line(finding: Finding) -> str:

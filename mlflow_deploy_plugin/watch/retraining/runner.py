@@ -403,5 +403,6 @@ def _end_reason(context: RetrainingContext, retraining: Retraining) -> str:
     try:
         plan_of(retraining)
     except InvalidConfig as error:
-        return f"{error.message}: `onnxserve retrain {retraining.endpoint}` starts a new retraining"
+        command = f"onnxserve retrain run {retraining.endpoint}"
+        return f"{error.message}: `{command}` starts a new retraining"
     return ""

@@ -350,7 +350,7 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
     if recent >= spec.max_runs:
         raise _NeedsAPerson(
             f"model {model} was trained {recent} times in 30 days, and max_runs is "
-            f"{spec.max_runs}: check why; `onnxserve retrain NAME` starts a retraining by hand",
+            f"{spec.max_runs}: check why; `onnxserve retrain run NAME` starts a retraining by hand",
         )
 
 

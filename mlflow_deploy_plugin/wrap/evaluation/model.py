@@ -114,7 +114,7 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     if not allow_pyfunc:
         raise CodeRefused(
             "a version without an ONNX form would run its own code, which is not allowed on this "
-            "server; run `onnxserve gate MODEL VERSION` on your machine",
+            "server; run `onnxserve gate MODEL` on your machine",
         )
     require_model_code(WITHOUT_ONNX)
     return _LoadedPyfunc(artifact)

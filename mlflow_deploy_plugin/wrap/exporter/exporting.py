@@ -112,7 +112,7 @@ def export(
     version. After an error, no file is written.
 
     Args:
-        model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved
+        model_uri: the model, as in `onnxserve serve`. A stage or alias is resolved
             once.
         format: the export format; see docs/export.md.
         path: the file or folder to write, which must not exist. A folder with the

@@ -33,7 +33,7 @@ def check_schema(text: str) -> None:
 
 def bom_of(*arguments: str) -> dict[str, Any]:
     """Return the document of the command after it was compared with the schema."""
-    result = CliRunner().invoke(main, ["bom", *arguments])
+    result = CliRunner().invoke(main, ["audit", "bom", *arguments])
     assert result.exit_code == 0, result.output
     check_schema(result.stdout)
     document: dict[str, Any] = json.loads(result.stdout)
@@ -140,12 +140,12 @@ def test_bom_of_endpoint_has_loaded_versions(registry: MlflowClient, store: Stor
 
 def test_bom_is_refused(registry: MlflowClient, tmp_path: Path) -> None:
     def refusal(*arguments: str) -> str:
-        return said(CliRunner().invoke(main, ["bom", *arguments]))
+        return said(CliRunner().invoke(main, ["audit", "bom", *arguments]))
 
     assert mentions(refusal("models:/toy/9"), "toy", "9")
     assert mentions(refusal(str(tmp_path / "1")), "models:/NAME/VERSION")
     assert mentions(refusal("--endpoint", "flights"), "flights")
     assert mentions(refusal("models:/toy/1", "-o", str(tmp_path)), str(tmp_path))
     for arguments in ((), ("models:/toy/1", "--endpoint", "flights")):
-        result = CliRunner().invoke(main, ["bom", *arguments])
+        result = CliRunner().invoke(main, ["audit", "bom", *arguments])
         assert (result.exit_code, mentions(result.stderr, "--endpoint")) == (2, True)

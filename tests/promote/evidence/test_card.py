@@ -478,7 +478,7 @@ def test_only_registered_versions_have_a_card(registry: Registry) -> None:
 def test_the_command_writes_the_page_and_the_document(registry: Registry) -> None:
     registry.register("toy")
     before = datetime.now(UTC)
-    done = CliRunner().invoke(main, ["card", "models:/toy/1"])
+    done = CliRunner().invoke(main, ["audit", "card", "models:/toy/1"])
     assert done.exit_code == 0, done.output
     assert mentions(
         done.stdout,
@@ -502,7 +502,9 @@ def test_without_an_answer_of_mlflow_no_file_is_written(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking_at(f"http://127.0.0.1:{free_port}"):
-        assert mentions(said(CliRunner().invoke(main, ["card", "models:/toy/1"])), str(free_port))
+        assert mentions(
+            said(CliRunner().invoke(main, ["audit", "card", "models:/toy/1"])), str(free_port)
+        )
     assert not [*registry.folder.rglob("model_card.*")]
 
 
@@ -511,7 +513,7 @@ def test_without_an_answer_of_mlflow_no_file_is_written(
     [
         (["models:/toy/9"], ["toy", "9"]),
         (["models:/gone/1"], ["gone"]),
-        (["models:/toy/1", "-o", "model/MLmodel/below"], ["model/MLmodel/below"]),
+        (["models:/toy/1", "--folder", "model/MLmodel/below"], ["model/MLmodel/below"]),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_no_file(
@@ -520,5 +522,5 @@ def test_a_mistake_is_one_line_and_writes_no_file(
     names: list[str],
 ) -> None:
     registry.register("toy")
-    assert mentions(said(CliRunner().invoke(main, ["card", *arguments])), *names)
+    assert mentions(said(CliRunner().invoke(main, ["audit", "card", *arguments])), *names)
     assert not [*registry.folder.rglob("model_card.*")]

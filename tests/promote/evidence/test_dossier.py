@@ -304,7 +304,9 @@ def test_dossier_files(quarter: Store, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     markup = "<script>alert(1)</script> https://ada:secret@example.com"
     quarter.record("update", endpoint="flights", why=markup)
-    result = CliRunner().invoke(main, ["dossier", "flights", "--period", "2013-09-01/2013-11-01"])
+    result = CliRunner().invoke(
+        main, ["audit", "dossier", "flights", "--period", "2013-09-01/2013-11-01"]
+    )
     assert result.exit_code == 0, result.output
     folder = tmp_path / "flights-2013-09-01-2013-11-01-dossier"
     document = json.loads((folder / "dossier.json").read_text())
@@ -320,14 +322,14 @@ def test_dossier_files(quarter: Store, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_dossier_is_refused(quarter: Store, tmp_path: Path) -> None:
     def refusal(*arguments: str) -> str:
-        return said(CliRunner().invoke(main, ["dossier", *arguments]))
+        return said(CliRunner().invoke(main, ["audit", "dossier", *arguments]))
 
     assert mentions(refusal("flight", "--period", "2013-09"), "'flight'", "'flights'")
     (tmp_path / "file").touch()
-    options = ("--period", "2013-09", "-o", str(tmp_path / "file" / "folder"))
+    options = ("--period", "2013-09", "--folder", str(tmp_path / "file" / "folder"))
     assert mentions(refusal("flights", *options), str(tmp_path / "file" / "folder"))
     for period in ("soon", "2999"):
-        result = CliRunner().invoke(main, ["dossier", "flights", "--period", period])
+        result = CliRunner().invoke(main, ["audit", "dossier", "flights", "--period", period])
         assert (result.exit_code, mentions(result.stderr, period)) == (2, True)
 
 

@@ -62,7 +62,7 @@ def test_missing_parts_are_named(registry: MlflowClient) -> None:
     third = read_record("models:/toy/3")
     assert second.gate is None
     assert set(second.missing) == {"gate"}
-    assert mentions(second.missing["gate"], "onnxserve gate toy 2")
+    assert mentions(second.missing["gate"], "onnxserve gate models:/toy/2")
     assert third.mlmodel == {}
     assert third.graph == {}
     assert third.requirements == {}

@@ -175,7 +175,7 @@ def model(source: Registry, target: Registry, here: None) -> str:
         tags,
         description="the first",
     )
-    assert run_command(f"gate {name} 1").exit_code == 0
+    assert run_command(f"gate models:/{name}/1").exit_code == 0
     return name
 
 
@@ -202,7 +202,12 @@ def run_command(line: str) -> Result:
 
 def promote(model: str, target: Registry, *options: str) -> Result:
     return run_command(
-        " ".join([f"promote {model} 1 --to @champion --to-registry {target.server.url}", *options]),
+        " ".join(
+            [
+                f"promote models:/{model}/1 --to @champion --to-registry {target.server.url}",
+                *options,
+            ]
+        ),
     )
 
 
@@ -327,7 +332,7 @@ def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
 ) -> None:
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.most = 0
-        command = f"promote {model} 1 --to @champion --to-registry {proxy.url}"
+        command = f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}"
         while (result := run_command(command)).exit_code != 0:
             error = result.stderr.splitlines()[-1]
             assert mentions(error, "Error"), result.output
@@ -349,7 +354,7 @@ def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
     tmp_path: Path,
 ) -> None:
     code = "from mlflow_deploy_plugin.cli.commands import main; main()"
-    command = [sys.executable, "-c", code, *f"promote {model} 1 --to @champion".split()]
+    command = [sys.executable, "-c", code, *f"promote models:/{model}/1 --to @champion".split()]
     command += ["--to-registry", target.server.url]
     for step in itertools.count(1):
         with subprocess.Popen(
@@ -384,7 +389,7 @@ def test_the_target_never_receives_the_credentials_of_the_source(
         proxy_to(target.server.host, target.server.port) as second,
         tracking_at(first.url),
     ):
-        command = f"promote {model} 1 --to @champion --to-registry {second.url}"
+        command = f"promote models:/{model}/1 --to @champion --to-registry {second.url}"
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-source")
         assert run_command(command).exit_code == 0
         assert (first.credentials != [], second.credentials) == (True, [])
@@ -413,7 +418,7 @@ def test_a_transfer_that_cannot_start_is_one_line(
     options: str,
     names: list[str],
 ) -> None:
-    result = run_command(f"promote {model} {options} --to @champion".format(model=model))
+    result = run_command(f"promote models:/{model}/{options} --to @champion".format(model=model))
     assert mentions(said(result), *(name.format(model=model) for name in names)), result.stderr
     assert len(source.versions(model)) == 1
     assert source.events(model, "copy", "promote") == []
@@ -436,7 +441,7 @@ def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
 ) -> None:
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.turn(answer, status=status)
-        result = run_command(f"promote {model} 1 --to @champion --to-registry {proxy.url}")
+        result = run_command(f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}")
         assert mentions(said(result), proxy.url, "not copied")
     assert ("TARGET_MLFLOW_TRACKING_TOKEN" in result.stderr) == (status == 401)
     assert target.versions(model) == []
@@ -449,7 +454,9 @@ def test_a_version_without_a_report_is_copied_and_tagged(
 ) -> None:
     (judged,) = source.versions(model)
     source.client.create_model_version(model, judged.source, judged.run_id)
-    result = run_command(f"promote {model} 2 --to @champion --to-registry {target.server.url}")
+    result = run_command(
+        f"promote models:/{model}/2 --to @champion --to-registry {target.server.url}"
+    )
     assert result.exit_code == 0, result.output
     assert target.versions(model)[0].tags["onnxserve.copied_gate"] == "no report"
     assert mentions(result.stderr, "no report")
@@ -485,7 +492,7 @@ def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(
 ) -> None:
     source.client.create_registered_model(f"{model}-prod", tags={"onnxserve.gate.policy": POLICY})
     for _ in range(2):
-        result = run_command(f"promote {model} 1 --to @champion --to-model {model}-prod")
+        result = run_command(f"promote models:/{model}/1 --to @champion --to-model {model}-prod")
         assert result.exit_code == 0, result.output
     (copy,) = source.versions(f"{model}-prod")
     (original,) = source.versions(model)
@@ -504,7 +511,9 @@ def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_orig
     other = f"{model}-copy"
     source.client.copy_model_version(f"models:/{model}/1", other)
     source.client.set_registered_model_tag(other, "onnxserve.gate.policy", POLICY)
-    result = run_command(f"promote {other} 1 --to @champion --to-registry {target.server.url}")
+    result = run_command(
+        f"promote models:/{other}/1 --to @champion --to-registry {target.server.url}"
+    )
     assert result.exit_code == 0, result.output
     (copy,) = target.versions(other)
     (original,) = source.versions(model)
@@ -513,7 +522,8 @@ def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_orig
     )
     assert target.client.get_run(copy.run_id).data.params == {"depth": "3"}
     again = run_command(
-        f"promote {model} 1 --to @champion --to-model {other} --to-registry {source.server.url}/",
+        f"promote models:/{model}/1 --to @champion --to-model {other} "
+        f"--to-registry {source.server.url}/",
     )
     assert again.exit_code == 0, again.output
     assert len(source.versions(other)) == 1
@@ -561,12 +571,13 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
     refused = promote(model, guarded)
     assert refused.exit_code == 1
     command = (
-        f"onnxserve promote {model} 1 --to-registry {guarded.server.url} --to @champion --request"
+        f"onnxserve promote models:/{model}/1 --to-registry {guarded.server.url} --to @champion "
+        "--request"
     )
     assert f"`{command}`" in refused.stderr.splitlines()[-1]
     requested = promote(model, guarded, "--request", "-o json")
     assert json.loads(requested.stdout)["requested_by"] == "alice"
-    approved = as_admin(f"approve {model} 1 --to @champion")
+    approved = as_admin(f"request approve models:/{model}/1 --to @champion")
     assert approved.exit_code == 0, approved.output
     assert promote(model, guarded).exit_code == 0
     assert [
@@ -634,9 +645,9 @@ def test_a_version_is_copied_to_another_workspace_of_the_same_server(
             run = client.create_run(client.create_experiment("training"))
             client.log_artifacts(run.info.run_id, str(write_classifier(tmp_path / "X")), "model")
             client.create_model_version("X", f"{run.info.artifact_uri}/model", run.info.run_id)
-            same = run_command(f"promote X 1 --to @champion --to-registry {server.url}")
+            same = run_command(f"promote models:/X/1 --to @champion --to-registry {server.url}")
             monkeypatch.setenv("TARGET_MLFLOW_WORKSPACE", "prod")
-            done = run_command(f"promote X 1 --to @champion --to-registry {server.url}")
+            done = run_command(f"promote models:/X/1 --to @champion --to-registry {server.url}")
             monkeypatch.setenv("MLFLOW_WORKSPACE", "prod")
             (copy,) = Registry(server).versions("X")
     finally:

@@ -255,7 +255,7 @@ def test_an_approval_is_for_one_version_and_one_place(store: Store) -> None:
         record_gate(store, other)
         with refused(
             NotFound,
-            f"onnxserve promote flights {other.version} --to {other.place} --request",
+            f"onnxserve promote models:/flights/{other.version} --to {other.place} --request",
         ):
             vote(store, "ada", other)
         assert status(store, other).missing == 2
@@ -463,7 +463,7 @@ def test_a_promotion_without_a_figure_is_neither_requested_nor_approved_unless_t
 def test_a_version_without_a_report_on_its_files_cannot_be_approved(store: Store) -> None:
     changed = replace(SUBJECT, files="0" * 64)
     ask(store, subject=changed)
-    with refused(GateRefused, "onnxserve gate flights 3"):
+    with refused(GateRefused, "onnxserve gate models:/flights/3"):
         vote(store, "ada", changed)
 
 

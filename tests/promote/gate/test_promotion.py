@@ -334,7 +334,7 @@ def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
             missing,
             "risk",
             *users,
-            f"onnxserve promote toy {version} --to Production --request",
+            f"onnxserve promote models:/toy/{version} --to Production --request",
         ):
             promote("toy", version, "Production", force=force, why="a drill")
         assert stages(toy)[1] == "Production"

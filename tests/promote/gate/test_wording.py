@@ -84,8 +84,8 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
             {"version": "3"},
             (
                 "toy version 3 is not promoted to Production, because it was rolled back (flights: "
-                "too slow): `onnxserve promote toy 3 --to Production --force --why TEXT` promotes "
-                "it anyway and removes its tag onnxserve.rolled_back"
+                "too slow): `onnxserve promote models:/toy/3 --to Production --force --why TEXT` "
+                "promotes it anyway and removes its tag onnxserve.rolled_back"
             ),
         ),
     ],

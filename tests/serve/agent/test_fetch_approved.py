@@ -50,9 +50,9 @@ def promoted(server: People) -> str:
     and return its name.
     """
     model = server.register("alice", POLICY)
-    run(server, "alice", f"promote {model} 1 --to @champion --request")
-    run(server, "admin", f"approve {model} 1 --to @champion")
-    run(server, "alice", f"promote {model} 1 --to @champion --wait 0")
+    run(server, "alice", f"promote models:/{model}/1 --to @champion --request")
+    run(server, "admin", f"request approve models:/{model}/1 --to @champion")
+    run(server, "alice", f"promote models:/{model}/1 --to @champion --wait 0")
     return model
 
 
@@ -96,9 +96,9 @@ def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(
         other = write_classifier(tmp_path / "other", (9.0, 9.0))
         client.log_artifacts(client.get_model_version(model, "1").run_id, str(other), "model")
         replaced = version_digest(f"models:/{model}/1")
-    run(server, "alice", f"promote {model} 1 --to @champion --request")
-    run(server, "admin", f"approve {model} 1 --to @champion")
-    run(server, "alice", f"promote {model} 1 --to @champion --wait 0")
+    run(server, "alice", f"promote models:/{model}/1 --to @champion --request")
+    run(server, "admin", f"request approve models:/{model}/1 --to @champion")
+    run(server, "alice", f"promote models:/{model}/1 --to @champion --wait 0")
     with server.logged_in("alice"):
         assert approval_of(model, "1").files == (replaced,)
         assert agent(tmp_path).fetch(resolve(f"models:/{model}@champion")).digest == replaced
@@ -109,13 +109,13 @@ def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has
     tmp_path: Path,
 ) -> None:
     model = server.register("alice", POLICY)
-    run(server, "alice", f"promote {model} 1 --to @champion --request")
-    run(server, "admin", f"approve {model} 1 --to @champion")
+    run(server, "alice", f"promote models:/{model}/1 --to @champion --request")
+    run(server, "admin", f"request approve models:/{model}/1 --to @champion")
     with server.logged_in("alice") as client:
         approved = version_digest(f"models:/{model}/1")
         other = write_classifier(tmp_path / "other", (9.0, 9.0))
         client.log_artifacts(client.get_model_version(model, "1").run_id, str(other), "model")
-    run(server, "alice", f"promote {model} 1 --to @champion --request")
+    run(server, "alice", f"promote models:/{model}/1 --to @champion --request")
     with server.logged_in("alice"):
         assert approval_of(model, "1").files == ()
         with pytest.raises(GateRefused) as refused:
@@ -200,9 +200,9 @@ def test_an_alias_does_not_return_to_a_version_whose_files_were_replaced(
             f"{client.get_run(run_id).info.artifact_uri}/second",
             run_id,
         )
-    run(server, "alice", f"promote {model} 2 --to @champion --request")
-    run(server, "admin", f"approve {model} 2 --to @champion")
-    run(server, "alice", f"promote {model} 2 --to @champion --wait 0")
+    run(server, "alice", f"promote models:/{model}/2 --to @champion --request")
+    run(server, "admin", f"request approve models:/{model}/2 --to @champion")
+    run(server, "alice", f"promote models:/{model}/2 --to @champion --wait 0")
     with server.logged_in("alice") as client:
         approved = client.download_artifacts(run_id, "model", str(tmp_path))
         client.log_artifacts(

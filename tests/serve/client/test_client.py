@@ -528,7 +528,7 @@ def test_a_client_outlives_the_server_that_it_has_a_connection_to(
     free_port: int,
 ) -> None:
     model = mixed_model(tmp_path / "flights")
-    arguments = ("-m", str(model), "-p", str(free_port))
+    arguments = (str(model), "-p", str(free_port))
     with Client(f"http://127.0.0.1:{free_port}") as client:
         for _ in range(2):
             server = serve(*arguments).wait_ready()

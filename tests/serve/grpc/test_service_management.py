@@ -24,7 +24,6 @@ def test_endpoints_are_unloaded_loaded_and_added(
     port = free_port()
     options = ["-C", f"server.grpc_port={port}", "-C", "server.model_control_mode=explicit"]
     serve(
-        "-m",
         str(model_folders["single"]),
         "--name",
         "first",
@@ -60,7 +59,6 @@ def test_a_server_that_may_not_be_changed_says_so(
 ) -> None:
     port = free_port()
     serve(
-        "-m",
         str(model_folders["single"]),
         "--name",
         "first",

@@ -212,9 +212,7 @@ def test_a_mounted_model_answers_as_the_server_does(
     serve: Callable[..., Served],
 ) -> None:
     url = (
-        serve("-m", str(folder), "--name", "flights", "-C", "server.max_body_bytes=2000")
-        .wait_ready()
-        .url
+        serve(str(folder), "--name", "flights", "-C", "server.max_body_bytes=2000").wait_ready().url
     )
     for case, (method, path, headers, body) in REQUESTS.items():
         plain = {"Accept-Encoding": "identity", "User-Agent": "t", "Accept": "*/*", **headers}

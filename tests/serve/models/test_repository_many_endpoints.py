@@ -141,7 +141,7 @@ def test_one_model_that_cannot_be_had_ends_a_server_that_has_no_other(
     serve: Callable[..., Served],
     tmp_path: Path,
 ) -> None:
-    served = serve("-m", str(tmp_path / "nothing"))
+    served = serve(str(tmp_path / "nothing"))
     wait_until(lambda: served.process.poll() is not None, 60, "the end")
     assert served.process.returncode == 1
     assert "nothing" in served.log.read_text()

@@ -137,7 +137,6 @@ def keyed(
 ) -> Keyed:
     key = CliRunner().invoke(main, ["keys", "create", "tester"]).stdout.strip()
     options = [
-        "-m",
         str(model_folders["stock"]),
         "--name",
         "flights",

@@ -71,7 +71,6 @@ def said(
     """Return the results of the client, by protocol and call."""
     port = free_port()
     arguments = [
-        "-m",
         str(model_folders["tensor"]),
         "--name",
         "images",

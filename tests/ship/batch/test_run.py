@@ -104,11 +104,10 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
     environment = os.environ | {"TMPDIR": str(temporary)}
     command = [
         *COMMAND,
-        "-m",
         str(model),
         "-i",
         str(source),
-        "-o",
+        "--folder",
         str(out),
         "--workers",
         "2",
@@ -659,11 +658,10 @@ def test_a_file_larger_than_the_memory_that_there_is(model: Path, tmp_path: Path
     done = subprocess.run(
         [
             *COMMAND,
-            "-m",
             str(model),
             "-i",
             str(path),
-            "-o",
+            "--folder",
             str(tmp_path / "out"),
             "--workers",
             "2",

@@ -279,7 +279,7 @@ def _keep(deployments: Deployments, registry: MlflowClient) -> None:
                 "version 3",
                 STAGE,
                 "version 1",
-                "`onnxserve promote sum 1 --to @champion`",
+                "`onnxserve promote models:/sum/1 --to @champion`",
                 "--alias",
             ],
         ),

@@ -136,7 +136,8 @@ def test_within_the_limit_a_version_answers_and_everybody_can_see_that(
 ) -> None:
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
-    with refused(GateRefused, SIX, "6 %", "`onnxserve promote credit 6 --to @champion --request`"):
+    command = "`onnxserve promote models:/credit/6 --to @champion --request`"
+    with refused(GateRefused, SIX, "6 %", command):
         stored(store, {CHAMPION: 94, SIX: 6})
     endpoint = stored(store, {CHAMPION: 95, SIX: 5})
     text = f"{SIX} answers 5 % of the requests without an approval, until 2026-11-26 13:00 UTC"

@@ -116,7 +116,7 @@ def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
     send_due(store, settings)
 
     message = receiver.got["/ops"][0]["message"]
-    assert mentions(message, "onnxserve retrain flights --monitor daily")
+    assert mentions(message, "onnxserve retrain run flights --monitor daily")
     assert message.count("onnxserve retrain") == 1
 
 
@@ -157,7 +157,7 @@ def test_a_request_is_sent_once_to_every_channel(
     receiver: Receiver,
 ) -> None:
     text = "eva requests it: trained on more"
-    step = "next: onnxserve approve"
+    step = "next: onnxserve request approve"
     announce_request(store, "flight-delay", text, RUN, step, {"model": "flight-delay"})
     announce(store, "flights", "daily", "version 7 waits", RUN)
     for _ in range(2):
@@ -170,7 +170,7 @@ def test_a_request_is_sent_once_to_every_channel(
         for message in receiver.got["/ops"]
         if "trained on more" in message["message"]
     ]
-    assert mentions(text, "eva", RUN, "onnxserve approve")
+    assert mentions(text, "eva", RUN, "onnxserve request approve")
     assert len(receiver.titles("ops")) == 2
 
 
@@ -322,7 +322,7 @@ def test_an_alarm_names_the_command_that_accepts_its_worst_column(
     see(result_of(0, **acceptable | fields))
 
     step = receiver.got["/ops"][0]["message"].splitlines()[-1]
-    silence = "onnxserve silence flights --monitor daily --for 2h"
+    silence = "onnxserve alert silence flights --monitor daily --for 2h"
     assert step == f"next: onnxserve monitor list flights,{command} or {silence}"
 
 

@@ -47,8 +47,8 @@ def test_alarm_is_announced_once_and_then_its_end(
             "- wind, distribution, Wasserstein distance 4 SD (threshold 3 SD)",
             f"{RUN}/artifacts/report.html",
             (
-                "next: onnxserve monitor list flights, or onnxserve silence flights --monitor "
-                "daily --for 2h"
+                "next: onnxserve monitor list flights, or onnxserve alert silence flights "
+                "--monitor daily --for 2h"
             ),
         ],
     )

@@ -378,7 +378,7 @@ def test_alarms_without_an_effect_have_a_heading_of_their_own() -> None:
 
 
 ACCEPT = "onnxserve monitor accept flights daily --column 'wind speed'"
-RETRAIN = "onnxserve retrain flights --monitor daily"
+RETRAIN = "onnxserve retrain run flights --monitor daily"
 ROLLBACK = "onnxserve rollback flights"
 
 

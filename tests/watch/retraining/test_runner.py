@@ -108,7 +108,7 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(
         "keyword argument)"
     )
     assert ended.state == "failed"
-    assert ended.reason == f"{reason}: `onnxserve retrain {ENDPOINT}` starts a new retraining"
+    assert ended.reason == f"{reason}: `onnxserve retrain run {ENDPOINT}` starts a new retraining"
     assert mentions(
         world.said[-1],
         ENDPOINT,

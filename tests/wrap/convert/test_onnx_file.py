@@ -154,7 +154,7 @@ def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
     )
 
     assert (tmp_path / "model" / "model.onnx.data").stat().st_size > 2**31
-    served = serve("-m", str(tmp_path / "model")).wait_ready()
+    served = serve(str(tmp_path / "model")).wait_ready()
     answer = requests.post(
         f"{served.url}/invocations",
         json={"inputs": {"id": [3, 4]}},

@@ -1,4 +1,4 @@
-"""Tests of the output of `onnxserve history`."""
+"""Tests of the output of `onnxserve audit history`."""
 
 import json
 import sqlite3
@@ -48,7 +48,7 @@ def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def history(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["history", *arguments])
+    return CliRunner().invoke(main, ["audit", "history", *arguments])
 
 
 def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> None:

@@ -1,0 +1,315 @@
+"""`onnxserve audit`: the history of changes, and the documents about versions and
+endpoints for reviewers.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_deploy_plugin.cli.options import (
+    POSITIVE,
+    Commands,
+    end_with_reader,
+    flag,
+    folder_option,
+    format_option,
+    model_argument,
+    name_argument,
+    opened_deployments,
+    opened_store,
+    option,
+    optional_model_argument,
+    optional_name_argument,
+    path_option,
+    show_lines,
+    show_progress,
+    show_result,
+    usage_errors,
+)
+from mlflow_deploy_plugin.core.tabular.files import open_output
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.store.audit import AuditEvent
+
+_STEP = re.compile(r"step \d+ % of a rollout")
+"""The pattern of the reason with which a rollout changes the traffic
+(`promote/rollouts/controller.py`).
+"""
+_UNSHOWN = ("spec", "begun")
+_UNITS = {"every": " s", "seconds": " s"}
+
+
+@click.group(cls=Commands)
+def audit() -> None:
+    """Show who changed what, and write documents for reviewers.
+
+    \b
+      onnxserve audit history flights
+      onnxserve audit card models:/flight-delay/4
+      onnxserve audit dossier flights --period 2026-Q4
+    """
+
+
+@audit.command()
+@optional_name_argument
+@option(
+    "--model",
+    metavar="MODEL",
+    help="Show only the events of this registered model. NAME may be omitted.",
+)
+@option(
+    "--limit",
+    type=POSITIVE,
+    metavar="COUNT",
+    show_default="all",
+    help="Number of newest events.",
+)
+@format_option(
+    "Format: lines for people, a JSON array, or one JSON object per line with all details.",
+    "text",
+    "json",
+    "jsonl",
+)
+@flag(
+    "--verify",
+    help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
+    "an event was changed, removed, inserted or moved.",
+)
+@path_option(
+    "--keys",
+    show_default="from MLflow's server",
+    help="For --verify: PEM file with the public keys of MLflow's servers.",
+)
+@path_option(
+    "--checkpoint",
+    show_default="the newest in MLflow",
+    help="For --verify: checkpoint whose events must still exist.",
+)
+def history(
+    name: str | None,
+    model: str | None,
+    limit: int | None,
+    output: str,
+    verify: bool,
+    keys: Path | None,
+    checkpoint: Path | None,
+) -> None:
+    """Show who changed what, when and why.
+
+    The list contains the events of the endpoint NAME and of its models, oldest first.
+    Without NAME, it contains all events. The history of a deleted endpoint is kept. In
+    the text format, a rollout step, a promotion or a rollback is one entry. JSON also
+    contains the events that belong to it: traffic, gate, tags, the move in MLflow.
+
+    \b
+      onnxserve audit history --verify --keys server-keys.pem
+    """
+    from mlflow_deploy_plugin.core.registry.transitions import (
+        event_as_json,
+        event_history,
+        without_step_events,
+    )
+    from mlflow_deploy_plugin.core.store.store import unknown_endpoint
+
+    if verify:
+        if name or limit:
+            raise click.UsageError("--verify checks whole chains: omit NAME and --limit")
+        _verify(model, output, keys, checkpoint)
+        return
+    end_with_reader()
+    with opened_store() as store:
+        if (
+            name is not None
+            and name not in store.names()
+            and next(store.events(name), None) is None
+        ):
+            raise unknown_endpoint(name, store.names(deleted=True))
+        events = event_history(store, name, model, limit)
+        documents = map(event_as_json, events)
+        if output == "jsonl":
+            for document in documents:
+                click.echo(document)
+            return
+        if output == "json":
+            click.echo("[" + ",\n ".join(documents) + "]")
+            return
+        all_events = [*events]
+    visible = [
+        event
+        for event in without_step_events(all_events)
+        if event.action != "traffic" or not _STEP.fullmatch(event.why)
+    ]
+    for event in visible:
+        show_lines(_event_lines(event))
+    if not all_events:
+        selected = model or name
+        subject = f" of {selected}" if selected else ""
+        show_progress(f"there are no events{subject}")
+
+
+def _verify(
+    model: str | None,
+    output: str,
+    keys_file: Path | None,
+    checkpoint_file: Path | None,
+) -> None:
+    """Show whether the trail was changed, and exit with 1 if it was."""
+    from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
+    from mlflow_deploy_plugin.core.settings import read_text
+    from mlflow_deploy_plugin.core.store.audit_chain import published_keys, verify_trail
+    from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
+    from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
+
+    published = None if keys_file and checkpoint_file else published_trail()
+    with opened_store() as store:
+        if keys_file:
+            keys = parse_keys(read_text(keys_file, "the file of --keys"), str(keys_file))
+            origin = str(keys_file)
+        elif published:
+            keys = published.keys
+            origin = "MLflow's server"
+        else:
+            keys = published_keys(store)
+            origin = "the store itself, which its users can change (--keys FILE)"
+        text = published.checkpoint if published else ""
+        if checkpoint_file:
+            text = read_text(checkpoint_file, "the file of --checkpoint")
+        place = str(checkpoint_file or "in MLflow")
+        checkpoint = load_checkpoint(text, keys, place) if text else None
+        state = verify_trail(store, model, keys, checkpoint)
+    checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
+    lines = [
+        *(fault.text for fault in state.faults),
+        f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
+        f"checkpoint: {checked_at}",
+    ]
+    show_result("text" if output == "text" else "json", asdict(state), lines)
+    if state.faults:
+        show_progress(f"the audit trail was changed: {len(state.faults)} faults")
+        sys.exit(1)
+
+
+def _event_lines(event: "AuditEvent") -> Iterable[str]:
+    """Yield an event with its reason and its details. A rollout step has no details."""
+    subjects = (event.endpoint, event.model, event.version and f"version {event.version}")
+    subject = " ".join(part for part in subjects if part)
+    change = ""
+    if event.before or event.after:
+        before = event.before or "–"
+        after = event.after or "–"
+        change = f": {before} → {after}"
+    yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {subject}{change}"
+    if event.why:
+        yield f"    why: {event.why}"
+    if event.action == "rollout.step":
+        return
+    details = [
+        f"{key} {value}{_UNITS.get(key, '')}"
+        for key, value in event.detail.items()
+        if key not in _UNSHOWN and value != "" and isinstance(value, str | int | float)
+    ]
+    if details:
+        yield f"    {', '.join(details)}"
+
+
+@audit.command()
+@model_argument
+@folder_option(
+    "--folder",
+    show_default="NAME-VERSION-card",
+    help="Folder.",
+)
+def card(model_uri: str, folder: Path | None) -> None:
+    """Write the model card of a version.
+
+    The files model_card.html and model_card.json have the recorded facts about the
+    version, from its purpose to its monitors. Each sentence has a link to its run, tag
+    or audit event.
+
+    \b
+      onnxserve audit card models:/flight-delay/4
+    """
+    from mlflow_deploy_plugin.promote.evidence.card import make_card
+
+    with opened_store() as store:
+        model_card = make_card(model_uri, store)
+    name = model_card.name
+    version = model_card.version
+    folder = folder or Path(f"{name}-{version}-card")
+    model_card.write(folder)
+    click.echo(
+        f"{name} version {version}: {folder}/model_card.html, {folder}/model_card.json",
+    )
+
+
+@audit.command()
+@optional_model_argument
+@option("--endpoint", default="", metavar="NAME", help="Endpoint whose loaded versions are listed.")
+@option("-o", "--output-path", default="-", metavar="FILE", help="File; - is standard output.")
+def bom(model_uri: str | None, endpoint: str, output_path: str) -> None:
+    """Write the bill of materials of a version or an endpoint.
+
+    The document is a CycloneDX 1.6 ML-BOM in JSON: the version with the digests of its
+    files, its datasets, packages, parity, metrics, gate, tags and licence (the tag
+    `license` of the version or the model). With --endpoint, it lists the versions that
+    the workers of the endpoint have loaded now.
+
+    \b
+      onnxserve audit bom models:/flight-delay/4
+      onnxserve audit bom --endpoint flights -o flights.cdx.json
+    """
+    from mlflow_deploy_plugin.promote.evidence.bom import endpoint_bom, version_bom
+
+    if (model_uri is None) == (not endpoint):
+        raise click.UsageError("specify either MODEL or --endpoint NAME")
+    if model_uri is None:
+        with opened_deployments() as deployments:
+            document = endpoint_bom(deployments.get_endpoint(endpoint))
+    else:
+        document = version_bom(model_uri)
+    with open_output(output_path, sys.stdout.buffer) as file:
+        file.write(f"{json.dumps(document, indent=2)}\n".encode())
+
+
+@audit.command()
+@name_argument
+@option(
+    "--period",
+    required=True,
+    metavar="PERIOD",
+    help="Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
+)
+@folder_option(
+    "--folder",
+    show_default="NAME-PERIOD-dossier",
+    help="Folder.",
+)
+def dossier(name: str, period: str, folder: Path | None) -> None:
+    """Write the record of the endpoint NAME in a period for a reviewer.
+
+    The files dossier.html and dossier.json list the versions that served, the requests
+    and failures, the promotions with their approvals and gates, signatures, the
+    verdicts of monitors, alarms and responses, and the state of the audit trail. Each
+    sentence has a link to its run, event or report.
+
+    \b
+      onnxserve audit dossier flights --period 2026-Q4
+      onnxserve audit dossier flights --period 2026-11-01/2026-11-15 \\
+          --folder review
+    """
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
+
+    with opened_store() as store:
+        with usage_errors():
+            window = parse_period(period, store.now())
+        made = make_dossier(store, name, window, load_settings().inference_log)
+    folder = folder or Path(f"{name}-{period.replace('/', '-')}-dossier")
+    made.write(folder)
+    click.echo(f"{name} in {period}: {folder}/dossier.html, {folder}/dossier.json")
