@@ -311,9 +311,9 @@ def _missing(head: Head) -> Fault:
     return Fault(head.model, head.event, text)
 
 
-def adopt(store: "Store", actor: str, why: str) -> list[Fault]:
-    """Accept the trail in the store as it is, with an event in each chain that has
-    lost events. Return what was accepted.
+def adopt_trail(store: "Store", why: str) -> list[Fault]:
+    """Accept the trail in the store as it is, with an event of this process's user in
+    each chain that has lost events. Return what was accepted.
 
     Events without a signature do not count afterwards. Raises InvalidConfig if the
     record cannot be read or written.
@@ -323,15 +323,17 @@ def adopt(store: "Store", actor: str, why: str) -> list[Fault]:
     assert keys is not None
     assert record is not None
     faults = record_faults(store)
+    if not faults:
+        return []
     with store.transaction(is_read_only=True) as session:
         signers = set(session.scalars(select(AuditRow.signed_by).distinct()))
         heads = chain_heads(session)
     unknown = signers - {"", *keys.public}
-    seal = Seal(key_id=keys.key_id, at=store.now(), adopted=tuple(sorted(unknown)))
-    record.replace(seal, heads)
+    sealed = Seal(key_id=keys.key_id, at=store.now(), adopted=tuple(sorted(unknown)))
+    record.replace(sealed, heads)
     accepted = [fault.text for fault in faults]
     for model in sorted({"", *(fault.model for fault in faults)}):
-        store.record(ADOPT, actor=actor, model=model, why=why, detail={"accepted": accepted})
+        store.record(ADOPT, model=model, why=why, detail={"accepted": accepted})
     return faults
 
 

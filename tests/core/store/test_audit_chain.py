@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit_chain import (
     BROKEN,
     TrailState,
-    adopt,
+    adopt_trail,
     event_digest,
     newest_counted_events,
     seal,
@@ -351,13 +351,13 @@ def test_a_forged_trail_is_refused_and_never_counts(
     with closing(open_store(store_url, keys=keys)) as restarted:
         with refused(InvalidConfig, str(last), "onnxserve audit adopt"):
             seal(restarted)
-        accepted = adopt(restarted, "admin", "restored from a backup")
+        accepted = adopt_trail(restarted, "restored from a backup")
         seal(restarted)
 
         assert last in {fault.event for fault in accepted}
         assert actors(restarted, model) == []
         (event,) = restarted.counted_events(model, ("adopt",))
-    assert (event.actor, event.why) == ("admin", "restored from a backup")
+        assert (event.actor, event.why) == (restarted.user, "restored from a backup")
     assert accepted[0].text in event.detail["accepted"]
 
 
@@ -370,7 +370,7 @@ def test_signatures_of_an_unknown_key_are_refused_until_adopted(
 
     with refused(InvalidConfig, unknown.key_id, "onnxserve audit adopt"):
         seal(server)
-    adopt(server, "admin", "a server that is gone")
+    adopt_trail(server, "a server that is gone")
 
     seal(server)
     assert actors(server, "m") == []
