@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -28,11 +29,13 @@ from mlflow_deploy_plugin.cli.options import (
     optional_model_argument,
     optional_name_argument,
     path_option,
+    reason_option,
     show_lines,
     show_progress,
     show_result,
     usage_errors,
 )
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.tabular.files import open_output
 
 if TYPE_CHECKING:
@@ -219,6 +222,36 @@ def _event_lines(event: "AuditEvent") -> Iterable[str]:
     ]
     if details:
         yield f"    {', '.join(details)}"
+
+
+@audit.command()
+@reason_option(default=None, required=True, help="Reason for the audit trail.")
+def adopt(why: str) -> None:
+    """Accept the audit trail in the store as the trail of this server.
+
+    MLflow's server does not start if the store lacks events that the server has
+    recorded beside its key, or has signatures of a key that it does not know, for
+    example after the restore of a backup. Run this command with the settings of the
+    server, as its user. Each card and dossier then shows this event.
+
+    \b
+      onnxserve audit adopt --why 'backup of 3 November restored'
+    """
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.store.audit_chain import adopt_trail
+    from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+    from mlflow_deploy_plugin.core.store.database import open_store
+
+    settings = load_settings()
+    path = settings.audit_key_path
+    if path is None or not path.exists():
+        raise InvalidConfig(
+            "this command needs the key of MLflow's server: run it with the server's "
+            "ONNXSERVE_AUDIT_KEY_FILE or ONNXSERVE_HOME"
+        )
+    with closing(open_store(settings.store_url, keys=read_key_file(path))) as store:
+        faults = adopt_trail(store, why)
+    show_lines(["accepted: " + fault.text for fault in faults] or ["there was nothing to accept"])
 
 
 @audit.command()

@@ -49,6 +49,7 @@ _WORDS = {
     "silence": "silenced the alerts of {endpoint}",
     "silence.end": "ended the silence of {endpoint}",
     "seal": "sealed the audit trail",
+    "adopt": "accepted the audit trail, which had lost events or had unknown signatures",
     "hold": "put the data of {endpoint} on hold",
     "release": "released the data of {endpoint}",
     "key.create": "created an API key",

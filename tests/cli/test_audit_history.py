@@ -47,8 +47,12 @@ def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
 
 
+def audit(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["audit", *arguments])
+
+
 def history(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["audit", "history", *arguments])
+    return audit("history", *arguments)
 
 
 def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> None:
@@ -253,6 +257,25 @@ def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:
 
     assert history("--verify").exit_code == 0
     assert mentions(history("--verify", *options).stdout, "changed", "checkpoint")
+
+
+def test_adopt_accepts_removed_events(
+    trail: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt = ("adopt", "--why", "restored")
+    assert mentions(said(audit(*adopt)), "ONNXSERVE_AUDIT_KEY_FILE")
+    monkeypatch.setenv("ONNXSERVE_AUDIT_KEY_FILE", str(tmp_path / "audit.pem"))
+    keys = read_key_file(tmp_path / "audit.pem")
+    with closing(open_store(load_settings().store_url, keys=keys)) as store:
+        seal(store)
+    assert mentions(audit(*adopt).stdout, "nothing")
+    tamper(tmp_path, "DELETE FROM onnxserve_audit_events WHERE model = 'unrelated'")
+
+    accepted = audit(*adopt)
+
+    assert (accepted.exit_code, mentions(accepted.stdout, "unrelated")) == (0, True)
+    assert mentions(audit(*adopt).stdout, "nothing")
+    assert "restored" in history("--model", "unrelated").stdout
 
 
 @pytest.mark.parametrize(

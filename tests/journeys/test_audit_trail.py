@@ -4,15 +4,20 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from sqlalchemy import delete
 
 from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.audit import write_event
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.tables import AuditRow
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.postgresql import postgresql_server
 from tests.support.tracking import tracking_at
@@ -77,10 +82,49 @@ def test_two_servers_record_in_one_trail(servers: list[MlflowServer]) -> None:
         list(pool.map(set_alias, range(CHANGES)))
 
     with tracking_at(servers[1].url):
-        verified = CliRunner().invoke(main, ["history", "--verify", "-o", "json"])
-        history = CliRunner().invoke(main, ["history", "--model", MODEL, "-o", "json"])
+        verified = CliRunner().invoke(main, ["audit", "history", "--verify", "-o", "json"])
+        history = CliRunner().invoke(main, ["audit", "history", "--model", MODEL, "-o", "json"])
     state = json.loads(verified.stdout)
     assert (verified.exit_code, state["state"], state["faults"]) == (0, "intact", [])
     assert state["signed"] == state["events"]
     actions = Counter(event["action"] for event in json.loads(history.stdout))
     assert actions["alias"] == CHANGES
+
+
+@pytest.mark.parametrize(
+    "database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+)
+def test_a_server_refuses_a_forged_trail(
+    database: str,
+    new_database: Callable[[Path], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All events are written again without signatures and without the seal."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ONNXSERVE_AUDIT_KEY_FILE", str(tmp_path / "key" / "audit.pem"))
+    new_database(tmp_path)
+    with ExitStack() as stack:
+        if database == "postgresql":
+            monkeypatch.setenv("ONNXSERVE_STORE_URI", stack.enter_context(postgresql_server()))
+        server = MlflowServer(tmp_path, app="onnxserve")
+        stack.callback(server.kill)
+        server.start()
+        client = MlflowClient(server.url, server.url)
+        client.create_registered_model(MODEL)
+        client.create_model_version(MODEL, "s3://bucket/model")
+        client.set_registered_model_alias(MODEL, "champion", "1")
+        server.kill()
+        with closing(open_store(load_settings().store_url)) as store:
+            events = [event for event in store.events() if event.action != "seal"]
+            with store.transaction() as session:
+                session.execute(delete(AuditRow))
+                for event in events:
+                    write_event(session, event)
+
+        with pytest.raises(AssertionError, match="onnxserve audit adopt"):
+            server.start()
+        server.process = None  # It has ended.
+        adopted = CliRunner().invoke(main, ["audit", "adopt", "--why", "tried"])
+        assert adopted.exit_code == 0
+        server.start()

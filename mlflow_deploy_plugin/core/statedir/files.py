@@ -55,16 +55,20 @@ def write_state(path: Path, state: State) -> None:
     write_atomically(path, state.model_dump_json().encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, is_durable: bool = False) -> None:
     """Replace the file atomically, and create its folder if needed. On failure, keep
-    the old file and raise OSError.
+    the old file and raise OSError. A durable file is on the disk afterwards.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A process id would not be unique: containers that share a volume have the same
     # process ids.
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         # Callers retry on a full disk: temporary files must not accumulate.

@@ -51,7 +51,7 @@ class AuditEvent:
             promote gate request approve decline refused rollout.start rollout.step
             rollout.end rollback retrain.start retrain.refused retrain.run
             retrain.version retrain.end copy monitor.pause monitor.resume
-            monitor.accept seal hold release.
+            monitor.accept seal adopt hold release.
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of

@@ -11,21 +11,24 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from datetime import UTC
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor, write_event
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
+from mlflow_deploy_plugin.core.store.audit_record import Head, Seal, TrailRecord
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
     from mlflow_deploy_plugin.core.store.store import Store
 
+ADOPT = "adopt"
 SEAL = "seal"
 BROKEN = "broken"
 """The action of the event that `counted_events` returns in the place of a fault. It is
@@ -111,18 +114,35 @@ def chain_id(model: str) -> str:
     return hashlib.sha256(model.encode()).hexdigest()[:32]
 
 
-def append_events(session: Session, rows: Iterable[AuditRow], keys: Keys | None) -> None:
-    """Write the events at the ends of their chains, at the end of a transaction.
+def append_events(
+    session: Session,
+    rows: Iterable[AuditRow],
+    keys: Keys | None,
+    record: TrailRecord | None = None,
+) -> list[Head]:
+    """Write the events at the ends of their chains, at the end of a transaction. Return
+    the new ends.
+
+    An event follows the recorded end of its chain even if that event was removed, so
+    that the gap remains visible.
 
     The locks of the chains are the last locks that a transaction takes, and are taken
     in the order of the models, so that transactions do not deadlock.
     """
+    heads = []
     is_postgresql = session.get_bind().dialect.name == "postgresql"
     for row in sorted(rows, key=attrgetter("model")):
         if is_postgresql:
             name = func.hashtextextended(f"audit trail of {row.model}", 0)
             session.execute(select(func.pg_advisory_xact_lock(name)))
-        row.previous = _head(session, row.model)
+        recorded = record and record.head(row.model)
+        if recorded and not _is_present(session, recorded):
+            row.previous = recorded.digest
+            if not is_postgresql:  # SQLite would use the ids of removed events again.
+                newest = session.scalar(select(func.max(AuditRow.id))) or 0
+                row.id = max(newest, recorded.event) + 1
+        else:
+            row.previous = _head(session, row.model)
         row.signed_by = keys.key_id if keys else ""
         row.digest = ""
         session.add(row)
@@ -130,6 +150,25 @@ def append_events(session: Session, rows: Iterable[AuditRow], keys: Keys | None)
         row.digest = event_digest(row, row.previous)
         row.signature = keys.sign(_PURPOSE, row.digest) if keys else ""
         session.flush()
+        heads.append(Head(model=row.model, event=row.id, digest=row.digest))
+    return heads
+
+
+def _is_present(session: Session, head: Head) -> bool:
+    """Return True if the chain contains the event with this hash."""
+    row = session.execute(_chain(head.model).where(AuditRow.id == head.event)).one_or_none()
+    if row is None or row.digest != head.digest:
+        return False
+    # An event of an older onnxserve has no hash.
+    return not row.digest or event_digest(row, row.previous) == row.digest
+
+
+def chain_heads(session: Session) -> list[Head]:
+    """Return the last event of each chain."""
+    last = select(func.max(AuditRow.id)).group_by(AuditRow.model)
+    columns = select(AuditRow.model, AuditRow.id, AuditRow.digest)
+    rows = session.execute(columns.where(AuditRow.id.in_(last)))
+    return [Head(model=row.model, event=row.id, digest=row.digest) for row in rows]
 
 
 def _head(session: Session, model: str) -> str:
@@ -144,12 +183,18 @@ def _head(session: Session, model: str) -> str:
     return head or ""
 
 
-def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]:
+def counted_events(
+    session: Session,
+    model: str,
+    keys: Keys,
+    head: Head | None = None,
+) -> list[AuditEvent]:
     """Return the events of a model that may decide something, oldest first: the events
     that are signed by one of the keys, and the events before the seal.
 
-    In the place of a fault, the list has an event with the action `BROKEN`. The events
-    before the seal are not returned if one of them was changed.
+    In the place of a fault, the list has an event with the action `BROKEN`, and at its
+    end if the recorded `head` is missing. The events before the seal are not returned
+    if one of them was changed.
     """
     counted: list[AuditEvent] = []
     unsigned: list[AuditEvent] = []
@@ -166,6 +211,8 @@ def counted_events(session: Session, model: str, keys: Keys) -> list[AuditEvent]
             counted.append(event)
         elif not is_sealed and not checked.faults:
             unsigned.append(event)
+    if head and not _is_present(session, head):
+        counted.append(AuditEvent(datetime.now(UTC), "", BROKEN, model=model))
     return counted
 
 
@@ -189,29 +236,105 @@ def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[
 
 
 def seal(store: "Store") -> None:
-    """Publish the keys of this server in a signed event, and seal all chains if the
-    store has no event that is signed by a trusted key yet.
+    """Check that this is the trail that the server has sealed at its first start, or
+    seal it at the first start. Publish the keys of this server in a signed event.
+
+    At the first start, all chains are sealed if the store has no event that is signed
+    by a trusted key yet.
+
+    Raises InvalidConfig if recorded events are missing, or if there are signatures of
+    an unknown key.
     """
     keys = store.keys
+    record = store.trail_record
     assert keys is not None
+    assert record is not None
+    sealed = record.seal()
+    require_own_trail(store)
     public_keys = keys.public_pem()
     with store.transaction(alone_with="audit seal") as session:
         signed = select(AuditRow.id).limit(1)
-        if session.scalar(signed.where(AuditRow.signed_by == keys.key_id)):
-            return
-        models = {""}
-        if not session.scalar(signed.where(AuditRow.signed_by.in_(keys.public))):
-            models.update(session.scalars(select(AuditRow.model).distinct()))
-        for model in models:
-            event = AuditEvent(
-                store.now(),
-                current_actor(),
-                SEAL,
-                model=model,
-                after=keys.key_id,
-                detail={_PUBLIC_KEYS: public_keys},
-            )
-            write_event(session, event)
+        if not session.scalar(signed.where(AuditRow.signed_by == keys.key_id)):
+            models = {""}
+            if not (sealed or session.scalar(signed.where(AuditRow.signed_by.in_(keys.public)))):
+                models.update(session.scalars(select(AuditRow.model).distinct()))
+            for model in models:
+                event = AuditEvent(
+                    store.now(),
+                    current_actor(),
+                    SEAL,
+                    model=model,
+                    after=keys.key_id,
+                    detail={_PUBLIC_KEYS: public_keys},
+                )
+                write_event(session, event)
+    if sealed is None:
+        with store.transaction(is_read_only=True) as session:
+            record.replace(Seal(key_id=keys.key_id, at=store.now()), chain_heads(session))
+
+
+def require_own_trail(store: "Store") -> None:
+    """Raise InvalidConfig if this is not the trail that this server has sealed."""
+    faults = record_faults(store)
+    if faults:
+        raise InvalidConfig(
+            f"this is not the audit trail that this server has sealed: {faults[0].text}; an "
+            "administrator can accept it with `onnxserve audit adopt --why REASON` on this machine"
+        )
+
+
+def record_faults(store: "Store") -> list[Fault]:
+    """Return the recorded events that are missing, and the keys that this server does
+    not know.
+    """
+    keys = store.keys
+    record = store.trail_record
+    assert keys is not None
+    assert record is not None
+    sealed = record.seal()
+    adopted = sealed.adopted if sealed else ()
+    heads = record.heads()
+    with store.transaction(is_read_only=True) as session:
+        faults = [_missing(head) for head in heads if not _is_present(session, head)]
+        for key_id in session.scalars(select(AuditRow.signed_by).distinct()):
+            if key_id and key_id not in keys.public and key_id not in adopted:
+                text = (
+                    f"the key {key_id}, whose public key is not in the key file, has signed events"
+                )
+                faults.append(Fault("", 0, text))
+    return faults
+
+
+def _missing(head: Head) -> Fault:
+    place = f"the chain of {head.model}" if head.model else "its chain"
+    text = f"event {head.event} was removed or changed: the end of {place} is missing"
+    return Fault(head.model, head.event, text)
+
+
+def adopt_trail(store: "Store", why: str) -> list[Fault]:
+    """Accept the trail in the store as it is, with an event of this process's user in
+    each chain that has lost events. Return what was accepted.
+
+    Events without a signature do not count afterwards. Raises InvalidConfig if the
+    record cannot be read or written.
+    """
+    keys = store.keys
+    record = store.trail_record
+    assert keys is not None
+    assert record is not None
+    faults = record_faults(store)
+    if not faults:
+        return []
+    with store.transaction(is_read_only=True) as session:
+        signers = set(session.scalars(select(AuditRow.signed_by).distinct()))
+        heads = chain_heads(session)
+    unknown = signers - {"", *keys.public}
+    sealed = Seal(key_id=keys.key_id, at=store.now(), adopted=tuple(sorted(unknown)))
+    record.replace(sealed, heads)
+    accepted = [fault.text for fault in faults]
+    for model in sorted({"", *(fault.model for fault in faults)}):
+        store.record(ADOPT, model=model, why=why, detail={"accepted": accepted})
+    return faults
 
 
 def published_keys(store: "Store") -> Keys:
@@ -255,37 +378,20 @@ def verify_trail(
                 signed += checked.is_signed
                 lines = [*checked.faults, *_signature_faults(checked, keys)]
                 faults += [Fault(name, checked.row.id, line) for line in lines]
+        expected = store.trail_record.heads() if store.trail_record else []
         if checkpoint is not None:
-            faults += _missing_events(session, models, checkpoint, is_whole=model is None)
+            names = {chain_id(name): name for name in models}
+            for chain, (event, digest) in checkpoint.heads.items():
+                # A chain whose events were all removed has no other name.
+                name = names.get(chain, chain)
+                expected.append(Head(model=name, event=event, digest=digest))
+        for head in expected:
+            if model in (None, head.model) and not _is_present(session, head):
+                faults.append(_missing(head))
     state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
     if faults:
         state = "changed"
     return TrailState(state, events, tuple(faults), signed, tuple(keys.public))
-
-
-def _missing_events(
-    session: Session,
-    models: Iterable[str],
-    checkpoint: "Checkpoint",
-    is_whole: bool,
-) -> Iterator[Fault]:
-    """Yield a fault for each event of a checkpoint that its chain lacks now: of the
-    whole trail, or of the chains of `models`.
-    """
-    names = {chain_id(model): model for model in models}
-    for chain, (event, digest) in checkpoint.heads.items():
-        if not (is_whole or chain in names):
-            continue
-        model = names.get(chain, "")
-        present = select(AuditRow.id).filter_by(id=event, digest=digest, model=model)
-        if session.scalar(present) is None:
-            place = f"the chain of {model}" if model else "its chain"
-            yield Fault(
-                model,
-                event,
-                f"event {event} of the checkpoint was removed or changed: the end of {place} is "
-                "missing",
-            )
 
 
 def _chain(model: str) -> Select[Any]:

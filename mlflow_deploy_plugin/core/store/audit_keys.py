@@ -8,7 +8,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,13 @@ class Keys:
         public: the public keys of servers, of which signatures count.
         private: the key that signs; None for a process that only checks signatures.
         key_id: the id of the private key; empty without one.
+        file: the key file of a server, beside which it records the audit trail.
     """
 
     public: Mapping[str, "Ed25519PublicKey"]
     private: "Ed25519PrivateKey | None" = field(default=None, repr=False)
     key_id: str = ""
+    file: Path | None = field(default=None, repr=False)
 
     def sign(self, purpose: str, text: str) -> str:
         """Return the signature of the text in Base64; empty without a private key."""
@@ -126,7 +128,7 @@ def read_key_file(path: Path) -> Keys:
     keys = parse_keys(pem, str(path))
     if keys.private is None:
         raise InvalidConfig(f"{path}: the private key with which this server signs is missing")
-    return keys
+    return replace(keys, file=path)
 
 
 def _new_private_pem() -> bytes:

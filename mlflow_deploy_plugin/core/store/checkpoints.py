@@ -6,13 +6,11 @@ events of a chain were removed.
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import func, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit_chain import canonical_json, chain_id
+from mlflow_deploy_plugin.core.store.audit_chain import canonical_json, chain_heads, chain_id
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import AuditRow
 
 _PURPOSE = "audit checkpoint"
 
@@ -40,11 +38,14 @@ class Checkpoint(BaseModel):
 
 def make_checkpoint(store: Store, keys: Keys) -> Checkpoint:
     """Return a signed checkpoint of now."""
-    last = select(func.max(AuditRow.id)).group_by(AuditRow.model)
-    columns = select(AuditRow.model, AuditRow.id, AuditRow.digest)
     with store.transaction(is_read_only=True) as session:
-        rows = session.execute(columns.where(AuditRow.id.in_(last))).all()
-    heads = {chain_id(row.model): (row.id, row.digest) for row in rows}
+        newest = {head.model: head for head in chain_heads(session)}
+    recorded = store.trail_record.heads() if store.trail_record else ()
+    for head in recorded:
+        # The chain may have lost its end.
+        if head.model not in newest or newest[head.model].event < head.event:
+            newest[head.model] = head
+    heads = {chain_id(model): (head.event, head.digest) for model, head in newest.items()}
     checkpoint = Checkpoint(at=store.now(), heads=heads, signed_by=keys.key_id)
     signature = keys.sign(_PURPOSE, checkpoint.content)
     return checkpoint.model_copy(update={"signature": signature})

@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.store.audit import Login
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
+from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.store import Store, redacted_url, store_unavailable
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
 from mlflow_deploy_plugin.core.version import __version__
@@ -61,7 +62,8 @@ def open_store(
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
 
-    `find_login` is called before the first write. `keys` sign the audit events.
+    `find_login` is called before the first write. `keys` sign the audit events, whose
+    last ones are recorded beside the file of the keys.
 
     Raises InvalidConfig if the URL or its database is not supported, and
     StoreUnavailable if the store cannot be reached or its schema is unknown.
@@ -91,7 +93,8 @@ def open_store(
     except StoreUnavailable:
         engine.dispose()
         raise
-    return Store(engine, clock, monotonic, find_login, keys)
+    record = TrailRecord(keys.file, parsed) if keys and keys.file else None
+    return Store(engine, clock, monotonic, find_login, keys, record)
 
 
 def migration_config(connection: Connection) -> "Config":

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.core.store import audit
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, is_of_registry
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, append_events, counted_events
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
+from mlflow_deploy_plugin.core.store.audit_record import Head, TrailRecord
 from mlflow_deploy_plugin.core.store.leases import Lease, LeaseView, held_row
 from mlflow_deploy_plugin.core.store.tables import (
     IS_DELETED,
@@ -132,8 +133,8 @@ class Store:
     `open_store`.
 
     An endpoint and its audit event are written in one transaction. By default, `actor`
-    is the `user` of this process. `keys` sign the events, and only MLflow's server has
-    them.
+    is the `user` of this process. `keys` sign the events, and `record` has the last
+    event of each chain; only MLflow's server has them.
     """
 
     def __init__(
@@ -143,8 +144,10 @@ class Store:
         monotonic: Callable[[], float] = time.monotonic,
         find_login: Callable[[], Login] = Login,
         keys: Keys | None = None,
+        record: TrailRecord | None = None,
     ) -> None:
         self.keys = keys
+        self.trail_record = record
         self._engine = engine
         self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
@@ -410,8 +413,9 @@ class Store:
         Return False if there is no such event. The events are read and written in one
         transaction.
         """
+        head = self._recorded_head(model)
         with self.transaction(alone_with=f"events of {model}") as session:
-            event = decide(self._counted_events(session, model, actions))
+            event = decide(self._counted_events(session, model, actions, head))
             if event is not None:
                 audit.write_event(session, event)
         return event is not None
@@ -424,20 +428,30 @@ class Store:
         (`audit_chain.counted_events`). Other processes return all events. Events of a
         model of the same name in another registry are left out.
         """
+        head = self._recorded_head(model)
         with self.transaction(is_read_only=True) as session:
-            return self._counted_events(session, model, actions)
+            return self._counted_events(session, model, actions, head)
+
+    def _recorded_head(self, model: str) -> Head | None:
+        """Return the recorded end of a chain. Read it before the transaction, which may
+        see an earlier state of the store than the record.
+        """
+        if self.trail_record is None:
+            return None
+        return self.trail_record.head(model)
 
     def _counted_events(
         self,
         session: Session,
         model: str,
         actions: Collection[str],
+        head: Head | None,
     ) -> list[AuditEvent]:
         if self.keys is None:
             query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions))
             events = read_rows(session, query.order_by(AuditRow.id), AuditEvent)
         else:
-            counted = counted_events(session, model, self.keys)
+            counted = counted_events(session, model, self.keys, head)
             events = [event for event in counted if event.action in (*actions, BROKEN)]
         return [event for event in events if is_of_registry(event, self.login.registry)]
 
@@ -673,11 +687,14 @@ class Store:
                         select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))),
                     )
                 yield session
-                append_events(session, session.info.pop(audit.PENDING, ()), self.keys)
+                events = session.info.pop(audit.PENDING, ())
+                heads = append_events(session, events, self.keys, self.trail_record)
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeout) as error:
             raise store_unavailable(self._engine.url, error) from None
+        if self.trail_record is not None:
+            self.trail_record.advance(heads)
 
     def read(
         self,

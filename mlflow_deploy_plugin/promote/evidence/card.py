@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.registry.transitions import (
 )
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit_chain import ADOPT
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record, version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (
@@ -123,11 +124,13 @@ def _run_with_metrics(record: VersionRecord) -> LoggedRun | None:
 
 
 def _events_of(record: VersionRecord, store: Store) -> list[AuditEvent]:
-    # A deleted version may have had the same number.
+    # A deleted version may have had the same number. An adopted trail concerns all
+    # versions.
     return [
         event
         for event in store.events(model=record.name)
-        if event.at >= record.created_at and event.version == record.version
+        if event.action == ADOPT
+        or (event.at >= record.created_at and event.version == record.version)
     ]
 
 
@@ -492,7 +495,7 @@ class _Facts:
                 yield self.in_run(text, window_runs.PAGE, newest)
 
     def approvals(self) -> Statements:
-        return self.in_trail("request", "approve", "decline", "refused")
+        return self.in_trail("request", "approve", "decline", "refused", ADOPT)
 
     def deployments(self) -> Statements:
         yield from self.in_trail(

@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
-from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
+from mlflow_deploy_plugin.core.store.audit_chain import ADOPT, verify_trail
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.promote.evidence.record import version_page
@@ -406,6 +406,16 @@ class _Facts:
         if unsigned:
             text += f", of which {unsigned} are not signed by MLflow's server"
         yield statement_of(text, "trail", self.endpoint, self.pages[""])
+        # The events of the period are in the section `changes`.
+        adopted = [
+            event
+            for event in self.store.events(actions=(ADOPT,))
+            if event.model in self.pages and event not in self.trail.events
+        ]
+        unsigned_adopted = unsigned_events(self.store, adopted)
+        for event in adopted:
+            page = self.pages[event.model]
+            yield event_statement(event, page, event not in unsigned_adopted)
         trusted = trusted_keys(self.store)
         for name, page in self.pages.items():
             chain = verify_trail(self.store, name, trusted and trusted.keys)

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit_chain import (
     BROKEN,
     TrailState,
+    adopt_trail,
     event_digest,
     newest_counted_events,
     seal,
@@ -236,6 +237,7 @@ def remove_chain(connection: Connection, ids: list[int]) -> None:
 @pytest.mark.parametrize("change", [remove_last_events, remove_chain])
 def test_a_checkpoint_finds_tampering_at_the_end_of_a_chain(
     server: Store,
+    user: Store,
     keys: Keys,
     model: str,
     store_url: str,
@@ -244,14 +246,16 @@ def test_a_checkpoint_finds_tampering_at_the_end_of_a_chain(
     text = make_checkpoint(server, keys).model_dump_json()
     checkpoint = load_checkpoint(text, Keys(keys.public), "checkpoint.json")
     assert model not in text
-    assert verify_trail(server, checkpoint=checkpoint).state == "intact"
+    assert verify_trail(user, checkpoint=checkpoint).state == "intact"
 
     last = tamper(store_url, model, change)[-1]
 
-    assert verify_trail(server).state == "intact"
-    (fault,) = verify_trail(server, checkpoint=checkpoint).faults
+    assert verify_trail(user).state == "intact"
+    (fault,) = verify_trail(user, checkpoint=checkpoint).faults
     assert fault.event == last
-    assert "checkpoint" in fault.text
+    # The server has the end of the chain in its record.
+    assert fault.event in {fault.event for fault in verify_trail(server).faults}
+    assert make_checkpoint(server, keys).heads == checkpoint.heads
 
 
 @pytest.mark.parametrize(
@@ -315,6 +319,70 @@ def test_tampering_ends_earlier_requests(server: Store, model: str, store_url: s
     actions = [event.action for event in server.counted_events(model, ("approve",))]
 
     assert actions == ["approve", "approve", BROKEN, "approve", "approve", "approve"]
+
+
+@pytest.mark.parametrize("change", [remove_last_events, remove_chain])
+def test_recorded_heads_find_a_shorter_chain(
+    server: Store, model: str, store_url: str, change: Tamper
+) -> None:
+    last = tamper(store_url, model, change)[-1]
+
+    assert BROKEN in {event.action for event in server.counted_events(model, ())}
+    with refused(InvalidConfig, str(last), "onnxserve audit adopt"):
+        seal(server)
+    server.record("approve", model=model, actor="eva")
+
+    assert actors(server, model)[-2:] == ["", "eva"]  # The gap stays.
+
+
+def forge_trail(connection: Connection, ids: list[int]) -> None:
+    """Replace all events by one without a signature, as if no server had started."""
+    connection.execute(delete(EVENTS).where(EVENTS.c.id != ids[-1]))
+    set_values(connection, ids[-1], actor="forged", signed_by="", signature="", previous="")
+    row = connection.execute(select(EVENTS)).one()
+    set_values(connection, row.id, digest=event_digest(row, ""))
+
+
+def test_a_forged_trail_is_refused_and_never_counts(
+    server: Store, keys: Keys, model: str, store_url: str
+) -> None:
+    last = tamper(store_url, model, forge_trail)[-1]
+
+    with closing(open_store(store_url, keys=keys)) as restarted:
+        with refused(InvalidConfig, str(last), "onnxserve audit adopt"):
+            seal(restarted)
+        accepted = adopt_trail(restarted, "restored from a backup")
+        seal(restarted)
+
+        assert last in {fault.event for fault in accepted}
+        assert actors(restarted, model) == []
+        (event,) = restarted.counted_events(model, ("adopt",))
+        assert (event.actor, event.why) == (restarted.user, "restored from a backup")
+    assert accepted[0].text in event.detail["accepted"]
+
+
+def test_signatures_of_an_unknown_key_are_refused_until_adopted(
+    server: Store, user: Store, tmp_path: Path
+) -> None:
+    unknown = read_key_file(tmp_path / "unknown.pem")
+    user.keys = unknown
+    user.record("approve", model="m", actor="eva")
+
+    with refused(InvalidConfig, unknown.key_id, "onnxserve audit adopt"):
+        seal(server)
+    adopt_trail(server, "a server that is gone")
+
+    seal(server)
+    assert actors(server, "m") == []
+
+
+def test_a_damaged_record_is_no_first_start(server: Store, keys: Keys) -> None:
+    assert server.trail_record is not None
+    file = server.trail_record.folder / "seal.json"
+    file.write_text("{")
+
+    with refused(InvalidConfig, str(file)):
+        seal(server)
 
 
 @pytest.fixture
@@ -400,14 +468,16 @@ def test_a_clock_that_runs_backwards_leaves_the_trail_intact(
 
 
 def test_keys_of_the_store_can_be_pinned(
-    server: Store, user: Store, keys: Keys, tmp_path: Path
+    server: Store, user: Store, keys: Keys, store_url: str, tmp_path: Path
 ) -> None:
     server.record("approve", model="m")
-    forger = read_key_file(tmp_path / "forger.pem")
-    user.keys = forger
-    seal(user)
-    user.record("approve", model="m")
-    user.keys = None
+    file = tmp_path / "forger.pem"
+    read_key_file(file)
+    file.write_text(file.read_text() + keys.public_pem())
+    forger = read_key_file(file)
+    with closing(open_store(store_url, keys=forger)) as forging:
+        seal(forging)
+        forging.record("approve", model="m")
 
     assert verify_trail(user).state == "intact"  # The forger has published his key.
     pinned = verify_trail(user, keys=Keys(keys.public))

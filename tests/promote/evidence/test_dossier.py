@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from markupsafe import escape
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.core.store.audit_chain import adopt_trail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
@@ -362,6 +363,22 @@ def test_dossier_lists_tampered_events_as_unsigned(
     later = make_dossier(quarter, "flights", Window(clock.now, PERIOD.end), str(tmp_path / "log"))
     assert mentions(texts(later, "versions"), "@champion of toy was version 2")
     assert not mentions(texts(later, "versions"), "version 9")
+
+
+def test_dossier_shows_an_adopted_trail_in_later_periods(
+    quarter: Store, tmp_path: Path, clock: Clock[datetime]
+) -> None:
+    def later() -> str:
+        period = Window(QUARTER + DAY, PERIOD.end)
+        return texts(make_dossier(quarter, "flights", period, str(tmp_path / "log")), "trail_state")
+
+    clock.now = QUARTER
+    with store_of_server(str(quarter._engine.url), tmp_path, clock) as server:
+        with quarter.transaction() as session:
+            session.execute(delete(AuditRow).where(AuditRow.action == "seal"))
+        assert "adopt" not in later()
+        adopt_trail(server, "restored")
+    assert "adopt: restored" in later()
 
 
 @pytest.fixture

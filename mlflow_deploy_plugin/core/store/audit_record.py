@@ -1,0 +1,120 @@
+"""The record of the audit trail beside the key of MLflow's server: the last event of
+each chain. People who may write to the store may not write here, so a trail that was
+replaced or shortened is found.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+from sqlalchemy import URL
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.statedir.files import StateT, locked, write_atomically
+from mlflow_deploy_plugin.core.statedir.models import State
+
+_log = logging.getLogger(__name__)
+
+
+class Head(State):
+    """The last event of the chain of a model: its id and its hash."""
+
+    model: str
+    event: int
+    digest: str
+
+
+class Seal(State):
+    """The first start of a server with a store.
+
+    Attributes:
+        adopted: the ids of unknown keys whose signatures an administrator has accepted.
+    """
+
+    key_id: str
+    at: datetime
+    adopted: tuple[str, ...] = ()
+
+
+class TrailRecord:
+    """The record of one store. Workers of a server, and servers on this machine with
+    the same key file, share it.
+
+    Methods raise InvalidConfig if a file cannot be read.
+    """
+
+    def __init__(self, key_file: Path, store: URL) -> None:
+        url = store.set(username=None, password=None, query={})
+        name = hashlib.sha256(str(url).encode()).hexdigest()[:16]
+        self.folder = key_file.with_suffix(".record") / name
+        self._seal_file = self.folder / "seal.json"
+        self._heads = self.folder / "heads"
+
+    def seal(self) -> Seal | None:
+        """Return None before the first start of a server."""
+        return _read(self._seal_file, Seal)
+
+    def heads(self) -> list[Head]:
+        heads = [_read(file, Head) for file in sorted(self._heads.glob("*.json"))]
+        return [head for head in heads if head is not None]
+
+    def head(self, model: str) -> Head | None:
+        """Return None for a chain without a recorded event."""
+        return _read(self._head_file(model), Head)
+
+    def advance(self, heads: Iterable[Head]) -> None:
+        """Record each head that is newer than the recorded one. The events are already
+        stored, so a fault is only logged.
+        """
+        try:
+            for head in heads:
+                with self._writing():
+                    recorded = self.head(head.model)
+                    if recorded is None or recorded.event < head.event:
+                        _write(self._head_file(head.model), head)
+        except (OSError, InvalidConfig) as error:
+            _log.error("the record of the audit trail is not up to date: %s", error)
+
+    def replace(self, seal: Seal, heads: Iterable[Head]) -> None:
+        """Record the seal, and only these heads. Raises InvalidConfig if a file cannot
+        be written.
+        """
+        try:
+            with self._writing():
+                shutil.rmtree(self._heads, ignore_errors=True)
+                for head in heads:
+                    _write(self._head_file(head.model), head)
+                _write(self._seal_file, seal)
+        except OSError as error:
+            raise InvalidConfig(
+                f"the record of the audit trail in {self.folder} cannot be written: "
+                f"{error.strerror}; the key file needs a folder that MLflow's server may write"
+            ) from None
+
+    def _head_file(self, model: str) -> Path:
+        name = hashlib.sha256(model.encode()).hexdigest()[:32]
+        return self._heads / f"{name}.json"
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return locked(self.folder / "record.lock")
+
+
+def _write(path: Path, state: State) -> None:
+    write_atomically(path, state.model_dump_json().encode(), is_durable=True)
+
+
+def _read(path: Path, kind: type[StateT]) -> StateT | None:
+    """Return None if the file does not exist. A file that cannot be read is an error,
+    because without it a shorter trail would be accepted.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        raise InvalidConfig(f"the record of the audit trail in {path} cannot be read") from None
