@@ -46,6 +46,7 @@ _GROUPS = {
         "list": ("endpoint", "List the deployments with their servers and monitors."),
         "start": ("endpoint", "Start the stopped server of the deployment NAME."),
         "stop": ("endpoint", "Stop the server of the deployment NAME, and keep the deployment."),
+        "delete": ("endpoint", "Delete the deployment NAME."),
         "logs": ("endpoint", "Show the log of the server of the deployment NAME."),
         "predict": ("predict", "Predict every row of a file with a deployment or a model."),
         "keys": ("keys", "Create, list and revoke API keys."),
@@ -75,14 +76,13 @@ _GROUPS = {
 its help line.
 """
 _COMMANDS = dict(chain.from_iterable(group.items() for group in _GROUPS.values()))
-_MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {
+_MLFLOW_COMMANDS = {name: name for name in ("create", "get", "help", "update")} | {
     "deploy": "create",
 }
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that
 users need instead.
 """
 _MODEL_COMMANDS = ("serve", "batch", "build-docker", "render", "predict")
-_BACKTEST = "onnxserve backtest NAME --against URI"
 _REMOVED = {
     **{name: f"onnxserve audit {name}" for name in ("history", "card", "bom", "dossier")},
     "requests": "onnxserve request list",
@@ -102,13 +102,6 @@ _REMOVED = {
     "audit card -o": "onnxserve audit card --folder FOLDER",
     "audit dossier -o": "onnxserve audit dossier --folder FOLDER",
     "logs -n": "onnxserve logs --lines COUNT",
-    "log query --sql": "onnxserve log sql NAME STATEMENT",
-    "monitor run --due": "onnxserve monitor run-due NAME",
-    **{f"optimize --{name}": "onnxserve auto-optimize MODEL" for name in ("auto", "rows")},
-    **{
-        f"replay --{name}": _BACKTEST
-        for name in ("against", "since", "until", "window", "max-rows", "metric")
-    },
 }
 """A removed command, or a removed option with its command → the command to use instead.
 """

@@ -40,10 +40,7 @@ _END_SECONDS = 8.0
 kills a process.
 """
 _port_option = partial(
-    option,
-    type=click.IntRange(1, 65535),
-    metavar="PORT",
-    show_default="no port",
+    option, type=click.IntRange(1, 65535), metavar="PORT", show_default="no port"
 )
 
 
@@ -74,11 +71,7 @@ _port_option = partial(
     "--webhook-port",
     help="Port for webhooks of MLflow, which are signed with ONNXSERVE_WEBHOOK_SECRET.",
 )
-def controller(
-    metrics_port: int | None,
-    webhook_port: int | None,
-    **options: Any,
-) -> None:
+def controller(metrics_port: int | None, webhook_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until stopped.
 
     If several controllers share a store, one controller runs the monitors and
@@ -87,11 +80,7 @@ def controller(
     """
     ended = threading.Event()
     end_on_signals(ended)  # Handle signals before the imports, which take seconds.
-    threading.Thread(
-        target=_leave_in_time,
-        args=(ended,),
-        daemon=True,
-    ).start()
+    threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
     from mlflow_deploy_plugin.watch.controller.metrics import start_metrics_server
     from mlflow_deploy_plugin.watch.controller.service import run_controller
@@ -117,7 +106,7 @@ def _leave_in_time(ended: threading.Event) -> None:
     time.sleep(_END_SECONDS)
     show_progress(
         f"the controller ends with unfinished work after {_END_SECONDS:g} s: a cluster or server "
-        "hangs",
+        "hangs"
     )
     os._exit(1)
 
@@ -166,16 +155,8 @@ def retrain() -> None:
     ),
 )
 @why_option
-@flag(
-    "--wait",
-    help="Show the progress until the retraining ends or its rollout begins.",
-)
-def run(
-    name: str,
-    window: str | None,
-    wait: bool,
-    **request: Any,
-) -> None:
+@flag("--wait", help="Show the progress until the retraining ends or its rollout begins.")
+def run(name: str, window: str | None, wait: bool, **request: Any) -> None:
     """Retrain the model of the endpoint NAME on captured, labelled rows.
 
     The `retrain` settings of the monitor specify how the model is trained.
@@ -202,7 +183,7 @@ def run(
         else:
             show_lines([retraining_summary(begun)])
             show_progress(
-                controller_status(deployments.store, STORE_LEASE, "onnxserve retrain list"),
+                controller_status(deployments.store, STORE_LEASE, "onnxserve retrain list")
             )
 
 
@@ -224,13 +205,7 @@ def list_retrainings(name: str | None, output: str) -> None:
         lines.append(f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(entry)}")
         lines.append(f"    why: {entry.cause['why']}")
     empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
-    documents = [
-        {
-            **vars(entry),
-            "figures": entry.figures.as_json(),
-        }
-        for entry in entries
-    ]
+    documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
     show_result(output, documents, lines or [empty])
 
 

@@ -1,5 +1,5 @@
-"""`onnxserve endpoint …`, `list`, `start`, `stop` and `logs`: endpoints and their
-deployments.
+"""`onnxserve endpoint …`, `list`, `start`, `stop`, `delete` and `logs`: endpoints and
+their deployments.
 
 `onnxserve endpoint create` exists because `mlflow deployments create-endpoint` raises a
 TypeError in MLflow.
@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.cli.options import (
     Commands,
     align_columns,
     config_option,
+    dry_run_flag,
     end_with_reader,
     flag,
     key_values,
@@ -32,6 +33,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_table,
     why_option,
 )
+from mlflow_deploy_plugin.core.messages import join_names
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
@@ -87,13 +89,7 @@ def endpoint() -> None:
 @config_option
 @why_option
 @output_option
-def create(
-    name: str,
-    target: str,
-    config: tuple[str, ...],
-    why: str,
-    output: str,
-) -> None:
+def create(name: str, target: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Create the endpoint NAME without a deployment.
 
     The server starts with the first deployment.
@@ -107,12 +103,7 @@ def create(
 @config_option
 @why_option
 @output_option
-def update(
-    name: str,
-    config: tuple[str, ...],
-    why: str,
-    output: str,
-) -> None:
+def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Change fields of the endpoint NAME.
 
     Only a change of a server.… field restarts the server. If the command fails, no
@@ -134,12 +125,7 @@ def update(
 @click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
 @why_option
 @output_option
-def traffic(
-    name: str,
-    weights: tuple[str, ...],
-    why: str,
-    output: str,
-) -> None:
+def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
     """Set the traffic weights of the deployments of the endpoint NAME.
 
     The endpoint serves during the change. Weights are whole numbers from 0 to 100; the
@@ -167,16 +153,11 @@ def traffic(
     show_default="all that follow a stage",
     help="Deployment to change.",
 )
-@flag("--dry-run", help="Check and show the change, but do not make it.")
+@dry_run_flag
 @why_option
 @output_option
 def follow(
-    name: str,
-    alias: str,
-    deployment: str | None,
-    dry_run: bool,
-    why: str,
-    output: str,
+    name: str, alias: str, deployment: str | None, dry_run: bool, why: str, output: str
 ) -> None:
     """Make the endpoint NAME follow an alias instead of a stage.
 
@@ -189,11 +170,7 @@ def follow(
     """
     with opened_deployments() as deployments:
         followers = deployments.follow_alias(
-            name,
-            alias.removeprefix("@"),
-            deployment,
-            why,
-            is_trial=dry_run,
+            name, alias.removeprefix("@"), deployment, why, is_trial=dry_run
         )
     verb = "would follow" if dry_run else "now follows"
     lines = [
@@ -203,10 +180,10 @@ def follow(
     show_result(output, [asdict(item) for item in followers], lines)
 
 
-@endpoint.command()
+@endpoint.command("delete")
 @name_argument
 @why_option
-def delete(name: str, why: str) -> None:
+def delete_endpoint(name: str, why: str) -> None:
     """Delete the endpoint NAME with every deployment in it.
 
     Requests in flight are finished.
@@ -263,14 +240,7 @@ def list_endpoints(output: str) -> None:
         shares = [f"{name}={share:g}" for name, share in traffic_shares(summary["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in summary["shadows"]]
         traffic = " ".join([*shares, *shadows]) or "-"
-        rows.append(
-            (
-                summary["name"],
-                summary["state"],
-                traffic,
-                summary["url"],
-            )
-        )
+        rows.append((summary["name"], summary["state"], traffic, summary["url"]))
     empty = "there are no endpoints: run `onnxserve endpoint create NAME`"
     show_table(output, summaries, rows, empty)
     if output != "text":
@@ -315,7 +285,7 @@ def list_(output: str) -> None:
             [
                 {**item, "monitors": [*map(monitor_document, monitors[item["name"]])]}
                 for item in endpoints
-            ],
+            ]
         )
     elif endpoints:
         show_lines(_deployment_table(endpoints, monitors))
@@ -326,8 +296,7 @@ def list_(output: str) -> None:
 
 
 def _deployment_table(
-    endpoints: Sequence[Mapping[str, Any]],
-    monitors: "_Monitors",
+    endpoints: Sequence[Mapping[str, Any]], monitors: "_Monitors"
 ) -> Iterator[str]:
     """Return the lines of the table, with a column for the targets if there are other
     targets than this machine.
@@ -382,11 +351,34 @@ def stop(name: str) -> None:
 @click.command()
 @name_argument
 @option(
-    "--lines",
-    type=POSITIVE,
-    default=100,
-    metavar="COUNT",
-    help="Number of last lines to show.",
+    "--endpoint",
+    metavar="ENDPOINT",
+    show_default="the only one with a deployment NAME",
+    help="Endpoint of the deployment. The endpoint is then kept.",
+)
+@dry_run_flag
+def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
+    """Delete the deployment NAME.
+
+    Requests in flight are finished. The last deployment of an endpoint with the same
+    name is deleted together with the endpoint, like `mlflow deployments delete`.
+    """
+    with opened_deployments(quiet=dry_run) as deployments:
+        remaining = deployments.delete(name, endpoint, is_trial=dry_run)
+    outcome = "is deleted"
+    if dry_run:
+        outcome = "would be deleted"
+    if remaining is None:
+        click.echo(f"{name} {outcome}, with its endpoint and server")
+        return
+    others = join_names(remaining.variants) or "no deployment"
+    click.echo(f"{name} {outcome}; the endpoint {remaining.name} keeps {others}")
+
+
+@click.command()
+@name_argument
+@option(
+    "--lines", type=POSITIVE, default=100, metavar="COUNT", help="Number of last lines to show."
 )
 @flag("-f", "--follow", help="Also show new lines until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
@@ -403,7 +395,7 @@ def logs(name: str, lines: int, follow: bool) -> None:
             is_empty = False
     if is_empty:
         show_progress(
-            f"the log of {name} is empty: its server was not started yet, or its log was deleted",
+            f"the log of {name} is empty: its server was not started yet, or its log was deleted"
         )
 
 
@@ -419,7 +411,7 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     place = f" at {described['url']}" if described["url"] else ""
     yield f"{described['name']}: {described['state']}{place}"
     yield from align_columns(
-        [_deployment_row(name, item) for name, item in described["deployments"].items()],
+        [_deployment_row(name, item) for name, item in described["deployments"].items()]
     )
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
@@ -436,10 +428,7 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
         yield f"  log: {described['log']}"
 
 
-def _deployment_row(
-    name: str,
-    deployment: Mapping[str, Any],
-) -> tuple[str, ...]:
+def _deployment_row(name: str, deployment: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a deployment: its name, share, model, version, state and
     error.
     """
@@ -455,8 +444,7 @@ def _deployment_row(
 
 
 def _deployment_rows(
-    endpoint: Mapping[str, Any],
-    monitors: "Sequence[MonitorOverview]",
+    endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]"
 ) -> Iterator[tuple[str, ...]]:
     """Yield a table row for each deployment of an endpoint, or one row for an endpoint
     without deployments.

@@ -54,10 +54,7 @@ metric_option = option(
 
 
 def _show_places(
-    files: list[Path],
-    folder: Path | None,
-    run: "LoggedRun | None",
-    under: str,
+    files: list[Path], folder: Path | None, run: "LoggedRun | None", under: str
 ) -> None:
     """Print where the files are: their folder, and the folder `under` in the run's
     artifacts.
@@ -88,16 +85,11 @@ def _show_places(
         f"{', '.join(DISTURBANCES)}."
     ),
 )
-@original_option(
-    help="Torch model behind MODEL, for fgsm and pgd.",
-)
+@original_option(help="Torch model behind MODEL, for fgsm and pgd.")
 @max_rows_option(type=click.IntRange(min=2), default=2000)
 @_seed_option
 @_folder_option
-@flag(
-    "--log",
-    help="Log plots and JSON to the run of MODEL, under robustness/.",
-)
+@flag("--log", help="Log plots and JSON to the run of MODEL, under robustness/.")
 @output_option
 def robustness(
     model_uri: str,
@@ -130,12 +122,7 @@ def robustness(
         return
     show_lines(align_columns(report.table()))
     refusals = {point.disturbance: point.refusal for point in report.points if point.refusal}
-    show_lines(
-        [
-            *(f"{name}: {refusal}" for name, refusal in refusals.items()),
-            *report.notes,
-        ]
-    )
+    show_lines([*(f"{name}: {refusal}" for name, refusal in refusals.items()), *report.notes])
     names_by_reason: dict[str, list[str]] = {}
     for name, reason in report.cannot.items():
         names_by_reason.setdefault(reason, []).append(name)
@@ -307,7 +294,7 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
     if not (options["int8"] or options["fp16"] or options["prune"] is not None):
         raise click.UsageError(
             "specify --int8 dynamic|static, --fp16 or --prune SHARE; `onnxserve auto-optimize` "
-            "tries all",
+            "tries all"
         )
     _optimize(model_uri, output, **options)
 
@@ -359,7 +346,7 @@ def _optimization_lines(result: "Optimization") -> Iterator[str]:
             "8 rows",
             "1,000 rows",
             "agreement with the base",
-        ),
+        )
     ]
     for form in result.forms:
         cost = form.cost
@@ -375,7 +362,7 @@ def _optimization_lines(result: "Optimization") -> Iterator[str]:
                 f"{cost.load_ms:.1f} ms",
                 *latencies,
                 agreement,
-            ),
+            )
         )
     yield from align_columns(rows)
     if not result.is_refused:
@@ -447,7 +434,7 @@ def _profile_lines(profiled: "GraphProfile") -> Iterator[str]:
                     f"{entry.calls:g}",
                     provider,
                     types,
-                ),
+                )
             )
         yield from align_columns(rows)
     if len(profiled.nodes) > _SHOWN_NODES:

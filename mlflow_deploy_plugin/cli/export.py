@@ -80,22 +80,13 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
     help="Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
 )
 @option(
-    "--name",
-    metavar="NAME",
-    show_default="the model's name",
-    help="Package name of the wheel.",
+    "--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel."
 )
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
 @original_option(help="Fitted model behind MODEL, for pmml.")
-@flag(
-    "--download-wheels",
-    help="Download onnxruntime and numpy with pip into the bundle.",
-)
+@flag("--download-wheels", help="Download onnxruntime and numpy with pip into the bundle.")
 def export(
-    model_uri: str,
-    export_format: "ExportFormat",
-    output_path: Path,
-    **options: Any,
+    model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any
 ) -> None:
     """Export a version as files that run without onnxserve.
 
@@ -116,7 +107,7 @@ def export(
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
     if (options["wheels"] or options["download_wheels"]) and export_format != "bundle":
         raise click.UsageError(
-            f"--wheels and --download-wheels are for a bundle; the format is {export_format}",
+            f"--wheels and --download-wheels are for a bundle; the format is {export_format}"
         )
     if options["original"] and export_format != "pmml":
         raise click.UsageError(f"--original is for pmml; the format is {export_format}")
@@ -126,27 +117,18 @@ def export(
     difference = f", numbers within {result.max_error:.1g}" if result.max_error else ""
     click.echo(
         f"{result.name} version {result.version}: {result.path}, checked on {result.rows} "
-        f"rows{difference}",
+        f"rows{difference}"
     )
 
 
 @click.command()
 @model_argument
 @option(
-    "-n",
-    "--name",
-    metavar="NAME:TAG",
-    help="Name of the image, including the registry for --push.",
+    "-n", "--name", metavar="NAME:TAG", help="Name of the image, including the registry for --push."
 )
 @flag("--gpu", help="Include CUDA's libraries to serve on a GPU.")
-@flag(
-    "--follow",
-    help="Do not include the model: the server follows MODEL in the registry.",
-)
-@flag(
-    "--test",
-    help="Test the image: compare its answers without a network with the version's.",
-)
+@flag("--follow", help="Do not include the model: the server follows MODEL in the registry.")
+@flag("--test", help="Test the image: compare its answers without a network with the version's.")
 @flag("--push", help="Push the image. Your AWS credentials log in to ECR.")
 @flag("--pull", help="Rebuild the server's image on the newest base image.")
 @path_option("--sbom", help="File for the SBOM in CycloneDX format.")
@@ -202,16 +184,11 @@ def build_docker(
         raise click.UsageError("Missing option '-n' / '--name'.")
     if test and follow:
         raise click.UsageError(
-            "--test compares the answers of the model in the image; with --follow there is none",
+            "--test compares the answers of the model in the image; with --follow there is none"
         )
     if sbom is not None and not sbom.parent.is_dir():
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
-    with planned_image(
-        model_uri,
-        device="cuda" if gpu else "cpu",
-        follow=follow,
-        **images,
-    ) as plan:
+    with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
             show_lines(_plan_lines(plan, name or "the image"))
             return
@@ -221,7 +198,7 @@ def build_docker(
         size = f"{built.size / 1e6:,.0f} MB"
         click.echo(
             f"{built.name}: {served}, {size} for {built.platform}, {built.id} on "
-            f"{plan.server_image}",
+            f"{plan.server_image}"
         )
         if test and plan.folder:
             from mlflow_deploy_plugin.ship.images.trial import try_image  # Importing numpy is slow.
@@ -264,19 +241,12 @@ def _plan_lines(plan: "ImagePlan", title: str) -> Iterator[str]:
     help="Format of the manifests.",
 )
 @option(
-    "-n",
-    "--name",
-    metavar="NAME",
-    help="Stored endpoint; with MODEL, the name of a new endpoint.",
+    "-n", "--name", metavar="NAME", help="Stored endpoint; with MODEL, the name of a new endpoint."
 )
 @optional_model_argument
 @path_option("--spec", "spec_file", help="YAML file with one endpoint.")
 @option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
-@folder_option(
-    "--folder",
-    show_default="standard output",
-    help="Folder for the files.",
-)
+@folder_option("--folder", show_default="standard output", help="Folder for the files.")
 @config_option
 def render(
     format_name: str,
@@ -309,15 +279,13 @@ def render(
             original, *surplus = load_specs(read_text(file, "the spec"))
             if surplus:
                 raise InvalidConfig(
-                    f"{file} contains {len(surplus) + 1} endpoints; only one is allowed",
+                    f"{file} contains {len(surplus) + 1} endpoints; only one is allowed"
                 )
         case str(stored), None, None:
             with opened_store() as store:
                 original = store.require_endpoint(stored).spec
         case _:
-            raise click.UsageError(
-                "specify MODEL, --spec FILE, or -n NAME of a stored endpoint",
-            )
+            raise click.UsageError("specify MODEL, --spec FILE, or -n NAME of a stored endpoint")
     spec = apply_config(original, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
     # The files must be readable for the user of the server, which runs in a unit or
@@ -338,7 +306,7 @@ def render(
     if format_name != "helm" and lacks_mlflow_address(spec):
         show_progress(
             f"note: the server of {spec.name} needs the address of MLflow, which is not set: "
-            "-C container.environment.MLFLOW_TRACKING_URI=http://…",
+            "-C container.environment.MLFLOW_TRACKING_URI=http://…"
         )
 
 
@@ -357,13 +325,7 @@ def render(
     metavar="LATENCY",
     help="Largest 99th percentile of the latency: 20ms or 1.5s.",
 )
-@option(
-    "--rows",
-    type=POSITIVE,
-    metavar="ROWS",
-    default=1,
-    help="Rows per request.",
-)
+@option("--rows", type=POSITIVE, metavar="ROWS", default=1, help="Rows per request.")
 @option(
     "--cpu-hour-price",
     type=NumberRange(0),
@@ -422,20 +384,12 @@ def size(
         ("KEDA", f"{render} {config_line(plan.keda)} --for keda"),
     ]
     warning = disturbance(pod, os.cpu_count() or 1)
-    show_result(
-        output,
-        {"pod": pod, "plan": plan, "warning": warning},
-        align_columns(table),
-    )
+    show_result(output, {"pod": pod, "plan": plan, "warning": warning}, align_columns(table))
     if warning:
         show_progress(warning)
 
 
-def _pod_rows(
-    pod: "PodMeasurement",
-    plan: "Plan",
-    p99: str,
-) -> Iterator[tuple[str, str]]:
+def _pod_rows(pod: "PodMeasurement", plan: "Plan", p99: str) -> Iterator[tuple[str, str]]:
     """Yield the title and the text of each figure of a pod. `p99` is the limit."""
     load = pod.planned
     limits = plan.options

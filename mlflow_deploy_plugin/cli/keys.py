@@ -64,10 +64,7 @@ def keys() -> None:
     help="Endpoint that the key is valid for. May be repeated.",
 )
 @option(
-    "--expires",
-    metavar="DURATION",
-    show_default="never",
-    help="Lifetime of the key: 12h, 90d.",
+    "--expires", metavar="DURATION", show_default="never", help="Lifetime of the key: 12h, 90d."
 )
 @option(
     "--limit",
@@ -103,7 +100,7 @@ def create(
     for rate in limits:
         if not re.fullmatch(RATE, rate):
             raise click.UsageError(
-                f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day",
+                f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day"
             )
     lifetime: timedelta | None = None
     if expires is not None:
@@ -114,19 +111,13 @@ def create(
 
         names = store.names()
         try:
-            key, text = ApiKeys(store).create(
-                name,
-                scopes,
-                endpoints,
-                lifetime,
-                limits=limits,
-            )
+            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
         except OverflowError:
             raise click.UsageError(f"--expires {expires} ends after the year 9999") from None
     for identifier in endpoints:
         if identifier not in names:
             show_progress(
-                f"the store has no endpoint {identifier!r} yet{did_you_mean(identifier, names)}",
+                f"the store has no endpoint {identifier!r} yet{did_you_mean(identifier, names)}"
             )
     if output == "json":
         show_json({**_document(key), "key": text})
@@ -155,7 +146,7 @@ def list_keys(output: str) -> None:
                 ", ".join(key.limits) or "none",
                 created,
                 _key_state(key, now),
-            ),
+            )
         )
     empty = "there are no keys: run `onnxserve keys create NAME`"
     show_table(output, [*map(_document, api_keys)], rows, empty)

@@ -15,6 +15,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     Commands,
+    column_widths,
     combine_options,
     end_with_reader,
     flag,
@@ -23,6 +24,7 @@ from mlflow_deploy_plugin.cli.options import (
     option,
     output_option,
     printable,
+    shorten,
     show_lines,
     show_progress,
     show_result,
@@ -526,17 +528,17 @@ def table_lines(
     rows = _text_rows(result, partial(_cell, widest))
     measured = _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)
     first = list(islice(rows, measured))
-    names = [printable(name) for name in result.schema.names]
-    widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
+    names = tuple(map(printable, result.schema.names))
+    widths = column_widths([names, *first])
     forms = list(map(_cell_format, result.schema, widths))
-    yield _line(names, forms)
+    yield _line(map(shorten, names, widths), forms)
     count = 0
     for row in chain(first, rows):
         if count == bound:
             yield f"… and more rows: --limit is {bound:,}"
             return
         count += 1
-        yield _line(row, forms)
+        yield _line(map(shorten, row, widths), forms)
     plural = "" if count == 1 else "s"
     yield f"{count:,} row{plural}"
 
@@ -645,9 +647,7 @@ def _cell(widest: int, value: object) -> str:
         text = value.isoformat()
     else:
         text = printable(str(value))
-    if len(text) <= widest:
-        return text
-    return text[: widest - 1] + "…"
+    return shorten(text, widest)
 
 
 def _line(cells: Iterable[str], forms: Iterable[str]) -> str:

@@ -86,6 +86,14 @@ _window_option = option(
     show_default="the latest complete window of the monitor that has rows",
     help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
+_exit_code_flag = flag(
+    "--exit-code",
+    help=(
+        "Exit with the verdict: 0 without an alarm, 1 for `drift` or `violated`, 3 if there is no "
+        "verdict (`cannot tell`, `not judged`, such as for too few rows)."
+    ),
+)
+_EXIT_CODES = {"fine": 0, "alarm": 1, "undecided": 3}
 
 
 @click.group(cls=Commands)
@@ -134,7 +142,7 @@ def list_(name: str | None, output: str) -> None:
     show_lines(_note_lines(monitors))
     if not is_run:
         show_progress(
-            "no controller runs: start `onnxserve controller` to judge the windows that are due",
+            "no controller runs: start `onnxserve controller` to judge the windows that are due"
         )
 
 
@@ -187,10 +195,7 @@ def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
     metavar="DURATION",
     help="Maximum age of windows and alerts: 90d, 400d.",
 )
-@flag(
-    "--dry-run",
-    help="Show the numbers of windows and alerts that would be deleted.",
-)
+@flag("--dry-run", help="Show the numbers of windows and alerts that would be deleted.")
 def expire(keep: str, dry_run: bool) -> None:
     """Delete old windows and alerts of all monitors.
 
@@ -207,7 +212,7 @@ def expire(keep: str, dry_run: bool) -> None:
         length = parse_duration(keep, "--keep")
     if length < timedelta(days=MIN_DAYS):
         raise click.UsageError(
-            f"--keep {keep} is too short: late labels may change a window for {MIN_DAYS} days",
+            f"--keep {keep} is too short: late labels may change a window for {MIN_DAYS} days"
         )
     require_above_floor(length)
     with opened_store() as store:
@@ -224,14 +229,16 @@ def expire(keep: str, dry_run: bool) -> None:
     help=(
         "Engine that aggregates the rows: this process, or Spark for large logs. Both give the "
         "same numbers."
-    ),
+    )
 )
+@_exit_code_flag
 @output_option
 def run(name: str, **request: Any) -> None:
     """Judge a window of the endpoint NAME now.
 
     The result is logged to MLflow and stored like a scheduled result. The command sends
-    no alert and starts no retraining. The verdict does not change the exit status.
+    no alert and starts no retraining. The verdict changes the exit status only with
+    --exit-code.
     """
     _judge_window(name, **request)
 
@@ -297,13 +304,7 @@ def resume(name: str, monitor_name: str, why: str) -> None:
 )
 @option("--to", "end", metavar="TIME", show_default="now", help="End of the interval (exclusive).")
 @flag("--again", help="Judge windows again that already have a verdict.")
-def backfill(
-    name: str,
-    monitor_name: str,
-    begin: str,
-    end: str | None,
-    again: bool,
-) -> None:
+def backfill(name: str, monitor_name: str, begin: str, end: str | None, again: bool) -> None:
     """Judge the windows of an interval that have no verdict yet.
 
     The command waits for captured rows that are not in the log yet. The monitor MONITOR
@@ -329,12 +330,7 @@ def backfill(
         count = 0
         try:
             for number, count, window, is_new in backfill_windows(
-                deployments,
-                selected_monitor,
-                period.start,
-                period.end,
-                judge_and_log,
-                again,
+                deployments, selected_monitor, period.start, period.end, judge_and_log, again
             ):
                 if window.state == "failed":
                     failed += 1
@@ -347,12 +343,12 @@ def backfill(
                 click.echo(f"[{number}/{count}] {_backfill_line(window, is_new)}")
         except KeyboardInterrupt:
             show_progress(
-                f"interrupted after {number} of {count} windows; repeat the command to continue",
+                f"interrupted after {number} of {count} windows; repeat the command to continue"
             )
             sys.exit(130)
     click.echo(
         f"{judged} windows judged, {undecided} without a verdict, {passed_over} already judged, "
-        f"{failed} could not be judged",
+        f"{failed} could not be judged"
     )
     if failed:
         sys.exit(1)
@@ -375,10 +371,7 @@ def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
 @name_argument
 @_monitor_argument
 @option(
-    "--kind",
-    type=click.Choice(get_args(MonitorKind)),
-    default="drift",
-    help="Kind of the monitor.",
+    "--kind", type=click.Choice(get_args(MonitorKind)), default="drift", help="Kind of the monitor."
 )
 @option(
     "--every",
@@ -414,11 +407,7 @@ def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
 )
 @why_option
 def add(
-    name: str,
-    monitor_name: str,
-    config: tuple[str, ...],
-    why: str,
-    **fields: str | None,
+    name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None
 ) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
@@ -435,7 +424,7 @@ def add(
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(
                 f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with "
-                f"`onnxserve endpoint update {name} -C monitors.{monitor_name}.FIELD=VALUE`",
+                f"`onnxserve endpoint update {name} -C monitors.{monitor_name}.FIELD=VALUE`"
             )
         dotted = {}
         for field, value in changes.items():
@@ -451,7 +440,7 @@ def add(
             first = "its default" if before is None else f"{before:g}"
             lines.append(
                 f"this changes alarms.{field} of all {len(changed.monitors)} monitors of {name} "
-                f"from {first} to {now:g}",
+                f"from {first} to {now:g}"
             )
     show_lines([f"{name} has the monitor {monitor_name}", *lines])
 
@@ -468,12 +457,7 @@ def add(
     help="Column whose baseline moves, in all rows and segments: delay. May be repeated.",
 )
 @why_option
-def accept(
-    name: str,
-    monitor_name: str,
-    columns: tuple[str, ...],
-    why: str,
-) -> None:
+def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> None:
     """Move the baseline of columns with an open alarm to the new level.
 
     The baseline of each column with an alarm of the monitor MONITOR in the newest
@@ -492,7 +476,7 @@ def accept(
     lines = [*accepted.describe(), "every check continues, against the new baseline"]
     if accepted.still_open:
         lines.append(
-            f"the alert continues: the alarms of {', '.join(accepted.still_open)} are not accepted",
+            f"the alert continues: the alarms of {', '.join(accepted.still_open)} are not accepted"
         )
     show_lines(f"{name}: monitor {monitor_name}: {line}" for line in lines)
 
@@ -560,6 +544,7 @@ def drift() -> None:
     show_default="none",
     help="Columns to ignore: id,image.",
 )
+@_exit_code_flag
 @output_option
 def run_drift(
     name: str,
@@ -568,6 +553,7 @@ def run_drift(
     rows: str | None,
     reference: str | None,
     output: str,
+    exit_code: bool,
     **bounds: Any,
 ) -> None:
     """Judge a window of the endpoint NAME now, with other bounds.
@@ -582,7 +568,7 @@ def run_drift(
     if rows is not None or reference is not None:
         if rows is None or reference is None or window is not None or monitor_name is not None:
             raise click.UsageError(
-                "--rows and --reference must be specified together, without --window and --monitor",
+                "--rows and --reference must be specified together, without --window and --monitor"
             )
         # Print the line before imports that take seconds.
         show_progress(f"comparing {rows} with {reference}")
@@ -590,9 +576,9 @@ def run_drift(
         from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 
         stored, result = run_files(name, rows, reference, load_settings(), _judge, **bounds)
-        _show_result(stored, result, output)
+        _show_result(stored, result, output, exit_code)
         return
-    _judge_window(name, monitor_name, window, output, **bounds)
+    _judge_window(name, monitor_name, window, output, exit_code, **bounds)
 
 
 @click.group(cls=Commands, example="silence")
@@ -610,11 +596,7 @@ def alert() -> None:
     help="Monitor whose alerts are silenced.",
 )
 @option(
-    "--for",
-    "length",
-    required=True,
-    metavar="DURATION",
-    help="Duration from now: 30m, 2h, 7d.",
+    "--for", "length", required=True, metavar="DURATION", help="Duration from now: 30m, 2h, 7d."
 )
 @why_option
 def silence(name: str, monitor: str, length: str, why: str) -> None:
@@ -649,13 +631,7 @@ def silences(name: str | None, output: str) -> None:
         active = Silences(store).active(name)
         if not active and name is not None:
             store.require_endpoint(name)  # Raises for an unknown name.
-    documents = [
-        {
-            **asdict(entry),
-            "monitor": entry.monitor or None,
-        }
-        for entry in active
-    ]
+    documents = [{**asdict(entry), "monitor": entry.monitor or None} for entry in active]
     endpoint = name or "NAME"
     empty = f"no silence is active: run `onnxserve alert silence {endpoint} --for 2h`"
     show_result(output, documents, [*map(_silence_line, active)] or [empty])
@@ -674,7 +650,7 @@ def unsilence(number: int, why: str) -> None:
 
         if Silences(store).end(number, why) is None:
             raise NotFound(
-                f"there is no silence {number}; `onnxserve alert silences` lists the active ones",
+                f"there is no silence {number}; `onnxserve alert silences` lists the active ones"
             )
     click.echo(f"silence {number} is over")
 
@@ -684,6 +660,7 @@ def _judge_window(
     monitor_name: str | None,
     window: str | None,
     output: str,
+    exit_code: bool,
     engine: "Engine" = "local",
     **bounds: Any,
 ) -> None:
@@ -705,7 +682,7 @@ def _judge_window(
             return _judge(request)
 
         stored, result = run_window(deployments, monitor, parsed, judge, engine)
-    _show_result(stored, result, output)
+    _show_result(stored, result, output, exit_code)
 
 
 def _judge(request: "WindowRequest") -> "MonitorResult":
@@ -714,9 +691,11 @@ def _judge(request: "WindowRequest") -> "MonitorResult":
     return judge_and_log(replace(request, progress=show_progress))
 
 
-def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) -> None:
+def _show_result(
+    stored: "MonitorWindow", result: "MonitorResult", output: str, exit_code: bool
+) -> None:
     """Print a result and its stored window, as JSON with all findings and figures."""
-    from mlflow_deploy_plugin.watch.result import to_document
+    from mlflow_deploy_plugin.watch.result import mark_of, to_document
 
     document = {
         "endpoint": result.endpoint,
@@ -730,6 +709,8 @@ def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) 
         "notes": list(result.notes),
     }
     show_result(output, document, _result_lines(stored, result))
+    if exit_code:
+        sys.exit(_EXIT_CODES[mark_of(stored.outcome)])
 
 
 def _set_paused(name: str, monitor_name: str, is_paused: bool, why: str) -> None:

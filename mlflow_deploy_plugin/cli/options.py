@@ -6,6 +6,8 @@ keep `--help` fast.
 """
 
 import math
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_NARROWEST = 8
+"""The width below which no column of a table is reduced."""
 POSITIVE = click.IntRange(min=1)
 """The type of an option for a whole number from 1."""
 
@@ -33,10 +37,7 @@ class NumberRange(click.FloatRange):
     """A float range that rejects NaN, unlike click's range."""
 
     def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
@@ -63,11 +64,10 @@ class Commands(click.Group):
         return f"{names}, as in `onnxserve {self.name} {self._example} {name}`"
 
     def resolve_command(
-        self,
-        ctx: click.Context,
-        args: list[str],
+        self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+        is_known = args[0] in self.list_commands(ctx) or args[0].startswith("-")
+        if not is_known and not ctx.resilient_parsing:  # The completion of a shell ignores errors.
             raise click.UsageError(f"there is no command {args[0]!r}{self.hint(args[0], ctx)}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -83,27 +83,14 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
 
 flag = partial(option, is_flag=True)
 """An option without a value."""
+dry_run_flag = flag("--dry-run", help="Check and show the change, but do not make it.")
 path_option = partial(option, type=click.Path(path_type=Path), metavar="FILE")
 """An option for the path of a file or folder, which need not exist."""
-folder_option = partial(
-    option,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-)
+folder_option = partial(option, type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
 """An option for the path of a folder, which may not be a file."""
 original_option = partial(option, "--original", default="", metavar="URI")
-max_rows_option = partial(
-    option,
-    "--max-rows",
-    metavar="ROWS",
-    help="Maximum number of rows.",
-)
-engine_option = partial(
-    option,
-    "--engine",
-    type=click.Choice(["local", "spark"]),
-    default="local",
-)
+max_rows_option = partial(option, "--max-rows", metavar="ROWS", help="Maximum number of rows.")
+engine_option = partial(option, "--engine", type=click.Choice(["local", "spark"]), default="local")
 
 
 def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
@@ -123,19 +110,11 @@ def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default
     `text`.
     """
-    return option(
-        "-o",
-        "--output",
-        type=click.Choice(formats),
-        default="text",
-        help=help,
-    )
+    return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 
 output_option = format_option(
-    "Output format: lines for people, or JSON for programs.",
-    "text",
-    "json",
+    "Output format: lines for people, or JSON for programs.", "text", "json"
 )
 config_option = option(
     "-C",
@@ -154,11 +133,7 @@ model_argument = click.argument("model_uri", metavar="MODEL")
 optional_model_argument = click.argument("model_uri", metavar="[MODEL]", required=False)
 
 
-def _check_registered(
-    _context: click.Context,
-    _parameter: click.Parameter,
-    model_uri: str,
-) -> str:
+def _check_registered(_context: click.Context, _parameter: click.Parameter, model_uri: str) -> str:
     """Return the URI. Raises UsageError if it does not select a version of a registered
     model.
     """
@@ -170,7 +145,7 @@ def _check_registered(
         name = "NAME"
     raise click.UsageError(
         f"{model_uri!r} is not a version of a registered model: use models:/{name}/VERSION, "
-        f"models:/{name}@ALIAS or models:/{name}/STAGE",
+        f"models:/{name}@ALIAS or models:/{name}/STAGE"
     )
 
 
@@ -211,10 +186,7 @@ def usage_errors() -> Iterator[None]:
         raise click.UsageError(error.message) from None
 
 
-def key_values(
-    entries: Iterable[str],
-    what: str = "-C",
-) -> dict[str, str]:
+def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     """Return `["server.workers=2"]` as a mapping; raise UsageError for an entry without
     `=` or a repeated name.
     """
@@ -230,9 +202,7 @@ def key_values(
 
 
 def to_names(
-    _context: click.Context,
-    _parameter: click.Parameter,
-    text: str | None,
+    _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> tuple[str, ...]:
     """Return the value `id,image` of an option as a tuple of names, without empty
     names.
@@ -301,10 +271,7 @@ def show_result(output: str, document: object, lines: Iterable[str]) -> None:
 
 
 def show_table(
-    output: str,
-    documents: object,
-    table: Sequence[tuple[str, ...]],
-    empty: str,
+    output: str, documents: object, table: Sequence[tuple[str, ...]], empty: str
 ) -> None:
     """Print a list in the format of the option -o. A table without rows is replaced by
     the line `empty`.
@@ -313,12 +280,35 @@ def show_table(
     show_result(output, documents, lines)
 
 
-def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Yield the rows of a table as lines whose columns are aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def align_columns(rows: Sequence[tuple[str, ...]], limit: int | None = None) -> Iterator[str]:
+    """Yield the rows of a table as lines whose columns are aligned to the left. Cells
+    are shortened if a line is longer than `limit` (default: the terminal).
+    """
+    widths = column_widths(rows, limit)
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [shorten(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)]
         yield "  ".join(cells).rstrip()
+
+
+def column_widths(rows: Iterable[tuple[str, ...]], limit: int | None = None) -> list[int]:
+    """Return the width of each column of a table. The widest columns are reduced until
+    a line has at most `limit` characters.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = sum(widths) + 2 * (len(widths) - 1)
+    if limit is None and os.isatty(1):
+        limit = shutil.get_terminal_size().columns
+    for _ in range(line - (limit or line)):
+        widest = max(widths)
+        if widest > _NARROWEST:
+            widths[widths.index(widest)] -= 1
+    return widths
+
+
+def shorten(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    return f"{text[: width - 1]}…"
 
 
 def printable(text: str) -> str:

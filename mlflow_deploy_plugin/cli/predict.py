@@ -190,26 +190,17 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
         yield report
     if count > _SHOWN_BAD:
-        show_progress(
-            f"… and {count - _SHOWN_BAD:,} more bad rows (--rejects FILE writes all)",
-        )
+        show_progress(f"… and {count - _SHOWN_BAD:,} more bad rows (--rejects FILE writes all)")
 
 
 @click.command()
 @optional_model_argument
 @option(
-    "-n",
-    "--name",
-    metavar="NAME",
-    help="Deployment or endpoint whose server predicts instead.",
+    "-n", "--name", metavar="NAME", help="Deployment or endpoint whose server predicts instead."
 )
 @option("-i", "--input-path", default="-", metavar="FILE", help="Input rows; - is standard input.")
 @option(
-    "-o",
-    "--output-path",
-    default="-",
-    metavar="FILE",
-    help="Predictions; - is standard output.",
+    "-o", "--output-path", default="-", metavar="FILE", help="Predictions; - is standard output."
 )
 @option(
     "-t",
@@ -226,11 +217,7 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
     help="Format of the output.",
 )
 @option(
-    "--batch-rows",
-    type=POSITIVE,
-    default=1000,
-    metavar="ROWS",
-    help="Number of rows per request.",
+    "--batch-rows", type=POSITIVE, default=1000, metavar="ROWS", help="Number of rows per request."
 )
 @option(
     "--event-time",
@@ -283,7 +270,7 @@ def predict(
         if name is not None:  # Report an unknown deployment before the file.
             server = held.enter_context(_opened_server(name))
         batches = held.enter_context(
-            _opened_batches(input_path, input_name, input_kind, batch_rows),
+            _opened_batches(input_path, input_name, input_kind, batch_rows)
         )
         if model_uri is not None:
             # This imports pyarrow.
@@ -320,10 +307,7 @@ def _opened_server(name: str) -> Iterator["ScoringTarget"]:
 
 @contextmanager
 def _opened_batches(
-    path: str,
-    name: str,
-    kind: FileFormat,
-    batch_rows: int,
+    path: str, name: str, kind: FileFormat, batch_rows: int
 ) -> Iterator[Iterator["RowBatch"]]:
     """Yield the batches of a file. Raises InvalidRequest if the file has no rows."""
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import read_rows
@@ -339,10 +323,7 @@ def _opened_batches(
 
 
 def _predictions(
-    predictor: "Predictor",
-    batches: Iterator["RowBatch"],
-    input_name: str,
-    event_time: str,
+    predictor: "Predictor", batches: Iterator["RowBatch"], input_name: str, event_time: str
 ) -> Iterator[list[object]]:
     """Yield the predictions of each batch, or of each part of a batch with the same
     event time.
@@ -365,11 +346,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
-    with click.progressbar(
-        length=rows.length,
-        label=rows.name,
-        file=sys.stderr,
-    ) as bar:
+    with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
 
         def with_bar() -> Iterator["RowBatch"]:
             """Yield the batches; show each batch on the bar after its use."""
@@ -385,12 +362,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
 class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of click have no generic type.
     """The devices of a batch. The error for a removed device names the replacement."""
 
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if reason := removal_reason("server.device", value):
             self.fail(reason, param, ctx)
         return super().convert(value, param, ctx)
@@ -399,11 +371,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 @click.command()
 @model_argument
 @option(
-    "-i",
-    "--input",
-    required=True,
-    metavar="FILES",
-    help="File or folder of rows, also s3://….",
+    "-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://…."
 )
 @option(
     "--folder",
@@ -441,23 +409,11 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     ),
 )
 @option(
-    "--workers",
-    type=POSITIVE,
-    metavar="CORES",
-    show_default="all",
-    help="Number of cores to use.",
+    "--workers", type=POSITIVE, metavar="CORES", show_default="all", help="Number of cores to use."
 )
-@option(
-    "--device",
-    type=_Devices(["cpu", "cuda"]),
-    default="cpu",
-    help="Device.",
-)
+@option("--device", type=_Devices(["cpu", "cuda"]), default="cpu", help="Device.")
 @engine_option(help="Engine: this machine, or the cluster from the Spark configuration.")
-@flag(
-    "--restart",
-    help="Delete the output of an earlier batch, and start from the beginning.",
-)
+@flag("--restart", help="Delete the output of an earlier batch, and start from the beginning.")
 @option(
     "--run",
     "experiment",
@@ -465,11 +421,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
     default="",
     help="Record the batch as an MLflow run in this experiment.",
 )
-def batch(
-    output: str,
-    keep: tuple[str, ...],
-    **options: Any,
-) -> None:
+def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     """Predict files of any size with a model, without a server.
 
     MODEL is a URI or a folder. Each input file is a part. The output contains a file
@@ -499,7 +451,7 @@ def batch(
     click.echo(
         f"{done.rows:,} predictions of {version} in {done.seconds:,.1f} s "
         f"({done.rows_per_second:,.0f} rows/s), {done.parts - len(result.failed)} of {done.parts} "
-        f"parts{earlier}",
+        f"parts{earlier}"
     )
     if result.rejected:
         click.echo(

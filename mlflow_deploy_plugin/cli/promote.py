@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
     Commands,
     NumberRange,
     align_columns,
+    dry_run_flag,
     flag,
     opened_deployments,
     option,
@@ -27,6 +28,7 @@ from mlflow_deploy_plugin.cli.options import (
     output_option,
     path_option,
     reason_option,
+    shorten,
     show_lines,
     show_progress,
     show_result,
@@ -34,7 +36,7 @@ from mlflow_deploy_plugin.cli.options import (
     version_argument,
 )
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
@@ -196,12 +198,14 @@ def gate(
         "the version."
     ),
 )
+@dry_run_flag
 @output_option
 def promote(
     model_uri: str,
     wait: float,
     output: str,
     is_request: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Move a version to a stage or alias if it passes its gate.
@@ -223,11 +227,16 @@ def promote(
     """
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force requires --why REASON")
-    if is_request and options["policy_file"] is not None:
+    if is_request and options["policy_file"]:
         raise click.UsageError("--request uses the policy of the model: omit --policy")
     model, version = _registered_version(model_uri)
     copied = None
     destination = (options.pop("to_registry"), options.pop("to_model"))
+    if dry_run:
+        if is_request or any(destination):
+            raise click.UsageError("--dry-run is without --request, --to-registry and --to-model")
+        _show_trial(model, version, output, **options)
+        return
     with ExitStack() as target:
         if any(destination):
             from mlflow_deploy_plugin.promote.evidence.transfer import copied_version
@@ -255,7 +264,7 @@ def promote(
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     document = {**asdict(promotion), "served": served}
     lines = [*_promotion_lines(promotion, served)]
-    if copied is not None:
+    if copied:
         copied.record(promotion)
         document["copy"] = copied
         lines.append(f"  {copied}")
@@ -407,6 +416,18 @@ def _wait(
             time.sleep(_POLL_SECONDS)
 
 
+def follower_lines(deployments: "Deployments", uri: str) -> Iterator[str]:
+    """Yield a line with the deployments that follow `uri`; none for another URI."""
+    if not parse_model_uri(uri).followed:
+        return
+    followers = [
+        f"{entry.endpoint.name}/{entry.name}"
+        for entry in deployments.list()
+        if _follows(entry, uri)
+    ]
+    yield f"  deployments that follow {uri}: {join_names(followers) or 'none'}"
+
+
 def _follows(deployment: "Deployment", uri: str) -> bool:
     """Return True if a deployment follows the stage or alias `uri`."""
     followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
@@ -438,6 +459,22 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
             return "refused", entry.reason
     error = observation.errors.get(name) or observation.registry_error
     return "waiting", error or observation.reason
+
+
+def _show_trial(model: str, version: str, output: str, **options: Any) -> None:
+    """Show what a promotion with these options would do, without a change."""
+    from mlflow_deploy_plugin.promote.gate.promotion import promote as move
+
+    with opened_deployments() as deployments:
+        trial = move(model, version, **options, store=deployments.store, is_trial=True)
+        followers = [*follower_lines(deployments, trial.uri)]
+    before = trial.before or "none"
+    lines = [f"{trial.to} of {model} would be version {version} (before: {before})"]
+    if not trial.is_moved:
+        lines = [f"{trial.to} of {model} is version {version} already"]
+    show_result(
+        output, asdict(trial), [*lines, f"  gate: {trial.gate}; {trial.reason}", *followers]
+    )
 
 
 def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:
@@ -557,6 +594,4 @@ def _text(value: str | float | None) -> str:
         text = f"{value:.6g}"
     else:
         text = one_line(value)
-    if len(text) <= _MOST_CHARACTERS:
-        return text
-    return f"{text[: _MOST_CHARACTERS - 1]}…"
+    return shorten(text, _MOST_CHARACTERS)

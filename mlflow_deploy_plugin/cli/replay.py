@@ -39,18 +39,10 @@ _MOST_CHARACTERS = 40
 @click.command()
 @click.argument("prediction_id")
 @option(
-    "--endpoint",
-    metavar="NAME",
-    default="",
-    show_default="all",
-    help="Endpoint of the prediction.",
+    "--endpoint", metavar="NAME", default="", show_default="all", help="Endpoint of the prediction."
 )
 @option(
-    "--row",
-    type=click.IntRange(0),
-    default=0,
-    metavar="ROW",
-    help="Row of the request to explain.",
+    "--row", type=click.IntRange(0), default=0, metavar="ROW", help="Row of the request to explain."
 )
 @option(
     "--nodes",
@@ -61,14 +53,7 @@ _MOST_CHARACTERS = 40
 )
 @flag("--pdb", help="Run the predict of a model without an ONNX form in pdb.")
 @output_option
-def replay(
-    prediction_id: str,
-    endpoint: str,
-    row: int,
-    nodes: int,
-    pdb: bool,
-    output: str,
-) -> None:
+def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, output: str) -> None:
     """Compute a captured request again.
 
     Compute the request of PREDICTION_ID, the X-Prediction-Id of a response, again with
@@ -155,14 +140,7 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
     for node in result.nodes:
         first = ", ".join(map(str, node.values))[:60]
         table.append(
-            (
-                node.operator,
-                node.output,
-                node.type,
-                first,
-                str(node.nan),
-                str(node.infinite),
-            ),
+            (node.operator, node.output, node.type, first, str(node.nan), str(node.infinite))
         )
     yield from align_columns(table)
     yield f"{result.left_out:,} nodes are left out (--nodes)"
@@ -182,12 +160,7 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
 @metric_option
 @output_option
 def backtest(
-    name: str,
-    against: str,
-    output: str,
-    since: str | None,
-    until: str | None,
-    **options: Any,
+    name: str, against: str, output: str, since: str | None, until: str | None, **options: Any
 ) -> None:
     """Compare a candidate with the captured answers.
 

@@ -14,6 +14,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     Commands,
+    dry_run_flag,
     flag,
     name_argument,
     opened_deployments,
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.cli.options import (
     why_option,
     working,
 )
+from mlflow_deploy_plugin.cli.promote import follower_lines
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
@@ -41,8 +43,7 @@ _PLACE_SECONDS = 3.0
 
 
 _wait_option = flag(
-    "--wait",
-    help="Show progress until the rollout ends. Without a controller, run it here.",
+    "--wait", help="Show progress until the rollout ends. Without a controller, run it here."
 )
 
 
@@ -71,10 +72,7 @@ def rollout() -> None:
     help="Traffic share of the new version per step, in percent.",
 )
 @option(
-    "--every",
-    default="5m",
-    metavar="DURATION",
-    help="Minimum duration of a step: 30s, 5m, 1h.",
+    "--every", default="5m", metavar="DURATION", help="Minimum duration of a step: 30s, 5m, 1h."
 )
 @option(
     "--abort-on",
@@ -94,13 +92,7 @@ def rollout() -> None:
 )
 @why_option
 @_wait_option
-def start(
-    name: str,
-    to: str,
-    why: str,
-    wait: bool,
-    **plan: Any,
-) -> None:
+def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
     """Start a rollout of the endpoint NAME.
 
     A version that meets a criterion of --abort-on is rolled back. Exit status 1 if a
@@ -259,7 +251,8 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     help="Version to go back to, or a model URI if the endpoint does not follow a stage or alias.",
 )
 @reason_option(help="Reason for the audit trail and a tag of the version in MLflow.")
-def rollback(name: str, to: str | None, why: str) -> None:
+@dry_run_flag
+def rollback(name: str, to: str | None, why: str, dry_run: bool) -> None:
     """Go back to the version that was served before.
 
     The command ends when the endpoint NAME serves the earlier version. The followed
@@ -267,13 +260,21 @@ def rollback(name: str, to: str | None, why: str) -> None:
     A running rollout is aborted.
     """
     import_mlflow_without_pandas()
+    from mlflow_deploy_plugin.promote.rollouts.rollback import foresee_rollback, version_or_uri
     from mlflow_deploy_plugin.promote.rollouts.rollback import rollback as go_back
 
     with opened_deployments() as deployments:
+        if dry_run:
+            move = foresee_rollback(deployments, name, to)
+            before = version_or_uri(move.before) or "no version"
+            after = version_or_uri(move.after)
+            click.echo(f"{name}: {move.model} would go from {before} to {after}; {move.source}")
+            show_lines(follower_lines(deployments, move.model))
+            return
         result = go_back(deployments, name, why=why, to=to)
     click.echo(
         f"{name}: {result['model']} {result['to']} instead of {result['from']} after "
-        f"{result['seconds']} s; {result['source']}",
+        f"{result['seconds']} s; {result['source']}"
     )
 
 
@@ -291,7 +292,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
         except KeyboardInterrupt:
             show_progress(
                 "the rollout continues if a controller runs; `onnxserve rollout abort "
-                f"{begun.endpoint}` rolls it back",
+                f"{begun.endpoint}` rolls it back"
             )
             raise
     if ended.state != "promoted":

@@ -80,11 +80,7 @@ Kubernetes.
     help="Number of worker processes.",
 )
 @option(
-    "-n",
-    "--name",
-    metavar="NAME",
-    show_default="the model's name",
-    help="Name of the endpoint.",
+    "-n", "--name", metavar="NAME", show_default="the model's name", help="Name of the endpoint."
 )
 @option(
     "--device",
@@ -143,7 +139,7 @@ def serve(
         case None, Path() as file:
             if name is not None:
                 raise click.UsageError(
-                    "--name requires MODEL; a spec contains the names of its endpoints",
+                    "--name requires MODEL; a spec contains the names of its endpoints"
                 )
             specs = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
         case _:
@@ -166,10 +162,7 @@ def serve(
 
 
 def _defaults(
-    server: ServerSpec,
-    changes: Mapping[str, object],
-    settings: Settings,
-    cloud: Cloud,
+    server: ServerSpec, changes: Mapping[str, object], settings: Settings, cloud: Cloud
 ) -> dict[str, object]:
     """Return the fields of `server` from the settings and from the cloud platform."""
     # A cloud platform specifies the port, sends requests from outside the container,
@@ -189,9 +182,7 @@ def _defaults(
 
 
 def _claimed_folder(
-    state_dir: Path | None,
-    spec: EndpointSpec,
-    settings: Settings,
+    state_dir: Path | None, spec: EndpointSpec, settings: Settings
 ) -> AbstractContextManager[Path]:
     """Return a context that holds the server's state folder: `state_dir`, or a free
     folder with the name of the endpoint and its port.
@@ -221,11 +212,7 @@ class _WatchedSpec:
     """
 
     def __init__(
-        self,
-        path: Path,
-        folder: Path,
-        server: ServerSpec,
-        changes: Mapping[str, object],
+        self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]
     ) -> None:
         self._path = path
         self._folder = folder

@@ -64,10 +64,7 @@ if TYPE_CHECKING:
     default="require",
     help="If predictions differ: refuse the version, or register it in the state `warned`.",
 )
-@flag(
-    "--allow-pickle",
-    help="Load a joblib or pickle file, which can run any code.",
-)
+@flag("--allow-pickle", help="Load a joblib or pickle file, which can run any code.")
 @option(
     "--drop",
     multiple=True,
@@ -82,11 +79,7 @@ if TYPE_CHECKING:
 @flag("--dry-run", help="Convert and check the model, but do not register it.")
 @output_option
 def wrap(
-    model: str,
-    data: Path | None,
-    content_type: FileFormat | None,
-    output: str,
-    **options: Any,
+    model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any
 ) -> None:
     """Convert a model to checked ONNX as a new registered version.
 
@@ -132,13 +125,7 @@ def wrap(
     help="Certificate between --certificate and the authority. May be repeated.",
 )
 @output_option
-def sign(
-    model_uri: str,
-    key: str,
-    certificate: str,
-    chain: tuple[str, ...],
-    output: str,
-) -> None:
+def sign(model_uri: str, key: str, certificate: str, chain: tuple[str, ...], output: str) -> None:
     """Sign all files of a version.
 
     The signature is a bundle of OpenSSF Model Signing, the file model.sig next to the
@@ -222,28 +209,17 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
         columns = "".join(tensor.columns[:1])
         if len(tensor.columns) > 1:
             columns = f"{len(tensor.columns)} columns"
-        rows.append(_row("input", tensor, columns))
+        rows.append(_row("  input", tensor, columns))
     proofs = {proof.name: _agreement(proof) for proof in wrapped.report.outputs}
-    rows += [
-        _row(
-            "output",
-            output,
-            proofs.get(output.name, ""),
-        )
-        for output in wrapped.outputs
-    ]
-    yield from (f"  {line}" for line in align_columns(rows))
+    rows += [_row("  output", output, proofs.get(output.name, "")) for output in wrapped.outputs]
+    yield from align_columns(rows)
     if wrapped.report.repair:
         yield f"  {wrapped.report.repair}"
     if wrapped.version:
         yield f"  next: onnxserve promote models:/{wrapped.name}/{wrapped.version} --to @champion"
 
 
-def _row(
-    kind: str,
-    tensor: "Input | Output",
-    text: str,
-) -> tuple[str, ...]:
+def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:
     return kind, tensor.name, tensor.dtype, str(list(tensor.shape)), text
 
 

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import (
     registered_model_uris,
 )
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.core.registry.resolution import all_versions
+from mlflow_deploy_plugin.core.registry.resolution import all_versions, stage_of
 from mlflow_deploy_plugin.core.registry.tags import GateStatus, gate_status_of
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import Settings
@@ -630,7 +630,7 @@ def _version_rows(
     for index, entry in enumerate(entries):
         number = str(entry.version)
         aliases = [alias for alias, holder in model.aliases.items() if str(holder) == number]
-        stage = "" if entry.current_stage == "None" else entry.current_stage
+        stage = stage_of(entry)
         targets = (
             promotion_target(
                 model.name, number, place, entry.tags, policy, versions, stage, followers

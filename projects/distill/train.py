@@ -347,7 +347,7 @@ def compare(
             cells = (*cells, f"{score.metric} {score.value:.4f}")
         lines.append(cells)
     mlflow.log_metrics(figures)
-    mlflow.log_text("\n".join(align_columns(lines)), "comparison.txt")
+    mlflow.log_text("\n".join(align_columns(lines, 1000)), "comparison.txt")
     print("\n".join(align_columns(lines)))
     print(
         f"the student takes {ones:.2f} of the time for one row, {many:.2f} for {BATCH:,}",

@@ -77,6 +77,14 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     }
     assert mentions(endpoint("get", "flights").stdout, "sticky", "x-user-id")
 
+    def deleted(*arguments: str) -> str:
+        return CliRunner().invoke(main, ["delete", *arguments]).output
+
+    assert deleted("challenger", "--dry-run") == (
+        "challenger would be deleted; the endpoint flights keeps champion\n"
+    )
+    assert mentions(deleted("champion", "--dry-run"), "Error", "onnxserve endpoint delete flights")
+    assert set(told("get", "flights")["deployments"]) == {"champion", "challenger"}
     assert mentions(endpoint("get", "flihgts").stderr, "'flihgts'", "'flights'")
     assert [entry["name"] for entry in told("list")] == ["flights"]
     head, row = endpoint("list").stdout.splitlines()
@@ -310,6 +318,23 @@ def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> 
     assert result.output == "idle is stopped; `onnxserve start idle` starts it again\n"
     assert [event.action for event in store.events("idle")] == ["create", "stop"]
     store.close()
+
+
+def test_delete_takes_the_endpoint_of_the_same_name(own_folder: Path) -> None:
+    store = open_store(load_settings().store_url)
+    store.add_endpoint("onnxserve", new_endpoint("idle", "models:/m/1"))
+    store.close()
+
+    trial = CliRunner().invoke(main, ["delete", "idle", "--dry-run"])
+    shown = told("get", "idle")
+    done = CliRunner().invoke(main, ["delete", "idle"])
+    again = CliRunner().invoke(main, ["delete", "idle"])
+
+    assert trial.output == "idle would be deleted, with its endpoint and server\n"
+    assert shown["name"] == "idle"
+    assert done.output == "idle is deleted, with its endpoint and server\n"
+    assert again.exit_code == 1
+    assert mentions(again.output, "no deployment 'idle'")
 
 
 def test_a_server_that_is_gone_is_listed_with_the_reason(own_folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_auto_shows_every_form_as_json(net: Command) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("models:/net/9", "--fp16"), "model net has no version 9; versions: 1 (None)")],
+    [(("models:/net/9", "--fp16"), "model net has no version 9; versions: 1")],
 )
 def test_a_mistake_is_one_line_and_exit_status_1(
     net: Command,

@@ -5,6 +5,8 @@ from dataclasses import MISSING, fields
 from typing import get_args
 
 import click
+import pytest
+from click.shell_completion import ShellComplete
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
@@ -81,6 +83,24 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
     assert {name: offered[name] for name in types} == {
         name: get_args(kind) for name, kind in types.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "start", "completions"),
+    [
+        ([], "mon", ["monitor"]),
+        (["audit"], "", ["bom", "card", "dossier", "history"]),
+        (["promote"], "--dr", ["--dry-run"]),
+        (["history"], "fl", []),
+    ],
+)
+def test_shells_complete_commands_and_options(
+    words: list[str],
+    start: str,
+    completions: list[str],
+) -> None:
+    shell = ShellComplete(main, {}, "onnxserve", "_ONNXSERVE_COMPLETE")
+    assert [item.value for item in shell.get_completions(words, start)] == completions
 
 
 def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:

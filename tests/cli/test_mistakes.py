@@ -65,7 +65,6 @@ def usage_error(line: str) -> str:
             "monitor create flights",
             ["'create'", "add, backfill, expire, list, pause, remove, resume, run"],
         ),
-        ("delete flights", ["'delete'", "`mlflow deployments delete -t onnxserve --name NAME`"]),
     ],
 )
 def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(
@@ -127,12 +126,6 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
         ("predict", ["MODEL", "-n DEPLOYMENT"]),
         ("predict x -n y", ["MODEL", "-n DEPLOYMENT"]),
         ("render --for helm", ["MODEL", "--spec FILE", "-n NAME"]),
-        ("log query flights --sql x", ["--sql", "onnxserve log sql NAME STATEMENT"]),
-        ("replay flights --against m", ["--against", "onnxserve backtest NAME --against URI"]),
-        (
-            "replay flights --window 2026-01-01/1d --against m",
-            ["--window", "onnxserve backtest NAME --against URI"],
-        ),
         (
             "batch m -i i --folder o --device openvino",
             ["--device", "server.providers=OpenVINOExecutionProvider"],
@@ -153,14 +146,11 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
         ("audit card m -o o", ["-o", "`onnxserve audit card --folder FOLDER`"]),
         ("logs flights -n 2", ["-n", "`onnxserve logs --lines COUNT`"]),
         ("rollout flights --to 2", ["'flights'", "start", "`onnxserve rollout status flights`"]),
-        ("monitor run flights --due -o json", ["--due", "`onnxserve monitor run-due NAME`"]),
         ("monitor run-due flights --window 2013-07-01/1d", ["--window"]),
         ("alert silence flights", ["--for"]),
         ("alert silence --for 2h", ["NAME"]),
         ("alert unsilence", ["ID"]),
         ("optimize models:/m/1", ["--int8", "--fp16", "--prune SHARE", "auto-optimize"]),
-        ("optimize models:/m/1 --auto", ["--auto", "onnxserve auto-optimize MODEL"]),
-        ("optimize models:/m/1 --rows 8 --auto", ["--rows", "onnxserve auto-optimize MODEL"]),
     ],
 )
 def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(

@@ -253,14 +253,20 @@ def test_every_command_judges_the_same_window_with_one_function_and_the_same_ver
 
 def test_comparing_two_files_needs_no_endpoint(home: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for name, shift, count in (("training.csv", 0, 2000), ("recent.csv", 2, 250)):
+    files = (("training.csv", 0, 2000), ("recent.csv", 2, 250), ("few.csv", 0, 5))
+    for name, shift, count in files:
         values = "\n".join(map(str, rng.normal(shift, 1, count)))
         (tmp_path / name).write_text(f"x\n{values}\n")
 
     result = invoke("mine", "--rows", "recent.csv", "--reference", "training.csv")
+    coded = [
+        invoke("mine", "--rows", rows, "--reference", "training.csv", "--exit-code").exit_code
+        for rows in ("recent.csv", "few.csv")
+    ]
     half = invoke("mine", "--rows", "recent.csv")
 
     assert result.exit_code == 0, result.output
+    assert coded == [1, 3]
     assert re.match(r"mine drift .*: drift\n  250 rows\n  x: mean ", result.stdout)
     assert "experiment onnxserve/mine" in result.stdout
     assert half.exit_code == 2

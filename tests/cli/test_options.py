@@ -1,7 +1,15 @@
 """Tests of KEY=VALUE options, aligned columns, and text without control characters."""
 
+import fcntl
 import json
+import os
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 import numpy as np
@@ -14,6 +22,8 @@ from mlflow_deploy_plugin.cli.options import (
     show_lines,
     show_progress,
 )
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from tests.support.refusals import refused
 
 
@@ -41,6 +51,36 @@ def test_an_entry_that_makes_no_sense_is_named(entries: list[str], names: list[s
 def test_a_column_is_as_wide_as_its_widest_cell_and_lines_end_without_spaces() -> None:
     rows = [("NAME", "STATE"), ("flights", ""), ("x", "running")]
     assert list(align_columns(rows)) == ["NAME     STATE", "flights", "x        running"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "lines"),
+    [
+        (40, ["NAME  MODEL            URL", "a     models:/flights  http://localhost"]),
+        (30, ["NAME  MODEL        URL", "a     models:/fl…  http://loc…"]),
+        (9, ["NAME  MODEL     URL", "a     models:…  http://…"]),
+    ],
+)
+def test_widest_columns_shrink_to_the_line(limit: int, lines: list[str]) -> None:
+    rows = [("NAME", "MODEL", "URL"), ("a", "models:/flights", "http://localhost")]
+    assert list(align_columns(rows, limit)) == lines
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_table_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+    with closing(open_store(f"sqlite:///{tmp_path}/onnxserve.db")) as store:
+        ApiKeys(store).create("shop", ("infer", "read"), tuple(f"endpoint-{n}" for n in range(9)))
+    terminal, side = os.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
+    environment.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "keys", "list"]
+    subprocess.run(command, stdout=side, env=environment, check=True, timeout=120)
+    os.close(side)
+    row = os.read(terminal, 10_000).decode().splitlines()[1]
+    os.close(terminal)
+    assert len(row) <= columns
+    assert ("…" in row) is (columns == 60)
 
 
 def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

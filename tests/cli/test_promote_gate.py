@@ -132,6 +132,35 @@ def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
     assert line.endswith(" does not answer correctly: connection refused")
 
 
+def test_dry_run_of_a_promotion_changes_nothing(toy: Command) -> None:
+    promotion = ("promote", "models:/toy/2", "--dry-run", "--to")
+    client = MlflowClient()
+    client.set_registered_model_alias("toy", "challenger", "3")
+    store = open_store(load_settings().store_url)
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/toy@challenger"))
+    tags = client.get_model_version("toy", "2").tags
+    events = [*store.events()]
+
+    gated = toy(*promotion, "Production")
+    ungated = toy(*promotion, "@challenger")
+    there = toy("promote", "models:/toy@challenger", "--dry-run", "--to", "@challenger")
+
+    _, gate, followers = gated.stdout.splitlines()
+    assert gate.startswith("  gate: would be run; recorded: ")
+    assert followers == "  deployments that follow models:/toy/Production: none"
+    assert ungated.stdout.splitlines() == [
+        "@challenger of toy would be version 2 (before: 3)",
+        "  gate: not asked; the policy does not gate @challenger",
+        "  deployments that follow models:/toy@challenger: flights/flights",
+    ]
+    assert there.stdout.startswith("@challenger of toy is version 3 already\n")
+    assert client.get_model_version("toy", "2").tags == tags
+    assert client.get_registered_model("toy").aliases["challenger"] == 3
+    assert [*store.events()] == events
+    store.remove_endpoint("flights")
+    store.close()
+
+
 def test_promote_reports_the_change_the_gate_and_the_followers(toy: Command) -> None:
     done = toy("promote", "models:/toy/2", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output

@@ -261,7 +261,7 @@ def test_no_follow_keeps_serving_the_version_resolved_at_start(
 @pytest.mark.parametrize(
     ("kinds", "arguments", "names"),
     [
-        (("+1",), ["models:/{name}@live"], ["alias live", "1 (None)"]),
+        (("+1",), ["models:/{name}@live"], ["alias live", "versions: 1"]),
         (("broken",), ["models:/{name}/1"], ["ONNX Runtime", "model.onnx"]),
         (("+1",), ["models:/{name}/1", "--device", "cuda"], ["--device cuda"]),
         (

@@ -125,7 +125,7 @@ def test_a_pmml_file_is_shown_with_its_fields(wrapped: Command, tmp_path: Path) 
         (("model.pkl", "--register", "x"), ["model.pkl", "--allow-pickle"]),
         (("model.pkl", "--allow-pickle"), ["model.pkl", "--register NAME"]),
         (("rows.csv", "--register", "x"), ["rows.csv", ".joblib, .pkl, .pickle, .keras"]),
-        (("models:/old/9",), ["model old", "version 9", "1 (None)"]),
+        (("models:/old/9",), ["model old", "version 9", "versions: 1"]),
         (("models:/old/1", "--data", "no.csv"), ["file no.csv", "No such file"]),
         (
             ("models:/old/1", "--data", "model.pkl"),

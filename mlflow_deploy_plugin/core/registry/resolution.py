@@ -193,7 +193,7 @@ def _resolved_version(
     """
     is_logged = (info.source or "").startswith("models:/m-")
     aspects = _non_empty(
-        stage="" if info.current_stage == "None" else info.current_stage,
+        stage=stage_of(info),
         alias=uri.selector if uri.kind == "alias" else "",
         tag=uri.selector if uri.kind == "tag" else "",
         gate=info.tags.get(tags.GATE_TAG),
@@ -272,6 +272,11 @@ def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None
                     return newest(_newest_versions(client, uri.name, 1, tag))
     except NotFound:
         return None
+
+
+def stage_of(version: "ModelVersion") -> str:
+    """Return the stage of a version; empty without a stage."""
+    return str(version.current_stage or "").removeprefix("None")
 
 
 def selects(uri: ModelURI, version: "ModelVersion") -> bool:
@@ -360,7 +365,7 @@ def _describe_versions(
     for version in reversed(versions):
         number = str(version.version)
         tagged = f"{key}={version.tags[key]}" if key in version.tags else ""
-        marks = filter(None, (version.current_stage, of_version.get(number), tagged))
+        marks = filter(None, (stage_of(version), of_version.get(number), tagged))
         descriptions.append(f"{number} ({', '.join(marks)})".removesuffix(" ()"))
     text = ", ".join(descriptions)
     if uri.kind == "stage" and not any(version.current_stage for version in versions):

@@ -280,31 +280,30 @@ def _with_predictions(diff: VersionDiff) -> VersionDiff:
     last version or, without an example, of the first.
     """
     with temporary_folder("onnxserve-diff-") as temporary:
-        before = download(diff.before, temporary / "0")
-        after = download(diff.after, temporary / "1")
-        examples = [after / INPUT_EXAMPLE, before / INPUT_EXAMPLE]
+        old = download(diff.before, temporary / "0")
+        new = download(diff.after, temporary / "1")
+        examples = [new / INPUT_EXAMPLE, old / INPUT_EXAMPLE]
         example = next((file for file in examples if file.is_file()), None)
         if example is None:
             reason = "the versions have no example rows; log a model with input_example"
             return replace(diff, predictions=Refused(reason))
         body = example.read_bytes()
         try:
-            old = OnnxModel.load(before)
-            new = OnnxModel.load(after)
-            old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
-            new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))
-            agreements = {
-                name: compare_outputs(old.artifact, {name: array}, new.artifact, new_outputs)
-                for name, array in old_outputs.items()
-            }
-            answers = compare_outputs(old.artifact, old_outputs, new.artifact, new_outputs)
+            return _compare_outputs(diff, OnnxModel.load(old), OnnxModel.load(new), body)
         except OnnxserveError as error:
             reason = f"the predictions for the example rows cannot be compared: {error.message}"
             return replace(diff, predictions=Refused(reason))
+
+
+def _compare_outputs(diff: VersionDiff, old: OnnxModel, new: OnnxModel, body: bytes) -> VersionDiff:
+    """Return the comparison with that of the responses to the same request."""
+    old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
+    new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))
     changes = []
-    for name, agreement in agreements.items():
+    for name, array in old_outputs.items():
+        agreement = compare_outputs(old.artifact, {name: array}, new.artifact, new_outputs)
         changed_rows = int(np.count_nonzero(agreement.differences))
         largest = agreement.largest if agreement.are_numbers else None
         changes.append(OutputChange(name, len(agreement.differences), changed_rows, largest))
-    disagreement = float(np.mean(~answers.same))
-    return replace(diff, predictions=tuple(changes), disagreement=disagreement)
+    answers = compare_outputs(old.artifact, old_outputs, new.artifact, new_outputs)
+    return replace(diff, predictions=tuple(changes), disagreement=float(np.mean(~answers.same)))

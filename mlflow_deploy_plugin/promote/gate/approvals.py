@@ -93,10 +93,7 @@ class Subject:
 
 
 def subject_of(
-    version: "ModelVersion",
-    place: StageOrAlias,
-    files: str,
-    policy: GatePolicy,
+    version: "ModelVersion", place: StageOrAlias, files: str, policy: GatePolicy
 ) -> Subject:
     """Return the promotion of a version of MLflow's registry. `files` is the digest of
     the version's files.
@@ -220,12 +217,7 @@ def request_identity(entry: PromotionRequest) -> Json:
     }
 
 
-def missing_approvals(
-    store: Store,
-    policy: GatePolicy,
-    subject: Subject,
-    page: str = "",
-) -> str:
+def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
     """Return why a promotion lacks approvals; empty if it needs none, or has all.
     `page` is the URL of its requests.
     """
@@ -239,10 +231,7 @@ def missing_approvals(
 
 
 def approval_status(
-    policy: ApprovalPolicy,
-    request: PromotionRequest | None,
-    subject: Subject,
-    now: datetime,
+    policy: ApprovalPolicy, request: PromotionRequest | None, subject: Subject, now: datetime
 ) -> ApprovalStatus:
     """Return which approvals of the request count for `subject`. `request` is None if
     there is no open request.
@@ -262,10 +251,7 @@ def approval_status(
 
 
 def _discount_reason(
-    policy: ApprovalPolicy,
-    request: PromotionRequest,
-    approval: AuditEvent,
-    now: datetime,
+    policy: ApprovalPolicy, request: PromotionRequest, approval: AuditEvent, now: datetime
 ) -> str:
     """Return why the approval does not count; empty if it counts.
 
@@ -284,11 +270,7 @@ def _discount_reason(
 
 
 def request_promotion(
-    store: Store,
-    policy: GatePolicy,
-    subject: Subject,
-    person: Person,
-    why: str = "",
+    store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str = ""
 ) -> tuple[PromotionRequest, bool]:
     """Request a promotion. Return the open request, and True if it is new.
 
@@ -306,10 +288,7 @@ def request_promotion(
             f"{person.user} may not request {subject}, because {person.user} may not edit the model"
         )
     reports = _gate_reports(store.counted_events(subject.model, ("gate",)))
-    report = reports.get(
-        (subject.version, subject.files, subject.policy),
-        {},
-    )
+    report = reports.get((subject.version, subject.files, subject.policy), {})
     _require_evaluation(required, subject, report.get("verdict", ""))
     authors = version_authors(store, subject.version, subject.created)
 
@@ -324,12 +303,7 @@ def request_promotion(
 
 
 def approve(
-    store: Store,
-    policy: GatePolicy,
-    subject: Subject,
-    person: Person,
-    report: str,
-    why: str = "",
+    store: Store, policy: GatePolicy, subject: Subject, person: Person, report: str, why: str = ""
 ) -> tuple[PromotionRequest, bool]:
     """Approve the open request. Return it, and True if the approval is new: a person
     has at most one approval.
@@ -371,11 +345,7 @@ def approve(
 
 
 def decline(
-    store: Store,
-    policy: GatePolicy,
-    subject: Subject,
-    person: Person,
-    why: str,
+    store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str
 ) -> PromotionRequest:
     """End the open request without a promotion, and return it. Approvers and the
     requester may do this, with a reason.
@@ -396,10 +366,7 @@ def decline(
 
 
 def require_may_approve(
-    required: ApprovalPolicy,
-    request: PromotionRequest,
-    subject: Subject,
-    person: Person,
+    required: ApprovalPolicy, request: PromotionRequest, subject: Subject, person: Person
 ) -> None:
     """Check that the person may approve the request now.
 
@@ -430,9 +397,7 @@ def require_may_approve(
 
 
 def require_may_decline(
-    required: ApprovalPolicy,
-    request: PromotionRequest,
-    person: Person,
+    required: ApprovalPolicy, request: PromotionRequest, person: Person
 ) -> None:
     """Raise ScopeMissing or Unauthenticated if the person may not decline the
     request.
@@ -442,11 +407,7 @@ def require_may_decline(
         _require_approver(required, request.subject, person)
 
 
-def version_authors(
-    store: Store,
-    version: str,
-    created: int,
-) -> tuple[str, ...]:
+def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
     """Return the people who registered the version that was created at this time, under
     any name of its model.
     """
@@ -472,10 +433,7 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
-            live.pop(
-                (event.model, event.version, moved["place"].lower()),
-                None,
-            )
+            live.pop((event.model, event.version, moved["place"].lower()), None)
         elif event.action in ("rename", "delete", BROKEN):
             live.clear()
     reports = _gate_reports(events)
@@ -532,13 +490,9 @@ def _gate_reports(events: Iterable[AuditEvent]) -> dict[_Key, Json]:
 
 
 def _find_request(
-    requests: Iterable[PromotionRequest],
-    subject: Subject,
+    requests: Iterable[PromotionRequest], subject: Subject
 ) -> PromotionRequest | None:
-    return next(
-        (entry for entry in requests if entry.subject.key == subject.key),
-        None,
-    )
+    return next((entry for entry in requests if entry.subject.key == subject.key), None)
 
 
 def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:

@@ -82,6 +82,7 @@ def promote(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
     is_request: bool = False,
+    is_trial: bool = False,
 ) -> Promotion:
     """Move a version to a stage or an alias if it passes the gate that the policy
     requires.
@@ -104,6 +105,8 @@ def promote(
             named by the version.
         is_request: only run the gate, because people must approve the promotion before
             the version is moved.
+        is_trial: return what would happen, without a run of the gate, a move or an
+            event.
 
     Raises GateRefused if the version failed the gate, was rolled back without `force`
     or lacks approvals, InvalidConfig if an argument or the policy is not valid or
@@ -145,6 +148,8 @@ def promote(
                 original=original,
             ),
         )
+        if is_trial:
+            return request.foresee()
         return request.judge() if is_request else request.judge_and_move()
 
 
@@ -188,6 +193,23 @@ class _Request:
     begun: datetime
     run_gate: Callable[[], GateRun]
 
+    def foresee(self) -> Promotion:
+        """Return the promotion that would follow from the recorded verdict, without a
+        change. Raises GateRefused if the version was rolled back or lacks approvals.
+        """
+        if self.rollback_refusal and not self.force:
+            raise GateRefused(self.rollback_refusal)
+        if self.is_there():
+            status = self.ungated() or self.verdict
+            if status.passed:
+                return self.promotion(status, is_moved=False)
+        reason = self.missing_approvals(self.verdict.digest)
+        if reason:
+            raise GateRefused(reason)
+        recorded = self.verdict.state or "nothing"
+        unknown = tags.GateStatus(False, "would be run", f"recorded: {recorded}")
+        return self.promotion(self.ungated() or self.reusable_verdict() or unknown)
+
     def judge(self) -> Promotion:
         """Run the gate without moving the version."""
         self.require_not_rolled_back()
@@ -230,10 +252,7 @@ class _Request:
         empty if there was no rollback.
         """
         return transitions.rolled_back_refusal(
-            self.candidate.name,
-            self.candidate.version,
-            self.place,
-            self.entry.tags,
+            self.candidate.name, self.candidate.version, self.place, self.entry.tags
         )
 
     def is_there(self) -> bool:
@@ -337,11 +356,7 @@ class _Request:
         gated = self.run_gate()
         verdict = gated.verdict
         return tags.GateStatus(
-            verdict.passed,
-            verdict.state,
-            verdict.reason,
-            gated.report,
-            verdict.digest,
+            verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest
         )
 
     def ungated(self) -> tags.GateStatus | None:
@@ -369,9 +384,7 @@ class _Request:
         reference = parse_model_uri(self.place.uri(self.candidate.name))
         with no_request_timeout:
             transitions.move_version(
-                reference,
-                self.candidate.version,
-                clears_rollback=self.place.is_served_from,
+                reference, self.candidate.version, clears_rollback=self.place.is_served_from
             )
 
     def is_fresh(self) -> bool:

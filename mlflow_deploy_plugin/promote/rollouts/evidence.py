@@ -59,8 +59,7 @@ class StepEvidence:
             },
             "step": _COUNTERS.dump_python(self.step, mode="json"),
             "current": _COUNTERS.dump_python(
-                {"all": self.history, "before": self.before_step},
-                mode="json",
+                {"all": self.history, "before": self.before_step}, mode="json"
             ),
             "tests": {
                 text: [test.above_threshold.tolist(), test.above_current.tolist()]
@@ -81,10 +80,7 @@ class StepEvidence:
         current = _COUNTERS.validate_python(document["current"])
         step_counts = _COUNTERS.validate_python(document["step"])
         evidence = StepEvidence(
-            last,
-            step_counts,
-            history=current["all"],
-            before_step=current["before"],
+            last, step_counts, history=current["all"], before_step=current["before"]
         )
         tests = _new_tests(plan, step, evidence)
         for text, (above_threshold, above_current) in document["tests"].items():
@@ -98,18 +94,13 @@ def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvid
     steps.
     """
     begun = replace(
-        evidence,
-        step={role: VersionCounters() for role in _ROLES},
-        before_step=evidence.history,
+        evidence, step={role: VersionCounters() for role in _ROLES}, before_step=evidence.history
     )
     return replace(begun, tests=_new_tests(plan, step, begun))
 
 
 def add_counters(
-    plan: RolloutPlan,
-    step: int,
-    evidence: StepEvidence,
-    counters: Mapping[str, CountersByVersion],
+    plan: RolloutPlan, step: int, evidence: StepEvidence, counters: Mapping[str, CountersByVersion]
 ) -> StepEvidence:
     """Return the evidence with the counts since the last reading.
 
@@ -136,8 +127,7 @@ def add_counters(
 
 
 def _counters_by_role(
-    plan: RolloutPlan,
-    counters: Mapping[str, CountersByVersion],
+    plan: RolloutPlan, counters: Mapping[str, CountersByVersion]
 ) -> dict[str, dict[str, VersionCounters]]:
     """Return server → role → counters."""
     variants = {
@@ -154,8 +144,7 @@ def _counters_by_role(
 
 
 def _added_counts(
-    evidence: StepEvidence,
-    now: Mapping[str, Mapping[str, VersionCounters]],
+    evidence: StepEvidence, now: Mapping[str, Mapping[str, VersionCounters]]
 ) -> dict[str, VersionCounters]:
     """Return role → the counts since the last reading of the servers that were read
     before, from the counters `now`: server → role → counters.
@@ -169,10 +158,7 @@ def _added_counts(
 
 
 def _continue_tests(
-    plan: RolloutPlan,
-    step: int,
-    evidence: StepEvidence,
-    added: Mapping[str, VersionCounters],
+    plan: RolloutPlan, step: int, evidence: StepEvidence, added: Mapping[str, VersionCounters]
 ) -> dict[str, SequentialTest]:
     """Return the tests of the step after a look at the counts `added` by role."""
     tests = {text: replace(test) for text, test in evidence.tests.items()}
@@ -224,15 +210,15 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
         return (
-            f"the candidate has answered {answered:.0f} of the {plan.min_requests} required "
-            "requests"
+            "waiting for requests: the candidate has answered "
+            f"{answered:.0f} of {plan.min_requests}"
         )
     has_shadow = any(criterion.is_of_shadow for criterion in plan.criteria)
     if not has_shadow or plan.steps[step] >= 100:  # At 100 %, no requests are copied.
         return ""
     rows = evidence.step["shadow"].compared
     if rows < plan.min_requests:
-        return f"{rows:.0f} of the {plan.min_requests} required rows were compared"
+        return f"waiting for requests: {rows:.0f} of {plan.min_requests} rows were compared"
     return ""
 
 
@@ -262,11 +248,7 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
     return {**counted, "criteria": judged}
 
 
-def _new_tests(
-    plan: RolloutPlan,
-    step: int,
-    evidence: StepEvidence,
-) -> dict[str, SequentialTest]:
+def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:
     """Return the tests of a step.
 
     At 100 %, the current version receives no requests. The candidate is then compared
@@ -290,9 +272,7 @@ def _new_tests(
 
 
 def _count_events(
-    criterion: Criterion,
-    counted: VersionCounters,
-    slow_from: float | None = None,
+    criterion: Criterion, counted: VersionCounters, slow_from: float | None = None
 ) -> tuple[float, float]:
     """Return the number of requests (or rows) with the criterion's event, and the
     number of all requests (or rows).

@@ -64,7 +64,7 @@ def rollback(
     reason = f"rolled back by {by}: {why}" if why else f"rolled back by {by}"
     try:
         plan = plan_of(abort_rollout(deployments, endpoint, reason, by))
-        move = _Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
+        move = Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
@@ -82,8 +82,8 @@ def rollback(
         endpoint=endpoint,
         model=move.model,
         version=move.after,
-        before=_version_or_uri(move.before),
-        after=_version_or_uri(move.after),
+        before=version_or_uri(move.before),
+        after=version_or_uri(move.after),
         why=why,
         detail=figures | move.detail,
         actor=by,
@@ -91,7 +91,20 @@ def rollback(
     return figures
 
 
-def _version_or_uri(text: str) -> str:
+def foresee_rollback(deployments: Deployments, endpoint: str, to: str | None = None) -> "Move":
+    """Return what `rollback` would do, without a change. The model is the URI of the
+    stage, alias or tag that would move. Raises like `rollback`.
+    """
+    observed = deployments.get_endpoint(endpoint)
+    live = deployments.store.rollouts(endpoint, live=True)
+    if live:
+        plan = plan_of(live[0])
+        source = "the live rollout would be aborted"
+        return Move(plan.model, plan.version, plan.before_version, source)
+    return _move_back(deployments, observed, "", "", to, is_trial=True)
+
+
+def version_or_uri(text: str) -> str:
     return f"version {text}" if text.isdigit() else text
 
 
@@ -120,9 +133,9 @@ def rollback_target(
 
 
 @dataclass(frozen=True)
-class _Move:
-    """A completed rollback of a model, from one version or model URI to another.
-    `source` is the source that named the earlier version.
+class Move:
+    """A rollback of a model, from one version or model URI to another. `source` is the
+    source that named the earlier version.
     """
 
     model: str
@@ -138,16 +151,18 @@ def _move_back(
     why: str,
     actor: str,
     to: str | None,
-) -> _Move:
+    is_trial: bool = False,
+) -> Move:
     """Restore the earlier version or model of an endpoint without a rollout. `to` is
-    the version or model that the user names, or None.
+    the version or model that the user names, or None. With `is_trial`, nothing is
+    changed.
     """
     spec = observed.endpoint.spec
     metrics = partial(deployments.server_metrics, observed)
     served = _Served(deployments.store, observed, metrics)
     reference = served.reference
     if reference.followed:
-        return _move_reference(deployments, served, why, actor, to)
+        return _move_reference(deployments, served, why, actor, to, is_trial)
     if to:
         if to.isdecimal() and reference.kind not in ("version", "latest"):
             raise InvalidConfig(
@@ -159,12 +174,15 @@ def _move_back(
     model = earlier.version
     if model == served.model:
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {model}")
+    move = Move(parse_model_uri(model).name, served.model, model, earlier.source)
+    if is_trial:
+        return move
     config = {f"variants.{served.main}.model": model}
     # A model that answered before must not wait for people. A model that a user names,
     # or that had no traffic, may.
     restores = not to and has_answered(deployments.store, spec.name, model)
     deployments.update_endpoint(spec.name, config, why or "rollback", actor, restores=restores)
-    return _Move(parse_model_uri(model).name, served.model, model, earlier.source)
+    return move
 
 
 def _move_reference(
@@ -173,7 +191,8 @@ def _move_reference(
     why: str,
     actor: str,
     to: str | None,
-) -> _Move:
+    is_trial: bool,
+) -> Move:
     """Move the stage, alias or tag to the earlier version, and wait until it is served.
 
     The newer version is marked as rolled back. If the earlier version cannot be served,
@@ -190,6 +209,8 @@ def _move_reference(
         current, earlier = served.current_and_earlier()
     if earlier.version == current:
         raise InvalidConfig(f"{served.model} is already version {current}")
+    if is_trial:
+        return Move(served.model, current, earlier.version, earlier.source)
     transitions.move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
     if served.observed.observation.state in ("running", "starting"):
@@ -208,7 +229,7 @@ def _move_reference(
         reason = why or f"rolled back by {actor}"
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {reason}")
     detail = {transitions.STARTED_AT: begun_at.isoformat()} | move_detail("", current)
-    return _Move(reference.name, current, earlier.version, earlier.source, detail)
+    return Move(reference.name, current, earlier.version, earlier.source, detail)
 
 
 def _requested_version(to: str, reference: ModelURI) -> PreviousVersion:
@@ -268,9 +289,7 @@ class _Served:
         for earlier in self._earlier_versions(current):
             try:
                 was_rolled_back = transitions.was_rolled_back(
-                    self.reference.name,
-                    earlier.version,
-                    self.registry,
+                    self.reference.name, earlier.version, self.registry
                 )
             except NotFound:  # The version was deleted.
                 continue
@@ -312,8 +331,7 @@ class _Served:
         yield from (PreviousVersion(version, source) for version in answered if version != current)
         if registered is not None:
             yield PreviousVersion(
-                registered.version,
-                f"{registered.source}, according to the registry",
+                registered.version, f"{registered.source}, according to the registry"
             )
         yield from in_trail
 
@@ -328,8 +346,7 @@ class _Served:
         name = self.observed.endpoint.name
         conversions = self.store.events(name, actions=("follow",), newest_first=True)
         converted = next(
-            (event for event in conversions if self.main in event.detail["stages"]),
-            None,
+            (event for event in conversions if self.main in event.detail["stages"]), None
         )
         for event in newest_events(self.store, self.reference.name):
             if not event.endpoint and event.action in ("rename", "delete"):

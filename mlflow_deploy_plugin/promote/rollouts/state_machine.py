@@ -85,10 +85,7 @@ class Decision:
 
 
 def decide(
-    plan: RolloutPlan,
-    progress: Progress,
-    snapshot: EndpointSnapshot | None,
-    seconds: float,
+    plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | None, seconds: float
 ) -> Decision:
     """Return the next action of the rollout. `snapshot` is None if the endpoint does
     not exist.
@@ -121,11 +118,7 @@ def decide(
 
 
 def after_failure(
-    plan: RolloutPlan,
-    progress: Progress,
-    action: RolloutAction,
-    reason: str,
-    is_transient: bool,
+    plan: RolloutPlan, progress: Progress, action: RolloutAction, reason: str, is_transient: bool
 ) -> Progress:
     """Return the progress after a failed action.
 
@@ -178,10 +171,7 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
 
 
 def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
-    return {
-        plan.main: 100 - plan.steps[step],
-        plan.candidate: plan.steps[step],
-    }
+    return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
 
 
 def _moved_reason(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
@@ -205,10 +195,7 @@ def _is_promoted(plan: RolloutPlan, snapshot: EndpointSnapshot) -> bool:
 
 
 def _start(
-    plan: RolloutPlan,
-    progress: Progress,
-    snapshot: EndpointSnapshot,
-    seconds: float,
+    plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float
 ) -> Decision:
     """Add the deployments, wait until they are loaded and all counters are read, and
     then begin the first step.
@@ -231,19 +218,13 @@ def _start(
         if all(name in snapshot.variants for name in added):
             return Decision(waiting, "wait")
         return Decision(waiting, "prepare")
-    evidence = begin_step(
-        plan,
-        0,
-        add_counters(plan, 0, progress.evidence, snapshot.counters),
-    )
-    return Decision(Progress("stepping", evidence=evidence), "set_traffic")
+    evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
+    reason = missing_evidence(plan, 0, evidence)
+    return Decision(Progress("stepping", evidence=evidence, reason=reason), "set_traffic")
 
 
 def _step(
-    plan: RolloutPlan,
-    progress: Progress,
-    snapshot: EndpointSnapshot,
-    seconds: float,
+    plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float
 ) -> Decision:
     """Judge the step, and begin the next one, or promote, when its time is over and
     its evidence suffices.
@@ -279,10 +260,7 @@ def _step(
 
 
 def _promote(
-    plan: RolloutPlan,
-    progress: Progress,
-    snapshot: EndpointSnapshot,
-    seconds: float,
+    plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float
 ) -> Decision:
     """Repeat the promotion until the main deployment serves the version, and then end
     the rollout. Roll back if the version is refused, or not served in time.
@@ -293,9 +271,7 @@ def _promote(
     if refusal := snapshot.refused.get((plan.main, plan.version)):
         return _roll_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}")
     waiting = replace(
-        progress,
-        elapsed=progress.elapsed + seconds,
-        reason=f"waiting until {plan.main} serves it",
+        progress, elapsed=progress.elapsed + seconds, reason=f"waiting until {plan.main} serves it"
     )
     if waiting.elapsed > PROMOTE_SECONDS:
         late = f"{plan.main} did not load version {plan.version} within {PROMOTE_SECONDS:g} s"
@@ -417,10 +393,7 @@ def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
 
 
 def progress_event(
-    rollout: Rollout,
-    progress: Progress,
-    actor: str,
-    now: datetime,
+    rollout: Rollout, progress: Progress, actor: str, now: datetime
 ) -> AuditEvent | None:
     """Return the audit event of the change from `rollout` to `progress`; None if the
     change is not audited.

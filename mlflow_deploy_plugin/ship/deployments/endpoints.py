@@ -85,8 +85,7 @@ class Endpoints:
         if not stored.spec.variants:
             create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
             return ObservedEndpoint(
-                stored,
-                Observation("empty", f"it has no deployment; `{create}` adds one"),
+                stored, Observation("empty", f"it has no deployment; `{create}` adds one")
             )
         try:
             return ObservedEndpoint(stored, self.backend(stored).observe(stored.spec))
@@ -114,11 +113,7 @@ class Endpoints:
         # it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
-                stored = self.store.add_endpoint(
-                    str(self.target),
-                    with_port(spec),
-                    **written,
-                ).spec
+                stored = self.store.add_endpoint(str(self.target), with_port(spec), **written).spec
             if not stored.variants:
                 return
             try:
@@ -130,11 +125,7 @@ class Endpoints:
                 raise
 
     def change(
-        self,
-        stored: Endpoint,
-        new: EndpointSpec,
-        restores: bool = False,
-        **audit: Any,
+        self, stored: Endpoint, new: EndpointSpec, restores: bool = False, **audit: Any
     ) -> None:
         """Replace the spec of an endpoint, or restore it on failure. The caller must
         have the lock.
@@ -215,22 +206,21 @@ class Endpoints:
                     why = f"port {port} was taken by another program"
                     self.store.replace_spec(placed, why=why, unapproved=unapproved)
 
-    def remove(self, name: str, why: str = "") -> None:
+    def remove(self, name: str, why: str = "", is_trial: bool = False) -> None:
         """Stop the server, revoke its keys, and remove the endpoint from the store. The
-        caller must have the lock. Raises the error of `require_removable`.
+        caller must have the lock. Raises the error of `require_removable`. With
+        `is_trial`, no change is made.
         """
         require_removable(self.store, name)
+        if is_trial:
+            return
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
             self.progress(f"{name}: the key {key} was only for this endpoint, and is revoked")
         self.store.remove_endpoint(name, why=why)
 
     @contextlib.contextmanager
-    def lock(
-        self,
-        name: str,
-        target: Target | None = None,
-    ) -> Iterator[None]:
+    def lock(self, name: str, target: Target | None = None) -> Iterator[None]:
         """Lock an endpoint (or a new endpoint at `target`) during a change.
 
         The lock is a file for the processes of this machine, and also a lease if other
@@ -245,8 +235,8 @@ class Endpoints:
                     # The cache reports each holder of the lease only once.
                     report = cache(
                         lambda holder: self.progress(
-                            f"{name}: waiting for {holder}, which is changing it",
-                        ),
+                            f"{name}: waiting for {holder}, which is changing it"
+                        )
                     )
                     stack.enter_context(held_lease(self.store, f"endpoint/{name}", report))
                 yield
@@ -278,7 +268,7 @@ class Endpoints:
                 if port is not None and owners.get(port, spec.name) != spec.name:
                     raise InvalidConfig(
                         f"port {port} belongs to the deployment {owners[port]!r}: set another "
-                        "port with -C server.port=…",
+                        "port with -C server.port=…"
                     )
                 return spec
 
@@ -294,11 +284,7 @@ class Endpoints:
         # An endpoint with an unreadable spec may have a running server.
         for unreadable in self.store.unreadable():
             with contextlib.suppress(
-                yaml.YAMLError,
-                ValueError,
-                RecursionError,
-                LookupError,
-                TypeError,
+                yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError
             ):
                 if parse_target(unreadable.target).is_on_this_machine:
                     owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name

@@ -108,11 +108,7 @@ class Deployments:
     target: Target | None = None
 
     def create(
-        self,
-        name: str,
-        model_uri: str,
-        config: Config,
-        endpoint: str | None = None,
+        self, name: str, model_uri: str, config: Config, endpoint: str | None = None
     ) -> Deployment:
         """Serve a model under a new name, if necessary in a new endpoint. Return when
         the server is ready.
@@ -130,22 +126,18 @@ class Deployments:
             return self.get(name, endpoint)
         if not self._sees(stored):
             raise AlreadyExists(
-                f"the name {stored.name!r} is taken by an endpoint of `-t {stored.target}`",
+                f"the name {stored.name!r} is taken by an endpoint of `-t {stored.target}`"
             )
         if endpoint is not None:
             return self.add(endpoint, name, model_uri, config)
         if name not in stored.spec.variants:
             raise AlreadyExists(
-                f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it",
+                f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it"
             )
         raise AlreadyExists(f"the deployment {name!r} already exists: update or delete it")
 
     def _first_spec(
-        self,
-        endpoint: str,
-        variant: str,
-        model_uri: str,
-        config: Config,
+        self, endpoint: str, variant: str, model_uri: str, config: Config
     ) -> EndpointSpec:
         """Return the spec of a new endpoint with one variant. Raises NotFound or
         RegistryUnavailable if the model cannot be resolved, and InvalidConfig.
@@ -159,11 +151,7 @@ class Deployments:
         return self._configured(spec, config)
 
     def update(
-        self,
-        name: str,
-        model_uri: str | None,
-        config: Config,
-        endpoint: str | None = None,
+        self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None
     ) -> Deployment:
         """Change a deployment, and start its server. Raises like `create`. A change
         that cannot be served is undone.
@@ -171,19 +159,21 @@ class Deployments:
         endpoint_name = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
         self._change(
-            endpoint_name,
-            lambda spec: self._configured(spec, {**model, **config}),
-            config,
+            endpoint_name, lambda spec: self._configured(spec, {**model, **config}), config
         )
         return self.get(name, endpoint_name)
 
-    def delete(self, name: str, endpoint: str | None = None) -> None:
-        """Delete a deployment. Raises NotFound if it does not exist.
+    def delete(
+        self, name: str, endpoint: str | None = None, is_trial: bool = False
+    ) -> EndpointSpec | None:
+        """Delete a deployment. Return its endpoint without the deployment, or None if
+        the endpoint is deleted as well. With `is_trial`, no change is made.
 
         Without `endpoint`, the last deployment of an endpoint of the same name is
         deleted together with the endpoint. Otherwise, the endpoint is kept. Raises
-        InvalidConfig if no remaining deployment would answer the endpoint's traffic,
-        and DeploymentFailed if the server fails without the deployment.
+        NotFound if there is no such deployment, InvalidConfig if no remaining
+        deployment would answer the endpoint's traffic, and DeploymentFailed if the
+        server fails without the deployment.
         """
         endpoint_name = self._find(name, endpoint).name
         with self._endpoints.lock(endpoint_name):
@@ -192,14 +182,16 @@ class Deployments:
             if stored is None or name not in stored.spec.variants:
                 raise self._no_deployment(name, endpoint)
             if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
-                self._endpoints.remove(endpoint_name)
-                return
+                self._endpoints.remove(endpoint_name, is_trial=is_trial)
+                return None
             try:
                 remaining = remove_variant(stored.spec, name)
             except InvalidConfig as error:
                 hint = f"`onnxserve endpoint delete {endpoint_name}` deletes the endpoint"
                 raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
-            self._endpoints.change(stored, remaining)
+            if not is_trial:
+                self._endpoints.change(stored, remaining)
+            return remaining
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
         stored = self._find(name, endpoint)
@@ -212,9 +204,7 @@ class Deployments:
         return self._endpoints.backend(stored).reached(stored.spec)
 
     def server_metrics(
-        self,
-        observed: ObservedEndpoint,
-        timeout_seconds: float = _PAGE_SECONDS,
+        self, observed: ObservedEndpoint, timeout_seconds: float = _PAGE_SECONDS
     ) -> MetricsByServer:
         """Return the counters of each server of an endpoint; an empty mapping if no
         server answers.
@@ -227,10 +217,7 @@ class Deployments:
         return {server: read_page(page, parse) for server, page in pages.items()}
 
     def server_history(
-        self,
-        observed: ObservedEndpoint,
-        span: Span,
-        timeout_seconds: float = _PAGE_SECONDS,
+        self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
     ) -> HistoryByServer:
         """Return the history that each server of an endpoint has stored, even after a
         local server was stopped.
@@ -275,7 +262,7 @@ class Deployments:
         with self._locked(self._find_server(name)) as stored:
             if not stored.spec.variants:
                 raise InvalidConfig(
-                    f"the endpoint {stored.name!r} has no deployment that could be served",
+                    f"the endpoint {stored.name!r} has no deployment that could be served"
                 )
             self._endpoints.serve(stored)
             self.store.record("start", endpoint=stored.name)
@@ -378,19 +365,14 @@ class Deployments:
         return followers
 
     def _move_to_alias(
-        self,
-        stored: Endpoint,
-        followers: Sequence[StageFollower],
-        why: str,
+        self, stored: Endpoint, followers: Sequence[StageFollower], why: str
     ) -> None:
         """Give the versions of the followed stages their alias, and then change the
         models of the deployments.
         """
         for follower in followers:
             move_version(
-                parse_model_uri(follower.alias_uri),
-                follower.version,
-                clears_rollback=False,
+                parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False
             )
         models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
         stages = {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}
@@ -453,13 +435,7 @@ class Deployments:
         )
         return self.get(name, endpoint)
 
-    def remove(
-        self,
-        endpoint: str,
-        name: str,
-        why: str = "",
-        actor: str | None = None,
-    ) -> None:
+    def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
         """Remove a deployment, but not its endpoint. A missing deployment is ignored.
 
         Raises NotFound without the endpoint, InvalidConfig if no remaining deployment
@@ -469,10 +445,7 @@ class Deployments:
         with self._locked(endpoint) as stored:
             if name in stored.spec.variants:
                 self._endpoints.change(
-                    stored,
-                    remove_variant(stored.spec, name),
-                    why=why,
-                    actor=actor,
+                    stored, remove_variant(stored.spec, name), why=why, actor=actor
                 )
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
@@ -490,12 +463,7 @@ class Deployments:
                 with suppress(OnnxserveError):  # The agent also polls on a schedule.
                     self._endpoints.backend(stored).poll_registry(stored.name)
 
-    def logs(
-        self,
-        name: str,
-        lines: int,
-        follow: bool,
-    ) -> Iterator[str]:
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last log lines of a deployment's server; with `follow`, also new
         lines. Raises NotFound.
         """
@@ -514,10 +482,7 @@ class Deployments:
         return self.target is None or parse_target(stored.target) == self.target
 
     def _server_pages(
-        self,
-        observed: ObservedEndpoint,
-        path: str,
-        timeout_seconds: float,
+        self, observed: ObservedEndpoint, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | Refused]:
         """Return a page of each server of an endpoint, or the reason why the server
         does not return it; empty if no server answers.
@@ -537,7 +502,7 @@ class Deployments:
         stored = self.store.require_endpoint(endpoint)
         if not self._sees(stored):
             raise NotFound(
-                f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`",
+                f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`"
             )
         return stored
 
@@ -596,8 +561,7 @@ class Deployments:
         if len(candidates) > 1 and not namesakes:
             names = ", ".join(item.name for item in candidates)
             raise InvalidConfig(
-                f"the endpoints {names} each have a deployment {name!r}: select one with "
-                "--endpoint",
+                f"the endpoints {names} each have a deployment {name!r}: select one with --endpoint"
             )
         return (namesakes or candidates)[0]
 
@@ -608,7 +572,7 @@ class Deployments:
         namesake = self.store.endpoint(endpoint or name)
         if namesake is not None and not self._sees(namesake):
             return NotFound(
-                f"the deployment {name!r} is not at {self.target}, but at `-t {namesake.target}`",
+                f"the deployment {name!r} is not at {self.target}, but at `-t {namesake.target}`"
             )
         where = f" in endpoint {endpoint!r}" if endpoint else ""
         message = f"there is no deployment {name!r}{where}"
@@ -616,7 +580,7 @@ class Deployments:
             return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
             return NotFound(
-                f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`",
+                f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`"
             )
         searched = [item.spec.variants for item in self._seen() if endpoint in (None, item.name)]
         variants = list(dict.fromkeys(chain.from_iterable(searched)))
@@ -634,8 +598,7 @@ class Deployments:
 
 @contextmanager
 def open_deployments(
-    progress: Callable[[str], None],
-    target: Target | None = None,
+    progress: Callable[[str], None], target: Target | None = None
 ) -> Iterator[Deployments]:
     set_service_timeouts()
     settings = load_settings()
@@ -651,15 +614,11 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
         return None
     return Refused(
         f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout "
-        f"abort {endpoint}` aborts the rollout and restores the previous traffic",
+        f"abort {endpoint}` aborts the rollout and restores the previous traffic"
     )
 
 
-def _stage_followers(
-    spec: EndpointSpec,
-    alias: str,
-    deployment: str | None,
-) -> list[StageFollower]:
+def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
     """Return the deployments to convert; none if they already follow the alias.
     `deployment` is None for all deployments.
 
@@ -682,15 +641,11 @@ def _refuse_second_version(others: Iterable[StageFollower], follower: StageFollo
                 f"{other.alias_uri} cannot be version {other.version} for "
                 f"{other.deployment!r} and version {follower.version} for "
                 f"{follower.deployment!r}: convert "
-                "each deployment with --deployment and a different --alias",
+                "each deployment with --deployment and a different --alias"
             )
 
 
-def _stage_uris(
-    spec: EndpointSpec,
-    alias: str,
-    deployment: str | None,
-) -> dict[str, str]:
+def _stage_uris(spec: EndpointSpec, alias: str, deployment: str | None) -> dict[str, str]:
     """Return the URI of each deployment that follows a stage, by deployment; none if
     the deployments already follow the alias.
 
@@ -726,6 +681,6 @@ def _stage_follower(name: str, stage_uri: str, alias: str) -> StageFollower:
         raise InvalidConfig(
             f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
             f"`onnxserve promote models:/{model}/{version} --to @{alias}` moves the alias to "
-            f"version {version}; or specify another alias with --alias",
+            f"version {version}; or specify another alias with --alias"
         )
     return StageFollower(name, stage_uri, alias_uri, version)

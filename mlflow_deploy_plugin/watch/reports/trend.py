@@ -385,10 +385,9 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
     days = _to_days(line.starts)
     values = np.array(line.values)
     drawn = np.clip(values, *_cut_axis(values, np.array(line.bounds)))
-    colours = np.array(line.colours)
     panel.plot(days, drawn, color=_LINE, linewidth=1, zorder=1)
     for colour, marker in _MARKERS.items():
-        marked = np.where(colours == colour, drawn, math.nan)
+        marked = np.where(np.array(line.colours) == colour, drawn, math.nan)
         panel.scatter(
             days,
             marked,
@@ -405,14 +404,13 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
         sign = beyond[run[0]]
         if not sign:
             continue
-        arrow = "↑" if sign > 0 else "↓"
         extreme = line.show(sign * (sign * values[run]).max())
         is_early = run[0] < len(days) / 2
         place = run[-1] if is_early else run[0]
         panel.text(
             days[place],
             drawn[place],
-            f"  {arrow} {extreme}  ",
+            f"  {'↑' if sign > 0 else '↓'} {extreme}  ",
             horizontalalignment="left" if is_early else "right",
             verticalalignment="center",
             fontsize=LABEL_POINTS,

@@ -83,17 +83,10 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     candidate = registered_version(plan.model, retraining.version)
     current = resolve(f"models:/{plan.model}/{against}")
     gated = gate_version(
-        candidate,
-        current,
-        choice,
-        context.actor,
-        context.deployments.store,
-        lambda _: None,
+        candidate, current, choice, context.actor, context.deployments.store, lambda _: None
     )
     figures = replace(
-        _with_verdict(retraining.figures, gated),
-        against=against,
-        gated_at=context.now(),
+        _with_verdict(retraining.figures, gated), against=against, gated_at=context.now()
     )
     context.write(replace(retraining, state="gated", figures=figures, reason=""))
 
@@ -106,7 +99,7 @@ def _with_dataset(choice: PolicyChoice, figures: RetrainingFigures) -> PolicyCho
     if not figures.dataset or evaluation.dataset:
         return choice
     evaluation = evaluation.model_copy(
-        update={"dataset": figures.dataset, "target": figures.target or ""},
+        update={"dataset": figures.dataset, "target": figures.target or ""}
     )
     return replace(
         choice,
@@ -174,9 +167,7 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
 
 
 def _find_rollout(
-    context: RetrainingContext,
-    retraining: Retraining,
-    plan: RetrainPlan,
+    context: RetrainingContext, retraining: Retraining, plan: RetrainPlan
 ) -> Rollout | None:
     """Return the rollout of the new version since the retraining began; None if there
     is none.
@@ -238,14 +229,7 @@ def _follow(context: RetrainingContext, retraining: Retraining, rollout: Rollout
     """Tag the version with its rollout, and store the state "rolling_out"."""
     text = f"rollout {rollout.id} of endpoint {retraining.endpoint}"
     tag_version(retraining.model, retraining.version, CANDIDATE_TAG, text)
-    context.write(
-        replace(
-            retraining,
-            state="rolling_out",
-            rollout_id=rollout.id,
-            reason="",
-        )
-    )
+    context.write(replace(retraining, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
 def _passed_text(retraining: Retraining) -> str:
@@ -255,10 +239,7 @@ def _passed_text(retraining: Retraining) -> str:
 
 
 def _wait_for_server(
-    context: RetrainingContext,
-    retraining: Retraining,
-    obstacle: str,
-    waits_for: WaitsFor = "",
+    context: RetrainingContext, retraining: Retraining, obstacle: str, waits_for: WaitsFor = ""
 ) -> None:
     """Store the obstacle for which the rollout waits. After `MAX_SERVER_WAIT`, propose
     the version instead.
@@ -345,9 +326,7 @@ def start_rollouts_at(context: RetrainingContext, location: str) -> None:
     """
     for retraining in Retrainings(context.deployments.store).find(live=True):
         if retraining.waits_for == "local_controller" and reaches(
-            context.deployments,
-            retraining.endpoint,
-            location,
+            context.deployments, retraining.endpoint, location
         ):
             try_step(context, retraining)
 

@@ -266,6 +266,7 @@ def log_model(
             parity_data=parity_data,
             reference_data=reference_data,
             event_time=event_time,
+            progress=eprint,
         )
     except (ConversionError, ParityError) as error:
         flavor = None
@@ -293,6 +294,7 @@ def log_model(
         reason = getattr(error, "brief", "") or reason_line(error)
         _print_outcome(info, registered_model_name, f"pyfunc, not ONNX: {reason}")
         return info
+    eprint("Logging the model to MLflow.")
     info = log_wrapped(wrapped, **mlflow_options)
     if signer is not None:
         sign_version(info.model_uri, signer)
@@ -314,7 +316,7 @@ def _check_explainable(has_rows: bool) -> None:
     require_matplotlib()
     if not has_rows:
         raise InvalidConfig(
-            "explain: there are no rows to explain; pass input_example= or reference_data=",
+            "explain: there are no rows to explain; pass input_example= or reference_data="
         )
 
 
@@ -333,9 +335,7 @@ def _explain(model_uri: str) -> None:
 
 
 def log_wrapped(
-    wrapped: WrappedModel,
-    tags: Mapping[str, object],
-    **mlflow_options: Any,
+    wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any
 ) -> ModelInfo:
     """Log a wrapped model to MLflow, with its parity metrics. The options are those of
     `log_flavor`.
@@ -352,11 +352,7 @@ def log_wrapped(
         **mlflow_options,
     )
     if info.run_id:
-        mlflow.log_metrics(
-            wrapped.report.metrics(),
-            run_id=info.run_id,
-            model_id=info.model_id,
-        )
+        mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
         mlflow.MlflowClient().set_tag(info.run_id, PARITY_TAG, state)
     return info
 
@@ -379,8 +375,7 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
             client.log_inputs(run_id, [DatasetInput(dataset, [context])])
     except Exception as error:  # noqa: BLE001 - MLflow's encoders may raise any error.
         _logger.warning(
-            "the data of the model could not be logged as an input of its run: %s",
-            one_line(error),
+            "the data of the model could not be logged as an input of its run: %s", one_line(error)
         )
 
 
@@ -424,16 +419,12 @@ class PyfuncModel:
     def get_raw_model(self) -> OnnxModel:
         return self._model
 
-    def predict(
-        self,
-        data: ModelData,
-        params: Mapping[str, object] | None = None,
-    ) -> ModelData:
+    def predict(self, data: ModelData, params: Mapping[str, object] | None = None) -> ModelData:
         """Predict for a DataFrame, array, mapping, or list of rows or records. Raises
         SchemaMismatch for other data.
         """
         prediction = self._model.prediction(
-            self._model.run(self._feeds(data), self._model.artifact.prediction),
+            self._model.run(self._feeds(data), self._model.artifact.prediction)
         )
         framework = self._model.artifact.framework
         if not isinstance(data, pd.DataFrame) or framework not in _ANSWER_TABLES:
@@ -469,10 +460,7 @@ def _as_rows(values: Any) -> Any:
     return np.asarray(values)
 
 
-def _load_pyfunc(
-    path: str,
-    model_config: Mapping[str, object] | None = None,
-) -> PyfuncModel:
+def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
     """Load the model in a folder for MLflow. Raises InvalidConfig for an unknown
     `device` in `model_config`.
     """

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
     pass_exit,
 )
+from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -82,9 +83,11 @@ def wrap(
     reference_data: ModelData = None,
     event_time: EventTimes = None,
     drop: Collection[str] = (),
+    progress: ProgressCallback = _logger.debug,
 ) -> WrappedModel:
     """Convert `model`, check the result, and sample the reference. Arguments and errors
     are those of `save_model`. `drop` has columns that the model does not read.
+    `progress` receives a line before each long step.
     """
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
@@ -101,7 +104,8 @@ def wrap(
             drop,
         )
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            form = _FormTrials(converter, model, rows, predict_fn).select(Path(folder))
+            trials = _FormTrials(converter, model, rows, predict_fn, progress)
+            form = trials.select(Path(folder))
             _check_report(form, rows.example, parity)
             reference = rows.sample(form.runnable)
             explained = with_additive_files(form.converted, form.runnable, rows.sampled)
@@ -174,7 +178,7 @@ class _Rows:
             argument = "event_time" if self.reference is None else "reference_data"
             raise InvalidConfig(
                 f"{argument}: this graph has no batch dimension and therefore no rows: "
-                f"{no_batch_dimension_reason(model.artifact)}",
+                f"{no_batch_dimension_reason(model.artifact)}"
             )
         return None
 
@@ -233,7 +237,7 @@ def _check_repeatable(original: OriginalModel, example: Batch) -> None:
     again = original(rows)
     if not all(compare(first[name], again[name]).is_same for name in first):
         raise ConversionError(
-            "the model's predictions are random: two calls with the same rows differ",
+            "the model's predictions are random: two calls with the same rows differ"
         )
 
 
@@ -326,7 +330,7 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
         return None, data
     if data is None:
         raise InvalidConfig(
-            "event_time: there are no rows for the times; pass input_example or reference_data",
+            "event_time: there are no rows for the times; pass input_example or reference_data"
         )
     values = event_time
     if isinstance(event_time, str):
@@ -336,7 +340,7 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     times = _utc_times(values)
     if len(times) != len(data):
         raise InvalidConfig(
-            f"event_time has {len(times)} values, but the reference data has {len(data)} rows",
+            f"event_time has {len(times)} values, but the reference data has {len(data)} rows"
         )
     if times.isna().any():
         raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
@@ -354,7 +358,7 @@ def _utc_times(event_time: EventTimes) -> pd.Series:
         if is_numeric_dtype(series.dtype) and len(series):
             raise InvalidConfig(
                 f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
-                "unit='s')",
+                "unit='s')"
             )
         return pd.to_datetime(series, utc=True)
     except (TypeError, ValueError) as error:
@@ -388,6 +392,7 @@ class _FormTrials:
     model: TrainedModel
     rows: _Rows
     predict_fn: PredictFunction
+    progress: ProgressCallback
     answered: Iterable[tuple[RowGroup, Answers | None]] = ()
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -395,15 +400,11 @@ class _FormTrials:
         """Return the first form without `doubts`, otherwise the best form. Raises
         ConversionError if all forms fail.
         """
+        self.progress(f"Converting {type(self.model).__name__} to ONNX.")
         best: OnnxForm | None = None
         first_failure: ModelError | None = None
         axes = self.rows.free_axes()
-        makers = self.converter.forms(
-            self.model,
-            self._example(),
-            self.predict_fn,
-            axes,
-        )
+        makers = self.converter.forms(self.model, self._example(), self.predict_fn, axes)
         for position, make in enumerate(makers):
             form = self._try(folder / str(position), make)
             if isinstance(form, ModelError):
@@ -433,11 +434,7 @@ class _FormTrials:
             return None
         return pd.DataFrame(columns=inputs.input_names())
 
-    def _try(
-        self,
-        draft: Path,
-        make: Callable[[], ConvertedModel],
-    ) -> OnnxForm | ModelError:
+    def _try(self, draft: Path, make: Callable[[], ConvertedModel]) -> OnnxForm | ModelError:
         """Return the form, or the reason why it cannot be made or loaded. `draft` is
         the new folder of the form.
         """
@@ -484,9 +481,7 @@ class _FormTrials:
         check_outputs(signature, inferred)
         declared = signature or inferred
         return ModelSignature(
-            declared.inputs,
-            declared.outputs or inferred.outputs,
-            declared.params,
+            declared.inputs, declared.outputs or inferred.outputs, declared.params
         )
 
     def _prove(self, runnable: OnnxModel, converted: ConvertedModel) -> ParityReport:
@@ -497,6 +492,7 @@ class _FormTrials:
         original = converted.original
         if example is None or original is None:
             return ParityReport("no-original")
+        self.progress("Comparing the predictions of the ONNX form with those of the original.")
         boundary = converted.boundary_values
         sizes = symbolic_sizes(converted.proto)
         self.left_out.update(boundary.left_out)

@@ -99,13 +99,13 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
     [
         (
             "models:/tiny/Staging",
-            ["model tiny", "stage Staging", "1 (Production), 2 (Production, @live), 3 (None)"],
+            ["model tiny", "stage Staging", "1 (Production), 2 (Production, @live), 3"],
         ),
         ("models:/tiny/9", ["model tiny", "version 9", "1 (Production)"]),
         ("models:/tiny@dead", ["model tiny", "alias dead", "1 (Production)"]),
         (
             "models:/tiny/tag:team=green",
-            ["tag team=green", "1 (Production, team=blue)", "3 (None, team=it's red)"],
+            ["tag team=green", "1 (Production, team=blue)", "3 (team=it's red)"],
         ),
         ("models:/empty/latest", ["model empty", "not have any versions"]),
         ("models:/tyni/Production", ["model tyni", "empty, tiny"]),

@@ -77,7 +77,7 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
         ),
         (
             {"version": "9"},
-            "model toy has no version 9; versions: 1 (Production), 2 (None), 3 (None), 4 (None)",
+            "model toy has no version 9; versions: 1 (Production), 2, 3, 4",
         ),
         ({"version": "4", "force": True}, "a forced promotion requires a reason (--why)"),
         (

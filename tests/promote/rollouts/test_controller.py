@@ -218,7 +218,7 @@ def test_step_that_waits_for_requests_is_logged_once(
 
     waits = [line for line in world.said if "has answered" in line]
     assert len(waits) == 1
-    assert waits[0].endswith("the candidate has answered 100 of the 300 required requests")
+    assert waits[0].endswith("waiting for requests: the candidate has answered 0 of 300")
 
 
 def test_while_one_controller_works_another_does_nothing(

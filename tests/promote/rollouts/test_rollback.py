@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
@@ -106,6 +108,49 @@ def test_rollback_returns_to_the_version_archived_last_in_the_registry(
     assert event.model == model
     assert event.actor == "ada@laptop"
     assert event.detail["source"] == done["source"]
+
+
+@pytest.mark.parametrize(
+    ("served", "options", "change"),
+    [
+        (
+            "models:/{m}/Production",
+            [],
+            "models:/{m}/Production would go from version 3 to version 1",
+        ),
+        (
+            "models:/{m}@live",
+            ["--to", "2"],
+            "models:/{m}@live would go from version 3 to version 2",
+        ),
+        ("models:/{m}/3", ["--to", "1"], "{m} would go from models:/{m}/3 to models:/{m}/1"),
+    ],
+)
+def test_dry_run_names_versions_and_followers(
+    store: Store,
+    model: str,
+    served: str,
+    options: list[str],
+    change: str,
+) -> None:
+    uri = served.format(m=model)
+    store.add_endpoint("onnxserve", new_endpoint("flights", uri))
+    store.add_endpoint("onnxserve", new_endpoint("taxis", uri))
+    events = [*store.events()]
+
+    done = CliRunner().invoke(main, ["rollback", "flights", "--dry-run", *options])
+
+    assert done.exit_code == 0, done.output
+    line, *followers = done.stdout.splitlines()
+    assert line.startswith(f"flights: {change.format(m=model)}; ")
+    assert followers == (
+        [f"  deployments that follow {uri}: flights/flights, taxis/taxis"]
+        if "version" in change
+        else []
+    )
+    assert stage(model, "3") == "Production"
+    assert MlflowClient().get_registered_model(model).aliases["live"] == 3
+    assert [*store.events()] == events
 
 
 def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(

@@ -50,7 +50,7 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
     assert artifact.model_id == "m"
     assert artifact.framework == "sklearn"
     assert artifact.columns == (
-        Column("when", "string"),
+        Column("when", "string", is_date=True),
         Column("blob", "string", is_binary=True),
         Column("x", "double"),
     )

@@ -712,9 +712,11 @@ def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_proven
         for entry in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
     }
     assert rows == {300, 200}
-    success = [line for line in capsys.readouterr().err.splitlines() if "proven on" in line]
-    assert len(success) == 3
-    assert re.search(r"model .*proven on \d,\d{3} rows", success[0])
+    steps = ("Converting Pipeline", "Comparing", "Logging the model", "Logged model")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(steps)]
+    assert all(map(str.startswith, lines, steps * 3))
+    assert len(lines) == 12
+    assert re.search(r"model .*proven on \d,\d{3} rows", lines[3])
 
 
 def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged: ModelInfo) -> None:

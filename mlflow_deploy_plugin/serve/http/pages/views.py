@@ -519,8 +519,10 @@ _KIND_WORDS = {
     "u": ("whole number", "whole numbers"),
     "b": ("true or false", "true or false"),
     "str": ("text", "texts"),
+    "date": ("date and time in UTC", ""),
 }
-"""The words for a single value and for several values, by numpy kind or `str`."""
+"""The words for a single value and for several values, by numpy kind, `str` or `date`.
+"""
 _LEAST_SIDE = 8
 _MOST_SIDE = 4096
 """Limits of an image's sides in pixels. Smaller tensors are rarely images; larger
@@ -590,7 +592,7 @@ def form_fields(
         ]
         return fields + key_fields if fields else []
     row = example.record() if example.values else {}
-    kinds: dict[str, Kind] = {"str": "string", "bool": "boolean"}
+    kinds: dict[str, Kind] = {"str": "string", "bool": "boolean", "date": "datetime"}
     fields = []
     for position, column in enumerate(schema.columns):
         name = column.name
@@ -599,17 +601,21 @@ def form_fields(
         value = row.get(name)
         if value is None or value != value:  # NaN is a missing number.
             value = ""
+        shown = dtype
+        if column.is_date:
+            shown = "date"
+            value = _date_text(str(value))
         fields.append(
             FormField(
                 id=f"field-{position}",
                 name=name,
                 quoted_name=repr(name),
-                kind="datetime" if column.is_date else kinds.get(dtype, "number"),
+                kind=kinds.get(shown, "number"),
                 type=column.type,
-                words="date and time in UTC" if column.is_date else _words(dtype)[0],
+                words=_words(shown)[0],
                 is_nullable=is_nullable_text or dtype.startswith("float"),
                 is_required=column.required,
-                value=_date_text(str(value)) if column.is_date else _field_text(value),
+                value=_field_text(value),
                 choices=tuple(map(_field_text, categories.get(name, ()))),
             ),
         )
@@ -618,8 +624,7 @@ def form_fields(
 
 def _words(dtype: str) -> tuple[str, str]:
     """Return the words for a single value and for several values."""
-    kind = "str" if dtype == "str" else np.dtype(dtype).kind
-    return _KIND_WORDS[kind]
+    return _KIND_WORDS.get(dtype) or _KIND_WORDS[np.dtype(dtype).kind]
 
 
 def _key_field(position: int, name: str) -> FormField:
