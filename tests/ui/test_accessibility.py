@@ -256,7 +256,7 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
 def test_the_comparison_of_two_versions_breaks_no_rule(page: Any) -> None:
     page.goto("")
     page.get_by_role("link", name="compare with 2").click()
-    page.get_by_role("region", name="Changes of the gate").wait_for()
+    page.get_by_role("region", name="Changes").wait_for()
     assert accessibility_findings(page) == []
 
 
