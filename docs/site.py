@@ -5,6 +5,7 @@ README.md is the front page. A link to a file that is not a page of the site is 
 by its text.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ PAGES = {
     "docker/README.md": "images.md",
     "docker/stack/README.md": "stack.md",
     "projects/README.md": "projects.md",
+    "projects/first_hour.ipynb": "projects/first_hour.md",
     "benchmarks/RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -30,6 +32,8 @@ PAGES = {
     },
 }
 """Path in the repository → path in the site."""
+# Badges are loaded from other servers.
+BADGE = re.compile(r"^\[!\[.*\n", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
 
 EMPTY_TITLE = re.compile(r"<th[^>]*></th>")
@@ -41,7 +45,10 @@ def on_files(files: Files, config: Any) -> Files:
     to.
     """
     for source, place in PAGES.items():
-        files.append(File.generated(config, place, content=(ROOT / source).read_text()))
+        content = (ROOT / source).read_text()
+        if source.endswith(".ipynb"):
+            content = _notebook_page(json.loads(content))
+        files.append(File.generated(config, place, content=content))
     for path in sorted((ROOT / "docker").glob("*/*.yaml")):
         files.append(
             File.generated(config, path.relative_to(ROOT).as_posix(), content=path.read_text()),
@@ -53,8 +60,24 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def _notebook_page(notebook: dict[str, Any]) -> str:
+    """Return a notebook as Markdown: texts, code, and the text of the outputs."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        texts = [output.get("text") or output["data"]["text/plain"] for output in cell["outputs"]]
+        printed = "".join(line for text in texts for line in text)
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Make each link point to the place of its file in the site."""
+    """Remove badges, and make each link point to the place of its file in the site."""
     here = page.file.src_uri
     sources = {place: source for source, place in PAGES.items()}
     folder = posixpath.dirname(sources.get(here, f"docs/{here}"))
@@ -66,12 +89,14 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         if not target:
             return match[0]
         source = posixpath.normpath(posixpath.join(folder, target))
+        if source.startswith(".."):  # A page of the repository's host, such as its issues.
+            return text
         place = PAGES.get(source, source.removeprefix("docs/"))
         if files.get_file_from_path(place) is None:
             return text if (ROOT / source).exists() else match[0]
         return f"[{text}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor})"
 
-    return LINK.sub(follow, markdown)
+    return LINK.sub(follow, BADGE.sub("", markdown))
 
 
 def on_page_content(html: str, **_: Any) -> str:

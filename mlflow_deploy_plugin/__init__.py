@@ -85,6 +85,10 @@ saved model.
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        # Not imported by workers, whose start it would delay.
+        from mlflow_deploy_plugin.core.packages import NEEDED, check_fit
+
+        check_fit(*NEEDED)
         module, own_name = _HOMES[name]
         return getattr(import_module(f"mlflow_deploy_plugin.{module}"), own_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,9 @@ def history(
             and next(store.events(name), None) is None
         ):
             raise unknown_endpoint(name, store.names(deleted=True))
-        events = event_history(store, name, model, limit)
+        events = event_history(store, name, model, newest_first=limit is not None)
+        if limit is not None:
+            events = reversed([*islice(events, limit)])
         documents = map(event_as_json, events)
         if output == "jsonl":
             for document in documents:

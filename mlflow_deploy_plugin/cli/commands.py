@@ -6,9 +6,7 @@ import builtins
 import errno
 import importlib
 import os
-import re
 import sys
-from importlib.metadata import requires
 from itertools import chain, product
 from typing import Any
 
@@ -17,6 +15,7 @@ import click
 from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
+from mlflow_deploy_plugin.core.packages import NEEDED, check_fit, own_requirements
 from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
 from mlflow_deploy_plugin.core.settings import load_secrets
 from mlflow_deploy_plugin.core.version import __version__
@@ -58,6 +57,7 @@ _GROUPS = {
         "size": ("export", "Measure the pods, cores and memory that a load needs."),
         "export": ("export", "Export a version as files that run without onnxserve."),
         "batch": ("predict", "Predict files of any size with a model, without a server."),
+        "doctor": ("doctor", "Check that the environment fits, and what is not set up."),
         "migrate": ("controller", "Create the store, or upgrade it to this version."),
     },
     "Watch": {
@@ -114,6 +114,8 @@ _NO_TELEMETRY = {
 that MLflow prints to stdout.
 """
 
+_OF_FILES = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)
+"""Errors of a full disk, and of paths that the user specified."""
 _DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib"}
 """A package whose distribution has another name → the distribution."""
 
@@ -197,11 +199,11 @@ class _LazyCommands(Commands):
                 f"{_where_to_get(error.name)}",
             )
         except OSError as error:
-            # A write to stdout may also cause this error.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _OF_FILES:
                 raise
+            # A write to stdout may also cause this error.
             place = error.filename or "the output or a file"
-            _fail(f"{place} cannot be written: {error.strerror}")
+            _fail(f"{place} cannot be read or written: {error.strerror}")
         except Exception as error:
             # Do not import MLflow only for this check.
             exceptions = sys.modules.get("mlflow.exceptions")
@@ -227,17 +229,14 @@ def _where_to_get(module: str) -> str:
     """Return the pip command that installs a missing module. If an extra contains the
     module, install the extra.
     """
-    from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     package = module.partition(".")[0]
     distribution = canonicalize_name(_DISTRIBUTIONS.get(package, package))
-    for line in requires("mlflow-onnxserve") or []:
-        requirement = Requirement(line)
+    for extra, requirement in own_requirements():
         if canonicalize_name(requirement.name) == distribution:
-            extra = re.search(r"extra == .(\w+)", line)
             if extra:
-                return f"pip install 'mlflow-onnxserve[{extra[1]}]'"
+                return f"pip install 'mlflow-onnxserve[{extra}]'"
             return "the images contain it"
     return f"pip install {distribution}"
 
@@ -259,7 +258,8 @@ def _fail(message: str) -> None:
 
 @click.group(cls=_LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="onnxserve")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Serve MLflow models as ONNX, and monitor them.
 
     Create a deployment with MLflow's command. The model is an alias, a stage, a version
@@ -276,6 +276,8 @@ def main() -> None:
     follows "Error:" on standard error. The help of a command lists any other reason for
     status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
     """
+    if context.invoked_subcommand != "doctor":
+        check_fit(*NEEDED)
     # Other users must not write models, whose loading may run code.
     os.umask(os.umask(0o077) | 0o002)
     disable_telemetry()

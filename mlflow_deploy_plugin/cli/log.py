@@ -63,9 +63,10 @@ _BAR = 30
 _MEMORY_BYTES = 2 * 2**30
 """The memory that a query may use, in addition to the memory of the command itself."""
 _HIDDEN_COLUMNS = (
-    "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
+    "_model, _received_time, _shadow, _tried, _latency_us, _status, _request_id, _segment, "
+    "_offset, _row"
 )
-_HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
+_HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _tried, _segment, _offset, _row"
 """The columns that a table omits by default, because only programs need these columns.
 """
 _REMEDIES = {
@@ -120,7 +121,7 @@ _row_options = combine_options(
         default=True,
         help="Include the columns _label and _label_number.",
     ),
-    flag("--shadows", help="Include the answers of shadows."),
+    flag("--shadows", help="Include the answers of shadows and of the page Try."),
     flag("--failed", help="Show only the requests that failed, with the reason."),
     option(
         "--limit",

@@ -554,11 +554,15 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
         compared,
         rows=tuple(row for row in compared.rows if shows_all or row.is_changed),
     )
-    show_result(output, asdict(compared), _diff_lines(compared))
+    document = {"sentence": compared.sentence, **asdict(compared)}
+    show_result(output, document, _diff_lines(compared))
 
 
 def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
-    """Yield a table of the facts of two versions, and a table of their predictions."""
+    """Yield a sentence, a table of the facts of two versions, and a table of their
+    predictions.
+    """
+    yield f"{compared.sentence}."
     rows = [("SECTION", "NAME", compared.before, compared.after, "TREND")]
     for row in compared.rows:
         rows.append(

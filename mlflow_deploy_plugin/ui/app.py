@@ -5,7 +5,7 @@ page `/onnxserve`.
 import json
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -29,7 +29,11 @@ from mlflow_deploy_plugin.core.registry.approved_files import APPROVED, CHANGED_
 from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL
 from mlflow_deploy_plugin.core.registry.change_feed import CHANGES
 from mlflow_deploy_plugin.core.registry.connection import CALLER
-from mlflow_deploy_plugin.core.registry.transitions import event_as_json, event_history
+from mlflow_deploy_plugin.core.registry.transitions import (
+    event_as_json,
+    event_history,
+    without_step_events,
+)
 from mlflow_deploy_plugin.core.spec.types import reachable_url
 from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
@@ -47,6 +51,7 @@ from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_a
 from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.checkpoints import log_checkpoints, newest_checkpoint
+from mlflow_deploy_plugin.ui.event_words import ACTIONS, event_rows
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
@@ -63,7 +68,11 @@ _REQUESTS = "/requests"
 _JSON_PATHS = (_REQUESTS, VERDICTS, APPROVED, CHANGED_FILES, AUDIT_TRAIL)
 """The ends of the paths whose errors are JSON documents."""
 _FOLDER = "console"
-_EXPORTED_AT_ONCE = 1000
+_EVENTS_AT_ONCE = 1000
+_EVENTS_PER_PAGE = 50
+_LAST_PAGE = 100_000
+_EVENT_FILTERS = ("endpoint", "model", "actor", "action")
+"""The parameters that select events of the audit trail."""
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _STATIC = Path(__file__).parent / "static"
 _MLFLOW_SCRIPT = "mlflow.js"
@@ -224,6 +233,7 @@ class _Console:
         return {
             ("", "GET"): self.page,
             ("", "POST"): self.act,
+            ("/history", "GET"): self.history,
             ("/history.jsonl", "GET"): self.export,
             ("/pictures", "GET"): self.pictures,
             ("/diff", "GET"): self.diff,
@@ -373,21 +383,34 @@ class _Console:
     def changes(self) -> Response:
         return self.feed.subscribe(self._trail.store())
 
-    def export(self) -> Response:
-        """Return the audit trail of this registry as JSON lines: all events, or only
-        events of ?endpoint= or ?model=.
+    def history(self) -> Response:
+        """Return a page of the audit trail, newest first, without the steps of
+        promotions and rollbacks.
         """
-        store = self._trail.store()
-        endpoint = request.args.get("endpoint") or None
-        model = request.args.get("model") or None
-        events = event_history(store, endpoint, model, None, store.login.registry)
-        pieces = _json_lines(store, events)
-        first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
+        pieces = _visible_events(self._trail.store(), newest_first=True)
+        events = chain.from_iterable(map(without_step_events, pieces))
+        page = min(max(request.args.get("page", 0, type=int), 0), _LAST_PAGE)
+        first = page * _EVENTS_PER_PAGE
+        shown = [*islice(events, first, first + _EVENTS_PER_PAGE + 1)]
+        return self._answer(
+            "onnxserve_history.html",
+            events=event_rows(shown[:_EVENTS_PER_PAGE]),
+            has_older=len(shown) > _EVENTS_PER_PAGE,
+            page=page,
+            actions=ACTIONS,
+            asked={name: request.args.get(name, "") for name in _EVENT_FILTERS},
+        )
+
+    def export(self) -> Response:
+        """Return the audit trail of this registry as JSON lines."""
+        pieces = _visible_events(self._trail.store())
+        # An error before the first piece still sets the HTTP status.
+        first = next(pieces, [])
 
         def content() -> Iterator[str]:
-            yield first
             try:
-                yield from pieces
+                for piece in chain([first], pieces):
+                    yield "".join(f"{event_as_json(event)}\n" for event in piece)
             except OnnxserveError as error:  # The last line marks an incomplete response.
                 yield json.dumps({"error_code": error.error_code, "message": error.message}) + "\n"
 
@@ -416,7 +439,6 @@ class _Console:
                 read the overview, if any.
             status: the HTTP status, unless the overview cannot be read.
         """
-        who = access.caller()
         only = request.args.get("endpoint", "")
         model = request.args.get("model", "")
         pages = self._mlflow_pages()
@@ -434,27 +456,35 @@ class _Console:
             overview = None
             error = error or failure.message
             status = failure.http_status
-        html = render_template(
+        return self._answer(
             "onnxserve_console.html",
+            status,
             overview=overview,
             job=job,
             judged=self._jobs.judged_versions(),
             error=error,
-            who=who,
             csrf_field=access.TOKEN_FIELD,
-            csrf_token=access.form_token(who.user),
-            base=self._base,
-            link=self._link,
+            csrf_token=access.form_token(access.caller().user),
             act=self._here(),
-            workspace=settings.active_workspace() or settings.DEFAULT_WORKSPACE,
-            workspaces=access.seen_workspaces(),
             only=only,
             model=model,
             span=_span(),
             spans=SPANS,
-            home=self._mlflow_home(),
             pages=pages,
+        )
+
+    def _answer(self, template: str, status: int = 200, **values: object) -> Response:
+        """Return the page of a template, with the values of the common layout."""
+        html = render_template(
+            template,
+            who=access.caller(),
+            base=self._base,
+            link=self._link,
+            workspace=settings.active_workspace() or settings.DEFAULT_WORKSPACE,
+            workspaces=access.seen_workspaces(),
+            home=self._mlflow_home(),
             onnxserve_version=__version__,
+            **values,
         )
         return make_response(html, status)
 
@@ -503,10 +533,22 @@ class _Console:
         return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 
 
-def _json_lines(store: Store, events: Iterator[AuditEvent]) -> Iterator[str]:
-    """Yield the events that the caller may read, in pieces of many lines."""
-    while page := [*islice(events, _EXPORTED_AT_ONCE)]:
-        yield "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page))
+def _visible_events(store: Store, *, newest_first: bool = False) -> Iterator[list[AuditEvent]]:
+    """Yield, in pieces, the events of ?endpoint=, ?model=, ?actor= and ?action= that
+    the caller may see.
+    """
+    endpoint, model, actor, action = (request.args.get(name, "") for name in _EVENT_FILTERS)
+    events = event_history(
+        store,
+        endpoint or None,
+        model or None,
+        store.login.registry,
+        actions=(action,) if action else (),
+        actor=actor,
+        newest_first=newest_first,
+    )
+    while piece := [*islice(events, _EVENTS_AT_ONCE)]:
+        yield access.visible_events(store, piece)
 
 
 def _span() -> Span:

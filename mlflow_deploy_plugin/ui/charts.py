@@ -18,26 +18,15 @@ COLOURS = 6
 _LARGEST = 1e12
 """The largest plausible value. A chart shows a gap instead of a larger value."""
 _LEAST_TOP = 1.0
-"""The smallest top of a value axis, so that noise around 0 does not fill the chart."""
+_LEAST_RATE = 0.1
+"""The smallest tops of value axes, so that noise around 0 does not fill the chart. A
+single request in ten seconds fills the chart of a rate.
+"""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """The tops of value axes, to be multiplied by a power of ten. Each top and its half are
 short numbers.
 """
-_LENGTHS = (
-    60,
-    120,
-    240,
-    480,
-    1200,
-    2400,
-    4800,
-    7200,
-    14400,
-    28800,
-    86400,
-    172800,
-    345600,
-)
+_LENGTHS = (60, 120, 240, 480, 1200, 2400, 3600, 7200, 14400, 28800, 43200, 86400, 172800, 345600)
 """Lengths of time axes in seconds. A quarter of a length, the distance of the labels,
 is a short number.
 """
@@ -142,7 +131,7 @@ def line_chart(
     plots = [_Plot(line, unit, is_growing) for line in series]
     top = nice_top(
         max(
-            _LEAST_TOP,
+            _LEAST_RATE if unit == "/s" else _LEAST_TOP,
             limit or 0.0,
             *(plot.highest for plot in plots),
         )
@@ -203,21 +192,30 @@ def _plausible(value: float | None) -> float | None:
     return max(value, 0.0)
 
 
-def ago_axis(end: datetime, seconds: float) -> TimeAxis:
-    ticks = [duration(seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
+def ago_axis(end: datetime, seconds: float, age: float = 0.0) -> TimeAxis:
+    """Return the axis of the `seconds` before `end`, which is `age` seconds ago."""
+    ticks = [duration(age + seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
     begin = end - timedelta(seconds=seconds)
-    return TimeAxis(begin, end, (f"{ticks[0]} ago", *ticks[1:], "now"))
+    last = "now"
+    if age:
+        last = f"{duration(age)} ago"
+    return TimeAxis(begin, end, (f"{ticks[0]} ago", *ticks[1:], last))
+
+
+def axis_seconds(seconds: float) -> int:
+    """Return the length of the shortest time axis that contains `seconds`."""
+    longest = _LENGTHS[-1]
+    return next(
+        (length for length in _LENGTHS if length >= seconds),
+        math.ceil(seconds / longest) * longest,
+    )
 
 
 def since_axis(begin: datetime, seconds: float) -> TimeAxis:
     """Return the axis of a process that has run for `seconds`, with space for its
     remaining time.
     """
-    longest = _LENGTHS[-1]
-    length = next(
-        (length for length in _LENGTHS if length >= seconds),
-        math.ceil(seconds / longest) * longest,
-    )
+    length = axis_seconds(seconds)
     ticks = (duration(length * part / _PARTS) for part in range(1, _PARTS + 1))
     return TimeAxis(begin, begin + timedelta(seconds=length), ("start", *ticks))
 

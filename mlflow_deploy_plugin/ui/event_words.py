@@ -54,6 +54,7 @@ _WORDS = {
     "key.create": "created an API key",
     "key.revoke": "revoked an API key",
 }
+ACTIONS = tuple(sorted(_WORDS))
 _OF_A_MODEL = {
     "delete": "deleted the model <bdi>{model}</bdi>",
     "refused": "was refused a change of <bdi>{model}</bdi>",

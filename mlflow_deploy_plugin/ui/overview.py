@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
@@ -28,7 +29,7 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
-from mlflow_deploy_plugin.core.store.store import Rollout, Store, UnreadableEndpoint
+from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout, Store, UnreadableEndpoint
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
@@ -53,7 +54,9 @@ from mlflow_deploy_plugin.ui.pictures import (
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-_EVENTS = 40
+_EVENTS = 10
+_EVENTS_READ = 120
+"""The caller may not see all events, and a promotion with its steps is one line."""
 _ROLLOUTS = 10
 _VERSIONS = 6
 _LOOKED_AT = 4
@@ -75,12 +78,14 @@ class PromotionTarget:
     Attributes:
         refusal: the reason why the promotion is not possible, or empty.
         obstacle: the reason in a few words, or empty.
+        effect: sentences about the moved versions, the gate and the endpoints.
     """
 
     place: str
     refusal: str = ""
     obstacle: str = ""
     needs_approvals: bool = False
+    effect: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,12 +144,23 @@ class VariantRow:
 
 
 @dataclass(frozen=True)
+class EndpointState:
+    """The state of an endpoint's servers or of its data: a word, the reason or an empty
+    text, and a mark for the colour if it is not the word.
+    """
+
+    word: str
+    reason: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
 class EndpointCard:
     """An endpoint on the page.
 
     Attributes:
-        health: a word for the state, such as `alarm` while a monitor has an alarm. If
-            the word is not `healthy`, `reason` contains the reason.
+        serving: the state of the servers.
+        data: the verdict of the monitors on the data; None without monitors.
         no_traffic: the reason why a traffic change is not possible now, or empty.
         no_rollback: the reason why a rollback is not possible now, or empty.
         has_rollback: True if an earlier version is known.
@@ -159,9 +175,9 @@ class EndpointCard:
     """
 
     name: str
-    health: str
-    reason: str
+    serving: EndpointState
     may_act: bool
+    data: EndpointState | None = None
     url: str = ""
     unapproved: tuple[str, ...] = ()
     variants: tuple[VariantRow, ...] = ()
@@ -220,25 +236,27 @@ def build_overview(
     deployments = Deployments(store, settings, lambda line: None)
     if only and (only not in store.names() or access.hidden_endpoints(store, [only])):
         raise actions.no_endpoint(only)
-    visible = _visible_endpoints(store, only, model, beginning)
+    endpoints = store.endpoints()
+    visible = _visible_endpoints(store, endpoints, only, model, beginning)
     activity = _visible_activity(store, only)
     observed = deployments.list_endpoints(visible.on_page)
     cards = _draw_cards(deployments, observed, pages, span, is_single=bool(only))
     cards += [
-        EndpointCard(item.name, health="unreadable", reason=item.reason, may_act=False)
+        EndpointCard(item.name, EndpointState("unreadable", item.reason), may_act=False)
         for item in visible.unreadable
         if item.name in visible.on_page
     ]
-    specs = [item.endpoint.spec for item in observed]
+    models = _shown_models(observed, model)
+    followers = _followers(endpoints)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=visible.pages(),
         shown=visible.page_index,
         alerts=activity.alerts,
-        models=tuple(_model_cards(specs, model)),
+        models=tuple(_model_card(name, followers.get(name, {})) for name in sorted(models)),
         rollouts=activity.rollouts,
         events=activity.events,
-        requests=tuple(request_rows(store, _models_with_requests(specs, only, model))),
+        requests=tuple(request_rows(store, models if only or model else None)),
         # The page of a model shows no count, which would reveal whether endpoints serve
         # a model of that name.
         hidden=0 if model else visible.hidden,
@@ -280,6 +298,7 @@ class _VisibleActivity:
 
 def _visible_endpoints(
     store: Store,
+    endpoints: Sequence[Endpoint],
     only: str,
     model: str,
     beginning: str,
@@ -289,7 +308,7 @@ def _visible_endpoints(
     """
     stored = [
         item
-        for item in store.endpoints()
+        for item in endpoints
         if only in ("", item.name) and (not model or model in registered_model_names(item.spec))
     ]
     unreadable = [item for item in store.unreadable() if only in ("", item.name) and not model]
@@ -317,7 +336,8 @@ def _visible_activity(store: Store, only: str) -> _VisibleActivity:
     read than shown, because the caller may not see all.
     """
     registry = store.login.registry
-    events = [*transitions.event_history(store, only or None, None, _EVENTS * 3, registry)]
+    history = transitions.event_history(store, only or None, None, registry, newest_first=True)
+    events = [*islice(history, _EVENTS_READ)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
     endpoints = [
@@ -330,8 +350,20 @@ def _visible_activity(store: Store, only: str) -> _VisibleActivity:
     return _VisibleActivity(
         tuple(alert for alert in alerts if alert.endpoint not in hidden),
         tuple(newest_rollouts[:_ROLLOUTS]),
-        event_rows(visible_events[::-1][:_EVENTS]),
+        event_rows(visible_events[:_EVENTS]),
     )
+
+
+def _shown_models(observed: Iterable[ObservedEndpoint], model: str) -> set[str]:
+    """Return the models that the endpoints serve, and the `model` of the page if the
+    caller may read it.
+    """
+    names = set[str]()
+    for item in observed:
+        names |= {*registered_model_names(item.endpoint.spec)}
+    if model and access.may_read(model):
+        names.add(model)
+    return names
 
 
 def _draw_cards(
@@ -364,20 +396,6 @@ def _draw_cards(
     ]
 
 
-def _models_with_requests(
-    specs: Iterable[EndpointSpec],
-    only: str,
-    model: str,
-) -> set[str] | None:
-    """Return the models whose requests for approval the page shows; None for all."""
-    if model:
-        return {model}
-    if not only:
-        return None
-    names: set[str] = set()
-    return names.union(*map(registered_model_names, specs))
-
-
 def _endpoint_card(
     observed: ObservedEndpoint,
     metrics: MetricsByServer,
@@ -391,17 +409,14 @@ def _endpoint_card(
     spec = observed.endpoint.spec
     may_act = access.may_act_on(registered_model_names(spec))
     total = total_metrics(metrics)
-    health = _server_health(observed.observation, metrics)
     monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
-    if health.word == "healthy" and (alarms := _alarms(spec, store)):
-        health = _Health("alarm", "; ".join(alarms))
     rollback = _Rollback(is_possible=False)
     if may_act:
         rollback = _find_rollback(store, observed, metrics)
     return EndpointCard(
         name=spec.name,
-        health=health.word,
-        reason=health.reason,
+        serving=_serving_state(observed.observation, metrics),
+        data=_data_state(spec, store, monitors),
         url=observed.observation.url,
         unapproved=tuple(map(str, answers_of(observed.endpoint))),
         variants=tuple(_variant_row(observed, name, total, pages) for name in spec.variants),
@@ -414,14 +429,6 @@ def _endpoint_card(
         no_rollback=rollback.blocker,
         rollback_to=rollback.version,
     )
-
-
-@dataclass(frozen=True)
-class _Health:
-    """The word for an endpoint's state, and its reason."""
-
-    word: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -444,21 +451,39 @@ def _silent_servers(metrics: MetricsByServer) -> list[str]:
     ]
 
 
-def _server_health(observation: Observation, metrics: MetricsByServer) -> _Health:
-    """Return the health without the monitors: `silent` if no server answers, and
-    `degraded` if a server has a problem.
+def _serving_state(observation: Observation, metrics: MetricsByServer) -> EndpointState:
+    """Return the state of the servers: `silent` if no server answers, and `degraded` if
+    a server has a problem.
     """
     reason = (
         observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
     )
     if observation.state != "running":
-        return _Health(observation.state, reason)
+        return EndpointState(observation.state, reason)
     silent = _silent_servers(metrics)
     reason = "; ".join(silent) or reason or observation.shipping_error
     if silent and len(silent) == len(metrics):
-        return _Health("silent", reason)
+        return EndpointState("silent", reason)
     word = "degraded" if reason else "healthy"
-    return _Health(word, reason)
+    return EndpointState(word, reason)
+
+
+def _data_state(
+    spec: EndpointSpec,
+    store: Store,
+    monitors: Sequence[Timeline],
+) -> EndpointState | None:
+    """Return `alarm` while a monitor raises an alarm, otherwise the worst of the latest
+    verdicts.
+    """
+    if alarms := _alarms(spec, store):
+        return EndpointState("alarm", "; ".join(alarms))
+    latest = [timeline.latest for timeline in monitors if timeline.latest is not None]
+    for mark in ("alarm", "failed", "undecided", "fine"):
+        words = {verdict.state for verdict in latest if verdict.mark == mark}
+        if words:
+            return EndpointState(", ".join(sorted(words)), mark=mark)
+    return EndpointState("not judged yet") if monitors else None
 
 
 def _find_rollback(
@@ -528,18 +553,23 @@ def _variant_row(
     )
 
 
-def _model_cards(specs: Iterable[EndpointSpec], model: str) -> list[ModelCard]:
-    """Return the models that the endpoints serve, and the `model` of the page if the
-    caller may read it.
-    """
-    followed: defaultdict[str, set[str]] = defaultdict(set)
-    if model and access.may_read(model):
-        followed[model] = set()
-    for spec in specs:
-        for reference in registered_model_uris(spec):
-            places = {"stage": {reference.selector.title()}, "alias": {f"@{reference.selector}"}}
-            followed[reference.name] |= places.get(reference.kind, set())
-    return [_model_card(name, places) for name, places in sorted(followed.items())]
+_Followers = Mapping[str, Iterable[str]]
+"""The endpoints that follow a stage or @alias of a model."""
+
+
+def _followers(endpoints: Iterable[Endpoint]) -> dict[str, _Followers]:
+    """Return the followers of each model, of the endpoints that the caller may see."""
+    followers: defaultdict[str, defaultdict[str, dict[str, None]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    for endpoint in endpoints:
+        if not all(map(access.may_list, registered_model_names(endpoint.spec))):
+            continue
+        for uri in registered_model_uris(endpoint.spec):
+            if uri.kind in ("stage", "alias"):
+                place = uri.place.title() if uri.kind == "stage" else uri.place
+                followers[uri.name][place][endpoint.name] = None
+    return {**followers}
 
 
 def _holders(
@@ -555,9 +585,9 @@ def _holders(
     return frozenset(map(str, numbers))
 
 
-def _model_card(name: str, followed: set[str]) -> ModelCard:
-    """Return the card of a model whose stages and @aliases `followed` have endpoints.
-    If the model or its policy cannot be read, the card has the error.
+def _model_card(name: str, followers: _Followers) -> ModelCard:
+    """Return the card of a model. If the model or its policy cannot be read, the card
+    has the error.
     """
     from mlflow.exceptions import MlflowException
 
@@ -575,14 +605,14 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     except InvalidConfig as failure:
         error = failure.message
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
-    places = [] if error else _places(followed, applied)
+    places = [] if error else _places(set(followers), applied)
     holders = {place: _holders(model, entries, place) for place in places}
     gated = policy.gated_places if policy is not None else ()
     has_account = bool(access.caller().user)
     return ModelCard(
         name,
         may_act,
-        versions=tuple(_version_rows(model, entries, applied, holders)),
+        versions=tuple(_version_rows(model, entries, applied, holders, followers)),
         gated=tuple(map(str, gated)),
         error=error,
         no_gate=error or actions.gate_blocker(applied, has_account),
@@ -594,21 +624,24 @@ def _version_rows(
     entries: Iterable["ModelVersion"],
     policy: GatePolicy,
     holders: Mapping[StageOrAlias, frozenset[str]],
+    followers: _Followers,
 ) -> Iterator[VersionRow]:
     """Yield the newest versions, and the versions in a stage or with an alias."""
     for index, entry in enumerate(entries):
         number = str(entry.version)
-        aliases = _aliases_of(model, number)
+        aliases = [alias for alias, holder in model.aliases.items() if str(holder) == number]
+        stage = stage_of(entry)
         targets = (
-            promotion_target(model.name, number, place, entry.tags, policy, versions)
+            promotion_target(
+                model.name, number, place, entry.tags, policy, versions, stage, followers
+            )
             for place, versions in holders.items()
         )
-        stage = stage_of(entry)
         if index < _VERSIONS or stage in ("Production", "Staging") or aliases:
             yield VersionRow(
                 number,
                 stage,
-                aliases,
+                tuple(sorted(aliases)),
                 standing=gate_status_of(entry.tags),
                 rolled_back=entry.tags.get(ROLLED_BACK_TAG, ""),
                 targets=tuple(targets),
@@ -628,10 +661,6 @@ def _places(followed: set[str], policy: GatePolicy) -> list[StageOrAlias]:
     return list(map(transitions.parse_stage_or_alias, ordered))
 
 
-def _aliases_of(model: "RegisteredModel", version: str) -> tuple[str, ...]:
-    return tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == version))
-
-
 def promotion_target(
     model: str,
     version: str,
@@ -639,13 +668,25 @@ def promotion_target(
     tags: Mapping[str, str],
     policy: GatePolicy,
     holders: frozenset[str],
+    stage: str = "",
+    followers: _Followers = MappingProxyType({}),
 ) -> PromotionTarget:
-    """Return the target of a version for a stage or alias that the versions `holders`
-    have now.
+    """Return the target of a version, which has the `stage` now, for a stage or alias
+    that the versions `holders` have now.
     """
     if refusal := transitions.rolled_back_refusal(model, version, place, tags):
         return PromotionTarget(str(place), refusal, "it was rolled back")
-    if holders == {version} and (gate_status_of(tags).passed or not policy.gates(place)):
+    status = gate_status_of(tags)
+    is_gated = policy.gates(place)
+    if holders == {version} and (status.passed or not is_gated):
         return PromotionTarget(str(place), "already there", "already there")
+    before = ", ".join(sorted(holders - {version}, key=int)) or "none"
+    gate = "not asked"
+    if is_gated:
+        gate = status.state or "runs first"
+    names = ", ".join(followers.get(str(place), ["no endpoint"]))
+    effect = f"{place}: version {before} → {version}. Gate: {gate}. Will serve it: {names}."
+    if place.stage not in ("", stage) and stage in followers:
+        effect += f" Will no longer find it in {stage}: {', '.join(followers[stage])}."
     needs_approvals = policy.approvals_for(place) is not None
-    return PromotionTarget(str(place), needs_approvals=needs_approvals)
+    return PromotionTarget(str(place), needs_approvals=needs_approvals, effect=effect)

@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.ui.charts import (
     Series,
     Unit,
     ago_axis,
+    axis_seconds,
     duration,
     line_chart,
     since_axis,
@@ -40,12 +41,11 @@ from mlflow_deploy_plugin.ui.charts import (
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
-_LENGTHS: Mapping[Span, tuple[int, ...]] = {
-    "hour": (480, 1200, 2400, 3600),
-    "day": (14400, 28800, 43200, 86400),
-}
-"""The lengths of the time axis in seconds. The shortest length that contains all
-figures is used.
+_LEAST_SLOTS = 12
+"""The least number of history lines on a time axis."""
+_LEAST_SHARE = 1 / 16
+"""If the requests fill a smaller share of the axis, the axis ends soon after them
+instead of now.
 """
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
@@ -126,7 +126,7 @@ def endpoint_pictures(
     name = observed.endpoint.name
     now = store.now()
     histories = deployments.server_history(observed, span, _HISTORY_SECONDS)
-    charts, notice = traffic_charts(name, histories, span, now)
+    charts, notice = traffic_charts(name, histories, span, now, until_now=only_traffic)
     if only_traffic:
         return Pictures(name, charts[:3], notice)
     rollout = None
@@ -147,9 +147,12 @@ def traffic_charts(
     histories: HistoryByServer,
     span: Span,
     now: datetime,
+    *,
+    until_now: bool = False,
 ) -> tuple[tuple[LineChart, ...], str]:
     """Return the charts of traffic, summed over the servers, and the reason why newer
-    figures are missing, or "".
+    figures are missing, or "". With `until_now`, the charts end now also if all
+    requests are older.
     """
     readable = {
         server: intervals
@@ -157,11 +160,14 @@ def traffic_charts(
         if not isinstance(intervals, Refused)
     }
     end, notice = _newest_figures(histories, span, now)
-    slots = _Slots(endpoint, readable, _time_axis(readable, span, end.timestamp()))
+    axis = _time_axis(endpoint, readable, span, end.timestamp(), until_now)
+    slots = _Slots(endpoint, readable, axis)
     empty = f"no requests in the {SPANS[span]}" if any(readable.values()) else "no figures yet"
     draw = partial(
         line_chart,
-        axis=ago_axis(end, slots.axis.seconds),
+        axis=ago_axis(
+            datetime.fromtimestamp(axis.end, UTC), axis.seconds, end.timestamp() - axis.end
+        ),
         empty=empty,
     )
     unit, latencies = _in_readable_unit(slots.lines(_LATENCIES))
@@ -269,19 +275,36 @@ class _TimeAxis:
         return self.slots[max(oldest, 0) : max(newest, 0)]
 
 
-def _time_axis(histories: _Histories, span: Span, end: float) -> _TimeAxis:
-    """Return the shortest axis of the span that contains all figures."""
-    begin = min(
-        (interval.at - interval.seconds for interval in chain.from_iterable(histories.values())),
-        default=-math.inf,
+def _time_axis(
+    endpoint: str,
+    histories: _Histories,
+    span: Span,
+    end: float,
+    until_now: bool,
+) -> _TimeAxis:
+    """Return the shortest axis of the span that contains all requests and labels until
+    `end` or, without any, all figures. A short burst is in the middle of the axis.
+    """
+    line_seconds, lines = HISTORY_INTERVALS[span]
+    least = line_seconds * _LEAST_SLOTS
+    intervals = [*chain.from_iterable(histories.values())]
+    busy = [interval for interval in intervals if _is_busy(interval, endpoint)]
+    begin = min((item.at - item.seconds for item in busy or intervals), default=-math.inf)
+    busy_seconds = max((item.at for item in busy), default=end) - begin
+    seconds = axis_seconds(min(max(end - begin, least), line_seconds * lines))
+    if not until_now and busy_seconds < _LEAST_SHARE * seconds:
+        seconds = axis_seconds(max(busy_seconds, least))
+        idle_seconds = end - begin - (seconds + busy_seconds) / 2
+        end -= max(idle_seconds // line_seconds, 0) * line_seconds
+    return _TimeAxis(end, seconds, max(int(line_seconds), seconds // _POINTS))
+
+
+def _is_busy(interval: CountedInterval, endpoint: str) -> bool:
+    """Return True if the endpoint received a request or a label in the interval."""
+    requests = (
+        counters.requests for (name, *_), counters in interval.counters.items() if name == endpoint
     )
-    lengths = _LENGTHS[span]
-    seconds = next(
-        (length for length in lengths if length >= end - begin),
-        lengths[-1],
-    )
-    slot_seconds = max(int(HISTORY_INTERVALS[span][0]), seconds // _POINTS)
-    return _TimeAxis(end, seconds, slot_seconds)
+    return interval.labels > 0 or any(number > 0 for number in requests)
 
 
 class _Slots:

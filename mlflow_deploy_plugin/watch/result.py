@@ -55,8 +55,8 @@ EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """
 
 SD_LEGEND = (
-    "SD: standard deviations of the measure in the reference's own windows, counted from its mean "
-    "there"
+    "SD: standard deviations of the measure in the reference's own windows; most of these windows "
+    "are within 2 SD of their mean, and a value beyond its threshold is an alarm"
 )
 _NOT_IN_DOCUMENT = ("report", "evidence", "log_rows", "run")
 _SHOWN_ORDER: tuple[State, ...] = (

@@ -79,8 +79,10 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)", (clone / "README.md").read_text())
     ours = [link.removeprefix(f"{at}/") for link in links if link.startswith(at)]
     assert all(link.startswith("https://") for link in links)
-    assert f"raw/{tag}/docs/pictures/console.png" in ours
-    assert [link for link in ours if not (clone / link.split("/", 2)[2]).exists()] == []
+    assert f"raw/{tag}/docs/pictures/console-overview.png" in ours
+    assert {"actions/workflows/ci.yaml", "issues"} <= {*ours}
+    files = [link.split("/", 2)[2] for link in ours if f"/{tag}/" in link]
+    assert [name for name in files if not (clone / name).exists()] == []
     assert f"\nurl = {at}\n" in (clone / "setup.cfg").read_text()
 
 

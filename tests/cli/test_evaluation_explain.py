@@ -75,3 +75,9 @@ def test_a_mistake_is_one_line_and_exit_status_1(
     assert mentions(done.stderr, *names)
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_folder_that_cannot_be_made_is_one_line(command: Any) -> None:
+    done = command("--folder", "/dev/null/out")
+    assert done.exit_code == 1
+    assert mentions(done.stderr.splitlines()[-1], "Error", "/dev/null/out", "Not a directory")

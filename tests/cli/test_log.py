@@ -163,7 +163,10 @@ def test_an_empty_answer_has_its_header(writer: LogWriter) -> None:
     [
         (("flihgts",), ["'flights'"]),
         (("flights", "--where", "carier = 1"), ["'carrier'"]),
-        (("flights", "no/such/folder/rows.csv"), ["file no/such/folder/rows.csv", "No such file"]),
+        (
+            ("flights", "no/such/folder/rows.csv"),
+            ["file no/such/folder/rows.csv", "folder no/such/folder"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import pytest
 from click.testing import CliRunner, Result
 
@@ -24,6 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = open_store(f"sqlite:///{folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
     store.close()
+    joblib.dump((1, "a"), folder / "pair.joblib")
     return folder
 
 
@@ -101,6 +103,12 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(
         ("monitor remove flights daily", ["'flights'", "'daily'", "onnxserve monitor add"]),
         ("wrap typo.joblib", ["file typo.joblib"]),
         ("serve --spec .", ["spec .", "Is a directory"]),
+        (r"serve C:\models\churn", [r"C:\models\churn", "Windows", "s3://"]),
+        (r"wrap \\files\churn --register x", [r"\\files\churn", "Windows", "s3://"]),
+        (
+            "wrap pair.joblib --allow-pickle --register x",
+            ["pair.joblib", "a model", "tuple"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(

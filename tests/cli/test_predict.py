@@ -228,7 +228,7 @@ def test_input_file_error_names_its_place_and_leaves_the_output_file_unchanged(
         (["-n", "once", "-i", "/nowhere.csv"], ["file /nowhere.csv", "read", "No such file"]),
         (
             ["-n", "once", "-o", "/nowhere/x.csv"],
-            ["file /nowhere/x.csv", "written", "No such file"],
+            ["file /nowhere/x.csv", "written", "folder /nowhere"],
         ),
         (["-n", "idle"], ["idle", "empty"]),
     ],

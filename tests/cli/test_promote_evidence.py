@@ -44,8 +44,9 @@ def test_only_changed_facts_are_rows_unless_all_are_asked_for(toy: Command) -> N
     done = toy("models:/toy/1", "models:/toy/3")
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[0] == ["SECTION", "NAME", "models:/toy/1", "models:/toy/3", "TREND"]
-    assert lines[1:5] == [
+    assert lines[0][:2] == ["version", "3"]
+    assert lines[1] == ["SECTION", "NAME", "models:/toy/1", "models:/toy/3", "TREND"]
+    assert lines[2:6] == [
         ["parity", "state", "proven", "warned"],
         ["OUTPUT", "CHANGED", "ROWS", "LARGEST", "DIFFERENCE"],
         ["label", "0", "of", "1", "–"],
@@ -68,6 +69,8 @@ def test_json_has_the_values_as_numbers(toy: Command) -> None:
         "trend": "",
     }
     assert operator in document["rows"]
+    assert document["sentence"].startswith("version 3 is neither better nor worse")
+    assert document["disagreement"] == 0.0
     assert document["predictions"][1] == {
         "output": "probabilities",
         "rows": 1,

@@ -19,7 +19,15 @@ import pytest
 
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.ship.images.context import PROJECT_FILES
-from tests.support.guides import ROOT, blocks, run_smallest_example, section, shell, walk_by_hand
+from tests.support.guides import (
+    BY_HAND,
+    README,
+    ROOT,
+    blocks,
+    run_smallest_example,
+    shell,
+    walk_by_hand,
+)
 from tests.support.models import tensor_model
 from tests.support.refusals import mentions
 
@@ -319,8 +327,12 @@ def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
     _output([folder / "bin" / "python", "-c", IMPORTS_OF_EXTRAS["redis"]], cwd=tmp_path)
 
 
-def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path: Path) -> None:
-    run_smallest_example(environment(_extras("The smallest example")), tmp_path)
+def test_readme_s_line_installs_the_smallest_example(checkout: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "environment"
+    _output([UV, "venv", "-q", "--seed", "--python", sys.executable, folder])
+    install, _ = blocks("sh", README)
+    _output(["bash", "-c", f"source {folder}/bin/activate && {install}"], cwd=checkout)
+    run_smallest_example(folder, tmp_path)
 
 
 def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_tests_of_rooms(
@@ -374,14 +386,8 @@ def test_by_hand_is_walked_with_the_wheel(
     shutil.copytree(checkout / "projects", folder / "projects")
     for name in ("MLproject", "python_env.yaml"):
         shutil.copy(checkout / name, folder)
-    walk_by_hand(environment(_extras("By hand")), folder, tmp_path)
-
-
-def _extras(heading: str) -> str:
-    """Return the extras that the page installs in this section."""
-    match = re.search(r"`pip install '\.\[([\w,]+)\]'`", section(heading))
-    assert match, f"the section {heading!r} contains no command that installs the package"
-    return match[1]
+    (extras,) = re.findall(r"`pip install '\.\[([\w,]+)\]'`", BY_HAND)
+    walk_by_hand(environment(extras), folder, tmp_path)
 
 
 def _install(environment: Path, *arguments: str) -> None:

@@ -374,7 +374,9 @@ def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
     assert mentions(answer.text, "you may not" if status == 403 else "no endpoint")
 
 
-@pytest.mark.parametrize("path", ["", "/requests", "/history.jsonl", "/pictures?endpoint=x"])
+@pytest.mark.parametrize(
+    "path", ["", "/requests", "/history", "/history.jsonl", "/pictures?endpoint=x"]
+)
 def test_without_a_login_the_console_is_refused(platform: Platform, path: str) -> None:
     assert requests.get(f"{platform.console}{path}", timeout=SECONDS).status_code == 401
     assert (

@@ -1,5 +1,5 @@
-"""Tests of the pages that begin with README's deployment `flights`. Their blocks run in
-the order of this table.
+"""Tests of the pages that begin with the deployment `flights` of docs/by-hand.md. Their
+blocks run in the order of this table.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.guides import ROOT, Reader, blocks, section, shell
+from tests.support.guides import BY_HAND, ROOT, Reader, blocks, shell
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -58,12 +58,12 @@ PAGES = {
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Yield a reader who has trained twice and deployed version 1 as in README."""
+    """Yield a reader who has trained twice and deployed version 1 by hand."""
     folder = tmp_path_factory.mktemp("reader")
     # The packages that a page installs are already in this environment.
     checkout = {"PYTHONPATH": str(ROOT), "PIP_NO_INDEX": "1"}
     reader = Reader(folder, shell(Path(sys.prefix), folder) | checkout)
-    _, promote_and_deploy, ask, *_ = blocks("sh", section("By hand"))
+    _, promote_and_deploy, ask, *_ = blocks("sh", BY_HAND)
     for _ in range(2):
         reader.run(f"mlflow run {ROOT} -e train --env-manager local")
     reader.run(promote_and_deploy)

@@ -227,6 +227,14 @@ def unfold(page: Page, name: str) -> None:
     page.locator("summary", has_text=name).click()
 
 
+IS_IN_THE_CONTENT = """link => {
+    const box = link.getBoundingClientRect();
+    const content = link.closest("main").getBoundingClientRect();
+    const isInside = content.left <= box.left && box.right <= content.right;
+    return isInside && getComputedStyle(link).position === "static";
+}"""
+
+
 @pytest.mark.parametrize(
     "path",
     [f"#/models/{MODEL}", f"#/models/{MODEL}/versions/1"],
@@ -242,6 +250,9 @@ def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(
     expect(page.get_by_role("heading", name="Experiments")).to_be_visible()
     expect(link).to_have_count(0)
     page.evaluate("path => { location.hash = path }", path)
+    for width in (390, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert link.evaluate(IS_IN_THE_CONTENT)
     link.click()
     expect(page.get_by_role("heading", name=f"Endpoints that serve {MODEL}")).to_be_visible()
     expect(page.locator(f"#endpoint-{ENDPOINT}")).to_be_visible()

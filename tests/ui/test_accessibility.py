@@ -232,8 +232,16 @@ def page(url: str) -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     "path",
-    ["", f"?endpoint={ENDPOINT}", "?endpoint=failed", "?endpoint=unreadable", "?endpoint=nobody"],
-    ids=["overview", "endpoint", "failed", "unreadable", "nobody"],
+    [
+        "",
+        f"?endpoint={ENDPOINT}",
+        "?endpoint=failed",
+        "?endpoint=unreadable",
+        "?endpoint=nobody",
+        f"{PAGE}/history",
+        f"{PAGE}/history?actor=nobody&page=3",
+    ],
+    ids=["overview", "endpoint", "failed", "unreadable", "nobody", "history", "no-events"],
 )
 def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
     page.goto(path)
@@ -247,7 +255,7 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
 
 def test_the_comparison_of_two_versions_breaks_no_rule(page: Any) -> None:
     page.goto("")
-    page.get_by_role("link", name="changes of version 3").click()
+    page.get_by_role("link", name="compare with 2").click()
     page.get_by_role("region", name="Changes of the gate").wait_for()
     assert accessibility_findings(page) == []
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -110,12 +111,63 @@ def test_trail_leaves_out_other_registries(mlflow_app: Any) -> None:
     assert [actor in page for actor in (*actors, "ada of 2026-01-01")] == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("query", "shown", "links"),
+    [
+        ("endpoint=paged", range(59, 9, -1), {"Older"}),
+        ("endpoint=paged&page=1", range(9, -1, -1), {"Newer"}),
+        ("endpoint=paged&page=2", [], {"Newer"}),
+        ("endpoint=paged&page=junk", range(59, 9, -1), {"Older"}),
+        ("endpoint=paged&page=-1", range(59, 9, -1), {"Older"}),
+        (f"endpoint=paged&page={10**30}", [], {"Newer"}),
+        ("endpoint=paged&actor=EVA", range(59, 0, -2), set()),
+        ("endpoint=paged&actor=e%25a", [], set()),
+        ("model=paged&action=promote", range(58, -1, -2), set()),
+        ("endpoint=paged&action=alias", [], set()),
+    ],
+)
+def test_history_page_is_filtered_and_paged(
+    mlflow_app: Any,
+    query: str,
+    shown: Iterable[int],
+    links: set[str],
+) -> None:
+    if not [*mlflow_app.store.events("paged")]:
+        for number in range(60):
+            mlflow_app.store.record(
+                "stop" if number % 2 else "promote",
+                endpoint="paged",
+                model="" if number % 2 else "paged",
+                actor="eva@desk" if number % 2 else "ada",
+                why=f"step {number}",
+            )
+    answer = mlflow_app.client.get(f"{PAGE}/history?{query}")
+    assert answer.status_code == 200
+    found = re.findall(r'data-label="Why">step (\d+)<', answer.text)
+    assert [*map(int, found)] == [*shown]
+    assert {*re.findall(">(Newer|Older)</a>", answer.text)} == links
+    if links == {"Older"}:
+        assert f'href="{PAGE}/history?page=1&amp;endpoint=paged"' in answer.text
+
+
+def test_console_shows_the_newest_ten_events_and_leads_to_all(
+    mlflow_app: Any,
+    endpoint: str,
+) -> None:
+    for number in range(12):
+        mlflow_app.store.record("update", endpoint=endpoint, why=f"change {number}")
+    html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
+    assert re.findall(r'data-label="Why">change (\d+)<', html) == [*map(str, range(11, 1, -1))]
+    assert html.count('data-label="What"') == 10
+    assert f'href="{PAGE}/history?endpoint={endpoint}"' in html
+
+
 def test_a_trail_that_breaks_off_says_so_in_its_last_line(
     mlflow_app: Any,
     endpoint: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(app, "_EXPORTED_AT_ONCE", 1)
+    monkeypatch.setattr(app, "_EVENTS_AT_ONCE", 1)
     monkeypatch.setattr(store, "_EVENTS_AT_ONCE", 1)
     mlflow_app.store.record("update", endpoint=endpoint)
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")

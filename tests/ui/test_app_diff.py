@@ -119,8 +119,10 @@ def test_the_metrics_come_first_and_say_which_version_is_better(
     model: str,
 ) -> None:
     html = open_diff(mlflow_app, model)[1]
-    sections = re.findall(r'<h2 id="section-(\w+)">', html)
-    assert sections[:3] == ["metrics", "gate", "parameters"]
+    visible, _, folded = html.partition("<details")
+    sections = [re.findall(r"<h2>(\w+)</h2>", part) for part in (visible, folded)]
+    assert sections == [["Metrics", "Gate", "Parameters"], ["Parity"]]
+    assert "Version 2 is better: accuracy 0.1 → 0.2." in visible
     accuracy = html[html.index(">accuracy<") :]
     change = re.search(r'data-label="Change">(.*?)</td>', accuracy)
     assert change is not None

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.ui.charts import (
     WIDTH,
     LineChart,
     Series,
+    Unit,
     ago_axis,
     duration,
     line_chart,
@@ -98,7 +99,7 @@ def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(
     assert made.limit is None or 0 <= made.limit <= HEIGHT
     (svg,) = html.findall(".//figure//div/svg")
     assert svg.get("aria-label") == made.summary
-    assert 1 <= made.top < math.inf
+    assert 0.1 <= made.top < math.inf
 
 
 @given(st.floats(1e-6, 1e12))
@@ -153,12 +154,17 @@ def test_summary_describes_the_chart_in_words() -> None:
 def test_of_nothing_it_says_so() -> None:
     for made in (chart(), chart([]), chart([None, math.inf])):
         assert made.empty == "no requests"
-        assert made.ticks == ("1", "0.5", "0")
+        assert made.ticks == ("0.1", "0.05", "0")
         assert "no requests" in "".join(drawn(made).itertext())
 
 
-def test_noise_about_nothing_does_not_fill_the_picture_and_a_limit_has_room() -> None:
-    assert chart([0.001]).top == 1
+@pytest.mark.parametrize(("unit", "top"), [("/s", 0.1), ("%", 1)])
+def test_noise_about_nothing_does_not_fill_the_chart(unit: Unit, top: float) -> None:
+    noise = line_chart("f-x", "x", unit, ago_axis(NOON, 60), [Series("x", [0.001])])
+    assert noise.top == top
+
+
+def test_limit_has_room() -> None:
     made = chart([20.0], limit=100.0)
     assert made.top == 100
     assert made.limit == 0
@@ -225,6 +231,7 @@ def test_a_time_has_the_unit_that_fits_it(seconds: float, said: str) -> None:
 
 def test_the_ticks_of_an_axis() -> None:
     assert ago_axis(NOON, 3600).ticks == ("60 min ago", "45 min", "30 min", "15 min", "now")
+    assert ago_axis(NOON, 120, 600).ticks[-2:] == ("10.5 min", "10 min ago")
     growing = since_axis(NOON, 300)
     assert growing.ticks == ("start", "2 min", "4 min", "6 min", "8 min")
     assert growing.end == NOON + timedelta(minutes=8)

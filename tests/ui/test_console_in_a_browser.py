@@ -176,6 +176,38 @@ def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(
     expect(reasons).to_have_value("typed")
 
 
+def test_promotion_form_shows_the_effect_of_the_target(
+    page: Any,
+    url: str,
+    endpoint: str,
+) -> None:
+    model = endpoint.removeprefix("of-")
+    page.goto(f"{url}?endpoint={endpoint}")
+    page.locator("summary", has_text=f"Promote or judge version 2 of {model}").click()
+    effect = page.locator(".effect").locator("visible=true")
+    expect(effect).to_contain_text(f"Will serve it: {endpoint}.")
+    page.get_by_label(f"Target of version 2 of {model}").select_option("Archived")
+    expect(effect).to_contain_text("Archived: version none → 2. ")
+    expect(effect).to_contain_text("Will serve it: no endpoint.")
+
+
+@pytest.mark.parametrize("width", [390, 1400, 1900])
+def test_header_and_footer_are_in_line_with_the_content(
+    page: Any, url: str, endpoint: str, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    for path in ("", "/history"):
+        page.goto(f"{url}{path}")
+        content = page.locator(".card").first.bounding_box()
+        brand = page.locator(".brand").bounding_box()
+        footer = page.locator("footer").evaluate(
+            "footer => footer.getBoundingClientRect().left"
+            " + parseFloat(getComputedStyle(footer).paddingLeft)"
+        )
+        assert brand["x"] == pytest.approx(content["x"], abs=1)
+        assert footer == pytest.approx(content["x"], abs=1)
+
+
 def test_an_address_with_user_and_password_is_kept_up_to_date(
     page: Any,
     url: str,

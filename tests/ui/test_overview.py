@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import mlflow
@@ -13,7 +13,12 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import GateRefused, Refused
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
-from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, STARTED_AT, StageOrAlias
+from mlflow_deploy_plugin.core.registry.transitions import (
+    ROLLED_BACK_TAG,
+    STARTED_AT,
+    StageOrAlias,
+    parse_stage_or_alias,
+)
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import write_state
@@ -37,6 +42,11 @@ from tests.support.metrics_page import PAGE as METRICS
 from tests.support.metrics_page import serving
 from tests.support.monitors import judged_window
 from tests.support.refusals import mentions
+
+
+def states(html: str) -> dict[str, str]:
+    """Return the labelled states of the only endpoint."""
+    return dict(re.findall(r'class="state">(\w+) <span class="mark[^>]*>([^<]+)<', html))
 
 
 def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoint: str) -> None:
@@ -294,6 +304,23 @@ def test_the_page_of_a_model_has_the_endpoints_that_serve_it(
     assert mentions(none, "No endpoint", "<bdi>nowhere</bdi>")
 
 
+@pytest.mark.parametrize(("state", "colour"), [("starting", "muted"), ("failed", "reason")])
+def test_reason_is_red_only_for_a_problem(
+    mlflow_app: Any,
+    endpoint: str,
+    state: Literal["starting", "failed"],
+    colour: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    observed = ObservedEndpoint(
+        mlflow_app.store.endpoint(endpoint), Observation(state, reason="loading the model")
+    )
+    monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
+    html = mlflow_app.client.get(PAGE).text
+    assert states(html)["serving"] == state
+    assert f'<p class="{colour}">loading the model</p>' in html
+
+
 def test_a_server_that_does_not_answer_is_silent(
     mlflow_app: Any,
     endpoint: str,
@@ -442,10 +469,9 @@ def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sent
     pages = [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?endpoint={name}")]
     store.remove_endpoint(name)
 
-    assert 'mark-healthy">healthy<' in before
+    assert states(before) == {"serving": "healthy", "data": "not judged yet"}
     for html in pages:
-        assert "healthy" not in html
-        assert '<span class="mark mark-alarm">alarm</span>' in html
+        assert states(html) == {"serving": "healthy", "data": "alarm"}
         assert mentions(html, "hits", "10 in a row")
         (row,) = rows_of_monitors(html, name)
         shown, _, statistics = row.partition(" Statistics ")
@@ -455,14 +481,14 @@ def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sent
 
 
 @pytest.mark.parametrize(
-    ("in_a_row", "mark"),
-    [(1, "healthy"), (2, "alarm")],
+    ("in_a_row", "word"),
+    [(1, "drift"), (2, "alarm")],
 )
-def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
+def test_the_data_raise_an_alarm_after_consecutive_windows(
     mlflow_app: Any,
     monkeypatch: pytest.MonkeyPatch,
     in_a_row: int,
-    mark: str,
+    word: str,
 ) -> None:
     store = mlflow_app.store
     fields = {"monitors.hits.every": "1d", "monitors.hits.consecutive": 2}
@@ -476,15 +502,17 @@ def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
     Monitors(store).update_state("patient", "hits", consecutive=in_a_row)
     html = mlflow_app.client.get(PAGE).text
     store.remove_endpoint("patient")
-    assert f'<span class="mark mark-{mark}">{mark}</span>' in html
+    assert states(html) == {"serving": "healthy", "data": word}
 
 
 @pytest.mark.parametrize(
-    ("newest", "by_hand", "in_a_row", "mark"),
+    ("newest", "by_hand", "in_a_row", "word"),
     [
         ("not judged", False, 3, "alarm"),
         ("cannot tell", False, 3, "alarm"),
-        ("drift", True, 0, "healthy"),
+        ("drift", True, 0, "drift"),
+        ("cannot tell", False, 0, "cannot tell"),
+        ("kept", False, 0, "kept"),
     ],
 )
 def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not_begin_one(
@@ -493,7 +521,7 @@ def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not
     newest: str,
     by_hand: bool,
     in_a_row: int,
-    mark: str,
+    word: str,
 ) -> None:
     store = mlflow_app.store
     name = "lasting"
@@ -517,7 +545,7 @@ def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not
     monitors.update_state(name, "hits", consecutive=in_a_row)
     html = mlflow_app.client.get(PAGE).text
     store.remove_endpoint(name)
-    assert f'<span class="mark mark-{mark}">{mark}</span>' in html
+    assert states(html) == {"serving": "healthy", "data": word}
 
 
 def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
@@ -739,15 +767,15 @@ def test_refused_actions_are_disabled_with_a_reason(
     assert f"Not available: {why}</p>" in html
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
     assert re.search(
-        r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)',
+        r'value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)',
         of_1,
     )
     assert re.search("Production – [^<]*it was rolled back", of_1)
     assert "selected>Select a target" in of_1
     assert "Select a target" not in of_2
-    assert '<option value="Staging">Staging</option>' in of_1
-    assert '<option value="Production">Production</option>' in of_2
-    assert re.search(r'<option value="Staging" disabled title="([^"]+)">Staging – \1<', of_2)
+    assert 'value="Staging">Staging</option>' in of_1
+    assert 'value="Production">Production</option>' in of_2
+    assert re.search(r'value="Staging" disabled title="([^"]+)">Staging – \1<', of_2)
     of_unread = offered(html, unread, "1")
     assert re.search(r'value="promote" disabled title="[^"]*gated_stages', of_unread)
     assert re.search(
@@ -809,6 +837,46 @@ def test_a_version_goes_where_it_is_not_yet_and_may_be(
     target = promotion_target("m", "2", place, tags, GatePolicy(), frozenset(holders))
     assert (refused in target.refusal) if refused else target.refusal == ""
     assert target.obstacle == refused.partition(" (")[0]
+
+
+FAILED = {"onnxserve.gate": "failed", "onnxserve.gate.digest": "ab12"}
+
+
+@pytest.mark.parametrize(
+    ("place", "tags", "holders", "stage", "words"),
+    [
+        (
+            "@live",
+            PASSED,
+            {"1"},
+            "",
+            ["@live", "version 1 → 2", "Gate: passed", "serve it: flights"],
+        ),
+        ("@live", FAILED, {"1"}, "", ["version 1 → 2", "Gate: failed"]),
+        ("@live", {}, {}, "", ["none → 2", "Gate: runs first"]),
+        ("Staging", {}, {"9", "10"}, "", ["9, 10 → 2", "Gate: not asked", "no endpoint"]),
+        ("Archived", {}, {}, "Production", ["no endpoint", "no longer", "Production: birds"]),
+    ],
+)
+def test_promotion_target_names_versions_gate_and_endpoints(
+    place: str,
+    tags: dict[str, str],
+    holders: set[str],
+    stage: str,
+    words: list[str],
+) -> None:
+    target = promotion_target(
+        "m",
+        "2",
+        parse_stage_or_alias(place),
+        tags,
+        GatePolicy(gated_aliases=("live",)),
+        frozenset(holders),
+        stage,
+        {"@live": ["flights"], "Production": ["birds"]},
+    )
+    for text in words:
+        assert text in target.effect
 
 
 def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(

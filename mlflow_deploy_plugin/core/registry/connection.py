@@ -75,6 +75,11 @@ _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(
     r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$",
 )
+_WITHOUT_SCHEME = re.compile(r"([\w.-]+|\[[\da-f:]+\]):\d{2,5}(/.*)?")
+_WITHOUT_TLS = re.compile(
+    r"HTTPSConnectionPool\(host='(.+?)', port=(\d+)\)"
+    r".*(?:WRONG_VERSION_NUMBER|record layer failure)",
+)
 _UNREACHED = re.compile(
     r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)",
 )
@@ -295,6 +300,12 @@ def registry_client() -> "MlflowClient":
             raise InvalidConfig(
                 "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such "
                 "as http://mlflow:5000",
+            ) from None
+        # MLflow takes 127.0.0.1:5000 for a folder, and localhost:5000 for a scheme.
+        address = mlflow_addresses()[0]
+        if _WITHOUT_SCHEME.fullmatch(address):
+            raise InvalidConfig(
+                f"the address of MLflow, {address}, has no scheme: write http://{address}",
             ) from None
         raise InvalidConfig(
             f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}",
@@ -775,6 +786,8 @@ def _connection_reason(text: str) -> str:
     """Return the reason why a connection failed, from the text of its error."""
     if "Connection refused" in text:
         return "connection refused"
+    if match := _WITHOUT_TLS.search(text):
+        return f"it answers without TLS: write http://{match[1]}:{match[2]}"
     if match := re.search(r"too many (\d+) error responses", text):
         return f"it returns the status {match[1]}"
     if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):

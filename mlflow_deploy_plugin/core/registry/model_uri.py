@@ -36,6 +36,7 @@ _TAG = "tag:"
 _PROXIED = "/mlflow-artifacts/artifacts/"
 _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
 """The end of the address of a model page in MLflow's UI."""
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
 """A URI of a registered model without the scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
@@ -158,6 +159,12 @@ def missing_folder_message(text: str) -> str:
     message = f"the folder {path} does not exist"
     here = f"{absolute_path('.')}/"  # Undo the absolute path of a deployment.
     text = text.removeprefix(here)
+    if _WINDOWS.match(text):
+        return (
+            f"{text} is a path of Windows, which this machine does not have: copy the folder to "
+            "this machine, or use an artifact store (s3://…)"
+        )
+    text = text.removeprefix("models/")  # The user may have forgotten the colon.
     registered = _REGISTERED.fullmatch(text)
     if registered is None:
         return message

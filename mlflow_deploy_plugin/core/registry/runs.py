@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
     no_request_timeout,
     registry_client,
     registry_errors,
+    store_failure,
 )
 from mlflow_deploy_plugin.core.settings import workspace_query
 
@@ -167,7 +168,7 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
 
 def has_logged_models(client: "MlflowClient") -> bool:
     """Return False if the tracking server is older than MLflow 3, where models are only
-    artifacts of runs.
+    artifacts of runs. Raises RegistryUnavailable if the server does not answer.
     """
     from mlflow.exceptions import MlflowException
 
@@ -175,7 +176,7 @@ def has_logged_models(client: "MlflowClient") -> bool:
         client.get_logged_model("m-0")
     except MlflowException as error:
         if error.error_code == "INTERNAL_ERROR":  # The server does not answer.
-            raise
+            raise store_failure("the model", "", error) from None
         return bool(error.error_code != "ENDPOINT_NOT_FOUND")
     return True
 

@@ -5,12 +5,13 @@ the audit trail of the moves.
 import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from heapq import merge
-from itertools import accumulate, islice
+from itertools import accumulate
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
@@ -55,29 +56,28 @@ def event_history(
     store: "Store",
     endpoint: str | None,
     model: str | None,
-    limit: int | None,
     registry: str = "",
+    *,
+    actions: Collection[str] = (),
+    actor: str = "",
+    newest_first: bool = False,
 ) -> "Iterator[AuditEvent]":
     """Yield the events of an endpoint and its registered models (or only of `model`),
-    oldest first, without the events of other registries than `registry`.
+    oldest first, without the events of other registries than `registry`. `actions` and
+    `actor` select events as in `Store.events`.
 
-    If `limit` is set, only the newest events are returned. The trail may not fit in
-    memory.
+    The trail may not fit in memory.
     """
     from mlflow_deploy_plugin.core.store.audit import is_of_registry  # Images lack SQLAlchemy.
 
-    newest_first = limit is not None
-    streams = [store.events(endpoint, model, newest_first=newest_first)]
+    select = partial(store.events, actions=actions, actor=actor, newest_first=newest_first)
+    streams = [select(endpoint, model)]
     if endpoint is not None and model is None:
         for name in models_served_by(store, endpoint) or ():
             # A model event with an endpoint belongs only to the trail of that endpoint.
-            events = store.events(None, name, newest_first=newest_first)
-            streams.append(event for event in events if not event.endpoint)
+            streams.append(event for event in select(None, name) if not event.endpoint)
     merged = merge(*streams, key=attrgetter("at"), reverse=newest_first)
-    ordered = (event for event in merged if is_of_registry(event, registry))
-    if limit is None:
-        return ordered
-    return reversed([*islice(ordered, limit)])
+    return (event for event in merged if is_of_registry(event, registry))
 
 
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":

@@ -447,10 +447,11 @@ class Store:
         model: str | None = None,
         *,
         actions: Collection[str] = (),
+        actor: str = "",
         newest_first: bool = False,
     ) -> Iterator[AuditEvent]:
         """Yield the audit events of the endpoint and model (None: of all) with one of
-        the `actions` (empty: all).
+        the `actions` (empty: all), by actors whose names contain `actor`.
 
         Events are read oldest first, in pages of 1,000, because the trail may not fit
         in memory. New events may be included.
@@ -462,6 +463,8 @@ class Store:
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
         if actions:
             query = query.where(AuditRow.action.in_(actions))
+        if actor:
+            query = query.where(AuditRow.actor.icontains(actor, autoescape=True))
         order = AuditRow.id.desc() if newest_first else AuditRow.id.asc()
         query = query.order_by(order)
         page = query

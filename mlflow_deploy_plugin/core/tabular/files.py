@@ -93,6 +93,9 @@ def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         reason = error.strerror or str(error)
+        folder = Path(path).parent
+        if not folder.exists():
+            reason = f"the folder {folder} does not exist"
         raise InvalidConfig(f"the file {path} cannot be written: {reason}") from None
 
 

@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.promote.evidence.record import GateEvidence, VersionRecord, read_record
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
-from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.shadow_compare import compare_outputs
 
@@ -24,9 +23,7 @@ Value = str | float | None
 Trend = Literal["better", "worse", ""]
 
 _HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "recall", "score"))
-_LOWER_IS_BETTER = frozenset(
-    ("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse")
-)
+_LOWER_IS_BETTER = frozenset(("brier", "error", "logloss", "loss", "mae", "mape", "mse", "rmse"))
 """The words in the name of a metric, such as `val_loss`, that have a known direction. A
 lower value is better if the name has words of both sets, such as `brier_score`.
 """
@@ -34,6 +31,9 @@ _NEGATED = re.compile(rf"\bneg .*\b({'|'.join(sorted(_LOWER_IS_BETTER))})\b|\bd2
 """The words of scikit-learn's negated errors and D² scores, such as `neg log loss`, for
 which higher is better.
 """
+_TIMES = frozenset(("duration", "latency", "ms", "seconds", "time", "us"))
+_TRAINING = frozenset(("train", "training"))
+_MOST_CHANGES = 3
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class DiffRow:
     """A fact about two versions. The value of a version without the fact is None.
 
     Attributes:
-        trend: empty if the values are equal, or if neither direction is known to be
-            better.
+        section: `timings` for a duration, which differs even between equal versions.
+        trend: empty if the values are equal in four digits, or if neither direction is
+            known to be better.
     """
 
     section: str
@@ -60,6 +61,12 @@ class DiffRow:
         if isinstance(self.before, str | bool | None) or isinstance(self.after, str | bool | None):
             return None
         return self.after - self.before
+
+    @property
+    def change(self) -> str:
+        """Return the name with both values, such as `r2 0.977 → 0.887`."""
+        name = self.name if self.section == "metrics" else f"{self.section} {self.name}"
+        return f"{name} {_short(self.before)} → {_short(self.after)}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class VersionDiff:
         notes: lines about copies and missing parts.
         predictions: the changes of the outputs, or the reason why no predictions are
             compared.
+        disagreement: the share of rows with different answers, by `shadow_compare.py`:
+            of the example rows, otherwise of the gate's back-test; None if unknown.
     """
 
     before: str
@@ -91,6 +100,28 @@ class VersionDiff:
     rows: tuple[DiffRow, ...]
     notes: tuple[str, ...]
     predictions: tuple[OutputChange, ...] | Refused = ()
+    disagreement: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        """Return the comparison in words, such as `version 4 is worse: r2 0.977 →
+        0.887; 97 % of the rows are answered differently`.
+        """
+        judged = [row for row in self.rows if row.trend]
+        # A better metric of the training rows may be due to overfitting.
+        held_out = [row for row in judged if _TRAINING.isdisjoint(_words(row.name))]
+        parts = []
+        for trend in ("worse", "better"):
+            changes = [row.change for row in held_out or judged if row.trend == trend]
+            if len(changes) > _MOST_CHANGES:
+                changes[_MOST_CHANGES:] = [f"{len(changes) - _MOST_CHANGES} more"]
+            if changes:
+                parts.append(f"{trend}: {', '.join(changes)}")
+        verdict = "; ".join(parts) or "neither better nor worse by its recorded metrics"
+        text = f"version {self.after.rpartition('/')[2]} is {verdict}"
+        if self.disagreement is not None:
+            text += f"; {100 * self.disagreement:.3g} % of the rows are answered differently"
+        return text
 
 
 def diff_versions(before: str, after: str) -> VersionDiff:
@@ -99,8 +130,7 @@ def diff_versions(before: str, after: str) -> VersionDiff:
     Raises InvalidConfig if a URI does not select a registered version or the models
     differ, NotFound, and RegistryUnavailable.
     """
-    diff = compare(read_record(before), read_record(after))
-    return replace(diff, predictions=_compare_predictions(diff.before, diff.after))
+    return _with_predictions(compare(read_record(before), read_record(after)))
 
 
 def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
@@ -113,8 +143,13 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
             f"{names} are different models; compare two versions of the same registered model"
         )
     rows = _diff_rows(_facts(before), _facts(after))
+    in_order = sorted(rows, key=lambda row: row.section == "timings")  # The sort is stable.
     notes = [*_notes(before), *_notes(after)]
-    return VersionDiff(before.uri, after.uri, tuple(rows), tuple(notes))
+    diff = VersionDiff(before.uri, after.uri, tuple(in_order), tuple(notes))
+    if after.gate is None or after.gate.against != before.uri:
+        return diff
+    figures = {check.name: check.figures for check in after.gate.checks}
+    return replace(diff, disagreement=figures.get("backtest", {}).get("disagreement"))
 
 
 def _diff_rows(
@@ -129,7 +164,8 @@ def _diff_rows(
             if before is None and after is None:
                 continue
             is_changed = repr(before) != repr(after)  # The texts of two NaN are equal.
-            row = DiffRow(section, name, before, after, is_changed)
+            is_time = section in ("metrics", "gate") and not _TIMES.isdisjoint(_words(name))
+            row = DiffRow("timings" if is_time else section, name, before, after, is_changed)
             yield replace(row, trend=_find_trend(row))
 
 
@@ -149,6 +185,8 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
     provenance = record.provenance
     metrics: Mapping[str, Value] = record.run.metrics if record.run else {}
+    # The section `parity` has the metrics that `log_model` logs.
+    metrics = {name: metrics[name] for name in metrics if not name.startswith("onnxserve.")}
     parameters: Mapping[str, Value] = record.run.params if record.run else {}
     return {
         "metrics": metrics,
@@ -206,13 +244,26 @@ def _find_trend(row: DiffRow) -> Trend:
     difference = row.difference or 0.0
     if row.section != "metrics" or not abs(difference) > 0:
         return ""
-    words = re.split(r"[^a-z0-9]+", row.name.lower())
+    if _short(row.before) == _short(row.after):
+        return ""
+    words = _words(row.name)
     is_lower_better = not _LOWER_IS_BETTER.isdisjoint(words)
     if _NEGATED.search(" ".join(words)):
         is_lower_better = False
     elif not is_lower_better and _HIGHER_IS_BETTER.isdisjoint(words):
         return ""
     return "better" if (difference < 0) == is_lower_better else "worse"
+
+
+def _short(value: Value) -> str:
+    """Return a text, or a number with four digits."""
+    if not isinstance(value, float):
+        return str(value)
+    return np.format_float_positional(value, 4, unique=False, fractional=False, trim="-")
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", name.lower())
 
 
 def _plain(value: object) -> Value:
@@ -224,42 +275,36 @@ def _plain(value: object) -> Value:
     return str(value)
 
 
-def _compare_predictions(before: str, after: str) -> tuple[OutputChange, ...] | Refused:
-    """Compare the predictions for the example rows of the last version or, without an
-    example, of the first.
+def _with_predictions(diff: VersionDiff) -> VersionDiff:
+    """Return the comparison with that of the predictions for the example rows of the
+    last version or, without an example, of the first.
     """
     with temporary_folder("onnxserve-diff-") as temporary:
-        old = download(before, temporary / "0")
-        new = download(after, temporary / "1")
-        examples = [new / INPUT_EXAMPLE, old / INPUT_EXAMPLE]
+        before = download(diff.before, temporary / "0")
+        after = download(diff.after, temporary / "1")
+        examples = [after / INPUT_EXAMPLE, before / INPUT_EXAMPLE]
         example = next((file for file in examples if file.is_file()), None)
         if example is None:
-            return Refused("the versions have no example rows; log a model with input_example")
+            reason = "the versions have no example rows; log a model with input_example"
+            return replace(diff, predictions=Refused(reason))
         body = example.read_bytes()
         try:
-            agreements = _compare_outputs(OnnxModel.load(old), OnnxModel.load(new), body)
+            old = OnnxModel.load(before)
+            new = OnnxModel.load(after)
+            old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
+            new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))
+            agreements = {
+                name: compare_outputs(old.artifact, {name: array}, new.artifact, new_outputs)
+                for name, array in old_outputs.items()
+            }
+            answers = compare_outputs(old.artifact, old_outputs, new.artifact, new_outputs)
         except OnnxserveError as error:
-            return Refused(
-                f"the predictions for the example rows cannot be compared: {error.message}"
-            )
-    return tuple(_summarize_agreement(name, agreement) for name, agreement in agreements.items())
-
-
-def _compare_outputs(
-    old: OnnxModel,
-    new: OnnxModel,
-    body: bytes,
-) -> dict[str, Agreement]:
-    """Return the agreement of each output of the old version for the same request."""
-    old_outputs = old.run(mlflow_protocol.decode(JSON, body, old.schema))
-    new_outputs = new.run(mlflow_protocol.decode(JSON, body, new.schema))
-    return {
-        name: compare_outputs(old.artifact, {name: array}, new.artifact, new_outputs)
-        for name, array in old_outputs.items()
-    }
-
-
-def _summarize_agreement(name: str, agreement: Agreement) -> OutputChange:
-    changed_rows = int(np.count_nonzero(agreement.differences))
-    largest = agreement.largest if agreement.are_numbers else None
-    return OutputChange(name, len(agreement.differences), changed_rows, largest)
+            reason = f"the predictions for the example rows cannot be compared: {error.message}"
+            return replace(diff, predictions=Refused(reason))
+    changes = []
+    for name, agreement in agreements.items():
+        changed_rows = int(np.count_nonzero(agreement.differences))
+        largest = agreement.largest if agreement.are_numbers else None
+        changes.append(OutputChange(name, len(agreement.differences), changed_rows, largest))
+    disagreement = float(np.mean(~answers.same))
+    return replace(diff, predictions=tuple(changes), disagreement=disagreement)

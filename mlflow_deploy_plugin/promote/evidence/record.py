@@ -81,12 +81,14 @@ class GateEvidence:
     Attributes:
         judged: the version (models:/X/7), which may be the original of a copy.
         run_id: the run with the report.
+        against: the version with which the gate has compared it, or an empty text.
         checks: empty if the report cannot be read.
     """
 
     judged: str
     status: tags.GateStatus
     run_id: str
+    against: str = ""
     checks: tuple[CheckResult, ...] = ()
 
 
@@ -409,4 +411,5 @@ def _with_checks(
     """
     file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, GATE_JSON_FILE)
     verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())
-    return replace(gate, judged=f"models:/{verdict.model}/{verdict.version}", checks=verdict.checks)
+    judged = f"models:/{verdict.model}/{verdict.version}"
+    return replace(gate, judged=judged, against=verdict.against, checks=verdict.checks)

@@ -72,22 +72,15 @@ def event_statement(event: AuditEvent, page: str, is_signed: bool) -> Statement:
     verdict = event.detail.get("verdict") or event.detail.get("gate")
     if verdict:
         text += f", with the gate {verdict}"
-    digest = _report_digest(event)
+    # An approval has the digest of the report in place of its address.
+    reports = (str(event.detail.get(name, "")) for name in ("report_digest", "report"))
+    digest = next(filter(_DIGEST.fullmatch, reports), "")
     if digest:
         text += f", on the report sha256 {digest[:12]}"
     text += signature_note(is_signed)
     if event.why:
         text += f": {event.why}"
     return statement_of(text, "event", f"{event.action} {event.at.isoformat()}", page)
-
-
-def _report_digest(event: AuditEvent) -> str:
-    """Return the digest of the gate report that the event was based on, or an empty
-    text.
-    """
-    # An approval has the digest of the report in place of its address.
-    named = (str(event.detail.get(name, "")) for name in ("report_digest", "report"))
-    return next(filter(_DIGEST.fullmatch, named), "")
 
 
 def group_statements(

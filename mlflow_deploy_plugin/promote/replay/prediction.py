@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, SHADOW
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, Refused
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
@@ -113,9 +113,10 @@ def find_request(
     names = [endpoint] if endpoint else log.endpoints()
     for name in names:
         for hour in log.walk_hours(name, newest_first=True):
-            ids = log.scan(hour, TimeRange(), ["_prediction_id"])
+            ids = log.scan(hour, TimeRange(), ["_prediction_id"], [SHADOW])
             if any(len(table.filter(is_request)) for table in ids):
-                rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
+                tables = log.scan(hour, TimeRange(), None, [SHADOW])
+                rows = [table.filter(is_request) for table in tables]
                 return name, concat_tables([table for table in rows if len(table)]).sort_by("_row")
     searched = endpoint or "any endpoint"
     raise NotFound(

@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW, TRIED, TRIED_ID
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
@@ -486,13 +487,15 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
     def constant(value: object) -> pa.Array:
         return pa.repeat(value, requests * rows)
 
+    request_ids = _to_arrow(batch.request_ids)
     return {
         EVENT_TIME: per_row(pa.array(batch.event_times).view(TIME)),
         "_received_time": per_row(pa.array(batch.received_times).view(TIME)),
         "_prediction_id": per_row(_to_arrow(batch.prediction_ids)),
-        "_request_id": per_row(_to_arrow(batch.request_ids)),
+        "_request_id": per_row(request_ids),
         "_variant": constant(batch.variant),
-        "_shadow": constant(batch.is_shadow),
+        SHADOW: constant(batch.is_shadow),
+        TRIED: per_row(pc.starts_with(request_ids, TRIED_ID)),
         "_model": constant(batch.model.model),
         "_version": constant(batch.model.version),
         "_latency_us": per_row(pa.array(batch.latencies)),

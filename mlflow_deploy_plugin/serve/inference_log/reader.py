@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW, TRIED
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
@@ -28,8 +28,8 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     join_labels,
 )
 from mlflow_deploy_plugin.serve.inference_log.scan import (
+    MARKS,
     RECEIVED_TIME,
-    SHADOW,
     RowFilter,
     microseconds_of,
     scan_hour,
@@ -58,6 +58,7 @@ _LAST = {
     LABEL_NUMBER: pa.float64(),
     RECEIVED_TIME: TIME,
     SHADOW: pa.bool_(),
+    TRIED: pa.bool_(),
     "_latency_us": pa.int64(),
     "_status": pa.int16(),
     "_request_id": pa.string(),
@@ -177,18 +178,19 @@ class InferenceLog:
         endpoint: str,
         window: Window,
         columns: Sequence[str] | None = None,
-        shadows: bool = False,
+        left_out: Sequence[str] = MARKS,
     ) -> Iterator[pa.Table]:
         """Yield the distinct rows of a window, hour by hour in tables of some thousand
-        rows. Only `columns` are read. A table lacks the columns that its file lacks.
-        Raises OnnxserveError if the log is unreachable.
+        rows, without the rows that have a mark of `left_out`. Only `columns` are read.
+        A table lacks the columns that its file lacks. Raises OnnxserveError if the log
+        is unreachable.
         """
         for hour in storage.iter_hours(self.location, endpoint, window):
             yield from self.scan(
                 hour,
                 TimeRange(window.start, window.end),
                 columns,
-                shadows,
+                left_out,
             )
 
     def scan(
@@ -196,17 +198,18 @@ class InferenceLog:
         hour: Hour,
         times: TimeRange,
         columns: Sequence[str] | None,
-        shadows: bool = False,
+        left_out: Sequence[str] = MARKS,
     ) -> Iterator[pa.Table]:
         """Yield the distinct rows of an hour that are in the time range, in tables of
-        some thousand rows. Only `columns` are read (None: all columns).
+        some thousand rows, without the rows that have a mark of `left_out`. Only
+        `columns` are read (None: all columns).
         """
         if self.since is not None:
             times = replace(times, received_from=max(times.received_from, self.since))
         yield from scan_hour(
             self.location,
             hour.folder,
-            RowFilter(columns, times, shadows),
+            RowFilter(columns, times, left_out),
             self.unreadable,
         )
 
@@ -344,8 +347,8 @@ def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
 
 @dataclass(frozen=True)
 class View:
-    """A selection of an endpoint's rows, with or without label columns and shadow
-    rows.
+    """A selection of an endpoint's rows, with or without label columns, and the rows of
+    shadows and of the page Try.
     """
 
     endpoint: str
@@ -419,7 +422,7 @@ def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> Non
             hour,
             TimeRange(),
             sorted({EVENT_TIME, "_row", *matches.columns}),
-            shadows=True,
+            left_out=(),
         ):
             matches.match(rows)
 
@@ -448,7 +451,7 @@ def _tables(
 ) -> Iterator[pa.Table]:
     """Yield the rows of the view without labels."""
     for hour in _due_files(log, view):
-        yield from log.scan(hour, view.times, sorted(columns), view.shadows)
+        yield from log.scan(hour, view.times, sorted(columns), () if view.shadows else MARKS)
 
 
 def _due_files(log: InferenceLog, view: View) -> dict[Hour, list[LogFile]]:

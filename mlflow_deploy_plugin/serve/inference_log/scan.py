@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW, TRIED
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.tabular.streams import row_groups
@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.serve.inference_log.tables import (
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
-SHADOW = "_shadow"
 RECEIVED_TIME = "_received_time"
 _BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
@@ -51,6 +50,8 @@ row, which takes at least 20 bytes in Parquet.
 """
 
 
+MARKS = (SHADOW, TRIED)
+"""The columns that mark rows which are no traffic."""
 ColumnChoice = Callable[[Sequence[str]], Sequence[str] | None]
 """A function that returns, for a file's columns, the columns to read, or None for all
 columns.
@@ -63,13 +64,13 @@ class FileVanished(Exception):
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The selected rows (by time range, with or without shadow rows) and columns, in
-    order (None: all columns).
+    """The selected rows (by time range, without the rows that have a mark of
+    `left_out`) and columns, in order (None: all columns).
     """
 
     columns: Sequence[str] | None
     times: TimeRange
-    shadows: bool
+    left_out: Sequence[str] = MARKS
 
     def columns_to_read(self, present: Sequence[str]) -> list[str] | None:
         """Return the columns of a file that the filter needs, or None for all
@@ -77,14 +78,14 @@ class RowFilter:
         """
         if self.columns is None:
             return None
-        needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW}
+        needed = {*self.columns, *IDENTITY, EVENT_TIME, *MARKS}
         if self.times.received_us:
             needed.add(RECEIVED_TIME)
         return [name for name in present if name in needed]
 
     def filter(self, table: pa.Table) -> pa.Table:
-        """Return the selected rows. A table without the time of receipt or the shadow
-        column is not filtered by that column.
+        """Return the selected rows. A table is not filtered by a column that it lacks:
+        the time of receipt, or a mark.
         """
         times = microseconds_of(table.column(EVENT_TIME))
         passes = (times >= microseconds(self.times.start)) & (times < microseconds(self.times.end))
@@ -92,8 +93,8 @@ class RowFilter:
         if bounds is not None and RECEIVED_TIME in table.column_names:
             received = microseconds_of(table.column(RECEIVED_TIME))
             passes &= (received >= bounds[0]) & (received < bounds[1])
-        if not self.shadows and SHADOW in table.column_names:
-            passes &= ~np.asarray(pc.fill_null(table.column(SHADOW), False))
+        for mark in {*self.left_out} & {*table.column_names}:
+            passes &= ~np.asarray(pc.fill_null(table.column(mark), False))
         if passes.all():
             return table
         return table.filter(pa.array(passes))
@@ -347,7 +348,7 @@ def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
         return bool(
             pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind),
         )
-    if column.name == SHADOW:
+    if column.name in MARKS:
         return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
     return not (column.name in ("_label", "_label_number") and EVENT_TIME in names)
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LabelMatches
 from mlflow_deploy_plugin.serve.inference_log.reader import (
@@ -30,11 +30,7 @@ from mlflow_deploy_plugin.serve.inference_log.reader import (
     require_endpoint,
     view_tables,
 )
-from mlflow_deploy_plugin.serve.inference_log.scan import (
-    RECEIVED_TIME,
-    SHADOW,
-    microseconds_of,
-)
+from mlflow_deploy_plugin.serve.inference_log.scan import RECEIVED_TIME, microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     LogLocation,
     wrap_log_errors,

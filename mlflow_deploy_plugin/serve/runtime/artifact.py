@@ -52,13 +52,14 @@ _MAX_DIMENSIONS = 32
 @dataclass(frozen=True)
 class Column:
     """One column of a column-based signature. If `is_binary` is True, the strings of
-    the column are bytes in base64.
+    the column are bytes in base64; if `is_date` is True, they are ISO 8601 dates.
     """
 
     name: str
     type: ColumnType
     required: bool = True
     is_binary: bool = False
+    is_date: bool = False
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,7 @@ def _read_inputs(signature: Mapping[str, Any], takes_objects: bool) -> _Signatur
             if kind not in _AS_JSON:
                 return _SignatureInputs(undescribed=undescribed)
         is_binary = kind == "binary"
+        is_date = kind == "datetime"
         kind = kind if kind in COLUMN_TYPES else "string"
-        columns.append(Column(name, kind, entry.get("required", True), is_binary))
+        columns.append(Column(name, kind, entry.get("required", True), is_binary, is_date))
     return _SignatureInputs(tuple(columns), tuple(tensors), undescribed)

@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.packages import NEEDED, check_fit
 from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.document import field_reference, new_endpoint
@@ -108,6 +109,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def __init__(self, target_uri: str) -> None:
         super().__init__(target_uri)
         with _mlflow_errors():
+            check_fit(*NEEDED)
             self._target = parse_target(target_uri)
 
     def create_deployment(
@@ -258,6 +260,7 @@ def run_local(
     show this server.
     """
     with _mlflow_errors():
+        check_fit(*NEEDED)
         set_service_timeouts()
         spec = new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config))
         resolve(model_uri)  # Refuse an unknown model before the server is started.

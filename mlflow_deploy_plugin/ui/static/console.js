@@ -102,6 +102,10 @@ function initial(select) {
   return (options.find((option) => option.defaultSelected) ?? options.find((option) => !option.disabled))?.value ?? select.value;
 }
 
+document.addEventListener("change", ({ target }) => {
+  if (target.name === "to") target.closest("details").querySelector(".effect").textContent = target.selectedOptions[0].dataset.effect;
+});
+
 let reading = null; // The element whose chart shows values to the reader; this element is not refreshed.
 
 function readAt(figure, share) {

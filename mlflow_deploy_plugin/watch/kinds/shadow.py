@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, TRIED
 from mlflow_deploy_plugin.core.errors import InferenceError, Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
@@ -258,7 +258,7 @@ def _sample_rows(request: WindowRequest) -> _SampledRows:
     """
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     sample = _SampledRows()
-    for batch in request.log.batches(request.endpoint, request.window, shadows=True):
+    for batch in request.log.batches(request.endpoint, request.window, left_out=[TRIED]):
         needed = [
             name
             for name in batch.column_names

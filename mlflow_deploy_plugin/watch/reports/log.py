@@ -71,7 +71,6 @@ from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PICTURE = "trend.png"
 _EMPTY = (
     "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
     "content='width=device-width'></head><body></body></html>"
@@ -103,14 +102,12 @@ def build_report(
     windows = [*past, this][-trend.MOST_WINDOWS :]
     levels = trend.level_lines(result, windows)
     lines = trend.trend_lines(result, windows, levels)
-    picture, words = trend.draw_trend([*levels, *lines], result.window.length)
+    pictures = trend.draw_trend([*levels, *lines], result.window.length)
     files: dict[str, str | bytes] = dict(result.report.artifacts)
-    files[PAGE] = _render_page(result, charts, picture, words)
+    files[PAGE] = _render_page(result, charts, pictures)
     files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
     if charts.figures:
         files[EVIDENTLY] = charts.figures
-    if picture:
-        files[PICTURE] = picture
     return files
 
 
@@ -129,9 +126,13 @@ def _draw_charts(result: MonitorResult) -> EvidentlyReport:
         columns //= 2
 
 
-def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes, words: str) -> str:
-    """Return the page of the report: the findings and the trend's picture, which
-    `words` describe, above Evidently's charts.
+def _render_page(
+    result: MonitorResult,
+    charts: EvidentlyReport,
+    pictures: Sequence[trend.Picture],
+) -> str:
+    """Return the page of the report: the trend's pictures and the findings above
+    Evidently's charts.
     """
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -140,6 +141,7 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
         trim_blocks=True,
     )
     pages.filters |= {"number": format_number, "class": mark_of, "quote": shlex.quote}
+    pages.filters["base64"] = lambda png: base64.b64encode(png).decode()
     alarms = [finding for finding in result.findings if finding.is_alarm]
     shown = [finding for finding in result.findings if not finding.has_no_effect]
     # A shift and its window have different means of a column.
@@ -154,8 +156,7 @@ def _render_page(result: MonitorResult, charts: EvidentlyReport, picture: bytes,
         alarms=alarms,
         sentence=_describe_alarms(alarms) if alarms else result.reason,
         charts=charts,
-        picture=base64.b64encode(picture).decode(),
-        words=words,
+        pictures=pictures,
         sd_legend=SD_LEGEND,
     )
     page = (charts.page or _EMPTY).replace(
@@ -195,7 +196,13 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         end_ms = result.window.end_us // 1000
         log_metrics(client, run_id, result.model_id, figures.items(), end_ms, times)
-        _log_files(client, run_id, files)
+        with TemporaryDirectory() as folder:
+            for name, content in files.items():
+                target = Path(folder) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                data = content.encode() if isinstance(content, str) else content
+                target.write_bytes(data)
+            client.log_artifacts(run_id, folder)
 
     monitor = {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor}
     if result.endpoint_created:
@@ -225,21 +232,6 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     return run
 
 
-def _log_files(
-    client: "MlflowClient",
-    run_id: str,
-    files: Mapping[str, str | bytes],
-) -> None:
-    """Log the files by name as artifacts of the run, all at once."""
-    with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            target = Path(folder) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            data = content.encode() if isinstance(content, str) else content
-            target.write_bytes(data)
-        client.log_artifacts(run_id, folder)
-
-
 def to_metrics(result: MonitorResult) -> dict[str, float]:
     """Return the figures, and the finite values of the findings:
     `distribution_score/COLUMN`, … for a column; `shift_state/COLUMN` (1 for an alarm)
@@ -258,20 +250,23 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
         if value is not None and math.isfinite(value):
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
-    return {
-        _unique_name(
-            name,
-            counts[metric_name(name)] > 1,
-        ): value
-        for name, value in values.items()
-    }
+    figures = {}
+    for name, number in values.items():
+        valid = metric_name(name)
+        # Several names may become the same valid name.
+        if counts[valid] > 1 and valid != name:
+            valid = f"{valid}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        figures[valid] = number
+    return figures
 
 
 def _finding_metrics(finding: Finding) -> Iterator[tuple[str, float | None]]:
     """Yield the names of the finding's metrics, each with its value; None if it is
     unknown.
     """
-    subject = _metric_subject(finding)
+    # A slash in a name is replaced, so that it does not separate parts.
+    names = filter(None, (finding.subject, finding.segment))
+    subject = "/".join(name.replace("/", _NO_PATH) for name in names)
     if finding.check == "criterion":
         yield f"criterion/{subject}", finding.value
         yield f"criterion_threshold/{subject}", finding.threshold
@@ -283,37 +278,13 @@ def _finding_metrics(finding: Finding) -> Iterator[tuple[str, float | None]]:
         yield f"shift_state/{subject}", float(finding.is_alarm)
 
 
-def _unique_name(name: str, is_shared: bool) -> str:
-    """Return a valid MLflow name, with a digest if several names would become the same
-    valid name.
-    """
-    plain = metric_name(name)
-    if is_shared and plain != name:
-        return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-    return plain
-
-
 def metric_name(name: str) -> str:
     """Return a valid MLflow name: most punctuation is replaced, and the name is not a
     relative path.
     """
-    return "/".join(map(_valid_part, name.split("/")))[:_LONGEST_NAME]
-
-
-def _valid_part(part: str) -> str:
-    """Replace punctuation, and dots that would make a relative path."""
-    without_punctuation = re.sub(r"[^\w.\- ]", "_", part)
-    return re.sub(r"^\.+|\.+$|\.\.+", "_", without_punctuation).strip() or "_"
-
-
-def _metric_subject(finding: Finding) -> str:
-    """Return `SUBJECT` or `SUBJECT/SEGMENT`. A slash in a name is replaced, so that it
-    does not separate parts.
-    """
-    parts = [finding.subject]
-    if finding.segment:
-        parts.append(finding.segment)
-    return "/".join(part.replace("/", _NO_PATH) for part in parts)
+    plain = re.sub(r"[^\w.\- /]", "_", name).split("/")
+    parts = (re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in plain)
+    return "/".join(parts)[:_LONGEST_NAME]
 
 
 def _parse_time(text: str) -> datetime | None:

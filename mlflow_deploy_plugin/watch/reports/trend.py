@@ -1,4 +1,4 @@
-"""The picture of a report: the scores, requirements and levels of a monitor over its
+"""The pictures of a report: the scores, requirements and levels of a monitor over its
 windows.
 """
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.history import was_alarm
 from mlflow_deploy_plugin.watch.result import (
@@ -34,8 +33,6 @@ _MOST_PANELS = 6
 lists.
 """
 _LARGEST = 1e300  # The range of an axis is a float64.
-_TITLE_LENGTH = 72  # A longer title would not fit on the picture.
-_SHORTEST_NAME = 20
 _SCORE = ", score in SD"
 _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the
@@ -44,6 +41,12 @@ reference's windows.
 _FARTHEST = 4
 """A value is cut if its distance from the mean of most values is greater than this
 number of ranges of these values.
+"""
+WIDTH = 4.4  # In inches.
+HEIGHT = 2.0
+LABEL_POINTS = 12
+"""The size of a label in points: 12 pixels if a phone shows the picture with a width of
+320 pixels.
 """
 _EDGE = 0.3
 """The distance of a cut mark from the other values, in ranges of these values."""
@@ -63,7 +66,14 @@ _MARKERS = {
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+
+class Picture(NamedTuple):
+    """A chart as PNG, its caption, and its content in words."""
+
+    caption: str
+    png: bytes
+    words: str
 
 
 @dataclass(frozen=True)
@@ -147,15 +157,12 @@ class LevelLine:
 
     @property
     def title(self) -> str:
-        """The title of the panel, with the first window of the shift. A long name is
-        cut, so that it is visible.
-        """
+        """The title of the chart, with the first window of the shift."""
         onset = self.series.onset
         if onset is None:
             return self.series.title
-        since = f", since the window of {describe_span(onset.start, onset.end)}"
-        name_length = max(_TITLE_LENGTH - len(since), _SHORTEST_NAME)
-        return _cut(self.series.title, name_length) + since
+        span = describe_span(onset.start, onset.end)
+        return f"{self.series.title}, since the window of {span}"
 
     @property
     def starts(self) -> Sequence[datetime]:
@@ -289,7 +296,7 @@ def _line_title(finding: Finding) -> str:
     if finding.check in EXACT:
         change = finding.change or finding.check
         return f"{name}: {change}"
-    return _cut(name, _TITLE_LENGTH - len(_SCORE)) + _SCORE
+    return name + _SCORE
 
 
 def _make_line(
@@ -298,8 +305,7 @@ def _make_line(
     key: str,
     check: Check,
 ) -> TrendLine:
-    outcomes = [_drawn_outcome(window, key, check) for window in windows]
-    return TrendLine(title, windows, outcomes)
+    return TrendLine(title, windows, [_drawn_outcome(window, key, check) for window in windows])
 
 
 def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
@@ -326,60 +332,46 @@ def _drawable(value: float | None) -> float:
     return value
 
 
-def _cut(text: str, most: int) -> str:
-    line = one_line(text)
-    if len(line) <= most:
-        return line
-    return f"{line[: most - 1]}…"
-
-
 def draw_trend(
     lines: Sequence[TrendLine | LevelLine],
     length: timedelta,
-) -> tuple[bytes, str]:
-    """Return a PNG with a panel per line of two or more values, and a description; both
-    are empty without panels. `length` is the length of a window.
+) -> list[Picture]:
+    """Return a picture per line of two or more values, all with the same axis of times.
+    `length` is the length of a window.
     """
+    # The imports take half a second.
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
     drawn = [line for line in lines if sum(map(math.isfinite, line.values)) > 1]
     if not drawn:
-        return b"", ""
+        return []
     starts = list(chain.from_iterable(line.starts for line in drawn))
     limits = _to_days([min(starts) - length, max(starts) + length])
-    figure = _new_figure(len(drawn))
-    panels = figure.subplots(
-        len(drawn),
-        squeeze=False,
-        sharex=True,
-    )[:, 0]
-    for panel, line in zip(panels, drawn, strict=True):
+    pictures = []
+    for line in drawn:
+        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=160)
+        panel = figure.subplots()
+        # An automatic layout, which measures all labels, takes a third of the time.
+        figure.subplots_adjust(0.9 / WIDTH, 0.6 / HEIGHT, 1 - 0.25 / WIDTH, 1 - 0.3 / HEIGHT)
         line.draw_background(panel)
         _draw_values(panel, line)
-        _format_axes(panel, line.title)
+        panel.tick_params(labelsize=LABEL_POINTS)
+        panel.margins(y=0.15)
+        panel.spines[["top", "right"]].set_visible(False)
+        # With five ticks, four days would get half-day ticks.
+        locator = AutoDateLocator(minticks=3, maxticks=6)
+        panel.xaxis.set_major_locator(locator)
+        panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.get_offset_text().set_fontsize(LABEL_POINTS)
         if isinstance(line, LevelLine) and line.series.is_logarithmic:
             panel.yaxis.set_major_formatter(partial(_show_tick, line))
         panel.set_xlim(*limits)
-    description = "; ".join(line.describe() for line in drawn)
-    return _to_png(figure), description
-
-
-def _new_figure(panels: int) -> "Figure":
-    """Return a figure for this number of panels, one above the other. Sizes are in
-    inches.
-    """
-    from matplotlib.figure import Figure  # The import takes half a second.
-
-    width = 5.2
-    height = 1.55 * panels + 0.1
-    figure = Figure(figsize=(width, height), dpi=160)
-    # An automatic layout, which measures all labels, would take a third of the time.
-    figure.subplots_adjust(
-        0.62 / width,
-        0.4 / height,
-        1 - 0.2 / width,
-        1 - 0.32 / height,
-        hspace=0.5,
-    )
-    return figure
+        file = io.BytesIO()
+        figure.savefig(file)
+        pictures.append(Picture(line.title, file.getvalue(), line.describe()))
+    return pictures
 
 
 def _to_days(times: Sequence[datetime]) -> Array:
@@ -404,20 +396,10 @@ def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
             marker=marker,
             s=20,
             zorder=2,
+            clip_on=False,
         )
-    _label_cut_marks(panel, line, days, values, drawn)
-
-
-def _label_cut_marks(
-    panel: "Axes",
-    line: TrendLine | LevelLine,
-    days: Array,
-    values: Array,
-    drawn: Array,
-) -> None:
-    """Write the most extreme of consecutive cut values next to their marks, on the side
-    with more room. The white background interrupts the line below the marks.
-    """
+    # Write the most extreme of consecutive cut values next to their marks, on the side
+    # with more room. The white background interrupts the line below the marks.
     beyond = np.sign(np.nan_to_num(values - drawn))
     for run in np.split(np.arange(len(days)), np.flatnonzero(np.diff(beyond)) + 1):
         sign = beyond[run[0]]
@@ -433,7 +415,7 @@ def _label_cut_marks(
             f"  {arrow} {extreme}  ",
             horizontalalignment="left" if is_early else "right",
             verticalalignment="center",
-            fontsize=8,
+            fontsize=LABEL_POINTS,
             backgroundcolor="white",
             zorder=1.5,
         )
@@ -456,29 +438,3 @@ def _cut_axis(values: Array, bounds: Array) -> tuple[float, float]:
 
 def _show_tick(line: LevelLine, value: float, _: int) -> str:
     return line.show(value)
-
-
-def _format_axes(panel: "Axes", title: str) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    panel.set_title(
-        _cut(title, _TITLE_LENGTH),
-        fontsize=8,
-        loc="left",
-        parse_math=False,
-    )
-    panel.tick_params(labelsize=8)
-    panel.margins(y=0.15)
-    panel.spines[["top", "right"]].set_visible(False)
-    # With five ticks, four days would get half-day ticks.
-    locator = AutoDateLocator(minticks=3, maxticks=8)
-    panel.xaxis.set_major_locator(locator)
-    panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.get_offset_text().set_fontsize(8)
-
-
-def _to_png(figure: "Figure") -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file)
-    return file.getvalue()

@@ -889,8 +889,8 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
 
 def _load_pickle(path: Path) -> Original:
     """Load a joblib or pickle file, with a warning for each other version of
-    scikit-learn. Raises InvalidArtifact if the file cannot be loaded, and NotInstalled
-    if its framework is missing.
+    scikit-learn. Raises InvalidArtifact if the file cannot be loaded or contains no
+    model, and NotInstalled if its framework is missing.
     """
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
@@ -903,6 +903,12 @@ def _load_pickle(path: Path) -> Original:
             raise errors.InvalidArtifact(
                 f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}",
             ) from error
+    kind = type(model)
+    if kind.__module__.partition(".")[0] in ("builtins", "numpy", "pandas", "scipy"):
+        raise errors.InvalidArtifact(
+            f"{path} does not contain a model, but an object of type {kind.__name__}: save only "
+            "the fitted model in the file",
+        )
     versions = {
         f"it was saved by scikit-learn {warning.message.original_sklearn_version} "  # type: ignore[union-attr]
         f"({warning.message.current_sklearn_version} is installed)"  # type: ignore[union-attr]

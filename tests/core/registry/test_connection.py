@@ -401,6 +401,17 @@ READ_ONLY_DATABASE = {
             "(_ssl.c:1016)')))",
             "certificate has expired according to the clock of this machine",
         ),
+        *(
+            (
+                f"HTTPSConnectionPool(host='mlflow.ops', port=5000): {RETRIED} (Caused by "
+                f"SSLError(SSLError(1, '{failure} (_ssl.c:1016)')))",
+                "it answers without TLS: write http://mlflow.ops:5000",
+            )
+            for failure in (
+                "[SSL: WRONG_VERSION_NUMBER] wrong version number",
+                "[SSL] record layer failure",
+            )
+        ),
         (
             f'{RETRIED} (Caused by NameResolutionError("{CONNECTION}: Failed to resolve '
             "'mlflow.ops' ([Errno -3] Temporary failure in name resolution)))",
@@ -504,6 +515,13 @@ def test_unsupported_tracking_uri_is_a_one_line_error_without_its_password() -> 
 
     assert "secret" not in raised.value.message
     assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:5000", "localhost:5000", "[::1]:5000/mlflow"])
+def test_address_without_scheme_is_refused_with_the_one_that_works(address: str) -> None:
+    remedy = re.escape(f"http://{address}")
+    with tracking_at(address), pytest.raises(InvalidConfig, match=f"{remedy}$"):
+        registry_client()
 
 
 @pytest.mark.long

@@ -160,6 +160,9 @@ def test_folder_given_as_a_registered_model_is_refused(uri: str) -> None:
         ),
         ("flight-delay/Production", "; a registered model is models:/flight-delay/Production"),
         ("flights@champion", "; a registered model is models:/flights@champion"),
+        ("models/churn", "; a registered model is models:/churn@ALIAS"),
+        ("models/churn/3", "; a registered model is models:/churn/3"),
+        (r"C:\models\churn", r"C:\models\churn is a path of Windows"),
         ("model.onnx", "model.onnx is a file; a model is a folder with an MLmodel file"),
     ],
 )

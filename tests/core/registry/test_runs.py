@@ -193,6 +193,15 @@ def client_of_old_server(
         yield client
 
 
+def test_log_model_without_a_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        tracking_at("http://127.0.0.1:1"),
+        refused(RegistryUnavailable, "the model", "http://127.0.0.1:1", "connection refused"),
+    ):
+        log_flavor(None)
+
+
 def test_models_with_one_path_are_stored_separately_before_mlflow_3(
     client_of_old_server: MlflowClient,
     mlflow_server: MlflowServer,

@@ -51,15 +51,22 @@ def test_the_trail_of_a_deleted_endpoint_has_the_events_of_the_models_that_it_se
     audit.record("delete", endpoint="flights")
 
     assert models_served_by(audit, "flights") == ["flight-delay"]
-    assert [entry.action for entry in event_history(audit, "flights", None, None)] == [
+    assert [entry.action for entry in event_history(audit, "flights", None)] == [
         "create",
         "promote",
         "delete",
     ]
-    assert [entry.action for entry in event_history(audit, "flights", None, 2)] == [
-        "promote",
-        "delete",
-    ]
+    newest = event_history(audit, "flights", None, newest_first=True)
+    assert [entry.action for entry in newest] == ["delete", "promote", "create"]
+    promoted = event_history(audit, "flights", None, actions=("promote",))
+    assert [entry.action for entry in promoted] == ["promote"]
+
+
+@pytest.mark.parametrize(("actor", "found"), [("EVA", 1), ("desk", 1), ("e_a", 0), ("", 2)])
+def test_events_are_selected_by_part_of_the_actor(audit: Store, actor: str, found: int) -> None:
+    audit.record("create", endpoint="flights", actor="eva@desk")
+    audit.record("delete", endpoint="flights", actor="ada")
+    assert len([*event_history(audit, None, None, actor=actor)]) == found
 
 
 @pytest.mark.parametrize("spec", [None, "name: flights\nof_a_newer_onnxserve: 1"])

@@ -52,7 +52,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a folder that does not exist": (
         partial(_open, open_output, "/nowhere/rows.csv"),
-        "the file /nowhere/rows.csv cannot be written: No such file or directory",
+        "the file /nowhere/rows.csv cannot be written: the folder /nowhere does not exist",
     ),
     "a document that has no blocks": (
         partial(_read, b"[]", "json"),

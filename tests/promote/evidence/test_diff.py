@@ -1,12 +1,21 @@
 """Tests of the comparison of two versions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
-from mlflow_deploy_plugin.promote.evidence.diff import DiffRow, Value, VersionDiff, diff_versions
+from mlflow_deploy_plugin.promote.evidence.diff import (
+    DiffRow,
+    Value,
+    VersionDiff,
+    compare,
+    diff_versions,
+)
+from mlflow_deploy_plugin.promote.evidence.record import read_record
+from mlflow_deploy_plugin.promote.gate.verdict import CheckResult
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions, refused
 
@@ -41,6 +50,8 @@ def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last
     for run_id, figures in (
         (first, {"val_loss": 0.5, "training_f1_score": 0.5, "brier_score": 0.1, "rows": 10.0}),
         (second, {"val_loss": 0.4, "training_f1_score": 0.4, "brier_score": 0.2, "rows": 20.0}),
+        (first, {"fit_seconds": 9.0, "r2": 0.97712, "onnxserve.parity.y.max_error": 1e-7}),
+        (second, {"fit_seconds": 8.0, "r2": 0.97714, "onnxserve.parity.y.max_error": 2e-7}),
     ):
         for name, value in figures.items():
             registry.log_metric(run_id, name, value)
@@ -49,13 +60,19 @@ def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last
 
     sections = list(dict.fromkeys(row.section for row in diff.rows))
     assert sections[:2] == ["metrics", "gate"]
-    assert sections[-1] == "graph"
+    assert sections[-2:] == ["graph", "timings"]
+    assert changed(diff, "timings") == {"fit_seconds": (9.0, 8.0)}
+    assert diff.sentence == (
+        "version 2 is worse: brier_score 0.1 → 0.2; better: accuracy 0.91 → 0.92, val_loss 0.5 → "
+        "0.4; 33.3 % of the rows are answered differently"
+    )
     assert {row.name: row.trend for row in diff.rows if row.section == "metrics"} == {
         "accuracy": "better",
         "val_loss": "better",
         "training_f1_score": "worse",
         "brier_score": "worse",
         "rows": "",
+        "r2": "",
     }
     differences = {(row.section, row.name): row.difference for row in diff.rows}
     assert differences["metrics", "rows"] == 10.0
@@ -100,6 +117,34 @@ def test_a_gate_that_fails_after_one_that_passed_is_worse(registry: MlflowClient
         for uris in (("models:/toy/1", "models:/toy/2"), ("models:/toy/2", "models:/toy/1"))
     ]
     assert trends == ["worse", "better"]
+    sentence = diff_versions("models:/toy/1", "models:/toy/2").sentence
+    assert "version 2 is worse: gate state passed → failed; better: accuracy" in sentence
+
+
+def test_changes_over_the_limit_are_counted() -> None:
+    rows = [DiffRow("metrics", f"f1_{n}", 0.5, 0.6, True, "better") for n in range(5)]
+    rows[0] = replace(rows[0], name="train_f1", trend="worse")
+    diff = VersionDiff("models:/toy/1", "models:/toy/2", tuple(rows), ())
+    changes = ", ".join(f"f1_{n} 0.5 → 0.6" for n in (1, 2, 3))
+    assert diff.sentence == f"version 2 is better: {changes}, 1 more"
+    only = replace(diff, rows=diff.rows[:1]).sentence
+    assert only == "version 2 is worse: train_f1 0.5 → 0.6"
+    neither = replace(diff, rows=()).sentence
+    assert neither == "version 2 is neither better nor worse by its recorded metrics"
+
+
+def test_share_of_other_answers_is_that_of_the_back_test(registry: MlflowClient) -> None:
+    old, new = (read_record(f"models:/toy/{number}") for number in (1, 2))
+    assert old.gate is not None
+    figures = {"disagreement": 0.97}
+    checks = (CheckResult("backtest", "passed", "", figures),)
+    judged = replace(new, gate=replace(old.gate, against=old.uri, checks=checks))
+    other = replace(new, gate=replace(old.gate, against="models:/toy/9", checks=checks))
+    assert [compare(old, after).disagreement for after in (judged, other, new)] == [
+        0.97,
+        None,
+        None,
+    ]
 
 
 def test_the_graph_is_compared_by_its_operators_and_sizes(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.core.column_names import TRIED_ID
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
@@ -26,10 +27,12 @@ def test_captured_rows_come_out_under_the_signatures_names(
     tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA", "UA"])
-    assert shipper.ship() == 2
+    write(writer, f"{TRIED_ID}a", ["AA"])
+    assert shipper.ship() == 3
 
     (segment,) = (tmp_path / "spool").glob("*.seg")
-    first, second = rows(tmp_path)
+    first, second, tried = rows(tmp_path)
+    assert tried["_tried"]
     assert first == {
         "_event_time": datetime(2026, 6, 1, 12, tzinfo=UTC),
         "_received_time": datetime(2026, 6, 1, 12, tzinfo=UTC),
@@ -37,6 +40,7 @@ def test_captured_rows_come_out_under_the_signatures_names(
         "_request_id": "a",
         "_variant": "champion",
         "_shadow": False,
+        "_tried": False,
         "_model": "tiny",
         "_version": "3",
         "_latency_us": 1500,

@@ -14,6 +14,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log import scan
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.scan import MARKS
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from tests.support.inference_log import LogWriter, rows_of
@@ -53,17 +54,19 @@ def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_ha
     assert sorted(names) == [["carrier", "x"], ["x"]]
 
 
-def test_shadow_rows_are_left_out_unless_requested(
+@pytest.mark.parametrize("mark", MARKS)
+def test_marked_rows_are_left_out_unless_requested(
     log: InferenceLog,
     writer: LogWriter,
+    mark: str,
 ) -> None:
-    writer.write(hour(2))  # written by an older agent without the shadow column
-    writer.write(hour(3, _shadow=[True, False, True]))
+    writer.write(hour(2))  # written by an older agent without the marks
+    writer.write(hour(3, **{mark: [True, False, True]}))
+    others = [name for name in MARKS if name != mark]
 
     assert len(read(log, "x")) == 3
-    assert (
-        sorted(row["_shadow"] for row in read(log, "_shadow", shadows=True))
-        == [False] * 3 + [True] * 2
+    assert sorted(bool(row.get(mark)) for row in read(log, mark, left_out=others)) == (
+        [False] * 3 + [True] * 2
     )
 
 
@@ -118,6 +121,7 @@ def test_a_parquet_file_of_something_else_is_passed_over_and_named(
         ("_prediction_id", pa.array([b"p"])),
         ("_received_time", pa.array(["now"])),
         ("_shadow", pa.array(["no"])),
+        ("_tried", pa.array(["no"])),
         ("_label", pa.array(["late"])),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.watch.reports import trend
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from mlflow_deploy_plugin.watch.result import Check, Finding, ReportData
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, LevelSeries, SeriesKey
@@ -316,12 +317,14 @@ def test_the_largest_effect_is_first_and_five_findings_are_visible() -> None:
     page = str(build_report(result_of(**scores, calm=1.0, findings=(SHIFT,)))["report.html"])
 
     visible, _, hidden = page.partition("<details><summary>4 more findings, 3 of them alarms<")
+    one_alarm = str(build_report(result_of(wind=9.0, a=1.0, b=1.0, c=1.0))["report.html"])
 
     def order(part: str) -> list[str]:
         return [row.partition("|")[0] for row in rows_of(part) if "|dr" in row or "|no dr" in row]
 
     assert order(visible) == [f"column_{number}" for number in range(10, 5, -1)]
     assert order(hidden) == ["column_5", "column_4", "wind", "calm"]
+    assert order(one_alarm.partition("<details><summary>3 more findings<")[0]) == ["wind"]
     assert "more findings" not in build_report(result_of(a=1.0, b=1.0))["report.html"]
 
 
@@ -371,7 +374,7 @@ def test_alarms_without_an_effect_have_a_heading_of_their_own() -> None:
 
     page = str(build_report(result_of(findings=(without, used)))["report.html"])
 
-    main, _, rest = page.partition("<h2>Drift without an effect on the predictions</h2>")
+    main, _, rest = page.partition("<summary>Drift without an effect on the predictions: 1<")
     assert mentions(main, "wind has drifted", "by +150 on", "without an effect on the predictions")
     assert ("<td>wind" in main, "<td>depth" in main) == (True, False)
     assert "<td>depth" in rest
@@ -599,11 +602,13 @@ def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(
         edges = page.locator(
             "[id^=root_] table, .js-plotly-plot, main table, main img",
         ).evaluate_all("elements => elements.map(element => element.getBoundingClientRect().right)")
+        narrowest = min(page.locator("figure img").evaluate_all("all => all.map(e => e.width)"))
         dark = page.evaluate(
             "[document.body, document.querySelector('main')].map(e => getComputedStyle(e).color)",
         )
 
     assert widest == width
     assert max(edges) <= width
+    assert trend.LABEL_POINTS / 72 / trend.WIDTH * narrowest >= 12  # The pixels of a label.
     assert dark == ["rgb(255, 255, 255)"] * 2
     assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []

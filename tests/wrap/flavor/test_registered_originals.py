@@ -39,8 +39,8 @@ from mlflow_deploy_plugin.wrap.flavor.registered import load_file, load_folder
         (
             "map.pkl",
             b"\x80\x04}\x94.",
-            ConversionError,
-            "builtins.dict cannot be converted to ONNX: its framework is",
+            InvalidArtifact,
+            r"map.pkl does not contain a model, but an object of type dict",
         ),
         ("gone.pkl", None, NotFound, "the file .*gone.pkl does not exist"),
         ("text.onnx", b"hello", ConversionError, "not a valid ONNX model: Error parsing message"),

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +20,7 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
@@ -88,6 +91,30 @@ def test_stock_onnx_flavor_loads_the_same_model(
         {"X": table.to_numpy(np.float32)},
     )[0]
     assert labels.tolist() == model.predict(table).tolist()
+
+
+@pytest.mark.long
+def test_mlflow_loads_versions_without_onnxserve(logged: ModelInfo, table: pd.DataFrame) -> None:
+    mixture = GaussianMixture(2, random_state=0).fit(table)
+    pyfunc = onnxserve.log_model(
+        mixture, name="model", input_example=table, pyfunc_predict_fn="predict_proba"
+    )
+    program = """
+import sys
+sys.modules["mlflow_deploy_plugin"] = None  # An import of onnxserve fails.
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+print([output.name for output in mlflow.onnx.load_model(sys.argv[2]).graph.output])
+model = mlflow.pyfunc.load_model(sys.argv[3])
+print(model.predict(model.input_example).shape)
+"""
+
+    command = [sys.executable, "-W", "ignore", "-c", program, mlflow.get_tracking_uri()]
+    loaded = subprocess.run(
+        [*command, logged.model_uri, pyfunc.model_uri], check=True, capture_output=True, text=True
+    )
+
+    assert loaded.stdout.splitlines() == ["['label', 'probabilities']", "(5, 2)"]
 
 
 def test_load_model_gives_the_ready_model(

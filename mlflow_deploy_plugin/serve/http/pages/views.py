@@ -21,7 +21,7 @@ from urllib.parse import parse_qs
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, TRIED_ID
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
@@ -161,6 +161,7 @@ def _try_values(
     page_data = {
         "predictionPath": f"{_root(request)}{subject.path}/{route}",
         "isTable": bool(schema.columns),
+        "requestId": TRIED_ID,
         "fields": [asdict(field) for field in fields],
     }
     if schema.columns:
@@ -378,7 +379,7 @@ def _values_and_predictions(
     values = {}
     predictions = {}
     for name, text in captured.values.items():
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+        if _is_prediction(name):
             predictions[name] = text
         elif not is_failed:
             values[name] = text
@@ -424,19 +425,38 @@ def _select_requests(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Capt
         is_dated = batch.event_times[index] != batch.received_times[index]
         captured[content[begin:end]] = _Captured(
             event_time=int(batch.event_times[index]) if is_dated else None,
-            values={name: _short(array[first]) for name, array in shown_columns.items()},
+            values={
+                name: _short(array[first], _prediction_text if _is_prediction(name) else as_text)
+                for name, array in shown_columns.items()
+            },
             keys={name: array[first : first + batch.rows] for name, array in keys.items()},
         )
     return captured
 
 
-def _short(value: object) -> str | None:
+def _is_prediction(column: str) -> bool:
+    return column == PREDICTION or column.startswith(OUTPUT_PREFIX)
+
+
+def _prediction_text(value: object) -> str | None:
+    """Return the text of a value of a prediction: a float with six digits, but with all
+    digits before the decimal point.
+    """
+    if isinstance(value, float | np.floating):
+        value = float(value)
+        if abs(value) < 1e6:
+            return as_text(float(f"{value:.6g}"))
+        value = np.round(value)
+    return as_text(value)
+
+
+def _short(value: object, to_text: Callable[[object], str | None] = as_text) -> str | None:
     """Return a value, or the first numbers of a tensor, as a short text; None for a
     missing value.
     """
-    text = as_text(value)
+    text = to_text(value)
     if isinstance(value, np.ndarray):
-        text = ", ".join(as_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
+        text = ", ".join(to_text(number) or "null" for number in value.flat[:_MOST_NUMBERS])
         if value.size > _MOST_NUMBERS:
             text += ", …"
     if text is None or len(text) <= _MOST_CHARACTERS:
@@ -491,7 +511,7 @@ def _describe_operation(operation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-Kind = Literal["number", "boolean", "string", "tensor"]
+Kind = Literal["number", "boolean", "string", "datetime", "tensor"]
 
 _KIND_WORDS = {
     "f": ("number", "numbers"),
@@ -584,12 +604,12 @@ def form_fields(
                 id=f"field-{position}",
                 name=name,
                 quoted_name=repr(name),
-                kind=kinds.get(dtype, "number"),
+                kind="datetime" if column.is_date else kinds.get(dtype, "number"),
                 type=column.type,
-                words=_words(dtype)[0],
+                words="date and time in UTC" if column.is_date else _words(dtype)[0],
                 is_nullable=is_nullable_text or dtype.startswith("float"),
                 is_required=column.required,
-                value=_field_text(value),
+                value=_date_text(str(value)) if column.is_date else _field_text(value),
                 choices=tuple(map(_field_text, categories.get(name, ()))),
             ),
         )
@@ -665,6 +685,18 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
         value=example_text,
         picture=image_input(tensor),
     )
+
+
+def _date_text(text: str) -> str:
+    """Return an ISO 8601 date in UTC for an input of the type `datetime-local`; empty
+    for another text.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return ""
+    in_utc = moment.astimezone(UTC) if moment.tzinfo else moment
+    return in_utc.replace(tzinfo=None).isoformat(timespec="milliseconds")
 
 
 def _field_text(value: Any) -> str:

@@ -15,6 +15,7 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
+from mlflow_deploy_plugin.core.column_names import TRIED_ID
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.page_models import HOSTILE, QUOTED
 from tests.support.refusals import mentions
@@ -118,9 +119,9 @@ def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(pag
 
 
 @pytest.mark.long
-def test_a_text_is_typed_into_an_area_and_a_category_is_chosen_from_a_list(page: Any) -> None:
+def test_text_has_a_line_and_category_a_list(page: Any) -> None:
     page.goto("/endpoints/flights")
-    assert page.get_by_label("carrier").evaluate("field => field.tagName") == "TEXTAREA"
+    assert page.get_by_label("carrier").evaluate("field => field.tagName") == "INPUT"
     words = page.locator("#by-form .meaning").all_inner_texts()
     assert words == ["text", "number, may be empty", "whole number", "true or false"]
     page.goto("/endpoints/airlines")
@@ -129,6 +130,7 @@ def test_a_text_is_typed_into_an_area_and_a_category_is_chosen_from_a_list(page:
     carrier.select_option("W&N")
     with page.expect_request("**/predict/batch") as request_info:
         press_predict(page)
+    assert request_info.value.headers["x-request-id"].startswith(TRIED_ID)
     sent = request_info.value.post_data_json["dataframe_split"]
     assert dict(zip(sent["columns"], sent["data"][0], strict=True))["carrier"] == "W&N"
 
@@ -182,15 +184,22 @@ def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button
 @pytest.mark.long
 def test_a_server_error_is_shown_at_the_field_that_it_names(page: Any) -> None:
     page.goto("/endpoints/flights")
-    page.get_by_label("distance").fill("far")
+    page.get_by_label("hour").fill("7.5")
     press_predict(page)
-    error = page.locator("#field-1-error")
+    error = page.locator("#field-2-error")
     error.wait_for()
-    assert mentions(error.inner_text(), "'distance' (double)", "row 0", "'far'")
+    assert mentions(error.inner_text(), "'hour' (long)", "row 0", "7.5")
     assert page.get_by_role("alert").inner_text() == error.inner_text()
     assert page.locator("[aria-invalid=true]").count() == 1
+    assert page.evaluate("document.activeElement.id") == "field-2"
+    page.get_by_label("distance").fill("1,5")
+    page.get_by_label("hour").fill("soon")
+    press_predict(page)
+    expected = ["a number is expected", "a whole number is expected"]
+    expect(page.locator(".error:visible")).to_have_text(expected)
     assert page.evaluate("document.activeElement.id") == "field-1"
     page.get_by_label("distance").fill("12")
+    page.get_by_label("hour").fill("7")
     press_predict(page)
     single_answer(page)
     assert page.locator("[aria-invalid=true]").count() == 0
@@ -297,10 +306,10 @@ def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
     assert page.locator("label[for=field-1]").inner_text() == QUOTED
     press_predict(page)
     assert single_answer(page) == HOSTILE
-    page.locator("#field-1").fill("<u>wrong</u>")
+    page.get_by_label("Paste or upload").check()
+    page.locator("#pasted").fill('[["<u>wrong</u>", 1]]')
     press_predict(page)
-    page.locator("#field-1-error").wait_for()
-    assert "<u>wrong</u>" in page.locator("#field-1-error").inner_text()
+    expect(page.get_by_role("alert")).to_contain_text("<u>wrong</u>")
     page.goto("/endpoints/hostile/docs")
     assert HOSTILE in page.locator("table").first.inner_text()
     assert page.locator("img[src=x], u, table b").count() == 0
@@ -452,8 +461,9 @@ def test_no_page_is_wider_than_a_phone(page: Any, path: str) -> None:
 
 
 @pytest.mark.long
-def test_on_a_phone_the_answer_comes_into_view(page: Any) -> None:
-    page.set_viewport_size(PHONE)
+@pytest.mark.parametrize("size", [PHONE, {"width": 1280, "height": 300}])
+def test_answer_comes_into_view(page: Any, size: Any) -> None:
+    page.set_viewport_size(size)
     page.goto("/endpoints/flights")
     page.get_by_label("late").select_option("true")
     press_predict(page)

@@ -121,6 +121,23 @@ def test_a_value_that_the_example_lacks_is_an_empty_field(missing: object) -> No
     assert (field.value, field.is_nullable) == ("", True)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("2013-07-01", "2013-07-01T00:00:00.000"),
+        ("2013-07-01T12:30:15.5", "2013-07-01T12:30:15.500"),
+        ("2013-07-01T01:00:00+02:00", "2013-06-30T23:00:00.000"),
+        ("text", ""),
+        (None, ""),
+    ],
+)
+def test_date_is_a_moment_in_utc(value: object, shown: str) -> None:
+    column = Column("when", "string", is_date=True)
+    schema = compile_schema((column,), (), (Input("when", "str", (-1, 1), ("when",)),))
+    (field,) = form_fields(schema, Example({"when": [value]}, 1, True))
+    assert (field.kind, field.value) == ("datetime", shown)
+
+
 @pytest.mark.parametrize("is_table", [True, False])
 def test_a_business_id_is_an_optional_text_after_the_inputs(is_table: bool) -> None:
     columns = (Column("a", "double"),) if is_table else ()

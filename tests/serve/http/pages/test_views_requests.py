@@ -114,6 +114,8 @@ def test_a_prediction_is_shown_with_its_first_row(
         "late": "false",
     }
     assert row["predictions"]["prediction"] == "yes"
+    probabilities = row["predictions"]["output.probabilities"].split(", ")
+    assert [f"{float(number):.6g}" for number in probabilities] == probabilities
     assert 0 < row["milliseconds"] < (time.time() - before) * 1000
     for text in (page(server), page(server, "/endpoints/flights/requests")):
         assert mentions(
@@ -645,6 +647,7 @@ def test_the_page_is_readable_and_opens_a_request(two_workers: Running) -> None:
         assert accessibility_findings(page) == []
         page.set_viewport_size({"width": 360, "height": 740})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.locator(".scroll").evaluate("table => table.scrollWidth <= table.clientWidth")
         page.get_by_role("link", name="4xx").click()
         expect(page.locator("tbody")).to_have_count(1)
         page.get_by_role("link", name="Refresh").click()

@@ -8,7 +8,6 @@ const element = (id) => document.getElementById(id);
 const pictures = new Map(); // field id → JSON of the tensor
 
 const MAX_FILE_BYTES = 1024 * 1024;
-const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 
 // ---- the request -------------------------------------------------------------------------------------------------
 
@@ -16,14 +15,13 @@ function isByForm() {
   return document.querySelector("input[name=mode]:checked").value === "form";
 }
 
-/** Returns a field's value as JSON text. Numbers are sent as typed, because the browser would round large integers. Text
- *  that is not a number is sent as a string, so that the server reports the error. */
+/** Returns a field's value as JSON text. Numbers are sent as typed, because the browser would round large integers. */
 function fieldJson(field) {
   const typed = element(field.id).value;
   const text = typed.trim();
   if (field.kind === "tensor") return pictures.get(field.id) ?? (text || "null");
-  if (typed === "" && (field.is_nullable || field.kind === "number" || field.choices.length)) return "null";
-  if (field.kind === "boolean" || (field.kind === "number" && JSON_NUMBER.test(text))) return text;
+  if (typed === "" && (field.is_nullable || field.kind !== "string" || field.choices.length)) return "null";
+  if (field.kind === "boolean" || field.kind === "number") return text;
   return JSON.stringify(typed);
 }
 
@@ -54,13 +52,16 @@ async function ask() {
   const button = element("ask"); // not `disabled`, which would lose the keyboard focus
   if (button.ariaDisabled) return;
   clear();
+  const wrong = page.fields.filter((field) => isByForm() && !element(field.id).validity.valid);
+  if (wrong.length) return mark(wrong, (field) => `a ${field.words} is expected`);
   const [body, contentType] = asked();
+  const requestId = page.requestId + Math.random().toString(36).slice(2);
   const started = performance.now();
   button.ariaDisabled = "true";
   element("waiting").textContent = "Waiting for the response …";
   element("waiting").hidden = false;
   try {
-    const response = await fetch(page.predictionPath, { method: "POST", headers: { "Content-Type": contentType }, body });
+    const response = await fetch(page.predictionPath, { method: "POST", headers: { "Content-Type": contentType, "X-Request-Id": requestId }, body });
     answered(response, await answerOf(response), performance.now() - started);
   } catch (error) {
     refuse(`No response: ${error.message}.`);
@@ -115,12 +116,17 @@ function refuse(message) {
   const subject = message.split(/, row \d+|: |; /)[0];
   const named = page.fields.filter((field) => /^(the )?(column|tensor|key)/.test(message) && subject.includes(field.quoted_name));
   const wrong = named.length === 0 && message.startsWith("the tensor") ? page.fields : named;
-  for (const field of wrong) {
+  mark(wrong, () => message);
+}
+
+/** Shows the error of each field next to it, and moves the keyboard to the first one. */
+function mark(fields, messageOf) {
+  for (const field of fields) {
     element(field.id).setAttribute("aria-invalid", "true");
-    element(`${field.id}-error`).textContent = message;
+    element(`${field.id}-error`).textContent = messageOf(field);
     element(`${field.id}-error`).hidden = false;
   }
-  if (wrong.length) element(wrong[0].id).focus();
+  if (fields.length) element(fields[0].id).focus();
 }
 
 function tell(headers, milliseconds) {

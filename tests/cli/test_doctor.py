@@ -1,0 +1,66 @@
+"""Tests of `onnxserve doctor`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.packages import check_fit
+from tests.support.refusals import mentions
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_an_environment_that_fits_has_no_failed_check(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(main, ["doctor", "-o", "json"])
+    checks = {check["check"]: (check["state"], check["text"]) for check in json.loads(ended.stdout)}
+    assert ended.exit_code == 0
+    unset = [name for name, (state, _) in checks.items() if state == "--"]
+    assert unset == ["MLflow's server", "log"]
+    assert checks["home"] == ("ok", str(tmp_path / "home"))
+    assert mentions(checks["ONNX Runtime"][1], "onnxruntime", "CPUExecutionProvider")
+    assert mentions(checks["extras"][1], "cpu", "monitoring", "sklearn")
+    assert mentions(checks["other extras"][1], "gpu")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "check", "remedy"),
+    [
+        ("MLFLOW_TRACKING_URI", "localhost:5000", "MLflow's server", "write http://localhost:5000"),
+        ("MLFLOW_TRACKING_URI", "http://u:secret@127.0.0.1:1", "MLflow's server", "refused"),
+        ("ONNXSERVE_HOME", "/dev/null/home", "home", "ONNXSERVE_HOME"),
+        ("ONNXSERVE_STORE_URI", "postgresql+psycopg://u:secret@127.0.0.1:1/d", "store", "refused"),
+        ("ONNXSERVE_LOG_URI", "gs://bucket", "log", "s3://BUCKET/PREFIX"),
+    ],
+)
+def test_a_failed_check_is_one_line_with_the_remedy(
+    variable: str, value: str, check: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    ended = CliRunner().invoke(main, ["doctor"])
+    assert ended.exit_code == 1
+    (line,) = [line for line in ended.stdout.splitlines() if f"  {check}  " in line]
+    assert line.startswith("FAILED  ")
+    assert mentions(line, remedy)
+    assert "secret" not in ended.output
+
+
+def test_two_onnx_runtimes_are_a_failed_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "onnxruntime_gpu-1.31.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.31.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_fit.cache_clear()
+    ended = CliRunner().invoke(main, ["doctor"])
+    assert ended.exit_code == 1
+    assert mentions(ended.stdout, "onnxruntime", "onnxruntime-gpu", "uninstall")
