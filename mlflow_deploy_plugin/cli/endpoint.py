@@ -172,7 +172,9 @@ def follow(
         followers = deployments.follow_alias(
             name, alias.removeprefix("@"), deployment, why, is_trial=dry_run
         )
-    verb = "would follow" if dry_run else "now follows"
+    verb = "now follows"
+    if dry_run:
+        verb = "would follow"
     lines = [
         f"{item.deployment} {verb} {item.alias_uri} (version {item.version})" for item in followers
     ]
