@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.core.registry.audit_trail import (
     trusted_keys,
     unsigned_events,
 )
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.audit_trail import store_of_server
@@ -79,6 +80,10 @@ def test_the_keys_of_mlflows_server_replace_the_keys_in_the_store(
         with tracking_at(server.url):
             # The server seals the store when it opens it.
             assert requests.get(f"{server.url}/onnxserve/history.jsonl", timeout=30).ok
+            forged = tmp_path / "audit.key"
+            read_key_file(forged)
+            known = read_key_file(folder / "console" / "audit.pem").public_pem()
+            forged.write_text(forged.read_text() + known)
             with store_of_server(store_url, tmp_path) as forger:
                 forger.record("approve", actor="forged", model="toy", version="1")
             assert actors(store) == {"forged"}
