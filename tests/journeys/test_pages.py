@@ -42,7 +42,7 @@ PAGES = {
         r"^noise +1 +0\.9711 +\+0\.0228$",
         r"^scale +10 +0\.6900 +\+0\.3039 +mean symmetry$",
         r'^\{"columns": \["carrier"',
-        r"^worst concavity +0\.05426 +\+0\.0049 ± 0\.0018$",
+        r"^worst concave points +1\.013 +\+0\.0030 ± 0\.0017$",
     ],
     "gate.md": [
         r"^gated-cancer version 2: passed, compared with models:/gated-cancer/1$",
