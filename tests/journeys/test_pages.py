@@ -69,6 +69,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     reader.run(promote_and_deploy)
     reader.run(ask)
     yield reader
+    # A page puts the data of the endpoint on hold, which refuses its deletion.
+    reader.run("onnxserve endpoint hold flights --release --why 'read' || true")
     reader.run("mlflow deployments delete -t onnxserve --name flights")
 
 
