@@ -239,8 +239,7 @@ def adopt(why: str) -> None:
     """
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.audit_chain import adopt_trail
-    from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-    from mlflow_deploy_plugin.core.store.database import open_store
+    from mlflow_deploy_plugin.core.store.database import open_server_store
 
     settings = load_settings()
     path = settings.audit_key_path
@@ -249,7 +248,7 @@ def adopt(why: str) -> None:
             "this command needs the key of MLflow's server: run it with the server's "
             "ONNXSERVE_AUDIT_KEY_FILE or ONNXSERVE_HOME"
         )
-    with closing(open_store(settings.store_url, keys=read_key_file(path))) as store:
+    with closing(open_server_store(settings)) as store:
         faults = adopt_trail(store, why)
     show_lines(["accepted: " + fault.text for fault in faults] or ["there was nothing to accept"])
 

@@ -10,3 +10,8 @@ SHADOW = "_shadow"
 TRIED = "_tried"
 """True for a row of the page Try. Its requests have ids with the prefix `TRIED_ID`."""
 TRIED_ID = "onnxserve-try-"
+
+
+def is_prediction(column: str) -> bool:
+    """Return True for a column of the answers of a model."""
+    return column == PREDICTION or column.startswith(OUTPUT_PREFIX)

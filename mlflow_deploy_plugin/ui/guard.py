@@ -50,8 +50,7 @@ from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, Stag
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, move_detail
 from mlflow_deploy_plugin.core.store.audit_chain import seal
-from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.database import open_server_store
 from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -152,13 +151,8 @@ class AuditTrail:
         url = settings.store_url
         with self._lock:
             if url not in self._stores:
-                path = settings.audit_key_path
-                store = open_store(
-                    url,
-                    find_login=lambda: Login(registry=registry_name()),
-                    keys=read_key_file(path) if path else None,
-                )
-                if path:
+                store = open_server_store(settings, lambda: Login(registry=registry_name()))
+                if store.keys is not None:
                     seal(store)
                 else:
                     _log.warning("events are not signed: set ONNXSERVE_AUDIT_KEY_FILE")

@@ -25,8 +25,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.connection import own_process
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit_chain import require_own_trail
-from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.database import open_server_store
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.logins.login import Login, login_of
@@ -127,13 +126,8 @@ def _check_settings() -> None:
     try:
         settings = load_settings()
         _app_and_login(settings.mlflow_app)
-        path = settings.audit_key_path
-        if path is not None:
-            keys = read_key_file(path)
-            with (
-                suppress(StoreUnavailable),
-                closing(open_store(settings.store_url, keys=keys)) as store,
-            ):
+        if settings.audit_key_path is not None:
+            with suppress(StoreUnavailable), closing(open_server_store(settings)) as store:
                 require_own_trail(store)
     except OnnxserveError as error:
         sys.exit(f"mlflow server: {error.message}")

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor, write_event
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
-from mlflow_deploy_plugin.core.store.audit_record import Head, Seal, TrailRecord
+from mlflow_deploy_plugin.core.store.audit_record import Head, Seal, TrailRecord, chain_id
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 
 if TYPE_CHECKING:
@@ -105,13 +105,6 @@ def event_digest(row: Any, previous: str) -> str:
     document["previous"] = previous
     document["at"] = row.at.astimezone(UTC).isoformat(timespec="microseconds")
     return hashlib.sha256(canonical_json(document).encode()).hexdigest()
-
-
-def chain_id(model: str) -> str:
-    """Return the name of a model's chain in checkpoints, which people may read who may
-    not know the model.
-    """
-    return hashlib.sha256(model.encode()).hexdigest()[:32]
 
 
 def append_events(
@@ -295,20 +288,28 @@ def record_faults(store: "Store") -> list[Fault]:
     adopted = sealed.adopted if sealed else ()
     heads = record.heads()
     with store.transaction(is_read_only=True) as session:
-        faults = [_missing(head) for head in heads if not _is_present(session, head)]
-        for key_id in session.scalars(select(AuditRow.signed_by).distinct()):
-            if key_id and key_id not in keys.public and key_id not in adopted:
-                text = (
-                    f"the key {key_id}, whose public key is not in the key file, has signed events"
-                )
-                faults.append(Fault("", 0, text))
+        faults = _lost_ends(session, heads)
+        for key_id in sorted(_unknown_signers(session, keys).difference(adopted)):
+            text = f"the key {key_id}, whose public key is not in the key file, has signed events"
+            faults.append(Fault("", 0, text))
     return faults
 
 
-def _missing(head: Head) -> Fault:
-    place = f"the chain of {head.model}" if head.model else "its chain"
-    text = f"event {head.event} was removed or changed: the end of {place} is missing"
-    return Fault(head.model, head.event, text)
+def _lost_ends(session: Session, heads: Iterable[Head]) -> list[Fault]:
+    """Return a fault for each of these ends of chains that the store lacks."""
+    faults = []
+    for head in heads:
+        if not _is_present(session, head):
+            place = f"the chain of {head.model}" if head.model else "its chain"
+            text = f"event {head.event} was removed or changed: the end of {place} is missing"
+            faults.append(Fault(head.model, head.event, text))
+    return faults
+
+
+def _unknown_signers(session: Session, keys: Keys) -> set[str]:
+    """Return the ids of the keys that have signed events, without the keys `keys`."""
+    signers = session.scalars(select(AuditRow.signed_by).distinct())
+    return set(signers) - {"", *keys.public}
 
 
 def adopt_trail(store: "Store", why: str) -> list[Fault]:
@@ -326,9 +327,8 @@ def adopt_trail(store: "Store", why: str) -> list[Fault]:
     if not faults:
         return []
     with store.transaction(is_read_only=True) as session:
-        signers = set(session.scalars(select(AuditRow.signed_by).distinct()))
+        unknown = _unknown_signers(session, keys)
         heads = chain_heads(session)
-    unknown = signers - {"", *keys.public}
     sealed = Seal(key_id=keys.key_id, at=store.now(), adopted=tuple(sorted(unknown)))
     record.replace(sealed, heads)
     accepted = [fault.text for fault in faults]
@@ -378,20 +378,23 @@ def verify_trail(
                 signed += checked.is_signed
                 lines = [*checked.faults, *_signature_faults(checked, keys)]
                 faults += [Fault(name, checked.row.id, line) for line in lines]
-        expected = store.trail_record.heads() if store.trail_record else []
+        ends = store.trail_record.heads() if store.trail_record else []
         if checkpoint is not None:
-            names = {chain_id(name): name for name in models}
-            for chain, (event, digest) in checkpoint.heads.items():
-                # A chain whose events were all removed has no other name.
-                name = names.get(chain, chain)
-                expected.append(Head(model=name, event=event, digest=digest))
-        for head in expected:
-            if model in (None, head.model) and not _is_present(session, head):
-                faults.append(_missing(head))
+            ends += _heads_of(checkpoint, models)
+        faults += _lost_ends(session, (head for head in ends if model in (None, head.model)))
     state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
     if faults:
         state = "changed"
     return TrailState(state, events, tuple(faults), signed, tuple(keys.public))
+
+
+def _heads_of(checkpoint: "Checkpoint", models: Iterable[str]) -> Iterator[Head]:
+    """Yield the heads of a checkpoint, whose chains have no names of models. A chain
+    that is not of one of the `models` keeps its name.
+    """
+    names = {chain_id(model): model for model in models}
+    for chain, (event, digest) in checkpoint.heads.items():
+        yield Head(model=names.get(chain, chain), event=event, digest=digest)
 
 
 def _chain(model: str) -> Select[Any]:

@@ -29,6 +29,13 @@ class Head(State):
     digest: str
 
 
+def chain_id(model: str) -> str:
+    """Return the name of a model's chain in files and checkpoints, which people may
+    read who may not know the model.
+    """
+    return hashlib.sha256(model.encode()).hexdigest()[:32]
+
+
 class Seal(State):
     """The first start of a server with a store.
 
@@ -97,8 +104,7 @@ class TrailRecord:
             ) from None
 
     def _head_file(self, model: str) -> Path:
-        name = hashlib.sha256(model.encode()).hexdigest()[:32]
-        return self._heads / f"{name}.json"
+        return self._heads / f"{chain_id(model)}.json"
 
     def _writing(self) -> AbstractContextManager[None]:
         return locked(self.folder / "record.lock")

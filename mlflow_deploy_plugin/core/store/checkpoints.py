@@ -8,8 +8,9 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit_chain import canonical_json, chain_heads, chain_id
+from mlflow_deploy_plugin.core.store.audit_chain import canonical_json, chain_heads
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
+from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.store import Store
 
 _PURPOSE = "audit checkpoint"

@@ -18,8 +18,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.audit import Login
-from mlflow_deploy_plugin.core.store.audit_keys import Keys
+from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.store import Store, redacted_url, store_unavailable
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
@@ -95,6 +96,16 @@ def open_store(
         raise
     record = TrailRecord(keys.file, parsed) if keys and keys.file else None
     return Store(engine, clock, monotonic, find_login, keys, record)
+
+
+def open_server_store(settings: Settings, find_login: Callable[[], Login] = Login) -> Store:
+    """Return the store of MLflow's server, which signs its events if it has a key file.
+
+    Raises the errors of `open_store` and `read_key_file`.
+    """
+    path = settings.audit_key_path
+    keys = read_key_file(path) if path else None
+    return open_store(settings.store_url, find_login=find_login, keys=keys)
 
 
 def migration_config(connection: Connection) -> "Config":

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, SHADOW
+from mlflow_deploy_plugin.core.column_names import SHADOW, is_prediction
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, Refused
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
@@ -295,11 +295,7 @@ def _compare_outputs(
         output_column(names, name, array): array for name, array in computed.outputs.items()
     }
     answers = traffic.without_masked(computed.artifact, table)
-    captured = [
-        name
-        for name in answers.column_names
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-    ]
+    captured = [name for name in answers.column_names if is_prediction(name)]
     return [
         _compare(name, array, by_column.get(name))
         for name, array in arrays_of(answers, captured).items()

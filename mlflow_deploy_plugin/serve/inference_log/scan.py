@@ -51,7 +51,7 @@ row, which takes at least 20 bytes in Parquet.
 
 
 MARKS = (SHADOW, TRIED)
-"""The columns that mark rows which are no traffic."""
+"""The columns that mark rows that are not traffic."""
 ColumnChoice = Callable[[Sequence[str]], Sequence[str] | None]
 """A function that returns, for a file's columns, the columns to read, or None for all
 columns.

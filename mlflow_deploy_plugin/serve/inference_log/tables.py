@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, is_prediction
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_text, only_answer_columns
@@ -316,7 +316,7 @@ def describe_answers(
         return artifact
     outputs = []
     for name in rows.column_names:
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+        if is_prediction(name):
             is_number = name in masked or pa.types.is_floating(rows.column(name).type)
             is_label = name == PREDICTION and not is_number
             output = name.removeprefix(OUTPUT_PREFIX)

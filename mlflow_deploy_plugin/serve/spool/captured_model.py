@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, is_prediction
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
@@ -306,7 +306,7 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
     for name in names:
         # Accept any name if the model has no signature: the first request shows the
         # inputs and outputs.
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+        if is_prediction(name):
             is_undescribed = model.outputs is None
         else:
             is_undescribed = not inputs

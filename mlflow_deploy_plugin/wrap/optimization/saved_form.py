@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mlflow.models import Model
 from mlflow.utils.file_utils import get_total_file_size
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import is_prediction
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, read_artifact
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns as log_columns
@@ -120,7 +120,7 @@ def _update_reference(folder: Path, reference: str) -> None:
         form.outputs(rows),
     )
     for position, name in enumerate(table.column_names):
-        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+        if is_prediction(name):
             values = pa.array(
                 columns[name].tolist(),
                 type=table.column(name).type,

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, TRIED_ID
+from mlflow_deploy_plugin.core.column_names import TRIED_ID, is_prediction
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
@@ -379,7 +379,7 @@ def _values_and_predictions(
     values = {}
     predictions = {}
     for name, text in captured.values.items():
-        if _is_prediction(name):
+        if is_prediction(name):
             predictions[name] = text
         elif not is_failed:
             values[name] = text
@@ -426,16 +426,12 @@ def _select_requests(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Capt
         captured[content[begin:end]] = _Captured(
             event_time=int(batch.event_times[index]) if is_dated else None,
             values={
-                name: _short(array[first], _prediction_text if _is_prediction(name) else as_text)
+                name: _short(array[first], _prediction_text if is_prediction(name) else as_text)
                 for name, array in shown_columns.items()
             },
             keys={name: array[first : first + batch.rows] for name, array in keys.items()},
         )
     return captured
-
-
-def _is_prediction(column: str) -> bool:
-    return column == PREDICTION or column.startswith(OUTPUT_PREFIX)
 
 
 def _prediction_text(value: object) -> str | None:
