@@ -83,7 +83,8 @@ def audit() -> None:
 @flag(
     "--verify",
     help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
-    "an event was changed, removed, inserted or moved.",
+    "an event was changed, removed, inserted or moved, or if no event is signed with one of the "
+    "keys.",
 )
 @path_option(
     "--keys",
@@ -192,12 +193,14 @@ def _verify(
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
     lines = [
         *(fault.text for fault in state.faults),
+        *(f"the key {key} has signed no event" for key in state.unused_keys),
         f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
         f"checkpoint: {checked_at}",
     ]
     show_result("text" if output == "text" else "json", asdict(state), lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
+    if state.state != "intact" or state.unused_keys:
         sys.exit(1)
 
 
@@ -242,8 +245,7 @@ def adopt(why: str) -> None:
     from mlflow_deploy_plugin.core.store.database import open_server_store
 
     settings = load_settings()
-    path = settings.audit_key_path
-    if path is None or not path.exists():
+    if not settings.audit_key_path.exists():
         raise InvalidConfig(
             "this command needs the key of MLflow's server: run it with the server's "
             "ONNXSERVE_AUDIT_KEY_FILE or ONNXSERVE_HOME"

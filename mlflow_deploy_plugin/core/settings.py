@@ -203,7 +203,8 @@ class Settings(BaseModel):
 
     audit_key_file: Path | None = None
     """PEM file of MLflow's server with the Ed25519 key that signs the audit trail, and
-    the public keys of other servers. Default for SQLite: a file in HOME.
+    the public keys of other servers. Servers with one store share the file. Default: a
+    file in HOME, which is made if HOME can be written.
     """
     audit_checkpoints: str = ""
     """Folder or s3:// URI to which MLflow's server also writes checkpoints of the audit
@@ -242,13 +243,11 @@ class Settings(BaseModel):
         )
 
     @property
-    def audit_key_path(self) -> Path | None:
-        """The key file of MLflow's server; None if it signs no events. Several servers
-        may share a PostgreSQL store, and each must trust the keys of the others.
-        """
-        if self.audit_key_file is None and self.store_url.startswith("sqlite"):
+    def audit_key_path(self) -> Path:
+        """The key file of MLflow's server."""
+        if self.audit_key_file is None:
             return self.root_path / "console" / "audit.pem"
-        return self.audit_key_file and absolute_path(self.audit_key_file)
+        return absolute_path(self.audit_key_file)
 
     @property
     def inference_log(self) -> str:

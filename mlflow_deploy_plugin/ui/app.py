@@ -48,6 +48,7 @@ from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_approval
+from mlflow_deploy_plugin.ui.audit_trail import AuditTrail, registry_name
 from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.checkpoints import log_checkpoints, newest_checkpoint
@@ -95,7 +96,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     if _EXTENSION in app.extensions:
         return
     _compare_versions_as_numbers()
-    trail = guard.AuditTrail(log_checkpoints)
+    trail = AuditTrail(log_checkpoints)
     guard.install(app, trail)
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
@@ -221,7 +222,7 @@ def _compare_versions_as_numbers() -> None:
 class _Console:
     """The views of the console. `feed` is the change feed of this worker."""
 
-    def __init__(self, trail: guard.AuditTrail, prefix: str) -> None:
+    def __init__(self, trail: AuditTrail, prefix: str) -> None:
         self._trail = trail
         self._prefix = prefix
         self._base = f"{prefix}{_PATH}"
@@ -362,7 +363,7 @@ class _Console:
         """Return the names of the caller's account (empty without a login) and of the
         registry as JSON.
         """
-        return jsonify(user=access.caller().user, registry=guard.registry_name())
+        return jsonify(user=access.caller().user, registry=registry_name())
 
     def record_verdict(self) -> Response:
         record_verdict(self._trail)

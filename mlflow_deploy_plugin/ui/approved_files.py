@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.settings import active_workspace
 from mlflow_deploy_plugin.promote.gate.approved_files import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -29,7 +30,7 @@ the artifact store busy.
 """
 
 
-def version_approval(trail: guard.AuditTrail, model: str, version: str) -> Approval:
+def version_approval(trail: AuditTrail, model: str, version: str) -> Approval:
     """Return the approval of a version. Raises NotFound, InvalidConfig for an invalid
     policy, and StoreUnavailable.
     """
@@ -59,7 +60,7 @@ class ChangedFilesSearch:
     One search runs at a time.
     """
 
-    def __init__(self, trail: guard.AuditTrail) -> None:
+    def __init__(self, trail: AuditTrail) -> None:
         self._trail = trail
         self._lock = threading.Lock()
         self._last: dict[tuple[str, str], _Search] = {}
@@ -96,7 +97,7 @@ def _key(model: "RegisteredModel") -> tuple[str, str]:
     return active_workspace(), model.name
 
 
-def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:
+def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:
     """Yield the versions in gated places with recorded files, whose files are missing
     or others now. A model with an invalid policy is skipped.
     """

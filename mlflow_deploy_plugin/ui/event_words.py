@@ -49,6 +49,9 @@ _WORDS = {
     "silence": "silenced the alerts of {endpoint}",
     "silence.end": "ended the silence of {endpoint}",
     "seal": "sealed the audit trail",
+    "gap": "stored events again that were kept while the store was away",
+    "intend": f"was about to change {_VERSION}",
+    "failed": f"did not change {_VERSION}",
     "adopt": "accepted the audit trail, which had lost events or had unknown signatures",
     "hold": "put the data of {endpoint} on hold",
     "release": "released the data of {endpoint}",
@@ -59,6 +62,8 @@ ACTIONS = tuple(sorted(_WORDS))
 _OF_A_MODEL = {
     "delete": "deleted the model <bdi>{model}</bdi>",
     "refused": "was refused a change of <bdi>{model}</bdi>",
+    "intend": "was about to change <bdi>{model}</bdi>",
+    "failed": "did not change <bdi>{model}</bdi>",
     "tag": "changed the tag {tag} of <bdi>{model}</bdi>",
 }
 """The words for an event of a whole model, whose action may also concern an endpoint or

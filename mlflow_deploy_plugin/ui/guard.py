@@ -18,18 +18,17 @@ version's files (`core/store/served_files.py`). Without a policy, no files are r
 A verdict covers the files of a version. All files of the version are read once, and
 again if a file name, a size or the MLmodel file changes, or for each decision if the
 policy requires approvals. The MLmodel file contains the digests of our flavor's files.
-A failure of the audit trail or of the notification of the agents never fails a request
-to MLflow.
+Before a change of a gated place, its intention is stored, and its result afterwards. If
+the intention cannot be stored, the change is refused with 503 (`audit_trail.py`). For
+other changes, a failure of the audit trail or of the notification of the agents never
+fails a request to MLflow.
 """
 
 import logging
+import secrets
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -39,7 +38,12 @@ from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, make_response, request
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    StoreUnavailable,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry import tags
@@ -48,11 +52,15 @@ from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_ta
 from mlflow_deploy_plugin.core.registry.resolution import all_versions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, move_detail
-from mlflow_deploy_plugin.core.store.audit_chain import seal
-from mlflow_deploy_plugin.core.store.database import open_server_store
+from mlflow_deploy_plugin.core.store.audit import (
+    FAILED,
+    INTEND,
+    INTENDED,
+    INTENTION,
+    AuditEvent,
+    move_detail,
+)
 from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Subject,
@@ -62,6 +70,7 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
 )
 from mlflow_deploy_plugin.promote.gate.approved_files import approved_files
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
+from mlflow_deploy_plugin.ui.audit_trail import NO_KEY, AuditTrail
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -74,115 +83,12 @@ _log = logging.getLogger(__name__)
 
 _ROLLBACK = "rollback"
 _NEW_VERSION = "_create_model_version"
-_WAIT_SECONDS = 2.0
-"""The maximum time that a response waits until its event is stored. A slow database may
-store the event later.
-"""
+_RETRY_AFTER_SECONDS = 5
 _RECORD_BYTES = 50_000_000
 """The maximum size of a file that this process reads for a record."""
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
 _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
-
-
-def registry_name() -> str:
-    """Return the name of this server's registry in audit events: the time at which
-    MLflow has created its database, which remains after a move of server or database.
-    """
-    from mlflow.exceptions import MlflowException
-    from mlflow.server import handlers
-    from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
-
-    try:
-        created = handlers._get_tracking_store().get_experiment(DEFAULT_EXPERIMENT_ID).creation_time
-    except MlflowException:  # A workspace may have no such experiment.
-        return ""
-    return datetime.fromtimestamp((created or 0) / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-class AuditTrail:
-    """The audit trail in the stores, one per MLflow workspace. A store is opened at its
-    first event.
-
-    A single thread writes the events in the order of the calls. If an event cannot be
-    written, it is logged completely. The events are signed with the key of this server.
-
-    Args:
-        opened: is called with each store when it is opened.
-    """
-
-    def __init__(self, opened: Callable[[Store], object] = lambda store: None) -> None:
-        self._opened = opened
-        self._stores: dict[str, Store] = {}
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxserve-audit")
-        self._lock = threading.Lock()
-
-    def record(self, action: str, actor: str, **event: Any) -> None:
-        """Write an event with `Store.record`, and wait until it is written, at most
-        `_WAIT_SECONDS`.
-        """
-        what = f"not in the audit trail: {action} by {actor}, {event}"
-        written = self._submit(
-            lambda: self.store().record(action, actor=actor, **event),
-            logging.ERROR,
-            what,
-        )
-        try:
-            written.result(_WAIT_SECONDS)
-        except NotInTime:
-            _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
-
-    def notify_agents(self, model: str) -> None:
-        """Send the change of a model to the agents that follow it, from all workers
-        (`change_feed.py`).
-        """
-        what = f"the agents are not notified of {model}"
-        self._submit(
-            lambda: self.store().count_change(model),
-            logging.WARNING,
-            what,
-        )
-
-    def store(self) -> Store:
-        """Return the store of the request's workspace. Raises StoreUnavailable, or
-        InvalidConfig if no store is set.
-        """
-        settings = load_settings()
-        url = settings.store_url
-        with self._lock:
-            if url not in self._stores:
-                store = open_server_store(settings, lambda: Login(registry=registry_name()))
-                if store.keys is not None:
-                    seal(store)
-                else:
-                    _log.warning("events are not signed: set ONNXSERVE_AUDIT_KEY_FILE")
-                self._opened(store)
-                self._stores[url] = store
-            return self._stores[url]
-
-    def _submit(
-        self,
-        work: Callable[[], object],
-        level: int,
-        what: str,
-    ) -> Future[None]:
-        """Run `work` in the writing thread, after earlier work. `what` is logged if
-        `work` fails.
-        """
-
-        def attempt() -> None:
-            try:
-                work()
-            except OnnxserveError as error:
-                _log.log(level, "%s (%s)", what, error.message)
-            except Exception:  # noqa: BLE001  # MLflow's response must not depend on the trail.
-                _log.exception("%s", what)
-
-        # The copied context contains the workspace.
-        return self._writer.submit(
-            copy_context().run,
-            attempt,
-        )
 
 
 @dataclass(frozen=True)
@@ -198,6 +104,7 @@ class RegistryChange:
         after: the same after the change.
         why: the reason why the gate accepts or refuses the change; empty if the change
             is not gated.
+        is_gated: True if the change is of the policy, or of a place that it gates.
         is_served_again: True if a version that was rolled back moves to a stage or
             alias that may be served.
         has_new_files: True if people have approved files of the version that are not
@@ -212,12 +119,18 @@ class RegistryChange:
     why: str = ""
     is_refused: bool = False
     detail: Json = field(default_factory=dict)
+    is_gated: bool = False
     is_served_again: bool = False
     has_new_files: bool = False
 
     def with_refusal(self, reason: str) -> "RegistryChange":
         """Return the change, which is refused unless the reason is empty."""
         return replace(self, why=reason, is_refused=bool(reason))
+
+    @property
+    def is_recorded(self) -> bool:
+        """True if something differs after the change."""
+        return self.before != self.after or self.has_new_files or bool(self.detail.get(SERVED))
 
 
 _Reader = Callable[[AuditTrail, "Message"], RegistryChange | None]
@@ -245,6 +158,9 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
         before=version.current_stage,
         after=stage,
         detail=detail,
+        is_gated=_is_gated(
+            model, StageOrAlias(stage=stage), StageOrAlias(stage=version.current_stage)
+        ),
     )
     refusal = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
     if refusal:
@@ -266,12 +182,14 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         return None
     holder = str(model.aliases.get(message.alias, ""))
     before = f"version {holder} in @{message.alias}" if holder else ""
+    place = StageOrAlias(alias=message.alias)
     if not hasattr(message, "version"):
         return RegistryChange(
             action="alias",
             model=message.name,
             version=holder,
             before=before,
+            is_gated=_is_gated(model, place),
         )
     version = registry().get_model_version(message.name, message.version)
     number = str(version.version)
@@ -284,13 +202,14 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         before=before,
         after=after,
         detail=detail,
+        is_gated=_is_gated(model, place),
     )
     return _Move(
         trail,
         change,
         model,
         version,
-        StageOrAlias(alias=message.alias),
+        place,
         holder,
     ).decide()
 
@@ -308,19 +227,25 @@ def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange |
         version=str(version.version),
         before=version.current_stage,
         after="deleted",
+        is_gated=_is_gated(
+            model,
+            StageOrAlias(stage=version.current_stage),
+            *(StageOrAlias(alias=alias) for alias in version.aliases),
+        ),
     )
     return change.with_refusal(_uncovering_refusal(trail, model, version))
 
 
-def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange:
+def _model_creation(trail: AuditTrail, message: "Message") -> RegistryChange:
     """Read the request to create a model, whose tags may contain a gate policy."""
     model_tags = {tag.key: tag.value for tag in message.tags}
+    policy = model_tags.get(tags.GATE_POLICY_TAG, "")
     return RegistryChange(
         action="tag",
         model=message.name,
-        after=model_tags.get(tags.GATE_POLICY_TAG, ""),
+        after=policy,
         detail={"tag": tags.GATE_POLICY_TAG},
-    )
+    ).with_refusal(_unsigned_refusal(trail, needs_approvals="approvals" in policy))
 
 
 def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -337,6 +262,7 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         model=message.name,
         before=message.name,
         after=new_name,
+        is_gated=_is_gated(model, *(place for place, _ in holders(model))),
     ).with_refusal(_policy_refusal(model, f"{action} this model"))
     if not new_name or change.is_refused:
         return change
@@ -440,6 +366,7 @@ def _policy_tag_change(trail: AuditTrail, message: Any) -> RegistryChange | None
     model = registry().get_registered_model(message.name)
     policy = getattr(message, "value", "")
     refusal = _policy_refusal(model, f"change its tag {message.key}")
+    refusal = refusal or _unsigned_refusal(trail, needs_approvals="approvals" in policy)
     detail: Json = {"tag": message.key}
     if policy and not refusal:
         adopted = _adopted_files(trail, model, policy)
@@ -451,6 +378,7 @@ def _policy_tag_change(trail: AuditTrail, message: Any) -> RegistryChange | None
         before=model.tags.get(message.key, ""),
         after=policy,
         detail=detail,
+        is_gated=True,
     ).with_refusal(refusal)
 
 
@@ -472,6 +400,15 @@ reader of the message.
 """
 
 
+def _is_gated(model: "RegisteredModel", *places: StageOrAlias) -> bool:
+    """Return True if the model's policy gates one of the places, or cannot be read."""
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+    except InvalidConfig:
+        return True
+    return policy is not None and any(map(policy.gates, places))
+
+
 def _policy_refusal(model: "RegisteredModel", change: str) -> str:
     """Return why the caller may not make a change that removes required approvals;
     empty if the caller may make it.
@@ -487,6 +424,15 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
         f"only an administrator may {change}, because the gate policy of {model.name} requires "
         "approvals"
     )
+
+
+def _unsigned_refusal(trail: AuditTrail, *, needs_approvals: bool) -> str:
+    """Return why approvals cannot count on this server; empty if they can, or if none
+    are needed.
+    """
+    if needs_approvals and trail.store().keys is None:
+        return f"approvals need a signed audit trail, and {NO_KEY}"
+    return ""
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
@@ -700,10 +646,7 @@ def _changed_files(
     """Return why `files` are not the files with which the version moved to the place;
     empty if they are.
     """
-    try:
-        recorded = served_files(trail.store(), model, version, str(place))
-    except OnnxserveError as error:
-        return f"the files that were served cannot be read from the audit trail: {error.message}"
+    recorded = served_files(trail.store(), model, version, str(place))
     if files and recorded == files:
         return ""
     if not recorded:
@@ -747,7 +690,7 @@ def _uncovering_refusal(
     below = highest[1]
     try:
         changed = _changed_or_unapproved(trail, policy, below, stage)
-    except OnnxserveError as error:
+    except NotFound as error:
         changed = error.message
     return changed and (
         f"version {version.version} of {model.name} may not leave {stage}, because version "
@@ -776,13 +719,14 @@ def _changed_or_unapproved(
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
-    """Return why the promotion lacks approvals; empty if it needs none, or has all."""
+    """Return why the promotion lacks approvals; empty if it needs none, or has all.
+    Raises StoreUnavailable.
+    """
     if policy.approvals is None:
         return ""
-    try:
-        missing = missing_approvals(trail.store(), policy, subject, model_page(subject.model))
-    except OnnxserveError as error:
-        return f"{subject} is refused, because its approvals cannot be read: {error.message}"
+    if refusal := _unsigned_refusal(trail, needs_approvals=True):
+        return f"{subject} is refused: {refusal}"
+    missing = missing_approvals(trail.store(), policy, subject, model_page(subject.model))
     login = "" if caller().user else ". An approval requires a login, and this caller is anonymous"
     return missing and missing + login
 
@@ -1058,7 +1002,7 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
         after=f"version {number}",
         detail=detail,
     )
-    _record(trail, change)
+    _record(trail.record, change, change.action)
 
 
 def _guarded(
@@ -1081,15 +1025,29 @@ def _guarded(
         MLflow has made is recorded, and the agents are notified.
         """
         requested = _read(message)
-        change = read(trail, requested)
-        if change is not None and change.is_refused:
-            _record(trail, change)
-            return make_response(jsonify(error_code="PERMISSION_DENIED", message=change.why), 403)
+        try:
+            change = read(trail, requested)
+            if change is not None and change.is_refused:
+                record = trail.record_now if change.is_gated else trail.record
+                _record(record, change, "refused")
+                refusal = jsonify(error_code="PERMISSION_DENIED", message=change.why)
+                return make_response(refusal, 403)
+            intention = _intend(trail, change)
+        except OnnxserveError as error:
+            text = f"nothing was changed, because the audit trail is away: {error.message}"
+            refusal = jsonify(error_code=StoreUnavailable.error_code, message=text)
+            return make_response(refusal, 503, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
         response = make_response(view(**arguments))
         if response.status_code != 200:
+            if change is not None and intention and _is_unmade(trail, change, read, requested):
+                why = f"MLflow's server answered {response.status_code}"
+                _record(trail.record, replace(change, why=why), FAILED, intention)
             return response
         if change is not None:
-            _complete_change(trail, change)
+            if change.is_recorded:
+                _record(trail.record, change, change.action, intention)
+            if change.is_served_again:
+                registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
         for model in {requested.name, getattr(requested, "new_name", "")} - {""}:
             trail.notify_agents(model)  # Agents then ask for the recorded files.
         return response
@@ -1097,33 +1055,59 @@ def _guarded(
     return guarded
 
 
-def _complete_change(trail: AuditTrail, change: RegistryChange) -> None:
-    """Record a change that MLflow has made, unless nothing differs after it, and remove
-    the tag of a rollback from a version that is served again.
+def _intend(trail: AuditTrail, change: RegistryChange | None) -> Json:
+    """Store the caller's intention to change a gated place. Return its number, for the
+    detail of the result; empty for another change. Raises StoreUnavailable.
     """
-    if change.before != change.after or change.has_new_files or change.detail.get(SERVED):
-        _record(trail, change)
-    if change.is_served_again:
-        registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+    if change is None or not (change.is_gated and change.is_recorded):
+        return {}
+    intention = {INTENTION: secrets.token_hex(8)}
+    _record(trail.record_now, change, INTEND, {**intention, INTENDED: change.action})
+    return intention
 
 
-def _record(trail: AuditTrail, change: RegistryChange) -> None:
-    """Record the change or its refusal for the caller; a rename is recorded for the old
-    and the new name.
+def _is_unmade(
+    trail: AuditTrail,
+    change: RegistryChange,
+    read: _Reader,
+    requested: "Message",
+) -> bool:
+    """Return True if the registry is as before the change. It may be unreadable after
+    an error of MLflow, which may have made the change.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        now = read(trail, requested)
+    except (MlflowException, OnnxserveError):
+        return False
+    return now is not None and now.before == change.before
+
+
+def _record(
+    record: Callable[[AuditEvent], None],
+    change: RegistryChange,
+    action: str,
+    intention: Json | None = None,
+) -> None:
+    """Record a change by the caller; a rename is recorded for the old and the new
+    name.
     """
     who = caller()
-    action = "refused" if change.is_refused else change.action
     models = [change.model]
-    if action == "rename":
+    if change.action == "rename":
         models.append(change.after)
+    detail = {"via": "mlflow", "address": who.address, **change.detail, **(intention or {})}
     for model in models:
-        trail.record(
-            action,
+        event = AuditEvent(
+            datetime.now(UTC),
             who.actor,
+            action,
             model=model,
             version=change.version,
             before=change.before,
             after=change.after,
             why=change.why,
-            detail={"via": "mlflow", "address": who.address, **change.detail},
+            detail=detail,
         )
+        record(event)

@@ -126,8 +126,8 @@ def _check_settings() -> None:
     try:
         settings = load_settings()
         _app_and_login(settings.mlflow_app)
-        if settings.audit_key_path is not None:
-            with suppress(StoreUnavailable), closing(open_server_store(settings)) as store:
+        with suppress(StoreUnavailable), closing(open_server_store(settings)) as store:
+            if store.keys is not None:
                 require_own_trail(store)
     except OnnxserveError as error:
         sys.exit(f"mlflow server: {error.message}")

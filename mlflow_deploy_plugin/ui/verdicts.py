@@ -15,9 +15,10 @@ from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_ta
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 
 
-def record_verdict(trail: guard.AuditTrail) -> None:
+def record_verdict(trail: AuditTrail) -> None:
     """Record the verdict in the JSON body of the current request as the caller.
 
     Raises InvalidConfig if it is not a verdict, NotFound if the caller may not read the

@@ -3,9 +3,10 @@ forms.
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import INTEND, INTENTION, AuditEvent
 
 PAGE = "/onnxserve"
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
@@ -14,7 +15,12 @@ AJAX = "/ajax-api/2.0/mlflow"
 
 
 def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
-    return [*mlflow_app.store.events(model=model)]
+    """Return the events of the model, without the intentions of changes."""
+    return [
+        replace(event, detail={key: event.detail[key] for key in event.detail if key != INTENTION})
+        for event in mlflow_app.store.events(model=model)
+        if event.action != INTEND
+    ]
 
 
 def move(

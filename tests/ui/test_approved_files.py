@@ -34,7 +34,7 @@ def test_only_models_that_the_caller_may_read_are_searched(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    search = ChangedFilesSearch(guard.AuditTrail())
+    search = ChangedFilesSearch(AuditTrail())
     (mlflow_app.files(changed_model, "1") / "MLmodel").unlink()  # Reading it is logged.
     with monkeypatch.context() as forbidden:
         forbidden.setattr(access, "may_read", lambda model: model != changed_model)
@@ -48,7 +48,7 @@ def test_a_caller_does_not_wait_for_the_search_of_another_caller(
     changed_model: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    search = ChangedFilesSearch(guard.AuditTrail())
+    search = ChangedFilesSearch(AuditTrail())
     is_reading = threading.Event()
     may_go_on = threading.Event()
     files_digest = guard.files_digest

@@ -82,15 +82,20 @@ def event_history(
 
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     """Remove the steps of a promotion or a rollback, because the promotion or rollback
-    has its own event.
+    has its own event, and the intentions that have a result.
 
     The steps are the gate run, the tags of its verdict, and the moves to the stage and
     to the archive.
     """
+    from mlflow_deploy_plugin.core.store.audit import INTEND, INTENTION
+
     acts = _act_spans(events)
+    results = {event.detail.get(INTENTION) for event in events if event.action != INTEND}
 
     def is_step(event: "AuditEvent") -> bool:
         """Return True for a step within the span of a promotion or rollback."""
+        if event.action == INTEND:
+            return event.detail[INTENTION] in results
         if event.action not in _STEPS:
             return False
         version = None if event.after == "Archived" else event.version

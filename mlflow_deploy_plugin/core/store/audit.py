@@ -4,8 +4,8 @@ the reason and the figures.
 
 import getpass
 import socket
-from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -26,6 +26,15 @@ LOGIN = "login"
 """The key in `Session.info` of the `Login` of this process."""
 PENDING = "events"
 """The key in `Session.info` of the events that the transaction writes at its end."""
+INTEND = "intend"
+"""The action of the event before a change of a place that a policy gates."""
+FAILED = "failed"
+"""The action of the event that an intended change was not made."""
+INTENTION = "intention"
+"""The key of the number of an intention, in its detail and in the detail of its result.
+"""
+INTENDED = "intended"
+"""The key of the intended action in the detail of an intention."""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
 
@@ -51,7 +60,7 @@ class AuditEvent:
             promote gate request approve decline refused rollout.start rollout.step
             rollout.end rollback retrain.start retrain.refused retrain.run
             retrain.version retrain.end copy monitor.pause monitor.resume
-            monitor.accept seal adopt hold release.
+            monitor.accept seal adopt gap hold release intend failed.
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of
@@ -69,6 +78,25 @@ class AuditEvent:
     after: str = ""
     why: str = ""
     detail: Json = field(default_factory=dict, hash=False)
+
+
+def settle(events: Sequence[AuditEvent]) -> Iterator[AuditEvent]:
+    """Yield the events of a model with the result of each intention in the place of the
+    intention, unless it failed.
+
+    An intention without a result counts as the change, because MLflow's server may have
+    stopped after the change.
+    """
+    intentions = {event.detail[INTENTION] for event in events if event.action == INTEND}
+    results = {event.detail.get(INTENTION): event for event in events if event.action != INTEND}
+    for event in events:
+        number = event.detail.get(INTENTION)
+        if event.action == INTEND:
+            change = results.get(number) or replace(event, action=event.detail[INTENDED])
+            if change.action != FAILED:
+                yield change
+        elif number not in intentions:
+            yield event
 
 
 def is_of_registry(event: AuditEvent, registry: str) -> bool:

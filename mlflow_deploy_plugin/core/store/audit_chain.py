@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.store import Store
 
 ADOPT = "adopt"
+GAP = "gap"
 SEAL = "seal"
 BROKEN = "broken"
 """The action of the event that `counted_events` returns in the place of a fault. It is
@@ -65,6 +66,7 @@ class TrailState:
         events: the number of events.
         signed: the number of events with a valid signature.
         keys: the ids of the keys with which signatures were checked.
+        unused_keys: those that have signed no event of the trail.
     """
 
     state: Literal["intact", "changed", "unsigned"]
@@ -72,6 +74,7 @@ class TrailState:
     faults: tuple[Fault, ...]
     signed: int = 0
     keys: tuple[str, ...] = ()
+    unused_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,6 +269,30 @@ def seal(store: "Store") -> None:
             record.replace(Seal(key_id=keys.key_id, at=store.now()), chain_heads(session))
 
 
+def store_spooled(store: "Store") -> int:
+    """Store the events that were kept while the store was away, after an event of the
+    gap in each chain. Return the number of events.
+
+    Raises StoreUnavailable.
+    """
+    record = store.trail_record
+    assert record is not None
+    with record.unspooled() as events, store.transaction() as session:
+        for model in {event.model for event in events}:
+            of_model = [event for event in events if event.model == model]
+            gap = AuditEvent(
+                store.now(),
+                current_actor(),
+                GAP,
+                model=model,
+                why="the store did not answer, and the server kept the events that follow",
+                detail={"events": len(of_model), "since": of_model[0].at.isoformat()},
+            )
+            for event in (gap, *of_model):
+                write_event(session, event)
+    return len(events)
+
+
 def require_own_trail(store: "Store") -> None:
     """Raise InvalidConfig if this is not the trail that this server has sealed."""
     faults = record_faults(store)
@@ -290,7 +317,10 @@ def record_faults(store: "Store") -> list[Fault]:
     with store.transaction(is_read_only=True) as session:
         faults = _lost_ends(session, heads)
         for key_id in sorted(_unknown_signers(session, keys).difference(adopted)):
-            text = f"the key {key_id}, whose public key is not in the key file, has signed events"
+            text = (
+                f"the key {key_id}, whose public key is not in the key file, has signed events "
+                "(servers with one store share ONNXSERVE_AUDIT_KEY_FILE)"
+            )
             faults.append(Fault("", 0, text))
     return faults
 
@@ -367,6 +397,7 @@ def verify_trail(
     faults: list[Fault] = []
     events = 0
     signed = 0
+    used = set()
     with store.transaction(is_read_only=True) as session:
         if model is None:
             models = sorted(session.scalars(select(AuditRow.model).distinct()))
@@ -376,6 +407,7 @@ def verify_trail(
             for checked in _check(session.execute(_chain(name)), keys):
                 events += 1
                 signed += checked.is_signed
+                used.add(checked.row.signed_by)
                 lines = [*checked.faults, *_signature_faults(checked, keys)]
                 faults += [Fault(name, checked.row.id, line) for line in lines]
         ends = store.trail_record.heads() if store.trail_record else []
@@ -385,7 +417,8 @@ def verify_trail(
     state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
     if faults:
         state = "changed"
-    return TrailState(state, events, tuple(faults), signed, tuple(keys.public))
+    unused = () if model else tuple(sorted(keys.public.keys() - used))
+    return TrailState(state, events, tuple(faults), signed, tuple(keys.public), unused)
 
 
 def _heads_of(checkpoint: "Checkpoint", models: Iterable[str]) -> Iterator[Head]:

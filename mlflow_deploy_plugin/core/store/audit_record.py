@@ -1,13 +1,15 @@
 """The record of the audit trail beside the key of MLflow's server: the last event of
-each chain. People who may write to the store may not write here, so a trail that was
-replaced or shortened is found.
+each chain, and the events that could not be stored yet. People who may write to the
+store may not write here, so a trail that was replaced or shortened is found.
 """
 
 import hashlib
 import logging
+import os
 import shutil
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from sqlalchemy import URL
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.statedir.files import StateT, locked, write_atomically
 from mlflow_deploy_plugin.core.statedir.models import State
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +30,10 @@ class Head(State):
     model: str
     event: int
     digest: str
+
+
+class _Spooled(State):
+    event: AuditEvent
 
 
 def chain_id(model: str) -> str:
@@ -61,6 +68,7 @@ class TrailRecord:
         self.folder = key_file.with_suffix(".record") / name
         self._seal_file = self.folder / "seal.json"
         self._heads = self.folder / "heads"
+        self._spool = self.folder / "spool"
 
     def seal(self) -> Seal | None:
         """Return None before the first start of a server."""
@@ -102,6 +110,35 @@ class TrailRecord:
                 f"the record of the audit trail in {self.folder} cannot be written: "
                 f"{error.strerror}; the key file needs a folder that MLflow's server may write"
             ) from None
+
+    def spool(self, event: AuditEvent) -> None:
+        """Keep the event until the store is back. Raises OSError."""
+        name = f"{time.time_ns()}-{os.urandom(4).hex()}.json"
+        _write(self._spool / name, _Spooled(event=event))
+
+    def is_spool_empty(self) -> bool:
+        return not any(self._spool.glob("*.json"))
+
+    def spooled(self, model: str) -> list[AuditEvent]:
+        """Return the events of a model that are not stored yet, oldest first."""
+        entries = [_read(file, _Spooled) for file in sorted(self._spool.glob("*.json"))]
+        events = [entry.event for entry in entries if entry is not None]
+        return [event for event in events if event.model == model]
+
+    @contextmanager
+    def unspooled(self) -> Iterator[list[AuditEvent]]:
+        """Yield all events that are not stored yet, oldest first. If the block
+        succeeds, they are removed. Other processes wait.
+        """
+        files = sorted(self._spool.glob("*.json"))
+        if not files:
+            yield []
+            return
+        with locked(self.folder / "spool.lock"):
+            entries = [(file, _read(file, _Spooled)) for file in files]
+            yield [entry.event for _, entry in entries if entry is not None]
+            for file in files:
+                file.unlink(missing_ok=True)
 
     def _head_file(self, model: str) -> Path:
         return self._heads / f"{chain_id(model)}.json"

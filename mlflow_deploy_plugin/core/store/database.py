@@ -22,7 +22,12 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.audit import Login
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
-from mlflow_deploy_plugin.core.store.store import Store, redacted_url, store_unavailable
+from mlflow_deploy_plugin.core.store.store import (
+    LOCK_SECONDS,
+    Store,
+    redacted_url,
+    store_unavailable,
+)
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
 from mlflow_deploy_plugin.core.version import __version__
 
@@ -35,8 +40,8 @@ SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
 Alembic takes 0.2 s.
 """
 _ADVISORY_LOCK = 0x6F6E6E78  # the letters "onnx": any number, but the same in all processes
-_BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
+_SERVER_LOCK_SECONDS = 5
 _LOST_MACHINE = {
     "tcp_user_timeout": 20_000,
     "keepalives_idle": 10,
@@ -60,11 +65,13 @@ def open_store(
     find_login: Callable[[], Login] = Login,
     *,
     keys: Keys | None = None,
+    lock_seconds: int = LOCK_SECONDS,
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
 
     `find_login` is called before the first write. `keys` sign the audit events, whose
-    last ones are recorded beside the file of the keys.
+    last ones are recorded beside the file of the keys. A transaction waits at most
+    `lock_seconds` for another transaction.
 
     Raises InvalidConfig if the URL or its database is not supported, and
     StoreUnavailable if the store cannot be reached or its schema is unknown.
@@ -76,7 +83,7 @@ def open_store(
         raise InvalidConfig(
             "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db",
         ) from None
-    engine = _engine(parsed)
+    engine = _engine(parsed, lock_seconds)
     try:
         with engine.begin() as connection:
             versions = text(f"SELECT version_num FROM {VERSION_TABLE}")
@@ -95,17 +102,35 @@ def open_store(
         engine.dispose()
         raise
     record = TrailRecord(keys.file, parsed) if keys and keys.file else None
-    return Store(engine, clock, monotonic, find_login, keys, record)
+    return Store(engine, clock, monotonic, find_login, keys, record, lock_seconds)
 
 
 def open_server_store(settings: Settings, find_login: Callable[[], Login] = Login) -> Store:
-    """Return the store of MLflow's server, which signs its events if it has a key file.
+    """Return the store of MLflow's server, which signs its events unless no key file is
+    set and none can be made in HOME.
 
     Raises the errors of `open_store` and `read_key_file`.
     """
+    keys = None
+    try:
+        keys = read_key_file(settings.audit_key_path)
+    except InvalidConfig:
+        if settings.audit_key_file is not None or settings.audit_key_path.exists():
+            raise
+    return open_store(
+        settings.store_url,
+        find_login=find_login,
+        keys=keys,
+        lock_seconds=_SERVER_LOCK_SECONDS,
+    )
+
+
+def server_record(settings: Settings) -> TrailRecord | None:
+    """Return the record of MLflow's server, also while the store is away; None without
+    a key file.
+    """
     path = settings.audit_key_path
-    keys = read_key_file(path) if path else None
-    return open_store(settings.store_url, find_login=find_login, keys=keys)
+    return TrailRecord(path, make_url(settings.store_url)) if path.exists() else None
 
 
 def migration_config(connection: Connection) -> "Config":
@@ -153,7 +178,7 @@ def _migrate(connection: Connection) -> None:
         command.upgrade(config, "head")
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, lock_seconds: int) -> Engine:
     """Return an engine with our timeouts. The folder of an SQLite file is created.
 
     Raises InvalidConfig if the database is not supported or its driver is missing.
@@ -164,7 +189,7 @@ def _engine(url: URL) -> Engine:
         # SQLAlchemy before 2.1 does not decode %25.
         if make_url("sqlite:///%25").database == "%25" and url.database:
             url = url.set(database=unquote(url.database))
-        arguments = {"timeout": _BUSY_SECONDS}
+        arguments = {"timeout": lock_seconds}
         _create_folder(url)
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
@@ -218,7 +243,7 @@ def _take_write_lock_at_start(engine: Engine) -> None:
     def _connected(connection: sqlite3.Connection, _record: object) -> None:
         # `_begun` issues BEGIN, so that DDL is part of the transaction.
         connection.isolation_level = None
-        deadline = time.monotonic() + _BUSY_SECONDS
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:  # SQLite ignores its busy timeout while another process enables WAL.
             try:
                 connection.execute("PRAGMA journal_mode=WAL")

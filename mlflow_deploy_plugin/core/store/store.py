@@ -27,7 +27,14 @@ from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_lin
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store import audit
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, is_of_registry
+from mlflow_deploy_plugin.core.store.audit import (
+    FAILED,
+    INTEND,
+    AuditEvent,
+    Login,
+    is_of_registry,
+    settle,
+)
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, append_events, counted_events
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import Head, TrailRecord
@@ -58,6 +65,8 @@ RELEASE = "release"
 _ABANDONED = "abandoned"
 _DELETED = "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
+LOCK_SECONDS = 30
+"""The maximum time that a transaction waits for the lock of another transaction."""
 _RECENT = timedelta(minutes=1)
 """The age up to which changes are read again. A transaction may be committed long after
 its `changed_at`.
@@ -145,6 +154,7 @@ class Store:
         find_login: Callable[[], Login] = Login,
         keys: Keys | None = None,
         record: TrailRecord | None = None,
+        lock_seconds: int = LOCK_SECONDS,
     ) -> None:
         self.keys = keys
         self.trail_record = record
@@ -153,6 +163,7 @@ class Store:
         self._clock = clock
         self._monotonic = monotonic
         self._find_login = find_login
+        self._lock_seconds = lock_seconds
         self._leases_seen: dict[str, tuple[tuple[int, int], float]] = {}
         """Lease name → the last seen token and renewals of another holder, and the time
         when they were first seen.
@@ -356,9 +367,11 @@ class Store:
         """Write an audit event of a change outside the store, such as a start, a
         promotion or a rollout step.
         """
-        by = actor or self.user
+        self.record_event(AuditEvent(self._clock(), actor or self.user, action, **fields))
+
+    def record_event(self, event: AuditEvent) -> None:
         with self.transaction() as session:
-            self._audit(session, action, by, **fields)
+            audit.write_event(session, event)
 
     def count_change(self, model: str) -> None:
         """Count a change of a model, its versions, aliases, stages or tags, for the
@@ -413,9 +426,9 @@ class Store:
         Return False if there is no such event. The events are read and written in one
         transaction.
         """
-        head = self._recorded_head(model)
+        recorded = self._recorded(model)
         with self.transaction(alone_with=f"events of {model}") as session:
-            event = decide(self._counted_events(session, model, actions, head))
+            event = decide(self._counted_events(session, model, actions, *recorded))
             if event is not None:
                 audit.write_event(session, event)
         return event is not None
@@ -425,20 +438,22 @@ class Store:
         may decide something.
 
         On MLflow's server, these are its signed events
-        (`audit_chain.counted_events`). Other processes return all events. Events of a
-        model of the same name in another registry are left out.
+        (`audit_chain.counted_events`) and those that it could not store yet. Other
+        processes return all events. Intentions are settled (`audit.settle`). Events of
+        a model of the same name in another registry are left out.
         """
-        head = self._recorded_head(model)
+        recorded = self._recorded(model)
         with self.transaction(is_read_only=True) as session:
-            return self._counted_events(session, model, actions, head)
+            return self._counted_events(session, model, actions, *recorded)
 
-    def _recorded_head(self, model: str) -> Head | None:
-        """Return the recorded end of a chain. Read it before the transaction, which may
-        see an earlier state of the store than the record.
+    def _recorded(self, model: str) -> tuple[Head | None, list[AuditEvent]]:
+        """Return the recorded end of a chain, and its events that are not stored yet.
+        Read them before the transaction, which may see an earlier state of the store
+        than the record.
         """
         if self.trail_record is None:
-            return None
-        return self.trail_record.head(model)
+            return None, []
+        return self.trail_record.head(model), self.trail_record.spooled(model)
 
     def _counted_events(
         self,
@@ -446,14 +461,19 @@ class Store:
         model: str,
         actions: Collection[str],
         head: Head | None,
+        spooled: Sequence[AuditEvent],
     ) -> list[AuditEvent]:
         if self.keys is None:
-            query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions))
+            chosen = AuditRow.action.in_((*actions, INTEND, FAILED))
+            query = select(AuditRow).where(AuditRow.model == model, chosen)
             events = read_rows(session, query.order_by(AuditRow.id), AuditEvent)
         else:
-            counted = counted_events(session, model, self.keys, head)
-            events = [event for event in counted if event.action in (*actions, BROKEN)]
-        return [event for event in events if is_of_registry(event, self.login.registry)]
+            events = [*counted_events(session, model, self.keys, head), *spooled]
+        return [
+            event
+            for event in settle(events)
+            if event.action in (*actions, BROKEN) and is_of_registry(event, self.login.registry)
+        ]
 
     def events(
         self,
@@ -682,10 +702,12 @@ class Store:
                 Session(engine, info=info) as session,
                 session.begin(),
             ):
-                if alone_with and self._engine.dialect.name == "postgresql":
-                    session.execute(
-                        select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))),
-                    )
+                if not is_read_only and self._engine.dialect.name == "postgresql":
+                    lock = func.set_config("lock_timeout", f"{self._lock_seconds}s", True)
+                    session.execute(select(lock))
+                    if alone_with:
+                        name = func.hashtextextended(alone_with, 0)
+                        session.execute(select(func.pg_advisory_xact_lock(name)))
                 yield session
                 events = session.info.pop(audit.PENDING, ())
                 heads = append_events(session, events, self.keys, self.trail_record)
