@@ -200,6 +200,8 @@ def _verify(
     show_result("text" if output == "text" else "json", asdict(state), lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
+    elif state.state == "unsigned":
+        show_progress("no event is signed, so everybody with the store could have written them")
     if state.state != "intact" or state.unused_keys:
         sys.exit(1)
 

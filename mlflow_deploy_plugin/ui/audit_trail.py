@@ -152,13 +152,9 @@ class AuditTrail:
             self._store(event)
         except Exception as error:  # noqa: BLE001
             reason = error.message if isinstance(error, OnnxserveError) else repr(error)
-            try:
-                record = server_record(load_settings())
-                if record is None:
-                    raise StoreUnavailable("this server has no key file")
-                record.spool(event)
-            except (OSError, OnnxserveError) as fault:
-                _log.error("not in the audit trail: %s (%s; %s)", event, reason, fault)
+            record = server_record(load_settings())
+            if record is None or not record.spool(event):
+                _log.error("not in the audit trail: %s (%s)", event, reason)
                 return
             what = f"{event.action} by {event.actor}"
             _log.warning("%s is kept for the audit trail (%s)", what, reason)

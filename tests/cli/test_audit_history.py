@@ -225,9 +225,10 @@ def tamper(tmp_path: Path, statement: str) -> None:
 
 
 def test_verify_finds_tampering(trail: None, tmp_path: Path) -> None:
-    intact = history("--verify")
-    assert intact.exit_code == 0
-    assert mentions(intact.stdout, "unsigned", "5 events", "0 of them")
+    unsigned = history("--verify")
+    assert unsigned.exit_code == 1
+    assert mentions(unsigned.stdout, "unsigned", "5 events", "0 of them")
+    assert mentions(unsigned.stderr, "no event", "signed")
 
     tamper(tmp_path, "UPDATE onnxserve_audit_events SET why = 'x' WHERE actor = 'ben'")
     changed = history("--verify")
@@ -238,7 +239,18 @@ def test_verify_finds_tampering(trail: None, tmp_path: Path) -> None:
     assert changed.stderr.count("\n") == 1
     assert document["state"] == "changed"
     assert len(document["faults"]) == 1
-    assert history("--verify", "--model", "delay").exit_code == 0
+    assert json.loads(history("--verify", "--model", "delay", "-o", "json").stdout)["faults"] == []
+
+
+def test_verify_names_keys_that_signed_nothing(trail: None, tmp_path: Path) -> None:
+    keys = read_key_file(tmp_path / "audit.pem")
+    other = read_key_file(tmp_path / "other.pem")
+    with closing(open_store(load_settings().store_url, keys=keys)) as store:
+        seal(store)
+    (tmp_path / "public.pem").write_text(keys.public_pem() + other.public_pem())
+    result = history("--verify", "--keys", str(tmp_path / "public.pem"))
+    assert result.exit_code == 1
+    assert mentions(result.stdout, "intact", f"the key {other.key_id} has signed no event")
 
 
 def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mlflow_deploy_plugin.core.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
+from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from tests.support.console import POLICY, move
 
 

@@ -111,10 +111,15 @@ class TrailRecord:
                 f"{error.strerror}; the key file needs a folder that MLflow's server may write"
             ) from None
 
-    def spool(self, event: AuditEvent) -> None:
-        """Keep the event until the store is back. Raises OSError."""
+    def spool(self, event: AuditEvent) -> bool:
+        """Keep the event until the store is back. Return False if it cannot be kept."""
         name = f"{time.time_ns()}-{os.urandom(4).hex()}.json"
-        _write(self._spool / name, _Spooled(event=event))
+        try:
+            _write(self._spool / name, _Spooled(event=event))
+        except OSError as error:
+            _log.error("the spool of the audit trail cannot be written: %s", error)
+            return False
+        return True
 
     def is_spool_empty(self) -> bool:
         return not any(self._spool.glob("*.json"))
