@@ -18,8 +18,9 @@ from mlflow_deploy_plugin.core.store.audit import write_event
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
+from tests.support.moves import judged_model, moves_while_restarting
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.services.postgresql import postgresql_server
+from tests.support.services.postgresql import postgresql_server, running_postgresql
 from tests.support.tracking import tracking_at
 
 MODEL = "shared"
@@ -128,3 +129,10 @@ def test_a_server_refuses_a_forged_trail(
         adopted = CliRunner().invoke(main, ["audit", "adopt", "--why", "tried"])
         assert adopted.exit_code == 0
         server.start()
+
+
+@pytest.mark.postgresql
+def test_intention_precedes_each_move_while_postgresql_restarts(tmp_path: Path) -> None:
+    with running_postgresql() as database, judged_model(tmp_path, database.url) as model:
+        report = moves_while_restarting(model, database)
+    assert report.is_complete, report

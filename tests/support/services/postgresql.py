@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +16,38 @@ import pytest
 from tests.support.waiting import free_port
 
 _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+
+
+@dataclass
+class Postgresql:
+    """A PostgreSQL server that can be stopped and started again.
+
+    Attributes:
+        url: the URL of an empty database, with the password of its user.
+        control: the command `pg_ctl` with the options of this server.
+        options: the options of the program `postgres`.
+    """
+
+    url: str
+    control: list[str]
+    options: str
+
+    def start(self) -> None:
+        self._run("-o", self.options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop the server. The mode is one of `pg_ctl`: smart, fast or immediate."""
+        self._run("-m", mode, "stop")
+
+    def restart(self, mode: str, down_seconds: float) -> None:
+        self.stop(mode)
+        time.sleep(down_seconds)
+        self.start()
+
+    def _run(self, *arguments: str) -> None:
+        command = [*self.control, *arguments]
+        # The server's user may have no access to the folder of this process.
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
 
 
 @contextmanager
@@ -26,6 +60,18 @@ def postgresql_server(
     """Yield the URL of an empty database whose user needs a password. Only networks of
     this machine may connect.
     """
+    with running_postgresql(host, port, user, password) as server:
+        yield server.url
+
+
+@contextmanager
+def running_postgresql(
+    host: str = "127.0.0.1",
+    port: int = 0,
+    user: str = "onnx",
+    password: str = "s3cr:t/@",
+) -> Iterator[Postgresql]:
+    """Yield a server like `postgresql_server`, for a test that stops it."""
     if not _PROGRAMS:
         pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")
     programs = _PROGRAMS[-1].parent
@@ -77,20 +123,12 @@ def postgresql_server(
         options = (
             f"-p {port} -c listen_addresses={host} -c unix_socket_directories={folder} -c fsync=off"
         )
-        subprocess.run(
-            [*control, "-o", options, "start"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            cwd=folder,
-        )
+        url = f"postgresql+psycopg://{user}:{quote(password, safe='')}@{host}:{port}/postgres"
+        server = Postgresql(url, control, options)
+        server.start()
         try:
-            yield f"postgresql+psycopg://{user}:{quote(password, safe='')}@{host}:{port}/postgres"
+            yield server
         finally:
-            subprocess.run(
-                [*control, "-m", "immediate", "stop"],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                cwd=folder,
-            )
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
