@@ -79,7 +79,7 @@ class AuditTrail:
         """Store the event. Raises StoreUnavailable if it is not stored within 5 s; if
         an intention is stored later, it is recorded as failed.
         """
-        stored = self._submit("events", event.model, lambda: self._store(event))
+        stored = self._submit("events", event.model, lambda: self.store().record_event(event))
         try:
             stored.result(_NOW_SECONDS)
             return
@@ -102,7 +102,8 @@ class AuditTrail:
 
     def record(self, event: AuditEvent) -> None:
         """Store the event or, while the store is away, keep it beside the key of this
-        server. Wait at most 2 s.
+        server. Wait at most 2 s. The agents that follow the model are notified of its
+        change.
         """
         kept = self._submit("events", event.model, lambda: self._keep(event))
         try:
@@ -141,15 +142,12 @@ class AuditTrail:
                 self._stores[url] = store
             return self._stores[url]
 
-    def _store(self, event: AuditEvent) -> None:
-        self.store().record_event(event)
-
     def _keep(self, event: AuditEvent) -> None:
         """Store the event, or keep it beside the key. MLflow's response must not depend
         on this, so an event that cannot be kept either is logged.
         """
         try:
-            self._store(event)
+            self.store().count_change(event.model, event)
         except Exception as error:  # noqa: BLE001
             reason = error.message if isinstance(error, OnnxserveError) else repr(error)
             record = server_record(load_settings())

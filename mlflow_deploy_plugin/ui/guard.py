@@ -949,7 +949,6 @@ def install(app: Flask, trail: AuditTrail) -> None:
         response = make_response(create(**arguments))
         if response.status_code == 200:
             version = response.get_json()["model_version"]
-            trail.notify_agents(version["name"])
             for tag in version.get("tags", ()):
                 if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (
                     tags.ERROR_TAG,
@@ -1048,8 +1047,8 @@ def _guarded(
                 _record(trail.record, change, change.action, intention)
             if change.is_served_again:
                 registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-        for model in {requested.name, getattr(requested, "new_name", "")} - {""}:
-            trail.notify_agents(model)  # Agents then ask for the recorded files.
+        if change is None or not change.is_recorded or change.is_served_again:
+            trail.notify_agents(requested.name)
         return response
 
     return guarded

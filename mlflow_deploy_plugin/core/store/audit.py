@@ -24,6 +24,8 @@ from mlflow_deploy_plugin.core.store.tables import (
 
 LOGIN = "login"
 """The key in `Session.info` of the `Login` of this process."""
+LOCK = "lock"
+"""The key in `Session.info` of the seconds that the transaction waits for a lock."""
 PENDING = "events"
 """The key in `Session.info` of the events that the transaction writes at its end."""
 INTEND = "intend"

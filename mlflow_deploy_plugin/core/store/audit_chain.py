@@ -19,7 +19,7 @@ from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor, write_event
+from mlflow_deploy_plugin.core.store.audit import LOCK, AuditEvent, current_actor, write_event
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import Head, Seal, TrailRecord, chain_id
 from mlflow_deploy_plugin.core.store.tables import AuditRow
@@ -37,7 +37,8 @@ never stored.
 """
 _PURPOSE = "audit event"
 _PUBLIC_KEYS = "public_keys"
-_AT_ONCE = 1000
+_STREAMED = {"yield_per": 1000}
+"""The option of queries whose rows are not held in memory at once."""
 _EVENT = tuple(field.name for field in fields(AuditEvent))
 _CHAIN = ("id", "previous", "digest", "signed_by", "signature")
 
@@ -126,34 +127,55 @@ def append_events(
     in the order of the models, so that transactions do not deadlock.
     """
     heads = []
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
     for row in sorted(rows, key=attrgetter("model")):
-        if is_postgresql:
-            name = func.hashtextextended(f"audit trail of {row.model}", 0)
-            session.execute(select(func.pg_advisory_xact_lock(name)))
-        recorded = record and record.head(row.model)
-        if recorded and not _is_present(session, recorded):
-            row.previous = recorded.digest
-            if not is_postgresql:  # SQLite would use the ids of removed events again.
-                newest = session.scalar(select(func.max(AuditRow.id))) or 0
-                row.id = max(newest, recorded.event) + 1
-        else:
-            row.previous = _head(session, row.model)
+        row.id = _lock_chain(session, row.model)
+        recorded = record.head(row.model) if record else None
+        if recorded:  # SQLite would use the ids of removed events again.
+            row.id = max(row.id, recorded.event + 1)
+        row.previous = _head(session, row.model, recorded)
         row.signed_by = keys.key_id if keys else ""
-        row.digest = ""
-        session.add(row)
-        session.flush()  # The database sets the id, which is a part of the hash.
         row.digest = event_digest(row, row.previous)
         row.signature = keys.sign(_PURPOSE, row.digest) if keys else ""
+        session.add(row)
         session.flush()
         heads.append(Head(model=row.model, event=row.id, digest=row.digest))
     return heads
 
 
+def _lock_chain(session: Session, model: str) -> int:
+    """Lock the chain until the end of the transaction. Return the id of its next
+    event.
+    """
+    if session.get_bind().dialect.name != "postgresql":  # The transaction has the write lock.
+        return (session.scalar(select(func.max(AuditRow.id))) or 0) + 1
+    sequence = func.pg_get_serial_sequence(AuditRow.__tablename__, "id")
+    lock_in_postgresql(session, f"audit trail of {model}")
+    return int(session.scalars(select(func.nextval(sequence))).one())
+
+
+def lock_in_postgresql(session: Session, name: str) -> None:
+    """Take the lock of this name until the end of the transaction. Wait at most for the
+    time in `Session.info`.
+    """
+    timeout = f"{session.info[LOCK]}s"
+    # PostgreSQL sets the timeout before it takes the lock.
+    session.execute(
+        select(
+            func.set_config("lock_timeout", timeout, True),
+            func.pg_advisory_xact_lock(func.hashtextextended(name, 0)),
+        )
+    )
+
+
 def _is_present(session: Session, head: Head) -> bool:
     """Return True if the chain contains the event with this hash."""
     row = session.execute(_chain(head.model).where(AuditRow.id == head.event)).one_or_none()
-    if row is None or row.digest != head.digest:
+    return row is not None and _is_head(row, head)
+
+
+def _is_head(row: Row[Any], head: Head) -> bool:
+    """Return True if the event has this id and this hash."""
+    if (row.id, row.digest) != (head.event, head.digest):
         return False
     # An event of an older onnxserve has no hash.
     return not row.digest or event_digest(row, row.previous) == row.digest
@@ -167,16 +189,21 @@ def chain_heads(session: Session) -> list[Head]:
     return [Head(model=row.model, event=row.id, digest=row.digest) for row in rows]
 
 
-def _head(session: Session, model: str) -> str:
-    """Return the hash of the last event of a chain. An older onnxserve has written
-    events without a hash, which is then computed.
+def _head(session: Session, model: str, recorded: Head | None) -> str:
+    """Return the hash of the last event of a chain, or of the recorded one if that was
+    removed. An older onnxserve has written events without a hash, which is then
+    computed.
     """
-    digests = select(AuditRow.digest).where(AuditRow.model == model)
-    head = session.scalar(digests.order_by(AuditRow.id.desc()).limit(1))
-    if head == "":
-        for row in session.execute(_chain(model)):
-            head = row.digest or event_digest(row, head or "")
-    return head or ""
+    newest = _chain(model).order_by(None).order_by(AuditRow.id.desc()).limit(1)
+    row = session.execute(newest).one_or_none()
+    is_recorded = recorded is None or (row is not None and _is_head(row, recorded))
+    if recorded and not is_recorded and not _is_present(session, recorded):
+        return recorded.digest
+    head = "" if row is None else row.digest
+    if row is not None and not head:
+        for row in _read_chain(session, model):
+            head = row.digest or event_digest(row, head)
+    return head
 
 
 def counted_events(
@@ -195,7 +222,7 @@ def counted_events(
     counted: list[AuditEvent] = []
     unsigned: list[AuditEvent] = []
     is_sealed = False
-    for checked in _check(session.execute(_chain(model)), keys):
+    for checked in _check(_read_chain(session, model), keys):
         event = _event_of(checked.row)
         if checked.faults:
             unsigned = []
@@ -221,7 +248,7 @@ def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[
     """
     expected = None
     newest_first = _chain(model).order_by(None).order_by(AuditRow.id.desc())
-    for row in session.execute(newest_first):
+    for row in session.execute(newest_first, execution_options=_STREAMED):
         digest = event_digest(row, row.previous)
         is_signed = _is_signed(row, digest, keys)
         is_linked = row.digest == digest == expected
@@ -404,7 +431,7 @@ def verify_trail(
         else:
             models = [model]
         for name in models:
-            for checked in _check(session.execute(_chain(name)), keys):
+            for checked in _check(_read_chain(session, name), keys):
                 events += 1
                 signed += checked.is_signed
                 used.add(checked.row.signed_by)
@@ -430,11 +457,14 @@ def _heads_of(checkpoint: "Checkpoint", models: Iterable[str]) -> Iterator[Head]
         yield Head(model=names.get(chain, chain), event=event, digest=digest)
 
 
+def _read_chain(session: Session, model: str) -> Iterable[Row[Any]]:
+    return session.execute(_chain(model), execution_options=_STREAMED)
+
+
 def _chain(model: str) -> Select[Any]:
-    """Return the query of a chain, whose rows are not held in memory at once."""
+    """Return the query of a chain."""
     columns = [getattr(AuditRow, name) for name in (*_CHAIN, *_EVENT)]
-    query = select(*columns).where(AuditRow.model == model).order_by(AuditRow.id)
-    return query.execution_options(yield_per=_AT_ONCE)
+    return select(*columns).where(AuditRow.model == model).order_by(AuditRow.id)
 
 
 def _check(rows: Iterable[Row[Any]], keys: Keys) -> Iterator[_Checked]:

@@ -82,7 +82,7 @@ class TrailRecord:
         """Return None for a chain without a recorded event."""
         return _read(self._head_file(model), Head)
 
-    def advance(self, heads: Iterable[Head]) -> None:
+    def advance(self, heads: Iterable[Head], *, is_durable: bool = True) -> None:
         """Record each head that is newer than the recorded one. The events are already
         stored, so a fault is only logged.
         """
@@ -91,7 +91,7 @@ class TrailRecord:
                 with self._writing():
                     recorded = self.head(head.model)
                     if recorded is None or recorded.event < head.event:
-                        _write(self._head_file(head.model), head)
+                        _write(self._head_file(head.model), head, is_durable=is_durable)
         except (OSError, InvalidConfig) as error:
             _log.error("the record of the audit trail is not up to date: %s", error)
 
@@ -152,8 +152,8 @@ class TrailRecord:
         return locked(self.folder / "record.lock")
 
 
-def _write(path: Path, state: State) -> None:
-    write_atomically(path, state.model_dump_json().encode(), is_durable=True)
+def _write(path: Path, state: State, *, is_durable: bool = True) -> None:
+    write_atomically(path, state.model_dump_json().encode(), is_durable=is_durable)
 
 
 def _read(path: Path, kind: type[StateT]) -> StateT | None:

@@ -35,7 +35,12 @@ from mlflow_deploy_plugin.core.store.audit import (
     is_of_registry,
     settle,
 )
-from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, append_events, counted_events
+from mlflow_deploy_plugin.core.store.audit_chain import (
+    BROKEN,
+    append_events,
+    counted_events,
+    lock_in_postgresql,
+)
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import Head, TrailRecord
 from mlflow_deploy_plugin.core.store.leases import Lease, LeaseView, held_row
@@ -373,11 +378,13 @@ class Store:
         with self.transaction() as session:
             audit.write_event(session, event)
 
-    def count_change(self, model: str) -> None:
+    def count_change(self, model: str, event: AuditEvent | None = None) -> None:
         """Count a change of a model, its versions, aliases, stages or tags, for the
-        workers of MLflow's servers.
+        workers of MLflow's servers. Write the event of the change, if it has one.
         """
         with self.transaction(alone_with=f"changes of {model}") as session:
+            if event is not None:
+                audit.write_event(session, event)
             row = session.get(RegistryChangeRow, model, with_for_update=True)
             if row is None:
                 row = RegistryChangeRow(model=model, count=0)
@@ -697,26 +704,24 @@ class Store:
         try:
             engine = self._reading if is_read_only else self._engine
             # The login is asked for before the transaction, which has locks.
-            info = {} if is_read_only else {audit.LOGIN: self.login}
+            info = {} if is_read_only else {audit.LOGIN: self.login, audit.LOCK: self._lock_seconds}
             with (
                 Session(engine, info=info) as session,
                 session.begin(),
             ):
-                if not is_read_only and self._engine.dialect.name == "postgresql":
-                    lock = func.set_config("lock_timeout", f"{self._lock_seconds}s", True)
-                    session.execute(select(lock))
-                    if alone_with:
-                        name = func.hashtextextended(alone_with, 0)
-                        session.execute(select(func.pg_advisory_xact_lock(name)))
+                if alone_with and self._engine.dialect.name == "postgresql":
+                    lock_in_postgresql(session, alone_with)
                 yield session
                 events = session.info.pop(audit.PENDING, ())
                 heads = append_events(session, events, self.keys, self.trail_record)
+                # The result of an intention follows, and contains its hash.
+                is_durable = any(event.action != INTEND for event in events)
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeout) as error:
             raise store_unavailable(self._engine.url, error) from None
         if self.trail_record is not None:
-            self.trail_record.advance(heads)
+            self.trail_record.advance(heads, is_durable=is_durable)
 
     def read(
         self,
