@@ -521,7 +521,8 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
     why = f": {entry.why}" if entry.why else ""
     yield f"{entry}, requested by {entry.requested_by}{why}"
     if entry.report_digest:
-        yield f"  gate: {entry.verdict}; report: {entry.report} (sha256 {entry.report_digest})"
+        yield f"  gate: {entry.verdict} by {entry.judged_by}"
+        yield f"  report: {entry.report} (sha256 {entry.report_digest})"
     else:
         yield (
             "  gate: MLflow's server has no report; run `onnxserve gate` with the store of this "

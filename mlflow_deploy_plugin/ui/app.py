@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.evidence.diff import compare
-from mlflow_deploy_plugin.promote.evidence.record import record_of
+from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, record_of
 from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ui import access, guard
@@ -58,7 +58,7 @@ from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
-from mlflow_deploy_plugin.ui.verdicts import record_verdict
+from mlflow_deploy_plugin.ui.verdicts import record_verdict, recorded_report
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -78,11 +78,11 @@ _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _STATIC = Path(__file__).parent / "static"
 _MLFLOW_SCRIPT = "mlflow.js"
 _INDEX_VIEW = "serve"
+_CONTENT_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src "
+    "'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src "
-        "'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # Without a referrer, the Origin of a form is `null`.
     "Cache-Control": "no-store",
@@ -164,6 +164,7 @@ def _answer_error(error: OnnxserveError) -> Response:
 
 def _add_headers(response: Response) -> Response:
     response.headers.update(_HEADERS)
+    response.headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
     return response
 
 
@@ -238,6 +239,7 @@ class _Console:
             ("/history.jsonl", "GET"): self.export,
             ("/pictures", "GET"): self.pictures,
             ("/diff", "GET"): self.diff,
+            ("/report", "GET"): self.report,
             (_REQUESTS, "GET"): self.requests,
             (_REQUESTS, "POST"): self.decide,
             (CHANGES.removeprefix(_PATH), "GET"): self.changes,
@@ -291,6 +293,14 @@ class _Console:
             link=self._link,
         )
         return make_response(html, 200)
+
+    def report(self) -> Response:
+        """Return the gate report of ?run= on ?model=. Its scripts do not run, because
+        the report is from a caller.
+        """
+        policy = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+        page = recorded_report(self._trail.store())
+        return make_response(page, {"Content-Security-Policy": policy})
 
     def act(self) -> Response:
         """Start the job of a form's action, or decide about a request. Redirect to the
@@ -472,6 +482,7 @@ class _Console:
             span=_span(),
             spans=SPANS,
             pages=pages,
+            find_report=REPORT_RUN.search,
         )
 
     def _answer(self, template: str, status: int = 200, **values: object) -> Response:

@@ -65,6 +65,8 @@ def _request_row(store: Store, entry: PromotionRequest) -> RequestRow:
 
     place = parse_stage_or_alias(entry.to)
     fields: Json = {}
+    if entry.report_run:
+        fields["report"] = guard.console_page("/report", model=entry.model, run=entry.report_run)
     try:
         registered = guard.registry().get_registered_model(entry.model)
         policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
@@ -200,7 +202,7 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
     settings = load_settings()
     link = ""
     if settings.mlflow_url or access.is_host_allowed():
-        link = guard.model_page(entry.model)
+        link = guard.console_page(model=entry.model)
     text = f"{entry.requested_by} requests {entry}"
     if entry.why:
         text += f": {entry.why}"

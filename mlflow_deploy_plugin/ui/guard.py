@@ -6,8 +6,8 @@ run after the basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI 
 and its clients do not retry. Direct changes in the database bypass the guard; `require:
 gate=passed` in an endpoint's spec covers them.
 
-If the policy requires approvals, only administrators may change the policy, or rename
-or delete the model, because the approvals would otherwise not be required. A promotion
+If the policy requires approvals or names judges, only administrators may change the
+policy, or rename or delete the model, because it would otherwise not apply. A promotion
 is refused while the approvals cannot be read.
 
 Every version in a gated stage or alias has the files that were judged or, with
@@ -24,6 +24,7 @@ other changes, a failure of the audit trail or of the notification of the agents
 fails a request to MLflow.
 """
 
+import hashlib
 import logging
 import secrets
 import tempfile
@@ -410,19 +411,20 @@ def _is_gated(model: "RegisteredModel", *places: StageOrAlias) -> bool:
 
 
 def _policy_refusal(model: "RegisteredModel", change: str) -> str:
-    """Return why the caller may not make a change that removes required approvals;
-    empty if the caller may make it.
+    """Return why the caller may not make a change that removes required approvals or
+    judges; empty if the caller may make it.
     """
     try:
         policy = policy_from_tags(model.name, model.tags)
-        has_approvals = policy is not None and policy.approvals is not None
-    except InvalidConfig:  # The policy is not valid, but may be meant to require approvals.
-        has_approvals = "approvals" in model.tags[tags.GATE_POLICY_TAG]
-    if not has_approvals or is_administrator():
+        is_protected = policy is not None and bool(policy.approvals or policy.judges)
+    except InvalidConfig:  # The policy is not valid, but may be meant to name people.
+        text = model.tags[tags.GATE_POLICY_TAG]
+        is_protected = "approvals" in text or "judges" in text
+    if not is_protected or is_administrator():
         return ""
     return (
         f"only an administrator may {change}, because the gate policy of {model.name} requires "
-        "approvals"
+        "approvals or names judges"
     )
 
 
@@ -726,21 +728,21 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
         return ""
     if refusal := _unsigned_refusal(trail, needs_approvals=True):
         return f"{subject} is refused: {refusal}"
-    missing = missing_approvals(trail.store(), policy, subject, model_page(subject.model))
+    page = console_page(model=subject.model)
+    missing = missing_approvals(trail.store(), policy, subject, page)
     login = "" if caller().user else ". An approval requires a login, and this caller is anonymous"
     return missing and missing + login
 
 
-def model_page(model: str) -> str:
-    """Return the URL of a model's page in the console, with the request's Host unless
+def console_page(path: str = "", **query: str) -> str:
+    """Return the URL of a page of the console, with the request's Host unless
     ONNXSERVE_MLFLOW_URL is set.
     """
     here = f"{request.host_url.rstrip('/')}{static_prefix()}"
     base = load_settings().mlflow_url.rstrip("/") or here
-    parameters = {"model": model}
     if name := active_workspace():
-        parameters["workspace"] = name
-    return f"{base}/onnxserve?{urlencode(parameters)}"
+        query["workspace"] = name
+    return f"{base}/onnxserve{path}?{urlencode(query)}"
 
 
 def promotion_now(
@@ -769,19 +771,23 @@ def promotion_now(
     )
 
 
-def report_digest(run_id: str) -> str:
-    """Return the SHA-256 of the gate report that MLflow now shows, which people who may
-    edit the run can replace.
-
+def read_report(run_id: str) -> bytes:
+    """Return the gate report in MLflow, which people who may edit the run can replace.
     Raises NotFound if the report cannot be read.
     """
     from mlflow.server import handlers
 
-    with _reading(f"the gate report of run {run_id}"):
-        store, root = artifact_store(
-            handlers._get_tracking_store().get_run(run_id).info.artifact_uri
-        )
-        return _sha256(store, f"{root}/{tags.GATE_REPORT_FILE}".lstrip("/"))
+    with (
+        _reading(f"the gate report of run {run_id}"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        address = handlers._get_tracking_store().get_run(run_id).info.artifact_uri
+        return fetch_file(address, Path(folder), tags.GATE_REPORT_FILE).read_bytes()
+
+
+def report_digest(run_id: str) -> str:
+    """Return the SHA-256 of the gate report in MLflow. Raises NotFound."""
+    return hashlib.sha256(read_report(run_id)).hexdigest()
 
 
 class OwnStores:

@@ -98,20 +98,6 @@ class MlflowPages:
         page = f"models/{quote(model, safe='')}/versions/{quote(version)}"
         return f"{self.prefix}/#/{page}{workspace_query()}"
 
-    def report(self, tag: str) -> str:
-        """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; an
-        empty text for any other tag.
-        """
-        from mlflow.exceptions import MlflowException
-
-        if tag.startswith(("http://", "https://")):
-            return tag
-        run_id, _, path = tag.partition("/")
-        with suppress(MlflowException):  # The run may be deleted.
-            experiment_id = str(self.tracking.get_run(run_id).info.experiment_id)
-            return self.run(experiment_id, run_id, path)
-        return ""
-
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
         """Return the windows of an endpoint's monitors with their reports."""
         from mlflow.exceptions import MlflowException

@@ -1,17 +1,22 @@
 """Verdicts of the gate on MLflow's server, which records them and refuses other changes
 of their tags.
 
-Everybody who may edit a model may record a verdict, under the own name. The server
-compares the record with the files of the version, the policy of the model and, if
-people must approve, the report, but does not repeat the checks.
+Everybody who may edit a model may record a verdict, under the own name, unless the
+policy names judges. The server makes the address of the report. It compares the record
+with the files of the version, the policy of the model and, if people must approve, the
+report, but does not repeat the checks.
 """
+
+import hashlib
 
 from flask import request
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.ui import access, guard
@@ -22,8 +27,8 @@ def record_verdict(trail: AuditTrail) -> None:
     """Record the verdict in the JSON body of the current request as the caller.
 
     Raises InvalidConfig if it is not a verdict, NotFound if the caller may not read the
-    model, ScopeMissing if the caller may not edit it, GateRefused if the verdict does
-    not match the version, and StoreUnavailable.
+    model, ScopeMissing if the caller may not edit it or is not a judge of its policy,
+    GateRefused if the verdict does not match the version, and StoreUnavailable.
     """
     from mlflow.entities.model_registry import ModelVersionTag
 
@@ -31,10 +36,17 @@ def record_verdict(trail: AuditTrail) -> None:
     with guard.known_to_mlflow():
         registered, entry = guard.model_and_version(record.model, record.version)
     version = str(entry.version)
-    record = _without_report(record.model_copy(update={"version": version}))
-    _require_match(record, policy_from_tags(record.model, registered.tags))
-    _require_new(record, trail.store())
     who = access.caller()
+    policy = policy_from_tags(record.model, registered.tags)
+    if policy is not None:
+        policy.require_judge(who.user, record.model)
+    made = {"version": version, "report": _report_address(record)}
+    if policy is None and record.policy_digest != GatePolicy().digest:
+        # The verdict must not count for a policy that names judges later.
+        made["policy_digest"] = ""
+    record = _without_report(record.model_copy(update=made))
+    _require_match(record, policy)
+    _require_new(record, trail.store())
     actor = who.user or record.actor or who.actor
     machine = {"machine": record.machine} if record.machine not in ("", actor) else {}
     record.record(
@@ -65,6 +77,41 @@ def _read_record() -> VerdictRecord:
             f"you may not record a verdict on {record.model}: this needs the permission to edit it"
         )
     return record
+
+
+def _report_address(record: VerdictRecord) -> str:
+    """Return the URL of the report in the console or, if this server's host is not
+    known, its path in MLflow; empty without a report. A caller can send any Host.
+    """
+    if not record.run_id:
+        return ""
+    if load_settings().mlflow_url or access.is_host_allowed():
+        return guard.console_page("/report", model=record.model, run=record.run_id)
+    return f"{record.run_id}/{tags.GATE_REPORT_FILE}"
+
+
+def recorded_report(store: Store) -> bytes:
+    """Return the gate report of ?run= on ?model=, if it is still the report of the
+    verdict.
+
+    Raises NotFound if the caller may not read the model, or if there is no verdict or
+    no report, GateRefused if the report was replaced, and StoreUnavailable.
+    """
+    model = request.args.get("model", "")
+    run_id = request.args.get("run", "")
+    access.require_readable(model)
+    events = store.counted_events(model, ("gate",))
+    digests = {event.detail.get("run_id"): event.detail.get("report_digest") for event in events}
+    digest = digests.get(run_id)
+    if not digest:
+        raise NotFound(f"no verdict on {model} is recorded with the report of run {run_id!r}")
+    report = guard.read_report(run_id)
+    if hashlib.sha256(report).hexdigest() != digest:
+        raise GateRefused(
+            f"the gate report of run {run_id} was changed after the verdict on {model}; run the "
+            "gate again"
+        )
+    return report
 
 
 def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:

@@ -5,6 +5,8 @@ from mlflow_deploy_plugin.promote.gate.approvals import Subject
 
 REPORT = "r" * 64
 """The digest of a report."""
+RUN = "f" * 32
+"""The run of a report."""
 
 
 def record_gate(
@@ -15,7 +17,7 @@ def record_gate(
 ) -> None:
     detail = {
         "report": "https://mlflow/report",
-        "run_id": "r1",
+        "run_id": RUN,
         "tagged": True,
         "report_digest": report,
     }

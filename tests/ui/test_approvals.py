@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.ui import approvals, guard
 from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from mlflow_deploy_plugin.watch.alerts.send import send_due
-from tests.support.approvals import REPORT, record_gate
+from tests.support.approvals import REPORT, RUN, record_gate
 from tests.support.console import PAGE, events, open_page, point
 from tests.support.refusals import mentions
 from tests.support.services.alert_receiver import Receiver, receiver
@@ -497,7 +497,7 @@ def test_the_page_offers_a_decision_to_people_who_may_decide(
     assert mentions(shown["bob"], "Not available", "risk")
     assert mentions(shown[""], "Not available", "login")
     assert f'name="report" value="{REPORT}"' in shown["carol"]
-    assert "https://mlflow/report" in shown["carol"]
+    assert f"{PAGE}/report?model={requested}&amp;run={RUN}" in shown["carol"]
 
 
 def test_a_version_has_the_button_if_a_target_needs_approvals(

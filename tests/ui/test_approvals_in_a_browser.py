@@ -118,7 +118,7 @@ def test_a_promotion_is_requested_by_one_account_and_approved_by_another(
     )
     expect(approver.get_by_role("link", name=f"report on {model}")).to_have_attribute(
         "href",
-        re.compile("gate_report"),
+        re.compile("onnxserve/report"),
     )
     assert accessibility_findings(approver) == []
     approver.locator("summary", has_text=f"Decide about {subject}").click()

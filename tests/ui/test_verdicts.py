@@ -88,7 +88,7 @@ def test_a_recorded_verdict_is_in_the_tags_and_in_the_trail_under_the_name_of_th
     document = verdict(
         mlflow_app,
         model,
-        run_id="r1",
+        run_id="f" * 32,
         checks={"parity": {"state": "passed"}},
     )
     assert send(mlflow_app, document).status_code == 200
@@ -142,6 +142,7 @@ def test_a_forced_version_needs_the_files_that_it_has_now(mlflow_app: Any) -> No
         ("eva", {"policy_digest": "0" * 16}, 403, ["policy", "changed"]),
         ("eva", {"state": "approved"}, 400, ["not a verdict"]),
         ("eva", {"files": None}, 400, ["not a verdict"]),
+        ("eva", {"run_id": "https://elsewhere.example"}, 400, ["run_id"]),
     ],
 )
 def test_a_verdict_that_does_not_match_the_version_is_refused_and_not_recorded(
@@ -244,3 +245,23 @@ def test_a_version_whose_files_this_server_cannot_read_gets_a_verdict_only_witho
         document = verdict(mlflow_app, model)
         (mlflow_app.files(model, "1") / "MLmodel").unlink()
         assert send(mlflow_app, document).status_code == status
+
+
+def test_verdict_before_the_policy_is_not_of_its_judges(mlflow_app: Any) -> None:
+    judges = f"{POLICY}\njudges: [ci-bot]"
+    model = mlflow_app.model(policy=None)
+    assert send(mlflow_app, verdict(mlflow_app, model, judges)).status_code == 200
+    MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", judges)
+    assert move(mlflow_app, model, "1", "Production").status_code == 403
+
+
+def test_report_address_for_judges_is_made_by_the_server(
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_MLFLOW_URL", "https://mlflow.bank")
+    model = mlflow_app.model()
+    document = verdict(mlflow_app, model, run_id="f" * 32, report="https://elsewhere.example")
+    send(mlflow_app, document)
+    page = f"https://mlflow.bank/onnxserve/report?model={model}&run={'f' * 32}"
+    assert mlflow_app.registry.get_model_version(model, "1").tags["onnxserve.gate.report"] == page

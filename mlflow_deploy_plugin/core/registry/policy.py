@@ -30,8 +30,8 @@ from pydantic import (
     model_validator,
 )
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ScopeMissing
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
@@ -245,6 +245,10 @@ class GatePolicy(SpecPart):
     """The number of hours for which `promote` reuses a passed verdict against the same
     version.
     """
+    judges: tuple[str, ...] = ()
+    """The accounts whose verdicts count, and that may force a promotion. Default: all
+    accounts that may edit the model.
+    """
     approvals: ApprovalPolicy | None = None
     """The required approvals. Default: none."""
     unapproved: UnapprovedPolicy | None = None
@@ -261,6 +265,19 @@ class GatePolicy(SpecPart):
 
     def approvals_for(self, place: StageOrAlias | str) -> ApprovalPolicy | None:
         return self.approvals if self.gates(place) else None
+
+    def require_judge(self, account: str, model: str) -> None:
+        """Raise ScopeMissing if the verdicts of this account of MLflow's login do not
+        count. `account` is empty for an anonymous caller.
+
+        The names are compared exactly, because similar names may be two accounts.
+        """
+        if self.judges and account not in self.judges:
+            raise ScopeMissing(
+                f"{account or 'an anonymous caller'} may not judge or force versions of {model}: "
+                f"only the verdicts of {join_names(self.judges)} count (`judges` in the gate "
+                "policy); ask them to run `onnxserve gate`"
+            )
 
     def required_approvals(self, model: str, place: StageOrAlias | str) -> ApprovalPolicy:
         """Return the approvals that a promotion to `place` requires. Raises
@@ -300,8 +317,9 @@ class GatePolicy(SpecPart):
         omitted: dict[str, bool | set[str]] = {"unapproved": True}
         if self.approvals is None or self.approvals.evaluation == "required":
             omitted["approvals"] = {"evaluation"}
-        if not self.signer:
-            omitted["signer"] = True
+        for name in ("signer", "judges"):
+            if not getattr(self, name):
+                omitted[name] = True
         return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from onnx import GraphProto, ModelProto, NodeProto
 
-REPORT_RUN = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?![0-9a-f])")
+REPORT_RUN = re.compile(r"(?:^|/runs/|[?&]run=)([0-9a-f]{32})(?![0-9a-f])")
 """The id of the run in the address of a gate report."""
 _T = TypeVar("_T")
 FetchFile = Callable[[str, Path, str], Path]

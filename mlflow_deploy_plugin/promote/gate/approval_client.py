@@ -26,6 +26,8 @@ class ListedRequest(BaseModel):
         verdict: the state of the gate report; empty without a report.
         report: the URL of the report; empty without a report.
         report_digest: the SHA-256 of the report; empty without a report.
+        judged_by: the person who ran the gate, the machine and its address; empty
+            without a report.
         missing: the number of missing approvals.
         reason: a line about the missing approvals; empty if none is missing.
     """
@@ -41,6 +43,7 @@ class ListedRequest(BaseModel):
     verdict: str = ""
     report: str = ""
     report_digest: str = ""
+    judged_by: str = ""
     approved_by: tuple[str, ...] = ()
     missing: int = 0
     reason: str = ""

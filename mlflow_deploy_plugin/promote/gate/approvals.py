@@ -287,9 +287,9 @@ def request_promotion(
         raise ScopeMissing(
             f"{person.user} may not request {subject}, because {person.user} may not edit the model"
         )
-    reports = _gate_reports(store.counted_events(subject.model, ("gate",)))
-    report = reports.get((subject.version, subject.files, subject.policy), {})
-    _require_evaluation(required, subject, report.get("verdict", ""))
+    gates = _gate_events(store.counted_events(subject.model, ("gate",)))
+    gate = gates.get((subject.version, subject.files, subject.policy))
+    _require_evaluation(required, subject, gate.after if gate else "")
     authors = version_authors(store, subject.version, subject.created)
 
     def decide(pending: PromotionRequest | None) -> Json | None:
@@ -436,12 +436,12 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
             live.pop((event.model, event.version, moved["place"].lower()), None)
         elif event.action in ("rename", "delete", BROKEN):
             live.clear()
-    reports = _gate_reports(events)
+    gates = _gate_events(events)
     requests = []
     for entry in live.values():
         subject = entry.subject
-        report = reports.get((entry.version, subject.files, subject.policy))
-        requests.append(entry.model_copy(update=report))
+        gate = gates.get((entry.version, subject.files, subject.policy))
+        requests.append(_with_report(entry, gate) if gate else entry)
     return requests
 
 
@@ -471,22 +471,34 @@ def _with_approval(request: PromotionRequest, event: AuditEvent) -> PromotionReq
     return request.model_copy(update={"approvals": (*earlier, event)})
 
 
-def _gate_reports(events: Iterable[AuditEvent]) -> dict[_Key, Json]:
-    """Return the fields of a request about its gate report, by the version, its files
-    and the policy of the report.
+def _with_report(request: PromotionRequest, gate: AuditEvent) -> PromotionRequest:
+    """Return the request with the gate report of an event. The command that ran the
+    gate names its machine. MLflow's server adds the address of the command.
     """
-    reports: dict[_Key, Json] = {}
+    detail = gate.detail
+    is_author = any(_is_same_person(gate.actor, author) for author in request.authors)
+    role = "author of the version" if is_author else ""
+    judged_by = (gate.actor, role, detail.get("machine"), detail.get("address"))
+    report = {
+        "report": detail["report"],
+        "report_run": detail["run_id"],
+        "report_digest": detail["report_digest"],
+        "verdict": gate.after,
+        "judged_by": ", ".join(filter(None, judged_by)),
+    }
+    return request.model_copy(update=report)
+
+
+def _gate_events(events: Iterable[AuditEvent]) -> dict[_Key, AuditEvent]:
+    """Return the last run of the gate with a report, by the version, its files and the
+    policy of the report.
+    """
+    gates: dict[_Key, AuditEvent] = {}
     for event in events:
         detail = event.detail
-        digest = detail.get("report_digest")
-        if event.action == "gate" and detail.get("tagged") and digest:
-            reports[event.version, detail["files"], detail["policy_digest"]] = {
-                "report": detail["report"],
-                "report_run": detail["run_id"],
-                "report_digest": digest,
-                "verdict": event.after,
-            }
-    return reports
+        if event.action == "gate" and detail.get("tagged") and detail.get("report_digest"):
+            gates[event.version, detail["files"], detail["policy_digest"]] = event
+    return gates
 
 
 def _find_request(

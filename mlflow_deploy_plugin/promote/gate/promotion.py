@@ -109,7 +109,8 @@ def promote(
             event.
 
     Raises GateRefused if the version failed the gate, was rolled back without `force`
-    or lacks approvals, InvalidConfig if an argument or the policy is not valid or
+    or lacks approvals, ScopeMissing if the gate must be run and this user is not a
+    judge of the policy, InvalidConfig if an argument or the policy is not valid or
     MLflow refuses the move, CodeRefused if a version has no ONNX form and its code may
     not run, NotFound, RegistryUnavailable, and StoreUnavailable.
     """

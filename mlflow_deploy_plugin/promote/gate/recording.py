@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import (
@@ -55,7 +55,7 @@ class VerdictRecord(BaseModel):
     against: str = ""
     at: str = ""
     report: str = ""
-    run_id: str = ""
+    run_id: str = Field(default="", pattern="^([0-9a-f]{32})?$")
     report_digest: str = ""
     checks: dict[str, dict[str, Any]] = {}
     actor: str = ""

@@ -151,7 +151,7 @@ def run_gate(
         allowed: see `promote`.
         original: see `promote`.
 
-    Raises CodeRefused, InvalidConfig, NotFound, RegistryUnavailable and
+    Raises CodeRefused, InvalidConfig, NotFound, RegistryUnavailable, ScopeMissing and
     StoreUnavailable like `promote`.
     """
     candidate = registered_version(model, version)
@@ -194,9 +194,11 @@ def gate_version(
     original: str = "",
 ) -> GateRun:
     """Judge the candidate against the current version. Log and record the verdict, and
-    set tags if `is_official`.
+    set tags if `is_official`, for which this user must be a judge of the policy.
     """
     with store_or_default(store) as trail:
+        if is_official:
+            choice.policy.require_judge(trail.login.user, candidate.name)
         verdict, evaluation = judge(
             candidate,
             current,

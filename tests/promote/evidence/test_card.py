@@ -260,7 +260,7 @@ def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: 
         pages[statement.url] = section
         if statement.kind == "run":
             run_id, _, file = statement.source.partition("/")
-            assert f"/runs/{run_id}" in statement.url
+            assert run_id in statement.url
             folder = file.rpartition("/")[0] or None
             assert not file or file in {
                 entry.path for entry in client.list_artifacts(run_id, folder)

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.promote.gate.promotion import promote
             (
                 "the policy: evaluaton: Extra inputs are not permitted; the fields are "
                 "gated_aliases, gated_stages, parity, evaluation, robustness, budget, backtest, "
-                "skip, signer, seed, fresh_hours, approvals, unapproved"
+                "skip, signer, seed, fresh_hours, judges, approvals, unapproved"
             ),
         ),
         (
@@ -54,7 +54,7 @@ from mlflow_deploy_plugin.promote.gate.promotion import promote
             (
                 "the policy is not a mapping; a policy has the fields gated_aliases, gated_stages, "
                 "parity, evaluation, robustness, budget, backtest, skip, signer, seed, "
-                "fresh_hours, approvals, unapproved"
+                "fresh_hours, judges, approvals, unapproved"
             ),
         ),
     ],
