@@ -172,7 +172,7 @@ def test_deeply_nested_verdicts_are_recorded_or_refused(
     depth: int,
     status: int,
     mlflow_app: Any,
-):
+) -> None:
     nested = "[" * depth + "]" * depth
     document = verdict(mlflow_app, mlflow_app.model(), checks={"parity": {"figures": "nested"}})
     body = json.dumps(document).replace('"nested"', nested)

@@ -133,7 +133,7 @@ def test_a_form_that_is_not_a_sum_of_trees_is_refused(
     value: object,
 ) -> None:
     form = additive(tree)
-    array = np.array(getattr(form, name))
+    array: Any = np.array(getattr(form, name))
     array[position] = value
     (tree / ADDITIVE_FILE).write_bytes(replace(form, **{name: array}).to_bytes())
     with pytest.raises(InvalidArtifact, match="cannot be read"):
