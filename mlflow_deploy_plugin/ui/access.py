@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flask import Flask, current_app, g, request
 from flask.sessions import SecureCookieSessionInterface
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.core.registry.transitions import models_served_by
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.serve.protocols.content import check_depth, load_json
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 try:
@@ -236,6 +238,19 @@ def require_own_site() -> None:
         is_ours = site == "same-origin"
     if not is_ours:
         raise CallerRefused("the request was sent from another site")
+
+
+def read_own_json() -> Any:
+    """Return the JSON document in the body of the current request, or None for a body
+    of another content type. Raises CallerRefused for a request of another site, and
+    InvalidRequest if the body is not JSON or is nested too deeply.
+    """
+    require_own_site()
+    if not request.is_json:
+        return None
+    document = load_json(request.get_data())
+    check_depth(document)  # The audit trail writes its events with Python's `json`.
+    return document
 
 
 def require_own_form(user: str) -> None:

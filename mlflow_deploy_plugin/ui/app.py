@@ -97,7 +97,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         return
     _compare_versions_as_numbers()
     trail = AuditTrail(log_checkpoints)
-    guard.install(app, trail)
+    guard.install(app, trail, served)
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
     adapter.install(app, served)

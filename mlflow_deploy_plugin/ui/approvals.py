@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection
 from functools import partial
 
-from flask import g, request
+from flask import g
 
 from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig
 from mlflow_deploy_plugin.core.messages import one_line
@@ -104,8 +104,7 @@ def parse_decision(store: Store) -> Json:
     Other sites cannot send JSON, because browsers first ask for the permission of this
     server.
     """
-    access.require_own_site()
-    form = request.get_json(silent=True)
+    form = access.read_own_json()
     if not isinstance(form, dict) or not all(isinstance(text, str) for text in form.values()):
         raise InvalidConfig(
             "a JSON object with the texts action, model, version, to, why and report is expected"

@@ -33,6 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -74,6 +75,7 @@ from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, s
 from mlflow_deploy_plugin.ui.audit_trail import NO_KEY, AuditTrail
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from google.protobuf.message import Message
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -931,17 +933,35 @@ def _moves_to(
     return []
 
 
-def install(app: Flask, trail: AuditTrail) -> None:
-    """Wrap MLflow's views with the gate. Raises OnnxserveError if this MLflow lacks one
-    of the views.
+def check_views(app: Flask, served: "Flask | FastAPI") -> None:
+    """Raise OnnxserveError if MLflow's Flask app lacks a view that the gate wraps, or
+    if a route of `served` before the Flask app answers the view's requests.
     """
-    from mlflow.server.handlers import catch_mlflow_exception
+    from starlette.routing import Match
 
+    # A Flask app has no attribute `routes`. FastAPI contains it at the path "".
+    routes = getattr(served, "routes", ())
+    before = [*takewhile(lambda route: getattr(route, "path", None) != "", routes)]
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
             raise OnnxserveError(
                 f"this MLflow has no view {view}: onnxserve does not support its version"
             )
+        for rule in app.url_map.iter_rules(view):
+            for method in rule.methods or ():
+                scope = {"type": "http", "method": method, "path": rule.rule}
+                if any(route.matches(scope)[0] is Match.FULL for route in before):
+                    raise OnnxserveError(
+                        f"{method} {rule.rule} is answered before the gate's view {view}: "
+                        "onnxserve does not support this version of MLflow"
+                    )
+
+
+def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
+    """Wrap MLflow's views with the gate. Raises the errors of `check_views`."""
+    from mlflow.server.handlers import catch_mlflow_exception
+
+    check_views(app, served)
     for view, (message, read) in _READERS.items():  # A request that cannot be read is refused.
         app.view_functions[view] = catch_mlflow_exception(
             _guarded(app.view_functions[view], message, read, trail)

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.core.store.audit_chain import require_own_trail
 from mlflow_deploy_plugin.core.store.database import open_server_store
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend
+from mlflow_deploy_plugin.ui.guard import check_views
 from mlflow_deploy_plugin.ui.logins.login import Login, login_of
 from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
 
@@ -123,9 +124,14 @@ def _check_settings() -> None:
     By default, uvicorn replaces the address of a local proxy with the address that the
     proxy reports.
     """
+    from mlflow.server import app
+    from mlflow.server.fastapi_app import app as fastapi_app
+
     try:
         settings = load_settings()
-        _app_and_login(settings.mlflow_app)
+        other, _ = _app_and_login(settings.mlflow_app)
+        if other is None:
+            check_views(app, fastapi_app)
         with suppress(StoreUnavailable), closing(open_server_store(settings)) as store:
             if store.keys is not None:
                 require_own_trail(store)

@@ -64,11 +64,10 @@ def record_verdict(trail: AuditTrail) -> None:
 
 def _read_record() -> VerdictRecord:
     """Return the verdict in the body, which the caller may record. Raises
-    CallerRefused, InvalidConfig, NotFound or ScopeMissing.
+    CallerRefused, InvalidConfig, InvalidRequest, NotFound or ScopeMissing.
     """
-    access.require_own_site()
     try:
-        record = VerdictRecord.model_validate(request.get_json(silent=True))
+        record = VerdictRecord.model_validate(access.read_own_json())
     except ValidationError as error:
         raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
     access.require_readable(record.model)

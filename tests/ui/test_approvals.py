@@ -255,16 +255,27 @@ def test_another_site_cannot_decide(
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
 
-@pytest.mark.parametrize("body", ["", "[]", '{"action"', '"approve"', '{"action": null}'])
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("", "BAD_REQUEST"),
+        ('{"action"', "BAD_REQUEST"),
+        ("[" * 100_000, "BAD_REQUEST"),
+        ("[]", "INVALID_PARAMETER_VALUE"),
+        ('"approve"', "INVALID_PARAMETER_VALUE"),
+        ('{"action": null}', "INVALID_PARAMETER_VALUE"),
+    ],
+)
 def test_a_body_that_is_not_a_decision_is_refused(
     mlflow_app: Any,
     requested: str,
     body: str,
+    code: str,
 ) -> None:
     headers = {"X-User": "carol", "Content-Type": "application/json"}
     answer = mlflow_app.client.post(REQUESTS, data=body, headers=headers)
     assert answer.status_code == 400
-    assert answer.json["error_code"] == "INVALID_PARAMETER_VALUE"
+    assert answer.json["error_code"] == code
 
 
 def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str, reports: list[str]) -> None:

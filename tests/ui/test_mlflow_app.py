@@ -14,10 +14,12 @@ import pytest
 import requests
 from fastapi import FastAPI
 from flask import Flask
+from mlflow.server.fastapi_app import create_fastapi_app
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.ui import mlflow_app as apps
+from mlflow_deploy_plugin.ui.guard import check_views
 from mlflow_deploy_plugin.ui.logins import login as logins
 from mlflow_deploy_plugin.ui.logins.login import Login
 from tests.support.refusals import mentions, refused
@@ -46,6 +48,14 @@ ENTRY_POINTS = """
 company = company_app:create_app
 [onnxserve.logins]
 company = company_app:CompanyLogin
+"""
+
+SHADOWING = """
+import mlflow.server.fastapi_app
+
+@mlflow.server.fastapi_app.server_info_router.post("/api/2.0/mlflow/registered-models/alias")
+def answer():
+    return {}
 """
 
 
@@ -140,6 +150,26 @@ def test_around_a_flask_app_with_a_login_fastapi_has_no_routes_of_its_own(
     assert [route.path for route in served.routes] == [""]
 
 
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/api/2.0/mlflow/registered-models/alias", "DELETE"),
+        ("/ajax-api/2.0/mlflow/registered-models/{rest:path}", "POST"),
+    ],
+)
+def test_a_route_before_a_gated_view_is_refused(
+    mlflow_app: Any,
+    path: str,
+    method: str,
+) -> None:
+    served = create_fastapi_app(mlflow_app.app)
+    served.add_api_route(path, lambda: None, methods=[method])
+    check_views(mlflow_app.app, served)  # Behind the Flask app, the route never answers.
+    served.router.routes.reverse()
+    with refused(OnnxserveError, method, path.split("/")[1], "registered-models"):
+        check_views(mlflow_app.app, served)
+
+
 @pytest.mark.parametrize("name", ["nothing", "onnxserve"])
 def test_an_app_that_is_not_installed_is_refused(
     monkeypatch: pytest.MonkeyPatch,
@@ -189,6 +219,18 @@ def test_mlflow_server_does_not_start_with_settings_that_cannot_work(
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     assert mentions(last_line_of_failed_server(tmp_path), "mlflow server", *named)
+
+
+@pytest.mark.long
+def test_mlflow_server_does_not_start_if_a_gated_path_is_answered_elsewhere(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This Python imports sitecustomize at its start."""
+    (tmp_path / "sitecustomize.py").write_text(SHADOWING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    last = last_line_of_failed_server(tmp_path)
+    assert mentions(last, "mlflow server", "/api/2.0/mlflow/registered-models/alias")
 
 
 def last_line_of_failed_server(folder: Path) -> str:

@@ -2,6 +2,7 @@
 tags and events.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,6 +166,21 @@ def test_another_site_records_no_verdict(mlflow_app: Any) -> None:
     answer = send(mlflow_app, verdict(mlflow_app, model), Origin="https://elsewhere.example")
     assert answer.status_code == 403
     assert events(mlflow_app, model) == []
+
+
+@pytest.mark.parametrize(("depth", "status"), [(490, 200), (600, 400), (1000, 400), (100_000, 400)])
+def test_deeply_nested_verdicts_are_recorded_or_refused(
+    depth: int,
+    status: int,
+    mlflow_app: Any,
+) -> None:
+    nested = "[" * depth + "]" * depth
+    document = verdict(mlflow_app, mlflow_app.model(), checks={"parity": {"figures": "nested"}})
+    body = json.dumps(document).replace('"nested"', nested)
+    headers = {"X-User": "eva", "Content-Type": "application/json"}
+    answer = mlflow_app.client.post(PATH, data=body, headers=headers)
+    assert answer.status_code == status
+    assert len(events(mlflow_app, document["model"])) == (status == 200)
 
 
 def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdict(

@@ -51,7 +51,13 @@ _STEPS = 1000
 block the event loop for 0.1 s.
 """
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+_TRAILER = re.compile(
+    rb"(?!content-length:|transfer-encoding:)[!#$%&'*+.^_`|~0-9a-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*",
+    re.IGNORECASE,
+)
+"""A field after the last chunk, except the fields that state where a body ends (RFC
+9110, 6.5.1).
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, read_artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.session import open_session
@@ -30,6 +31,11 @@ TOLERANCE = 1e-4
 relative.
 """
 _MOST_SHAP_NODES = 2**15 - 1
+_BYTES_PER_GRAPH_BYTE = 64
+"""The maximum bytes of a form per byte of the graph, which counts as at least 1 MiB.
+Most forms have 1 to 4 bytes per byte of the graph; those with a few large trees
+among many small ones had 53.
+"""
 LINK_SCALES = {"identity": "", "logit": " (log-odds)", "log": " (logarithm)"}
 """The scale of the explained numbers by link, as an addition to their name; empty for
 predictions.
@@ -142,6 +148,33 @@ class AdditiveForm:
         probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
 
+    def check(self) -> None:
+        """Raise an error, such as ValueError or IndexError, unless the arrays fit
+        together and every path in a tree ends at a leaf.
+        """
+        by_node = (
+            self.feature,
+            self.threshold,
+            self.membership,
+            self.right,
+            self.missing_left,
+            self.value[..., 0],
+        )
+        if {array.shape for array in by_node} != {self.left.shape} or self.link not in LINK_SCALES:
+            raise ValueError("its arrays do not fit together")
+        is_inner = self.left >= 0
+        trees = np.nonzero(is_inner)[0]
+        # ravel_multi_index raises a ValueError for nodes, features and categories that
+        # do not exist. The root is no child.
+        children = np.stack([self.left[is_inner], self.right[is_inner]]) - 1
+        children = np.ravel_multi_index((trees, children), self.left[:, 1:].shape)
+        compared = (self.feature, self.membership + 1)
+        np.ravel_multi_index(compared, (len(self.columns), len(self.members)))
+        # A path from the root can enter a cycle only at a node with two parents.
+        if len(np.unique(children)) < children.size:
+            raise ValueError("a node of a tree has several parents")
+        self.predictions(self.sums(self.read_features(np.zeros((1, len(self.columns))))))
+
     def to_bytes(self) -> bytes:
         """Return the form as a NumPy archive without pickled objects."""
         content = io.BytesIO()
@@ -153,19 +186,35 @@ class AdditiveForm:
 
 def read_additive(folder: Path) -> AdditiveForm | None:
     """Return the additive form of the model in the folder, or None if it has none.
-    Raises InvalidArtifact for a damaged file.
+    Raises InvalidArtifact for a damaged file, or for arrays that are too large for the
+    graph.
     """
     file = folder / ADDITIVE_FILE
     if not file.is_file():
         return None
+    graph_bytes = read_artifact(folder).onnx_file.stat().st_size
+    most_bytes = _BYTES_PER_GRAPH_BYTE * max(graph_bytes, 2**20)
     try:
         with np.load(file, allow_pickle=False) as archive:
-            content = {item.name: archive[item.name] for item in fields(AdditiveForm)}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InvalidArtifact(f"{ADDITIVE_FILE} cannot be read: {error}") from None
-    for name in ("link", "is_single", "missing"):
-        content[name] = content[name].item()
-    return AdditiveForm(**content)
+            members = archive.zip.infolist()
+            declared = sum(member.file_size for member in members)
+            # zipfile bounds only the output of Deflate.
+            methods = {member.compress_type for member in members}
+            if declared > most_bytes or methods != {zipfile.ZIP_DEFLATED}:
+                raise ValueError(
+                    f"its arrays have {declared:,} bytes; at most {most_bytes:,} bytes, which "
+                    "are compressed with Deflate, are expected"
+                )
+            # The index () converts an array without dimensions to a scalar.
+            form = AdditiveForm(
+                **{item.name: archive[item.name][()] for item in fields(AdditiveForm)}
+            )
+        form.check()
+    except Exception as error:  # noqa: BLE001 - NumPy, zipfile and zlib raise unrelated classes
+        raise InvalidArtifact(
+            f"{ADDITIVE_FILE} cannot be read: {one_line(error)}; log the model again"
+        ) from None
+    return form
 
 
 class FeatureReader:

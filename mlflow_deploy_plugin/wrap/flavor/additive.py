@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.serve.runtime.additive import (
     TOLERANCE,
     AdditiveForm,
     FeatureReader,
+    read_additive,
 )
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
@@ -77,7 +78,7 @@ def _proven_files(
     categories: Mapping[str, tuple[Category, ...]],
 ) -> dict[str, bytes]:
     """Return the files of the form; empty if a feature is made from several columns, or
-    if the predictions differ.
+    if the predictions differ. Raises InvalidArtifact if the form could not be read.
     """
     files = {}
     session = None
@@ -95,6 +96,8 @@ def _proven_files(
     if not is_assigned or not _is_same(form, reader, model, feeds):
         return {}
     files[ADDITIVE_FILE] = form.to_bytes()
+    (model.artifact.folder / ADDITIVE_FILE).write_bytes(files[ADDITIVE_FILE])
+    read_additive(model.artifact.folder)
     return files
 
 

@@ -1,6 +1,8 @@
 """The additive form is saved only if it is proven."""
 
 import warnings
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeRegressor
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
@@ -104,10 +107,62 @@ def test_the_files_are_among_those_whose_digests_are_checked(tmp_path: Path) -> 
         OnnxModel.load(folder)
 
 
-def test_a_damaged_form_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ADDITIVE_FILE).write_bytes(b"no archive")
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return the folder of a model of a tree with seven nodes."""
+    return saved(tmp_path, DecisionTreeRegressor(max_depth=2).fit(ROWS, ROWS[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "value"),
+    [
+        ("left", (0, 0), 0),  # The root is its own child.
+        ("left", (0, 1), 1),
+        ("right", (0, 0), 1),  # The left child is also the right child.
+        ("right", (0, 0), -1),
+        ("right", (0, 0), 7),
+        ("feature", (0, 0), 3),
+        ("membership", (0, 6), 0),
+        ("link", (), "cube"),
+    ],
+)
+def test_a_form_that_is_not_a_sum_of_trees_is_refused(
+    tree: Path,
+    name: str,
+    position: tuple[int, ...],
+    value: object,
+) -> None:
+    form = additive(tree)
+    array: Any = np.array(getattr(form, name))
+    array[position] = value
+    (tree / ADDITIVE_FILE).write_bytes(replace(form, **{name: array}).to_bytes())
     with pytest.raises(InvalidArtifact, match="cannot be read"):
-        read_additive(tmp_path)
+        read_additive(tree)
+
+
+def test_arrays_that_the_graph_cannot_need_are_not_read(tree: Path) -> None:
+    large = replace(additive(tree), members=np.zeros((9_000, 9_000), bool)).to_bytes()
+    (tree / ADDITIVE_FILE).write_bytes(large)
+    assert len(large) < 100_000
+    with pytest.raises(InvalidArtifact, match="bytes"):
+        read_additive(tree)
+
+
+def test_an_archive_of_unbounded_compression_is_not_read(tree: Path) -> None:
+    form = additive(tree)
+    with zipfile.ZipFile(tree / ADDITIVE_FILE, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("members.npy", form.members.tobytes())
+    with pytest.raises(InvalidArtifact, match="Deflate"):
+        read_additive(tree)
+
+
+def test_a_damaged_form_is_refused_or_read(tree: Path) -> None:
+    content = (tree / ADDITIVE_FILE).read_bytes()
+    for position in range(0, len(content), 9):
+        damaged = content[:position] + b"X" + content[position + 1 :]
+        (tree / ADDITIVE_FILE).write_bytes(damaged)
+        with suppress(InvalidArtifact):
+            read_additive(tree)
 
 
 def test_a_feature_made_from_several_columns_has_no_exact_contribution(tmp_path: Path) -> None:
