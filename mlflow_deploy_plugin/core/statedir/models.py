@@ -28,6 +28,8 @@ class WantedVariant(State):
         folder: the MLmodel folder on this disk, which the agent has verified.
         aspects: details that are reported with the version: stage, run_id, parity,
             git_commit, …
+        digest: the digest of all files of a version that must be signed, which workers
+            compare before they load it; otherwise empty.
     """
 
     model_uri: str
@@ -37,6 +39,7 @@ class WantedVariant(State):
     weight: int = 100
     shadow: bool = False
     aspects: dict[str, str] = Field(default_factory=dict)
+    digest: str = ""
 
 
 class WantedEndpoint(State):

@@ -260,9 +260,10 @@ class MlflowRegistry:
         return resolve(model_uri)
 
     def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
-        """Fetch and verify a version. A folder on this disk is not copied. If the model
-        requires approvals, an approved version needs the files that were approved. With
-        a `trusted_file`, its key or authority must have signed the version.
+        """Fetch and verify a version. If the model requires approvals, an approved
+        version needs the files that were approved. With a `trusted_file`, its key or
+        authority must have signed the version. Without it, a folder on this disk is not
+        copied.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they
@@ -279,16 +280,15 @@ class MlflowRegistry:
         signature = None
         if trusted_file:
             signature = find_signature(resolved.source, trust_file(Path(trusted_file)))
-        if kind == "path":
+        is_served_in_place = kind == "path" and signature is None
+        if is_served_in_place:
             folder = Path(resolved.source)
             refuse_links(folder)
-            if signature is not None:
-                require_signed(resolved, folder, signature)
             artifact = read_served_artifact(folder)
             check_digests(artifact)
         else:
-            # The files of a registered or logged model never change; files of a URI or
-            # a run's artifact may change.
+            # The files of a registered or logged model never change; files of a folder,
+            # a URI or a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
             folder = self._fetch_approved(resolved, approval, is_lasting, signature)
             artifact = read_served_artifact(folder)
@@ -300,7 +300,7 @@ class MlflowRegistry:
             identity=resolved.identity,
             source=resolved.source,
             runs_code=artifact.flavor == PYTHON_FUNCTION,
-            digest="" if kind == "path" else folder.name,
+            digest="" if is_served_in_place else folder.name,
             unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
 

@@ -5,6 +5,7 @@ gate.
 import pytest
 
 from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
+from mlflow_deploy_plugin.core.statedir.files import SPEC
 from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 
@@ -171,3 +172,20 @@ def test_other_files_than_the_approved_or_signed_ones_are_not_served_until_they_
     assert case.versions == {"v1": "2"}
     assert state.error == ""
     assert state.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("requirement", "digest"), [("signature=/a.pub", "own"), ("gate=passed", "")]
+)
+def test_workers_get_the_digest_of_a_signed_version(
+    case: Case,
+    requirement: str,
+    digest: str,
+) -> None:
+    case.world.versions[STAGE] = "1"
+    case.world.gates["1"] = "passed"
+    case.spec(STAGE)
+    with (case.state_dir / SPEC).open("a") as spec:
+        spec.write(f"\nrequire: {requirement}\n")
+    case.follower().round()
+    assert case.wanted.endpoints["e"].variants["v1"].digest == digest
