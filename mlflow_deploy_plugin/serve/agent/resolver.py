@@ -441,11 +441,13 @@ class VersionResolver:
             model.next_poll = min(model.next_poll, self.polling.due_at(0))
             return _gate_rejection(ref, target, status, NEVER)
         if not is_served and ref.is_gated_by(fetched.unapproved_at):
+            places = ", ".join(fetched.unapproved_at)
             reason = (
-                f"MLflow's server has no record of approved files of {target.name} version "
-                f"{target.version}. The agent needs MLflow's server with onnxserve. There, an "
-                "administrator can set the policy again, also unchanged, which records the files "
-                "of the served versions; or request the promotion again"
+                f"the policy of {target.name} requires approvals for {places}, and MLflow's server "
+                f"has no record of approved files of version {target.version}. The agent needs "
+                "MLflow's server with onnxserve. There, an administrator can set the policy again, "
+                "also unchanged, which records the files of the served versions; or request the "
+                "promotion again"
             )
             return self._temporary_refusal(target, "gate", reason)
         try:

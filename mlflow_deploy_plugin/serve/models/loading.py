@@ -93,7 +93,7 @@ class WarmVersion:
 
 
 def check_digest(want: WantedVariant) -> None:
-    """Raise InvalidArtifact if the files differ from the signed files of the version."""
+    """Raise InvalidArtifact if the files differ from the signed files."""
     if want.digest and combine_hashes(hash_files(want.folder)) != want.digest:
         raise InvalidArtifact(
             "its files were changed after their signature was checked; restart the server, which "
