@@ -185,10 +185,15 @@ def _hashing() -> "hashing.Config":
 
 
 def _refuse_unsigned_files(document: Mapping[str, Any], folder: Path) -> None:
-    """Raise SignatureRefused if the folder has a file that the signer has ignored."""
+    """Raise SignatureRefused if the folder has files that the signature does not cover.
+    Only plain files may have the names in `UNSIGNED`, because the library also ignores
+    the content of a folder.
+    """
     statement = orjson.loads(b64decode(document["dsseEnvelope"]["payload"]))
     ignored = statement["predicate"]["serialization"].get("ignore_paths", ())
-    present = [name for name in ignored if name not in UNSIGNED and (folder / name).exists()]
+    unsigned = [name for name in UNSIGNED if not (folder / name).is_dir()]
+    uncovered = {*UNSIGNED, *ignored}.difference(unsigned)
+    present = sorted(name for name in uncovered if (folder / name).exists())
     if present:
         raise SignatureRefused(f"the signature does not cover {', '.join(present)}")
 
