@@ -43,7 +43,7 @@ def keys(tmp_path: Path) -> KeyFiles:
 @pytest.fixture
 def bundle(tmp_path: Path, model: Path, keys: KeyFiles) -> Path:
     """The bundle of the folder `model`."""
-    Signer(str(keys.key)).sign(model, tmp_path / BUNDLE)
+    Signer(str(keys.key)).sign(model, tmp_path / BUNDLE, "models:/m/1")
     return tmp_path / BUNDLE
 
 
@@ -92,7 +92,7 @@ def test_a_folder_with_an_ignored_name_is_refused(
     bundle: Path,
     keys: KeyFiles,
     name: str,
-):
+) -> None:
     (model / name).mkdir()
     (model / name / "code.py").touch()
     with pytest.raises(SignatureRefused, match=f"does not cover {name}"):

@@ -301,6 +301,7 @@ class MlflowRegistry:
             source=resolved.source,
             runs_code=artifact.flavor == PYTHON_FUNCTION,
             digest="" if is_served_in_place else folder.name,
+            signed_as="" if signature is None else signature.signed_as,
             unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
 

@@ -450,6 +450,13 @@ class VersionResolver:
                 "promotion again"
             )
             return self._temporary_refusal(target, "gate", reason)
+        if ref.requires_name and fetched.signed_as != target.source:
+            signed_as = fetched.signed_as or "no registered version"
+            reason = (
+                f"it is signed as {signed_as}, but this endpoint requires {target.source}; sign it "
+                f"with `onnxserve sign {target.source} --key KEY`"
+            )
+            return self._temporary_refusal(target, "signature", reason)
         try:
             if fetched.runs_code:
                 self.pyfunc_policy.check(ref.uri, target.followed)

@@ -290,14 +290,14 @@ def log_model(
         sampled = example if reference is None else reference
         _log_dataset(info.run_id, sampled)
         if signer is not None:
-            sign_version(info.model_uri, signer)
+            _sign(info, registered_model_name, signer)
         reason = getattr(error, "brief", "") or reason_line(error)
         _print_outcome(info, registered_model_name, f"pyfunc, not ONNX: {reason}")
         return info
     eprint("Logging the model to MLflow.")
     info = log_wrapped(wrapped, **mlflow_options)
     if signer is not None:
-        sign_version(info.model_uri, signer)
+        _sign(info, registered_model_name, signer)
     _log_dataset(info.run_id, wrapped.data)
     proof: str = wrapped.report.state
     if wrapped.report.rows:
@@ -318,6 +318,14 @@ def _check_explainable(has_rows: bool) -> None:
         raise InvalidConfig(
             "explain: there are no rows to explain; pass input_example= or reference_data="
         )
+
+
+def _sign(info: ModelInfo, registered_name: str | None, signer: Signer) -> None:
+    """Sign the registered version, otherwise the logged model."""
+    model_uri = info.model_uri
+    if registered_name:
+        model_uri = f"models:/{registered_name}/{info.registered_model_version}"
+    sign_version(model_uri, signer)
 
 
 def _print_outcome(info: ModelInfo, registered_name: str | None, outcome: str) -> None:

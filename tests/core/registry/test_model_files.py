@@ -78,7 +78,7 @@ def test_only_plain_files_with_ignored_names_are_ignored(
     artifacts: Path,
     tmp_path: Path,
     name: str,
-):
+) -> None:
     folder = Path(shutil.copytree(artifacts, tmp_path / "model"))
     before = version_digest(str(folder))
     (folder / name).parent.mkdir(parents=True, exist_ok=True)

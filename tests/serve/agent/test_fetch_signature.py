@@ -170,6 +170,15 @@ def test_a_signed_folder_is_copied_into_the_cache(
         registry.fetch(resolved, str(signed.keys.public))
 
 
+def test_a_signature_names_the_registered_version(signed: Signed, tmp_path: Path) -> None:
+    registry = agent(tmp_path)
+    for version, folder in signed.folders.items():
+        uri = f"models:/{MODEL}/{version}"
+        assert registry.fetch(resolve(uri), str(signed.keys.public)).signed_as == uri
+        assert registry.fetch(resolve(str(folder)), str(signed.keys.public)).signed_as == uri
+        assert registry.fetch(resolve(uri)).signed_as == ""
+
+
 def test_the_command_refuses_a_signature_in_one_line(signed: Signed, folder: Path) -> None:
     (folder / BUNDLE).write_text("{}")
     command = f"verify models:/{MODEL}/1 --key {signed.keys.public}"

@@ -189,3 +189,19 @@ def test_workers_get_the_digest_of_a_signed_version(
         spec.write(f"\nrequire: {requirement}\n")
     case.follower().round()
     assert case.wanted.endpoints["e"].variants["v1"].digest == digest
+
+
+def test_a_version_with_the_signature_of_another_version_is_not_served(case: Case) -> None:
+    case.spec(STAGE)
+    with (case.state_dir / SPEC).open("a") as spec:
+        spec.write("\nrequire: {signature: /a.pub, name: true}\n")
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    assert case.versions == {"v1": "1"}
+    case.world.signed_as["2"] = "models:/tiny/1"
+    case.move("2")
+    state = follower.round()
+    assert case.versions == {"v1": "1"}
+    assert [(refusal.version, refusal.cause) for refusal in state.refused] == [("2", "signature")]
+    assert mentions(state.error, "signed as models:/tiny/1", "version 1 is still served")

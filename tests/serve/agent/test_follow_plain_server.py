@@ -61,7 +61,7 @@ def test_a_plain_server_has_no_approved_version(
     policy: str,
     place: str,
     is_served: bool,
-):
+) -> None:
     client.set_registered_model_tag(MODEL, GATE_POLICY_TAG, policy)
     state = round_of_agent(tmp_path, f"models:/{MODEL}{place}")
     assert state.fatal is not is_served
