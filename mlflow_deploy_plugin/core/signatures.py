@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BUNDLE = "model.sig"
 UNSIGNED = (BUNDLE, "registered_model_meta")
-"""The files that a signature never covers. MLflow writes the second file when it
+"""The plain files that a signature never covers. MLflow writes the second file when it
 downloads a registered version.
 """
 _MODEL_URI = "model_uri"
@@ -179,7 +179,13 @@ class Signature:
         # The library has verified the document before it is read here.
         with _library_errors(refused):
             document = orjson.loads(self.bundle)
-            _refuse_unsigned_files(document, folder)
+            ignored = _statement(document)["predicate"]["serialization"].get("ignore_paths", ())
+            # The library also ignores the content of a folder.
+            unsigned = [name for name in UNSIGNED if not (folder / name).is_dir()]
+            uncovered = {*UNSIGNED, *ignored}.difference(unsigned)
+            present = sorted(name for name in uncovered if (folder / name).exists())
+            if present:
+                raise SignatureRefused(f"the signature does not cover {', '.join(present)}")
             if self.trust.is_authority:
                 _check_validity(document, self.trust.pem)
 
@@ -203,19 +209,6 @@ def _hashing() -> "hashing.Config":
 def _statement(document: Mapping[str, Any]) -> Any:
     """Return the in-toto statement in the document of a bundle."""
     return orjson.loads(b64decode(document["dsseEnvelope"]["payload"]))
-
-
-def _refuse_unsigned_files(document: Mapping[str, Any], folder: Path) -> None:
-    """Raise SignatureRefused if the folder has files that the signature does not cover.
-    Only plain files may have the names in `UNSIGNED`, because the library also ignores
-    the content of a folder.
-    """
-    ignored = _statement(document)["predicate"]["serialization"].get("ignore_paths", ())
-    unsigned = [name for name in UNSIGNED if not (folder / name).is_dir()]
-    uncovered = {*UNSIGNED, *ignored}.difference(unsigned)
-    present = sorted(name for name in uncovered if (folder / name).exists())
-    if present:
-        raise SignatureRefused(f"the signature does not cover {', '.join(present)}")
 
 
 def _check_validity(document: Mapping[str, Any], authorities: bytes) -> None:

@@ -183,9 +183,12 @@ class Case:
         (self.state_dir / SPEC).write_text("\n".join(["name: e", "variants:", *lines]))
 
     def require_gate(self, *variants: str) -> None:
+        self.require("gate=passed", *variants)
+
+    def require(self, requirements: str, *variants: str) -> None:
         self.spec(*variants)
         text = (self.state_dir / SPEC).read_text()
-        (self.state_dir / SPEC).write_text(text + "\nrequire: gate=passed\n")
+        (self.state_dir / SPEC).write_text(f"{text}\nrequire: {requirements}\n")
 
     def follower(
         self,

@@ -585,9 +585,8 @@ class EndpointSpec(SpecPart):
     def _from_mapping(cls, require: object) -> object:
         if not isinstance(require, Mapping):
             return require
-        names = sorted(name for name in require if require[name] is not False)
-        values = ["true" if require[name] is True else require[name] for name in names]
-        return ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+        parts = {**require, "name": "true"} if require.get("name") is True else require
+        return ",".join(f"{name}={parts[name]}" for name in sorted(parts))
 
     @model_validator(mode="after")
     def _some_variant_answers(self) -> "EndpointSpec":
@@ -603,15 +602,19 @@ class EndpointSpec(SpecPart):
         return self
 
     @property
+    def requirements(self) -> frozenset[str]:
+        return frozenset(filter(None, (self.require or "").split(",")))
+
+    @property
     def requires_gate(self) -> bool:
-        return (self.require or "").startswith(GATE_PASSED)
+        return GATE_PASSED in self.requirements
 
     @property
     def requires_name(self) -> bool:
         """True if each version must be signed as this version of its registered
         model.
         """
-        return "name=true" in (self.require or "").split(",")
+        return "name=true" in self.requirements
 
     @property
     def trusted_file(self) -> str:

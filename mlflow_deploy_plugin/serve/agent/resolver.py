@@ -342,7 +342,11 @@ class VersionResolver:
         ):
             return False
         if model.version is not None and model.serves_target and model.is_verified:
-            model.version = _with_current_aspects(model.version, target)
+            aspects = model.version.aspects
+            of_files = {name: aspects[name] for name in aspects if name not in _REGISTRY_ASPECTS}
+            current = of_files | target.aspects
+            if current != aspects:
+                model.version = model.version.model_copy(update={"aspects": current})
             model.rejection = None
             return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
@@ -494,19 +498,6 @@ class VersionResolver:
             ):
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
-
-
-def _with_current_aspects(version: FetchedVersion, target: ResolvedModel) -> FetchedVersion:
-    """Return the version with the registry's metadata of now, and the metadata of its
-    files.
-    """
-    lasting = {
-        name: value for name, value in version.aspects.items() if name not in _REGISTRY_ASPECTS
-    }
-    aspects = lasting | target.aspects
-    if aspects == version.aspects:
-        return version
-    return version.model_copy(update={"aspects": aspects})
 
 
 def _gate_rejection(

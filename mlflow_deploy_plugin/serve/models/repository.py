@@ -354,7 +354,16 @@ class Repository:
                 loaded = held[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
-                _log_failed_load(endpoint, name, want, error, old)
+                remaining = f"version {old.loaded.version} remains" if old else "no version is"
+                logger.error(
+                    "%s/%s: %s %s: %s; %s in use",
+                    endpoint,
+                    name,
+                    want.model,
+                    want.version,
+                    error.message,
+                    remaining,
+                )
                 if old is None:
                     continue
                 loaded = old.loaded
@@ -471,28 +480,6 @@ def _variant_states(
             no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
         )
     return states
-
-
-def _log_failed_load(
-    endpoint: str,
-    name: str,
-    want: WantedVariant,
-    error: OnnxserveError,
-    old: ServedVariant | None,
-) -> None:
-    """Log that a version could not be loaded, and which version is served instead
-    (`old`; None for no version).
-    """
-    in_use = f"version {old.loaded.version} remains in use" if old else "no version is in use"
-    logger.error(
-        "%s/%s: %s %s: %s; %s",
-        endpoint,
-        name,
-        want.model,
-        want.version,
-        error.message,
-        in_use,
-    )
 
 
 def _warn_of_missing_keys(served: ServedEndpoint) -> None:

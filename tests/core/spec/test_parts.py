@@ -42,7 +42,6 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
         ("gate=passed,signature=/etc/name=true", True, False, "/etc/name=true"),
         ("name=true,signature=/etc/release.pem", False, True, "/etc/release.pem"),
         ({"signature": "/a", "name": True, "gate": "passed"}, True, True, "/a"),
-        ({"signature": "/a", "name": False}, False, False, "/a"),
     ],
 )
 def test_a_signature_can_be_required_next_to_the_gate(

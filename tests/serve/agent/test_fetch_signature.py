@@ -165,18 +165,10 @@ def test_a_signed_folder_is_copied_into_the_cache(
     fetched = registry.fetch(resolved, str(signed.keys.public))
     assert fetched.folder.is_relative_to(tmp_path / "cache")
     assert fetched.folder.name == fetched.digest == version_digest(str(folder))
+    assert fetched.signed_as == f"models:/{MODEL}/1"
     (folder / "added.py").touch()
     with pytest.raises(SignatureRefused, match=r"added\.py"):
         registry.fetch(resolved, str(signed.keys.public))
-
-
-def test_a_signature_names_the_registered_version(signed: Signed, tmp_path: Path) -> None:
-    registry = agent(tmp_path)
-    for version, folder in signed.folders.items():
-        uri = f"models:/{MODEL}/{version}"
-        assert registry.fetch(resolve(uri), str(signed.keys.public)).signed_as == uri
-        assert registry.fetch(resolve(str(folder)), str(signed.keys.public)).signed_as == uri
-        assert registry.fetch(resolve(uri)).signed_as == ""
 
 
 def test_the_command_refuses_a_signature_in_one_line(signed: Signed, folder: Path) -> None:

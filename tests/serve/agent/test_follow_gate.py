@@ -5,7 +5,6 @@ gate.
 import pytest
 
 from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
-from mlflow_deploy_plugin.core.statedir.files import SPEC
 from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 
@@ -141,16 +140,6 @@ def test_a_version_without_its_approvals_is_not_served_from_a_gated_stage(case: 
     assert state.refused == ()
 
 
-def test_a_pinned_version_without_approvals_is_served_because_the_deployment_limits_its_share(
-    case: Case,
-) -> None:
-    case.spec("models:/tiny/2")
-    case.world.versions["models:/tiny/2"] = "2"
-    case.world.unapproved.add("2")
-    assert case.follower().round().error == ""
-    assert case.versions == {"v1": "2"}
-
-
 @pytest.mark.parametrize(
     ("error_class", "cause"), [(GateRefused, "gate"), (SignatureRefused, "signature")]
 )
@@ -174,34 +163,15 @@ def test_other_files_than_the_approved_or_signed_ones_are_not_served_until_they_
     assert state.refused == ()
 
 
-@pytest.mark.parametrize(
-    ("requirement", "digest"), [("signature=/a.pub", "own"), ("gate=passed", "")]
-)
-def test_workers_get_the_digest_of_a_signed_version(
-    case: Case,
-    requirement: str,
-    digest: str,
-) -> None:
-    case.world.versions[STAGE] = "1"
-    case.world.gates["1"] = "passed"
-    case.spec(STAGE)
-    with (case.state_dir / SPEC).open("a") as spec:
-        spec.write(f"\nrequire: {requirement}\n")
-    case.follower().round()
-    assert case.wanted.endpoints["e"].variants["v1"].digest == digest
-
-
-def test_a_version_with_the_signature_of_another_version_is_not_served(case: Case) -> None:
-    case.spec(STAGE)
-    with (case.state_dir / SPEC).open("a") as spec:
-        spec.write("\nrequire: {signature: /a.pub, name: true}\n")
+def test_a_signed_version_has_its_own_name_and_a_digest_for_workers(case: Case) -> None:
+    case.require("{signature: /a.pub, name: true}", STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower()
     follower.round()
-    assert case.versions == {"v1": "1"}
+    assert case.wanted.endpoints["e"].variants["v1"].digest == "own"
     case.world.signed_as["2"] = "models:/tiny/1"
     case.move("2")
     state = follower.round()
     assert case.versions == {"v1": "1"}
-    assert [(refusal.version, refusal.cause) for refusal in state.refused] == [("2", "signature")]
-    assert mentions(state.error, "signed as models:/tiny/1", "version 1 is still served")
+    assert state.refused[0].cause == "signature"
+    assert mentions(state.error, "version 2", "signed as models:/tiny/1")
