@@ -218,9 +218,15 @@ def hold(name: str, why: str, release: bool) -> None:
     Its captured rows, judged windows and alerts are then not deleted, neither by
     commands nor by a controller, and the endpoint cannot be deleted.
     """
+    from mlflow_deploy_plugin.core.registry.audit_trail import require_administrator
+    from mlflow_deploy_plugin.core.store.holds import held_endpoints
     from mlflow_deploy_plugin.core.store.holds import hold as put_on_hold
 
     with opened_store() as store:
+        event = held_endpoints(store).get(name)
+        if release and event is not None:
+            what = f"or {event.actor} can release endpoint {name}"
+            require_administrator(store, what, event.actor)
         put_on_hold(store, name, why, release)
     click.echo(f"endpoint {name} is {'released' if release else 'on hold'}")
 

@@ -163,7 +163,7 @@ def verify(model_uri: str, key: Path, output: str) -> None:
     from mlflow_deploy_plugin.wrap.flavor.signing import verify_version
 
     verified = verify_version(model_uri, trust_file(key))
-    show_result(output, asdict(verified), [_signature_line(verified, "verified")])
+    show_result(output, asdict(verified), [_signature_line(verified, "signed and verified")])
 
 
 def _signature_line(version: "SignedVersion", what: str) -> str:

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 BUNDLE = "model.sig"
 UNSIGNED = (BUNDLE, "registered_model_meta")
-"""The files that a signature never covers. MLflow writes the second file when it
+"""The plain files that a signature never covers. MLflow writes the second file when it
 downloads a registered version.
 """
+_MODEL_URI = "model_uri"
 _PIN = re.compile(r"pin-value=[^&;\s]*")
 _MOST_BYTES = 16 * 2**20
 """The largest bundle that is read; a bundle has some 200 bytes per file."""
@@ -63,12 +64,19 @@ class Signer:
         with self._errors():
             self._configured()
 
-    def sign(self, folder: Path, bundle: Path) -> None:
-        """Write the bundle over all files in the folder. Raises the errors of
-        `check_key`.
+    def sign(self, folder: Path, bundle: Path, model_uri: str = "") -> None:
+        """Write the bundle over all files in the folder. It has an annotation with the
+        URI models:/NAME/VERSION if one is passed. Raises the errors of `check_key`.
         """
         with self._errors():
-            self._configured().set_hashing_config(_hashing()).sign(folder, bundle)
+            from model_signing._signing.signing import Payload  # The extra `signing`.
+
+            # `Config.sign` of the library has no annotations.
+            payload = Payload(_hashing().hash(folder))
+            if model_uri:
+                payload.statement.pb.subject[0].annotations.update({_MODEL_URI: model_uri})
+            config: Any = self._configured()
+            config._signer.sign(payload).write(bundle)
 
     def _errors(self) -> AbstractContextManager[None]:
         # The query of a PKCS#11 URI has the PIN.
@@ -147,6 +155,14 @@ class Signature:
         """The digests of both, which change with a new signature or key."""
         return sha256(self.bundle).hexdigest(), sha256(self.trust.pem).hexdigest()
 
+    @property
+    def signed_as(self) -> str:
+        """The URI models:/NAME/VERSION with which the files were signed; empty if there
+        is none. The bundle must have passed `check`.
+        """
+        (subject,) = _statement(orjson.loads(self.bundle))["subject"]
+        return str(subject.get("annotations", {}).get(_MODEL_URI, ""))
+
     def check(self, folder: Path) -> None:
         """Raise SignatureRefused unless the bundle is by the trusted key or authority,
         and covers exactly the files in the folder, and NotInstalled.
@@ -163,7 +179,13 @@ class Signature:
         # The library has verified the document before it is read here.
         with _library_errors(refused):
             document = orjson.loads(self.bundle)
-            _refuse_unsigned_files(document, folder)
+            ignored = _statement(document)["predicate"]["serialization"].get("ignore_paths", ())
+            # The library also ignores the content of a folder.
+            unsigned = [name for name in UNSIGNED if not (folder / name).is_dir()]
+            uncovered = {*UNSIGNED, *ignored}.difference(unsigned)
+            present = sorted(name for name in uncovered if (folder / name).exists())
+            if present:
+                raise SignatureRefused(f"the signature does not cover {', '.join(present)}")
             if self.trust.is_authority:
                 _check_validity(document, self.trust.pem)
 
@@ -184,13 +206,9 @@ def _hashing() -> "hashing.Config":
     return config.set_ignored_paths(paths=UNSIGNED, ignore_git_paths=False)
 
 
-def _refuse_unsigned_files(document: Mapping[str, Any], folder: Path) -> None:
-    """Raise SignatureRefused if the folder has a file that the signer has ignored."""
-    statement = orjson.loads(b64decode(document["dsseEnvelope"]["payload"]))
-    ignored = statement["predicate"]["serialization"].get("ignore_paths", ())
-    present = [name for name in ignored if name not in UNSIGNED and (folder / name).exists()]
-    if present:
-        raise SignatureRefused(f"the signature does not cover {', '.join(present)}")
+def _statement(document: Mapping[str, Any]) -> Any:
+    """Return the in-toto statement in the document of a bundle."""
+    return orjson.loads(b64decode(document["dsseEnvelope"]["payload"]))
 
 
 def _check_validity(document: Mapping[str, Any], authorities: bytes) -> None:

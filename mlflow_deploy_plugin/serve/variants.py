@@ -29,6 +29,7 @@ class LoadedVersion:
         batcher: combines requests into batches; None if each request is run separately.
         is_deterministic: True if the graph always computes the same outputs from the
             same feeds.
+        digest: the digest of the files that the load has compared (`WantedVariant`).
     """
 
     model: str
@@ -38,6 +39,7 @@ class LoadedVersion:
     captured: CapturedModel
     batcher: Batcher | None = None
     is_deterministic: bool = False
+    digest: str = ""
 
     @cached_property
     def identity(self) -> tuple[str, ...]:

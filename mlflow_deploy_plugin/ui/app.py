@@ -371,9 +371,13 @@ class _Console:
 
     def caller(self) -> Response:
         """Return the names of the caller's account (empty without a login) and of the
-        registry as JSON.
+        registry, and whether the caller is an administrator, as JSON.
         """
-        return jsonify(user=access.caller().user, registry=registry_name())
+        return jsonify(
+            user=access.caller().user,
+            registry=registry_name(),
+            is_administrator=access.is_administrator(),
+        )
 
     def record_verdict(self) -> Response:
         record_verdict(self._trail)

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, Stor
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.connection import own_process
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.audit_chain import require_own_trail
+from mlflow_deploy_plugin.core.store.audit_chain import seal
 from mlflow_deploy_plugin.core.store.database import open_server_store
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend
@@ -134,7 +134,7 @@ def _check_settings() -> None:
             check_views(app, fastapi_app)
         with suppress(StoreUnavailable), closing(open_server_store(settings)) as store:
             if store.keys is not None:
-                require_own_trail(store)
+                seal(store)
     except OnnxserveError as error:
         sys.exit(f"mlflow server: {error.message}")
     if settings.user_header:

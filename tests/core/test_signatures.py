@@ -13,6 +13,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig, SignatureRefused
 from mlflow_deploy_plugin.core.signatures import (
     BUNDLE,
+    UNSIGNED,
     Signature,
     Signer,
     read_bundle,
@@ -42,7 +43,7 @@ def keys(tmp_path: Path) -> KeyFiles:
 @pytest.fixture
 def bundle(tmp_path: Path, model: Path, keys: KeyFiles) -> Path:
     """The bundle of the folder `model`."""
-    Signer(str(keys.key)).sign(model, tmp_path / BUNDLE)
+    Signer(str(keys.key)).sign(model, tmp_path / BUNDLE, "models:/m/1")
     return tmp_path / BUNDLE
 
 
@@ -83,6 +84,19 @@ def test_an_added_file_is_refused(
     with pytest.raises(SignatureRefused) as refused:
         check(model, bundle, keys.public)
     assert mentions(refused.value.message, BUNDLE, str(keys.public), name)
+
+
+@pytest.mark.parametrize("name", UNSIGNED)
+def test_a_folder_with_an_ignored_name_is_refused(
+    model: Path,
+    bundle: Path,
+    keys: KeyFiles,
+    name: str,
+) -> None:
+    (model / name).mkdir()
+    (model / name / "code.py").touch()
+    with pytest.raises(SignatureRefused, match=f"does not cover {name}"):
+        check(model, bundle, keys.public)
 
 
 def test_files_that_the_signer_ignored_are_refused(model: Path, keys: KeyFiles) -> None:

@@ -24,7 +24,7 @@ PAGES = {
         r"^SECTION +NAME +models:/flight-delay/1 +models:/flight-delay/2 +TREND$",
         r"^OUTPUT +CHANGED ROWS +LARGEST DIFFERENCE$",
         r"^flight-delay version 2: flight-delay-2-card/model_card.html",
-        r"^models:/flight-delay/2: \d+ files are verified",
+        r"^models:/flight-delay/2: \d+ files are signed and verified",
     ],
     "replay.md": [r"^  prediction: equal to the bit$", r"^operator +output +type"],
     "log.md": [

@@ -107,7 +107,7 @@ def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(
     signed = journey.log(1.0, journey.keys.key)
     assert (signed / BUNDLE).exists()
     journey.client.set_registered_model_alias(MODEL, "live", "1")
-    config = {"require": f"signature={journey.keys.public}"}
+    config = {"require": f"name=true,signature={journey.keys.public}"}
     journey.deployments.create_deployment("line", f"models:/{MODEL}@live", config=config)
     assert journey.served() == "1"
 

@@ -113,6 +113,8 @@ class World:
     """
     unapproved: set[str] = field(default_factory=set)
     """The versions without the approvals that Production requires."""
+    signed_as: dict[str, str] = field(default_factory=dict)
+    """The versions in the signatures; by default, the version itself."""
     calls: int = 0
     received: int = 0
     is_deaf: bool = False
@@ -155,6 +157,7 @@ class World:
             source=resolved.source,
             runs_code=runs_code,
             digest="own",
+            signed_as=self.signed_as.get(resolved.version, resolved.source),
             unapproved_at=("Production",) if resolved.version in self.unapproved else (),
         )
 
@@ -180,9 +183,12 @@ class Case:
         (self.state_dir / SPEC).write_text("\n".join(["name: e", "variants:", *lines]))
 
     def require_gate(self, *variants: str) -> None:
+        self.require("gate=passed", *variants)
+
+    def require(self, requirements: str, *variants: str) -> None:
         self.spec(*variants)
         text = (self.state_dir / SPEC).read_text()
-        (self.state_dir / SPEC).write_text(text + "\nrequire: gate=passed\n")
+        (self.state_dir / SPEC).write_text(f"{text}\nrequire: {requirements}\n")
 
     def follower(
         self,

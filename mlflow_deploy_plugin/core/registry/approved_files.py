@@ -8,7 +8,7 @@ onnxserve knows from its audit trail.
 Tags are not asked, because other people may write to MLflow's database and artifacts.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -19,6 +19,9 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_client,
     registry_errors,
 )
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 
 APPROVED = "/onnxserve/approved"
 CHANGED_FILES = "/onnxserve/changed-files"
@@ -68,15 +71,31 @@ def approval_of(model: str, version: str) -> Approval:
     """Return the approval of a version. Without the app, a model that requires
     approvals has no approved versions.
 
-    Raises NotFound, RegistryRefused and RegistryUnavailable.
+    Raises NotFound, RegistryRefused, RegistryUnavailable, and InvalidConfig for an
+    invalid policy.
     """
     query = {"model": model, "version": version}
     document = _read(APPROVED, query, _SECONDS)
     if document is not None:
         return Approval.model_validate(document)
     with registry_errors(f"model {model}"):
-        policy = registry_client().get_registered_model(model).tags.get(tags.GATE_POLICY_TAG, "")
-    return Approval(is_required=tags.requires_approvals(policy))
+        model_tags = registry_client().get_registered_model(model).tags
+    policy = policy_with_approvals(model, model_tags)
+    if policy is None:
+        return Approval()
+    return Approval(is_required=True, places=tuple(map(str, policy.gated_places)))
+
+
+def policy_with_approvals(model: str, model_tags: dict[str, str]) -> "GatePolicy | None":
+    """Return the policy in the tags of a registered model if it requires approvals,
+    otherwise None. Raises InvalidConfig for an invalid policy.
+    """
+    if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
+        return None
+    # Only models with approvals need a policy.
+    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
+
+    return policy_from_tags(model, model_tags)
 
 
 def changed_files() -> list[ChangedFiles]:

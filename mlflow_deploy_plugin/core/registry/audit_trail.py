@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from mlflow_deploy_plugin.core.registry.connection import app_document
+from mlflow_deploy_plugin.core.errors import ScopeMissing
+from mlflow_deploy_plugin.core.registry.connection import CALLER, app_document
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chain import (
     newest_counted_events,
@@ -41,6 +42,27 @@ def published_trail() -> PublishedTrail | None:
         return None
     keys = parse_keys(document["keys"], f"{what} of MLflow's server")
     return PublishedTrail(keys, document["checkpoint"])
+
+
+def require_administrator(store: Store, what: str, holder: str = "") -> None:
+    """Raise ScopeMissing unless MLflow's server, whose key signs the events of this
+    store, knows the caller as an administrator or as the `holder`. Without signed
+    events, there is no such server. The message is `only an administrator` with `what`.
+
+    Raises the errors of `published_trail` too.
+    """
+    signing = published_keys(store).public.keys()
+    if not signing:
+        return
+    trail = published_trail()
+    if trail is not None and signing & trail.keys.public.keys():
+        caller = app_document("the name of the caller", CALLER, "GET", {}, _SECONDS)
+        if caller["is_administrator"] or (holder and caller["user"] == holder):
+            return
+    raise ScopeMissing(
+        f"only an administrator {what}; set MLFLOW_TRACKING_URI to MLflow's server that signs the "
+        "audit trail, with such a login"
+    )
 
 
 class TrustedKeys(NamedTuple):

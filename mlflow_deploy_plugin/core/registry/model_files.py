@@ -23,8 +23,8 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry import connection
-from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, parse_model_uri
-from mlflow_deploy_plugin.core.signatures import BUNDLE, Signature, Trust, read_bundle
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.signatures import BUNDLE, UNSIGNED, Signature, Trust, read_bundle
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -93,7 +93,7 @@ def is_extra_file(path: Path) -> bool:
     """Return True if the file is not part of a version: its signature, or a file that
     MLflow or Python writes when a model is loaded in place.
     """
-    return "__pycache__" in path.parts or str(path) in (BUNDLE, REGISTERED_META)
+    return path.parent.name == "__pycache__" or str(path) in UNSIGNED
 
 
 def find_signature(source: str, trust: Trust) -> Signature:

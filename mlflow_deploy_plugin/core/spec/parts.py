@@ -1,5 +1,6 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from itertools import chain, combinations
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from pydantic import (
     PositiveFloat,
     StringConstraints,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -572,10 +574,19 @@ class EndpointSpec(SpecPart):
     require: str | None = Field(default=None, pattern=REQUIREMENTS)
     """gate=passed: serve only versions that have passed the gate of their model.
     signature=/FILE: serve only versions that the key or authority in this PEM file has
-    signed. Both: gate=passed,signature=/FILE.
+    signed; name=true: as this version of this registered model. Together:
+    gate=passed,name=true,signature=/FILE, or {signature: /FILE, name: true}.
     """
 
     model_config = ConfigDict(populate_by_name=True)
+
+    @field_validator("require", mode="before")
+    @classmethod
+    def _from_mapping(cls, require: object) -> object:
+        if not isinstance(require, Mapping):
+            return require
+        parts = {**require, "name": "true"} if require.get("name") is True else require
+        return ",".join(f"{name}={parts[name]}" for name in sorted(parts))
 
     @model_validator(mode="after")
     def _some_variant_answers(self) -> "EndpointSpec":
@@ -591,8 +602,19 @@ class EndpointSpec(SpecPart):
         return self
 
     @property
+    def requirements(self) -> frozenset[str]:
+        return frozenset(filter(None, (self.require or "").split(",")))
+
+    @property
     def requires_gate(self) -> bool:
-        return (self.require or "").startswith(GATE_PASSED)
+        return GATE_PASSED in self.requirements
+
+    @property
+    def requires_name(self) -> bool:
+        """True if each version must be signed as this version of its registered
+        model.
+        """
+        return "name=true" in self.requirements
 
     @property
     def trusted_file(self) -> str:

@@ -42,7 +42,7 @@ TAINT = f"^{_LABEL}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?
 IMAGE = r"^\S+$"
 HTTP_URL = r"^https?://[!-~]{1,500}$"
 SECRET_KEY = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+$"
-REQUIREMENTS = r"^(gate=passed|(gate=passed,)?signature=/[^,\x00]+)$"
+REQUIREMENTS = r"^(gate=passed|(gate=passed,)?(name=true,)?signature=/[^,\x00]+)$"
 PROVIDER = r"^[A-Za-z0-9]{1,60}ExecutionProvider$"
 PATTERNS_IN_WORDS = {
     DNS_NAME: "the name of a Kubernetes object is expected: lower-case letters, digits, - and .",
@@ -53,7 +53,7 @@ PATTERNS_IN_WORDS = {
     SECRET_KEY: "SECRET/KEY is expected",
     REQUIREMENTS: (
         "gate=passed, signature=FILE with the absolute path of a PEM file, or "
-        "gate=passed,signature=FILE is expected"
+        "gate=passed,name=true,signature=FILE is expected"
     ),
     PROVIDER: "the name of an ONNX Runtime provider is expected, e.g. CPUExecutionProvider",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",

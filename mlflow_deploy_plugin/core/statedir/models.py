@@ -28,6 +28,8 @@ class WantedVariant(State):
         folder: the MLmodel folder on this disk, which the agent has verified.
         aspects: details that are reported with the version: stage, run_id, parity,
             git_commit, …
+        digest: the digest of all files of a version that must be signed, which workers
+            compare before they load it; otherwise empty.
     """
 
     model_uri: str
@@ -37,6 +39,7 @@ class WantedVariant(State):
     weight: int = 100
     shadow: bool = False
     aspects: dict[str, str] = Field(default_factory=dict)
+    digest: str = ""
 
 
 class WantedEndpoint(State):
@@ -230,7 +233,8 @@ class FetchedVersion(State):
     empty for a version that was restored from wanted.json. `runs_code` is True for a
     version without an ONNX form. `digest` is the digest of all fetched files; empty for
     a folder that is served in place. `unapproved_at` has the gated stages and @aliases
-    of the model if it requires approvals and the version has none.
+    of the model if it requires approvals and the version has none. `signed_as` is the
+    URI models:/NAME/VERSION in the required signature, if it has one.
     """
 
     model: str
@@ -242,6 +246,7 @@ class FetchedVersion(State):
     runs_code: bool = False
     digest: str = ""
     unapproved_at: tuple[str, ...] = ()
+    signed_as: str = ""
 
 
 class FollowedReference(State):
@@ -252,6 +257,7 @@ class FollowedReference(State):
     model_uri: str
     require: str = ""
     trusted_file: str = ""
+    requires_name: bool = False
     version: FetchedVersion | None = None
     previous: FetchedVersion | None = None
     told: tuple[str, str] = ("", "")

@@ -273,7 +273,11 @@ def seal(store: "Store") -> None:
     assert keys is not None
     assert record is not None
     sealed = record.seal()
-    require_own_trail(store)
+    if faults := record_faults(store):
+        raise InvalidConfig(
+            f"this is not the audit trail that this server has sealed: {faults[0].text}; an "
+            "administrator can accept it with `onnxserve audit adopt --why REASON` on this machine"
+        )
     public_keys = keys.public_pem()
     with store.transaction(alone_with="audit seal") as session:
         signed = select(AuditRow.id).limit(1)
@@ -318,16 +322,6 @@ def store_spooled(store: "Store") -> int:
             for event in (gap, *of_model):
                 write_event(session, event)
     return len(events)
-
-
-def require_own_trail(store: "Store") -> None:
-    """Raise InvalidConfig if this is not the trail that this server has sealed."""
-    faults = record_faults(store)
-    if faults:
-        raise InvalidConfig(
-            f"this is not the audit trail that this server has sealed: {faults[0].text}; an "
-            "administrator can accept it with `onnxserve audit adopt --why REASON` on this machine"
-        )
 
 
 def record_faults(store: "Store") -> list[Fault]:

@@ -260,9 +260,10 @@ class MlflowRegistry:
         return resolve(model_uri)
 
     def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
-        """Fetch and verify a version. A folder on this disk is not copied. If the model
-        requires approvals, an approved version needs the files that were approved. With
-        a `trusted_file`, its key or authority must have signed the version.
+        """Fetch and verify a version. If the model requires approvals, an approved
+        version needs the files that were approved. With a `trusted_file`, its key or
+        authority must have signed the version. Without it, a folder on this disk is not
+        copied.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they
@@ -279,16 +280,15 @@ class MlflowRegistry:
         signature = None
         if trusted_file:
             signature = find_signature(resolved.source, trust_file(Path(trusted_file)))
-        if kind == "path":
+        is_served_in_place = kind == "path" and signature is None
+        if is_served_in_place:
             folder = Path(resolved.source)
             refuse_links(folder)
-            if signature is not None:
-                require_signed(resolved, folder, signature)
             artifact = read_served_artifact(folder)
             check_digests(artifact)
         else:
-            # The files of a registered or logged model never change; files of a URI or
-            # a run's artifact may change.
+            # The files of a registered or logged model never change; files of a folder,
+            # a URI or a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
             folder = self._fetch_approved(resolved, approval, is_lasting, signature)
             artifact = read_served_artifact(folder)
@@ -300,7 +300,8 @@ class MlflowRegistry:
             identity=resolved.identity,
             source=resolved.source,
             runs_code=artifact.flavor == PYTHON_FUNCTION,
-            digest="" if kind == "path" else folder.name,
+            digest="" if is_served_in_place else folder.name,
+            signed_as="" if signature is None else signature.signed_as,
             unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
 
@@ -322,12 +323,19 @@ class MlflowRegistry:
         if signature is not None:
             subject += f" {signature.trust.name}"
             required += signature.marks
-        self._check_refused(subject, required)
+        refused = self._refused.get(subject)
+        if refused is not None and refused.approved == required and self.clock() < refused.until:
+            # No other files have been approved or signed since.
+            raise type(refused.error)(refused.error.message)
         judged = approved[0] if approved else resolved.gate_status.digest
         folder = self.cache.fetch(resolved.source, identity, judged)
         self.cache.prune()
         if approved and folder.name not in approved:
-            message = _unapproved_message(resolved, folder.name, approved[0])
+            message = (
+                f"its files differ from the files that were approved (sha256 {folder.name[:12]}, "
+                f"approved {approved[0][:12]}); restore the approved files, or request the "
+                f"promotion of {resolved.name} version {resolved.version} again"
+            )
             self._refuse(subject, required, GateRefused(message))
         if signature is not None:
             try:
@@ -337,14 +345,6 @@ class MlflowRegistry:
                 self._refuse(subject, required, error)
         self._refused.pop(subject, None)
         return folder
-
-    def _check_refused(self, subject: str, approved: tuple[str, ...]) -> None:
-        """Raise the error of files that were refused a short time ago, unless other
-        files have been approved or signed since.
-        """
-        refusal = self._refused.get(subject)
-        if refusal is not None and refusal.approved == approved and self.clock() < refusal.until:
-            raise type(refusal.error)(refusal.error.message)
 
     def _refuse(
         self,
@@ -401,14 +401,6 @@ def _aspects_of_files(artifact: Artifact) -> dict[str, str]:
     for name in ("git_commit", "dataset_digest"):
         aspects[name] = str(artifact.provenance.get(name) or "")
     return {name: value for name, value in aspects.items() if value}
-
-
-def _unapproved_message(resolved: ResolvedModel, digest: str, approved: str) -> str:
-    return (
-        f"its files differ from the files that were approved (sha256 {digest[:12]}, approved "
-        f"{approved[:12]}); restore the approved files, or request the promotion of "
-        f"{resolved.name} version {resolved.version} again"
-    )
 
 
 def _key(text: str) -> str:

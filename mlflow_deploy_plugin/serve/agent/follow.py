@@ -273,6 +273,7 @@ class Follower:
                     weight=variant.weight,
                     shadow=variant.shadow,
                     aspects=model.version.aspects,
+                    digest=model.version.digest if spec.trusted_file else "",
                 )
             elif name in served:
                 # The model of the spec was changed, and the new model cannot be fetched

@@ -41,11 +41,14 @@ _CAUSE_TEXTS: dict[RejectionCause, str] = {
 class ModelRef(NamedTuple):
     """A model URI of the spec, and the endpoint's requirements for its versions: the
     gate, and the path of the key that must have signed them; empty if there are none.
+    With `requires_name`, it must have signed each as this version of its registered
+    model.
     """
 
     uri: str
     require: str = ""
     trusted_file: str = ""
+    requires_name: bool = False
 
     @property
     def is_followed(self) -> bool:
@@ -67,7 +70,7 @@ class ModelRef(NamedTuple):
 
 def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
     gate = GATE_PASSED if spec.requires_gate else ""
-    return ModelRef(variant.model, gate, spec.trusted_file)
+    return ModelRef(variant.model, gate, spec.trusted_file, spec.requires_name)
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
                 model_uri=ref.uri,
                 require=ref.require,
                 trusted_file=ref.trusted_file,
+                requires_name=ref.requires_name,
                 version=model.version,
                 previous=model.previous,
                 told=model.reported,
@@ -261,7 +265,12 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
         ]
         if whole_versions:
             previous = whole_versions[1] if len(whole_versions) > 1 else None
-            ref = ModelRef(reference.model_uri, reference.require, reference.trusted_file)
+            ref = ModelRef(
+                reference.model_uri,
+                reference.require,
+                reference.trusted_file,
+                reference.requires_name,
+            )
             models[ref] = FollowedModel(
                 whole_versions[0],
                 previous,

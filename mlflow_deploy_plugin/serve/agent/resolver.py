@@ -342,7 +342,11 @@ class VersionResolver:
         ):
             return False
         if model.version is not None and model.serves_target and model.is_verified:
-            model.version = _with_current_aspects(model.version, target)
+            aspects = model.version.aspects
+            of_files = {name: aspects[name] for name in aspects if name not in _REGISTRY_ASPECTS}
+            current = of_files | target.aspects
+            if current != aspects:
+                model.version = model.version.model_copy(update={"aspects": current})
             model.rejection = None
             return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
@@ -441,13 +445,22 @@ class VersionResolver:
             model.next_poll = min(model.next_poll, self.polling.due_at(0))
             return _gate_rejection(ref, target, status, NEVER)
         if not is_served and ref.is_gated_by(fetched.unapproved_at):
+            places = ", ".join(fetched.unapproved_at)
             reason = (
-                f"MLflow's server has no record of approved files of {target.name} version "
-                f"{target.version}. The agent needs MLflow's server with onnxserve. There, an "
-                "administrator can set the policy again, also unchanged, which records the files "
-                "of the served versions; or request the promotion again"
+                f"the policy of {target.name} requires approvals for {places}, and MLflow's server "
+                f"has no record of approved files of version {target.version}. The agent needs "
+                "MLflow's server with onnxserve. There, an administrator can set the policy again, "
+                "also unchanged, which records the files of the served versions; or request the "
+                "promotion again"
             )
             return self._temporary_refusal(target, "gate", reason)
+        if ref.requires_name and fetched.signed_as != target.source:
+            signed_as = fetched.signed_as or "no registered version"
+            reason = (
+                f"it is signed as {signed_as}, but this endpoint requires {target.source}; sign it "
+                f"with `onnxserve sign {target.source} --key KEY`"
+            )
+            return self._temporary_refusal(target, "signature", reason)
         try:
             if fetched.runs_code:
                 self.pyfunc_policy.check(ref.uri, target.followed)
@@ -485,19 +498,6 @@ class VersionResolver:
             ):
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
-
-
-def _with_current_aspects(version: FetchedVersion, target: ResolvedModel) -> FetchedVersion:
-    """Return the version with the registry's metadata of now, and the metadata of its
-    files.
-    """
-    lasting = {
-        name: value for name, value in version.aspects.items() if name not in _REGISTRY_ASPECTS
-    }
-    aspects = lasting | target.aspects
-    if aspects == version.aspects:
-        return version
-    return version.model_copy(update={"aspects": aspects})
 
 
 def _gate_rejection(

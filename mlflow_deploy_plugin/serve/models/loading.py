@@ -22,7 +22,12 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
     pass_exit,
 )
-from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.mlmodel import (
+    INPUT_EXAMPLE,
+    PYTHON_FUNCTION,
+    combine_hashes,
+    hash_files,
+)
 from mlflow_deploy_plugin.core.statedir.files import mark_loading
 from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
@@ -87,6 +92,15 @@ class WarmVersion:
     is_deterministic: bool = False
 
 
+def check_digest(want: WantedVariant) -> None:
+    """Raise InvalidArtifact if the files differ from the signed files."""
+    if want.digest and combine_hashes(hash_files(want.folder)) != want.digest:
+        raise InvalidArtifact(
+            "its files were changed after their signature was checked; restart the server, which "
+            "fetches the signed files again"
+        )
+
+
 def load_version(
     state_dir: Path,
     load: Callable[[Path], WarmVersion],
@@ -99,6 +113,7 @@ def load_version(
     clients.
     """
     try:
+        check_digest(want)
         with mark_loading(state_dir, want.folder):
             warm = load(want.folder)
     except OnnxserveError:
@@ -117,6 +132,7 @@ def load_version(
         batcher=warm.batcher,
         is_deterministic=warm.is_deterministic,
         captured=_captured_model(want, warm.predictor),
+        digest=want.digest,
     )
     logger.info("loaded %s %s", want.model, want.version)
     _close_when_dropped(loaded)

@@ -61,7 +61,9 @@ class PyfuncPredictor:
         fails.
         """
         require_model_code(WITHOUT_ONNX)
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.pyfunc", str(artifact.folder)]
+        # With -B, an import of the model's code does not change its folder.
+        module = "mlflow_deploy_plugin.serve.pyfunc"
+        command = [sys.executable, "-B", "-m", module, str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()
         logger.info("process %s runs the pyfunc in %s", process.pid, artifact.folder)

@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WorkerState,
 )
 from mlflow_deploy_plugin.serve import variants
-from mlflow_deploy_plugin.serve.models.loading import WarmVersion, load_version
+from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
@@ -317,9 +317,10 @@ class Repository:
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
         folders = []
         wants = chain.from_iterable(endpoint.variants.values() for endpoint in new)
-        for folder in dict.fromkeys(want.folder for want in wants):
+        for folder, want in {want.folder: want for want in wants}.items():
             with suppress(OnnxserveError):  # Loading the version raises the error again.
                 if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+                    check_digest(want)
                     folders.append(folder)
         return folders
 
@@ -353,7 +354,16 @@ class Repository:
                 loaded = held[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
-                _log_failed_load(endpoint, name, want, error, old)
+                remaining = f"version {old.loaded.version} remains" if old else "no version is"
+                logger.error(
+                    "%s/%s: %s %s: %s; %s in use",
+                    endpoint,
+                    name,
+                    want.model,
+                    want.version,
+                    error.message,
+                    remaining,
+                )
                 if old is None:
                     continue
                 loaded = old.loaded
@@ -472,28 +482,6 @@ def _variant_states(
     return states
 
 
-def _log_failed_load(
-    endpoint: str,
-    name: str,
-    want: WantedVariant,
-    error: OnnxserveError,
-    old: ServedVariant | None,
-) -> None:
-    """Log that a version could not be loaded, and which version is served instead
-    (`old`; None for no version).
-    """
-    in_use = f"version {old.loaded.version} remains in use" if old else "no version is in use"
-    logger.error(
-        "%s/%s: %s %s: %s; %s",
-        endpoint,
-        name,
-        want.model,
-        want.version,
-        error.message,
-        in_use,
-    )
-
-
 def _warn_of_missing_keys(served: ServedEndpoint) -> None:
     """Log each answering variant whose version lacks the sticky column."""
     for variant in served.answering:
@@ -509,6 +497,8 @@ def _warn_of_missing_keys(served: ServedEndpoint) -> None:
             )
 
 
-def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
-    """Return the model, version and folder, which identify a version in memory."""
-    return version.model, version.version, version.folder
+def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path, str]:
+    """Return the model, version, folder and compared digest, which identify a version
+    in memory.
+    """
+    return version.model, version.version, version.folder, version.digest

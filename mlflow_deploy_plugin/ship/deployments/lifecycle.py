@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.core.errors import (
     Refused,
 )
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
+from mlflow_deploy_plugin.core.registry.audit_trail import require_administrator
 from mlflow_deploy_plugin.core.registry.connection import find_login, set_service_timeouts
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_uris
 from mlflow_deploy_plugin.core.registry.resolution import resolve
@@ -520,7 +521,8 @@ class Deployments:
         **audit: Any,
     ) -> None:
         """Change an endpoint. Raises InvalidConfig during a rollout if a weight is
-        among the changed `fields`.
+        among the changed `fields`, and ScopeMissing if a requirement is removed by
+        another caller than an administrator.
 
         Args:
             endpoint: the name of the endpoint.
@@ -533,7 +535,10 @@ class Deployments:
                 refused = rollout_traffic_refusal(self.store, endpoint)
                 if refused is not None:
                     raise InvalidConfig(refused.reason)
-            self._endpoints.change(stored, change_spec(stored.spec), **audit)
+            changed = change_spec(stored.spec)
+            if not stored.spec.requirements <= changed.requirements:
+                require_administrator(self.store, f"can remove a requirement of {endpoint}")
+            self._endpoints.change(stored, changed, **audit)
 
     def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
         """Return `spec` with the fields of `config`, after checking its monitors.

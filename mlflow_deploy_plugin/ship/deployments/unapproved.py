@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.approved_files import approval_of
+from mlflow_deploy_plugin.core.registry.approved_files import approval_of, policy_with_approvals
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
@@ -181,12 +181,7 @@ def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | Non
             model,
         )
         return None
-    if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
-        return None
-    # Only models with approvals need a policy.
-    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
-
-    return policy_from_tags(model, model_tags)
+    return policy_with_approvals(model, model_tags)
 
 
 def _may_require_approvals(store: Store, model: str) -> bool:

@@ -289,20 +289,16 @@ def log_model(
         )
         sampled = example if reference is None else reference
         _log_dataset(info.run_id, sampled)
-        if signer is not None:
-            sign_version(info.model_uri, signer)
         reason = getattr(error, "brief", "") or reason_line(error)
-        _print_outcome(info, registered_model_name, f"pyfunc, not ONNX: {reason}")
+        _sign_and_report(info, registered_model_name, signer, f"pyfunc, not ONNX: {reason}")
         return info
     eprint("Logging the model to MLflow.")
     info = log_wrapped(wrapped, **mlflow_options)
-    if signer is not None:
-        sign_version(info.model_uri, signer)
     _log_dataset(info.run_id, wrapped.data)
     proof: str = wrapped.report.state
     if wrapped.report.rows:
         proof = f"{proof} on {wrapped.report.rows:,} rows"
-    _print_outcome(info, registered_model_name, f"ONNX: {proof}")
+    _sign_and_report(info, registered_model_name, signer, f"ONNX: {proof}")
     if explain:
         _explain(info.model_uri)
     return info
@@ -320,10 +316,20 @@ def _check_explainable(has_rows: bool) -> None:
         )
 
 
-def _print_outcome(info: ModelInfo, registered_name: str | None, outcome: str) -> None:
+def _sign_and_report(
+    info: ModelInfo,
+    registered_name: str | None,
+    signer: Signer | None,
+    outcome: str,
+) -> None:
+    """Sign the registered version or logged model, and print the outcome."""
     logged = info.name
+    model_uri = info.model_uri
     if registered_name:
         logged = f"{registered_name} version {info.registered_model_version}"
+        model_uri = f"models:/{registered_name}/{info.registered_model_version}"
+    if signer is not None:
+        sign_version(model_uri, signer)
     eprint(f"Logged {logged} as {outcome}.")
 
 

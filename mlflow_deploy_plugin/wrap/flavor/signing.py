@@ -43,7 +43,7 @@ def sign_version(model_uri: str, signer: Signer) -> SignedVersion:
     resolved = resolve(model_uri)
     with _files_of(resolved) as folder:
         bundle = folder.parent / BUNDLE
-        signer.sign(folder, bundle)
+        signer.sign(folder, bundle, resolved.source if resolved.registered_at else "")
         add_file(resolved.source, bundle)
         return _signed(resolved, folder)
 

@@ -96,7 +96,10 @@ def test_without_the_app_a_model_with_approvals_has_no_approved_version(
     mlflow_at.status = status
     mlflow_at.kind = kind
     mlflow_at.body = "no such page"
-    assert approval_of("credit", "6") == Approval(is_required=True)
+    assert approval_of("credit", "6") == Approval(
+        is_required=True,
+        places=("@champion", "Production"),
+    )
     assert changed_files() == []
 
 
@@ -135,15 +138,15 @@ def test_an_error_is_not_taken_for_an_answer(
 
 
 @pytest.mark.parametrize(
-    ("policy", "is_required"),
-    [("approvals: {count: 2}", True), ("skip: []", False), ("[", False)],
+    ("policy", "places"),
+    [("approvals: {}\ngated_stages: []", ("@champion",)), ("skip: []", ()), ("[", ())],
 )
-def test_a_database_knows_only_whether_approvals_are_required(
+def test_a_database_knows_only_the_places_that_require_approvals(
     policy: str,
-    is_required: bool,
+    places: tuple[str, ...],
     tmp_path: Path,
     new_database: NewDatabase,
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         MlflowClient().create_registered_model("credit", tags={"onnxserve.gate.policy": policy})
-        assert approval_of("credit", "6") == Approval(is_required=is_required)
+        assert approval_of("credit", "6") == Approval(is_required=bool(places), places=places)

@@ -63,8 +63,11 @@ def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(
         (folder / name).write_text("of the loader")
     assert version_digest(str(folder)) == before
     assert names(download(str(folder), tmp_path / "copy")) == names(artifacts)
-    (folder / "code" / "registered_model_meta").write_text("of the author")
-    assert version_digest(str(folder)) != before
+    for name in ("code/registered_model_meta", "model.sig/code.py", "__pycache__/code/a.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the author")
+        assert version_digest(str(folder)) != before
+        before = version_digest(str(folder))
 
 
 def test_missing_files_are_reported_as_not_found(store: Any, tmp_path: Path) -> None:

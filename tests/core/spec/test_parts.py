@@ -1,5 +1,7 @@
 """Tests of the errors for fields of a spec that contradict each other."""
 
+import json
+
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -33,20 +35,24 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
 
 
 @pytest.mark.parametrize(
-    ("require", "requires_gate", "trusted_file"),
+    ("require", "requires_gate", "requires_name", "trusted_file"),
     [
-        ("gate=passed", True, ""),
-        ("signature=/etc/release.pem", False, "/etc/release.pem"),
-        ("gate=passed,signature=/etc/release.pem", True, "/etc/release.pem"),
+        ("gate=passed", True, False, ""),
+        ("signature=/etc/release.pem", False, False, "/etc/release.pem"),
+        ("gate=passed,signature=/etc/name=true", True, False, "/etc/name=true"),
+        ("name=true,signature=/etc/release.pem", False, True, "/etc/release.pem"),
+        ({"signature": "/a", "name": True, "gate": "passed"}, True, True, "/a"),
     ],
 )
 def test_a_signature_can_be_required_next_to_the_gate(
-    require: str,
+    require: object,
     requires_gate: bool,
+    requires_name: bool,
     trusted_file: str,
 ) -> None:
-    spec = apply_config(flights(), {"require": require})
+    (spec,) = load_specs(json.dumps({**flights().model_dump(mode="json"), "require": require}))
     assert spec.requires_gate is requires_gate
+    assert spec.requires_name is requires_name
     assert spec.trusted_file == trusted_file
     assert load_specs(dump_spec(spec)) == [spec]
 
@@ -59,6 +65,7 @@ def test_a_signature_can_be_required_next_to_the_gate(
         "signature=release.pem",
         "signature=/a,gate=passed",
         "gate=passed,",
+        "name=true",
     ],
 )
 def test_a_required_signature_needs_the_absolute_path_of_a_key(require: str) -> None:

@@ -86,7 +86,8 @@ def refusal(registry: MlflowRegistry, trusted: Path) -> str:
 def test_a_signature_is_not_part_of_the_version(signed: Signed, folder: Path) -> None:
     digest = version_digest(f"models:/{MODEL}/1")
     line = run(f"verify models:/{MODEL}/1 --key {signed.keys.public}")
-    assert mentions(line, f"models:/{MODEL}/1", "verified", digest)
+    files = len(list(folder.iterdir())) - 1  # Without the signature.
+    assert mentions(line, f"models:/{MODEL}/1", f"{files} files are signed", digest)
     (folder / BUNDLE).unlink()
     assert version_digest(f"models:/{MODEL}/1") == digest
 
@@ -154,10 +155,17 @@ def test_a_version_in_the_cache_needs_the_signature_of_the_key(
     assert mentions(refusal(registry, tmp_path / "gone.pub"), "gone.pub", "No such file")
 
 
-def test_a_folder_needs_a_signature_too(signed: Signed, folder: Path, tmp_path: Path) -> None:
+def test_a_signed_folder_is_copied_into_the_cache(
+    signed: Signed,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
     registry = agent(tmp_path)
     resolved = resolve(str(folder))
-    assert registry.fetch(resolved, str(signed.keys.public)).folder == folder
+    fetched = registry.fetch(resolved, str(signed.keys.public))
+    assert fetched.folder.is_relative_to(tmp_path / "cache")
+    assert fetched.folder.name == fetched.digest == version_digest(str(folder))
+    assert fetched.signed_as == f"models:/{MODEL}/1"
     (folder / "added.py").touch()
     with pytest.raises(SignatureRefused, match=r"added\.py"):
         registry.fetch(resolved, str(signed.keys.public))

@@ -140,16 +140,6 @@ def test_a_version_without_its_approvals_is_not_served_from_a_gated_stage(case: 
     assert state.refused == ()
 
 
-def test_a_pinned_version_without_approvals_is_served_because_the_deployment_limits_its_share(
-    case: Case,
-) -> None:
-    case.spec("models:/tiny/2")
-    case.world.versions["models:/tiny/2"] = "2"
-    case.world.unapproved.add("2")
-    assert case.follower().round().error == ""
-    assert case.versions == {"v1": "2"}
-
-
 @pytest.mark.parametrize(
     ("error_class", "cause"), [(GateRefused, "gate"), (SignatureRefused, "signature")]
 )
@@ -171,3 +161,17 @@ def test_other_files_than_the_approved_or_signed_ones_are_not_served_until_they_
     assert case.versions == {"v1": "2"}
     assert state.error == ""
     assert state.refused == ()
+
+
+def test_a_signed_version_has_its_own_name_and_a_digest_for_workers(case: Case) -> None:
+    case.require("{signature: /a.pub, name: true}", STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    assert case.wanted.endpoints["e"].variants["v1"].digest == "own"
+    case.world.signed_as["2"] = "models:/tiny/1"
+    case.move("2")
+    state = follower.round()
+    assert case.versions == {"v1": "1"}
+    assert state.refused[0].cause == "signature"
+    assert mentions(state.error, "version 2", "signed as models:/tiny/1")

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
 )
 
 MakeModel = Callable[..., Path]
-STAGE = ModelRef("models:/x/Production", "gate=passed", "/etc/release.pem")
+STAGE = ModelRef("models:/x/Production", "gate=passed", "/etc/release.pem", True)
 
 
 def version(number: str, folder: Path, **fields: Any) -> FetchedVersion:

@@ -4,6 +4,7 @@ next version fails.
 
 import gc
 import os
+import shutil
 import subprocess
 import threading
 import weakref
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady
-from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, combine_hashes, hash_files
 from mlflow_deploy_plugin.core.statedir.files import (
     LOADING,
     WANTED,
@@ -338,6 +339,22 @@ def test_a_failed_load_keeps_the_old_version_and_reports_its_error(
     assert version(repository) == "1"
     healed = serve(v=servers.variant(bias_folders["3"], "3"))
     assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
+
+
+def test_exchanged_files_of_a_signed_version_are_not_loaded(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    folder = servers.single_model(tmp_path / "signed")
+    signed = servers.variant(folder, digest=combine_hashes(hash_files(folder)))
+    assert serve(v=signed).endpoints["e"]["v"].version == "1"
+    shutil.copytree(bias_folders["2"], folder, dirs_exist_ok=True)
+    serve(unsigned=servers.variant(folder))
+    loaded = serve(unsigned=servers.variant(folder), v=signed).endpoints["e"]
+    assert loaded["unsigned"].version == "1"
+    assert loaded["v"].version == ""
+    assert "signature" in loaded["v"].error
 
 
 def test_a_first_version_that_fails_says_why_to_whoever_asks(

@@ -1,0 +1,63 @@
+"""Tests of holds and requirements of endpoints, which MLflow's server with accounts
+protects.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli.commands import main
+from tests.support.accounts import People, people
+from tests.support.refusals import mentions
+from tests.support.tracking import tracking_at
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[People]:
+    folder = tmp_path_factory.mktemp("protected")
+    with people(folder, new_database, "alice", "bob") as server, server.logged_in("alice"):
+        server.register("alice", "skip: []")  # The server signs the event.
+        run("endpoint create flights -C require=gate=passed,signature=/a.pub")
+        yield server
+
+
+def run(line: str) -> str:
+    """Run a command, and return the line of its error; empty after a success."""
+    result = CliRunner().invoke(main, line.split())
+    assert (result.exit_code == 0) is (result.stderr == ""), result.output
+    return result.stderr.strip()
+
+
+def test_hold_is_released_by_its_holder_or_an_administrator(server: People) -> None:
+    hold = "endpoint hold flights --why case"
+    for user in ("alice", "admin"):
+        with server.logged_in("alice"):
+            assert run(hold) == ""
+        with server.logged_in("bob"):
+            refused = run(f"{hold} --release")
+        assert mentions(refused, "only an administrator or alice", "release endpoint flights")
+        with server.logged_in(user):
+            assert run(f"{hold} --release") == ""
+
+
+def test_requirement_is_removed_only_by_an_administrator(
+    server: People,
+    new_database: Callable[[Path], str],
+    tmp_path: Path,
+) -> None:
+    update = "endpoint update flights -C require="
+    removals = (update, f"{update}gate=passed", f"{update}gate=passed,signature=/b.pub")
+    for removal in removals:
+        assert mentions(run(removal), "only an administrator", "requirement of flights")
+    assert run(f"{update}gate=passed,name=true,signature=/a.pub") == ""
+    with tracking_at(new_database(tmp_path)):
+        assert mentions(run(update), "only an administrator", "MLFLOW_TRACKING_URI")
+    with server.logged_in("admin"):
+        assert run(update) == ""
