@@ -57,6 +57,7 @@ def audit() -> None:
       onnxserve audit history flights
       onnxserve audit card models:/flight-delay/4
       onnxserve audit dossier flights --period 2026-Q4
+      onnxserve audit verify-dossier flights-2026-Q4-dossier/dossier.json
     """
 
 
@@ -340,11 +341,42 @@ def dossier(name: str, period: str, folder: Path | None) -> None:
     """
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
+    from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
 
     with opened_store() as store:
         with usage_errors():
             window = parse_period(period, store.now())
         made = make_dossier(store, name, window, load_settings().inference_log)
+        proof = obtain_proof(store, made)
     folder = folder or Path(f"{name}-{period.replace('/', '-')}-dossier")
-    made.write(folder)
+    made.write(folder, proof)
     click.echo(f"{name} in {period}: {folder}/dossier.html, {folder}/dossier.json")
+    if not proof["signed_by"]:
+        show_progress("the dossier is not signed: MLflow's server does not sign audit events")
+
+
+@audit.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@path_option(
+    "--keys",
+    show_default="in FILE",
+    help="PEM file with the public keys of MLflow's servers.",
+)
+@path_option("--checkpoint", help="The newest checkpoint, with which the proof must agree.")
+def verify_dossier(file: Path, keys: Path | None, checkpoint: Path | None) -> None:
+    """Check the dossier.json FILE without the network, the store and MLflow's server.
+
+    The signature, the events, and the statements about events are checked. The exit
+    status is 1 if there is a fault. Get the keys in another way than FILE: its maker
+    may have exchanged them.
+
+    \b
+      onnxserve audit verify-dossier dossier.json --keys server-keys.pem
+    """
+    from mlflow_deploy_plugin.promote.evidence.proof import check_dossier
+
+    faults, summary = check_dossier(file, keys, checkpoint)
+    show_lines([*faults, summary])
+    if faults:
+        show_progress(f"the dossier is not proven: {len(faults)} faults")
+        sys.exit(1)

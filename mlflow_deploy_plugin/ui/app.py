@@ -41,8 +41,10 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.evidence.diff import compare
+from mlflow_deploy_plugin.promote.evidence.proof import make_proof
 from mlflow_deploy_plugin.promote.evidence.record import record_of
 from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
@@ -339,12 +341,24 @@ class _Console:
         return self._jobs.start(job, secret)
 
     def audit_trail(self) -> Response:
-        """Return the public keys of this server and the newest checkpoint as JSON."""
-        keys = self._trail.store().keys
-        return jsonify(
-            keys=keys.public_pem() if keys else "",
-            checkpoint=newest_checkpoint() if keys else "",
-        )
+        """Return the public keys of this server and the newest checkpoint as JSON, and
+        the proof of a dossier of ?endpoint=.
+        """
+        store = self._trail.store()
+        if store.keys is None:
+            return jsonify(keys="", checkpoint="")
+        published = {"keys": store.keys.public_pem(), "checkpoint": newest_checkpoint()}
+        endpoint = request.args.get("endpoint", "")
+        if not endpoint:
+            return jsonify(published)
+        if access.hidden_endpoints(store, [endpoint]):
+            raise no_endpoint(endpoint)
+        period = parse_window(request.args.get("period", ""))
+        digest = request.args.get("document", "")
+        proof = make_proof(store, endpoint, period, digest, access.caller().actor)
+        for model in {event["model"] for event in proof["events"]} - {""}:
+            access.require_readable(model)
+        return jsonify(published | {"proof": proof})
 
     def requests(self) -> Response:
         """Return the requests for promotions (of ?model=) as JSON."""

@@ -2,7 +2,8 @@
 with onnxserve publishes, and the events that the server has not signed.
 
 - `GET /onnxserve/audit-trail`: `keys` in PEM and the `checkpoint` in JSON, or empty
-  texts
+  texts; with the parameters `endpoint`, `period` (START/END) and `document` (a digest),
+  also the `proof` of a dossier (`promote/evidence/proof.py`)
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,10 +45,17 @@ def published_trail() -> PublishedTrail | None:
 
 
 class TrustedKeys(NamedTuple):
-    """The keys whose signatures count. `origin` is where they come from, in words."""
+    """The keys whose signatures count.
+
+    Attributes:
+        origin: where the keys come from, in words.
+        checkpoint: the newest checkpoint of MLflow's server in JSON; empty if it is
+            unknown.
+    """
 
     keys: Keys
     origin: str
+    checkpoint: str = ""
 
 
 def trusted_keys(store: Store) -> TrustedKeys | None:
@@ -59,16 +67,17 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
     """
     keys = store.keys
     origin = "MLflow's server"
+    checkpoint = ""
     if keys is None:
         published = published_trail()
         if published is None:
             keys = published_keys(store)
             origin = "the store itself, which its users can change"
         else:
-            keys = published.keys
+            keys, checkpoint = published
     signed = select(AuditRow.id).where(AuditRow.signed_by.in_(keys.public)).limit(1)
     with store.transaction(is_read_only=True) as session:
-        return TrustedKeys(keys, origin) if session.scalar(signed) else None
+        return TrustedKeys(keys, origin, checkpoint) if session.scalar(signed) else None
 
 
 def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
