@@ -84,7 +84,7 @@ def audit() -> None:
 @flag(
     "--verify",
     help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
-    "an event was changed, removed, inserted or moved.",
+    "an event was changed, removed, inserted or moved, or if the checkpoint is late or missing.",
 )
 @path_option(
     "--keys",
@@ -171,7 +171,7 @@ def _verify(
     from mlflow_deploy_plugin.core.settings import read_text
     from mlflow_deploy_plugin.core.store.audit_chain import published_keys, verify_trail
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
-    from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
+    from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
 
     published = None if keys_file and checkpoint_file else published_trail()
     with opened_store() as store:
@@ -190,15 +190,18 @@ def _verify(
         place = str(checkpoint_file or "in MLflow")
         checkpoint = load_checkpoint(text, keys, place) if text else None
         state = verify_trail(store, model, keys, checkpoint)
+        late = lateness(checkpoint, store.now()) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
     lines = [
         *(fault.text for fault in state.faults),
+        *filter(None, [late]),
         f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
         f"checkpoint: {checked_at}",
     ]
-    show_result("text" if output == "text" else "json", asdict(state), lines)
+    show_result("text" if output == "text" else "json", asdict(state) | {"late": late}, lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
+    if state.faults or late:
         sys.exit(1)
 
 

@@ -52,7 +52,11 @@ from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_ro
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_approval
 from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
-from mlflow_deploy_plugin.ui.checkpoints import log_checkpoints, newest_checkpoint
+from mlflow_deploy_plugin.ui.checkpoints import (
+    log_checkpoints,
+    newest_checkpoint,
+    refuse_changes,
+)
 from mlflow_deploy_plugin.ui.event_words import ACTIONS, event_rows
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
@@ -99,6 +103,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     _compare_versions_as_numbers()
     trail = guard.AuditTrail(log_checkpoints)
     guard.install(app, trail)
+    app.before_request(refuse_changes)
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
     adapter.install(app, served)
@@ -347,7 +352,7 @@ class _Console:
         store = self._trail.store()
         if store.keys is None:
             return jsonify(keys="", checkpoint="")
-        published = {"keys": store.keys.public_pem(), "checkpoint": newest_checkpoint()}
+        published = {"keys": store.keys.public_pem(), "checkpoint": newest_checkpoint(store.keys)}
         endpoint = request.args.get("endpoint", "")
         if not endpoint:
             return jsonify(published)

@@ -3,7 +3,7 @@ server and stored outside of the store. With a checkpoint, it is found that the 
 events of a chain were removed.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +14,10 @@ from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.store import Store
 
 _PURPOSE = "audit checkpoint"
+_LATE = timedelta(hours=3)
+"""The age of the newest checkpoint that is two hours late, because one is made per
+hour.
+"""
 
 
 class Checkpoint(BaseModel):
@@ -68,3 +72,17 @@ def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
             "was changed, or its key is missing"
         )
     return checkpoint
+
+
+def lateness(checkpoint: Checkpoint | None, now: datetime) -> str:
+    """Return a line about a newest checkpoint that is missing, or two hours late; empty
+    for one in time.
+    """
+    if checkpoint is None:
+        return "the newest checkpoint of the trail is missing"
+    # A checkpoint from the future was made by a wrong clock.
+    if abs(now - checkpoint.at) > _LATE:
+        return (
+            f"the newest checkpoint of the audit trail is late: of {checkpoint.at:%Y-%m-%d %H:%M}Z"
+        )
+    return ""
