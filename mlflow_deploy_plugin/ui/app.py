@@ -361,7 +361,7 @@ class _Console:
         period = parse_window(request.args.get("period", ""))
         digest = request.args.get("document", "")
         proof = make_proof(store, endpoint, period, digest, access.caller().actor)
-        for model in {event["model"] for event in proof["events"]} - {""}:
+        for model in {entry["event"]["model"] for entry in proof["events"]} - {""}:
             access.require_readable(model)
         return jsonify(published | {"proof": proof})
 

@@ -3,6 +3,7 @@ server and stored outside of the store. With a checkpoint, it is found that the 
 events of a chain were removed.
 """
 
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -86,3 +87,22 @@ def lateness(checkpoint: Checkpoint | None, now: datetime) -> str:
             f"the newest checkpoint of the audit trail is late: of {checkpoint.at:%Y-%m-%d %H:%M}Z"
         )
     return ""
+
+
+def changed_ends(
+    checkpoint: Checkpoint,
+    later: Checkpoint,
+    digests: Mapping[tuple[str, int], str],
+) -> Iterator[int]:
+    """Yield the ids of the events in `checkpoint` that have another hash in `later` or
+    `digests`, or that `later` lacks. A `later` checkpoint of before may lack events.
+
+    Args:
+        digests: the chain and the id of further events → their hashes.
+    """
+    for name, (event, digest) in checkpoint.heads.items():
+        end, end_digest = later.heads.get(name, (0, ""))
+        is_lost = end < event and checkpoint.at <= later.at
+        other = end_digest if end == event else digests.get((name, event), digest)
+        if is_lost or other != digest:
+            yield event

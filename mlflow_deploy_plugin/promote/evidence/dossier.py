@@ -42,7 +42,6 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.audit_chain import ADOPT, verify_trail
-from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -423,17 +422,14 @@ class _Facts:
             page = self.pages[event.model]
             yield event_statement(event, page, event not in unsigned_adopted)
         trusted = trusted_keys(self.store)
-        checkpoint = None
-        if trusted and trusted.checkpoint:
-            with suppress(InvalidConfig):
-                checkpoint = load_checkpoint(trusted.checkpoint, trusted.keys, "in MLflow")
-        compared = f"of {checkpoint.at:%Y-%m-%d %H:%M} UTC" if checkpoint else "none"
+        newest = trusted and trusted.checkpoint
+        compared = f"of {newest.at:%Y-%m-%d %H:%M} UTC" if newest else "none"
         for name, page in self.pages.items():
-            chain = verify_trail(self.store, name, trusted and trusted.keys, checkpoint)
+            chain = verify_trail(self.store, name, trusted and trusted.keys, newest)
             subject = f"The trail of {name or 'the endpoints'}"
             text = f"{subject} is {chain.state}: {chain.events:,} events, {chain.signed:,} signed"
             if trusted:
-                text += f", by the keys of {trusted.origin}, checkpoint: {compared}"
+                text += f", by the keys of {trusted.origin}, checkpoint {compared}"
             yield statement_of(text, "trail", name or self.endpoint, page)
             for fault in chain.faults:
                 yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)

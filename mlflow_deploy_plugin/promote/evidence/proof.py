@@ -5,29 +5,33 @@ check it.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
-from sqlalchemy import and_, or_, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL
+from mlflow_deploy_plugin.core.registry.audit_trail import (
+    AUDIT_TRAIL,
+    StoredEvent,
+    stored_events,
+)
 from mlflow_deploy_plugin.core.registry.connection import app_document
 from mlflow_deploy_plugin.core.settings import read_text
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chain import (
     canonical_json,
-    event_digest,
-    is_signed_row,
 )
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, load_checkpoint, make_checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import (
+    Checkpoint,
+    changed_ends,
+    load_checkpoint,
+    make_checkpoint,
+)
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import AuditRow, Json, from_row
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, read_trail
 from mlflow_deploy_plugin.promote.evidence.statements import (
     Statement,
@@ -44,43 +48,31 @@ _STATEMENTS = TypeAdapter(dict[str, list[Statement]])
 
 
 class ProvenEvent(BaseModel):
-    """The columns of an audit event (`AuditRow`), and its statement. An event that is
-    not counted decides nothing, because no server has signed it.
+    """An event and its statement.
+
+    Attributes:
+        is_in_period: True if the event must have a statement in the dossier.
     """
 
-    id: int
-    at: datetime
-    actor: str
-    action: str
-    endpoint: str
-    model: str
-    version: str
-    before: str
-    after: str
-    why: str
-    detail: Json
-    previous: str
-    digest: str
-    signed_by: str
-    signature: str
+    event: StoredEvent
     statement: str
-    is_counted: bool
+    is_in_period: bool
 
 
 class Proof(BaseModel):
     """The signed facts.
 
     Attributes:
+        subject: the endpoint and the period.
         document: the SHA-256 of the statements, which `made_by` has sent.
-        events: all events of the endpoint and its models until `end`, oldest first.
+        events: all events of the endpoint and its models until the end of the period,
+            oldest first.
         keys: the public keys of the server in PEM.
         checkpoint: the ends of all chains at the time of the signature.
         signed_by: the id of the key; empty if there is no server that signs.
     """
 
-    endpoint: str
-    start: datetime
-    end: datetime
+    subject: str
     document: str
     made_by: str
     events: tuple[ProvenEvent, ...]
@@ -89,44 +81,24 @@ class Proof(BaseModel):
     signed_by: str
     signature: str = ""
 
-    @property
-    def subject(self) -> Json:
-        """The fields that the dossier also has."""
-        return {
-            "endpoint": self.endpoint,
-            "start": self.start.isoformat(),
-            "end": self.end.isoformat(),
-        }
-
-    @property
-    def summary(self) -> str:
-        signed = sum(event.signature != "" for event in self.events)
-        return f"{len(self.events)} events, {signed} of them signed; statements by {self.made_by}"
-
 
 def make_proof(store: Store, endpoint: str, period: Window, document: str, actor: str) -> Json:
     """Return the proof, which is signed if this process has the key of the server.
     Raises StoreUnavailable, and the errors of `read_trail`.
     """
     trail = read_trail(store, endpoint, period)
-    of_models = and_(AuditRow.endpoint == "", AuditRow.model.in_(trail.names))
-    query = select(*AuditRow.__table__.columns).order_by(AuditRow.id)
-    query = query.where(or_(AuditRow.endpoint == endpoint, of_models))
-    with store.transaction(is_read_only=True) as session:
-        rows = [*session.execute(query).mappings()]
-    known = {*trail.earlier, *trail.events}
+    in_period = {*trail.events}
+    known = in_period.union(trail.earlier)
     proven = []
-    for row in rows:
-        event = from_row(AuditRow(**row), AuditEvent)
-        is_counted = event not in trail.unsigned
-        text = event_statement(event, "", is_counted).text
+    for stored in stored_events(store, endpoint, trail.names):
+        event = stored.without_place()
+        text = event_statement(event, "", event not in trail.unsigned).text
         if event in known:
-            proven.append(ProvenEvent(**row, statement=text, is_counted=is_counted))
+            is_in_period = event in in_period
+            proven.append(ProvenEvent(event=stored, statement=text, is_in_period=is_in_period))
     keys = store.keys or Keys({})
     proof = Proof(
-        endpoint=endpoint,
-        start=period.start,
-        end=period.end,
+        subject=f"{endpoint} {_span(period)}",
         document=document,
         made_by=actor,
         events=tuple(proven),
@@ -145,11 +117,14 @@ def obtain_proof(store: Store, dossier: Dossier) -> Json:
     """
     period = Window(dossier.start, dossier.end)
     document = _digest(document_content(dossier))
-    span = f"{period.start.isoformat()}/{period.end.isoformat()}"
-    query = {"endpoint": dossier.endpoint, "period": span, "document": document}
+    query = {"endpoint": dossier.endpoint, "period": _span(period), "document": document}
     answer = app_document("the proof", AUDIT_TRAIL, "GET", query, _SECONDS, is_optional=True)
     signed = answer and answer.get("proof")
     return signed or make_proof(store, dossier.endpoint, period, document, store.user)
+
+
+def _span(period: Window) -> str:
+    return f"{period.start.isoformat()}/{period.end.isoformat()}"
 
 
 def _digest(document: Json) -> str:
@@ -175,6 +150,7 @@ def check_dossier(
         content = document.pop("proof")
         proof = Proof.model_validate(content)
         del content["signature"]
+        subject = f"{document['endpoint']} {document['start']}/{document['end']}"
         for group in document.values():
             if isinstance(group, dict):
                 sections |= _STATEMENTS.validate_python(group)
@@ -187,7 +163,7 @@ def check_dossier(
         faults.append("MLflow's server has not signed this dossier")
     elif not keys.is_signed(_PURPOSE, canonical_json(content), proof.signed_by, proof.signature):
         faults.append(f"the dossier has no valid signature of the key {proof.signed_by}")
-    if _digest(document) != proof.document or not proof.subject.items() <= document.items():
+    if (_digest(document), subject) != (proof.document, proof.subject):
         faults.append("the statements are not those that were signed")
     faults += _event_faults(proof, sections, keys)
     compared = "none"
@@ -195,9 +171,16 @@ def check_dossier(
         text = read_text(checkpoint_file, "the file of --checkpoint")
         checkpoint = load_checkpoint(text, keys, str(checkpoint_file))
         compared = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z"
-        faults += _checkpoint_faults(proof, checkpoint)
+        events = [entry.event for entry in proof.events]
+        digests = {(chain_id(event.model), event.id): event.digest for event in events}
+        for number in changed_ends(checkpoint, proof.checkpoint, digests):
+            faults.append(f"event {number} was removed or changed after the checkpoint")
+    signed = sum(entry.event.signature != "" for entry in proof.events)
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
-    return faults, f"{proof.summary}; keys: {origin}; checkpoint: {compared}"
+    return faults, (
+        f"{len(proof.events)} events, {signed} of them signed; keys: {origin}; checkpoint: "
+        f"{compared}; statements by {proof.made_by}"
+    )
 
 
 def _event_faults(
@@ -207,28 +190,12 @@ def _event_faults(
 ) -> Iterator[str]:
     """Yield the faults of the events and of the statements about events."""
     stated = {entry.text for entry in chain.from_iterable(sections.values())}
-    for event in proof.events:
-        name = f"event {event.id} ({event.action} by {event.actor})"
-        if event.digest and event.digest != event_digest(event, event.previous):
-            yield f"{name} was changed"
-        elif event.signed_by and not is_signed_row(event, event.digest, keys):
-            yield f"{name} has no valid signature of the key {event.signed_by}"
-        if proof.start <= event.at < proof.end and event.statement not in stated:
-            yield f"{name} has no statement"
-    proven = {event.statement for event in proof.events}
+    for entry in proof.events:
+        yield from entry.event.faults(keys)
+        if entry.is_in_period and entry.statement not in stated:
+            yield f"{entry.event.name} has no statement"
+    proven = {entry.statement for entry in proof.events}
     for name in sections.keys() - _FACTS:
-        for entry in sections[name]:
-            if entry.text not in proven:
-                yield f"no event has this statement: {entry.text}"
-
-
-def _checkpoint_faults(proof: Proof, checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield the ends of chains in the checkpoint that the dossier contradicts."""
-    digests = {(chain_id(event.model), event.id): event.digest for event in proof.events}
-    ends = proof.checkpoint.heads
-    digests |= {(name, event): digest for name, (event, digest) in ends.items()}
-    is_older = checkpoint.at <= proof.checkpoint.at
-    for name, (event, digest) in checkpoint.heads.items():
-        is_lost = is_older and (name not in ends or ends[name][0] < event)
-        if is_lost or digests.get((name, event), digest) != digest:
-            yield f"event {event} was removed or changed after {checkpoint.at:%Y-%m-%d %H:%M} UTC"
+        for made in sections[name]:
+            if made.text not in proven:
+                yield f"no event has this statement: {made.text}"

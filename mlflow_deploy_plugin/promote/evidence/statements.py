@@ -122,10 +122,8 @@ def write_document(
     its `proof`. Raises InvalidConfig if the folder cannot be written.
     """
     content = document_content(document)
-    created_at = datetime.fromisoformat(content["created_at"])
     template = report_templates(Path(__file__).parent).get_template("statements.html")
-    sections = {group: content[group] for group in groups}
-    page = template.render(title=title, created_at=created_at, proof=proof, groups=sections)
+    page = template.render(title=title, document=content, proof=proof, groups=groups)
     if proof:
         content["proof"] = proof
     try:

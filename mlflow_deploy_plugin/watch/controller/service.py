@@ -4,13 +4,11 @@ it is stopped.
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.approved_files import changed_files
 from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
-from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import lateness
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
 from mlflow_deploy_plugin.promote.rollouts.controller import (
@@ -135,13 +133,8 @@ def announce_lateness(store: Store) -> None:
     checkpoint is late, missing or not signed.
     """
     published = published_trail()
-    if published is None:
-        return
-    checkpoint = None
-    with suppress(InvalidConfig):
-        checkpoint = load_checkpoint(published.checkpoint, published.keys, "in MLflow")
     now = store.now()
-    if late := lateness(checkpoint, now):
+    if published and (late := lateness(published.valid_checkpoint(), now)):
         announce(store, "audit trail", "checkpoint", f"on {now:%Y-%m-%d}, {late}")
 
 

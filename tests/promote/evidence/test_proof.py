@@ -93,7 +93,9 @@ def forge_statement(document: Any) -> None:
 
 
 def forge_period(document: Any) -> None:
-    document["end"] = document["proof"]["end"] = "2099-01-01T00:00:00+00:00"
+    end = "2099-01-01T00:00:00+00:00"
+    document["proof"]["subject"] = document["proof"]["subject"].replace(document["end"], end)
+    document["end"] = end
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,10 @@ def forge_period(document: Any) -> None:
         (forge_period, ["valid signature", "not those"]),
         (lambda document: document["decisions"].pop("promotions"), ["not those", "no statement"]),
         (lambda document: document["proof"]["events"].pop(), ["valid signature"]),
-        (lambda document: document["proof"]["events"][2].update(actor="x"), ["was changed"]),
+        (
+            lambda document: document["proof"]["events"][2]["event"].update(actor="x"),
+            ["was changed"],
+        ),
         (lambda document: document["proof"].update(signed_by=""), ["not signed"]),
     ],
 )
