@@ -57,6 +57,7 @@ def audit() -> None:
       onnxserve audit history flights
       onnxserve audit card models:/flight-delay/4
       onnxserve audit dossier flights --period 2026-Q4
+      onnxserve audit verify-dossier flights-2026-Q4-dossier/dossier.json
     """
 
 
@@ -83,8 +84,8 @@ def audit() -> None:
 @flag(
     "--verify",
     help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
-    "an event was changed, removed, inserted or moved, or if no event is signed with one of the "
-    "keys.",
+    "an event was changed, removed, inserted or moved, if no event is signed with one of the keys, "
+    "or if the checkpoint is late or missing.",
 )
 @path_option(
     "--keys",
@@ -171,7 +172,7 @@ def _verify(
     from mlflow_deploy_plugin.core.settings import read_text
     from mlflow_deploy_plugin.core.store.audit_chain import published_keys, verify_trail
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
-    from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
+    from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
 
     published = None if keys_file and checkpoint_file else published_trail()
     with opened_store() as store:
@@ -190,19 +191,21 @@ def _verify(
         place = str(checkpoint_file or "in MLflow")
         checkpoint = load_checkpoint(text, keys, place) if text else None
         state = verify_trail(store, model, keys, checkpoint)
+        late = lateness(checkpoint, store.now()) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
     lines = [
         *(fault.text for fault in state.faults),
         *(f"the key {key} has signed no event" for key in state.unused_keys),
+        *filter(None, [late]),
         f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
         f"checkpoint: {checked_at}",
     ]
-    show_result("text" if output == "text" else "json", asdict(state), lines)
+    show_result("text" if output == "text" else "json", asdict(state) | {"late": late}, lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
     elif state.state == "unsigned":
         show_progress("no event is signed, so everybody with the store could have written them")
-    if state.state != "intact" or state.unused_keys:
+    if state.state != "intact" or state.unused_keys or late:
         sys.exit(1)
 
 
@@ -344,11 +347,42 @@ def dossier(name: str, period: str, folder: Path | None) -> None:
     """
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
+    from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
 
     with opened_store() as store:
         with usage_errors():
             window = parse_period(period, store.now())
         made = make_dossier(store, name, window, load_settings().inference_log)
+        proof = obtain_proof(store, made)
     folder = folder or Path(f"{name}-{period.replace('/', '-')}-dossier")
-    made.write(folder)
+    made.write(folder, proof)
     click.echo(f"{name} in {period}: {folder}/dossier.html, {folder}/dossier.json")
+    if not proof["signed_by"]:
+        show_progress("the dossier is not signed: MLflow's server does not sign audit events")
+
+
+@audit.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@path_option(
+    "--keys",
+    show_default="in FILE",
+    help="PEM file with the public keys of MLflow's servers.",
+)
+@path_option("--checkpoint", help="The newest checkpoint, with which the proof must agree.")
+def verify_dossier(file: Path, keys: Path | None, checkpoint: Path | None) -> None:
+    """Check the dossier.json FILE without the network, the store and MLflow's server.
+
+    The signature, the events, and the statements about events are checked. The exit
+    status is 1 if there is a fault. Get the keys in another way than FILE: its maker
+    may have exchanged them.
+
+    \b
+      onnxserve audit verify-dossier dossier.json --keys server-keys.pem
+    """
+    from mlflow_deploy_plugin.promote.evidence.proof import check_dossier
+
+    faults, summary = check_dossier(file, keys, checkpoint)
+    show_lines([*faults, summary])
+    if faults:
+        show_progress(f"the dossier is not proven: {len(faults)} faults")
+        sys.exit(1)

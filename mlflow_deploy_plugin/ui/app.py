@@ -41,8 +41,10 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.evidence.diff import compare
+from mlflow_deploy_plugin.promote.evidence.proof import make_proof
 from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, record_of
 from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
@@ -51,7 +53,11 @@ from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_a
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail, registry_name
 from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
-from mlflow_deploy_plugin.ui.checkpoints import log_checkpoints, newest_checkpoint
+from mlflow_deploy_plugin.ui.checkpoints import (
+    log_checkpoints,
+    newest_checkpoint,
+    refuse_changes,
+)
 from mlflow_deploy_plugin.ui.event_words import ACTIONS, event_rows
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
@@ -98,6 +104,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     _compare_versions_as_numbers()
     trail = AuditTrail(log_checkpoints)
     guard.install(app, trail, served)
+    app.before_request(refuse_changes)
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
     adapter.install(app, served)
@@ -350,12 +357,24 @@ class _Console:
         return self._jobs.start(job, secret)
 
     def audit_trail(self) -> Response:
-        """Return the public keys of this server and the newest checkpoint as JSON."""
-        keys = self._trail.store().keys
-        return jsonify(
-            keys=keys.public_pem() if keys else "",
-            checkpoint=newest_checkpoint() if keys else "",
-        )
+        """Return the public keys of this server and the newest checkpoint as JSON, and
+        the proof of a dossier of ?endpoint=.
+        """
+        store = self._trail.store()
+        if store.keys is None:
+            return jsonify(keys="", checkpoint="")
+        published = {"keys": store.keys.public_pem(), "checkpoint": newest_checkpoint(store.keys)}
+        endpoint = request.args.get("endpoint", "")
+        if not endpoint:
+            return jsonify(published)
+        if access.hidden_endpoints(store, [endpoint]):
+            raise no_endpoint(endpoint)
+        period = parse_window(request.args.get("period", ""))
+        digest = request.args.get("document", "")
+        proof = make_proof(store, endpoint, period, digest, access.caller().actor)
+        for model in {entry["event"]["model"] for entry in proof["events"]} - {""}:
+            access.require_readable(model)
+        return jsonify(published | {"proof": proof})
 
     def requests(self) -> Response:
         """Return the requests for promotions (of ?model=) as JSON."""

@@ -1,18 +1,26 @@
 """Hourly checkpoints of the audit trail by MLflow's server: each is the artifact of a
 run in MLflow and, with ONNXSERVE_AUDIT_CHECKPOINTS, a file at another place.
+
+The server finds its runs by a tag that it has signed. Callers may not change the
+experiment or its runs.
 """
 
 import logging
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from contextvars import copy_context
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from flask import Response, jsonify, make_response, request
 
 from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import current_actor
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
@@ -26,64 +34,110 @@ _log = logging.getLogger(__name__)
 EXPERIMENT = "onnxserve-audit-trail"
 CHECKPOINT_FILE = "checkpoint.json"
 _EVERY_SECONDS = 3600
-_FIRST_SECONDS = 300
-_LEASE_SECONDS = 60
+_FIRST_SECONDS = 30
+_PAUSE_SECONDS = 300
 _SETTING = "ONNXSERVE_AUDIT_CHECKPOINTS"
+_TAG = "onnxserve.signed_run_id"
+"""The tag with the id of the key and the signature of the run's id."""
+_PURPOSE = "checkpoint run"
+_UPLOAD = "serve_upload_artifact"
+_CHANGES = (
+    *("_create_run", "_update_run", "_delete_run", "_restore_run", "_log_metric", "_log_param"),
+    *("_set_tag", "_delete_tag", "_log_batch", "_log_model", "_log_inputs", "_log_outputs"),
+    *("_update_experiment", "_delete_experiment", "serve_create_promptlab_run", _UPLOAD),
+)
+_FIELDS = ("experiment_id", "experimentId", "run_id", "runId", "run_uuid", "runUuid")
+"""The views of MLflow that change an experiment or a run, and the fields of their
+requests.
+"""
 
 
-def log_checkpoints(store: Store) -> None:
-    """Log checkpoints of a store in the background, if this server signs its events."""
+def log_checkpoints(store: Store) -> threading.Event:
+    """Log checkpoints of a store in the background, if this server signs its events,
+    until the returned event is set.
+    """
+    ended = threading.Event()
     if store.keys is not None:
         threading.Thread(
             target=copy_context().run,  # The context contains the workspace.
-            args=(_repeat, store),
+            args=(_repeat, store, ended),
             name="onnxserve-checkpoints",
             daemon=True,
         ).start()
+    return ended
 
 
-def _repeat(store: Store) -> None:
+def _repeat(store: Store, ended: threading.Event) -> None:
+    """Log a checkpoint per hour while this worker has the lease. After a failure, the
+    next attempt follows after a pause.
+    """
+    lease = None
+    due = 0.0
     wait = _FIRST_SECONDS
-    while True:
-        time.sleep(wait)
-        wait = _EVERY_SECONDS
+    while not ended.wait(wait):
+        wait = _PAUSE_SECONDS
         try:
-            log_checkpoint(store)
+            lease = lease and store.renew_lease(lease)
+            lease = lease or store.acquire_lease(
+                "audit checkpoint", current_actor(), 2 * _PAUSE_SECONDS
+            )
+            if lease and time.monotonic() >= due:
+                log_checkpoint(store)
+                due = time.monotonic() + _EVERY_SECONDS
         except Exception:  # noqa: BLE001 - The next attempt may succeed.
             _log.exception("no checkpoint of the audit trail was logged")
 
 
-def log_checkpoint(store: Store, every_seconds: float = _EVERY_SECONDS) -> bool:
-    """Log a checkpoint, unless a worker of a server has logged one shortly before.
-    Return True if it was logged.
+def log_checkpoint(store: Store) -> None:
+    """Log a checkpoint at the place of the setting, and then to MLflow. Callers see the
+    checkpoint in MLflow, so that a failure of the place becomes visible.
     """
-    if store.keys is None:
-        return False
-    lease = store.acquire_lease("audit checkpoint", current_actor(), _LEASE_SECONDS)
-    if lease is None:
-        return False
-    try:
-        newest = _newest_run()
-        age = time.time() - newest.info.start_time / 1000 if newest else every_seconds
-        if age < every_seconds * 0.9:
-            return False
-        checkpoint = make_checkpoint(store, store.keys)
-        name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
-        content = checkpoint.model_dump_json(indent=1)
-        _log_run(name, content)
-        if place := load_settings().audit_checkpoints:
-            location = locate_log(place, _SETTING)
-            write_file(location, name, content.encode(), is_new=True)
-        return True
-    finally:
-        store.release_lease(lease)
+    assert store.keys is not None
+    checkpoint = make_checkpoint(store, store.keys)
+    name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
+    content = checkpoint.model_dump_json(indent=1)
+    if place := load_settings().audit_checkpoints:
+        write_file(locate_log(place, _SETTING), name, content.encode(), is_new=True)
+    _log_run(name, content, store.keys)
 
 
-def newest_checkpoint() -> str:
+def refuse_changes() -> Response | None:
+    """Refuse the current request if it changes the experiment of the checkpoints, or
+    one of its runs.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.server import handlers
+
+    document: Any = request.args
+    if request.endpoint not in _CHANGES:
+        return None
+    if request.endpoint != _UPLOAD:
+        with suppress(MlflowException, ValueError):  # MLflow's view refuses the request.
+            document = handlers._get_normalized_request_json()
+    for field in _FIELDS:
+        with suppress(MlflowException):
+            if document.get(field) and _experiment_name(field, str(document[field])) == EXPERIMENT:
+                message = f"only this server changes the experiment {EXPERIMENT} and its runs"
+                return make_response(jsonify(error_code="PERMISSION_DENIED", message=message), 403)
+    return None
+
+
+@lru_cache(maxsize=10_000)
+def _experiment_name(field: str, id: str) -> str:
+    """Return the name of the experiment of a run or an experiment."""
+    from mlflow.server import handlers
+
+    tracking = handlers._get_tracking_store()
+    if field.startswith("run"):
+        id = tracking.get_run(id).info.experiment_id
+    return str(tracking.get_experiment(id).name)
+
+
+def newest_checkpoint(keys: Keys) -> str:
     """Return the newest checkpoint in MLflow as JSON; empty if there is none. Raises
     NotFound if it cannot be read.
     """
-    run = _newest_run()
+    run = _newest_run(keys)
     if run is None:
         return ""
     with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
@@ -91,27 +145,32 @@ def newest_checkpoint() -> str:
         return file.read_text()
 
 
-def _newest_run() -> "Run | None":
+def _newest_run(keys: Keys) -> "Run | None":
+    """Return the newest of the runs whose ids one of the keys has signed."""
     from mlflow.entities import ViewType
     from mlflow.server import handlers
+    from mlflow.utils.time import get_current_time_millis
 
     tracking = handlers._get_tracking_store()
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return None
-    runs = tracking.search_runs(
+    for run in tracking.search_runs(
         [experiment.experiment_id],
-        "attributes.status = 'FINISHED'",
+        f"attributes.status = 'FINISHED' AND attributes.start_time <= {get_current_time_millis()}",
         ViewType.ACTIVE_ONLY,
-        max_results=1,
+        max_results=100,
         order_by=["attributes.start_time DESC"],
-    )
-    return next(iter(runs), None)
+    ):
+        key_id, _, signature = run.data.tags.get(_TAG, "").partition(" ")
+        if keys.is_signed(_PURPOSE, run.info.run_id, key_id, signature):
+            return run
+    return None
 
 
-def _log_run(name: str, content: str) -> None:
+def _log_run(name: str, content: str, keys: Keys) -> None:
     """Log the checkpoint as the artifact of a new run."""
-    from mlflow.entities import RunStatus
+    from mlflow.entities import RunStatus, RunTag
     from mlflow.server import handlers
     from mlflow.utils.time import get_current_time_millis
 
@@ -119,6 +178,8 @@ def _log_run(name: str, content: str) -> None:
     number = get_or_create_experiment(tracking, EXPERIMENT)
     now = get_current_time_millis()
     run = tracking.create_run(number, "onnxserve", now, tags=[], run_name=name)
+    signature = keys.sign(_PURPOSE, run.info.run_id)
+    tracking.set_tag(run.info.run_id, RunTag(_TAG, f"{keys.key_id} {signature}"))
     repository, root = guard.artifact_store(run.info.artifact_uri)
     with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
         file = Path(folder) / CHECKPOINT_FILE

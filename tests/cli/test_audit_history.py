@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mlflow_deploy_plugin.core.store.audit_chain import seal
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
+from tests.support.clocks import Clock
 from tests.support.commands import said
 from tests.support.refusals import mentions
 
@@ -267,8 +269,36 @@ def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:
 
     tamper(tmp_path, "DELETE FROM onnxserve_audit_events WHERE model = 'unrelated'")
 
-    assert history("--verify").exit_code == 0
     assert mentions(history("--verify", *options).stdout, "changed", "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (timedelta(hours=2), []),
+        (timedelta(hours=4), ["newest checkpoint", "is late"]),
+        (-timedelta(days=30_000), ["newest checkpoint", "is late"]),
+        (None, ["newest checkpoint", "is missing"]),
+    ],
+)
+def test_verify_needs_a_timely_checkpoint(
+    trail: None,
+    tmp_path: Path,
+    age: timedelta | None,
+    words: list[str],
+) -> None:
+    keys = read_key_file(tmp_path / "audit.pem")
+    options = ["--verify"]
+    with closing(open_store(load_settings().store_url, keys=keys)) as store:
+        seal(store)
+    if age is not None:
+        clock = Clock(datetime.now(UTC) - age)
+        with closing(open_store(load_settings().store_url, clock, keys=keys)) as store:
+            checkpoint = make_checkpoint(store, keys).model_dump_json()
+        (tmp_path / "latest.json").write_text(checkpoint)
+        options += ["--checkpoint", f"{tmp_path}/latest.json"]
+    verified = history(*options)
+    assert (verified.exit_code, mentions(verified.stdout, *words)) == (int(bool(words)), True)
 
 
 def test_adopt_accepts_removed_events(

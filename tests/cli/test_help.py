@@ -89,7 +89,7 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
     ("words", "start", "completions"),
     [
         ([], "mon", ["monitor"]),
-        (["audit"], "", ["adopt", "bom", "card", "dossier", "history"]),
+        (["audit"], "", ["adopt", "bom", "card", "dossier", "history", "verify-dossier"]),
         (["promote"], "--dr", ["--dry-run"]),
         (["history"], "fl", []),
     ],

@@ -3,12 +3,16 @@ directly into the store.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import RunStatus, ViewType
+from mlflow.server import handlers
 
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
@@ -24,11 +28,17 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
     approve,
     request_promotion,
 )
-from mlflow_deploy_plugin.ui import guard
-from mlflow_deploy_plugin.ui.checkpoints import log_checkpoint, newest_checkpoint
+from mlflow_deploy_plugin.ui import checkpoints, guard
+from mlflow_deploy_plugin.ui.checkpoints import (
+    EXPERIMENT,
+    log_checkpoint,
+    log_checkpoints,
+    newest_checkpoint,
+)
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import move
 from tests.support.services.s3 import s3_server
+from tests.support.waiting import wait_until
 
 POLICY = "gated_stages: [Production]\napprovals: {count: 2, groups: [risk]}"
 TRAIL = "/onnxserve/audit-trail"
@@ -101,20 +111,19 @@ def test_a_tampered_trail_ends_the_request(mlflow_app: Any, model: str) -> None:
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_a_checkpoint_is_logged_to_mlflow_and_to_a_folder(
-    mlflow_app: Any,
-    command: Store,
-    model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def worm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the checkpoints."""
     monkeypatch.setenv("ONNXSERVE_AUDIT_CHECKPOINTS", str(tmp_path / "worm"))
+    return tmp_path / "worm"
+
+
+def test_checkpoint_in_mlflow_and_a_folder(mlflow_app: Any, command: Store, worm: Path) -> None:
     assert mlflow_app.client.get(TRAIL).json["checkpoint"] == ""
     with mlflow_app.app.test_request_context():
-        assert log_checkpoint(mlflow_app.store)
-        assert not log_checkpoint(mlflow_app.store)  # It is younger than an hour.
-        assert log_checkpoint(mlflow_app.store, every_seconds=0)
-        text = newest_checkpoint()
+        log_checkpoint(mlflow_app.store)
+        log_checkpoint(mlflow_app.store)
+        text = newest_checkpoint(mlflow_app.store.keys)
 
     published = mlflow_app.client.get(TRAIL).json
     assert published["checkpoint"] == text
@@ -122,7 +131,59 @@ def test_a_checkpoint_is_logged_to_mlflow_and_to_a_folder(
     assert "PRIVATE" not in json.dumps(published)
     checkpoint = load_checkpoint(text, mlflow_app.store.keys, "mlflow")
     assert verify_trail(command, "", checkpoint=checkpoint).state == "intact"
-    assert len(list((tmp_path / "worm").iterdir())) == 2
+    assert text in [file.read_text() for file in worm.iterdir()]
+    assert len(list(worm.iterdir())) == 2
+
+
+def test_checkpoints_continue_after_a_run_of_the_year_2100(mlflow_app: Any, worm: Path) -> None:
+    with mlflow_app.app.test_request_context():
+        log_checkpoint(mlflow_app.store)
+        tracking = handlers._get_tracking_store()
+        number = tracking.get_experiment_by_name(EXPERIMENT).experiment_id
+        for start in (datetime(2100, 1, 1, tzinfo=UTC), datetime.now(UTC)):
+            run = tracking.create_run(number, "eve", int(start.timestamp() * 1000), [], "forged")
+            tracking.update_run_info(run.info.run_id, RunStatus.FINISHED, 0, None)
+        log_checkpoint(mlflow_app.store)
+        text = newest_checkpoint(mlflow_app.store.keys)
+    assert text == max(worm.iterdir()).read_text()
+
+
+def test_checkpoints_have_a_clock_of_their_own(
+    mlflow_app: Any,
+    worm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two workers, one logs the checkpoints."""
+    monkeypatch.setattr(checkpoints, "_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(checkpoints, "_EVERY_SECONDS", 1.4)
+    begun = time.monotonic()
+    workers = [log_checkpoints(mlflow_app.store) for _ in range(2)]
+    wait_until(lambda: worm.exists() and len(list(worm.iterdir())) == 3)
+    for ended in workers:
+        ended.set()
+    assert time.monotonic() - begun > 2.8
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("runs/create", "experiment_id"),
+        ("runs/set-tag", "runId"),
+        ("runs/log-batch", "run_uuid"),
+        ("runs/delete", "run_id"),
+        ("experiments/delete", "experimentId"),
+    ],
+)
+def test_callers_change_no_run_of_the_trail(mlflow_app: Any, path: str, field: str) -> None:
+    with mlflow_app.app.test_request_context():
+        log_checkpoint(mlflow_app.store)
+        number = handlers._get_tracking_store().get_experiment_by_name(EXPERIMENT).experiment_id
+        (run, *_) = handlers._get_tracking_store().search_runs([number], "", ViewType.ALL)
+    document = {field: run.info.run_id if "run" in field else number, "key": "k", "value": "v"}
+    own = mlflow_app.client.post(f"/api/2.0/mlflow/{path}", json=json.dumps(document))
+    other = mlflow_app.client.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
+    assert (own.status_code, other.status_code) == (403, 200)
 
 
 def test_a_checkpoint_is_an_object_in_a_bucket(
@@ -134,8 +195,8 @@ def test_a_checkpoint_is_an_object_in_a_bucket(
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket, mlflow_app.app.test_request_context():
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        assert log_checkpoint(mlflow_app.store, every_seconds=0)
-        text = newest_checkpoint()
+        log_checkpoint(mlflow_app.store)
+        text = newest_checkpoint(mlflow_app.store.keys)
 
     ((name, content),) = bucket.objects.items()
     assert name.startswith("worm/trail/20")

@@ -2,22 +2,28 @@
 with onnxserve publishes, and the events that the server has not signed.
 
 - `GET /onnxserve/audit-trail`: `keys` in PEM and the `checkpoint` in JSON, or empty
-  texts
+  texts; with the parameters `endpoint`, `period` (START/END) and `document` (a digest),
+  also the `proof` of a dossier (`promote/evidence/proof.py`)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 
-from mlflow_deploy_plugin.core.errors import ScopeMissing
+from mlflow_deploy_plugin.core.errors import InvalidConfig, ScopeMissing
 from mlflow_deploy_plugin.core.registry.connection import CALLER, app_document
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chain import (
+    event_digest,
+    is_signed_row,
     newest_counted_events,
     published_keys,
 )
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, load_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 
@@ -28,6 +34,12 @@ _SECONDS = 30
 class PublishedTrail(NamedTuple):
     keys: Keys
     checkpoint: str
+
+    def valid_checkpoint(self) -> Checkpoint | None:
+        """Return the checkpoint; None if there is none that a key has signed."""
+        with suppress(InvalidConfig):
+            return load_checkpoint(self.checkpoint, self.keys, "in MLflow")
+        return None
 
 
 def published_trail() -> PublishedTrail | None:
@@ -66,10 +78,16 @@ def require_administrator(store: Store, what: str, holder: str = "") -> None:
 
 
 class TrustedKeys(NamedTuple):
-    """The keys whose signatures count. `origin` is where they come from, in words."""
+    """The keys whose signatures count.
+
+    Attributes:
+        origin: where the keys come from, in words.
+        checkpoint: the newest checkpoint of MLflow's server, if it is known.
+    """
 
     keys: Keys
     origin: str
+    checkpoint: Checkpoint | None = None
 
 
 def trusted_keys(store: Store) -> TrustedKeys | None:
@@ -81,6 +99,7 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
     """
     keys = store.keys
     origin = "MLflow's server"
+    checkpoint = None
     if keys is None:
         published = published_trail()
         if published is None:
@@ -88,9 +107,10 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
             origin = "the store itself, which its users can change"
         else:
             keys = published.keys
+            checkpoint = published.valid_checkpoint()
     signed = select(AuditRow.id).where(AuditRow.signed_by.in_(keys.public)).limit(1)
     with store.transaction(is_read_only=True) as session:
-        return TrustedKeys(keys, origin) if session.scalar(signed) else None
+        return TrustedKeys(keys, origin, checkpoint) if session.scalar(signed) else None
 
 
 def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
@@ -125,3 +145,38 @@ def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[Aud
     for model in {event.model for event in unsigned}:
         unsigned.difference_update(_counted_events(store, model, trusted))
     return frozenset(unsigned)
+
+
+@dataclass(frozen=True)
+class StoredEvent(AuditEvent):
+    """An event with its place in the hash chain (`AuditRow`)."""
+
+    id: int = 0
+    previous: str = ""
+    digest: str = ""
+    signed_by: str = ""
+    signature: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"event {self.id} ({self.action} by {self.actor})"
+
+    def faults(self, keys: Keys) -> Iterator[str]:
+        """Yield a line if the event was changed, or has no valid signature."""
+        # An event of an older onnxserve has no hash.
+        if self.digest and self.digest != event_digest(self, self.previous):
+            yield f"{self.name} was changed"
+        elif self.signed_by and not is_signed_row(self, self.digest, keys):
+            yield f"{self.name} has no valid signature of the key {self.signed_by}"
+
+    def without_place(self) -> AuditEvent:
+        return AuditEvent(*(getattr(self, entry.name) for entry in fields(AuditEvent)))
+
+
+def stored_events(store: Store, endpoint: str, models: Collection[str]) -> list[StoredEvent]:
+    """Return the events of the endpoint, and those of the models that are not about
+    another endpoint, oldest first.
+    """
+    of_models = and_(AuditRow.endpoint == "", AuditRow.model.in_(models))
+    query = select(AuditRow).where(or_(AuditRow.endpoint == endpoint, of_models))
+    return store.read(query.order_by(AuditRow.id), StoredEvent)

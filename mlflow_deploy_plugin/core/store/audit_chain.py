@@ -250,7 +250,7 @@ def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[
     newest_first = _chain(model).order_by(None).order_by(AuditRow.id.desc())
     for row in session.execute(newest_first, execution_options=_STREAMED):
         digest = event_digest(row, row.previous)
-        is_signed = _is_signed(row, digest, keys)
+        is_signed = is_signed_row(row, digest, keys)
         is_linked = row.digest == digest == expected
         if is_signed or is_linked or (expected is not None and not row.digest):
             yield _event_of(row)
@@ -473,10 +473,10 @@ def _check(rows: Iterable[Row[Any]], keys: Keys) -> Iterator[_Checked]:
         if row.digest and row.previous != head:
             faults.append(f"before {name}, an event was removed, inserted, changed or moved")
         head = row.digest or digest
-        yield _Checked(row, _is_signed(row, digest, keys), tuple(faults))
+        yield _Checked(row, is_signed_row(row, digest, keys), tuple(faults))
 
 
-def _is_signed(row: Row[Any], digest: str, keys: Keys) -> bool:
+def is_signed_row(row: Any, digest: str, keys: Keys) -> bool:
     """Return True if the hash of the row is `digest`, and has a valid signature."""
     return row.digest == digest and keys.is_signed(
         _PURPOSE,

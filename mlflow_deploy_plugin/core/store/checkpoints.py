@@ -3,7 +3,8 @@ server and stored outside of the store. With a checkpoint, it is found that the 
 events of a chain were removed.
 """
 
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +15,10 @@ from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.store import Store
 
 _PURPOSE = "audit checkpoint"
+_LATE = timedelta(hours=3)
+"""The age of the newest checkpoint that is two hours late, because one is made per
+hour.
+"""
 
 
 class Checkpoint(BaseModel):
@@ -68,3 +73,36 @@ def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
             "was changed, or its key is missing"
         )
     return checkpoint
+
+
+def lateness(checkpoint: Checkpoint | None, now: datetime) -> str:
+    """Return a line about a newest checkpoint that is missing, or two hours late; empty
+    for one in time.
+    """
+    if checkpoint is None:
+        return "the newest checkpoint of the trail is missing"
+    # A checkpoint from the future was made by a wrong clock.
+    if abs(now - checkpoint.at) > _LATE:
+        return (
+            f"the newest checkpoint of the audit trail is late: of {checkpoint.at:%Y-%m-%d %H:%M}Z"
+        )
+    return ""
+
+
+def changed_ends(
+    checkpoint: Checkpoint,
+    later: Checkpoint,
+    digests: Mapping[tuple[str, int], str],
+) -> Iterator[int]:
+    """Yield the ids of the events in `checkpoint` that have another hash in `later` or
+    `digests`, or that `later` lacks. A `later` checkpoint of before may lack events.
+
+    Args:
+        digests: the chain and the id of further events → their hashes.
+    """
+    for name, (event, digest) in checkpoint.heads.items():
+        end, end_digest = later.heads.get(name, (0, ""))
+        is_lost = end < event and checkpoint.at <= later.at
+        other = end_digest if end == event else digests.get((name, event), digest)
+        if is_lost or other != digest:
+            yield event

@@ -47,6 +47,7 @@ from mlflow_deploy_plugin.promote.evidence.statements import (
     Statements,
     event_statement,
     group_statements,
+    quoted,
     statement_of,
     write_document,
 )
@@ -285,9 +286,9 @@ class _Facts:
     def purpose(self) -> Statements:
         name = self.record.name
         if purpose := registry_client().get_registered_model(name).description:
-            yield self.in_registry(f"The description of the model {name} is: {purpose}")
+            yield self.in_registry(f"The description of the model {name} is {quoted(purpose)}")
         if text := tags.with_description_section(self.record.description, []):
-            yield self.in_registry(f"The description of the version is: {text}")
+            yield self.in_registry(f"The description of the version is {quoted(text)}")
 
     def origin(self) -> Statements:
         yield from self.registration()

@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.audit_chain import ADOPT, verify_trail
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.evidence.record import version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (
     Sections,
@@ -70,10 +71,10 @@ _SECTIONS = {
     "serving": ("versions", "requests", "traffic"),
     "decisions": ("promotions", "gate", "signatures", "changes"),
     "monitoring": ("verdicts", "alarms", "responses"),
-    "record": ("trail_state",),
+    "record": ("trail_state", "unsigned_events"),
 }
 """The sections of each group. Each section is a method of `_Facts`, or has the events
-of `_ACTIONS`.
+of `_ACTIONS`. `unsigned_events` has those that no server has signed.
 """
 _MOVES = ("promote", "transition", "alias")
 _SERVING = (*_MOVES, "rollback", "rollout.start", "rollout.end")
@@ -107,12 +108,12 @@ class Dossier:
     monitoring: Sections
     record: Sections
 
-    def write(self, folder: Path) -> None:
-        """Write dossier.html and dossier.json. Raises InvalidConfig if the folder
-        cannot be written.
+    def write(self, folder: Path, proof: Json) -> None:
+        """Write dossier.html, and dossier.json with its proof (`proof.py`). Raises
+        InvalidConfig if the folder cannot be written.
         """
         title = f"Dossier of {self.endpoint}, {Window(self.start, self.end)}"
-        write_document(self, folder, "dossier", title, _SECTIONS)
+        write_document(self, folder, "dossier", title, _SECTIONS, proof)
 
 
 def parse_period(text: str, now: datetime) -> Window:
@@ -146,7 +147,7 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     """
     if endpoint not in store.names(deleted=True):
         raise unknown_endpoint(endpoint, store.names(deleted=True))
-    trail = _read_trail(store, endpoint, period)
+    trail = read_trail(store, endpoint, period)
     pages = {name: console_page(model=name) for name in trail.names}
     pages[""] = console_page(endpoint=endpoint)
     captured = _read_requests(log_uri, endpoint, period)
@@ -156,7 +157,7 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
 
 
 @dataclass(frozen=True)
-class _Trail:
+class Trail:
     """The audit events of an endpoint and of its models, oldest first.
 
     Attributes:
@@ -199,7 +200,10 @@ class _Trail:
         return pinned | {(event.model, event.version) for event in moves if event.version}
 
 
-def _read_trail(store: Store, endpoint: str, period: Window) -> _Trail:
+def read_trail(store: Store, endpoint: str, period: Window) -> Trail:
+    """Return the events until the end of the period. Raises StoreUnavailable, and the
+    errors of `unsigned_events`.
+    """
     models = set[ModelURI]()
     begun_with = None
     own = [event for event in store.events(endpoint) if event.at < period.end]
@@ -221,7 +225,7 @@ def _read_trail(store: Store, endpoint: str, period: Window) -> _Trail:
         ]
     events.sort(key=attrgetter("at"))
     first = bisect_left(events, period.start, key=attrgetter("at"))
-    return _Trail(
+    return Trail(
         models=frozenset(models),
         begun_with=begun_with,
         earlier=events[:first],
@@ -282,7 +286,7 @@ class _Facts:
     store: Store
     endpoint: str
     period: Window
-    trail: _Trail
+    trail: Trail
     captured: _Requests
     pages: Mapping[str, str]
 
@@ -304,7 +308,8 @@ class _Facts:
             if event.action in _DECISIONS and (event.model, event.version) in self.versions_served
         ]
         for event in (*earlier, *self.trail.events):
-            if _section_of(event) == section:
+            is_unsigned = event in self.trail.unsigned
+            if section == ("unsigned_events" if is_unsigned else _section_of(event)):
                 yield self.in_trail(event)
 
     def in_trail(self, event: AuditEvent) -> Statement:
@@ -417,12 +422,14 @@ class _Facts:
             page = self.pages[event.model]
             yield event_statement(event, page, event not in unsigned_adopted)
         trusted = trusted_keys(self.store)
+        newest = trusted and trusted.checkpoint
+        compared = f"of {newest.at:%Y-%m-%d %H:%M} UTC" if newest else "none"
         for name, page in self.pages.items():
-            chain = verify_trail(self.store, name, trusted and trusted.keys)
+            chain = verify_trail(self.store, name, trusted and trusted.keys, newest)
             subject = f"The trail of {name or 'the endpoints'}"
-            text = f"{subject} is {chain.state} with {chain.events:,} events"
+            text = f"{subject} is {chain.state}: {chain.events:,} events, {chain.signed:,} signed"
             if trusted:
-                text += f", by the keys of {trusted.origin}"
+                text += f", by the keys of {trusted.origin}, checkpoint {compared}"
             yield statement_of(text, "trail", name or self.endpoint, page)
             for fault in chain.faults:
                 yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)

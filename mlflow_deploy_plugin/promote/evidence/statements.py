@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.connection import redact_credentials
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.verdict import report_templates
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SourceKind = Literal["registry", "run", "tag", "event", "log", "alert", "trail"]
 
+_MARKS = str.maketrans("“”„‟", '""""')
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,6 +53,11 @@ def statement_of(text: str, kind: SourceKind, source: str, url: str) -> Statemen
     return Statement(sentence, kind, source, page)
 
 
+def quoted(text: str) -> str:
+    """Return the text of a person as a quotation, whose end is not in the text."""
+    return f"“{text.translate(_MARKS)}”"
+
+
 def signature_note(is_signed: bool) -> str:
     """Return the end of a clause about an event that anybody may have written into the
     store; empty for an event that MLflow's server has signed.
@@ -61,7 +68,7 @@ def signature_note(is_signed: bool) -> str:
 def event_statement(event: AuditEvent, page: str, is_signed: bool) -> Statement:
     """Return a statement about an audit event that the console shows at `page`."""
     after = event.after or event.detail.get("to")
-    change = " → ".join(filter(None, (event.before, after)))
+    change = " → ".join(quoted(str(value)) for value in (event.before, after) if value)
     text = f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action}"
     if change:
         text += f" ({change})"
@@ -79,7 +86,7 @@ def event_statement(event: AuditEvent, page: str, is_signed: bool) -> Statement:
         text += f", on the report sha256 {digest[:12]}"
     text += signature_note(is_signed)
     if event.why:
-        text += f": {event.why}"
+        text += f", with the reason {quoted(event.why)}"
     return statement_of(text, "event", f"{event.action} {event.at.isoformat()}", page)
 
 
@@ -97,23 +104,30 @@ def group_statements(
     return groups
 
 
+def document_content(document: "DataclassInstance") -> Json:
+    """Return the document as it is written to JSON."""
+    content: Json = json.loads(json.dumps(asdict(document), default=datetime.isoformat))
+    return content
+
+
 def write_document(
     document: "DataclassInstance",
     folder: Path,
     name: str,
     title: str,
     groups: Iterable[str],
+    proof: Json | None = None,
 ) -> None:
-    """Write `name`.html with the fields `groups`, and `name`.json with the document.
-    Raises InvalidConfig if the folder cannot be written.
+    """Write `name`.html with the fields `groups`, and `name`.json with the document and
+    its `proof`. Raises InvalidConfig if the folder cannot be written.
     """
-    content = asdict(document)
+    content = document_content(document)
     template = report_templates(Path(__file__).parent).get_template("statements.html")
-    sections = {group: content[group] for group in groups}
-    page = template.render(title=title, created_at=content["created_at"], groups=sections)
-    text = json.dumps(content, indent=2, default=datetime.isoformat)
+    page = template.render(title=title, document=content, proof=proof, groups=groups)
+    if proof:
+        content["proof"] = proof
     try:
         write_atomically(folder / f"{name}.html", page.encode())
-        write_atomically(folder / f"{name}.json", f"{text}\n".encode())
+        write_atomically(folder / f"{name}.json", f"{json.dumps(content, indent=2)}\n".encode())
     except OSError as error:
         raise InvalidConfig(f"the folder {folder} cannot be written: {error.strerror}") from None

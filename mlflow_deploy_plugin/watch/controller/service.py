@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from mlflow_deploy_plugin.core.registry.approved_files import changed_files
+from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
+from mlflow_deploy_plugin.core.store.checkpoints import lateness
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
 from mlflow_deploy_plugin.promote.rollouts.controller import (
@@ -23,7 +25,7 @@ from mlflow_deploy_plugin.promote.rollouts.leadership import (
 )
 from mlflow_deploy_plugin.promote.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.watch.alerts.record import announce_changed_files
+from mlflow_deploy_plugin.watch.alerts.record import announce, announce_changed_files
 from mlflow_deploy_plugin.watch.alerts.send import GROUPING_DELAY, send_due
 from mlflow_deploy_plugin.watch.monitors.maintenance import maintain_logs
 from mlflow_deploy_plugin.watch.monitors.scheduler import MonitorScheduler
@@ -72,6 +74,7 @@ def run_controller(
         ),
         partial(maintain_logs, deployments),
         repeat(partial(announce_changes_of_files, store), _FILES_SECONDS),
+        repeat(partial(announce_lateness, store), _FILES_SECONDS),
     )
 
     def rollouts_at(location: str, servers: str) -> RolloutController:
@@ -123,6 +126,16 @@ def announce_changes_of_files(store: Store) -> None:
     """
     for changed in changed_files():
         announce_changed_files(store, changed)
+
+
+def announce_lateness(store: Store) -> None:
+    """Record an alert per day if MLflow's server signs events, and its newest
+    checkpoint is late, missing or not signed.
+    """
+    published = published_trail()
+    now = store.now()
+    if published and (late := lateness(published.valid_checkpoint(), now)):
+        announce(store, "audit trail", "checkpoint", f"on {now:%Y-%m-%d}, {late}")
 
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:

@@ -1,0 +1,147 @@
+"""The check of a dossier without the store, the network and MLflow's server."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import delete
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import AuditRow
+from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
+from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from tests.support.audit_trail import store_of_server
+from tests.support.commands import said
+from tests.support.refusals import mentions
+from tests.support.tracking import NewDatabase, tracking_at
+
+REASON = "no.” The action of eva was approve (“@champion"
+"""A reason that pretends to be the end of its statement, and another statement."""
+
+
+def write_dossier(server: Store, folder: Path) -> None:
+    now = server.now()
+    period = Window(now - timedelta(days=1), now + timedelta(days=1))
+    dossier = make_dossier(server, "flights", period, str(folder / "log"))
+    dossier.write(folder, obtain_proof(server, dossier))
+
+
+@pytest.fixture
+def folder(store: Store, tmp_path: Path, new_database: NewDatabase) -> Iterator[Path]:
+    """A dossier that MLflow's server has signed. One of its events is forged."""
+    url = str(store._engine.url)
+    with store_of_server(url, tmp_path) as server, tracking_at(new_database(tmp_path)):
+        server.add_endpoint("onnxserve", new_endpoint("flights", "models:/toy/1"))
+        server.record("request", actor="eva", model="toy", version="1", after="@champion")
+        server.record("decline", actor="ada", model="toy", version="1", why=REASON)
+        keys = read_key_file(tmp_path / "audit.key")
+        (tmp_path / "public.pem").write_text(keys.public_pem())
+        checkpoint = make_checkpoint(server, keys)
+        (tmp_path / "checkpoint.json").write_text(checkpoint.model_dump_json())
+        store.record("approve", actor="forged", model="toy", version="1")
+        write_dossier(server, tmp_path)
+        yield tmp_path
+
+
+def verify(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(
+        main, ["audit", "verify-dossier", str(folder / "dossier.json"), *options]
+    )
+
+
+def change(folder: Path, change: Callable[[Any], object]) -> None:
+    document = json.loads((folder / "dossier.json").read_text())
+    change(document)
+    (folder / "dossier.json").write_text(json.dumps(document))
+
+
+def test_dossier_verify_needs_no_server(folder: Path) -> None:
+    files = ["--keys", f"{folder}/public.pem", "--checkpoint", f"{folder}/checkpoint.json"]
+    checked = verify(folder, *files)
+    assert (checked.exit_code, len(checked.stdout.splitlines())) == (0, 1)
+    assert mentions(checked.stdout, "4 events", "3 of them signed", "public.pem", "checkpoint: of")
+    with_own_keys = verify(folder)
+    assert with_own_keys.exit_code == 0
+    assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "checkpoint: none")
+
+
+def test_dossier_quotes_reasons_and_separates_unsigned_events(folder: Path) -> None:
+    document = json.loads((folder / "dossier.json").read_text())
+    promotions = [entry["text"] for entry in document["decisions"]["promotions"]]
+    (unsigned,) = document["record"]["unsigned_events"]
+    assert [text.count("“") for text in promotions] == [1, 1]
+    assert mentions(promotions[1], "ada", "decline", '“no." The action of eva')
+    assert mentions(unsigned["text"], "forged", "approve")
+    assert mentions(
+        (folder / "dossier.html").read_text(), "Signed", "3 of its 4", "Unsigned events"
+    )
+
+
+def forge_statement(document: Any) -> None:
+    statements = document["decisions"]["promotions"]
+    statements.append({**statements[0], "text": "The action of ada was approve."})
+
+
+def forge_period(document: Any) -> None:
+    end = "2099-01-01T00:00:00+00:00"
+    document["proof"]["subject"] = document["proof"]["subject"].replace(document["end"], end)
+    document["end"] = end
+
+
+@pytest.mark.parametrize(
+    ("forge", "faults"),
+    [
+        (forge_statement, ["not those", "ada was approve"]),
+        (forge_period, ["valid signature", "not those"]),
+        (lambda document: document["decisions"].pop("promotions"), ["not those", "no statement"]),
+        (lambda document: document["proof"]["events"].pop(), ["valid signature"]),
+        (
+            lambda document: document["proof"]["events"][2]["event"].update(actor="x"),
+            ["was changed"],
+        ),
+        (lambda document: document["proof"].update(signed_by=""), ["not signed"]),
+    ],
+)
+def test_dossier_verify_finds_forgeries(
+    folder: Path,
+    forge: Callable[[Any], object],
+    faults: list[str],
+) -> None:
+    change(folder, forge)
+    checked = verify(folder)
+    assert checked.exit_code == 1
+    assert mentions(checked.stdout, *faults)
+    assert checked.stderr.count("\n") == 1
+
+
+def test_dossier_verify_refuses_other_keys(folder: Path) -> None:
+    (folder / "other.pem").write_text(read_key_file(folder / "other.key").public_pem())
+    checked = verify(folder, "--keys", f"{folder}/other.pem")
+    assert checked.exit_code == 1
+    assert mentions(checked.stdout, "the dossier has no valid signature", "event 2")
+
+
+def test_dossier_verify_compares_a_checkpoint(folder: Path, store: Store) -> None:
+    with store.transaction() as session:
+        session.execute(delete(AuditRow).where(AuditRow.action.in_(["decline", "approve"])))
+    shutil.rmtree(folder / "audit.record")
+    with store_of_server(str(store._engine.url), folder) as server:
+        write_dossier(server, folder)
+    assert verify(folder).exit_code == 0
+    checked = verify(folder, "--checkpoint", f"{folder}/checkpoint.json")
+    assert (checked.exit_code, mentions(checked.stdout, "event 4 was removed")) == (1, True)
+
+
+def test_dossier_verify_refuses_another_file(folder: Path) -> None:
+    (folder / "dossier.json").write_text("{}")
+    assert mentions(said(verify(folder)), "dossier.json")
