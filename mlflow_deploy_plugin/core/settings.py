@@ -203,8 +203,7 @@ class Settings(BaseModel):
 
     audit_key_file: Path | None = None
     """PEM file of MLflow's server with the Ed25519 key that signs the audit trail, and
-    the public keys of other servers. Servers with one store share the file. Default: a
-    file in HOME, which is made if HOME can be written.
+    the public keys of other servers. Default: a file in HOME.
     """
     audit_checkpoints: str = ""
     """Folder or s3:// URI to which MLflow's server also writes checkpoints of the audit

@@ -575,7 +575,7 @@ class EndpointSpec(SpecPart):
     """gate=passed: serve only versions that have passed the gate of their model.
     signature=/FILE: serve only versions that the key or authority in this PEM file has
     signed; name=true: as this version of this registered model. Together:
-    gate=passed,name=true,signature=/FILE, or {signature: /FILE, name: true}.
+    gate=passed,name=true,signature=/FILE.
     """
 
     model_config = ConfigDict(populate_by_name=True)
