@@ -191,7 +191,7 @@ def _verify(
         place = str(checkpoint_file or "in MLflow")
         checkpoint = load_checkpoint(text, keys, place) if text else None
         state = verify_trail(store, model, keys, checkpoint)
-        late = lateness(checkpoint, store.now()) if state.signed else ""
+        late = lateness(checkpoint, store) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
     lines = [
         *(fault.text for fault in state.faults),

@@ -96,7 +96,8 @@ def log_checkpoint(store: Store) -> None:
     checkpoint = make_checkpoint(store, store.keys)
     name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
     content = checkpoint.model_dump_json(indent=1)
-    if place := load_settings().audit_checkpoints:
+    place = load_settings().audit_checkpoints
+    if place:
         write_file(locate_log(place, _SETTING), name, content.encode(), is_new=True)
     _log_run(name, content, store.keys)
 

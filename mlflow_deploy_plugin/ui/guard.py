@@ -728,7 +728,8 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
     """
     if policy.approvals is None:
         return ""
-    if refusal := _unsigned_refusal(trail, needs_approvals=True):
+    refusal = _unsigned_refusal(trail, needs_approvals=True)
+    if refusal:
         return f"{subject} is refused: {refusal}"
     page = console_page(model=subject.model)
     missing = missing_approvals(trail.store(), policy, subject, page)

@@ -273,23 +273,26 @@ def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "words"),
+    ("sealed", "age", "words"),
     [
-        (timedelta(hours=2), []),
-        (timedelta(hours=4), ["newest checkpoint", "is late"]),
-        (-timedelta(days=30_000), ["newest checkpoint", "is late"]),
-        (None, ["newest checkpoint", "is missing"]),
+        (9, timedelta(hours=2), []),
+        (9, timedelta(hours=4), ["newest checkpoint", "is late"]),
+        (9, -timedelta(days=30_000), ["newest checkpoint", "is late"]),
+        (9, None, ["newest checkpoint", "is missing"]),
+        (1, None, []),
     ],
 )
 def test_verify_needs_a_timely_checkpoint(
     trail: None,
     tmp_path: Path,
+    sealed: int,
     age: timedelta | None,
     words: list[str],
 ) -> None:
     keys = read_key_file(tmp_path / "audit.pem")
     options = ["--verify"]
-    with closing(open_store(load_settings().store_url, keys=keys)) as store:
+    start = Clock(datetime.now(UTC) - timedelta(hours=sealed))
+    with closing(open_store(load_settings().store_url, start, keys=keys)) as store:
         seal(store)
     if age is not None:
         clock = Clock(datetime.now(UTC) - age)

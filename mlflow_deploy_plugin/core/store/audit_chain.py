@@ -273,7 +273,8 @@ def seal(store: "Store") -> None:
     assert keys is not None
     assert record is not None
     sealed = record.seal()
-    if faults := record_faults(store):
+    faults = record_faults(store)
+    if faults:
         raise InvalidConfig(
             f"this is not the audit trail that this server has sealed: {faults[0].text}; an "
             "administrator can accept it with `onnxserve audit adopt --why REASON` on this machine"

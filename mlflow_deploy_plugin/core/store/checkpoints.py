@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit_chain import canonical_json, chain_heads
+from mlflow_deploy_plugin.core.store.audit_chain import SEAL, canonical_json, chain_heads
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.store import Store
@@ -75,11 +75,15 @@ def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
     return checkpoint
 
 
-def lateness(checkpoint: Checkpoint | None, now: datetime) -> str:
-    """Return a line about a newest checkpoint that is missing, or two hours late; empty
-    for one in time.
+def lateness(checkpoint: Checkpoint | None, store: Store) -> str:
+    """Return a line about a newest checkpoint of the store that is missing, or two
+    hours late; empty for one in time, and for a trail that was sealed shortly before.
     """
+    now = store.now()
     if checkpoint is None:
+        sealed = next(store.events(actions=(SEAL,)), None)
+        if sealed is not None and now - sealed.at < _LATE:
+            return ""
         return "the newest checkpoint of the trail is missing"
     # A checkpoint from the future was made by a wrong clock.
     if abs(now - checkpoint.at) > _LATE:

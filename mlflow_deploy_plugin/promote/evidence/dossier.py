@@ -84,7 +84,7 @@ _ACTIONS = {
         *("create", "update", "delete", "start", "stop", "load", "unload"),
         *("traffic", "follow", "rollout", "rollback"),
     ),
-    "promotions": ("request", "approve", "decline", "refused", *_MOVES),
+    "promotions": ("request", "approve", "decline", "refused", "intend", "failed", *_MOVES),
     "gate": ("gate",),
     "signatures": ("sign",),
     "responses": ("monitor", "silence", "retrain"),

@@ -19,9 +19,7 @@ from mlflow_deploy_plugin.core.registry.audit_trail import (
 )
 from mlflow_deploy_plugin.core.registry.connection import app_document
 from mlflow_deploy_plugin.core.settings import read_text
-from mlflow_deploy_plugin.core.store.audit_chain import (
-    canonical_json,
-)
+from mlflow_deploy_plugin.core.store.audit_chain import canonical_json
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.checkpoints import (

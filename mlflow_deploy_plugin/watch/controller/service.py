@@ -133,9 +133,9 @@ def announce_lateness(store: Store) -> None:
     checkpoint is late, missing or not signed.
     """
     published = published_trail()
-    now = store.now()
-    if published and (late := lateness(published.valid_checkpoint(), now)):
-        announce(store, "audit trail", "checkpoint", f"on {now:%Y-%m-%d}, {late}")
+    late = lateness(published.valid_checkpoint(), store) if published else ""
+    if late:
+        announce(store, "audit trail", "checkpoint", f"on {store.now():%Y-%m-%d}, {late}")
 
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
