@@ -1116,12 +1116,12 @@ def _record(
     action: str,
     intention: Json | None = None,
 ) -> None:
-    """Record a change by the caller; a rename is recorded for the old and the new
-    name.
+    """Record a change by the caller; a rename that was made is recorded for the old and
+    the new name.
     """
     who = caller()
     models = [change.model]
-    if change.action == "rename":
+    if action == "rename":
         models.append(change.after)
     detail = {"via": "mlflow", "address": who.address, **change.detail, **(intention or {})}
     for model in models:
