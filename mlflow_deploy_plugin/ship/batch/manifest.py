@@ -75,7 +75,8 @@ def list_parts(
                 f"{', '.join(_SUFFIXES)}; set --input-format",
             )
         output_kind = output_format or kind
-        output = _output_name(plain, output_kind)
+        stem = _without_suffix(plain) if format_of(plain) else plain
+        output = stem + _SUFFIXES[output_kind]
         if output in parts:
             raise InvalidConfig(
                 f"--input {input}: {parts[output].name} and {name} would both become {output}",
@@ -117,12 +118,6 @@ def _is_hidden(name: str) -> bool:
     return any(piece[:1] in "_." for piece in name.split("/"))
 
 
-def _output_name(name: str, kind: FileFormat) -> str:
-    if format_of(name):
-        name = _without_suffix(name)
-    return name + _SUFFIXES[kind]
-
-
 def _without_suffix(name: str) -> str:
     return name.removesuffix(Path(name).suffix)
 
@@ -149,16 +144,15 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
     for folder, names, _ in os.walk(location.root, followlinks=True):
         for name in names:
             path = Path(folder, name)
-            if path.is_symlink() and _leads_to_parent(path):
+            if not path.is_symlink():
+                continue
+            target = path.resolve()
+            if any(parent.resolve().is_relative_to(target) for parent in path.parents):
                 relative = path.relative_to(location.root)
                 raise InvalidConfig(
                     f"--input {input}: {relative} is a link to one of its parent folders; remove "
                     "the link",
                 )
-
-
-def _leads_to_parent(link: Path) -> bool:
-    return any(parent.resolve().is_relative_to(link.resolve()) for parent in link.parents)
 
 
 class BatchOutput:
@@ -218,38 +212,38 @@ class BatchOutput:
         with self._errors_of_begin():
             files = {*_list_files(self._location)}
             previous = self._read_manifest() if MANIFEST in files else None
-            if previous and (restart or self._is_replaceable(previous, files)):
-                self._delete(previous, files)
-                files = {*_list_files(self._location)}
-                previous = None
+            if previous:
+                outputs = _outputs(previous)
+                # Because of the lock, no other batch writes to a local folder now.
+                is_replaceable = self._location.is_local and not outputs & files
+                if restart or is_replaceable:
+                    rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
+                    self._remove(rejected | files & {MANIFEST, SUCCESS, *outputs})
+                    files = {*_list_files(self._location)}
+                    previous = None
             if previous is None:
                 self._refuse_strange_files(files)
             else:
-                self._refuse_difference(previous, manifest, files)
-            self._remove(_obsolete(files, _outputs(manifest)))
+                difference = (
+                    _model_difference(previous["model"], manifest["model"])
+                    or _option_difference(previous, manifest)
+                    or _input_difference(previous, manifest, files)
+                )
+                if difference:
+                    raise AlreadyExists(
+                        f"--output {self.uri} was begun with {difference}; specify another "
+                        "folder, or use --restart to delete its files and start again",
+                    )
+            outputs = _outputs(manifest)
+            stems = set(map(unfinished_stem, outputs))
+            obsolete = {name for name in files if name.rpartition(".")[0] in stems}
+            if outputs - files:
+                obsolete |= {SUCCESS} & files
+            self._remove(obsolete)
             if not previous or previous["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not previous)
         return files
-
-    def _is_replaceable(self, previous: Manifest, files: set[str]) -> bool:
-        """Return True for a local batch without output files: because of the lock, no
-        other batch is running.
-        """
-        return self._location.is_local and not _outputs(previous) & files
-
-    def _refuse_difference(
-        self,
-        previous: Manifest,
-        manifest: Manifest,
-        files: set[str],
-    ) -> None:
-        difference = _difference(previous, manifest, files)
-        if difference:
-            raise AlreadyExists(
-                f"--output {self.uri} was begun with {difference}; specify another folder, or "
-                "use --restart to delete its files and start again",
-            )
 
     @contextmanager
     def _errors_of_begin(self) -> Iterator[None]:
@@ -278,12 +272,6 @@ class BatchOutput:
         _outputs(manifest)  # This raises an error if the manifest is damaged.
         return manifest
 
-    def _delete(self, previous: Manifest, files: set[str]) -> None:
-        """Delete the files of an earlier batch from the output."""
-        rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
-        written = files & {MANIFEST, SUCCESS, *_outputs(previous)}
-        self._remove(rejected | written)
-
     def _refuse_strange_files(self, files: set[str]) -> None:
         """Raise AlreadyExists if the output has a file that is not from a batch."""
         # Ignore the lock and the files of a killed writer, whose names begin with a
@@ -311,31 +299,7 @@ def _outputs(manifest: Manifest) -> set[str]:
     return {part["output"] for part in manifest["parts"].values()}
 
 
-def _obsolete(
-    files: set[str],
-    outputs: set[str],
-) -> set[str]:
-    """Return the files of killed writers, and `_SUCCESS` if an output is missing."""
-    stems = set(map(unfinished_stem, outputs))
-    obsolete = {name for name in files if name.rpartition(".")[0] in stems}
-    if outputs - files:
-        obsolete |= {SUCCESS} & files
-    return obsolete
-
-
-def _difference(begun: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return how `begun` differs from `manifest`, or ""."""
-    return (
-        _model_difference(begun["model"], manifest["model"])
-        or _option_difference(begun, manifest)
-        or _input_difference(begun, manifest, files)
-    )
-
-
-def _model_difference(
-    begun: dict[str, str],
-    model: dict[str, str],
-) -> str:
+def _model_difference(begun: dict[str, str], model: dict[str, str]) -> str:
     """Return how the model of an earlier batch differs from `model`, or ""."""
     before = f"{begun['name']} {begun['version']}".strip()
     now = f"{model['name']} {model['version']}".strip()

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.tabular.files import first_line
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
@@ -104,7 +104,11 @@ class OnnxTable:
         """Return a table of outputs, a row per input row. Raises InvalidRequest or
         InferenceError for a refused row.
         """
-        table = _with_distinct_texts(table)
+        # Each distinct text of a dictionary is converted to a str only once.
+        for position, field in enumerate(table.schema):
+            if field.type in (pa.string(), pa.large_string()):
+                texts = table.column(position).dictionary_encode()
+                table = table.set_column(position, field.name, texts)
         if not no_batch_dimension_reason(self.artifact):
             return pa.concat_tables(self._predict_blocks(table))
         tables: list[pa.Table] = []
@@ -173,11 +177,7 @@ class PyfuncTable:
         """
         if content_type == arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
             sink = pa.BufferOutputStream()
-            pq.write_table(
-                pa.ipc.open_stream(body).read_all(),
-                sink,
-                compression="none",
-            )
+            pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
             content_type = "application/vnd.apache.parquet"
             body = sink.getvalue().to_pybytes()
         try:
@@ -186,17 +186,6 @@ class PyfuncTable:
         except OnnxserveError as error:  # Each error is about this row.
             raise InvalidRequest(error.message) from None
         return orjson.loads(answer)["predictions"]
-
-
-def _with_distinct_texts(table: pa.Table) -> pa.Table:
-    """Return the table with texts as dictionaries, because each distinct text is then
-    converted to a str only once.
-    """
-    for position, field in enumerate(table.schema):
-        if field.type in (pa.string(), pa.large_string()):
-            texts = table.column(position).dictionary_encode()
-            table = table.set_column(position, field.name, texts)
-    return table
 
 
 def _is_frame_type(kind: pa.DataType) -> bool:
@@ -227,8 +216,11 @@ def predict_block(
             inputs = typed(inputs, model.schema)
         outputs = model.predict(inputs)
     except (InvalidRequest, InferenceError) as error:
-        if len(block.numbers) > 1:
-            for part in _smaller_blocks(block):
+        rows = len(block.numbers)
+        if rows > 1:
+            step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
+            for start in range(0, rows, step):
+                part = block.part(start, min(rows, start + step))
                 yield from predict_block(model, part, keep, are_texts)
             return
         content = block.table.to_pylist()[0]
@@ -237,19 +229,7 @@ def predict_block(
     yield with_kept(block.table, keep, outputs)
 
 
-def _smaller_blocks(block: RowBlock) -> Iterator[RowBlock]:
-    """Yield the halves of a large block, or the rows of a small block."""
-    rows = len(block.numbers)
-    step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
-    for start in range(0, rows, step):
-        yield block.part(start, min(rows, start + step))
-
-
-def with_kept(
-    table: pa.Table,
-    keep: tuple[str, ...],
-    outputs: pa.Table,
-) -> pa.Table:
+def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
     """Return a table of kept columns and outputs. Raises InvalidConfig if an output has
     the name of a kept column.
     """
@@ -261,11 +241,7 @@ def with_kept(
     return pa.Table.from_arrays(columns, names=[*keep, *outputs.column_names])
 
 
-def takes(
-    schema: Schema,
-    name: str,
-    keep: tuple[str, ...],
-) -> bool:
+def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
     """Return True if the column `name` is an input. If inputs are unnamed, every column
     not in `keep` is an input.
     """
@@ -348,13 +324,13 @@ def _require_rows(outputs: pa.Table, rows: int) -> pa.Table:
 def declared_outputs(artifact: Artifact) -> pa.Table:
     """Return a table without rows that has the columns of the version's predictions."""
     names = artifact.prediction or tuple(output.name for output in artifact.outputs)
-    shapes = {output.name: output for output in artifact.outputs}
-    arrays = {name: _no_rows(shapes[name]) for name in names if shapes[name].dtype != "map"}
+    outputs = {output.name: output for output in artifact.outputs}
+    arrays = {}
+    for name in names:
+        output = outputs[name]
+        if output.dtype != "map":
+            columns = (max(1, size) for size in output.shape[1:])
+            arrays[name] = np.empty((0, *columns), numpy_dtype(output.dtype))
     if len(arrays) == 1:
         return arrow.prediction_table(*arrays.values())
     return arrow.prediction_table(arrays)
-
-
-def _no_rows(output: Output) -> "np.ndarray[Any, Any]":
-    columns = (max(1, size) for size in output.shape[1:])
-    return np.empty((0, *columns), numpy_dtype(output.dtype))

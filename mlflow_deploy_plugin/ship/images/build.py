@@ -101,15 +101,12 @@ def planned_image(
         server = server_context()
         base = base_image or BASE_IMAGE
         target = "cpu" if device == "cpu" else "gpu"
-        server_image = _server_image_name(server, base, target, platform)
-        options = (
-            "--target",
-            target,
-            "--build-arg",
-            f"BASE_IMAGE={base}",
-            "--build-arg",
-            f"VERSION={__version__}",
-        )
+        # Reuse an existing image for equal contents.
+        contents = " ".join(filter(None, (server.digest, base, platform)))
+        digest = sha256(contents.encode()).hexdigest()
+        server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
+        options = ("--target", target, "--build-arg", f"BASE_IMAGE={base}")
+        options += ("--build-arg", f"VERSION={__version__}")
     environment: dict[str, str] = {"ONNXSERVE_DEVICE": device} if device != "cpu" else {}
     with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
         folder = None
@@ -122,20 +119,6 @@ def planned_image(
         context = model_context(server_image, folder, labels, environment)
         on_platform = ("--platform", platform) if platform else ()
         yield ImagePlan(server_image, server, options, on_platform, context, resolved, folder)
-
-
-def _server_image_name(
-    server: BuildContext,
-    base: str,
-    target: str,
-    platform: str | None,
-) -> str:
-    """Return a name that contains a digest of the contents, so that an existing image
-    is reused for equal contents.
-    """
-    contents = " ".join(filter(None, (server.digest, base, platform)))
-    digest = sha256(contents.encode()).hexdigest()
-    return f"onnxserve:{target}-{__version__}-{digest[:12]}"
 
 
 def _download(resolved: ResolvedModel, temporary: Path) -> Path:
@@ -176,27 +159,16 @@ def build_image(
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()
-        build(
-            plan.server,
-            plan.server_image,
-            report,
-            (*plan.options, *plan.platform, *pulling),
-        )
+        build(plan.server, plan.server_image, report, (*plan.options, *plan.platform, *pulling))
     fields = build(plan.model, name, report, plan.platform)
-    if not any(
-        variable.startswith("ONNXSERVE_HOME=") for variable in fields["Config"]["Env"] or ()
-    ):
+    variables = fields["Config"]["Env"] or ()
+    if not any(variable.startswith("ONNXSERVE_HOME=") for variable in variables):
         raise InvalidConfig(
             f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image",
         )
     platform = f"{fields['Os']}/{fields['Architecture']}"
-    return BuiltImage(
-        name,
-        fields["Id"],
-        platform,
-        fields["Size"],
-        fields["Config"]["Labels"],
-    )
+    labels = fields["Config"]["Labels"]
+    return BuiltImage(name, fields["Id"], platform, fields["Size"], labels)
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:

@@ -66,13 +66,8 @@ class BuildContext:
         measured = []
         for name, content in sorted(self.files.items()):
             with _opened(content) as stream:
-                measured.append(
-                    (
-                        name,
-                        hashlib.file_digest(stream, "sha256").hexdigest(),
-                        stream.tell(),
-                    ),
-                )
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                measured.append((name, digest, stream.tell()))
         return measured
 
     def write(self, stream: IO[bytes]) -> None:

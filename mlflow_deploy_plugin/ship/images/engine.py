@@ -105,11 +105,7 @@ def image_sbom(name: str) -> bytes:
     ).encode()
 
 
-def _ecr_login(
-    account: str,
-    region: str,
-    repository: str,
-) -> tuple[str, str]:
+def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
     """Return the user and the password for a push to ECR, and create the repository if
     it is missing. Raises NotInstalled without boto3, and Unauthenticated.
     """
@@ -193,9 +189,4 @@ def _last_message(errors: str) -> str:
         for line in messages[:-1]
         if _CAUSE.search(line) and line.partition(": ")[2] not in messages[-1]
     ]
-    return "; ".join(
-        [
-            *causes[-1:],
-            *messages[-1:],
-        ]
-    )
+    return "; ".join([*causes[-1:], *messages[-1:]])

@@ -85,18 +85,14 @@ def try_image(
     differs by more than the tolerance. The container is always removed.
     """
     model = OnnxModel.load(folder)
-    question = _compute_rows(model, _source_of_rows(model, folder))
+    question = _compute_rows(model, folder)
     failure = f"the image {image} failed its test"
     rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS
     tolerance = _GPU_TOLERANCE if gpu else _TOLERANCE
     reply = _ask_container(image, rights, question, seconds, failure)
     length, answer = json.loads(reply.text)
-    largest = check_outputs(
-        question.expected,
-        decode_tensors(answer.encode("latin-1"), length),
-        tolerance,
-        failure,
-    )
+    answered = decode_tensors(answer.encode("latin-1"), length)
+    largest = check_outputs(question.expected, answered, tolerance, failure)
     plural = "s" if question.rows != 1 else ""
     return ImageTrial(
         rows=f"{question.rows} {question.source} row{plural}",
@@ -136,17 +132,15 @@ class _Reply:
     memory: str
 
 
-def _source_of_rows(model: OnnxModel, folder: Path) -> str:
-    """Return the source of the rows that `known_rows` returns for a version."""
-    if (folder / INPUT_EXAMPLE).is_file():
-        return "example"
-    return "reference" if model.artifact.reference else "random"
-
-
-def _compute_rows(model: OnnxModel, source: str) -> _Question:
+def _compute_rows(model: OnnxModel, folder: Path) -> _Question:
     """Compute the outputs of the known rows. Raises InvalidConfig if the version
     refuses them.
     """
+    source = "random"
+    if (folder / INPUT_EXAMPLE).is_file():
+        source = "example"
+    elif model.artifact.reference:
+        source = "reference"
     try:
         rows = known_rows(model.artifact, model.schema, most=10)
         if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
@@ -189,33 +183,16 @@ def _ask_container(
     began = time.monotonic()
     try:
         docker("run", "-d", "--name", name, *rights, image, what=failure)
-        text = _ask_server(name, task, failure)
+        try:
+            text = docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
+        except BuildFailed as error:
+            raise _silent_server(name, failure, error.message) from None
         answered_seconds = time.monotonic() - began
         usage = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure)
         return _Reply(text, answered_seconds, memory=usage.split()[0])
     finally:
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)
-
-
-def _ask_server(name: str, task: str, failure: str) -> str:
-    """Send the task to the server of the container `name`, and return its output.
-
-    Raises BuildFailed with the end of the container's log.
-    """
-    try:
-        return docker(
-            "exec",
-            "-i",
-            name,
-            "python",
-            "-c",
-            _ASK,
-            text=task,
-            what=failure,
-        )
-    except BuildFailed as error:
-        raise _silent_server(name, failure, error.message) from None
 
 
 def _silent_server(name: str, failure: str, message: str) -> BuildFailed:
@@ -225,14 +202,7 @@ def _silent_server(name: str, failure: str, message: str) -> BuildFailed:
     `message` is the error of the request, and `failure` begins the error of a server
     that has ended.
     """
-    output = docker(
-        "logs",
-        "--tail",
-        "1",
-        name,
-        what=message,
-        report=lambda line: None,
-    )
+    output = docker("logs", "--tail", "1", name, what=message, report=lambda line: None)
     log = output.strip()[:500] or "no line"
     status = docker("inspect", "-f", _EXIT_STATUS, name, what=message).strip()
     reason = f"{failure}: its server ended with status {status}" if status else message

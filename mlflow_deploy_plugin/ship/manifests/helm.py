@@ -35,15 +35,6 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     }
 
 
-def _with_one_line(definition: Document) -> Document:
-    """Return a definition whose description, the docstring of a class, has no line
-    breaks.
-    """
-    if "description" not in definition:
-        return definition
-    return {**definition, "description": " ".join(definition["description"].split())}
-
-
 def values_schema() -> Document:
     """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and
     4 support.
@@ -51,9 +42,11 @@ def values_schema() -> Document:
     spec = EndpointSpec.model_json_schema(by_alias=True)
     parts = spec.pop("$defs")
     of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec", "AlarmsSpec")
-    definitions = {
-        name: _with_one_line(part) for name, part in parts.items() if name not in of_monitors
-    }
+    definitions = {name: part for name, part in parts.items() if name not in of_monitors}
+    for definition in definitions.values():
+        # The description is the docstring of a class, which has line breaks.
+        if "description" in definition:
+            definition["description"] = " ".join(definition["description"].split())
     definitions["Endpoint"] = {
         **spec,
         "properties": _fields_of_values(spec["properties"]),

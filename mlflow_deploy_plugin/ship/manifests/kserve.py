@@ -51,19 +51,31 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     visibility = {}
     if spec.server.is_open:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
+    kubernetes = spec.kubernetes
+    predictor: Document = {}
+    if kubernetes.replicas:
+        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
+    predictor["model"] = {
+        "modelFormat": {"name": _FORMAT},
+        "runtime": spec.name,
+        "protocolVersion": "v2",
+        **models.storage,
+    }
+    if kubernetes.max_replicas is not None:
+        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
+        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
+    predictor |= models.canary
+    if kubernetes.service_account is not None:
+        predictor["serviceAccountName"] = kubernetes.service_account
     document = partial(make_document, spec.name, place)
     documents = [
-        document(
-            "v1",
-            "ConfigMap",
-            data={SPEC_FILE: dump_spec(spec_of_pod(models.served))},
-        ),
+        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(models.served))}),
         document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
         document(
             "serving.kserve.io/v1beta1",
             "InferenceService",
             visibility,
-            spec={"predictor": _predictor(spec, models)},
+            spec={"predictor": predictor},
         ),
     ]
     return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
@@ -82,27 +94,6 @@ class _Models(NamedTuple):
     served: EndpointSpec
     storage: Document
     canary: Document
-
-
-def _predictor(spec: EndpointSpec, models: _Models) -> Document:
-    """Return the predictor of the InferenceService, with its model and its pods."""
-    kubernetes = spec.kubernetes
-    predictor: Document = {}
-    if kubernetes.replicas:
-        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
-    predictor["model"] = {
-        "modelFormat": {"name": _FORMAT},
-        "runtime": spec.name,
-        "protocolVersion": "v2",
-        **models.storage,
-    }
-    if kubernetes.max_replicas is not None:
-        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
-        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
-    predictor |= models.canary
-    if kubernetes.service_account is not None:
-        predictor["serviceAccountName"] = kubernetes.service_account
-    return predictor
 
 
 def _place_models(spec: EndpointSpec) -> _Models:

@@ -27,13 +27,6 @@ STATE_FOLDER = f"{HOME_FOLDER}/server"
 SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
 """The arguments of the image's entry point."""
 PORT = 8080
-STARTUP_SECONDS = 600
-"""The maximum time to fetch and load the models, in which a pod only receives startup
-probes.
-"""
-TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
-"""A field of `server` with a TLS file → the name of this file in a pod and in a unit.
-"""
 USER = 10001
 """The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"
@@ -146,18 +139,6 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
     }
     # Another port may be equal to the default port.
     return apply_config(spec.model_copy(update=left_out), update)
-
-
-def tls_files(spec: EndpointSpec) -> dict[str, str]:
-    """Return the files of the server's TLS: field of `server` → value."""
-    files = {field: getattr(spec.server, field) for field in TLS_FILES}
-    return {field: value for field, value in files.items() if value is not None}
-
-
-def with_tls_folder(spec: EndpointSpec, folder: str) -> EndpointSpec:
-    """Return the spec with the server's TLS files at their names in `folder`."""
-    update = {field: f"{folder}/{TLS_FILES[field]}" for field in tls_files(spec)}
-    return spec.model_copy(update={"server": spec.server.model_copy(update=update)})
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:

@@ -94,7 +94,14 @@ class DockerBackend(MachineBackend):
         with docker_errors(spec):
             server = self._server(name)
             listener = self._listener(name)
-            gone = self._why_gone(name, server)
+            if _is_running(server):
+                gone = ""
+            elif server is not None:
+                gone = f"its container {containers.end_of(server)}"
+            elif self._slot(name):
+                gone = "its container is gone"
+            else:
+                gone = "the command that made it ended before it was ready"
         log = f"docker logs {server.name}" if server is not None else ""
         if server is None or gone:
             return self.observe_absent(name, gone, log)
@@ -106,22 +113,14 @@ class DockerBackend(MachineBackend):
             return Observation("failed", reason, log=log)
         folder = self.settings.state_dir(name)
         written = files.read_state(folder / files.SERVER, ServerState)
+        state = server.attrs["State"]
+        started_at = datetime.fromisoformat(f"{state['StartedAt'][:19]}+00:00").timestamp()
         # The file may be from an earlier start.
-        if written is None or written.started_at < _started_at(server) - 1:
+        if written is None or written.started_at < started_at - 1:
             return Observation("starting", served_state.STARTING, log=log)
         observation = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
-        return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
-
-    def _why_gone(self, name: str, server: Container | None) -> str:
-        """Return the reason why the server does not run; empty if it runs."""
-        if _is_running(server):
-            return ""
-        if server is not None:
-            return f"its container {containers.end_of(server)}"
-        if self._slot(name):
-            return "its container is gone"
-        return "the command that made it ended before it was ready"
+        return replace(observation, pid=state["Pid"], restarts=restarts)
 
     def stop(self, name: str) -> None:
         """Stop the containers of an endpoint. Open requests are completed, or aborted
@@ -152,12 +151,7 @@ class DockerBackend(MachineBackend):
             server = self._server(name)
         return server is not None and server.status in ("running", "restarting")
 
-    def logs(
-        self,
-        name: str,
-        lines: int,
-        follow: bool,
-    ) -> Iterator[str]:
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         with docker_errors():
             if (server := self._server(name)) is None:
                 return
@@ -174,7 +168,12 @@ class DockerBackend(MachineBackend):
             try:
                 self._connected = docker.from_env()
             except DockerException:
-                raise _no_engine() from None
+                where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+                path = urlsplit(where).path
+                hint = "start it, or set DOCKER_HOST to another engine"
+                if path and os.path.exists(path) and not os.access(path, os.W_OK):
+                    hint = "this user has no access; add it to the group `docker`"
+                raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
         return self._connected
 
     def _slot(self, name: str) -> str:
@@ -186,13 +185,8 @@ class DockerBackend(MachineBackend):
 
     def _containers(self, name: str) -> list[Container]:
         labels = [f"{containers.ENDPOINT}={name}", f"{containers.HOME}={self.settings.home_path}"]
-        return [
-            *self._engine.containers.list(
-                all=True,
-                filters={"label": labels},
-                ignore_removed=True,
-            ),
-        ]
+        filters = {"label": labels}
+        return [*self._engine.containers.list(all=True, filters=filters, ignore_removed=True)]
 
     def _servers(self, name: str) -> list[Container]:
         return [item for item in self._containers(name) if SLOT in item.labels]
@@ -292,7 +286,13 @@ class DockerBackend(MachineBackend):
             else:
                 self._remove_listener(name)  # Free the port.
             raise
-        self._link(name, folder)
+        # Make the folder the state folder of the endpoint in one step.
+        link = self.settings.state_dir(name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{name}.link")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder)
+        temporary.replace(link)
         self._settle(name)
 
     def _prepare_slot(self, name: str, server: Container | None, takes_over: bool) -> Path:
@@ -306,7 +306,10 @@ class DockerBackend(MachineBackend):
         if takes_over:
             next_folder = folder.with_name(str(int(slot) + 1))
             _prepare_state(next_folder)
-            _copy_state(folder, next_folder)
+            for kept in _KEPT:
+                with suppress(FileNotFoundError):
+                    shutil.copy(folder / kept, next_folder / kept)
+                    containers.share(next_folder / kept)
             return next_folder
         if server is not None:
             self._end(server)
@@ -325,13 +328,7 @@ class DockerBackend(MachineBackend):
         server = self._engine.containers.create(
             **{**options, "labels": {**options["labels"], SLOT: slot}},
             name=f"{server_name(spec.name)}.{slot}",
-            command=[
-                "serve",
-                "--spec",
-                str(folder / files.SPEC),
-                "--state-dir",
-                str(folder),
-            ],
+            command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
         )
         try:
             server.start()
@@ -342,15 +339,6 @@ class DockerBackend(MachineBackend):
         except BaseException:
             self._end(server)  # Let the container complete accepted requests.
             raise
-
-    def _link(self, name: str, folder: Path) -> None:
-        """Make `folder` the state folder of the endpoint, in one step."""
-        link = self.settings.state_dir(name)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{name}.link")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(folder)
-        temporary.replace(link)
 
     def _remove_listener(self, name: str) -> None:
         if (listener := self._listener(name)) is not None:
@@ -367,7 +355,11 @@ class DockerBackend(MachineBackend):
                 continue
             self._end(server)
             folder = home / server.labels[SLOT]
-            _move_captured_rows(folder, home / (slot or "1"))
+            # Keep the captured rows that are not yet in the log.
+            spool = home / (slot or "1") / files.SPOOL
+            for segment in (folder / files.SPOOL).glob("*.seg"):
+                containers.make_folder(spool)
+                segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
         server = self._server(name)
         if server is not None and server.name != server_name(name):
@@ -385,25 +377,19 @@ class DockerBackend(MachineBackend):
             listener = None
         if network == "host":
             return
-        if listener is None:
-            listener = self._create_listener(spec.name, network, options)
+        if listener is None and network is None:
+            listener = self._engine.containers.create(**options, network=self._network())
+        elif listener is None:
+            listener = self._engine.containers.create(**options, network=network)
+            joined = self._engine.networks.get(network)
+            joined.disconnect(listener)
+            # Other containers of the network reach it by the endpoint's name.
+            joined.connect(listener, aliases=[spec.name])
         try:
             listener.start()  # A running listener is not restarted.
         except APIError:
             listener.remove(v=True, force=True)
             raise
-
-    def _create_listener(self, name: str, network: str | None, options: Document) -> Container:
-        """Create the listener of an endpoint in a network; None is the network of the
-        listeners. Other containers of a network reach it by the endpoint's name.
-        """
-        if network is None:
-            return self._engine.containers.create(**options, network=self._network())
-        listener = self._engine.containers.create(**options, network=network)
-        joined = self._engine.networks.get(network)
-        joined.disconnect(listener)
-        joined.connect(listener, aliases=[name])
-        return listener
 
     def _network(self) -> str:
         """Return the id of the listeners' network. If a race has created two networks,
@@ -460,38 +446,9 @@ def _is_running(container: Container | None) -> TypeGuard[Container]:
     return container is not None and container.status == "running"
 
 
-def _started_at(container: Container) -> float:
-    return datetime.fromisoformat(f"{container.attrs['State']['StartedAt'][:19]}+00:00").timestamp()
-
-
-def _no_engine() -> DeploymentFailed:
-    """Return the error that no Docker engine answers, with the remedy."""
-    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    path = urlsplit(where).path
-    hint = "start it, or set DOCKER_HOST to another engine"
-    if path and os.path.exists(path) and not os.access(path, os.W_OK):
-        hint = "this user has no access; add it to the group `docker`"
-    return DeploymentFailed(f"no Docker engine answers at {where}: {hint}")
-
-
-def _move_captured_rows(earlier: Path, folder: Path) -> None:
-    """Move the captured rows that are not yet in the log to another state folder."""
-    spool = folder / files.SPOOL
-    for segment in (earlier / files.SPOOL).glob("*.seg"):
-        containers.make_folder(spool)
-        segment.replace(spool / segment.name)
-
-
 def _prepare_state(folder: Path) -> None:
     """Create the state folder of a new server, and remove an earlier server's files."""
     containers.make_folder(folder)
     for name in (files.SERVER, files.AGENT, served_state.STOPPED):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "workers", ignore_errors=True)
-
-
-def _copy_state(earlier: Path, folder: Path) -> None:
-    for name in _KEPT:
-        with suppress(FileNotFoundError):
-            shutil.copy(earlier / name, folder / name)
-            containers.share(folder / name)

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
@@ -133,13 +132,22 @@ class KubernetesBackend:
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
-        documents = kubernetes_documents(
-            spec,
-            Place(self.namespace, environment | workspace_environment(), self._owner),
-        )
-        foreign = self._foreign_objects(documents)
+        place = Place(self.namespace, environment | workspace_environment(), self._owner)
+        documents = kubernetes_documents(spec, place)
+        # The documents would be merged into the objects of other owners.
+        objects = [
+            self._cluster.get(item["kind"], _name_of(item))
+            for item in documents
+            if self._cluster.serves(item["kind"])
+        ]
+        foreign = [item for item in objects if item is not None and not self._is_ours(item)]
         if foreign and not spec.kubernetes.force_conflicts:
-            self._refuse_foreign(spec, foreign[0])
+            owner = _owner_of(foreign[0])
+            whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
+            raise errors.AlreadyExists(
+                f"namespace {self.namespace} already has a {foreign[0]['kind']} {spec.name!r}, "
+                f"which {whose}; kubernetes.force_conflicts=true takes it over",
+            )
         try:
             self._serve(spec, running, documents, progress)
         except BaseException:  # This includes Ctrl-C.
@@ -148,23 +156,6 @@ class KubernetesBackend:
                     self._cluster.put_back(document)
             raise
         return self._url(spec)
-
-    def _refuse_foreign(self, spec: EndpointSpec, document: Document) -> NoReturn:
-        owner = _owner_of(document)
-        whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
-        raise errors.AlreadyExists(
-            f"namespace {self.namespace} already has a {document['kind']} {spec.name!r}, "
-            f"which {whose}; kubernetes.force_conflicts=true takes it over",
-        )
-
-    def _foreign_objects(self, documents: list[Document]) -> list[Document]:
-        """Return other owners' objects, into which `documents` would be merged."""
-        objects = [
-            self._cluster.get(item["kind"], _name_of(item))
-            for item in documents
-            if self._cluster.serves(item["kind"])
-        ]
-        return [item for item in objects if item is not None and not self._is_ours(item)]
 
     def _serve(
         self,
@@ -183,33 +174,24 @@ class KubernetesBackend:
         states_before = {
             name: state for name, state in self._read_pods(pods).items() if state is not None
         }
-        if running is not None and not spec.kubernetes.is_autoscaled:
-            self._drop_autoscaler(spec)
-        self._apply_all(spec, documents, progress)
-        self._prune(spec, documents)
-        progress(f"{spec.name}: applied to namespace {self.namespace}")
-        self._touch_pods(pods, documents)
-        self._wait_until_served(spec, states_before, progress)
-
-    def _drop_autoscaler(self, spec: EndpointSpec) -> None:
-        """Delete the autoscaler. Without it, the Deployment needs the number of pods of
-        the spec.
-        """
-        if self._delete("HorizontalPodAutoscaler", spec.name):
-            replicas = spec.kubernetes.replicas
-            self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
-
-    def _apply_all(
-        self,
-        spec: EndpointSpec,
-        documents: list[Document],
-        progress: Progress,
-    ) -> None:
+        kubernetes = spec.kubernetes
+        if running is not None and not kubernetes.is_autoscaled:
+            # Without its autoscaler, the Deployment needs the number of pods of the spec.
+            if self._delete("HorizontalPodAutoscaler", spec.name):
+                change = {"spec": {"replicas": kubernetes.replicas}}
+                self._cluster.merge("Deployment", spec.name, change)
         for document in documents:
             applied = document
             if document["kind"] == "Deployment":
                 applied = self._with_pod_count(spec, document, progress)
-            self._cluster.apply(applied, spec.kubernetes.force_conflicts)
+            self._cluster.apply(applied, kubernetes.force_conflicts)
+        kinds = {document["kind"] for document in documents}
+        for kind in _OPTIONAL:
+            if kind not in kinds:
+                self._delete(kind, spec.name)
+        progress(f"{spec.name}: applied to namespace {self.namespace}")
+        self._touch_pods(pods, documents)
+        self._wait_until_served(spec, states_before, progress)
 
     def _with_pod_count(
         self,
@@ -236,13 +218,6 @@ class KubernetesBackend:
             "metadata": {**document["metadata"], "annotations": annotations},
             "spec": {**document["spec"], "replicas": count},
         }
-
-    def _prune(self, spec: EndpointSpec, documents: list[Document]) -> None:
-        """Delete the optional objects that the spec no longer has."""
-        kinds = {document["kind"] for document in documents}
-        for kind in _OPTIONAL:
-            if kind not in kinds:
-                self._delete(kind, spec.name)
 
     def _touch_pods(self, pods: list[Document], documents: list[Document]) -> None:
         """Change an annotation of the pods to a digest of the spec in the ConfigMap.
@@ -333,14 +308,8 @@ class KubernetesBackend:
         """
         self._own_deployment(spec.name)
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
-        command = [
-            "python",
-            "-c",
-            _READ_PAGE,
-            url,
-            f"{STATE_FOLDER}/{LOCAL_KEY}",
-            str(timeout_seconds),
-        ]
+        key_file = f"{STATE_FOLDER}/{LOCAL_KEY}"
+        command = ["python", "-c", _READ_PAGE, url, key_file, str(timeout_seconds)]
 
         def read(pod: Document) -> bytes | errors.Refused:
             try:
@@ -397,33 +366,21 @@ class KubernetesBackend:
             for pod in self._living_pods(name):
                 self._cluster.execute(_name_of(pod), ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
-    def logs(
-        self,
-        name: str,
-        lines: int,
-        follow: bool,
-    ) -> Iterator[str]:
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last log lines of each pod, with the pod's name. If `follow` is
-        set, then yield new lines.
+        set, then yield new lines until all pods have ended.
+
+        Raises DeploymentFailed if the API server refuses.
         """
         self._own_deployment(name)
         pod_names = [_name_of(pod) for pod in self._living_pods(name)]
         for pod in pod_names:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
-        if follow:
-            yield from self._follow_logs(pod_names)
-
-    def _follow_logs(self, pod_names: list[str]) -> Iterator[str]:
-        """Yield the new lines of all pods' logs until all pods have ended. Raises
-        DeploymentFailed if the API server refuses.
-        """
+        if not follow:
+            return
         new_lines: _LogQueue = queue.Queue(_LOG_QUEUE)
         for pod in pod_names:
-            threading.Thread(
-                target=self._queue_log,
-                args=(pod, new_lines),
-                daemon=True,
-            ).start()
+            threading.Thread(target=self._queue_log, args=(pod, new_lines), daemon=True).start()
         open_logs = len(pod_names)
         while open_logs:
             line = new_lines.get()
@@ -675,7 +632,9 @@ class KubernetesBackend:
         since when, because only a lasting refusal is final.
         """
         name = _name_of(deployment)
-        troubles = _reported_quotas(deployment)
+        conditions = deployment.get("status", {}).get("conditions", ())
+        reported = map(kubernetes_status.quota_trouble, conditions)
+        troubles = [trouble for trouble in reported if trouble is not None]
         if not troubles:
             self._refusals.pop(name, None)
             return []
@@ -730,13 +689,6 @@ def _parse_state(files: Mapping[str, str]) -> ServedState:
     return ServedState(spec=spec, agent=agent, wanted=wanted, workers=tuple(workers))
 
 
-def _reported_quotas(deployment: Document) -> list[PodTrouble]:
-    """Return a trouble for each condition of a Deployment that reports a quota."""
-    conditions = deployment.get("status", {}).get("conditions", ())
-    troubles = map(kubernetes_status.quota_trouble, conditions)
-    return [trouble for trouble in troubles if trouble is not None]
-
-
 def _workers(states: list[ServedState]) -> Iterator[WorkerState]:
     """Yield the workers of all pods."""
     for number, state in enumerate(states):
@@ -782,10 +734,7 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     return kubernetes.replicas
 
 
-def pod_environment(
-    spec: EndpointSpec,
-    running: Document | None = None,
-) -> dict[str, str]:
+def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
     """Return MLflow's addresses for pods, from the `running` Deployment, or from this
     process if pods can reach them.
 
@@ -798,23 +747,18 @@ def pod_environment(
         addresses = _mlflow_addresses(running)
         if addresses or not is_needed:
             return addresses
-    uris = _addresses_of_process()
+
+    import mlflow  # The import takes a second, and `list` does not need it.
+
+    uris = {"MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri())}
+    registry = str(mlflow.get_registry_uri())
+    # If unset, the registry is the tracking server, which the spec may set.
+    if registry != uris["MLFLOW_TRACKING_URI"]:
+        uris["MLFLOW_REGISTRY_URI"] = registry
     reachable = {name: uri for name, uri in uris.items() if _is_reachable(uri)}
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable
-
-
-def _addresses_of_process() -> dict[str, str]:
-    """Return the variables with the addresses of MLflow that this process uses."""
-    import mlflow  # The import takes a second, and `list` does not need it.
-
-    addresses = {"MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri())}
-    registry = str(mlflow.get_registry_uri())
-    # If unset, the registry is the tracking server, which the spec may set.
-    if registry != addresses["MLFLOW_TRACKING_URI"]:
-        addresses["MLFLOW_REGISTRY_URI"] = registry
-    return addresses
 
 
 def _mlflow_addresses(deployment: Document) -> dict[str, str]:
