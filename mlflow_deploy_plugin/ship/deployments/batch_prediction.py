@@ -79,11 +79,7 @@ class RowBatch:
         return self.encode(self.records)
 
     def part(self, start: int, stop: int) -> "RowBatch":
-        return replace(
-            self,
-            records=self.records[start:stop],
-            places=self.places[start:stop],
-        )
+        return replace(self, records=self.records[start:stop], places=self.places[start:stop])
 
     def halves(self) -> tuple["RowBatch", "RowBatch"]:
         middle = len(self) // 2
@@ -154,14 +150,9 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
             if content_type == arrow.STREAM and target.has_pyfunc:
                 content_type = JSON
                 body = _arrow_as_json(body)
+            seconds = target.timeout_seconds
             document, prediction_id = post(
-                session,
-                url,
-                body,
-                content_type,
-                target.timeout_seconds,
-                _TRIES,
-                headers=headers,
+                session, url, body, content_type, seconds, _TRIES, headers=headers
             )
             predictions: object = document.get("predictions")
             if not target.keys:
@@ -294,11 +285,7 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
         raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
 
 
-def _csv(
-    file: IO[bytes],
-    name: str,
-    batch_rows: int,
-) -> Iterator[RowBatch]:
+def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     """Return the rows of a CSV file in batches, whose bodies begin with the file's
     header.
     """
@@ -316,19 +303,10 @@ def _csv(
             else:
                 header = record.raw
 
-    return _in_batches(
-        rows(),
-        batch_rows,
-        CSV,
-        lambda records: b"".join([header, *records]),
-    )
+    return _in_batches(rows(), batch_rows, CSV, lambda records: b"".join([header, *records]))
 
 
-def _jsonl(
-    file: IO[bytes],
-    name: str,
-    batch_rows: int,
-) -> Iterator[RowBatch]:
+def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     """Return the lines of a JSON Lines file in batches. The rows of a batch are all
     objects or all other values, because the body has one form.
     """
@@ -424,13 +402,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         if len(lengths) == 1:
 
             def encode(rows: list[tuple[object, ...]]) -> bytes:
-                columns = dict(
-                    zip(
-                        content,
-                        zip(*rows, strict=True),
-                        strict=True,
-                    )
-                )
+                columns = dict(zip(content, zip(*rows, strict=True), strict=True))
                 return orjson.dumps({**extras, form or "inputs": columns})
 
             return list(zip(*content.values(), strict=True)), encode
@@ -494,17 +466,10 @@ def _arrow_as_json(body: bytes) -> bytes:
 
     table = _read_arrow(body)
     try:
-        rows = zip(
-            *(column.to_pylist() for column in table.columns),
-            strict=True,
-        )
+        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    except (
-        AttributeError,
-        ValueError,
-        OverflowError,
-    ) as error:  # Some time values raise the last two errors.
+    except (AttributeError, ValueError, OverflowError) as error:  # Time values raise the last two.
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
@@ -546,10 +511,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
     if len(batch) == 1:
         return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
     first = _batch_error(predict, batch.part(0, 1))
-    last = _batch_error(
-        predict,
-        batch.part(len(batch) - 1, len(batch)),
-    )
+    last = _batch_error(predict, batch.part(len(batch) - 1, len(batch)))
     if first and first == last == error.message:  # The error is not about a row.
         return f"{name}: {first}"
     if first:

@@ -46,6 +46,7 @@ _OWN_PREFIX = "_"
 _URI = re.compile(r"[^/]*:")  # MLflow recognises a project's URI by the same rule.
 _FILE = "file://"
 _MLPROJECT = "MLproject"
+_PROJECT_FIELDS = ("project", "entry_point", "parameters")
 _SCRIPTS = (".py", ".sh")
 _EXPECTED_PROJECT = "the folder of an MLflow project or a Git URI is expected"
 
@@ -65,11 +66,24 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             load_time_zone(str(value))
+    # The controller has another working folder, so it needs absolute paths.
     absolute: dict[str, str] = {}
     for name, monitor in changed.monitors.items():
         prefix = f"monitors.{name}."
-        _check_retraining(prefix, monitor, config)
-        absolute |= _absolute_paths(prefix, monitor, config)
+        fields_of_project = tuple(f"{prefix}retrain.{field}" for field in _PROJECT_FIELDS)
+        retrain = monitor.retrain
+        if retrain is not None and _has_field(config, fields_of_project):
+            try:
+                check_project(retrain.project, retrain.entry_point, retrain.parameters)
+            except InvalidConfig as error:
+                raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
+            folder = _project_folder(retrain.project)
+            if folder is not None:
+                absolute[f"{prefix}retrain.project"] = str(folder)
+        uri = monitor.reference_value
+        is_local = monitor.reference_kind == "dataset" and not urlparse(uri).scheme
+        if is_local and f"{prefix}reference" in config:
+            absolute[f"{prefix}reference"] = f"dataset:{absolute_path(uri)}"
     if absolute:
         return apply_config(changed, absolute)
     return changed
@@ -172,11 +186,7 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
     return {f"variants.{name}.weight": weight}
 
 
-def check_monitors(
-    spec: EndpointSpec,
-    config: Config,
-    progress: Callable[[str], None],
-) -> None:
+def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str], None]) -> None:
     """Check the changed monitors against the models and datasets to which they refer.
 
     `progress` receives one line per check that is not possible. Raises InvalidConfig if
@@ -205,52 +215,7 @@ def _has_field(config: Config, prefix: str | tuple[str, ...]) -> bool:
     return any(field.startswith(prefix) for field in config)
 
 
-def _absolute_paths(
-    prefix: str,
-    monitor: MonitorSpec,
-    config: Config,
-) -> dict[str, str]:
-    """Return the dataset and project in `config` as absolute paths for the controller,
-    which has another working folder.
-    """
-    absolute = {}
-    if monitor.retrain is not None and _sets_project(prefix, config):
-        folder = _project_folder(monitor.retrain.project)
-        if folder is not None:
-            absolute[f"{prefix}retrain.project"] = str(folder)
-    uri = monitor.reference_value
-    if (
-        f"{prefix}reference" in config
-        and monitor.reference_kind == "dataset"
-        and not urlparse(uri).scheme
-    ):
-        absolute[f"{prefix}reference"] = f"dataset:{absolute_path(uri)}"
-    return absolute
-
-
-def _sets_project(prefix: str, config: Config) -> bool:
-    """Return True if `config` sets the project of a monitor, its entry point or its
-    parameters.
-    """
-    names = ("project", "entry_point", "parameters")
-    return _has_field(config, tuple(f"{prefix}retrain.{name}" for name in names))
-
-
-def _check_retraining(prefix: str, monitor: MonitorSpec, config: Config) -> None:
-    """Raise InvalidConfig if the project that `config` sets for a monitor is bad."""
-    retrain = monitor.retrain
-    if retrain is not None and _sets_project(prefix, config):
-        try:
-            check_project(retrain.project, retrain.entry_point, retrain.parameters)
-        except InvalidConfig as error:
-            raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
-
-
-def check_project(
-    project: str,
-    entry_point: str,
-    parameters: Mapping[str, object],
-) -> None:
+def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
     """Check an MLflow project in a local folder. A remote project is not checked before
     its run.
 
@@ -263,11 +228,8 @@ def check_project(
     if not folder.is_dir():
         raise InvalidConfig(f"project: the folder {folder} does not exist; {_EXPECTED_PROJECT}")
     entries = _entry_points(folder)
-    if (
-        entry_point not in entries
-        and entry_point.endswith(_SCRIPTS)
-        and (folder / entry_point).is_file()
-    ):
+    is_script = entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file()
+    if entry_point not in entries and is_script:
         return
     if not (folder / _MLPROJECT).is_file():
         raise InvalidConfig(f"project: {folder} has no {_MLPROJECT}; {_EXPECTED_PROJECT}")
@@ -278,17 +240,7 @@ def check_project(
             f"{entry_points}",
         )
     where = f"entry point {entry_point!r} of the project {folder}"
-    _check_parameters(where, entries[entry_point], parameters)
-
-
-def _check_parameters(
-    where: str,
-    declared: Json,
-    parameters: Mapping[str, object],
-) -> None:
-    """Raise InvalidConfig if a parameter is not declared, or a declared parameter has
-    no value. `where` names the entry point for messages.
-    """
+    declared = entries[entry_point]
     # MLflow passes undeclared parameters to the command, which fails after the rows
     # were collected.
     for name in parameters:
@@ -385,7 +337,9 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         raise
     except OnnxserveError as error:
         raise InvalidConfig(f"reference: {error.message}") from None
-    judged = _judged_columns(monitor, columns)
+    judged = monitor.columns
+    if not judged and columns is not None:
+        judged = columns.all
     missing = [name for name in judged if not _is_among(name, present)]
     if not missing:
         return
@@ -403,13 +357,6 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         f"reference: {uri} has no column {join_names(missing)} for the comparison; it has "
         f"{join_names(present)}",
     )
-
-
-def _judged_columns(monitor: MonitorSpec, columns: LoggedColumns | None) -> Sequence[str]:
-    """Return the columns that a monitor compares; empty if they are unknown."""
-    if monitor.columns or columns is None:
-        return monitor.columns
-    return columns.all
 
 
 def _is_among(name: str, columns: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@ server, masked and logged.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -126,11 +126,7 @@ class LabelSink:
                     raise
                 self.url = ""
         now = datetime.now(UTC)
-        table = self.masking.table(
-            entries,
-            int(now.timestamp() * 1_000_000),
-            self.segment,
-        )
+        table = self.masking.table(entries, int(now.timestamp() * 1_000_000), self.segment)
         write_labels(self.log.location, self.endpoint, now.strftime("%Y-%m-%d"), table)
         self.destinations[self.log.location.shown] = None
         return []
@@ -180,33 +176,23 @@ def import_labels(
     readable = sink.masking if sink.masking.key else LabelMasking()
     accepted = 0
     bad = 0
-    for entries, bad_rows in _store_batches(sink, rows):
-        if matches is not None and entries:
-            matches.add(readable.table(entries, 0, ""))
-        accepted += len(entries)
-        bad += len(bad_rows)
-        for row in bad_rows:
-            report_bad(row)
-    if matches is not None:
-        match_labels(sink.log, sink.endpoint, matches)
-    return LabelImport(accepted, bad, tuple(sink.destinations), matches)
-
-
-def _store_batches(
-    sink: LabelSink,
-    rows: Iterable[LabelEntry | BadRow],
-) -> Iterator[tuple[list[LabelEntry], list[BadRow]]]:
-    """Store the labels in batches. Yield the stored labels and the bad rows of each
-    batch.
-    """
     remaining = iter(rows)
     with ServerSession() as session:
         while batch := list(islice(remaining, _BATCH_ROWS)):
             entries = [row for row in batch if isinstance(row, LabelEntry)]
             refused = sink.store(session, entries) if entries else []
-            places = {row.place for row in refused}
-            stored = [entry for entry in entries if entry.place not in places]
-            yield stored, [row for row in batch if isinstance(row, BadRow)] + refused
+            refused_places = {row.place for row in refused}
+            stored = [entry for entry in entries if entry.place not in refused_places]
+            if matches is not None and stored:
+                matches.add(readable.table(stored, 0, ""))
+            bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
+            accepted += len(stored)
+            bad += len(bad_rows)
+            for bad_row in bad_rows:
+                report_bad(bad_row)
+    if matches is not None:
+        match_labels(sink.log, sink.endpoint, matches)
+    return LabelImport(accepted, bad, tuple(sink.destinations), matches)
 
 
 def check_key_columns(
@@ -273,12 +259,8 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()
-    view = View(
-        endpoint,
-        TimeRange(hours[-1].start, hours[-1].end),
-        labels=False,
-        shadows=True,
-    )
+    newest_hour = TimeRange(hours[-1].start, hours[-1].end)
+    view = View(endpoint, newest_hour, labels=False, shadows=True)
     schema = view_schema(log, view)
     texts = {
         field.name

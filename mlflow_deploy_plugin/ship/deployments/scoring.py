@@ -89,14 +89,9 @@ def score(
     errors of `server_client.post`.
     """
     body = encode_body(inputs)
+    url = f"{target.url}/{route}"
     with ServerSession() as session:
-        document, _ = post(
-            session,
-            f"{target.url}/{route}",
-            body,
-            "application/json",
-            target.timeout_seconds,
-        )
+        document, _ = post(session, url, body, "application/json", target.timeout_seconds)
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {target.url} answered without predictions")
     return document
@@ -106,19 +101,10 @@ def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
     """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the
     errors of `post_for_events`.
     """
-    body = orjson.dumps(
-        {
-            **orjson.loads(encode_body(inputs)),
-            "stream": True,
-        }
-    )
+    body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
+    url = f"{target.url}/invocations"
     with ServerSession() as session:
-        yield from post_for_events(
-            session,
-            f"{target.url}/invocations",
-            body,
-            target.timeout_seconds,
-        )
+        yield from post_for_events(session, url, body, target.timeout_seconds)
 
 
 def encode_body(inputs: object) -> bytes:

@@ -14,7 +14,7 @@ use the same rules:
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -219,10 +219,7 @@ def fetch_page(
         return Refused("the server does not answer")
 
 
-def read_page(
-    page: bytes | Refused,
-    parse: Callable[[bytes], ParsedT],
-) -> ParsedT | Refused:
+def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
     """Return the result of `parse` for a page, or the reason why the page is missing or
     unreadable.
     """
@@ -277,10 +274,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             elif sample.name == _SHADOW_REQUESTS and labels["outcome"] == "failed":
                 sums[key]["different"] += value
     counters = {
-        key: VersionCounters(
-            **sums[key],
-            timed=dict(sorted(timed[key].items())),
-        )
+        key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items())))
         for key in {*sums, *timed}
     }
     return ServerMetrics(counters, dict(last))
@@ -296,21 +290,18 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     intervals: list[CountedInterval] = []
     try:
         documents = [orjson.loads(line) for line in lines.splitlines()]
-        bounds = sorted({math.inf, *_finite_bounds(documents)})
+        bounds = {math.inf}
         for document in documents:
-            interval = _interval(document, bounds)
+            for *_, buckets in document["durations"]:
+                bounds.update(map(float, buckets))
+        for document in documents:
+            interval = _interval(document, sorted(bounds))
             while intervals and intervals[-1].at >= interval.at:
                 intervals.pop()
             intervals.append(interval)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"a line of the history is malformed: {error}") from None
     return intervals
-
-
-def _finite_bounds(documents: Iterable[Json]) -> Iterator[float]:
-    for document in documents:
-        for *_, buckets in document["durations"]:
-            yield from map(float, buckets)
 
 
 def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
@@ -322,11 +313,7 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
         _count(sums[endpoint, variant, model, version], status, float(number))
     timed = _durations(document, bounds)
     counters = {
-        key: VersionCounters(
-            **sums[key],
-            timed=timed.get(key, {}),
-        )
-        for key in {*sums, *timed}
+        key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
     }
     at = float(document["at"])
     seconds = float(document["seconds"])
@@ -351,11 +338,7 @@ def _durations(document: Json, bounds: Sequence[float]) -> dict[_Version, dict[f
     return timed
 
 
-def _count(
-    sums: defaultdict[str, float],
-    status: str,
-    requests: float,
-) -> None:
+def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
     """Add requests with a status to the counters of a version, except requests whose
     client has disconnected.
     """

@@ -8,7 +8,7 @@ here, because MLflow's server lets only approved versions in.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -242,22 +242,12 @@ def permitted_answers(
         if lacking is not None:
             answers.append(_permitted(store, after.name, lacking, share))
             raised.append(lacking)
-    _require_total(after.name, answers, raised)
-    return tuple(answers)
-
-
-def _require_total(
-    endpoint: str,
-    answers: Iterable[UnapprovedAnswer],
-    raised: Iterable[LackingApproval],
-) -> None:
-    """Raise GateRefused if all answers together exceed the limit of a model that gets
-    more traffic than before.
-    """
+    # All answers together must not exceed the limit of a model with more traffic.
     total = sum(answer.share for answer in answers)
     for lacking in raised:
         if total > lacking.share:
-            raise lacking.refusal(f"{total:g} % of the requests of endpoint {endpoint!r}")
+            raise lacking.refusal(f"{total:g} % of the requests of endpoint {after.name!r}")
+    return tuple(answers)
 
 
 def require_rollout(
@@ -330,13 +320,7 @@ def is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
 
 
 def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
-    return [
-        {
-            **asdict(answer),
-            "places": list(answer.places),
-        }
-        for answer in answers
-    ]
+    return [{**asdict(answer), "places": list(answer.places)} for answer in answers]
 
 
 def _permitted(
@@ -352,7 +336,11 @@ def _permitted(
     may select the same version.
     """
     now = store.now()
-    since = min([*_earlier_starts(store, endpoint, lacking), now])
+    since = now
+    for event in store.events(endpoint):
+        for entry in event.detail.get(UNAPPROVED, ()):
+            if (entry["model"], entry["version"]) == (lacking.model, lacking.version):
+                since = min(since, datetime.fromisoformat(entry["since"]))
     until = since + timedelta(seconds=lacking.seconds)
     if share > lacking.share or now >= until:
         began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
@@ -366,16 +354,6 @@ def _permitted(
         since=since.isoformat(),
         until=until.isoformat(),
     )
-
-
-def _earlier_starts(store: Store, endpoint: str, lacking: LackingApproval) -> Iterator[datetime]:
-    """Yield the times since which the version has answered without an approval, from
-    the audit trail of the endpoint.
-    """
-    for event in store.events(endpoint):
-        for entry in event.detail.get(UNAPPROVED, ()):
-            if (entry["model"], entry["version"]) == (lacking.model, lacking.version):
-                yield datetime.fromisoformat(entry["since"])
 
 
 def _shares(spec: EndpointSpec) -> Mapping[str, float]:

@@ -131,8 +131,20 @@ def measure_pod(
     """
     workers = spec.server.workers
     threads = spec.server.intra_op_num_threads or 1
-    _check_machine(workers, threads)
-    spec = _measured_spec(spec, folder, threads)
+    if sys.platform != "linux":
+        raise InvalidConfig(
+            "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
+        )
+    cores = available_cores()
+    # The pod and its client need cores of their own.
+    if workers * threads >= cores:
+        raise InvalidConfig(
+            f"server.workers={workers} with {threads} threads each, and a client, need "
+            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine",
+        )
+    fields = {f"server.{name}": "" for name in _OF_CALLERS}
+    fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
+    spec = apply_config(spec, {**fields, "server.intra_op_num_threads": threads})
     requests = [post("/invocations", body) for body in bodies]
     size, best = _best_batch_size(spec, requests, p99, progress)
     with _started(spec, size, requests) as pod:
@@ -150,31 +162,6 @@ def measure_pod(
         memory_bytes=memory,
         version_bytes=version_bytes,
     )
-
-
-def _measured_spec(spec: EndpointSpec, folder: Path, threads: int) -> EndpointSpec:
-    """Return the spec for a server on this machine without auth and TLS, which serves
-    the version in `folder`.
-    """
-    fields = {f"server.{name}": "" for name in _OF_CALLERS}
-    fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
-    return apply_config(spec, {**fields, "server.intra_op_num_threads": threads})
-
-
-def _check_machine(workers: int, threads: int) -> None:
-    """Raise InvalidConfig if this machine cannot pin the pod and its client to cores of
-    their own.
-    """
-    if sys.platform != "linux":
-        raise InvalidConfig(
-            "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
-        )
-    cores = available_cores()
-    if workers * threads >= cores:
-        raise InvalidConfig(
-            f"server.workers={workers} with {threads} threads each, and a client, need "
-            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine",
-        )
 
 
 def _best_batch_size(
@@ -262,15 +249,7 @@ class _Pod:
             used_seconds = self._cpu_seconds() - before
             cpus, other_cpus = (used_seconds / (time.monotonic() - began)).tolist()
             p99_seconds = tail_latency(latencies)
-            loads.append(
-                Load(
-                    rate,
-                    p99_seconds,
-                    error,
-                    cpus,
-                    other_cpus=max(0.0, other_cpus),
-                )
-            )
+            loads.append(Load(rate, p99_seconds, error, cpus, other_cpus=max(0.0, other_cpus)))
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:

@@ -175,11 +175,14 @@ class KubernetesBackend:
             name: state for name, state in self._read_pods(pods).items() if state is not None
         }
         kubernetes = spec.kubernetes
-        if running is not None and not kubernetes.is_autoscaled:
-            # Without its autoscaler, the Deployment needs the number of pods of the spec.
-            if self._delete("HorizontalPodAutoscaler", spec.name):
-                change = {"spec": {"replicas": kubernetes.replicas}}
-                self._cluster.merge("Deployment", spec.name, change)
+        if (
+            running is not None
+            and not kubernetes.is_autoscaled
+            and self._delete("HorizontalPodAutoscaler", spec.name)
+        ):
+            # No autoscaler sets the number of pods now.
+            change = {"spec": {"replicas": kubernetes.replicas}}
+            self._cluster.merge("Deployment", spec.name, change)
         for document in documents:
             applied = document
             if document["kind"] == "Deployment":

@@ -136,11 +136,7 @@ class Cluster:
                 return None
             raise
 
-    def find(
-        self,
-        kind: str,
-        labels: Mapping[str, str],
-    ) -> list[Document]:
+    def find(self, kind: str, labels: Mapping[str, str]) -> list[Document]:
         """Return the objects with these labels."""
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         answer = self._get(self._path(kind), {"labelSelector": selector})
@@ -169,13 +165,7 @@ class Cluster:
             )
         document = {**document, "apiVersion": self._version(kind)}
         try:
-            self._patch(
-                kind,
-                name,
-                document,
-                _APPLY_TYPE,
-                force=str(force).lower(),
-            )
+            self._patch(kind, name, document, _APPLY_TYPE, force=str(force).lower())
         except ApiRefused as error:
             owners = dict.fromkeys(_CONFLICT.findall(error.message))
             if not owners:
@@ -239,20 +229,12 @@ class Cluster:
             if error.status != 404:
                 raise
 
-    def pod_log(
-        self,
-        pod: str,
-        lines: int,
-        previous: bool = False,
-    ) -> list[str]:
+    def pod_log(self, pod: str, lines: int, previous: bool = False) -> list[str]:
         """Return the last lines of the server container's log; empty if the container
         has not started.
         """
-        query = {
-            "container": CONTAINER,
-            "tailLines": str(lines),
-            "previous": str(previous).lower(),
-        }
+        is_previous = str(previous).lower()
+        query = {"container": CONTAINER, "tailLines": str(lines), "previous": is_previous}
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
         except ApiRefused:
@@ -290,8 +272,14 @@ class Cluster:
             doseq=True,
         )
         path = f"{self._path('Pod')}/{pod}/exec?{query}"
+        written = defaultdict[int, bytes](bytes)
         try:
-            written = self._read_channels(path)
+            with closing(self._web_socket(path)) as running:
+                opcode, frame = running.recv_data()
+                while opcode != websocket.ABNF.OPCODE_CLOSE:
+                    channel = ord(frame[:1])
+                    written[channel] += frame[1:]
+                    opcode, frame = running.recv_data()
             end = json.loads(written[_STATUS])
         except websocket.WebSocketBadStatusException as answer:
             raise self._refusal(answer.status_code, answer.resp_body or b"") from None
@@ -304,18 +292,6 @@ class Cluster:
             reason = error_lines.rpartition("\n")[2] or end.get("message", "")
             raise DeploymentFailed(f"a command in pod {pod} failed: {one_line(reason, 300)}")
         return written[_STDOUT].decode(errors="replace")
-
-    def _read_channels(self, path: str) -> defaultdict[int, bytes]:
-        """Run a command at a path of the API, and return what it has written, by
-        channel.
-        """
-        written = defaultdict[int, bytes](bytes)
-        with closing(self._web_socket(path)) as running:
-            while True:
-                opcode, frame = running.recv_data()
-                if opcode == websocket.ABNF.OPCODE_CLOSE:
-                    return written
-                written[ord(frame[:1])] += frame[1:]
 
     def _web_socket(self, path: str) -> websocket.WebSocket:
         """Open a web socket to the API server. Reads time out after `_EXEC_SECONDS`."""
@@ -343,11 +319,8 @@ class Cluster:
     def forwarded(self, pod: str, port: int) -> Iterator[str]:
         """Yield a local address whose connections are forwarded to a port of a pod."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            accepting = threading.Thread(
-                target=self._forward,
-                args=(listener, pod, port),
-                daemon=True,
-            )
+            arguments = (listener, pod, port)
+            accepting = threading.Thread(target=self._forward, args=arguments, daemon=True)
             accepting.start()
             try:
                 yield f"127.0.0.1:{listener.getsockname()[1]}"
@@ -369,11 +342,7 @@ class Cluster:
                     connection.close()  # The caller detects the closed connection.
                     continue
                 for source, sink in ((connection, remote), (remote, connection)):
-                    threading.Thread(
-                        target=_pump,
-                        args=(source, sink),
-                        daemon=True,
-                    ).start()
+                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
     def _pod_socket(self, pod: str, port: int) -> socket.socket:
         """Return a blocking socket that the API server connects to a port of a pod.
@@ -382,12 +351,8 @@ class Cluster:
         # Use one client per stream, because a client that opens a stream cannot send
         # other requests meanwhile.
         api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
-        opened = portforward(
-            api.connect_get_namespaced_pod_portforward,
-            pod,
-            self.namespace,
-            ports=str(port),
-        )
+        connect = api.connect_get_namespaced_pod_portforward
+        opened = portforward(connect, pod, self.namespace, ports=str(port))
         remote: socket.socket = opened.socket(port)
         remote.setblocking(True)
         return remote
@@ -413,11 +378,7 @@ class Cluster:
         root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
         return f"{root}/namespaces/{self.namespace}/{_RESOURCES[kind][0]}"
 
-    def _get(
-        self,
-        path: str,
-        query: Mapping[str, str] | None = None,
-    ) -> Document:
+    def _get(self, path: str, query: Mapping[str, str] | None = None) -> Document:
         return {**self._send("GET", path, query).json()}
 
     def _send(
@@ -437,11 +398,8 @@ class Cluster:
             stream: True if the caller reads the answer piece by piece.
             is_endless: True if the answer may pause for any time.
         """
-        headers = {
-            "Accept": "application/json",
-            "Content-Type": content_type,
-            **self._credentials(),
-        }
+        accepted = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {**accepted, **self._credentials()}
         url = f"{self._configuration.host}{path}"
         data = None if body is None else json.dumps(body)
         read_seconds: float | None = _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
@@ -559,7 +517,11 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
             configuration = kubernetes.client.Configuration()
             kubernetes.config.load_incluster_config(configuration)
             return kubernetes.client.ApiClient(configuration)
-    contexts = _contexts(file or KUBE_CONFIG_DEFAULT_LOCATION)
+    contexts = []
+    # The file may be missing or unreadable.
+    with suppress(ConfigException, KeyError, TypeError):
+        configured = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION).config
+        contexts = sorted(entry["name"] for entry in configured["contexts"].value)
     if context and contexts and context not in contexts:
         raise InvalidConfig(
             f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes "
@@ -569,14 +531,3 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
         "no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config "
         f"({one_line(missing)})",
     )
-
-
-def _contexts(file: str) -> list[str]:
-    """Return the names of the contexts in a configuration; empty if they are unknown
-    because the file is missing or unreadable.
-    """
-    try:
-        entries = KubeConfigMerger(file).config["contexts"].value
-        return sorted(entry["name"] for entry in entries)
-    except (ConfigException, KeyError, TypeError):
-        return []

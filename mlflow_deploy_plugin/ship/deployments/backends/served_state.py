@@ -264,12 +264,8 @@ def read_served_state(
     """
     workers = tuple(worker for worker in files.read_workers(state_dir) if lives(worker.pid))
     agent = files.read_state(state_dir / files.AGENT, AgentState)
-    return ServedState(
-        None,
-        agent,
-        files.read_state(state_dir / files.WANTED, Wanted) or Wanted(),
-        workers,
-    )
+    wanted = files.read_state(state_dir / files.WANTED, Wanted) or Wanted()
+    return ServedState(None, agent, wanted, workers)
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
@@ -282,13 +278,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if endpoint is not None:
             new -= {variant.model_uri for variant in endpoint.variants.values()}
         pending = f"fetching {', '.join(sorted(new))}" if new else "applying the changed spec"
-        return AppliedSpec(
-            is_resolved=False,
-            pending=pending,
-            errors={},
-            missing=(),
-            wanted=endpoint,
-        )
+        return AppliedSpec(False, pending, errors={}, missing=(), wanted=endpoint)
     informed = [worker for worker in state.workers if worker.generation == state.wanted.generation]
     pending = ""
     count = spec.server.workers
@@ -297,11 +287,20 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if len(state.workers) >= count and _is_loaded(spec.name, endpoint, state.workers):
             step = "applying the change"
         pending = f"{step}, {len(informed)} of {count} workers have it"
+    errors = {}
+    missing = []
+    for name, variant in spec.variants.items():
+        loaded = [worker.loaded(spec.name, name) for worker in informed]
+        for item in loaded:
+            if item.error:
+                errors[name] = item.error
+        if variant.weight > 0 and not all(item.version for item in loaded):
+            missing.append(name)
     return AppliedSpec(
         is_resolved=True,
         pending=pending,
-        errors=_load_errors(spec, informed),
-        missing=_missing_variants(spec, informed),
+        errors=errors,
+        missing=tuple(missing),
         wanted=endpoint,
     )
 
@@ -330,26 +329,6 @@ def _is_loaded(name: str, endpoint: WantedEndpoint, workers: Sequence[WorkerStat
         if any(worker.loaded(name, variant).version != resolved.version for worker in workers):
             return False
     return True
-
-
-def _load_errors(spec: EndpointSpec, workers: Sequence[WorkerState]) -> dict[str, str]:
-    """Return variant → the reason why a worker could not load it."""
-    errors = {}
-    for worker in workers:
-        for name in spec.variants:
-            if error := worker.loaded(spec.name, name).error:
-                errors[name] = error
-    return errors
-
-
-def _missing_variants(spec: EndpointSpec, workers: Sequence[WorkerState]) -> tuple[str, ...]:
-    """Return the variants with traffic that a worker has not loaded."""
-    missing = []
-    for name, variant in spec.variants.items():
-        is_loaded = all(worker.loaded(spec.name, name).version for worker in workers)
-        if variant.weight > 0 and not is_loaded:
-            missing.append(name)
-    return tuple(missing)
 
 
 def wait_while_pending(
