@@ -211,18 +211,29 @@ class BatchOutput:
         manifest = orjson.loads(orjson.dumps(manifest))
         with self._errors_of_begin():
             files = {*_list_files(self._location)}
-            previous = self._read_manifest() if MANIFEST in files else None
-            if previous:
+            previous: Manifest | None = None
+            if MANIFEST in files:
+                path = f"{self._location.root}/{MANIFEST}"
+                with self._location.filesystem.open_input_file(path) as file:
+                    previous = orjson.loads(file.read())
                 outputs = _outputs(previous)
                 # Because of the lock, no other batch writes to a local folder now.
                 is_replaceable = self._location.is_local and not outputs & files
                 if restart or is_replaceable:
                     rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
-                    self._remove(rejected | files & {MANIFEST, SUCCESS, *outputs})
+                    written = files & {MANIFEST, SUCCESS, *outputs}
+                    self._remove(rejected | written)
                     files = {*_list_files(self._location)}
                     previous = None
             if previous is None:
-                self._refuse_strange_files(files)
+                # Ignore the lock and the files of a killed writer, whose names begin
+                # with a dot.
+                strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
+                if strange:
+                    raise AlreadyExists(
+                        f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
+                        "specify another folder",
+                    )
             else:
                 difference = (
                     _model_difference(previous["model"], manifest["model"])
@@ -264,24 +275,6 @@ class BatchOutput:
             raise OnnxserveError(
                 f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder",
             ) from None
-
-    def _read_manifest(self) -> Manifest:
-        path = f"{self._location.root}/{MANIFEST}"
-        with self._location.filesystem.open_input_file(path) as file:
-            manifest: Manifest = orjson.loads(file.read())
-        _outputs(manifest)  # This raises an error if the manifest is damaged.
-        return manifest
-
-    def _refuse_strange_files(self, files: set[str]) -> None:
-        """Raise AlreadyExists if the output has a file that is not from a batch."""
-        # Ignore the lock and the files of a killed writer, whose names begin with a
-        # dot.
-        strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
-        if strange:
-            raise AlreadyExists(
-                f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
-                "specify another folder",
-            )
 
     def finish(self, summary: Mapping[str, object]) -> None:
         try:

@@ -160,7 +160,8 @@ class PyfuncTable:
         """Return a table of outputs, a row per input row. Raises InvalidRequest for a
         refused row.
         """
-        has_frame_types = any(map(_is_frame_type, table.schema.types))
+        types = table.schema.types
+        has_frame_types = any(any(map(is_frame_type, types)) for is_frame_type in _FRAME_TYPES)
         try:
             if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
                 outputs = self._scorer.outputs_of(table.to_pandas())
@@ -186,10 +187,6 @@ class PyfuncTable:
         except OnnxserveError as error:  # Each error is about this row.
             raise InvalidRequest(error.message) from None
         return orjson.loads(answer)["predictions"]
-
-
-def _is_frame_type(kind: pa.DataType) -> bool:
-    return any(is_type(kind) for is_type in _FRAME_TYPES)
 
 
 TableModel = OnnxTable | PyfuncTable

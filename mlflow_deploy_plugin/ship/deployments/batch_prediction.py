@@ -197,17 +197,6 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
     if not column:
         yield batch
         return
-    start = 0
-    for _, rows in groupby(_event_times(batch, name, column)):
-        stop = start + len(list(rows))
-        yield batch.part(start, stop)
-        start = stop
-
-
-def _event_times(batch: RowBatch, name: str, column: str) -> list[str]:
-    """Return the time of each row of a batch in RFC 3339. Raises InvalidRequest if the
-    column is missing or a row has no time.
-    """
     values = _key_columns(batch.content_type, batch.body, (column,)).get(column)
     if values is None:
         raise InvalidRequest(
@@ -222,7 +211,11 @@ def _event_times(batch: RowBatch, name: str, column: str) -> list[str]:
                 f"{name}, {place}: {column} is {value!r:.60}; a time like 2013-07-01T12:30:00Z is "
                 "expected",
             ) from None
-    return times
+    start = 0
+    for _, rows in groupby(times):
+        stop = start + len(list(rows))
+        yield batch.part(start, stop)
+        start = stop
 
 
 def _as_time(value: object) -> str:

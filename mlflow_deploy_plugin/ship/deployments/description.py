@@ -233,23 +233,19 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
     if is_running and not (details | reported)["flavor"]:
         if wanted is not None and parse_model_uri(model_uri).followed:
             model_uri = f"models:/{wanted.model}/{wanted.version}"
-        details |= _logged_facts(model_uri)
+        try:
+            mlmodel = fetch_mlmodel(resolve(model_uri).source)
+        except OnnxserveError:
+            return details | reported
+        flavors = (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors)
+        flavor = next(flavors, "")
+        section = mlmodel.flavors.get(FLAVOR, {})
+        parity = PYFUNC_PARITY
+        if flavor != PYTHON_FUNCTION:
+            parity = str(section.get("parity", {}).get("state", "no-original"))
+        details |= {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
+        details |= _texts(section.get("provenance", {}))
     return details | reported
-
-
-def _logged_facts(model_uri: str) -> dict[str, str]:
-    try:
-        mlmodel = fetch_mlmodel(resolve(model_uri).source)
-    except OnnxserveError:
-        return {}
-    flavors = (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors)
-    flavor = next(flavors, "")
-    section = mlmodel.flavors.get(FLAVOR, {})
-    parity = PYFUNC_PARITY
-    if flavor != PYTHON_FUNCTION:
-        parity = str(section.get("parity", {}).get("state", "no-original"))
-    facts = {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
-    return facts | _texts(section.get("provenance", {}))
 
 
 def _texts(provenance: Mapping[str, object]) -> dict[str, str]:

@@ -163,18 +163,14 @@ class Endpoints:
             undone = {"why": _undo_reason(error), "detail": detail, "unapproved": stored.unapproved}
             self.store.replace_spec(old, **{**audit, **undone})
             with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
-                self._restore_server(backend, old, was_running)
+                if was_running:
+                    self.progress(f"{old.name}: restoring the previous state")
+                    backend.apply(old, lambda line: None)
+                elif old.variants:
+                    backend.stop(old.name)
+                else:
+                    backend.remove(old.name)
             raise
-
-    def _restore_server(self, backend: Backend, spec: EndpointSpec, was_running: bool) -> None:
-        """Bring the server back to the state of `spec` before a failed change."""
-        if was_running:
-            self.progress(f"{spec.name}: restoring the previous state")
-            backend.apply(spec, lambda line: None)
-        elif spec.variants:
-            backend.stop(spec.name)
-        else:
-            backend.remove(spec.name)
 
     def _serve(self, backend: Backend, spec: EndpointSpec) -> None:
         """Apply a spec, and report the server's URL and startup time."""

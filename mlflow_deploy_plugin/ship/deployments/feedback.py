@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, p
 _TRIES = 8
 _TIMEOUT_SECONDS = 30.0
 _BATCH_ROWS = 2000
+_NUMBER_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 _MASKED = re.compile(r"[0-9a-f]{32}")
 _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
@@ -220,13 +221,13 @@ def check_key_columns(
             raise InvalidConfig(
                 f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}",
             )
-    fields = [schema.field(name) for name in key if name in columns]
-    return frozenset(field.name for field in fields if _is_number(field.type))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return any(is_type(kind) for is_type in is_number)
+    numbers = set()
+    for name in key:
+        if name in columns:
+            kind = schema.field(name).type
+            if any(is_type(kind) for is_type in _NUMBER_TYPES):
+                numbers.add(name)
+    return frozenset(numbers)
 
 
 def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
@@ -270,12 +271,12 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     rows = next(iter(view_tables(log, view, texts)), None)
     if rows is None:
         return frozenset()
-    names = texts & set(rows.column_names)
-    return frozenset(name for name in names if _looks_masked(rows.column(name)))
-
-
-def _looks_masked(texts: pa.ChunkedArray) -> bool:
-    return any(text is not None and _MASKED.fullmatch(text) for text in texts.to_pylist())
+    masked = set()
+    for name in texts & set(rows.column_names):
+        values = rows.column(name).to_pylist()
+        if any(text is not None and _MASKED.fullmatch(text) for text in values):
+            masked.add(name)
+    return frozenset(masked)
 
 
 def _post_labels(

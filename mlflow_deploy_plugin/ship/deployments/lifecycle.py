@@ -609,10 +609,24 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
     `deployment` is None for all deployments.
 
     Raises NotFound if a stage has no version, and InvalidConfig if no deployment
-    follows a stage, or the alias has another version or would have two versions.
+    follows a stage or the alias, or the alias has another version or would have two.
     """
+    models = {
+        name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
+    }
+    stages = {}
+    follows_alias = False
+    for name, model_uri in models.items():
+        uri = parse_model_uri(model_uri)
+        if uri.kind == "stage":
+            stages[name] = model_uri
+        elif (uri.kind, uri.selector) == ("alias", alias):
+            follows_alias = True
+    if not stages and not follows_alias:
+        served = "".join(f"; {name!r} serves {model_uri}" for name, model_uri in models.items())
+        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
     followers: list[StageFollower] = []
-    for name, stage_uri in _stage_uris(spec, alias, deployment).items():
+    for name, stage_uri in stages.items():
         model = parse_model_uri(stage_uri).name
         alias_uri = StageOrAlias(alias=alias).uri(model)
         version = resolve(stage_uri).version
@@ -632,27 +646,3 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
                 )
         followers.append(StageFollower(name, stage_uri, alias_uri, version))
     return followers
-
-
-def _stage_uris(spec: EndpointSpec, alias: str, deployment: str | None) -> dict[str, str]:
-    """Return the URI of each deployment that follows a stage, by deployment; none if
-    the deployments already follow the alias.
-
-    `deployment` is None for all deployments. Raises InvalidConfig if no deployment
-    follows a stage or the alias.
-    """
-    models = {
-        name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
-    }
-    stages = {}
-    follows_alias = False
-    for name, model in models.items():
-        uri = parse_model_uri(model)
-        if uri.kind == "stage":
-            stages[name] = model
-        elif (uri.kind, uri.selector) == ("alias", alias):
-            follows_alias = True
-    if not stages and not follows_alias:
-        served = "".join(f"; {name!r} serves {model}" for name, model in models.items())
-        raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
-    return stages

@@ -110,7 +110,18 @@ def planned_image(
     environment: dict[str, str] = {"ONNXSERVE_DEVICE": device} if device != "cpu" else {}
     with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
         folder = None
-        labels = _labels(resolved)
+        # The labels have OCI names, but no time, so that equal inputs produce equal
+        # images.
+        labels = {
+            "org.opencontainers.image.title": resolved.name,
+            "org.opencontainers.image.version": resolved.version,
+            "org.opencontainers.image.revision": resolved.aspects.get("git_commit", ""),
+            "onnxserve.model": resolved.model_uri,
+            "onnxserve.model_id": resolved.aspects.get("model_id", ""),
+            "onnxserve.run_id": resolved.aspects.get("run_id", ""),
+            "onnxserve.parity": resolved.aspects.get("parity", ""),
+            "onnxserve.version": __version__,
+        }
         if follow:
             environment["ONNXSERVE_MODEL_URI"] = model_uri
             labels["org.opencontainers.image.version"] = ""
@@ -169,19 +180,3 @@ def build_image(
     platform = f"{fields['Os']}/{fields['Architecture']}"
     labels = fields["Config"]["Labels"]
     return BuiltImage(name, fields["Id"], platform, fields["Size"], labels)
-
-
-def _labels(resolved: ResolvedModel) -> dict[str, str]:
-    """Return labels with OCI names. The labels contain no time, so that equal inputs
-    produce equal images.
-    """
-    return {
-        "org.opencontainers.image.title": resolved.name,
-        "org.opencontainers.image.version": resolved.version,
-        "org.opencontainers.image.revision": resolved.aspects.get("git_commit", ""),
-        "onnxserve.model": resolved.model_uri,
-        "onnxserve.model_id": resolved.aspects.get("model_id", ""),
-        "onnxserve.run_id": resolved.aspects.get("run_id", ""),
-        "onnxserve.parity": resolved.aspects.get("parity", ""),
-        "onnxserve.version": __version__,
-    }

@@ -186,24 +186,15 @@ def _ask_container(
         try:
             text = docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
         except BuildFailed as error:
-            raise _silent_server(name, failure, error.message) from None
+            message = error.message
+            lines = docker("logs", "--tail", "1", name, what=message, report=lambda line: None)
+            log = lines.strip()[:500] or "no line"
+            status = docker("inspect", "-f", _EXIT_STATUS, name, what=message).strip()
+            reason = f"{failure}: its server ended with status {status}" if status else message
+            raise BuildFailed(f"{reason}; its log ends with: {log}") from None
         answered_seconds = time.monotonic() - began
         usage = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure)
         return _Reply(text, answered_seconds, memory=usage.split()[0])
     finally:
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)
-
-
-def _silent_server(name: str, failure: str, message: str) -> BuildFailed:
-    """Return the error of a container whose server did not answer, with the end of its
-    log.
-
-    `message` is the error of the request, and `failure` begins the error of a server
-    that has ended.
-    """
-    output = docker("logs", "--tail", "1", name, what=message, report=lambda line: None)
-    log = output.strip()[:500] or "no line"
-    status = docker("inspect", "-f", _EXIT_STATUS, name, what=message).strip()
-    reason = f"{failure}: its server ended with status {status}" if status else message
-    return BuildFailed(f"{reason}; its log ends with: {log}")

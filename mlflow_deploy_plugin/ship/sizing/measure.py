@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import psutil
@@ -308,7 +307,16 @@ def _started(
     cores = sorted(os.sched_getaffinity(0))[: count + 1]
     with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
         (state_dir / SPEC).write_text(dump_spec(spec))
-        server = _start_server(state_dir, log)
+        # The captured rows must not be added to the user's inference log.
+        home = {"ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""}
+        server = subprocess.Popen(
+            supervisor.command(state_dir),
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **home},
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
+            process_group=0,
+        )
         client = Worker()
         process = psutil.Process(server.pid)
         try:
@@ -327,19 +335,6 @@ def _started(
             with suppress(subprocess.TimeoutExpired):
                 server.wait(spec.server.stop_seconds)
             server.kill()
-
-
-def _start_server(state_dir: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a server of the spec in `state_dir`. It ends when this process ends."""
-    return subprocess.Popen(
-        supervisor.command(state_dir),
-        stdout=log,
-        stderr=log,
-        # The captured rows must not be added to the user's inference log.
-        env={**os.environ, "ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""},
-        preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
-        process_group=0,
-    )
 
 
 def _wait_until_serving(server: subprocess.Popen[bytes], state_dir: Path) -> None:

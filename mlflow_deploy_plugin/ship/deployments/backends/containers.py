@@ -95,13 +95,8 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
     variables = {**container.environment, **container.secret_files, **secrets}
     options = _fixed_options(spec, settings)
-    parts = [
-        image_id,
-        options,
-        variables,
-        spec.server.model_dump(mode="json"),
-        container.restart,
-    ]
+    server = spec.server.model_dump(mode="json")
+    parts = [image_id, options, variables, server, container.restart]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {
         **options,

@@ -274,7 +274,21 @@ class DockerBackend(MachineBackend):
             # Check before any container is stopped.
             check_port(spec.server.host, spec.server.port or 0)
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == address
-        folder = self._prepare_slot(name, server, takes_over)
+        slot = self._slot(name)
+        folder = home_folder(name, self.settings) / (slot or "1")
+        if takes_over:
+            # The new server has a new slot with a copy of the state.
+            earlier = folder
+            folder = earlier.with_name(str(int(slot) + 1))
+            _prepare_state(folder)
+            for kept in _KEPT:
+                with suppress(FileNotFoundError):
+                    shutil.copy(earlier / kept, folder / kept)
+                    containers.share(folder / kept)
+        else:
+            if server is not None:
+                self._end(server)
+            _prepare_state(folder)
         files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
@@ -294,27 +308,6 @@ class DockerBackend(MachineBackend):
         temporary.symlink_to(folder)
         temporary.replace(link)
         self._settle(name)
-
-    def _prepare_slot(self, name: str, server: Container | None, takes_over: bool) -> Path:
-        """Return the state folder of a new server.
-
-        A server that takes over has a new slot with a copy of the state. Otherwise
-        `server` is ended, and the new server has its slot.
-        """
-        slot = self._slot(name)
-        folder = home_folder(name, self.settings) / (slot or "1")
-        if takes_over:
-            next_folder = folder.with_name(str(int(slot) + 1))
-            _prepare_state(next_folder)
-            for kept in _KEPT:
-                with suppress(FileNotFoundError):
-                    shutil.copy(folder / kept, next_folder / kept)
-                    containers.share(next_folder / kept)
-            return next_folder
-        if server is not None:
-            self._end(server)
-        _prepare_state(folder)
-        return folder
 
     def _start_server(
         self,

@@ -164,7 +164,8 @@ class KubernetesBackend:
         documents: list[Document],
         progress: Progress,
     ) -> None:
-        """Apply the objects, and wait until every pod serves `spec`.
+        """Apply the objects, and wait until every pod serves `spec`. Raises
+        DeploymentFailed, with the last log line of a pod, on failure.
 
         `running` is the Deployment before the change; None if the endpoint has none.
         """
@@ -194,7 +195,25 @@ class KubernetesBackend:
                 self._delete(kind, spec.name)
         progress(f"{spec.name}: applied to namespace {self.namespace}")
         self._touch_pods(pods, documents)
-        self._wait_until_served(spec, states_before, progress)
+        unready: list[Document] = []
+
+        def pending() -> str:
+            try:
+                return self._pending_work(spec, states_before, unready)
+            except ApiRefused as error:
+                if not error.may_pass:
+                    raise
+                return error.message  # Poll again: the pods also start without this answer.
+
+        def last_words() -> str:
+            if unready:
+                return f": pod {_name_of(unready[0])}{self._last_words(unready[0])}"
+            return ""
+
+        seconds = self.settings.ready_timeout_seconds
+        served_state.wait_while_pending(
+            spec.name, pending, seconds, progress, _POLL_SECONDS, last_words
+        )
 
     def _with_pod_count(
         self,
@@ -504,48 +523,28 @@ class KubernetesBackend:
         if "running" not in kubernetes_status.container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
+        spec = None
+        agent = None
+        wanted = Wanted()
         try:
-            return _parse_state(json.loads(self._cluster.execute(_name_of(pod), command)))
+            texts: Mapping[str, str] = json.loads(self._cluster.execute(_name_of(pod), command))
+            if SPEC in texts:
+                spec = load_stored_specs(texts[SPEC])[0]
+            if AGENT in texts:
+                agent = AgentState.model_validate_json(texts[AGENT])
+            if WANTED in texts:
+                wanted = Wanted.model_validate_json(texts[WANTED])
+            workers = [
+                WorkerState.model_validate_json(text)
+                for path, text in texts.items()
+                if path.startswith("workers/")
+            ]
+            return ServedState(spec=spec, agent=agent, wanted=wanted, workers=tuple(workers))
         except ApiRefused as error:
             self._may_look = self._may_look and error.status != 403
             return None
         except (errors.OnnxserveError, ValueError):
             return None
-
-    def _wait_until_served(
-        self,
-        spec: EndpointSpec,
-        states_before: Mapping[str, ServedState],
-        progress: Progress,
-    ) -> None:
-        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last
-        log line of a pod, on failure.
-
-        `states_before` has the states of the pods before the change, by pod name.
-        """
-        unready: list[Document] = []
-
-        def pending() -> str:
-            try:
-                return self._pending_work(spec, states_before, unready)
-            except ApiRefused as error:
-                if not error.may_pass:
-                    raise
-                return error.message  # Poll again: the pods also start without this answer.
-
-        def last_words() -> str:
-            if unready:
-                return f": pod {_name_of(unready[0])}{self._last_words(unready[0])}"
-            return ""
-
-        served_state.wait_while_pending(
-            spec.name,
-            pending,
-            self.settings.ready_timeout_seconds,
-            progress,
-            _POLL_SECONDS,
-            last_words,
-        )
 
     def _pending_work(
         self,
@@ -568,7 +567,13 @@ class KubernetesBackend:
             )
         pods: list[Document] = []
         if kubernetes_status.is_planned(deployment):
-            pods = self._newest_pods(deployment)
+            # Wait only for the pods of the current revision.
+            revision = _annotation(deployment, _REVISION)
+            replica_sets = self._cluster.find("ReplicaSet", endpoint_labels(spec.name))
+            newest = [item for item in replica_sets if _annotation(item, _REVISION) == revision]
+            hashes = {item["metadata"]["labels"].get(_HASH) for item in newest}
+            living = self._living_pods(spec.name)
+            pods = [pod for pod in living if pod["metadata"]["labels"].get(_HASH) in hashes]
         trouble = self._trouble(deployment, pods)
         if trouble is not None and trouble.is_final:
             raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
@@ -603,24 +608,23 @@ class KubernetesBackend:
                 return f"{applied.pending} (pod {name})"
         return ""
 
-    def _newest_pods(self, deployment: Document) -> list[Document]:
-        """Return the pods of the Deployment's current revision that are not
-        terminating.
-        """
-        name = _name_of(deployment)
-        revision = _annotation(deployment, _REVISION)
-        replica_sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
-        newest = [item for item in replica_sets if _annotation(item, _REVISION) == revision]
-        hashes = {replica_set["metadata"]["labels"].get(_HASH) for replica_set in newest}
-        return [
-            pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes
-        ]
-
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
         """Return the reason why pods do not become ready; None if no reason is known.
         A final reason takes precedence.
         """
-        troubles = self._quota_troubles(deployment)
+        name = _name_of(deployment)
+        conditions = deployment.get("status", {}).get("conditions", ())
+        reported = map(kubernetes_status.quota_trouble, conditions)
+        troubles = [trouble for trouble in reported if trouble is not None]
+        if troubles:
+            # Only a lasting refusal by a quota is final.
+            refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
+            all_pods = self._cluster.find("Pod", endpoint_labels(name))
+            is_ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
+            is_final = refused.is_final(is_ending, time.monotonic())
+            troubles = [replace(trouble, is_final=is_final) for trouble in troubles]
+        else:
+            self._refusals.pop(name, None)
         for pod in pods:
             trouble = kubernetes_status.pod_trouble(pod)
             if trouble is not None:
@@ -629,23 +633,6 @@ class KubernetesBackend:
         # Sorting is stable, so the first final trouble is first.
         troubles.sort(key=lambda item: not item.is_final)
         return troubles[0] if troubles else None
-
-    def _quota_troubles(self, deployment: Document) -> list[PodTrouble]:
-        """Return a trouble for each quota that refuses pods. `_refusals` remembers
-        since when, because only a lasting refusal is final.
-        """
-        name = _name_of(deployment)
-        conditions = deployment.get("status", {}).get("conditions", ())
-        reported = map(kubernetes_status.quota_trouble, conditions)
-        troubles = [trouble for trouble in reported if trouble is not None]
-        if not troubles:
-            self._refusals.pop(name, None)
-            return []
-        refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
-        pods = self._cluster.find("Pod", endpoint_labels(name))
-        is_ending = any("deletionTimestamp" in pod["metadata"] for pod in pods)
-        is_final = refused.is_final(is_ending, time.monotonic())
-        return [replace(trouble, is_final=is_final) for trouble in troubles]
 
     def _last_words(self, pod: Document) -> str:
         """Return the line of a pod's log that best explains why the pod has ended or is
@@ -668,28 +655,6 @@ class KubernetesBackend:
 
 _LogQueue = queue.Queue[str | errors.DeploymentFailed | None]
 """The new lines of logs. None is the end of one log, and an error its failure."""
-
-
-def _parse_state(files: Mapping[str, str]) -> ServedState:
-    """Return the state that the files of a state folder contain, path → text.
-
-    Raises InvalidConfig or ValueError if a file is invalid.
-    """
-    spec = None
-    agent = None
-    wanted = Wanted()
-    if SPEC in files:
-        spec = load_stored_specs(files[SPEC])[0]
-    if AGENT in files:
-        agent = AgentState.model_validate_json(files[AGENT])
-    if WANTED in files:
-        wanted = Wanted.model_validate_json(files[WANTED])
-    workers = [
-        WorkerState.model_validate_json(text)
-        for path, text in files.items()
-        if path.startswith("workers/")
-    ]
-    return ServedState(spec=spec, agent=agent, wanted=wanted, workers=tuple(workers))
 
 
 def _workers(states: list[ServedState]) -> Iterator[WorkerState]:
@@ -758,7 +723,13 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     # If unset, the registry is the tracking server, which the spec may set.
     if registry != uris["MLFLOW_TRACKING_URI"]:
         uris["MLFLOW_REGISTRY_URI"] = registry
-    reachable = {name: uri for name, uri in uris.items() if _is_reachable(uri)}
+    reachable = {}
+    for name, uri in uris.items():
+        parts = urlsplit(uri)
+        is_remote = parts.scheme in ("http", "https") and not is_loopback(parts.hostname or "")
+        # Readers of the Deployment would see a password.
+        if is_remote and parts.password is None:
+            reachable[name] = uri
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable
@@ -776,12 +747,3 @@ def _mlflow_addresses(deployment: Document) -> dict[str, str]:
             if variable["name"] in _MLFLOW and variable.get("value"):
                 addresses[variable["name"]] = variable["value"].replace("$$", "$")
     return addresses
-
-
-def _is_reachable(uri: str) -> bool:
-    parts = urlsplit(uri)
-    return (
-        parts.scheme in ("http", "https")
-        and not is_loopback(parts.hostname or "")
-        and parts.password is None  # Readers of the Deployment would see a password.
-    )

@@ -124,8 +124,20 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self._client = _configured_client(self.context)
-        self._configuration = self._client.configuration
-        self._session = _configured_session(self._configuration)
+        configuration = self._client.configuration
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = False
+        if configuration.verify_ssl:
+            session.verify = configuration.ssl_ca_cert or True
+        if configuration.cert_file:
+            session.cert = (configuration.cert_file, configuration.key_file)
+        if configuration.proxy:
+            session.proxies = {"https": configuration.proxy, "http": configuration.proxy}
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+        self._configuration = configuration
+        self._session = session
 
     def get(self, kind: str, name: str) -> Document | None:
         """Return an object, or None if the cluster has no object of this name."""
@@ -190,9 +202,15 @@ class Cluster:
         """
         kind = document["kind"]
         name = document["metadata"]["name"]
+        metadata = document["metadata"]
+        labels = metadata.get("labels", {})
+        annotations = metadata.get("annotations", {})
+        restored = {"metadata/labels": labels, "metadata/annotations": annotations}
+        for field_name, value in document.items():
+            if field_name not in ("apiVersion", "kind", "metadata", "status"):
+                restored[field_name] = value
         changes: list[Document] = [
-            {"op": "add", "path": path, "value": value}
-            for path, value in _restorable_fields(document).items()
+            {"op": "add", "path": f"/{path}", "value": value} for path, value in restored.items()
         ]
         current = self.get(kind, name) or {}
         added_fields = current.keys() - document.keys() - {"status"}
@@ -336,26 +354,19 @@ class Cluster:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
+                # Use one client per stream, because a client that opens a stream cannot
+                # send other requests meanwhile.
+                api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
+                connect = api.connect_get_namespaced_pod_portforward
                 try:
-                    remote = self._pod_socket(pod, port)
+                    opened = portforward(connect, pod, self.namespace, ports=str(port))
                 except ApiException:
                     connection.close()  # The caller detects the closed connection.
                     continue
+                remote = opened.socket(port)
+                remote.setblocking(True)
                 for source, sink in ((connection, remote), (remote, connection)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-    def _pod_socket(self, pod: str, port: int) -> socket.socket:
-        """Return a blocking socket that the API server connects to a port of a pod.
-        Raises ApiException if it refuses.
-        """
-        # Use one client per stream, because a client that opens a stream cannot send
-        # other requests meanwhile.
-        api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
-        connect = api.connect_get_namespaced_pod_portforward
-        opened = portforward(connect, pod, self.namespace, ports=str(port))
-        remote: socket.socket = opened.socket(port)
-        remote.setblocking(True)
-        return remote
 
     def _known_versions(self) -> set[str]:
         # With cached_property, Python 3.11 would block all clusters of the process
@@ -463,34 +474,6 @@ class Cluster:
         else:
             summary = f"the Kubernetes API answered {status}"
         return ApiRefused(f"{summary}: {message}", status)
-
-
-def _configured_session(configuration: kubernetes.client.Configuration) -> requests.Session:
-    """Return an HTTP session with the certificates and the proxy of a configuration,
-    and with retries.
-    """
-    session = requests.Session()
-    session.trust_env = False
-    session.verify = False
-    if configuration.verify_ssl:
-        session.verify = configuration.ssl_ca_cert or True
-    if configuration.cert_file:
-        session.cert = (configuration.cert_file, configuration.key_file)
-    if configuration.proxy:
-        session.proxies = {"https": configuration.proxy, "http": configuration.proxy}
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
-    return session
-
-
-def _restorable_fields(document: Document) -> Document:
-    """Return the fields of an object that a change can restore, by JSON pointer."""
-    metadata = document["metadata"]
-    fields = {f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")}
-    for name, value in document.items():
-        if name not in ("apiVersion", "kind", "metadata", "status"):
-            fields[f"/{name}"] = value
-    return fields
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
