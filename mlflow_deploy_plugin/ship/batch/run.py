@@ -372,13 +372,33 @@ def _log_batch(plan: BatchPlan, result: BatchResult, manifest: Manifest) -> Logg
     """Record a batch in a run of MLflow: its parameters and figures, the input and the
     model, and the manifest without the parts.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput  # This takes 1 s.
+    from mlflow import entities  # This takes 1 s.
 
     model = result.model
 
     def log_content(client: "MlflowClient", run_id: str) -> None:
-        _log_figures(client, run_id, plan, result)
-        dataset = Dataset(
+        progress = result.progress
+        params = {
+            "model": model.source,
+            "input": plan.input,
+            "output": plan.output,
+            "on_error": plan.on_error,
+        }
+        figures = {
+            "rows": progress.rows,
+            "rejected_rows": result.rejected,
+            "parts": progress.parts,
+            "failed_parts": len(result.failed),
+            "seconds": progress.seconds,
+            "rows_per_second": progress.rows_per_second,
+        }
+        now_ms = int(time.time() * 1000)
+        client.log_batch(
+            run_id,
+            [entities.Metric(name, float(value), now_ms, 0) for name, value in figures.items()],
+            [entities.Param(name, value) for name, value in params.items()],
+        )
+        dataset = entities.Dataset(
             name=Path(plan.input).name[:_DATASET_NAME_CHARACTERS],
             digest=manifest["input_digest"].removeprefix("sha256:")[:_DATASET_DIGEST_CHARACTERS],
             source_type="s3" if plan.input.startswith("s3:") else "local",
@@ -386,8 +406,9 @@ def _log_batch(plan: BatchPlan, result: BatchResult, manifest: Manifest) -> Logg
         )
         models = None
         if model.aspects.get("model_id"):
-            models = [LoggedModelInput(model.aspects["model_id"])]
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])]
+            models = [entities.LoggedModelInput(model.aspects["model_id"])]
+        context = entities.InputTag("mlflow.data.context", "batch")
+        inputs = [entities.DatasetInput(dataset, [context])]
         client.log_inputs(run_id, inputs, models)
         described = {key: value for key, value in manifest.items() if key != "parts"}
         client.log_dict(run_id, described, MANIFEST)
@@ -399,38 +420,4 @@ def _log_batch(plan: BatchPlan, result: BatchResult, manifest: Manifest) -> Logg
         tags,
         lambda client: get_or_create_experiment(client, plan.experiment),
         log_content,
-    )
-
-
-def _log_figures(
-    client: "MlflowClient",
-    run_id: str,
-    plan: BatchPlan,
-    result: BatchResult,
-) -> None:
-    """Log the files and `on_error` of a batch as parameters, and its counts and its
-    speed as metrics.
-    """
-    from mlflow.entities import Metric, Param  # This takes 1 s.
-
-    progress = result.progress
-    params = {
-        "model": result.model.source,
-        "input": plan.input,
-        "output": plan.output,
-        "on_error": plan.on_error,
-    }
-    figures = {
-        "rows": progress.rows,
-        "rejected_rows": result.rejected,
-        "parts": progress.parts,
-        "failed_parts": len(result.failed),
-        "seconds": progress.seconds,
-        "rows_per_second": progress.rows_per_second,
-    }
-    now_ms = int(time.time() * 1000)
-    client.log_batch(
-        run_id,
-        [Metric(name, float(value), now_ms, 0) for name, value in figures.items()],
-        [Param(name, value) for name, value in params.items()],
     )

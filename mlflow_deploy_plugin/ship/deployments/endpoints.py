@@ -254,7 +254,18 @@ class Endpoints:
             yield lambda spec: spec
             return
         with locked(self.settings.deployments_path / ".ports.lock"):
-            owners = self._port_owners()
+            owners = {
+                item.spec.server.port: item.name
+                for item in self.store.endpoints()
+                if parse_target(item.target).is_on_this_machine
+            }
+            # An endpoint with an unreadable spec may have a running server.
+            unreadable_spec = (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError)
+            for unreadable in self.store.unreadable():
+                with contextlib.suppress(*unreadable_spec):
+                    if parse_target(unreadable.target).is_on_this_machine:
+                        port = yaml.safe_load(unreadable.text)["server"]["port"]
+                        owners[port] = unreadable.name
 
             def with_port(spec: EndpointSpec) -> EndpointSpec:
                 port = spec.server.port
@@ -269,22 +280,6 @@ class Endpoints:
                 return spec
 
             yield with_port
-
-    def _port_owners(self) -> dict[int | None, str]:
-        """Return port → endpoint for the endpoints on this machine."""
-        owners = {
-            item.spec.server.port: item.name
-            for item in self.store.endpoints()
-            if parse_target(item.target).is_on_this_machine
-        }
-        # An endpoint with an unreadable spec may have a running server.
-        for unreadable in self.store.unreadable():
-            with contextlib.suppress(
-                yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError
-            ):
-                if parse_target(unreadable.target).is_on_this_machine:
-                    owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
-        return owners
 
 
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:

@@ -92,7 +92,14 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     for field in ("grpc_port", "metrics_port"):
         if getattr(spec.server, field) is not None and not is_host:
             raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
-    secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
+    secrets = {}
+    for name, path in container.secrets.items():
+        field = f"container.secrets.{name}"
+        if not path.startswith(("/", "~")):  # The next command may have another working directory.
+            raise InvalidConfig(
+                f"{field}: an absolute path is expected, or one from ~ (got {path!r})",
+            )
+        secrets[name] = read_text(absolute_path(path), f"{field}: the file").rstrip("\n")
     variables = {**container.environment, **container.secret_files, **secrets}
     options = _fixed_options(spec, settings)
     server = spec.server.model_dump(mode="json")
@@ -314,17 +321,6 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
         if key.startswith(_PASSED_ON) and key not in _NOT_PASSED_ON
     }
     return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in server_settings.items()}}
-
-
-def _secret(name: str, path: str) -> str:
-    """Return the secret in a file. Raises InvalidConfig if the path is relative or the
-    file cannot be read.
-    """
-    if not path.startswith(("/", "~")):  # The next command may have another working directory.
-        raise InvalidConfig(
-            f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})",
-        )
-    return read_text(absolute_path(path), f"container.secrets.{name}: the file").rstrip("\n")
 
 
 def _hardened() -> Document:
