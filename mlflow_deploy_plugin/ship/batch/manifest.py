@@ -215,16 +215,17 @@ class BatchOutput:
             if MANIFEST in files:
                 path = f"{self._location.root}/{MANIFEST}"
                 with self._location.filesystem.open_input_file(path) as file:
-                    previous = orjson.loads(file.read())
-                outputs = _outputs(previous)
+                    begun: Manifest = orjson.loads(file.read())
+                outputs = _outputs(begun)
                 # Because of the lock, no other batch writes to a local folder now.
                 is_replaceable = self._location.is_local and not outputs & files
-                if restart or is_replaceable:
+                if not (restart or is_replaceable):
+                    previous = begun
+                else:
                     rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
                     written = files & {MANIFEST, SUCCESS, *outputs}
                     self._remove(rejected | written)
                     files = {*_list_files(self._location)}
-                    previous = None
             if previous is None:
                 # Ignore the lock and the files of a killed writer, whose names begin
                 # with a dot.

@@ -260,9 +260,9 @@ class Endpoints:
                 if parse_target(item.target).is_on_this_machine
             }
             # An endpoint with an unreadable spec may have a running server.
-            unreadable_spec = (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError)
+            spec_errors = (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError)
             for unreadable in self.store.unreadable():
-                with contextlib.suppress(*unreadable_spec):
+                with contextlib.suppress(*spec_errors):
                     if parse_target(unreadable.target).is_on_this_machine:
                         port = yaml.safe_load(unreadable.text)["server"]["port"]
                         owners[port] = unreadable.name

@@ -203,9 +203,7 @@ class Cluster:
         kind = document["kind"]
         name = document["metadata"]["name"]
         metadata = document["metadata"]
-        labels = metadata.get("labels", {})
-        annotations = metadata.get("annotations", {})
-        restored = {"metadata/labels": labels, "metadata/annotations": annotations}
+        restored = {f"metadata/{key}": metadata.get(key, {}) for key in ("labels", "annotations")}
         for field_name, value in document.items():
             if field_name not in ("apiVersion", "kind", "metadata", "status"):
                 restored[field_name] = value
