@@ -53,9 +53,7 @@ class Manifest(TypedDict):
 
 
 def list_parts(
-    input: str,
-    input_format: FileFormat | None,
-    output_format: FileFormat | None,
+    input: str, input_format: FileFormat | None, output_format: FileFormat | None
 ) -> list[Part]:
     """Return the input files, sorted by name. As in Spark, a name that begins with `_`
     or a dot is not a part.
@@ -72,14 +70,14 @@ def list_parts(
         if kind not in _SUFFIXES:
             raise InvalidConfig(
                 f"--input {input}: the name of {name} does not have one of the formats "
-                f"{', '.join(_SUFFIXES)}; set --input-format",
+                f"{', '.join(_SUFFIXES)}; set --input-format"
             )
         output_kind = output_format or kind
         stem = _without_suffix(plain) if format_of(plain) else plain
         output = stem + _SUFFIXES[output_kind]
         if output in parts:
             raise InvalidConfig(
-                f"--input {input}: {parts[output].name} and {name} would both become {output}",
+                f"--input {input}: {parts[output].name} and {name} would both become {output}"
             )
         parts[output] = Part(
             name=name,
@@ -151,7 +149,7 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
                 relative = path.relative_to(location.root)
                 raise InvalidConfig(
                     f"--input {input}: {relative} is a link to one of its parent folders; remove "
-                    "the link",
+                    "the link"
                 )
 
 
@@ -160,7 +158,7 @@ class BatchOutput:
         if format_of(uri):
             raise InvalidConfig(
                 f"--output {uri} is a file name, but the output is a folder with one file per "
-                "part: specify a folder, or use `onnxserve predict`, which writes a single file",
+                "part: specify a folder, or use `onnxserve predict`, which writes a single file"
             )
         self.uri = uri
         self._location: LogLocation = locate_log(uri, "--output")
@@ -175,7 +173,7 @@ class BatchOutput:
             roots = [os.path.realpath(root) for root in roots]
         if any(f"{inner}/".startswith(f"{outer}/") for inner, outer in (roots, reversed(roots))):
             raise InvalidConfig(
-                f"--output {self.uri} and --input {input} overlap: specify another folder",
+                f"--output {self.uri} and --input {input} overlap: specify another folder"
             )
 
     @contextmanager
@@ -192,11 +190,11 @@ class BatchOutput:
                 stack.enter_context(locked(Path(self._location.root, _LOCK), seconds=0))
             except BlockingIOError:
                 raise AlreadyExists(
-                    f"--output {self.uri}: another batch is writing to it",
+                    f"--output {self.uri}: another batch is writing to it"
                 ) from None
             except OSError as error:
                 raise OnnxserveError(
-                    f"--output {self.uri} cannot be written: {error.strerror}",
+                    f"--output {self.uri} cannot be written: {error.strerror}"
                 ) from None
             yield
 
@@ -233,7 +231,7 @@ class BatchOutput:
                 if strange:
                     raise AlreadyExists(
                         f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
-                        "specify another folder",
+                        "specify another folder"
                     )
             else:
                 difference = (
@@ -244,7 +242,7 @@ class BatchOutput:
                 if difference:
                     raise AlreadyExists(
                         f"--output {self.uri} was begun with {difference}; specify another "
-                        "folder, or use --restart to delete its files and start again",
+                        "folder, or use --restart to delete its files and start again"
                     )
             outputs = _outputs(manifest)
             stems = set(map(unfinished_stem, outputs))
@@ -267,14 +265,14 @@ class BatchOutput:
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has just started to write to it; specify "
-                "another folder, or retry when that batch has ended",
+                "another folder, or retry when that batch has ended"
             ) from None
         except (OSError, pa.ArrowException) as error:
             reason = one_line(error, 300)
             raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise OnnxserveError(
-                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder",
+                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"
             ) from None
 
     def finish(self, summary: Mapping[str, object]) -> None:

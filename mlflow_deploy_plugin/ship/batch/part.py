@@ -128,7 +128,7 @@ def predict_part(job: PartJob) -> PartResult:
                 if job.part.state and _has_changed(job, source):
                     raise OnnxserveError(
                         "the file has changed since the batch began; repeat the command with "
-                        "--restart",
+                        "--restart"
                     )
             return PartResult(rows.count, rows.rejected)
     except OnnxserveError as error:
@@ -264,7 +264,7 @@ class _PartRows:
         if missing := [name for name in keep if name not in available]:
             raise InvalidRequest(
                 f"--keep {missing[0]}: no such column; the columns are "
-                f"{join_names(available, missing[0])}",
+                f"{join_names(available, missing[0])}"
             )
         if missing_columns := schema.missing_columns(available):
             raise missing_columns
@@ -348,7 +348,7 @@ def _write_tables(job: PartJob, groups: Iterator[list[pa.Table]], output: ExitSt
             joined = pa.concat_tables([table.cast(schema) for table in tables])
         except (pa.ArrowException, ValueError) as error:
             raise OnnxserveError(
-                f"the types of the outputs change: {one_line(error, 200)}",
+                f"the types of the outputs change: {one_line(error, 200)}"
             ) from None
         for batch in joined.combine_chunks().to_batches():
             write(batch)

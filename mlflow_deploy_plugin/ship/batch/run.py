@@ -177,7 +177,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
                     "input_digest": manifest["input_digest"],
                     "parts": len(manifest["parts"]),
                     "last_call": last_call,
-                },
+                }
             )
         if plan.experiment:
             return replace(result, run=_log_batch(plan, result, manifest))
@@ -266,11 +266,7 @@ def _prepare(threads: int) -> None:
 
 class _Tally:
     def __init__(
-        self,
-        parts: Sequence[Part],
-        finished: set[str],
-        progress: Path,
-        report: Report,
+        self, parts: Sequence[Part], finished: set[str], progress: Path, report: Report
     ) -> None:
         waiting = [part for part in parts if part.output not in finished]
         # Large parts are first, so that all cores are busy until the end.
@@ -341,10 +337,7 @@ def _absolute(uri: str) -> str:
 
 
 def _manifest(
-    plan: BatchPlan,
-    parts: Sequence[Part],
-    resolved: ResolvedModel,
-    digest: str,
+    plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str
 ) -> Manifest:
     """Return the description of a batch, which identifies its output. `digest` is the
     hash of the model's files.

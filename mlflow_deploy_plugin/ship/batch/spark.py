@@ -95,9 +95,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
 
 def predict_frame(
-    frame: "DataFrame",
-    model_uri: str,
-    keep: Sequence[str] | None = None,
+    frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None
 ) -> "DataFrame":
     """Return a Spark DataFrame with the predictions for each row, after the columns
     that are kept.
@@ -121,7 +119,7 @@ def predict_frame(
     if missing := [name for name in kept_columns if name not in frame.columns]:
         raise InvalidConfig(
             f"keep: the column {missing[0]!r} does not exist; the columns are "
-            f"{join_names(frame.columns, missing[0])}",
+            f"{join_names(frame.columns, missing[0])}"
         )
     if missing_columns := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(missing_columns.message)
@@ -163,7 +161,7 @@ def _output_type(model: TableModel, model_uri: str, keep: Sequence[str]) -> "Str
         raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
     if doubled := [name for name in outputs.names if name in keep]:
         raise InvalidConfig(
-            f"keep: {doubled[0]!r} is also an output of the model; rename the column",
+            f"keep: {doubled[0]!r} is also an output of the model; rename the column"
         )
     return outputs
 

@@ -47,12 +47,7 @@ _ONE_BY_ONE = 8
 """The largest refused block whose rows are tried one by one, because halving it again
 would only cost time.
 """
-_ARROW_TYPES = {
-    "bool": pa.bool_(),
-    "str": pa.string(),
-    "int32": pa.int64(),
-    "int64": pa.int64(),
-}
+_ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
 _FRAME_TYPES = (
     pa.types.is_temporal,
     pa.types.is_binary,
@@ -69,7 +64,7 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
     model = _load(folder, device, 1)
     if isinstance(model, OnnxTable) and not model.schema.has_rows:
         raise InvalidConfig(
-            f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}",
+            f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}"
         )
     return model
 
@@ -193,10 +188,7 @@ TableModel = OnnxTable | PyfuncTable
 
 
 def predict_block(
-    model: TableModel,
-    block: RowBlock,
-    keep: tuple[str, ...] = (),
-    are_texts: bool = False,
+    model: TableModel, block: RowBlock, keep: tuple[str, ...] = (), are_texts: bool = False
 ) -> Iterator[pa.Table | RejectedRow]:
     """Yield tables of the kept columns and the outputs, and the rows that the model
     refuses, in row order.
@@ -206,7 +198,7 @@ def predict_block(
     the types of the signature.
     """
     inputs = block.table.select(
-        [name for name in block.table.column_names if takes(model.schema, name, keep)],
+        [name for name in block.table.column_names if takes(model.schema, name, keep)]
     )
     try:
         if are_texts:
@@ -232,7 +224,7 @@ def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.T
     """
     if doubled := [name for name in outputs.column_names if name in keep]:
         raise InvalidConfig(
-            f"--keep {doubled[0]}: it is also an output of the model; rename the column",
+            f"--keep {doubled[0]}: it is also an output of the model; rename the column"
         )
     columns = [*(table.column(name) for name in keep), *outputs.columns]
     return pa.Table.from_arrays(columns, names=[*keep, *outputs.column_names])
@@ -278,10 +270,7 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
 
 
 def _typed_column(
-    texts: pa.ChunkedArray,
-    name: str,
-    kind: str,
-    arrow_type: pa.DataType,
+    texts: pa.ChunkedArray, name: str, kind: str, arrow_type: pa.DataType
 ) -> pa.ChunkedArray | pa.Array:
     """Return the texts of the column `name` as values of `arrow_type`, which represents
     the signature's type `kind`. Raises SchemaMismatch.
@@ -296,9 +285,7 @@ def _typed_column(
     if arrow_type == pa.int64():
         for value in values:
             if isinstance(value, float) and not value.is_integer():
-                raise SchemaMismatch(
-                    f"column {name!r} ({kind}): {value!r} is not of type {kind}",
-                )
+                raise SchemaMismatch(f"column {name!r} ({kind}): {value!r} is not of type {kind}")
     try:
         return pa.array(values, arrow_type)
     except (pa.ArrowException, OverflowError) as error:
@@ -312,8 +299,7 @@ def _require_rows(outputs: pa.Table, rows: int) -> pa.Table:
     """
     if outputs.num_rows != rows:
         raise OnnxserveError(
-            f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be "
-            "equal",
+            f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be equal"
         )
     return outputs
 

@@ -107,12 +107,7 @@ class RowFile:
     batches: Iterator[RowBatch]
 
 
-def read_rows(
-    file: IO[bytes],
-    name: str,
-    kind: FileFormat,
-    batch_rows: int,
-) -> RowFile:
+def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
     """Return the rows of an open file in batches of `batch_rows`.
 
     Raises InvalidRequest, possibly during the iteration, if the file is not in the
@@ -164,9 +159,7 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
 
 
 def _with_keys(
-    predictions: object,
-    columns: Mapping[str, list[object]],
-    prediction_id: str,
+    predictions: object, columns: Mapping[str, list[object]], prediction_id: str
 ) -> object:
     """Return the keys and the prediction of each row, or `predictions` unchanged if the
     columns differ in length.
@@ -200,7 +193,7 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
     values = _key_columns(batch.content_type, batch.body, (column,)).get(column)
     if values is None:
         raise InvalidRequest(
-            f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time",
+            f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time"
         )
     times = []
     for value, place in zip(values, batch.places, strict=True):
@@ -209,7 +202,7 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
         except ValueError:
             raise InvalidRequest(
                 f"{name}, {place}: {column} is {value!r:.60}; a time like 2013-07-01T12:30:00Z is "
-                "expected",
+                "expected"
             ) from None
     start = 0
     for _, rows in groupby(times):
@@ -233,11 +226,7 @@ def _as_time(value: object) -> str:
     return value.isoformat()
 
 
-def _key_columns(
-    content_type: str,
-    body: bytes,
-    keys: Sequence[str],
-) -> dict[str, list[object]]:
+def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
     """Return the values of the columns `keys` in a request body, by column name.
     Columns that the body lacks are omitted.
     """
@@ -263,9 +252,7 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
     """
     try:
         return _split_by_row(
-            predict(batch.content_type, batch.body, False),
-            len(batch),
-            f"{name}, {batch.places[0]}",
+            predict(batch.content_type, batch.body, False), len(batch), f"{name}, {batch.places[0]}"
         )
     except BodyTooLarge:
         if len(batch) == 1:
@@ -312,7 +299,7 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
                 first = record
             if isinstance(record, dict) != isinstance(first, dict):
                 raise InvalidRequest(
-                    f"{name}, line {number}: some lines are JSON objects, and others are not",
+                    f"{name}, line {number}: some lines are JSON objects, and others are not"
                 )
             yield _Row(record, f"line {number}", position)
 
@@ -335,10 +322,7 @@ def _json(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
 
 
 def _in_batches(
-    rows: Iterator[_Row],
-    batch_rows: int,
-    content_type: str,
-    encode: Callable[[_Rows], bytes],
+    rows: Iterator[_Row], batch_rows: int, content_type: str, encode: Callable[[_Rows], bytes]
 ) -> Iterator[RowBatch]:
     """Yield the rows in batches of `batch_rows`, whose bodies `encode` returns."""
     while batch := list(islice(rows, batch_rows)):
@@ -374,7 +358,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         return document, _rows_body
     if not isinstance(document, dict):
         raise InvalidRequest(
-            f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows",
+            f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows"
         )
     form = next((form for form in BODY_FORMS if form in document), None)
     extras = {}
@@ -387,7 +371,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         if form == "dataframe_split" and isinstance(content.get("data"), list):
             head = {key: value for key, value in content.items() if key not in ("data", "index")}
             return content["data"], lambda rows: orjson.dumps(
-                {**extras, form: {**head, "data": rows}},
+                {**extras, form: {**head, "data": rows}}
             )
         lengths = set(map(_column_length, content.values()))
         if lengths == {-1}:
@@ -400,8 +384,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
 
             return list(zip(*content.values(), strict=True)), encode
     raise InvalidRequest(
-        f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are "
-        "expected",
+        f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected"
     )
 
 
@@ -427,7 +410,7 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
                 yield RowBatch(records, places, arrow.STREAM, encode, row)
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(
-                f"{name}: row {row} and later rows cannot be read: {first_line(error)}",
+                f"{name}: row {row} and later rows cannot be read: {first_line(error)}"
             ) from None
 
     try:
@@ -492,8 +475,7 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
     else:
         answer = f"a {type(predictions).__name__}"
     raise OnnxserveError(
-        f"{where}: the model returned {answer} for {count} rows; one prediction per row is "
-        "required",
+        f"{where}: the model returned {answer} for {count} rows; one prediction per row is required"
     )
 
 

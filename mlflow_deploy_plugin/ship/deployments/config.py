@@ -119,10 +119,7 @@ def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
 
 
 def apply_flavor(
-    name: str,
-    model_uri: str | None,
-    flavor: str | None,
-    config: Config | None,
+    name: str, model_uri: str | None, flavor: str | None, config: Config | None
 ) -> Config:
     """Return `config` with the field that `flavor` implies for the deployment `name`.
 
@@ -139,7 +136,7 @@ def apply_flavor(
         flavors = fetch_mlmodel(resolve(model_uri).source).flavors
         if not any(name_of_flavor in flavors for name_of_flavor in _ONNX_FLAVORS):
             raise InvalidConfig(
-                f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}",
+                f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}"
             )
     return {f"variants.{name}.allow_pyfunc": flavor == PYTHON_FUNCTION, **(config or {})}
 
@@ -159,7 +156,7 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
         elif not isinstance(value, Mapping) or not value:
             raise InvalidConfig(
                 f"traffic: {{NAME: WEIGHT}} is expected, not {value!r}; on the command line: -C "
-                f"{_TRAFFIC}.NAME=WEIGHT",
+                f"{_TRAFFIC}.NAME=WEIGHT"
             )
         else:
             fields |= {f"variants.{variant}.weight": 0 for variant in traffic_weights(spec)}
@@ -175,11 +172,11 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
     if name not in spec.variants:
         names = ", ".join(spec.variants) or "none yet"
         raise InvalidConfig(
-            f"the endpoint {spec.name!r} has no deployment {name!r}; it has {names}",
+            f"the endpoint {spec.name!r} has no deployment {name!r}; it has {names}"
         )
     if spec.variants[name].shadow:
         raise InvalidConfig(
-            f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false",
+            f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false"
         )
     if weight == "":  # Refuse an empty weight, which `apply_config` would replace by the default.
         raise InvalidConfig(f"traffic of {name!r}: an integer from 0 to 100 is expected")
@@ -237,7 +234,7 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
         entry_points = ", ".join(entries) or "none"
         raise InvalidConfig(
             f"entry_point: the project {folder} has no entry point {entry_point!r}; it has "
-            f"{entry_points}",
+            f"{entry_points}"
         )
     where = f"entry point {entry_point!r} of the project {folder}"
     declared = entries[entry_point]
@@ -247,20 +244,17 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
         if declared and name not in declared:
             names = ", ".join(declared)
             raise InvalidConfig(
-                f"parameters.{name}: {where} has no parameter {name!r}; it has {names}",
+                f"parameters.{name}: {where} has no parameter {name!r}; it has {names}"
             )
     for name, parameter in declared.items():
         has_default = isinstance(parameter, dict) and parameter.get("default") is not None
         if not has_default and name not in parameters and name not in SUPPLIED_PARAMETERS:
             raise InvalidConfig(
-                f"parameters.{name}: {where} needs a value for it, because it has no default",
+                f"parameters.{name}: {where} needs a value for it, because it has no default"
             )
 
 
-def _known_columns(
-    spec: EndpointSpec,
-    progress: Callable[[str], None],
-) -> LoggedColumns | None:
+def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
     """Return the columns that the endpoint's variants log; None if they are unknown.
     `progress` receives the reason if they cannot be read.
     """
@@ -298,7 +292,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
             if item.argument not in spec.variants:
                 hint = did_you_mean(item.argument, spec.variants, expected)
                 raise InvalidConfig(
-                    f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}",
+                    f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}"
                 )
     if columns is None:
         return
@@ -351,11 +345,11 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         raise InvalidConfig(
             f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: "
             "add the model's outputs for these rows, or judge only the other columns: "
-            f"columns={','.join(remaining)}",
+            f"columns={','.join(remaining)}"
         )
     raise InvalidConfig(
         f"reference: {uri} has no column {join_names(missing)} for the comparison; it has "
-        f"{join_names(present)}",
+        f"{join_names(present)}"
     )
 
 
@@ -395,7 +389,7 @@ def _entry_points(folder: Path) -> dict[str, Json]:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InvalidConfig(
-            f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}",
+            f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}"
         ) from None
     return {
         name: _field(entry, "parameters")

@@ -148,7 +148,7 @@ def describe_endpoints(deployments: Deployments) -> list[Json]:
                 "unapproved": [],
                 "deployments": {},
                 "workers": {},
-            },
+            }
         )
     return sorted(described, key=lambda item: str(item["name"]))
 
@@ -190,9 +190,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
 
 
 def _server_lines(
-    observed: Deployment | ObservedEndpoint,
-    error: str,
-    workers: Mapping[int, object],
+    observed: Deployment | ObservedEndpoint, error: str, workers: Mapping[int, object]
 ) -> Json:
     """Return the fields about the server. `workers` maps process ids to the loaded
     versions.

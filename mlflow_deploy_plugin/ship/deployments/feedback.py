@@ -58,12 +58,7 @@ class LabelMasking:
     key: Path | None = None
     refusal: str = _NO_KEY
 
-    def table(
-        self,
-        entries: Iterable[LabelEntry],
-        received_us: int,
-        segment: str,
-    ) -> pa.Table:
+    def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
         """Return the labels in the format of the log. Raises InvalidConfig if the key
         of a masked column is missing.
         """
@@ -84,7 +79,7 @@ class LabelMasking:
                     received_us,
                     segment,
                     offset=entry.number,
-                ),
+                )
             )
         return labels_table(labels)
 
@@ -197,10 +192,7 @@ def import_labels(
 
 
 def check_key_columns(
-    log: InferenceLog,
-    endpoint: str,
-    key: Sequence[str],
-    keys: Collection[str] = (),
+    log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str] = ()
 ) -> frozenset[str]:
     """Return the columns of the key that contain numbers or booleans in the log.
 
@@ -219,7 +211,7 @@ def check_key_columns(
     for name in key:
         if name not in columns and name not in keys:
             raise InvalidConfig(
-                f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}",
+                f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}"
             )
     numbers = set()
     for name in key:
@@ -279,11 +271,7 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     return frozenset(masked)
 
 
-def _post_labels(
-    session: ServerSession,
-    url: str,
-    entries: Sequence[LabelEntry],
-) -> list[BadRow]:
+def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
     """Post labels to a server, with retries while the server is overloaded. Return the
     refused labels.
 

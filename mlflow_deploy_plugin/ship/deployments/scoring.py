@@ -47,9 +47,7 @@ class ScoringTarget:
 
 @contextmanager
 def scoring_target(
-    deployments: Deployments,
-    name: str | None,
-    endpoint: str | None,
+    deployments: Deployments, name: str | None, endpoint: str | None
 ) -> Iterator[ScoringTarget]:
     """Yield the server of a deployment, or of an endpoint (which selects a deployment
     by its traffic).
@@ -70,7 +68,7 @@ def scoring_target(
     if name is not None and answering != [name]:
         raise InvalidConfig(
             f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} sends "
-            f"its traffic to {', '.join(answering)}: use --endpoint {stored.name}",
+            f"its traffic to {', '.join(answering)}: use --endpoint {stored.name}"
         )
     if not observation.url:
         raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
@@ -80,11 +78,7 @@ def scoring_target(
         yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, deployed)
 
 
-def score(
-    target: ScoringTarget,
-    route: Literal["invocations", "explain"],
-    inputs: object,
-) -> Json:
+def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
     """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the
     errors of `server_client.post`.
     """

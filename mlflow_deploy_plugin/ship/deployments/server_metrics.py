@@ -128,13 +128,7 @@ class ServerMetrics:
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
     last_requests: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
 
-    def of(
-        self,
-        endpoint: str,
-        variant: str,
-        model: str,
-        version: str,
-    ) -> VersionCounters:
+    def of(self, endpoint: str, variant: str, model: str, version: str) -> VersionCounters:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
 
     def by_version(self, endpoint: str) -> CountersByVersion:
@@ -147,12 +141,7 @@ class ServerMetrics:
                 summed[variant, version] = summed[variant, version].plus(counters)
         return dict(summed)
 
-    def versions_by_last_answer(
-        self,
-        endpoint: str,
-        variant: str,
-        model: str,
-    ) -> list[str]:
+    def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
         """Return the model's versions that have answered for this variant, the version
         with the newest answer first.
         """
@@ -197,9 +186,7 @@ history is unreadable.
 
 
 def fetch_page(
-    url: str,
-    timeout_seconds: float,
-    deployments: Path | None = None,
+    url: str, timeout_seconds: float, deployments: Path | None = None
 ) -> bytes | Refused:
     """Return a page of a server, or the reason why it is unreadable.
 
@@ -252,7 +239,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
     """
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(
-        lambda: defaultdict(float),
+        lambda: defaultdict(float)
     )
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for family in text_string_to_metric_families(page):
@@ -320,11 +307,7 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
     if not (0 < at < _LATEST and seconds > 0):
         raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
     return CountedInterval(
-        at,
-        seconds,
-        counters,
-        rows=document["rows"],
-        labels=float(document["labels"]),
+        at, seconds, counters, rows=document["rows"], labels=float(document["labels"])
     )
 
 

@@ -121,9 +121,7 @@ class LackingApproval:
 
 
 def lacking_approval(
-    model_uri: str,
-    replaced: Iterable[str] = (),
-    store: Store | None = None,
+    model_uri: str, replaced: Iterable[str] = (), store: Store | None = None
 ) -> LackingApproval | None:
     """Return the missing approval of a model, or None if it needs none or has it.
 
@@ -200,11 +198,7 @@ def _may_require_approvals(store: Store, model: str) -> bool:
 
 
 def permitted_answers(
-    store: Store,
-    before: Endpoint | None,
-    after: EndpointSpec,
-    *,
-    restores: bool = False,
+    store: Store, before: Endpoint | None, after: EndpointSpec, *, restores: bool = False
 ) -> tuple[UnapprovedAnswer, ...]:
     """Return the answers without an approval after a change of an endpoint.
 
@@ -251,10 +245,7 @@ def permitted_answers(
 
 
 def require_rollout(
-    model_uri: str,
-    steps: Sequence[int],
-    seconds: float,
-    replaced: Iterable[str],
+    model_uri: str, steps: Sequence[int], seconds: float, replaced: Iterable[str]
 ) -> str:
     """Return the limit of a rollout without an approval, in words; empty if the version
     needs none or has it.
@@ -324,10 +315,7 @@ def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
 
 
 def _permitted(
-    store: Store,
-    endpoint: str,
-    lacking: LackingApproval,
-    share: float,
+    store: Store, endpoint: str, lacking: LackingApproval, share: float
 ) -> UnapprovedAnswer:
     """Return the answer of a version within the time limit, which begins with its first
     percent at this endpoint.

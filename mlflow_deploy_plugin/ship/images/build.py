@@ -87,13 +87,13 @@ def planned_image(
     """
     if base_image and server_image:
         raise InvalidConfig(
-            "--base-image has no effect with --server-image, because no server image is built",
+            "--base-image has no effect with --server-image, because no server image is built"
         )
     resolved = resolve(model_uri)
     if follow and not resolved.followed:
         raise InvalidConfig(
             f"{model_uri} cannot move: --follow requires a stage, an alias or a tag, such as "
-            "models:/X@champion",
+            "models:/X@champion"
         )
     server: BuildContext | None = None
     options: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ def _download(resolved: ResolvedModel, temporary: Path) -> Path:
         raise ModelError(
             f"{resolved.model_uri} has no ONNX form, and the image has no library to run its "
             "code: wrap it (onnxserve wrap), or let MLflow build an image with its environment "
-            "(mlflow models build-docker)",
+            "(mlflow models build-docker)"
         )
     if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
         note = {"model_name": resolved.name, "model_version": resolved.version}
@@ -151,10 +151,7 @@ def _download(resolved: ResolvedModel, temporary: Path) -> Path:
 
 
 def build_image(
-    plan: ImagePlan,
-    name: str,
-    report: ProgressCallback,
-    pull: bool = False,
+    plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False
 ) -> BuiltImage:
     """Build the model's image as `name`. The server's image is built first if it is
     missing.
@@ -175,7 +172,7 @@ def build_image(
     variables = fields["Config"]["Env"] or ()
     if not any(variable.startswith("ONNXSERVE_HOME=") for variable in variables):
         raise InvalidConfig(
-            f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image",
+            f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image"
         )
     platform = f"{fields['Os']}/{fields['Architecture']}"
     labels = fields["Config"]["Labels"]

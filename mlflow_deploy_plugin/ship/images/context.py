@@ -110,7 +110,7 @@ class BuildContext:
             digest = members[0][1]
             if name.endswith("/"):
                 digest = hashlib.sha256(
-                    "".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode(),
+                    "".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode()
                 ).hexdigest()
             size = sum(size for *_, size in members)
             line = f"# {digest[:16]}  {size:>12,}  {name}"
@@ -185,5 +185,5 @@ def _project_file(name: str) -> Path:
             return Path(str(file.locate()))
     raise NotInstalled(
         f"this installation of onnxserve lacks {name}, which its image builds need: install its "
-        "wheel with pip, or specify an existing server image (--server-image)",
+        "wheel with pip, or specify an existing server image (--server-image)"
     )

@@ -47,11 +47,7 @@ def bill_of_materials() -> dict[str, object]:
 
 
 def _component(
-    kind: str,
-    name: str,
-    version: str,
-    licence: object = None,
-    qualifiers: str = "",
+    kind: str, name: str, version: str, licence: object = None, qualifiers: str = ""
 ) -> dict[str, object]:
     """Return the entry of a package in the bill of materials.
 

@@ -72,10 +72,7 @@ class ImageTrial:
 
 
 def try_image(
-    image: str,
-    folder: Path,
-    gpu: bool = False,
-    seconds: float = LIMIT_SECONDS,
+    image: str, folder: Path, gpu: bool = False, seconds: float = LIMIT_SECONDS
 ) -> ImageTrial:
     """Run an image, and compare its outputs with the outputs of its version, an MLmodel
     folder, on this machine.
@@ -149,7 +146,7 @@ def _compute_rows(model: OnnxModel, folder: Path) -> _Question:
         head, data = encode_tensors(rows, None)
     except (InvalidRequest, InferenceError) as error:
         raise InvalidConfig(
-            f"--test: {source} rows are refused: {error.message}; log a valid input_example",
+            f"--test: {source} rows are refused: {error.message}; log a valid input_example"
         ) from None
     expected = {
         output.name: outputs[output.name]
@@ -160,11 +157,7 @@ def _compute_rows(model: OnnxModel, folder: Path) -> _Question:
 
 
 def _ask_container(
-    image: str,
-    rights: Sequence[str],
-    question: _Question,
-    seconds: float,
-    failure: str,
+    image: str, rights: Sequence[str], question: _Question, seconds: float, failure: str
 ) -> _Reply:
     """Start the image, and send the rows to its server. The container is removed.
 

@@ -49,7 +49,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     document: Document = {
         "name": machine_name(spec, place).lower().replace(".", "-"),
         "services": {
-            spec.name: {key: value for key, value in service.items() if value not in ({}, [])},
+            spec.name: {key: value for key, value in service.items() if value not in ({}, [])}
         },
         "volumes": {"state": {}},
     }

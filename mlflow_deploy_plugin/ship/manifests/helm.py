@@ -26,12 +26,12 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}
     placed = spec.model_copy(
-        update={"container": spec.container.model_copy(update={"environment": environment})},
+        update={"container": spec.container.model_copy(update={"environment": environment})}
     )
     return {
         f"{spec.name}.values.yaml": dump_documents(
-            [{"endpoints": {spec.name: _fields_of_values(spec_document(placed))}}],
-        ),
+            [{"endpoints": {spec.name: _fields_of_values(spec_document(placed))}}]
+        )
     }
 
 
@@ -94,7 +94,7 @@ def _properties(endpoint: Document) -> Document:
                 "enabled": {"type": "boolean"},
                 "deadlineSeconds": {"type": "integer", "minimum": 1},
                 "resources": {"type": "object"},
-            },
+            }
         ),
         "monitors": {
             "type": "object",

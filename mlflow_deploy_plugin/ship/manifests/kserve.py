@@ -45,7 +45,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     check_name(spec)
     if spec.kubernetes.host is not None:
         raise InvalidConfig(
-            "kubernetes.host: KServe creates host names and gateways; remove this field",
+            "kubernetes.host: KServe creates host names and gateways; remove this field"
         )
     models = _place_models(spec)
     visibility = {}
@@ -111,10 +111,7 @@ def _place_models(spec: EndpointSpec) -> _Models:
         or len(variants) > 2
     ):
         return _Models(spec, {}, {})
-    name, newest = min(
-        reversed(spec.variants.items()),
-        key=lambda item: item[1].weight,
-    )
+    name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
     in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
     served = spec.model_copy(update={"variants": {name: in_pod}})
     canary = {}
@@ -146,7 +143,7 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
                 "securityContext": {**pod["securityContext"], **container["securityContext"]},
                 "ports": [{"containerPort": port, "protocol": "TCP"}],
                 "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
-            },
+            }
         ],
         **{
             name: pod[name]

@@ -99,16 +99,14 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     check_name(spec)
     if kubernetes.max_replicas is not None and spec.container.cpus is None:
         raise InvalidConfig(
-            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod",
+            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod"
         )
     if kubernetes.host is not None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
     document = partial(make_document, spec.name, place, labels=labels)
-    documents = [
-        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))}),
-    ]
+    documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
     documents += [
@@ -140,11 +138,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     return documents
 
 
-def _deployment(
-    spec: EndpointSpec,
-    place: Place,
-    labels: dict[str, str],
-) -> Document:
+def _deployment(spec: EndpointSpec, place: Place, labels: dict[str, str]) -> Document:
     """Return the spec of the Deployment, whose pods have `labels`. With an autoscaler,
     it has no number of pods.
     """
@@ -228,7 +222,7 @@ def check_name(spec: EndpointSpec) -> None:
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
             f"{spec.name!r} is not a valid name of a Kubernetes Service: it needs at most 63 "
-            "lowercase letters, digits and -, and must begin with a letter",
+            "lowercase letters, digits and -, and must begin with a letter"
         )
 
 
@@ -389,8 +383,8 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
     mounted = container.model_copy(
         update={
-            "secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files},
-        },
+            "secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}
+        }
     )
     variables = environment_of(spec.model_copy(update={"container": mounted}), place)
     # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the

@@ -55,7 +55,7 @@ class Place:
         if not NAMESPACE.fullmatch(self.namespace):
             raise InvalidConfig(
                 "namespace: at most 63 lowercase letters, digits and inner - are expected (got "
-                f"{self.namespace!r})",
+                f"{self.namespace!r})"
             )
 
 
@@ -107,13 +107,7 @@ _Dumper.add_representer(str, _Dumper.text)
 
 
 def dump_documents(documents: list[Document]) -> str:
-    return yaml.dump_all(
-        documents,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=120,
-    )
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def http_port(spec: EndpointSpec) -> int:
@@ -149,7 +143,7 @@ def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
         raise InvalidConfig(
             f"without auth, all clients that reach {entrance} could use the endpoint: set -C "
             "server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if a "
-            "proxy authenticates the clients",
+            "proxy authenticates the clients"
         )
 
 

@@ -83,7 +83,7 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
         if not example.is_file():
             raise InvalidConfig(
                 "the model has no input example and no signature of rows: log it with "
-                "input_example=…",
+                "input_example=…"
             )
         return [example.read_bytes()]
     if artifact.flavor == PYTHON_FUNCTION:
@@ -94,7 +94,7 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
         sample_rows = known_rows(artifact, schema, _MOST_BODIES)
     except InvalidRequest as error:
         raise InvalidConfig(
-            f"the model refuses its own example: {error.message}; log a valid input_example",
+            f"the model refuses its own example: {error.message}; log a valid input_example"
         ) from None
     if no_batch_dimension_reason(artifact):
         return [encode_json(sample_rows)]
@@ -132,14 +132,14 @@ def measure_pod(
     threads = spec.server.intra_op_num_threads or 1
     if sys.platform != "linux":
         raise InvalidConfig(
-            "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
+            "sizing pins processes to cores, which needs Linux: use a Linux machine or container"
         )
     cores = available_cores()
     # The pod and its client need cores of their own.
     if workers * threads >= cores:
         raise InvalidConfig(
             f"server.workers={workers} with {threads} threads each, and a client, need "
-            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine",
+            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine"
         )
     fields = {f"server.{name}": "" for name in _OF_CALLERS}
     fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
@@ -164,10 +164,7 @@ def measure_pod(
 
 
 def _best_batch_size(
-    spec: EndpointSpec,
-    requests: Sequence[bytes],
-    p99: float,
-    progress: ProgressCallback,
+    spec: EndpointSpec, requests: Sequence[bytes], p99: float, progress: ProgressCallback
 ) -> tuple[int, Load]:
     """Return the batch size of the spec, otherwise the size with the highest rate, and
     its highest load. Raises InvalidConfig if no rate meets `p99`.
@@ -292,11 +289,7 @@ def _cpu_seconds_of(root: psutil.Process) -> float:
 
 
 @contextmanager
-def _started(
-    spec: EndpointSpec,
-    batch_size: int,
-    requests: Sequence[bytes],
-) -> Iterator[_Pod]:
+def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> Iterator[_Pod]:
     """Serve `spec`, and yield the pod when it is ready."""
     if sys.platform != "linux":
         raise NotImplementedError  # `measure_pod` refuses other systems.

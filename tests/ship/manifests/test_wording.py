@@ -78,10 +78,7 @@ MODEL = "models:/x/1"
     ],
 )
 def test_the_message_of_a_refusal(
-    form: str,
-    model: str,
-    config: dict[str, str],
-    message: str,
+    form: str, model: str, config: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InvalidConfig) as refused:
         FORMATS[form](new_endpoint("flights", model, config), Place("ml"))

@@ -200,8 +200,7 @@ class DockerBackend(MachineBackend):
     def _server(self, name: str) -> Container | None:
         slot = self._slot(name)
         return next(
-            (container for container in self._servers(name) if container.labels[SLOT] == slot),
-            None,
+            (container for container in self._servers(name) if container.labels[SLOT] == slot), None
         )
 
     def _check_names(self, name: str) -> None:
@@ -227,7 +226,7 @@ class DockerBackend(MachineBackend):
                 whose = "does not belong to onnxserve"
                 hint = f", or `docker rm {container}`"
             raise AlreadyExists(
-                f"a container {container!r} exists and {whose}: choose another name{hint}",
+                f"a container {container!r} exists and {whose}: choose another name{hint}"
             )
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
@@ -241,7 +240,7 @@ class DockerBackend(MachineBackend):
             if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
                 raise InvalidConfig(
                     f"there is no local image {name!r}: `make images` builds onnxserve:cpu and "
-                    "onnxserve:gpu; set another image with -C container.image=…",
+                    "onnxserve:gpu; set another image with -C container.image=…"
                 ) from None
         progress(f"{spec.name}: pulling {name}")
         try:
@@ -249,15 +248,11 @@ class DockerBackend(MachineBackend):
         except APIError as error:
             raise InvalidConfig(
                 f"the image {name!r} is not local and cannot be pulled: "
-                f"{containers.explanation(error)}",
+                f"{containers.explanation(error)}"
             ) from None
 
     def _replace(
-        self,
-        spec: EndpointSpec,
-        server: Container,
-        options: Document,
-        progress: Progress,
+        self, spec: EndpointSpec, server: Container, options: Document, progress: Progress
     ) -> None:
         """Start a new container for `spec`, and then stop the serving container
         `server`.
@@ -310,11 +305,7 @@ class DockerBackend(MachineBackend):
         self._settle(name)
 
     def _start_server(
-        self,
-        spec: EndpointSpec,
-        folder: Path,
-        options: Document,
-        progress: Progress,
+        self, spec: EndpointSpec, folder: Path, options: Document, progress: Progress
     ) -> None:
         """Start a server with the slot `folder`, and wait until it is ready."""
         slot = folder.name

@@ -146,7 +146,7 @@ class KubernetesBackend:
             whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
             raise errors.AlreadyExists(
                 f"namespace {self.namespace} already has a {foreign[0]['kind']} {spec.name!r}, "
-                f"which {whose}; kubernetes.force_conflicts=true takes it over",
+                f"which {whose}; kubernetes.force_conflicts=true takes it over"
             )
         try:
             self._serve(spec, running, documents, progress)
@@ -216,10 +216,7 @@ class KubernetesBackend:
         )
 
     def _with_pod_count(
-        self,
-        spec: EndpointSpec,
-        document: Document,
-        progress: Progress,
+        self, spec: EndpointSpec, document: Document, progress: Progress
     ) -> Document:
         """Return the Deployment with its number of pods, and report a number that
         another manager has set.
@@ -283,11 +280,7 @@ class KubernetesBackend:
         return Observation("starting", reason)
 
     def _observe_pods(
-        self,
-        spec: EndpointSpec,
-        pods: list[Document],
-        states: list[ServedState],
-        reason: str,
+        self, spec: EndpointSpec, pods: list[Document], states: list[ServedState], reason: str
     ) -> Observation:
         """Combine the states of the ready pods into one observation.
 
@@ -316,10 +309,7 @@ class KubernetesBackend:
         )
 
     def server_pages(
-        self,
-        spec: EndpointSpec,
-        path: str,
-        timeout_seconds: float,
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | errors.Refused]:
         """Return a page of each ready pod by pod name, or the reason why the pod does
         not return it.
@@ -357,7 +347,7 @@ class KubernetesBackend:
         """
         if self._own_deployment(name) is None:
             raise errors.NotReady(
-                f"namespace {self.namespace} of this cluster has no Deployment {name!r}",
+                f"namespace {self.namespace} of this cluster has no Deployment {name!r}"
             )
         return self._cluster.namespace_uid()
 
@@ -482,7 +472,7 @@ class KubernetesBackend:
             raise errors.InvalidConfig(
                 f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not "
                 f"to {self._owner}: set ONNXSERVE_STORE_URI to the same text as for the command "
-                "that created it, or set kubernetes.force_conflicts=true to take it over",
+                "that created it, or set kubernetes.force_conflicts=true to take it over"
             )
         return deployment
 
@@ -547,10 +537,7 @@ class KubernetesBackend:
             return None
 
     def _pending_work(
-        self,
-        spec: EndpointSpec,
-        states_before: Mapping[str, ServedState],
-        unready: list[Document],
+        self, spec: EndpointSpec, states_before: Mapping[str, ServedState], unready: list[Document]
     ) -> str:
         """Return the work that remains until every pod serves `spec`; empty if none
         does. Raises DeploymentFailed if the work cannot succeed.
@@ -563,7 +550,7 @@ class KubernetesBackend:
         deployment = self._cluster.get("Deployment", spec.name)
         if deployment is None:
             raise errors.DeploymentFailed(
-                f"{spec.name}: its Deployment was deleted during the rollout",
+                f"{spec.name}: its Deployment was deleted during the rollout"
             )
         pods: list[Document] = []
         if kubernetes_status.is_planned(deployment):
@@ -586,10 +573,7 @@ class KubernetesBackend:
         return pending_work
 
     def _pending_spec(
-        self,
-        spec: EndpointSpec,
-        pods: list[Document],
-        states_before: Mapping[str, ServedState],
+        self, spec: EndpointSpec, pods: list[Document], states_before: Mapping[str, ServedState]
     ) -> str:
         """Return the work that pods must do to serve `spec`; empty if all pods serve
         it. Raises DeploymentFailed if a pod cannot serve it.

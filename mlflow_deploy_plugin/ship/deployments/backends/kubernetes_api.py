@@ -173,7 +173,7 @@ class Cluster:
         if not self.serves(kind):
             raise InvalidConfig(
                 f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec "
-                "requires",
+                "requires"
             )
         document = {**document, "apiVersion": self._version(kind)}
         try:
@@ -186,7 +186,7 @@ class Cluster:
             if managers:
                 raise DeploymentFailed(
                     f"{kind} {name} has fields that were set by {join_names(managers)}: "
-                    f"{error.message}; kubernetes.force_conflicts=true overwrites them",
+                    f"{error.message}; kubernetes.force_conflicts=true overwrites them"
                 ) from None
             self._patch(kind, name, document, _APPLY_TYPE, force="true")
 
@@ -301,7 +301,7 @@ class Cluster:
             raise self._refusal(answer.status_code, answer.resp_body or b"") from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             raise ApiRefused(
-                f"commands cannot be run in pod {pod}: {one_line(error, 300)}",
+                f"commands cannot be run in pod {pod}: {one_line(error, 300)}"
             ) from None
         if end["status"] != "Success":
             error_lines = written[_STDERR].decode(errors="replace").strip()
@@ -428,7 +428,7 @@ class Cluster:
             cause = error.args[0] if error.args else error
             reason = one_line(getattr(cause, "reason", error), 300)
             raise ApiRefused(
-                f"the Kubernetes API at {self._configuration.host} does not answer: {reason}",
+                f"the Kubernetes API at {self._configuration.host} does not answer: {reason}"
             ) from None
         if response.ok:
             return response
@@ -458,7 +458,7 @@ class Cluster:
         if status == 404 and refused_kind == "namespaces":
             return InvalidConfig(
                 f"the cluster has no namespace {self.namespace!r}: kubectl create namespace "
-                f"{self.namespace}",
+                f"{self.namespace}"
             )
         if status == 409:  # The message explains the conflict.
             return ApiRefused(message, status)
@@ -506,9 +506,9 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
     if context and contexts and context not in contexts:
         raise InvalidConfig(
             f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes "
-            f"configuration; its contexts are {join_names(contexts, context)}",
+            f"configuration; its contexts are {join_names(contexts, context)}"
         )
     raise InvalidConfig(
         "no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config "
-        f"({one_line(missing)})",
+        f"({one_line(missing)})"
     )

@@ -89,10 +89,7 @@ class MachineBackend:
     settings: Settings
 
     def server_pages(
-        self,
-        spec: EndpointSpec,
-        path: str,
-        timeout_seconds: float,
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | Refused]:
         url = f"{server_url(spec.server)}{path}"
         return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
@@ -132,7 +129,7 @@ class MachineBackend:
         """
         folder = self.settings.state_dir(name)
         is_starting = files.is_locked(lock_path(name, self.settings)) or files.is_locked(
-            folder / files.SERVER_LOCK,
+            folder / files.SERVER_LOCK
         )
         if is_starting:  # The server has not written its process id yet.
             return Observation("starting", STARTING, log=log)
@@ -141,11 +138,7 @@ class MachineBackend:
         return Observation("failed", f"{gone}; `onnxserve start {name}` restarts it", log=log)
 
     def observe_server(
-        self,
-        spec: EndpointSpec,
-        state_dir: Path,
-        server: ServerState,
-        log: str,
+        self, spec: EndpointSpec, state_dir: Path, server: ServerState, log: str
     ) -> Observation:
         """Return the observation of an endpoint whose server is running, from the files
         in `state_dir`. `log` is the path of the server's log.
@@ -216,9 +209,7 @@ class MachineBackend:
 
 
 def _server_state(
-    server: ServerState,
-    applied: AppliedSpec,
-    workers: Sequence[WorkerState],
+    server: ServerState, applied: AppliedSpec, workers: Sequence[WorkerState]
 ) -> tuple[DeploymentState, str]:
     """Return the state of a running server, and its reason; the reason is empty if the
     server has nothing left to do.
@@ -256,8 +247,7 @@ def server_url(server: ServerSpec) -> str:
 
 
 def read_served_state(
-    state_dir: Path,
-    lives: Callable[[int], bool] = psutil.pid_exists,
+    state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists
 ) -> ServedState:
     """Read the state folder of a server, without its spec. Workers are omitted if
     `lives(process id)` is False.
@@ -297,11 +287,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if variant.weight > 0 and not all(item.version for item in loaded):
             missing.append(name)
     return AppliedSpec(
-        is_resolved=True,
-        pending=pending,
-        errors=errors,
-        missing=tuple(missing),
-        wanted=endpoint,
+        is_resolved=True, pending=pending, errors=errors, missing=tuple(missing), wanted=endpoint
     )
 
 
@@ -351,7 +337,7 @@ def wait_while_pending(
         if time.monotonic() > deadline:
             raise DeploymentFailed(
                 f"{name}: not ready after {seconds:g} s, still {work}{last_words()} "
-                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)",
+                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
             )
         if work != reported:
             progress(f"{name}: {work}")
@@ -368,10 +354,7 @@ def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
 
 
 def served_failure(
-    applied: AppliedSpec,
-    spec: EndpointSpec,
-    before: ServedState,
-    agent: AgentState | None,
+    applied: AppliedSpec, spec: EndpointSpec, before: ServedState, agent: AgentState | None
 ) -> str:
     """Return the reason why the server cannot become ready; empty if it may become
     ready.
