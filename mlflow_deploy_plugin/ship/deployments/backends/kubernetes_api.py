@@ -249,8 +249,8 @@ class Cluster:
         """Return the last lines of the server container's log; empty if the container
         has not started.
         """
-        is_previous = str(previous).lower()
-        query = {"container": CONTAINER, "tailLines": str(lines), "previous": is_previous}
+        query = {"container": CONTAINER, "tailLines": str(lines)}
+        query["previous"] = str(previous).lower()
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
         except ApiRefused:
@@ -358,10 +358,10 @@ class Cluster:
                 connect = api.connect_get_namespaced_pod_portforward
                 try:
                     opened = portforward(connect, pod, self.namespace, ports=str(port))
+                    remote = opened.socket(port)
                 except ApiException:
                     connection.close()  # The caller detects the closed connection.
                     continue
-                remote = opened.socket(port)
                 remote.setblocking(True)
                 for source, sink in ((connection, remote), (remote, connection)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()

@@ -268,7 +268,9 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if endpoint is not None:
             new -= {variant.model_uri for variant in endpoint.variants.values()}
         pending = f"fetching {', '.join(sorted(new))}" if new else "applying the changed spec"
-        return AppliedSpec(False, pending, errors={}, missing=(), wanted=endpoint)
+        return AppliedSpec(
+            is_resolved=False, pending=pending, errors={}, missing=(), wanted=endpoint
+        )
     informed = [worker for worker in state.workers if worker.generation == state.wanted.generation]
     pending = ""
     count = spec.server.workers
