@@ -8,7 +8,7 @@ down), a monitor may name any column.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from urllib.parse import urlparse
@@ -296,25 +296,18 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
                 )
     if columns is None:
         return
-    for where, name in _column_references(monitor):
+    # Each column that the monitor names follows the beginning of its message.
+    references = [("columns: ", name) for name in monitor.columns]
+    references += [("segment_by: ", name) for name in monitor.segment_by]
+    if monitor.kind == "drift":
+        references += [(f"require: {item.text}: ", item.argument) for item in required]
+    if monitor.sample is not None and monitor.sample.stratify is not None:
+        references.append(("retrain.sample.stratify: ", monitor.sample.stratify))
+    for where, name in references:
         may_be_answer = columns.outputs is None and _is_answer(name)
         if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):
             hint = did_you_mean(name, columns.all, f"it has {join_names(columns.all)}")
             raise InvalidConfig(f"{where}the model has no column {name!r}{hint}")
-
-
-def _column_references(monitor: MonitorSpec) -> Iterator[tuple[str, str]]:
-    """Yield each column that a monitor names, after the beginning of its messages."""
-    for name in monitor.columns:
-        yield "columns: ", name
-    for name in monitor.segment_by:
-        yield "segment_by: ", name
-    if monitor.kind == "drift":
-        for requirement in monitor.requirements:
-            if requirement.argument:
-                yield f"require: {requirement.text}: ", requirement.argument
-    if monitor.sample is not None and monitor.sample.stratify is not None:
-        yield "retrain.sample.stratify: ", monitor.sample.stratify
 
 
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:

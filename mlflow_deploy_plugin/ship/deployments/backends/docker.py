@@ -362,7 +362,15 @@ class DockerBackend(MachineBackend):
         if network == "host":
             return
         if listener is None and network is None:
-            listener = self._engine.containers.create(**options, network=self._network())
+            name = f"^{containers.NETWORK}$"
+            networks = self._engine.networks.list(names=[name])
+            if not networks:
+                isolated = {"com.docker.network.bridge.enable_icc": "false"}
+                self._engine.networks.create(containers.NETWORK, driver="bridge", options=isolated)
+                networks = self._engine.networks.list(names=[name])
+            # A race may have created two networks.
+            oldest = min(networks, key=lambda item: item.attrs["Created"])
+            listener = self._engine.containers.create(**options, network=str(oldest.id))
         elif listener is None:
             listener = self._engine.containers.create(**options, network=network)
             joined = self._engine.networks.get(network)
@@ -374,16 +382,6 @@ class DockerBackend(MachineBackend):
         except APIError:
             listener.remove(v=True, force=True)
             raise
-
-    def _network(self) -> str:
-        """Return the id of the listeners' network. If a race has created two networks,
-        return the older network.
-        """
-        if not (networks := self._engine.networks.list(names=[f"^{containers.NETWORK}$"])):
-            options = {"com.docker.network.bridge.enable_icc": "false"}
-            self._engine.networks.create(containers.NETWORK, driver="bridge", options=options)
-            networks = self._engine.networks.list(names=[f"^{containers.NETWORK}$"])
-        return str(min(networks, key=lambda network: network.attrs["Created"]).id)
 
     def _wait(
         self,
