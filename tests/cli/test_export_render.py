@@ -49,10 +49,10 @@ def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
     tmp_path: Path,
 ) -> None:
     model = ["-n", "flights", "models:/flight-delay/3"]
-    status, printed = run(*model, format_name="systemd")
+    status, printed = run(*model, format_name="compose")
     assert status == 0
-    assert run(*model, "--folder", str(tmp_path), format_name="systemd") == (0, "")
-    paths = ["etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"]
+    assert run(*model, "--folder", str(tmp_path), format_name="compose") == (0, "")
+    paths = ["compose.yaml", "flights/spec.yaml"]
     assert printed == "".join(f"# {path}\n{(tmp_path / path).read_text()}" for path in paths)
 
 
@@ -65,12 +65,12 @@ def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Pat
             "models:/flight-delay/3",
             "--folder",
             str(tmp_path),
-            format_name="systemd",
+            format_name="compose",
         )
     finally:
         os.umask(before)
-    # The user of the unit must be able to read the file.
-    spec = tmp_path / "etc" / "onnxserve" / "flights.yaml"
+    # The user of the container must be able to read the file.
+    spec = tmp_path / "flights" / "spec.yaml"
     assert [path.stat().st_mode & 0o005 for path in (spec.parent, spec)] == [0o005, 0o004]
 
 

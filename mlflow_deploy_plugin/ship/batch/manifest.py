@@ -53,9 +53,7 @@ class Manifest(TypedDict):
 
 
 def list_parts(
-    input: str,
-    input_format: FileFormat | None,
-    output_format: FileFormat | None,
+    input: str, input_format: FileFormat | None, output_format: FileFormat | None
 ) -> list[Part]:
     """Return the input files, sorted by name. As in Spark, a name that begins with `_`
     or a dot is not a part.
@@ -72,13 +70,14 @@ def list_parts(
         if kind not in _SUFFIXES:
             raise InvalidConfig(
                 f"--input {input}: the name of {name} does not have one of the formats "
-                f"{', '.join(_SUFFIXES)}; set --input-format",
+                f"{', '.join(_SUFFIXES)}; set --input-format"
             )
         output_kind = output_format or kind
-        output = _output_name(plain, output_kind)
+        stem = _without_suffix(plain) if format_of(plain) else plain
+        output = stem + _SUFFIXES[output_kind]
         if output in parts:
             raise InvalidConfig(
-                f"--input {input}: {parts[output].name} and {name} would both become {output}",
+                f"--input {input}: {parts[output].name} and {name} would both become {output}"
             )
         parts[output] = Part(
             name=name,
@@ -117,12 +116,6 @@ def _is_hidden(name: str) -> bool:
     return any(piece[:1] in "_." for piece in name.split("/"))
 
 
-def _output_name(name: str, kind: FileFormat) -> str:
-    if format_of(name):
-        name = _without_suffix(name)
-    return name + _SUFFIXES[kind]
-
-
 def _without_suffix(name: str) -> str:
     return name.removesuffix(Path(name).suffix)
 
@@ -149,16 +142,15 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
     for folder, names, _ in os.walk(location.root, followlinks=True):
         for name in names:
             path = Path(folder, name)
-            if path.is_symlink() and _leads_to_parent(path):
+            if not path.is_symlink():
+                continue
+            target = path.resolve()
+            if any(parent.resolve().is_relative_to(target) for parent in path.parents):
                 relative = path.relative_to(location.root)
                 raise InvalidConfig(
                     f"--input {input}: {relative} is a link to one of its parent folders; remove "
-                    "the link",
+                    "the link"
                 )
-
-
-def _leads_to_parent(link: Path) -> bool:
-    return any(parent.resolve().is_relative_to(link.resolve()) for parent in link.parents)
 
 
 class BatchOutput:
@@ -166,7 +158,7 @@ class BatchOutput:
         if format_of(uri):
             raise InvalidConfig(
                 f"--output {uri} is a file name, but the output is a folder with one file per "
-                "part: specify a folder, or use `onnxserve predict`, which writes a single file",
+                "part: specify a folder, or use `onnxserve predict`, which writes a single file"
             )
         self.uri = uri
         self._location: LogLocation = locate_log(uri, "--output")
@@ -181,7 +173,7 @@ class BatchOutput:
             roots = [os.path.realpath(root) for root in roots]
         if any(f"{inner}/".startswith(f"{outer}/") for inner, outer in (roots, reversed(roots))):
             raise InvalidConfig(
-                f"--output {self.uri} and --input {input} overlap: specify another folder",
+                f"--output {self.uri} and --input {input} overlap: specify another folder"
             )
 
     @contextmanager
@@ -198,11 +190,11 @@ class BatchOutput:
                 stack.enter_context(locked(Path(self._location.root, _LOCK), seconds=0))
             except BlockingIOError:
                 raise AlreadyExists(
-                    f"--output {self.uri}: another batch is writing to it",
+                    f"--output {self.uri}: another batch is writing to it"
                 ) from None
             except OSError as error:
                 raise OnnxserveError(
-                    f"--output {self.uri} cannot be written: {error.strerror}",
+                    f"--output {self.uri} cannot be written: {error.strerror}"
                 ) from None
             yield
 
@@ -217,39 +209,51 @@ class BatchOutput:
         manifest = orjson.loads(orjson.dumps(manifest))
         with self._errors_of_begin():
             files = {*_list_files(self._location)}
-            previous = self._read_manifest() if MANIFEST in files else None
-            if previous and (restart or self._is_replaceable(previous, files)):
-                self._delete(previous, files)
-                files = {*_list_files(self._location)}
-                previous = None
+            previous: Manifest | None = None
+            if MANIFEST in files:
+                path = f"{self._location.root}/{MANIFEST}"
+                with self._location.filesystem.open_input_file(path) as file:
+                    begun: Manifest = orjson.loads(file.read())
+                outputs = _outputs(begun)
+                # Because of the lock, no other batch writes to a local folder now.
+                is_replaceable = self._location.is_local and not outputs & files
+                if not (restart or is_replaceable):
+                    previous = begun
+                else:
+                    rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
+                    written = files & {MANIFEST, SUCCESS, *outputs}
+                    self._remove(rejected | written)
+                    files = {*_list_files(self._location)}
             if previous is None:
-                self._refuse_strange_files(files)
+                # Ignore the lock and the files of a killed writer, whose names begin
+                # with a dot.
+                strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
+                if strange:
+                    raise AlreadyExists(
+                        f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
+                        "specify another folder"
+                    )
             else:
-                self._refuse_difference(previous, manifest, files)
-            self._remove(_obsolete(files, _outputs(manifest)))
+                difference = (
+                    _model_difference(previous["model"], manifest["model"])
+                    or _option_difference(previous, manifest)
+                    or _input_difference(previous, manifest, files)
+                )
+                if difference:
+                    raise AlreadyExists(
+                        f"--output {self.uri} was begun with {difference}; specify another "
+                        "folder, or use --restart to delete its files and start again"
+                    )
+            outputs = _outputs(manifest)
+            stems = set(map(unfinished_stem, outputs))
+            obsolete = {name for name in files if name.rpartition(".")[0] in stems}
+            if outputs - files:
+                obsolete |= {SUCCESS} & files
+            self._remove(obsolete)
             if not previous or previous["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not previous)
         return files
-
-    def _is_replaceable(self, previous: Manifest, files: set[str]) -> bool:
-        """Return True for a local batch without output files: because of the lock, no
-        other batch is running.
-        """
-        return self._location.is_local and not _outputs(previous) & files
-
-    def _refuse_difference(
-        self,
-        previous: Manifest,
-        manifest: Manifest,
-        files: set[str],
-    ) -> None:
-        difference = _difference(previous, manifest, files)
-        if difference:
-            raise AlreadyExists(
-                f"--output {self.uri} was begun with {difference}; specify another folder, or "
-                "use --restart to delete its files and start again",
-            )
 
     @contextmanager
     def _errors_of_begin(self) -> Iterator[None]:
@@ -261,39 +265,15 @@ class BatchOutput:
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has just started to write to it; specify "
-                "another folder, or retry when that batch has ended",
+                "another folder, or retry when that batch has ended"
             ) from None
         except (OSError, pa.ArrowException) as error:
             reason = one_line(error, 300)
             raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise OnnxserveError(
-                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder",
+                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"
             ) from None
-
-    def _read_manifest(self) -> Manifest:
-        path = f"{self._location.root}/{MANIFEST}"
-        with self._location.filesystem.open_input_file(path) as file:
-            manifest: Manifest = orjson.loads(file.read())
-        _outputs(manifest)  # This raises an error if the manifest is damaged.
-        return manifest
-
-    def _delete(self, previous: Manifest, files: set[str]) -> None:
-        """Delete the files of an earlier batch from the output."""
-        rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
-        written = files & {MANIFEST, SUCCESS, *_outputs(previous)}
-        self._remove(rejected | written)
-
-    def _refuse_strange_files(self, files: set[str]) -> None:
-        """Raise AlreadyExists if the output has a file that is not from a batch."""
-        # Ignore the lock and the files of a killed writer, whose names begin with a
-        # dot.
-        strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
-        if strange:
-            raise AlreadyExists(
-                f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
-                "specify another folder",
-            )
 
     def finish(self, summary: Mapping[str, object]) -> None:
         try:
@@ -311,31 +291,7 @@ def _outputs(manifest: Manifest) -> set[str]:
     return {part["output"] for part in manifest["parts"].values()}
 
 
-def _obsolete(
-    files: set[str],
-    outputs: set[str],
-) -> set[str]:
-    """Return the files of killed writers, and `_SUCCESS` if an output is missing."""
-    stems = set(map(unfinished_stem, outputs))
-    obsolete = {name for name in files if name.rpartition(".")[0] in stems}
-    if outputs - files:
-        obsolete |= {SUCCESS} & files
-    return obsolete
-
-
-def _difference(begun: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return how `begun` differs from `manifest`, or ""."""
-    return (
-        _model_difference(begun["model"], manifest["model"])
-        or _option_difference(begun, manifest)
-        or _input_difference(begun, manifest, files)
-    )
-
-
-def _model_difference(
-    begun: dict[str, str],
-    model: dict[str, str],
-) -> str:
+def _model_difference(begun: dict[str, str], model: dict[str, str]) -> str:
     """Return how the model of an earlier batch differs from `model`, or ""."""
     before = f"{begun['name']} {begun['version']}".strip()
     now = f"{model['name']} {model['version']}".strip()

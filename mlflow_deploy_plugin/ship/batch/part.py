@@ -119,13 +119,18 @@ def predict_part(job: PartJob) -> PartResult:
             source.filesystem.open_input_file(source.root) as packed,
             _unpacked(packed, source.root) as (file, share),
         ):
-            stream = RowStream(
-                file,
-                job.part.input_format,
-                input_types(model.schema),
-                job.keep,
-            )
-            return _write_part(job, model, stream, source, share)
+            stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
+            # The rejected rows must be complete before the output.
+            with ExitStack() as output, ExitStack() as rejected_rows:
+                rows = _PartRows(job, model, stream, share, rejected_rows)
+                groups = group_tables(rows.predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
+                _write_tables(job, groups, output)
+                if job.part.state and _has_changed(job, source):
+                    raise OnnxserveError(
+                        "the file has changed since the batch began; repeat the command with "
+                        "--restart"
+                    )
+            return PartResult(rows.count, rows.rejected)
     except OnnxserveError as error:
         raise type(error)(f"{job.part.name}: {error.message}") from None
     except (OSError, pa.ArrowException) as error:
@@ -172,30 +177,6 @@ def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, f
             yield plain, size / max(1, plain.size())
 
 
-def _write_part(
-    job: PartJob,
-    model: TableModel,
-    stream: RowStream,
-    source: LogLocation,
-    packed_share: float,
-) -> PartResult:
-    """Predict the rows of `stream` and write the files of the outputs and the rejected
-    rows. Raises OnnxserveError if the input has changed meanwhile.
-
-    `packed_share` is the compressed size of the input / its full size.
-    """
-    # The rejected rows must be complete before the output.
-    with ExitStack() as output, ExitStack() as rejected_rows:
-        rows = _PartRows(job, model, stream, packed_share, rejected_rows)
-        groups = group_tables(rows.predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
-        _write_tables(job, groups, output)
-        if job.part.state and _has_changed(job, source):
-            raise OnnxserveError(
-                "the file has changed since the batch began; repeat the command with --restart",
-            )
-    return PartResult(rows.count, rows.rejected)
-
-
 @dataclass
 class _PartRows:
     """The rows of a part while they are predicted.
@@ -217,30 +198,27 @@ class _PartRows:
 
     def predicted(self) -> Iterator[pa.Table]:
         """Yield tables of the columns to keep and the outputs: one empty table if there
-        are no rows.
+        are no rows. Without `skip-row`, a rejected row raises InvalidRequest.
         """
         job = self.job
         folders = self._folder_columns()
-        for piece, position in self._predictions(self._blocks(folders)):
+        for piece, position in self._predictions(folders):
             if isinstance(piece, RejectedRow):
-                self._reject(piece)
+                if job.on_error != "skip-row":
+                    raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
+                line = {"row": piece.number, "why": piece.why, "content": piece.content}
+                self._rejects.write(orjson.dumps(line, default=str) + b"\n")
+                self.rejected += 1
             else:
                 self.count += piece.num_rows
                 yield piece
             read_bytes = int(position * self.packed_share)
             write_progress(job.progress, job.slot, self.count, read_bytes)
         if not self.count:
-            yield self._no_predictions(folders)
-
-    def _blocks(self, folders: pa.Table) -> Iterator[RowBlock]:
-        """Yield the rows of the file with the columns of `folders`."""
-        columns = self._columns_to_read(folders)
-        # pandas converts a dictionary into a categorical column.
-        dictionaries: set[str] = set()
-        if isinstance(self.model, OnnxTable):
-            dictionaries = {*columns} - {*self.job.keep}
-        for block in self.stream.blocks(columns, dictionaries):
-            yield _with_folders(block, folders)
+            schema = self.stream.schema
+            empty = _with_folders(RowBlock(schema.empty_table(), ()), folders).table
+            keep = job.keep if schema.names else ()
+            yield with_kept(empty, keep, declared_outputs(self.model.artifact))
 
     def _folder_columns(self) -> pa.Table:
         """Return a table of one row with the columns from folder names such as
@@ -286,7 +264,7 @@ class _PartRows:
         if missing := [name for name in keep if name not in available]:
             raise InvalidRequest(
                 f"--keep {missing[0]}: no such column; the columns are "
-                f"{join_names(available, missing[0])}",
+                f"{join_names(available, missing[0])}"
             )
         if missing_columns := schema.missing_columns(available):
             raise missing_columns
@@ -301,14 +279,18 @@ class _PartRows:
             arrow.select_columns(pa.schema(fields), schema)
         return read
 
-    def _predictions(
-        self,
-        blocks: Iterable[RowBlock],
-    ) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
+    def _predictions(self, folders: pa.Table) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
         """Yield tables of predictions and rejected rows in input order, each with the
-        number of input bytes read so far.
+        number of input bytes read so far. `folders` has the columns from folder names.
         """
-        threads = self.job.threads if isinstance(self.model, OnnxTable) else 1
+        columns = self._columns_to_read(folders)
+        threads = 1
+        dictionaries: set[str] = set()
+        # pandas converts a dictionary into a categorical column, so only ONNX forms get
+        # dictionaries.
+        if isinstance(self.model, OnnxTable):
+            threads = self.job.threads
+            dictionaries = {*columns} - {*self.job.keep}
         with ThreadPoolExecutor(threads) as pool:
             running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
 
@@ -319,8 +301,9 @@ class _PartRows:
                     for piece in future.result():
                         yield piece, position
 
-            for block in blocks:
-                running.append((pool.submit(self._predict_rows, block), block.position))
+            for block in self.stream.blocks(columns, dictionaries):
+                future = pool.submit(self._predict_rows, _with_folders(block, folders))
+                running.append((future, block.position))
                 yield from finished(threads)
             yield from finished(0)
 
@@ -346,33 +329,13 @@ class _PartRows:
                 tables.append(piece)
         return [*sorted(bad, key=lambda row: row.number), *tables]
 
-    def _reject(self, row: RejectedRow) -> None:
-        """Write a row to the file of rejected rows. Without `skip-row`, raise
-        InvalidRequest.
-        """
-        if self.job.on_error != "skip-row":
-            raise InvalidRequest(f"row {row.number} (from 0): {row.why}")
-        line = {"row": row.number, "why": row.why, "content": row.content}
-        self._rejects.write(orjson.dumps(line, default=str) + b"\n")
-        self.rejected += 1
-
     @cached_property
     def _rejects(self) -> IO[bytes]:
         file = open_new(self.job.output, self.job.part.rejected)
         return self.rejected_rows.enter_context(file)
 
-    def _no_predictions(self, folders: pa.Table) -> pa.Table:
-        schema = self.stream.schema
-        empty = _with_folders(RowBlock(schema.empty_table(), ()), folders).table
-        keep = self.job.keep if schema.names else ()
-        return with_kept(empty, keep, declared_outputs(self.model.artifact))
 
-
-def _write_tables(
-    job: PartJob,
-    groups: Iterator[list[pa.Table]],
-    output: ExitStack,
-) -> None:
+def _write_tables(job: PartJob, groups: Iterator[list[pa.Table]], output: ExitStack) -> None:
     """Write groups of tables to the output file of a part, which is complete when
     `output` is closed. Raises OnnxserveError if the types of the outputs change.
     """
@@ -385,7 +348,7 @@ def _write_tables(
             joined = pa.concat_tables([table.cast(schema) for table in tables])
         except (pa.ArrowException, ValueError) as error:
             raise OnnxserveError(
-                f"the types of the outputs change: {one_line(error, 200)}",
+                f"the types of the outputs change: {one_line(error, 200)}"
             ) from None
         for batch in joined.combine_chunks().to_batches():
             write(batch)
@@ -404,10 +367,7 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
 def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
     table = block.table
     for name in folders.column_names:
-        table = table.append_column(
-            name,
-            pa.repeat(folders.column(name)[0], len(block.numbers)),
-        )
+        table = table.append_column(name, pa.repeat(folders.column(name)[0], len(block.numbers)))
     return replace(block, table=table)
 
 

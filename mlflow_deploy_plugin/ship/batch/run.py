@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 Engine = Literal["local", "spark"]
 _LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) accepts at most 24 days.
 _LOOK_SECONDS = 0.2
-
-
 _DATASET_NAME_CHARACTERS = 250
 _DATASET_DIGEST_CHARACTERS = 32
 
@@ -148,11 +146,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
     belongs to another batch, and OnnxserveError with the file and the row if a part
     failed. The same call then continues the batch.
     """
-    plan = replace(
-        plan,
-        input=_absolute(plan.input),
-        output=_absolute(plan.output),
-    )
+    plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
     output = BatchOutput(plan.output)
     parts = list_parts(plan.input, plan.input_format, plan.output_format)
     output.refuse_overlap(plan.input)
@@ -162,46 +156,38 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
         finished = output.begin(manifest, plan.restart)
         tally = _Tally(parts, finished, temporary / "progress", report)
-        with _predictions(plan, tally.jobs(plan, model), model) as finishing:
+        jobs = tally.jobs(plan, model)
+        if plan.engine == "local":
+            predictions = _predict_locally(jobs, plan)
+        else:
+            from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
+
+            predictions = predict_parts(jobs, model)
+        with predictions as finishing:
             result = tally.follow(finishing, plan.on_error, resolved)
         if not result.failed:
-            output.finish(_summary(manifest, result))
+            last_call = {
+                "parts": result.progress.parts,
+                "rows": result.progress.rows,
+                "rejected": result.rejected,
+            }
+            output.finish(
+                {
+                    "model": manifest["model"],
+                    "input_digest": manifest["input_digest"],
+                    "parts": len(manifest["parts"]),
+                    "last_call": last_call,
+                }
+            )
         if plan.experiment:
             return replace(result, run=_log_batch(plan, result, manifest))
         return result
-
-
-def _summary(manifest: Manifest, result: BatchResult) -> dict[str, object]:
-    """Return the content of `_SUCCESS`."""
-    return {
-        "model": manifest["model"],
-        "input_digest": manifest["input_digest"],
-        "parts": len(manifest["parts"]),
-        "last_call": {
-            "parts": result.progress.parts,
-            "rows": result.progress.rows,
-            "rejected": result.rejected,
-        },
-    }
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
 """Each iteration yields the jobs that ended since the last iteration: position of the
 job → its result.
 """
-
-
-def _predictions(
-    plan: BatchPlan,
-    jobs: Sequence[PartJob],
-    model: Path,
-) -> AbstractContextManager[Finished]:
-    """Predict the parts with the engine of the plan."""
-    if plan.engine == "local":
-        return _predict_locally(jobs, plan)
-    from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
-
-    return predict_parts(jobs, model)
 
 
 @contextmanager
@@ -237,7 +223,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
     executor = ThreadPoolExecutor(count)
     try:
         yield _ended_jobs(
-            {executor.submit(predict, job): number for number, job in enumerate(jobs)},
+            {executor.submit(predict, job): number for number, job in enumerate(jobs)}
         )
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
@@ -280,11 +266,7 @@ def _prepare(threads: int) -> None:
 
 class _Tally:
     def __init__(
-        self,
-        parts: Sequence[Part],
-        finished: set[str],
-        progress: Path,
-        report: Report,
+        self, parts: Sequence[Part], finished: set[str], progress: Path, report: Report
     ) -> None:
         waiting = [part for part in parts if part.output not in finished]
         # Large parts are first, so that all cores are busy until the end.
@@ -355,10 +337,7 @@ def _absolute(uri: str) -> str:
 
 
 def _manifest(
-    plan: BatchPlan,
-    parts: Sequence[Part],
-    resolved: ResolvedModel,
-    digest: str,
+    plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str
 ) -> Manifest:
     """Return the description of a batch, which identifies its output. `digest` is the
     hash of the model's files.
@@ -378,34 +357,54 @@ def _manifest(
         "on_error": plan.on_error,
         "format": plan.output_format,
         "input_format": plan.input_format,
-        "parts": {
-            part.name: {
-                "output": part.output,
-                "state": part.state,
-            }
-            for part in parts
-        },
+        "parts": {part.name: {"output": part.output, "state": part.state} for part in parts},
     }
 
 
-def _log_batch(
-    plan: BatchPlan,
-    result: BatchResult,
-    manifest: Manifest,
-) -> LoggedRun:
+def _log_batch(plan: BatchPlan, result: BatchResult, manifest: Manifest) -> LoggedRun:
     """Record a batch in a run of MLflow: its parameters and figures, the input and the
     model, and the manifest without the parts.
     """
+    from mlflow import entities  # This takes 1 s.
+
     model = result.model
 
     def log_content(client: "MlflowClient", run_id: str) -> None:
-        _log_figures(client, run_id, plan, result)
-        _log_inputs(client, run_id, plan.input, manifest["input_digest"], model)
-        client.log_dict(
+        progress = result.progress
+        params = {
+            "model": model.source,
+            "input": plan.input,
+            "output": plan.output,
+            "on_error": plan.on_error,
+        }
+        figures = {
+            "rows": progress.rows,
+            "rejected_rows": result.rejected,
+            "parts": progress.parts,
+            "failed_parts": len(result.failed),
+            "seconds": progress.seconds,
+            "rows_per_second": progress.rows_per_second,
+        }
+        now_ms = int(time.time() * 1000)
+        client.log_batch(
             run_id,
-            {key: value for key, value in manifest.items() if key != "parts"},
-            MANIFEST,
+            [entities.Metric(name, float(value), now_ms, 0) for name, value in figures.items()],
+            [entities.Param(name, value) for name, value in params.items()],
         )
+        dataset = entities.Dataset(
+            name=Path(plan.input).name[:_DATASET_NAME_CHARACTERS],
+            digest=manifest["input_digest"].removeprefix("sha256:")[:_DATASET_DIGEST_CHARACTERS],
+            source_type="s3" if plan.input.startswith("s3:") else "local",
+            source=json.dumps({"uri": plan.input}),
+        )
+        models = None
+        if model.aspects.get("model_id"):
+            models = [entities.LoggedModelInput(model.aspects["model_id"])]
+        context = entities.InputTag("mlflow.data.context", "batch")
+        inputs = [entities.DatasetInput(dataset, [context])]
+        client.log_inputs(run_id, inputs, models)
+        described = {key: value for key, value in manifest.items() if key != "parts"}
+        client.log_dict(run_id, described, MANIFEST)
 
     tags = {"onnxserve.batch.model": model.name, "onnxserve.batch.version": model.version}
     return log_run(
@@ -414,67 +413,4 @@ def _log_batch(
         tags,
         lambda client: get_or_create_experiment(client, plan.experiment),
         log_content,
-    )
-
-
-def _log_figures(
-    client: "MlflowClient",
-    run_id: str,
-    plan: BatchPlan,
-    result: BatchResult,
-) -> None:
-    """Log the files and `on_error` of a batch as parameters, and its counts and its
-    speed as metrics.
-    """
-    from mlflow.entities import Metric, Param  # This takes 1 s.
-
-    progress = result.progress
-    params = {
-        "model": result.model.source,
-        "input": plan.input,
-        "output": plan.output,
-        "on_error": plan.on_error,
-    }
-    figures = {
-        "rows": progress.rows,
-        "rejected_rows": result.rejected,
-        "parts": progress.parts,
-        "failed_parts": len(result.failed),
-        "seconds": progress.seconds,
-        "rows_per_second": progress.rows_per_second,
-    }
-    now_ms = int(time.time() * 1000)
-    client.log_batch(
-        run_id,
-        [Metric(name, float(value), now_ms, 0) for name, value in figures.items()],
-        [Param(name, value) for name, value in params.items()],
-    )
-
-
-def _log_inputs(
-    client: "MlflowClient",
-    run_id: str,
-    uri: str,
-    digest: str,
-    model: ResolvedModel,
-) -> None:
-    """Log the input of a batch as a dataset, and the model if it is a logged model.
-
-    `digest` is the manifest's digest of the input at `uri`.
-    """
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
-
-    dataset = Dataset(
-        name=Path(uri).name[:_DATASET_NAME_CHARACTERS],
-        digest=digest.removeprefix("sha256:")[:_DATASET_DIGEST_CHARACTERS],
-        source_type="s3" if uri.startswith("s3:") else "local",
-        source=json.dumps({"uri": uri}),
-    )
-    models = None
-    if model.aspects.get("model_id"):
-        models = [LoggedModelInput(model.aspects["model_id"])]
-    client.log_inputs(
-        run_id,
-        [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])],
-        models,
     )

@@ -62,14 +62,8 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
     def task(numbered: tuple[int, PartJob]) -> None:
         number, job = numbered
         try:
-            results.add(
-                [
-                    (
-                        number,
-                        predict_part(replace(job, model=_shipped(archive), progress="")),
-                    )
-                ],
-            )
+            result = predict_part(replace(job, model=_shipped(archive), progress=""))
+            results.add([(number, result)])
         except OnnxserveError as error:
             results.add([(number, OnnxserveError(error.message))])
 
@@ -101,9 +95,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
 
 def predict_frame(
-    frame: "DataFrame",
-    model_uri: str,
-    keep: Sequence[str] | None = None,
+    frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None
 ) -> "DataFrame":
     """Return a Spark DataFrame with the predictions for each row, after the columns
     that are kept.
@@ -124,14 +116,15 @@ def predict_frame(
     if keep is None:
         keep = frame.columns
     kept_columns = tuple(keep)
-    _check_columns(model, frame.columns, kept_columns)
+    if missing := [name for name in kept_columns if name not in frame.columns]:
+        raise InvalidConfig(
+            f"keep: the column {missing[0]!r} does not exist; the columns are "
+            f"{join_names(frame.columns, missing[0])}"
+        )
+    if missing_columns := model.schema.missing_columns(frame.columns):
+        raise InvalidConfig(missing_columns.message)
     outputs = _output_type(model, model_uri, kept_columns)
-    schema = StructType(
-        [
-            *(frame.schema[name] for name in kept_columns),
-            *outputs.fields,
-        ]
-    )
+    schema = StructType([*(frame.schema[name] for name in kept_columns), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
     if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
         raise InvalidConfig(NO_CONNECT)
@@ -148,9 +141,8 @@ def predict_frame(
             if not batch.num_rows:
                 continue
             table = pa.Table.from_batches([batch])
-            inputs = table.select(
-                [name for name in selected if takes(loaded.schema, name, kept_columns)]
-            )
+            columns = [name for name in selected if takes(loaded.schema, name, kept_columns)]
+            inputs = table.select(columns)
             try:
                 predicted = loaded.predict(inputs).cast(arrow_schema)
             except OnnxserveError as error:
@@ -158,20 +150,6 @@ def predict_frame(
             yield from with_kept(table, kept_columns, predicted).combine_chunks().to_batches()
 
     return frame.select(*selected).mapInArrow(task, schema)
-
-
-def _check_columns(
-    model: TableModel,
-    columns: Sequence[str],
-    keep: Sequence[str],
-) -> None:
-    if missing := [name for name in keep if name not in columns]:
-        raise InvalidConfig(
-            f"keep: the column {missing[0]!r} does not exist; the columns are "
-            f"{join_names(columns, missing[0])}",
-        )
-    if missing_columns := model.schema.missing_columns(columns):
-        raise InvalidConfig(missing_columns.message)
 
 
 def _output_type(model: TableModel, model_uri: str, keep: Sequence[str]) -> "StructType":
@@ -183,7 +161,7 @@ def _output_type(model: TableModel, model_uri: str, keep: Sequence[str]) -> "Str
         raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
     if doubled := [name for name in outputs.names if name in keep]:
         raise InvalidConfig(
-            f"keep: {doubled[0]!r} is also an output of the model; rename the column",
+            f"keep: {doubled[0]!r} is also an output of the model; rename the column"
         )
     return outputs
 

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.tabular.files import first_line
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
@@ -47,12 +47,7 @@ _ONE_BY_ONE = 8
 """The largest refused block whose rows are tried one by one, because halving it again
 would only cost time.
 """
-_ARROW_TYPES = {
-    "bool": pa.bool_(),
-    "str": pa.string(),
-    "int32": pa.int64(),
-    "int64": pa.int64(),
-}
+_ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
 _FRAME_TYPES = (
     pa.types.is_temporal,
     pa.types.is_binary,
@@ -69,7 +64,7 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
     model = _load(folder, device, 1)
     if isinstance(model, OnnxTable) and not model.schema.has_rows:
         raise InvalidConfig(
-            f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}",
+            f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}"
         )
     return model
 
@@ -104,7 +99,11 @@ class OnnxTable:
         """Return a table of outputs, a row per input row. Raises InvalidRequest or
         InferenceError for a refused row.
         """
-        table = _with_distinct_texts(table)
+        # Each distinct text of a dictionary is converted to a str only once.
+        for position, field in enumerate(table.schema):
+            if field.type in (pa.string(), pa.large_string()):
+                texts = table.column(position).dictionary_encode()
+                table = table.set_column(position, field.name, texts)
         if not no_batch_dimension_reason(self.artifact):
             return pa.concat_tables(self._predict_blocks(table))
         tables: list[pa.Table] = []
@@ -156,7 +155,8 @@ class PyfuncTable:
         """Return a table of outputs, a row per input row. Raises InvalidRequest for a
         refused row.
         """
-        has_frame_types = any(map(_is_frame_type, table.schema.types))
+        types = table.schema.types
+        has_frame_types = any(any(map(is_frame_type, types)) for is_frame_type in _FRAME_TYPES)
         try:
             if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
                 outputs = self._scorer.outputs_of(table.to_pandas())
@@ -173,11 +173,7 @@ class PyfuncTable:
         """
         if content_type == arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
             sink = pa.BufferOutputStream()
-            pq.write_table(
-                pa.ipc.open_stream(body).read_all(),
-                sink,
-                compression="none",
-            )
+            pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
             content_type = "application/vnd.apache.parquet"
             body = sink.getvalue().to_pybytes()
         try:
@@ -188,29 +184,11 @@ class PyfuncTable:
         return orjson.loads(answer)["predictions"]
 
 
-def _with_distinct_texts(table: pa.Table) -> pa.Table:
-    """Return the table with texts as dictionaries, because each distinct text is then
-    converted to a str only once.
-    """
-    for position, field in enumerate(table.schema):
-        if field.type in (pa.string(), pa.large_string()):
-            texts = table.column(position).dictionary_encode()
-            table = table.set_column(position, field.name, texts)
-    return table
-
-
-def _is_frame_type(kind: pa.DataType) -> bool:
-    return any(is_type(kind) for is_type in _FRAME_TYPES)
-
-
 TableModel = OnnxTable | PyfuncTable
 
 
 def predict_block(
-    model: TableModel,
-    block: RowBlock,
-    keep: tuple[str, ...] = (),
-    are_texts: bool = False,
+    model: TableModel, block: RowBlock, keep: tuple[str, ...] = (), are_texts: bool = False
 ) -> Iterator[pa.Table | RejectedRow]:
     """Yield tables of the kept columns and the outputs, and the rows that the model
     refuses, in row order.
@@ -220,15 +198,18 @@ def predict_block(
     the types of the signature.
     """
     inputs = block.table.select(
-        [name for name in block.table.column_names if takes(model.schema, name, keep)],
+        [name for name in block.table.column_names if takes(model.schema, name, keep)]
     )
     try:
         if are_texts:
             inputs = typed(inputs, model.schema)
         outputs = model.predict(inputs)
     except (InvalidRequest, InferenceError) as error:
-        if len(block.numbers) > 1:
-            for part in _smaller_blocks(block):
+        rows = len(block.numbers)
+        if rows > 1:
+            step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
+            for start in range(0, rows, step):
+                part = block.part(start, min(rows, start + step))
                 yield from predict_block(model, part, keep, are_texts)
             return
         content = block.table.to_pylist()[0]
@@ -237,35 +218,19 @@ def predict_block(
     yield with_kept(block.table, keep, outputs)
 
 
-def _smaller_blocks(block: RowBlock) -> Iterator[RowBlock]:
-    """Yield the halves of a large block, or the rows of a small block."""
-    rows = len(block.numbers)
-    step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
-    for start in range(0, rows, step):
-        yield block.part(start, min(rows, start + step))
-
-
-def with_kept(
-    table: pa.Table,
-    keep: tuple[str, ...],
-    outputs: pa.Table,
-) -> pa.Table:
+def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
     """Return a table of kept columns and outputs. Raises InvalidConfig if an output has
     the name of a kept column.
     """
     if doubled := [name for name in outputs.column_names if name in keep]:
         raise InvalidConfig(
-            f"--keep {doubled[0]}: it is also an output of the model; rename the column",
+            f"--keep {doubled[0]}: it is also an output of the model; rename the column"
         )
     columns = [*(table.column(name) for name in keep), *outputs.columns]
     return pa.Table.from_arrays(columns, names=[*keep, *outputs.column_names])
 
 
-def takes(
-    schema: Schema,
-    name: str,
-    keep: tuple[str, ...],
-) -> bool:
+def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
     """Return True if the column `name` is an input. If inputs are unnamed, every column
     not in `keep` is an input.
     """
@@ -305,10 +270,7 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
 
 
 def _typed_column(
-    texts: pa.ChunkedArray,
-    name: str,
-    kind: str,
-    arrow_type: pa.DataType,
+    texts: pa.ChunkedArray, name: str, kind: str, arrow_type: pa.DataType
 ) -> pa.ChunkedArray | pa.Array:
     """Return the texts of the column `name` as values of `arrow_type`, which represents
     the signature's type `kind`. Raises SchemaMismatch.
@@ -323,9 +285,7 @@ def _typed_column(
     if arrow_type == pa.int64():
         for value in values:
             if isinstance(value, float) and not value.is_integer():
-                raise SchemaMismatch(
-                    f"column {name!r} ({kind}): {value!r} is not of type {kind}",
-                )
+                raise SchemaMismatch(f"column {name!r} ({kind}): {value!r} is not of type {kind}")
     try:
         return pa.array(values, arrow_type)
     except (pa.ArrowException, OverflowError) as error:
@@ -339,8 +299,7 @@ def _require_rows(outputs: pa.Table, rows: int) -> pa.Table:
     """
     if outputs.num_rows != rows:
         raise OnnxserveError(
-            f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be "
-            "equal",
+            f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be equal"
         )
     return outputs
 
@@ -348,13 +307,13 @@ def _require_rows(outputs: pa.Table, rows: int) -> pa.Table:
 def declared_outputs(artifact: Artifact) -> pa.Table:
     """Return a table without rows that has the columns of the version's predictions."""
     names = artifact.prediction or tuple(output.name for output in artifact.outputs)
-    shapes = {output.name: output for output in artifact.outputs}
-    arrays = {name: _no_rows(shapes[name]) for name in names if shapes[name].dtype != "map"}
+    outputs = {output.name: output for output in artifact.outputs}
+    arrays = {}
+    for name in names:
+        output = outputs[name]
+        if output.dtype != "map":
+            columns = (max(1, size) for size in output.shape[1:])
+            arrays[name] = np.empty((0, *columns), numpy_dtype(output.dtype))
     if len(arrays) == 1:
         return arrow.prediction_table(*arrays.values())
     return arrow.prediction_table(arrays)
-
-
-def _no_rows(output: Output) -> "np.ndarray[Any, Any]":
-    columns = (max(1, size) for size in output.shape[1:])
-    return np.empty((0, *columns), numpy_dtype(output.dtype))

@@ -79,11 +79,7 @@ class RowBatch:
         return self.encode(self.records)
 
     def part(self, start: int, stop: int) -> "RowBatch":
-        return replace(
-            self,
-            records=self.records[start:stop],
-            places=self.places[start:stop],
-        )
+        return replace(self, records=self.records[start:stop], places=self.places[start:stop])
 
     def halves(self) -> tuple["RowBatch", "RowBatch"]:
         middle = len(self) // 2
@@ -111,12 +107,7 @@ class RowFile:
     batches: Iterator[RowBatch]
 
 
-def read_rows(
-    file: IO[bytes],
-    name: str,
-    kind: FileFormat,
-    batch_rows: int,
-) -> RowFile:
+def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
     """Return the rows of an open file in batches of `batch_rows`.
 
     Raises InvalidRequest, possibly during the iteration, if the file is not in the
@@ -154,14 +145,9 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
             if content_type == arrow.STREAM and target.has_pyfunc:
                 content_type = JSON
                 body = _arrow_as_json(body)
+            seconds = target.timeout_seconds
             document, prediction_id = post(
-                session,
-                url,
-                body,
-                content_type,
-                target.timeout_seconds,
-                _TRIES,
-                headers=headers,
+                session, url, body, content_type, seconds, _TRIES, headers=headers
             )
             predictions: object = document.get("predictions")
             if not target.keys:
@@ -173,9 +159,7 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
 
 
 def _with_keys(
-    predictions: object,
-    columns: Mapping[str, list[object]],
-    prediction_id: str,
+    predictions: object, columns: Mapping[str, list[object]], prediction_id: str
 ) -> object:
     """Return the keys and the prediction of each row, or `predictions` unchanged if the
     columns differ in length.
@@ -206,21 +190,10 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
     if not column:
         yield batch
         return
-    start = 0
-    for _, rows in groupby(_event_times(batch, name, column)):
-        stop = start + len(list(rows))
-        yield batch.part(start, stop)
-        start = stop
-
-
-def _event_times(batch: RowBatch, name: str, column: str) -> list[str]:
-    """Return the time of each row of a batch in RFC 3339. Raises InvalidRequest if the
-    column is missing or a row has no time.
-    """
     values = _key_columns(batch.content_type, batch.body, (column,)).get(column)
     if values is None:
         raise InvalidRequest(
-            f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time",
+            f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time"
         )
     times = []
     for value, place in zip(values, batch.places, strict=True):
@@ -229,9 +202,13 @@ def _event_times(batch: RowBatch, name: str, column: str) -> list[str]:
         except ValueError:
             raise InvalidRequest(
                 f"{name}, {place}: {column} is {value!r:.60}; a time like 2013-07-01T12:30:00Z is "
-                "expected",
+                "expected"
             ) from None
-    return times
+    start = 0
+    for _, rows in groupby(times):
+        stop = start + len(list(rows))
+        yield batch.part(start, stop)
+        start = stop
 
 
 def _as_time(value: object) -> str:
@@ -249,11 +226,7 @@ def _as_time(value: object) -> str:
     return value.isoformat()
 
 
-def _key_columns(
-    content_type: str,
-    body: bytes,
-    keys: Sequence[str],
-) -> dict[str, list[object]]:
+def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
     """Return the values of the columns `keys` in a request body, by column name.
     Columns that the body lacks are omitted.
     """
@@ -279,9 +252,7 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
     """
     try:
         return _split_by_row(
-            predict(batch.content_type, batch.body, False),
-            len(batch),
-            f"{name}, {batch.places[0]}",
+            predict(batch.content_type, batch.body, False), len(batch), f"{name}, {batch.places[0]}"
         )
     except BodyTooLarge:
         if len(batch) == 1:
@@ -294,11 +265,7 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
         raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
 
 
-def _csv(
-    file: IO[bytes],
-    name: str,
-    batch_rows: int,
-) -> Iterator[RowBatch]:
+def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     """Return the rows of a CSV file in batches, whose bodies begin with the file's
     header.
     """
@@ -316,19 +283,10 @@ def _csv(
             else:
                 header = record.raw
 
-    return _in_batches(
-        rows(),
-        batch_rows,
-        CSV,
-        lambda records: b"".join([header, *records]),
-    )
+    return _in_batches(rows(), batch_rows, CSV, lambda records: b"".join([header, *records]))
 
 
-def _jsonl(
-    file: IO[bytes],
-    name: str,
-    batch_rows: int,
-) -> Iterator[RowBatch]:
+def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     """Return the lines of a JSON Lines file in batches. The rows of a batch are all
     objects or all other values, because the body has one form.
     """
@@ -341,7 +299,7 @@ def _jsonl(
                 first = record
             if isinstance(record, dict) != isinstance(first, dict):
                 raise InvalidRequest(
-                    f"{name}, line {number}: some lines are JSON objects, and others are not",
+                    f"{name}, line {number}: some lines are JSON objects, and others are not"
                 )
             yield _Row(record, f"line {number}", position)
 
@@ -364,10 +322,7 @@ def _json(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
 
 
 def _in_batches(
-    rows: Iterator[_Row],
-    batch_rows: int,
-    content_type: str,
-    encode: Callable[[_Rows], bytes],
+    rows: Iterator[_Row], batch_rows: int, content_type: str, encode: Callable[[_Rows], bytes]
 ) -> Iterator[RowBatch]:
     """Yield the rows in batches of `batch_rows`, whose bodies `encode` returns."""
     while batch := list(islice(rows, batch_rows)):
@@ -403,7 +358,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         return document, _rows_body
     if not isinstance(document, dict):
         raise InvalidRequest(
-            f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows",
+            f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows"
         )
     form = next((form for form in BODY_FORMS if form in document), None)
     extras = {}
@@ -416,7 +371,7 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         if form == "dataframe_split" and isinstance(content.get("data"), list):
             head = {key: value for key, value in content.items() if key not in ("data", "index")}
             return content["data"], lambda rows: orjson.dumps(
-                {**extras, form: {**head, "data": rows}},
+                {**extras, form: {**head, "data": rows}}
             )
         lengths = set(map(_column_length, content.values()))
         if lengths == {-1}:
@@ -424,19 +379,12 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         if len(lengths) == 1:
 
             def encode(rows: list[tuple[object, ...]]) -> bytes:
-                columns = dict(
-                    zip(
-                        content,
-                        zip(*rows, strict=True),
-                        strict=True,
-                    )
-                )
+                columns = dict(zip(content, zip(*rows, strict=True), strict=True))
                 return orjson.dumps({**extras, form or "inputs": columns})
 
             return list(zip(*content.values(), strict=True)), encode
     raise InvalidRequest(
-        f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are "
-        "expected",
+        f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected"
     )
 
 
@@ -462,7 +410,7 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
                 yield RowBatch(records, places, arrow.STREAM, encode, row)
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(
-                f"{name}: row {row} and later rows cannot be read: {first_line(error)}",
+                f"{name}: row {row} and later rows cannot be read: {first_line(error)}"
             ) from None
 
     try:
@@ -494,17 +442,10 @@ def _arrow_as_json(body: bytes) -> bytes:
 
     table = _read_arrow(body)
     try:
-        rows = zip(
-            *(column.to_pylist() for column in table.columns),
-            strict=True,
-        )
+        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    except (
-        AttributeError,
-        ValueError,
-        OverflowError,
-    ) as error:  # Some time values raise the last two errors.
+    except (AttributeError, ValueError, OverflowError) as error:  # Time values raise the last two.
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
@@ -534,8 +475,7 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
     else:
         answer = f"a {type(predictions).__name__}"
     raise OnnxserveError(
-        f"{where}: the model returned {answer} for {count} rows; one prediction per row is "
-        "required",
+        f"{where}: the model returned {answer} for {count} rows; one prediction per row is required"
     )
 
 
@@ -546,10 +486,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
     if len(batch) == 1:
         return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
     first = _batch_error(predict, batch.part(0, 1))
-    last = _batch_error(
-        predict,
-        batch.part(len(batch) - 1, len(batch)),
-    )
+    last = _batch_error(predict, batch.part(len(batch) - 1, len(batch)))
     if first and first == last == error.message:  # The error is not about a row.
         return f"{name}: {first}"
     if first:

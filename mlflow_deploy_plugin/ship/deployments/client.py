@@ -143,10 +143,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe(deployments.update(name, model_uri, fields, endpoint))
 
     def delete_deployment(
-        self,
-        name: str,
-        config: Fields = None,
-        endpoint: str | None = None,
+        self, name: str, config: Fields = None, endpoint: str | None = None
     ) -> None:
         """Delete the deployment after its open requests are completed. A missing
         deployment is an error.
@@ -169,34 +166,25 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe(deployments.get(name, endpoint))
 
     def predict(
-        self,
-        deployment_name: str | None = None,
-        inputs: object = None,
-        endpoint: str | None = None,
+        self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
     ) -> PredictionsResponse:
         """Return predictions for a DataFrame, a Series, an array, a dict of columns, or
         a list of rows or records.
         """
         with self._scored(deployment_name, endpoint) as target:
             return PredictionsResponse(
-                scoring.score(target, "invocations", scoring.original_document(inputs)),
+                scoring.score(target, "invocations", scoring.original_document(inputs))
             )
 
     def predict_stream(
-        self,
-        deployment_name: str | None = None,
-        inputs: object = None,
-        endpoint: str | None = None,
+        self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
     ) -> Iterator[object]:
         """Yield the parts of the response of a model that has `predict_stream`."""
         with self._scored(deployment_name, endpoint) as target:
             yield from scoring.score_stream(target, inputs)
 
     def explain(
-        self,
-        deployment_name: str | None = None,
-        df: object = None,
-        endpoint: str | None = None,
+        self, deployment_name: str | None = None, df: object = None, endpoint: str | None = None
     ) -> Json:
         """Return the contribution of each column to each prediction, in the format of
         the server's /explain.
@@ -205,11 +193,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return scoring.score(target, "explain", scoring.original_document(df))
 
     @contextmanager
-    def _scored(
-        self,
-        name: str | None,
-        endpoint: str | None,
-    ) -> Iterator[scoring.ScoringTarget]:
+    def _scored(self, name: str | None, endpoint: str | None) -> Iterator[scoring.ScoringTarget]:
         with (
             _deployments(self._target) as deployments,
             scoring.scoring_target(deployments, name, endpoint) as target,
@@ -250,12 +234,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
-def run_local(
-    name: str,
-    model_uri: str,
-    flavor: str | None = None,
-    config: Fields = None,
-) -> None:
+def run_local(name: str, model_uri: str, flavor: str | None = None, config: Fields = None) -> None:
     """Serve the model in the foreground until Ctrl-C. `list` and other commands do not
     show this server.
     """
@@ -278,7 +257,7 @@ def target_help() -> str:
             kind = f"{kind}, default {default}"
         lines.append(f"  {name} ({kind})")
         lines.append(
-            textwrap.fill(description, _WIDTH, initial_indent="      ", subsequent_indent="      "),
+            textwrap.fill(description, _WIDTH, initial_indent="      ", subsequent_indent="      ")
         )
     lines.append("\nNAME stands for the name of a deployment (variant) or of a monitor.")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ down), a monitor may name any column.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from urllib.parse import urlparse
@@ -46,6 +46,7 @@ _OWN_PREFIX = "_"
 _URI = re.compile(r"[^/]*:")  # MLflow recognises a project's URI by the same rule.
 _FILE = "file://"
 _MLPROJECT = "MLproject"
+_PROJECT_FIELDS = ("project", "entry_point", "parameters")
 _SCRIPTS = (".py", ".sh")
 _EXPECTED_PROJECT = "the folder of an MLflow project or a Git URI is expected"
 
@@ -65,11 +66,24 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             load_time_zone(str(value))
+    # The controller has another working folder, so it needs absolute paths.
     absolute: dict[str, str] = {}
     for name, monitor in changed.monitors.items():
         prefix = f"monitors.{name}."
-        _check_retraining(prefix, monitor, config)
-        absolute |= _absolute_paths(prefix, monitor, config)
+        fields_of_project = tuple(f"{prefix}retrain.{field}" for field in _PROJECT_FIELDS)
+        retrain = monitor.retrain
+        if retrain is not None and _has_field(config, fields_of_project):
+            try:
+                check_project(retrain.project, retrain.entry_point, retrain.parameters)
+            except InvalidConfig as error:
+                raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
+            folder = _project_folder(retrain.project)
+            if folder is not None:
+                absolute[f"{prefix}retrain.project"] = str(folder)
+        uri = monitor.reference_value
+        is_local = monitor.reference_kind == "dataset" and not urlparse(uri).scheme
+        if is_local and f"{prefix}reference" in config:
+            absolute[f"{prefix}reference"] = f"dataset:{absolute_path(uri)}"
     if absolute:
         return apply_config(changed, absolute)
     return changed
@@ -105,10 +119,7 @@ def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
 
 
 def apply_flavor(
-    name: str,
-    model_uri: str | None,
-    flavor: str | None,
-    config: Config | None,
+    name: str, model_uri: str | None, flavor: str | None, config: Config | None
 ) -> Config:
     """Return `config` with the field that `flavor` implies for the deployment `name`.
 
@@ -125,7 +136,7 @@ def apply_flavor(
         flavors = fetch_mlmodel(resolve(model_uri).source).flavors
         if not any(name_of_flavor in flavors for name_of_flavor in _ONNX_FLAVORS):
             raise InvalidConfig(
-                f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}",
+                f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}"
             )
     return {f"variants.{name}.allow_pyfunc": flavor == PYTHON_FUNCTION, **(config or {})}
 
@@ -145,7 +156,7 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
         elif not isinstance(value, Mapping) or not value:
             raise InvalidConfig(
                 f"traffic: {{NAME: WEIGHT}} is expected, not {value!r}; on the command line: -C "
-                f"{_TRAFFIC}.NAME=WEIGHT",
+                f"{_TRAFFIC}.NAME=WEIGHT"
             )
         else:
             fields |= {f"variants.{variant}.weight": 0 for variant in traffic_weights(spec)}
@@ -161,22 +172,18 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
     if name not in spec.variants:
         names = ", ".join(spec.variants) or "none yet"
         raise InvalidConfig(
-            f"the endpoint {spec.name!r} has no deployment {name!r}; it has {names}",
+            f"the endpoint {spec.name!r} has no deployment {name!r}; it has {names}"
         )
     if spec.variants[name].shadow:
         raise InvalidConfig(
-            f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false",
+            f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false"
         )
     if weight == "":  # Refuse an empty weight, which `apply_config` would replace by the default.
         raise InvalidConfig(f"traffic of {name!r}: an integer from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}
 
 
-def check_monitors(
-    spec: EndpointSpec,
-    config: Config,
-    progress: Callable[[str], None],
-) -> None:
+def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str], None]) -> None:
     """Check the changed monitors against the models and datasets to which they refer.
 
     `progress` receives one line per check that is not possible. Raises InvalidConfig if
@@ -205,52 +212,7 @@ def _has_field(config: Config, prefix: str | tuple[str, ...]) -> bool:
     return any(field.startswith(prefix) for field in config)
 
 
-def _absolute_paths(
-    prefix: str,
-    monitor: MonitorSpec,
-    config: Config,
-) -> dict[str, str]:
-    """Return the dataset and project in `config` as absolute paths for the controller,
-    which has another working folder.
-    """
-    absolute = {}
-    if monitor.retrain is not None and _sets_project(prefix, config):
-        folder = _project_folder(monitor.retrain.project)
-        if folder is not None:
-            absolute[f"{prefix}retrain.project"] = str(folder)
-    uri = monitor.reference_value
-    if (
-        f"{prefix}reference" in config
-        and monitor.reference_kind == "dataset"
-        and not urlparse(uri).scheme
-    ):
-        absolute[f"{prefix}reference"] = f"dataset:{absolute_path(uri)}"
-    return absolute
-
-
-def _sets_project(prefix: str, config: Config) -> bool:
-    """Return True if `config` sets the project of a monitor, its entry point or its
-    parameters.
-    """
-    names = ("project", "entry_point", "parameters")
-    return _has_field(config, tuple(f"{prefix}retrain.{name}" for name in names))
-
-
-def _check_retraining(prefix: str, monitor: MonitorSpec, config: Config) -> None:
-    """Raise InvalidConfig if the project that `config` sets for a monitor is bad."""
-    retrain = monitor.retrain
-    if retrain is not None and _sets_project(prefix, config):
-        try:
-            check_project(retrain.project, retrain.entry_point, retrain.parameters)
-        except InvalidConfig as error:
-            raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
-
-
-def check_project(
-    project: str,
-    entry_point: str,
-    parameters: Mapping[str, object],
-) -> None:
+def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
     """Check an MLflow project in a local folder. A remote project is not checked before
     its run.
 
@@ -263,11 +225,8 @@ def check_project(
     if not folder.is_dir():
         raise InvalidConfig(f"project: the folder {folder} does not exist; {_EXPECTED_PROJECT}")
     entries = _entry_points(folder)
-    if (
-        entry_point not in entries
-        and entry_point.endswith(_SCRIPTS)
-        and (folder / entry_point).is_file()
-    ):
+    is_script = entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file()
+    if entry_point not in entries and is_script:
         return
     if not (folder / _MLPROJECT).is_file():
         raise InvalidConfig(f"project: {folder} has no {_MLPROJECT}; {_EXPECTED_PROJECT}")
@@ -275,40 +234,27 @@ def check_project(
         entry_points = ", ".join(entries) or "none"
         raise InvalidConfig(
             f"entry_point: the project {folder} has no entry point {entry_point!r}; it has "
-            f"{entry_points}",
+            f"{entry_points}"
         )
     where = f"entry point {entry_point!r} of the project {folder}"
-    _check_parameters(where, entries[entry_point], parameters)
-
-
-def _check_parameters(
-    where: str,
-    declared: Json,
-    parameters: Mapping[str, object],
-) -> None:
-    """Raise InvalidConfig if a parameter is not declared, or a declared parameter has
-    no value. `where` names the entry point for messages.
-    """
+    declared = entries[entry_point]
     # MLflow passes undeclared parameters to the command, which fails after the rows
     # were collected.
     for name in parameters:
         if declared and name not in declared:
             names = ", ".join(declared)
             raise InvalidConfig(
-                f"parameters.{name}: {where} has no parameter {name!r}; it has {names}",
+                f"parameters.{name}: {where} has no parameter {name!r}; it has {names}"
             )
     for name, parameter in declared.items():
         has_default = isinstance(parameter, dict) and parameter.get("default") is not None
         if not has_default and name not in parameters and name not in SUPPLIED_PARAMETERS:
             raise InvalidConfig(
-                f"parameters.{name}: {where} needs a value for it, because it has no default",
+                f"parameters.{name}: {where} needs a value for it, because it has no default"
             )
 
 
-def _known_columns(
-    spec: EndpointSpec,
-    progress: Callable[[str], None],
-) -> LoggedColumns | None:
+def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
     """Return the columns that the endpoint's variants log; None if they are unknown.
     `progress` receives the reason if they cannot be read.
     """
@@ -346,29 +292,22 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
             if item.argument not in spec.variants:
                 hint = did_you_mean(item.argument, spec.variants, expected)
                 raise InvalidConfig(
-                    f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}",
+                    f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}"
                 )
     if columns is None:
         return
-    for where, name in _column_references(monitor):
+    # Each column that the monitor names follows the beginning of its message.
+    references = [("columns: ", name) for name in monitor.columns]
+    references += [("segment_by: ", name) for name in monitor.segment_by]
+    if monitor.kind == "drift":
+        references += [(f"require: {item.text}: ", item.argument) for item in required]
+    if monitor.sample is not None and monitor.sample.stratify is not None:
+        references.append(("retrain.sample.stratify: ", monitor.sample.stratify))
+    for where, name in references:
         may_be_answer = columns.outputs is None and _is_answer(name)
         if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):
             hint = did_you_mean(name, columns.all, f"it has {join_names(columns.all)}")
             raise InvalidConfig(f"{where}the model has no column {name!r}{hint}")
-
-
-def _column_references(monitor: MonitorSpec) -> Iterator[tuple[str, str]]:
-    """Yield each column that a monitor names, after the beginning of its messages."""
-    for name in monitor.columns:
-        yield "columns: ", name
-    for name in monitor.segment_by:
-        yield "segment_by: ", name
-    if monitor.kind == "drift":
-        for requirement in monitor.requirements:
-            if requirement.argument:
-                yield f"require: {requirement.text}: ", requirement.argument
-    if monitor.sample is not None and monitor.sample.stratify is not None:
-        yield "retrain.sample.stratify: ", monitor.sample.stratify
 
 
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
@@ -385,7 +324,9 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         raise
     except OnnxserveError as error:
         raise InvalidConfig(f"reference: {error.message}") from None
-    judged = _judged_columns(monitor, columns)
+    judged = monitor.columns
+    if not judged and columns is not None:
+        judged = columns.all
     missing = [name for name in judged if not _is_among(name, present)]
     if not missing:
         return
@@ -397,19 +338,12 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         raise InvalidConfig(
             f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: "
             "add the model's outputs for these rows, or judge only the other columns: "
-            f"columns={','.join(remaining)}",
+            f"columns={','.join(remaining)}"
         )
     raise InvalidConfig(
         f"reference: {uri} has no column {join_names(missing)} for the comparison; it has "
-        f"{join_names(present)}",
+        f"{join_names(present)}"
     )
-
-
-def _judged_columns(monitor: MonitorSpec, columns: LoggedColumns | None) -> Sequence[str]:
-    """Return the columns that a monitor compares; empty if they are unknown."""
-    if monitor.columns or columns is None:
-        return monitor.columns
-    return columns.all
 
 
 def _is_among(name: str, columns: Sequence[str]) -> bool:
@@ -448,7 +382,7 @@ def _entry_points(folder: Path) -> dict[str, Json]:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InvalidConfig(
-            f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}",
+            f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}"
         ) from None
     return {
         name: _field(entry, "parameters")

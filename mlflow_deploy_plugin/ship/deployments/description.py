@@ -5,8 +5,8 @@ Unknown values are empty strings.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
@@ -58,9 +58,12 @@ def describe(deployment: Deployment) -> Json:
     state, reason = _state_of(deployment, loaded.values())
     model = wanted.model if wanted is not None else ""
     workers = {}
+    batch_dimension = ""
     for pid, worker in loaded.items():
         version = worker.version or "nothing"
         workers[pid] = f"{model} {version}"
+        if worker.no_batch and not batch_dimension:
+            batch_dimension = f"none: {worker.no_batch}"
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -72,7 +75,7 @@ def describe(deployment: Deployment) -> Json:
         "model": model,
         "version": ", ".join(sorted({item.version for item in loaded.values()} - {""})),
         **_provenance(variant.model, wanted, is_running=state == "running"),
-        "batch_dimension": _batch_dimension(loaded.values()),
+        "batch_dimension": batch_dimension,
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
@@ -92,13 +95,6 @@ def _error_of(deployment: Deployment) -> str:
     if not error and (is_refused or not observation.refused):
         return observation.registry_error
     return error or ""
-
-
-def _batch_dimension(loaded: Iterable[LoadedVariant]) -> str:
-    for worker in loaded:
-        if worker.no_batch:
-            return f"none: {worker.no_batch}"
-    return ""
 
 
 def _state_of(deployment: Deployment, loaded: Iterable[LoadedVariant]) -> tuple[str, str]:
@@ -152,7 +148,7 @@ def describe_endpoints(deployments: Deployments) -> list[Json]:
                 "unapproved": [],
                 "deployments": {},
                 "workers": {},
-            },
+            }
         )
     return sorted(described, key=lambda item: str(item["name"]))
 
@@ -194,9 +190,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
 
 
 def _server_lines(
-    observed: Deployment | ObservedEndpoint,
-    error: str,
-    workers: Mapping[int, object],
+    observed: Deployment | ObservedEndpoint, error: str, workers: Mapping[int, object]
 ) -> Json:
     """Return the fields about the server. `workers` maps process ids to the loaded
     versions.
@@ -221,55 +215,35 @@ def _server_lines(
     }
 
 
-def _provenance(
-    model_uri: str,
-    wanted: WantedVariant | None,
-    is_running: bool,
-) -> dict[str, str]:
+def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
     """Return the flavor, parity and origin of the served version, from the agent, local
     files or MLflow.
     """
-    details = dict.fromkeys(
-        ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"),
-        "",
-    )
+    names = ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest")
+    details = dict.fromkeys(names, "")
     reported = {}
     if wanted is not None:
         reported = {key: value for key, value in wanted.aspects.items() if value}
-        details |= _facts_of_files(wanted.folder)
+        with suppress(InvalidArtifact):
+            artifact = read_served_artifact(wanted.folder)
+            details |= {"flavor": artifact.flavor, "parity": artifact.parity_state}
+            details |= {"run_id": artifact.run_id, **_texts(artifact.provenance)}
     if is_running and not (details | reported)["flavor"]:
         if wanted is not None and parse_model_uri(model_uri).followed:
             model_uri = f"models:/{wanted.model}/{wanted.version}"
-        details |= _logged_facts(model_uri)
+        try:
+            mlmodel = fetch_mlmodel(resolve(model_uri).source)
+        except OnnxserveError:
+            return details | reported
+        flavors = (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors)
+        flavor = next(flavors, "")
+        section = mlmodel.flavors.get(FLAVOR, {})
+        parity = PYFUNC_PARITY
+        if flavor != PYTHON_FUNCTION:
+            parity = str(section.get("parity", {}).get("state", "no-original"))
+        details |= {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
+        details |= _texts(section.get("provenance", {}))
     return details | reported
-
-
-def _facts_of_files(folder: Path) -> dict[str, str]:
-    try:
-        artifact = read_served_artifact(folder)
-    except InvalidArtifact:
-        return {}
-    facts = {
-        "flavor": artifact.flavor,
-        "parity": artifact.parity_state,
-        "run_id": artifact.run_id,
-    }
-    return facts | _texts(artifact.provenance)
-
-
-def _logged_facts(model_uri: str) -> dict[str, str]:
-    try:
-        mlmodel = fetch_mlmodel(resolve(model_uri).source)
-    except OnnxserveError:
-        return {}
-    flavors = (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors)
-    flavor = next(flavors, "")
-    section = mlmodel.flavors.get(FLAVOR, {})
-    parity = PYFUNC_PARITY
-    if flavor != PYTHON_FUNCTION:
-        parity = str(section.get("parity", {}).get("state", "no-original"))
-    facts = {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
-    return facts | _texts(section.get("provenance", {}))
 
 
 def _texts(provenance: Mapping[str, object]) -> dict[str, str]:

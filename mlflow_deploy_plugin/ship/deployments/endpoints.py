@@ -163,18 +163,14 @@ class Endpoints:
             undone = {"why": _undo_reason(error), "detail": detail, "unapproved": stored.unapproved}
             self.store.replace_spec(old, **{**audit, **undone})
             with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
-                self._restore_server(backend, old, was_running)
+                if was_running:
+                    self.progress(f"{old.name}: restoring the previous state")
+                    backend.apply(old, lambda line: None)
+                elif old.variants:
+                    backend.stop(old.name)
+                else:
+                    backend.remove(old.name)
             raise
-
-    def _restore_server(self, backend: Backend, spec: EndpointSpec, was_running: bool) -> None:
-        """Bring the server back to the state of `spec` before a failed change."""
-        if was_running:
-            self.progress(f"{spec.name}: restoring the previous state")
-            backend.apply(spec, lambda line: None)
-        elif spec.variants:
-            backend.stop(spec.name)
-        else:
-            backend.remove(spec.name)
 
     def _serve(self, backend: Backend, spec: EndpointSpec) -> None:
         """Apply a spec, and report the server's URL and startup time."""
@@ -258,7 +254,18 @@ class Endpoints:
             yield lambda spec: spec
             return
         with locked(self.settings.deployments_path / ".ports.lock"):
-            owners = self._port_owners()
+            owners = {
+                item.spec.server.port: item.name
+                for item in self.store.endpoints()
+                if parse_target(item.target).is_on_this_machine
+            }
+            # An endpoint with an unreadable spec may have a running server.
+            spec_errors = (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError)
+            for unreadable in self.store.unreadable():
+                with contextlib.suppress(*spec_errors):
+                    if parse_target(unreadable.target).is_on_this_machine:
+                        port = yaml.safe_load(unreadable.text)["server"]["port"]
+                        owners[port] = unreadable.name
 
             def with_port(spec: EndpointSpec) -> EndpointSpec:
                 port = spec.server.port
@@ -273,22 +280,6 @@ class Endpoints:
                 return spec
 
             yield with_port
-
-    def _port_owners(self) -> dict[int | None, str]:
-        """Return port → endpoint for the endpoints on this machine."""
-        owners = {
-            item.spec.server.port: item.name
-            for item in self.store.endpoints()
-            if parse_target(item.target).is_on_this_machine
-        }
-        # An endpoint with an unreadable spec may have a running server.
-        for unreadable in self.store.unreadable():
-            with contextlib.suppress(
-                yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError
-            ):
-                if parse_target(unreadable.target).is_on_this_machine:
-                    owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
-        return owners
 
 
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:

@@ -3,7 +3,7 @@ server, masked and logged.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, p
 _TRIES = 8
 _TIMEOUT_SECONDS = 30.0
 _BATCH_ROWS = 2000
+_NUMBER_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 _MASKED = re.compile(r"[0-9a-f]{32}")
 _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
@@ -57,12 +58,7 @@ class LabelMasking:
     key: Path | None = None
     refusal: str = _NO_KEY
 
-    def table(
-        self,
-        entries: Iterable[LabelEntry],
-        received_us: int,
-        segment: str,
-    ) -> pa.Table:
+    def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
         """Return the labels in the format of the log. Raises InvalidConfig if the key
         of a masked column is missing.
         """
@@ -83,7 +79,7 @@ class LabelMasking:
                     received_us,
                     segment,
                     offset=entry.number,
-                ),
+                )
             )
         return labels_table(labels)
 
@@ -126,11 +122,7 @@ class LabelSink:
                     raise
                 self.url = ""
         now = datetime.now(UTC)
-        table = self.masking.table(
-            entries,
-            int(now.timestamp() * 1_000_000),
-            self.segment,
-        )
+        table = self.masking.table(entries, int(now.timestamp() * 1_000_000), self.segment)
         write_labels(self.log.location, self.endpoint, now.strftime("%Y-%m-%d"), table)
         self.destinations[self.log.location.shown] = None
         return []
@@ -180,40 +172,27 @@ def import_labels(
     readable = sink.masking if sink.masking.key else LabelMasking()
     accepted = 0
     bad = 0
-    for entries, bad_rows in _store_batches(sink, rows):
-        if matches is not None and entries:
-            matches.add(readable.table(entries, 0, ""))
-        accepted += len(entries)
-        bad += len(bad_rows)
-        for row in bad_rows:
-            report_bad(row)
-    if matches is not None:
-        match_labels(sink.log, sink.endpoint, matches)
-    return LabelImport(accepted, bad, tuple(sink.destinations), matches)
-
-
-def _store_batches(
-    sink: LabelSink,
-    rows: Iterable[LabelEntry | BadRow],
-) -> Iterator[tuple[list[LabelEntry], list[BadRow]]]:
-    """Store the labels in batches. Yield the stored labels and the bad rows of each
-    batch.
-    """
     remaining = iter(rows)
     with ServerSession() as session:
         while batch := list(islice(remaining, _BATCH_ROWS)):
             entries = [row for row in batch if isinstance(row, LabelEntry)]
             refused = sink.store(session, entries) if entries else []
-            places = {row.place for row in refused}
-            stored = [entry for entry in entries if entry.place not in places]
-            yield stored, [row for row in batch if isinstance(row, BadRow)] + refused
+            refused_places = {row.place for row in refused}
+            stored = [entry for entry in entries if entry.place not in refused_places]
+            if matches is not None and stored:
+                matches.add(readable.table(stored, 0, ""))
+            bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
+            accepted += len(stored)
+            bad += len(bad_rows)
+            for bad_row in bad_rows:
+                report_bad(bad_row)
+    if matches is not None:
+        match_labels(sink.log, sink.endpoint, matches)
+    return LabelImport(accepted, bad, tuple(sink.destinations), matches)
 
 
 def check_key_columns(
-    log: InferenceLog,
-    endpoint: str,
-    key: Sequence[str],
-    keys: Collection[str] = (),
+    log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str] = ()
 ) -> frozenset[str]:
     """Return the columns of the key that contain numbers or booleans in the log.
 
@@ -232,15 +211,15 @@ def check_key_columns(
     for name in key:
         if name not in columns and name not in keys:
             raise InvalidConfig(
-                f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}",
+                f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}"
             )
-    fields = [schema.field(name) for name in key if name in columns]
-    return frozenset(field.name for field in fields if _is_number(field.type))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return any(is_type(kind) for is_type in is_number)
+    numbers = set()
+    for name in key:
+        if name in columns:
+            kind = schema.field(name).type
+            if any(is_type(kind) for is_type in _NUMBER_TYPES):
+                numbers.add(name)
+    return frozenset(numbers)
 
 
 def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
@@ -273,12 +252,8 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()
-    view = View(
-        endpoint,
-        TimeRange(hours[-1].start, hours[-1].end),
-        labels=False,
-        shadows=True,
-    )
+    newest_hour = TimeRange(hours[-1].start, hours[-1].end)
+    view = View(endpoint, newest_hour, labels=False, shadows=True)
     schema = view_schema(log, view)
     texts = {
         field.name
@@ -288,19 +263,15 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     rows = next(iter(view_tables(log, view, texts)), None)
     if rows is None:
         return frozenset()
-    names = texts & set(rows.column_names)
-    return frozenset(name for name in names if _looks_masked(rows.column(name)))
+    masked = set()
+    for name in texts & set(rows.column_names):
+        values = rows.column(name).to_pylist()
+        if any(text is not None and _MASKED.fullmatch(text) for text in values):
+            masked.add(name)
+    return frozenset(masked)
 
 
-def _looks_masked(texts: pa.ChunkedArray) -> bool:
-    return any(text is not None and _MASKED.fullmatch(text) for text in texts.to_pylist())
-
-
-def _post_labels(
-    session: ServerSession,
-    url: str,
-    entries: Sequence[LabelEntry],
-) -> list[BadRow]:
+def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
     """Post labels to a server, with retries while the server is overloaded. Return the
     refused labels.
 

@@ -123,7 +123,13 @@ class Deployments:
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is None:
-            self._endpoints.create(self._first_spec(endpoint or name, name, model_uri, config))
+            model_uri = absolute_model_uri(model_uri)
+            spec = new_endpoint(endpoint or name, model_uri, variant=name)
+            is_path = parse_model_uri(model_uri).kind == "path"
+            is_in_image = is_path and not (self.target or LOCAL).is_on_this_machine
+            if not is_in_image:
+                resolve(model_uri)  # Refuse an unknown model before the server is started.
+            self._endpoints.create(self._configured(spec, config))
             return self.get(name, endpoint)
         if not self._sees(stored):
             raise AlreadyExists(
@@ -136,20 +142,6 @@ class Deployments:
                 f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it"
             )
         raise AlreadyExists(f"the deployment {name!r} already exists: update or delete it")
-
-    def _first_spec(
-        self, endpoint: str, variant: str, model_uri: str, config: Config
-    ) -> EndpointSpec:
-        """Return the spec of a new endpoint with one variant. Raises NotFound or
-        RegistryUnavailable if the model cannot be resolved, and InvalidConfig.
-        """
-        model_uri = absolute_model_uri(model_uri)
-        spec = new_endpoint(endpoint, model_uri, variant=variant)
-        is_path = parse_model_uri(model_uri).kind == "path"
-        is_in_image = is_path and not (self.target or LOCAL).is_on_this_machine
-        if not is_in_image:
-            resolve(model_uri)  # Refuse an unknown model before the server is started.
-        return self._configured(spec, config)
 
     def update(
         self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None
@@ -358,32 +350,21 @@ class Deployments:
             followers = _stage_followers(stored.spec, alias, deployment)
             if is_trial:
                 return followers
-            if followers:
-                self._move_to_alias(stored, followers, why)
-            else:
+            if not followers:
                 # An interrupted call may have stored the spec without applying it.
                 self._endpoints.serve(stored)
+                return followers
+            models = {}
+            stages = {}
+            for item in followers:
+                place = parse_model_uri(item.alias_uri)
+                move_version(place, item.version, clears_rollback=False)
+                models[f"variants.{item.deployment}.model"] = item.alias_uri
+                stages[item.deployment] = parse_model_uri(item.stage_uri).selector
+            changed = configure(stored.spec, models)
+            detail = {"stages": stages}
+            self._endpoints.change(stored, changed, action="follow", why=why, detail=detail)
         return followers
-
-    def _move_to_alias(
-        self, stored: Endpoint, followers: Sequence[StageFollower], why: str
-    ) -> None:
-        """Give the versions of the followed stages their alias, and then change the
-        models of the deployments.
-        """
-        for follower in followers:
-            move_version(
-                parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False
-            )
-        models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
-        stages = {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}
-        self._endpoints.change(
-            stored,
-            configure(stored.spec, models),
-            action="follow",
-            why=why,
-            detail={"stages": stages},
-        )
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> None:
         """Complete open requests, then delete the endpoint and its deployments. Raises
@@ -628,64 +609,40 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
     `deployment` is None for all deployments.
 
     Raises NotFound if a stage has no version, and InvalidConfig if no deployment
-    follows a stage, or the alias would have two versions.
-    """
-    followers: list[StageFollower] = []
-    for name, uri in _stage_uris(spec, alias, deployment).items():
-        follower = _stage_follower(name, uri, alias)
-        _refuse_second_version(followers, follower)
-        followers.append(follower)
-    return followers
-
-
-def _refuse_second_version(others: Iterable[StageFollower], follower: StageFollower) -> None:
-    """Raise InvalidConfig if another deployment needs another version for the alias."""
-    for other in others:
-        if other.alias_uri == follower.alias_uri and other.version != follower.version:
-            raise InvalidConfig(
-                f"{other.alias_uri} cannot be version {other.version} for "
-                f"{other.deployment!r} and version {follower.version} for "
-                f"{follower.deployment!r}: convert "
-                "each deployment with --deployment and a different --alias"
-            )
-
-
-def _stage_uris(spec: EndpointSpec, alias: str, deployment: str | None) -> dict[str, str]:
-    """Return the URI of each deployment that follows a stage, by deployment; none if
-    the deployments already follow the alias.
-
-    `deployment` is None for all deployments. Raises InvalidConfig if no deployment
-    follows a stage or the alias.
+    follows a stage or the alias, or the alias has another version or would have two.
     """
     models = {
         name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
     }
     stages = {}
     follows_alias = False
-    for name, model in models.items():
-        uri = parse_model_uri(model)
+    for name, model_uri in models.items():
+        uri = parse_model_uri(model_uri)
         if uri.kind == "stage":
-            stages[name] = model
+            stages[name] = model_uri
         elif (uri.kind, uri.selector) == ("alias", alias):
             follows_alias = True
     if not stages and not follows_alias:
-        served = "".join(f"; {name!r} serves {model}" for name, model in models.items())
+        served = "".join(f"; {name!r} serves {model_uri}" for name, model_uri in models.items())
         raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
-    return stages
-
-
-def _stage_follower(name: str, stage_uri: str, alias: str) -> StageFollower:
-    """Return the deployment `name` with the version of its stage. Raises NotFound if
-    the stage has no version, and InvalidConfig if another version has the alias.
-    """
-    model = parse_model_uri(stage_uri).name
-    alias_uri = StageOrAlias(alias=alias).uri(model)
-    version = resolve(stage_uri).version
-    holder = current_version(parse_model_uri(alias_uri))
-    if holder not in ("", version):
-        raise InvalidConfig(
-            f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
-            f"`onnxserve promote models:/{model}/{version} --to @{alias}` moves the alias to "
-            f"version {version}; or specify another alias with --alias"
-        )
-    return StageFollower(name, stage_uri, alias_uri, version)
+    followers: list[StageFollower] = []
+    for name, stage_uri in stages.items():
+        model = parse_model_uri(stage_uri).name
+        alias_uri = StageOrAlias(alias=alias).uri(model)
+        version = resolve(stage_uri).version
+        holder = current_version(parse_model_uri(alias_uri))
+        if holder not in ("", version):
+            raise InvalidConfig(
+                f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
+                f"`onnxserve promote models:/{model}/{version} --to @{alias}` moves the alias to "
+                f"version {version}; or specify another alias with --alias"
+            )
+        for other in followers:
+            if other.alias_uri == alias_uri and other.version != version:
+                raise InvalidConfig(
+                    f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and "
+                    f"version {version} for {name!r}: convert each deployment with --deployment "
+                    "and a different --alias"
+                )
+        followers.append(StageFollower(name, stage_uri, alias_uri, version))
+    return followers

@@ -47,9 +47,7 @@ class ScoringTarget:
 
 @contextmanager
 def scoring_target(
-    deployments: Deployments,
-    name: str | None,
-    endpoint: str | None,
+    deployments: Deployments, name: str | None, endpoint: str | None
 ) -> Iterator[ScoringTarget]:
     """Yield the server of a deployment, or of an endpoint (which selects a deployment
     by its traffic).
@@ -70,7 +68,7 @@ def scoring_target(
     if name is not None and answering != [name]:
         raise InvalidConfig(
             f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} sends "
-            f"its traffic to {', '.join(answering)}: use --endpoint {stored.name}",
+            f"its traffic to {', '.join(answering)}: use --endpoint {stored.name}"
         )
     if not observation.url:
         raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
@@ -80,23 +78,14 @@ def scoring_target(
         yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, deployed)
 
 
-def score(
-    target: ScoringTarget,
-    route: Literal["invocations", "explain"],
-    inputs: object,
-) -> Json:
+def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
     """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the
     errors of `server_client.post`.
     """
     body = encode_body(inputs)
+    url = f"{target.url}/{route}"
     with ServerSession() as session:
-        document, _ = post(
-            session,
-            f"{target.url}/{route}",
-            body,
-            "application/json",
-            target.timeout_seconds,
-        )
+        document, _ = post(session, url, body, "application/json", target.timeout_seconds)
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {target.url} answered without predictions")
     return document
@@ -106,19 +95,10 @@ def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
     """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the
     errors of `post_for_events`.
     """
-    body = orjson.dumps(
-        {
-            **orjson.loads(encode_body(inputs)),
-            "stream": True,
-        }
-    )
+    body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
+    url = f"{target.url}/invocations"
     with ServerSession() as session:
-        yield from post_for_events(
-            session,
-            f"{target.url}/invocations",
-            body,
-            target.timeout_seconds,
-        )
+        yield from post_for_events(session, url, body, target.timeout_seconds)
 
 
 def encode_body(inputs: object) -> bytes:

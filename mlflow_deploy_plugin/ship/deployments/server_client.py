@@ -103,16 +103,13 @@ def post(
         document = None
     if not isinstance(document, dict):
         raise OnnxserveError(
-            f"the server answered with status {response.status_code} and without a JSON object",
+            f"the server answered with status {response.status_code} and without a JSON object"
         )
     return document, response.headers.get("X-Prediction-Id", "")
 
 
 def post_for_events(
-    session: requests.Session,
-    url: str,
-    body: bytes,
-    timeout_seconds: float,
+    session: requests.Session, url: str, body: bytes, timeout_seconds: float
 ) -> Iterator[object]:
     """Post a JSON body, and yield the parsed JSON of each server-sent event.
 
@@ -123,7 +120,7 @@ def post_for_events(
     with _post(session, url, body, "application/json", timeout_seconds, stream=True) as response:
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             raise InvalidRequest(
-                "the model has no predict_stream, so it cannot stream: call predict",
+                "the model has no predict_stream, so it cannot stream: call predict"
             )
         try:
             for line in response.iter_lines(chunk_size=None):
@@ -162,11 +159,7 @@ def _post(
     read_seconds = timeout_seconds + _MARGIN_SECONDS
     try:
         response = session.post(
-            url,
-            data=body,
-            headers=sent,
-            timeout=(_CONNECT_SECONDS, read_seconds),
-            stream=stream,
+            url, data=body, headers=sent, timeout=(_CONNECT_SECONDS, read_seconds), stream=stream
         )
     except requests.Timeout:
         raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None

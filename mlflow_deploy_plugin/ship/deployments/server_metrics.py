@@ -14,7 +14,7 @@ use the same rules:
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -128,13 +128,7 @@ class ServerMetrics:
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
     last_requests: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
 
-    def of(
-        self,
-        endpoint: str,
-        variant: str,
-        model: str,
-        version: str,
-    ) -> VersionCounters:
+    def of(self, endpoint: str, variant: str, model: str, version: str) -> VersionCounters:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
 
     def by_version(self, endpoint: str) -> CountersByVersion:
@@ -147,12 +141,7 @@ class ServerMetrics:
                 summed[variant, version] = summed[variant, version].plus(counters)
         return dict(summed)
 
-    def versions_by_last_answer(
-        self,
-        endpoint: str,
-        variant: str,
-        model: str,
-    ) -> list[str]:
+    def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
         """Return the model's versions that have answered for this variant, the version
         with the newest answer first.
         """
@@ -197,9 +186,7 @@ history is unreadable.
 
 
 def fetch_page(
-    url: str,
-    timeout_seconds: float,
-    deployments: Path | None = None,
+    url: str, timeout_seconds: float, deployments: Path | None = None
 ) -> bytes | Refused:
     """Return a page of a server, or the reason why it is unreadable.
 
@@ -219,10 +206,7 @@ def fetch_page(
         return Refused("the server does not answer")
 
 
-def read_page(
-    page: bytes | Refused,
-    parse: Callable[[bytes], ParsedT],
-) -> ParsedT | Refused:
+def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
     """Return the result of `parse` for a page, or the reason why the page is missing or
     unreadable.
     """
@@ -255,7 +239,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
     """
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(
-        lambda: defaultdict(float),
+        lambda: defaultdict(float)
     )
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for family in text_string_to_metric_families(page):
@@ -277,10 +261,7 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             elif sample.name == _SHADOW_REQUESTS and labels["outcome"] == "failed":
                 sums[key]["different"] += value
     counters = {
-        key: VersionCounters(
-            **sums[key],
-            timed=dict(sorted(timed[key].items())),
-        )
+        key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items())))
         for key in {*sums, *timed}
     }
     return ServerMetrics(counters, dict(last))
@@ -296,21 +277,18 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     intervals: list[CountedInterval] = []
     try:
         documents = [orjson.loads(line) for line in lines.splitlines()]
-        bounds = sorted({math.inf, *_finite_bounds(documents)})
+        bounds = {math.inf}
         for document in documents:
-            interval = _interval(document, bounds)
+            for *_, buckets in document["durations"]:
+                bounds.update(map(float, buckets))
+        for document in documents:
+            interval = _interval(document, sorted(bounds))
             while intervals and intervals[-1].at >= interval.at:
                 intervals.pop()
             intervals.append(interval)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"a line of the history is malformed: {error}") from None
     return intervals
-
-
-def _finite_bounds(documents: Iterable[Json]) -> Iterator[float]:
-    for document in documents:
-        for *_, buckets in document["durations"]:
-            yield from map(float, buckets)
 
 
 def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
@@ -322,22 +300,14 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
         _count(sums[endpoint, variant, model, version], status, float(number))
     timed = _durations(document, bounds)
     counters = {
-        key: VersionCounters(
-            **sums[key],
-            timed=timed.get(key, {}),
-        )
-        for key in {*sums, *timed}
+        key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
     }
     at = float(document["at"])
     seconds = float(document["seconds"])
     if not (0 < at < _LATEST and seconds > 0):
         raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
     return CountedInterval(
-        at,
-        seconds,
-        counters,
-        rows=document["rows"],
-        labels=float(document["labels"]),
+        at, seconds, counters, rows=document["rows"], labels=float(document["labels"])
     )
 
 
@@ -351,11 +321,7 @@ def _durations(document: Json, bounds: Sequence[float]) -> dict[_Version, dict[f
     return timed
 
 
-def _count(
-    sums: defaultdict[str, float],
-    status: str,
-    requests: float,
-) -> None:
+def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
     """Add requests with a status to the counters of a version, except requests whose
     client has disconnected.
     """

@@ -8,7 +8,7 @@ here, because MLflow's server lets only approved versions in.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -121,9 +121,7 @@ class LackingApproval:
 
 
 def lacking_approval(
-    model_uri: str,
-    replaced: Iterable[str] = (),
-    store: Store | None = None,
+    model_uri: str, replaced: Iterable[str] = (), store: Store | None = None
 ) -> LackingApproval | None:
     """Return the missing approval of a model, or None if it needs none or has it.
 
@@ -200,11 +198,7 @@ def _may_require_approvals(store: Store, model: str) -> bool:
 
 
 def permitted_answers(
-    store: Store,
-    before: Endpoint | None,
-    after: EndpointSpec,
-    *,
-    restores: bool = False,
+    store: Store, before: Endpoint | None, after: EndpointSpec, *, restores: bool = False
 ) -> tuple[UnapprovedAnswer, ...]:
     """Return the answers without an approval after a change of an endpoint.
 
@@ -242,29 +236,16 @@ def permitted_answers(
         if lacking is not None:
             answers.append(_permitted(store, after.name, lacking, share))
             raised.append(lacking)
-    _require_total(after.name, answers, raised)
-    return tuple(answers)
-
-
-def _require_total(
-    endpoint: str,
-    answers: Iterable[UnapprovedAnswer],
-    raised: Iterable[LackingApproval],
-) -> None:
-    """Raise GateRefused if all answers together exceed the limit of a model that gets
-    more traffic than before.
-    """
+    # All answers together must not exceed the limit of a model with more traffic.
     total = sum(answer.share for answer in answers)
     for lacking in raised:
         if total > lacking.share:
-            raise lacking.refusal(f"{total:g} % of the requests of endpoint {endpoint!r}")
+            raise lacking.refusal(f"{total:g} % of the requests of endpoint {after.name!r}")
+    return tuple(answers)
 
 
 def require_rollout(
-    model_uri: str,
-    steps: Sequence[int],
-    seconds: float,
-    replaced: Iterable[str],
+    model_uri: str, steps: Sequence[int], seconds: float, replaced: Iterable[str]
 ) -> str:
     """Return the limit of a rollout without an approval, in words; empty if the version
     needs none or has it.
@@ -330,20 +311,11 @@ def is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
 
 
 def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
-    return [
-        {
-            **asdict(answer),
-            "places": list(answer.places),
-        }
-        for answer in answers
-    ]
+    return [{**asdict(answer), "places": list(answer.places)} for answer in answers]
 
 
 def _permitted(
-    store: Store,
-    endpoint: str,
-    lacking: LackingApproval,
-    share: float,
+    store: Store, endpoint: str, lacking: LackingApproval, share: float
 ) -> UnapprovedAnswer:
     """Return the answer of a version within the time limit, which begins with its first
     percent at this endpoint.
@@ -352,7 +324,11 @@ def _permitted(
     may select the same version.
     """
     now = store.now()
-    since = min([*_earlier_starts(store, endpoint, lacking), now])
+    since = now
+    for event in store.events(endpoint):
+        for entry in event.detail.get(UNAPPROVED, ()):
+            if (entry["model"], entry["version"]) == (lacking.model, lacking.version):
+                since = min(since, datetime.fromisoformat(entry["since"]))
     until = since + timedelta(seconds=lacking.seconds)
     if share > lacking.share or now >= until:
         began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
@@ -366,16 +342,6 @@ def _permitted(
         since=since.isoformat(),
         until=until.isoformat(),
     )
-
-
-def _earlier_starts(store: Store, endpoint: str, lacking: LackingApproval) -> Iterator[datetime]:
-    """Yield the times since which the version has answered without an approval, from
-    the audit trail of the endpoint.
-    """
-    for event in store.events(endpoint):
-        for entry in event.detail.get(UNAPPROVED, ()):
-            if (entry["model"], entry["version"]) == (lacking.model, lacking.version):
-                yield datetime.fromisoformat(entry["since"])
 
 
 def _shares(spec: EndpointSpec) -> Mapping[str, float]:

@@ -87,13 +87,13 @@ def planned_image(
     """
     if base_image and server_image:
         raise InvalidConfig(
-            "--base-image has no effect with --server-image, because no server image is built",
+            "--base-image has no effect with --server-image, because no server image is built"
         )
     resolved = resolve(model_uri)
     if follow and not resolved.followed:
         raise InvalidConfig(
             f"{model_uri} cannot move: --follow requires a stage, an alias or a tag, such as "
-            "models:/X@champion",
+            "models:/X@champion"
         )
     server: BuildContext | None = None
     options: tuple[str, ...] = ()
@@ -101,19 +101,27 @@ def planned_image(
         server = server_context()
         base = base_image or BASE_IMAGE
         target = "cpu" if device == "cpu" else "gpu"
-        server_image = _server_image_name(server, base, target, platform)
-        options = (
-            "--target",
-            target,
-            "--build-arg",
-            f"BASE_IMAGE={base}",
-            "--build-arg",
-            f"VERSION={__version__}",
-        )
+        # Reuse an existing image for equal contents.
+        contents = " ".join(filter(None, (server.digest, base, platform)))
+        digest = sha256(contents.encode()).hexdigest()
+        server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
+        options = ("--target", target, "--build-arg", f"BASE_IMAGE={base}")
+        options += ("--build-arg", f"VERSION={__version__}")
     environment: dict[str, str] = {"ONNXSERVE_DEVICE": device} if device != "cpu" else {}
     with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
         folder = None
-        labels = _labels(resolved)
+        # The labels have OCI names, but no time, so that equal inputs produce equal
+        # images.
+        labels = {
+            "org.opencontainers.image.title": resolved.name,
+            "org.opencontainers.image.version": resolved.version,
+            "org.opencontainers.image.revision": resolved.aspects.get("git_commit", ""),
+            "onnxserve.model": resolved.model_uri,
+            "onnxserve.model_id": resolved.aspects.get("model_id", ""),
+            "onnxserve.run_id": resolved.aspects.get("run_id", ""),
+            "onnxserve.parity": resolved.aspects.get("parity", ""),
+            "onnxserve.version": __version__,
+        }
         if follow:
             environment["ONNXSERVE_MODEL_URI"] = model_uri
             labels["org.opencontainers.image.version"] = ""
@@ -122,20 +130,6 @@ def planned_image(
         context = model_context(server_image, folder, labels, environment)
         on_platform = ("--platform", platform) if platform else ()
         yield ImagePlan(server_image, server, options, on_platform, context, resolved, folder)
-
-
-def _server_image_name(
-    server: BuildContext,
-    base: str,
-    target: str,
-    platform: str | None,
-) -> str:
-    """Return a name that contains a digest of the contents, so that an existing image
-    is reused for equal contents.
-    """
-    contents = " ".join(filter(None, (server.digest, base, platform)))
-    digest = sha256(contents.encode()).hexdigest()
-    return f"onnxserve:{target}-{__version__}-{digest[:12]}"
 
 
 def _download(resolved: ResolvedModel, temporary: Path) -> Path:
@@ -148,7 +142,7 @@ def _download(resolved: ResolvedModel, temporary: Path) -> Path:
         raise ModelError(
             f"{resolved.model_uri} has no ONNX form, and the image has no library to run its "
             "code: wrap it (onnxserve wrap), or let MLflow build an image with its environment "
-            "(mlflow models build-docker)",
+            "(mlflow models build-docker)"
         )
     if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
         note = {"model_name": resolved.name, "model_version": resolved.version}
@@ -157,10 +151,7 @@ def _download(resolved: ResolvedModel, temporary: Path) -> Path:
 
 
 def build_image(
-    plan: ImagePlan,
-    name: str,
-    report: ProgressCallback,
-    pull: bool = False,
+    plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False
 ) -> BuiltImage:
     """Build the model's image as `name`. The server's image is built first if it is
     missing.
@@ -176,40 +167,13 @@ def build_image(
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()
-        build(
-            plan.server,
-            plan.server_image,
-            report,
-            (*plan.options, *plan.platform, *pulling),
-        )
+        build(plan.server, plan.server_image, report, (*plan.options, *plan.platform, *pulling))
     fields = build(plan.model, name, report, plan.platform)
-    if not any(
-        variable.startswith("ONNXSERVE_HOME=") for variable in fields["Config"]["Env"] or ()
-    ):
+    variables = fields["Config"]["Env"] or ()
+    if not any(variable.startswith("ONNXSERVE_HOME=") for variable in variables):
         raise InvalidConfig(
-            f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image",
+            f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image"
         )
     platform = f"{fields['Os']}/{fields['Architecture']}"
-    return BuiltImage(
-        name,
-        fields["Id"],
-        platform,
-        fields["Size"],
-        fields["Config"]["Labels"],
-    )
-
-
-def _labels(resolved: ResolvedModel) -> dict[str, str]:
-    """Return labels with OCI names. The labels contain no time, so that equal inputs
-    produce equal images.
-    """
-    return {
-        "org.opencontainers.image.title": resolved.name,
-        "org.opencontainers.image.version": resolved.version,
-        "org.opencontainers.image.revision": resolved.aspects.get("git_commit", ""),
-        "onnxserve.model": resolved.model_uri,
-        "onnxserve.model_id": resolved.aspects.get("model_id", ""),
-        "onnxserve.run_id": resolved.aspects.get("run_id", ""),
-        "onnxserve.parity": resolved.aspects.get("parity", ""),
-        "onnxserve.version": __version__,
-    }
+    labels = fields["Config"]["Labels"]
+    return BuiltImage(name, fields["Id"], platform, fields["Size"], labels)

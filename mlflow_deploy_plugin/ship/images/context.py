@@ -66,13 +66,8 @@ class BuildContext:
         measured = []
         for name, content in sorted(self.files.items()):
             with _opened(content) as stream:
-                measured.append(
-                    (
-                        name,
-                        hashlib.file_digest(stream, "sha256").hexdigest(),
-                        stream.tell(),
-                    ),
-                )
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                measured.append((name, digest, stream.tell()))
         return measured
 
     def write(self, stream: IO[bytes]) -> None:
@@ -115,7 +110,7 @@ class BuildContext:
             digest = members[0][1]
             if name.endswith("/"):
                 digest = hashlib.sha256(
-                    "".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode(),
+                    "".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode()
                 ).hexdigest()
             size = sum(size for *_, size in members)
             line = f"# {digest[:16]}  {size:>12,}  {name}"
@@ -190,5 +185,5 @@ def _project_file(name: str) -> Path:
             return Path(str(file.locate()))
     raise NotInstalled(
         f"this installation of onnxserve lacks {name}, which its image builds need: install its "
-        "wheel with pip, or specify an existing server image (--server-image)",
+        "wheel with pip, or specify an existing server image (--server-image)"
     )

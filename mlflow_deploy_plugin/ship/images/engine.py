@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.ship.images.context import BuildContext
 
 _ECR = re.compile(
-    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?",
+    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?"
 )
 _CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)
 _NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
@@ -28,10 +28,7 @@ MINIMAL_RIGHTS = (*_RIGHTS.split(), "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnx
 
 
 def build(
-    context: BuildContext,
-    tag: str,
-    report: ProgressCallback,
-    options: Sequence[str] = (),
+    context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Build the context's image as `tag` with `docker build` options, and return its
     `image_fields`.
@@ -57,7 +54,7 @@ def build(
     if fields is None:
         raise BuildFailed(
             f"the image {tag} was built but is not in the engine: set BUILDX_BUILDER=default, the "
-            "builder that stores images in the engine",
+            "builder that stores images in the engine"
         )
     return fields
 
@@ -97,19 +94,11 @@ def image_sbom(name: str) -> bytes:
     """
     lister = ("--entrypoint", "onnxserve", name, "list-packages")
     return docker(
-        "run",
-        "--rm",
-        *MINIMAL_RIGHTS,
-        *lister,
-        what=f"the packages of {name} cannot be listed",
+        "run", "--rm", *MINIMAL_RIGHTS, *lister, what=f"the packages of {name} cannot be listed"
     ).encode()
 
 
-def _ecr_login(
-    account: str,
-    region: str,
-    repository: str,
-) -> tuple[str, str]:
+def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
     """Return the user and the password for a push to ECR, and create the repository if
     it is missing. Raises NotInstalled without boto3, and Unauthenticated.
     """
@@ -118,7 +107,7 @@ def _ecr_login(
         from botocore.exceptions import BotoCoreError, ClientError
     except ModuleNotFoundError:
         raise NotInstalled(
-            "a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'",
+            "a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'"
         ) from None
     try:
         client = boto3.client("ecr", region_name=region)
@@ -193,9 +182,4 @@ def _last_message(errors: str) -> str:
         for line in messages[:-1]
         if _CAUSE.search(line) and line.partition(": ")[2] not in messages[-1]
     ]
-    return "; ".join(
-        [
-            *causes[-1:],
-            *messages[-1:],
-        ]
-    )
+    return "; ".join([*causes[-1:], *messages[-1:]])

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from urllib.parse import quote
 
@@ -27,7 +27,15 @@ def bill_of_materials() -> dict[str, object]:
         )
         for package in distributions()
     ]
-    components += _debian_packages()
+    if shutil.which("dpkg-query"):
+        command = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        release = platform.freedesktop_os_release()
+        system = release.get("ID", "debian")
+        distro = f"{system}-{release.get('VERSION_ID', '')}".rstrip("-")
+        for name, version, architecture in map(str.split, listed.splitlines()):
+            qualifiers = f"?arch={architecture}&distro={distro}"
+            components.append(_component(f"deb/{system}", name, version, qualifiers=qualifiers))
     unique = {str(component["purl"]): component for component in components}
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -38,25 +46,8 @@ def bill_of_materials() -> dict[str, object]:
     }
 
 
-def _debian_packages() -> Iterator[dict[str, object]]:
-    if not shutil.which("dpkg-query"):
-        return
-    command = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    release = platform.freedesktop_os_release()
-    system = release.get("ID", "debian")
-    distro = f"{system}-{release.get('VERSION_ID', '')}".rstrip("-")
-    for name, version, architecture in map(str.split, listed.splitlines()):
-        qualifiers = f"?arch={architecture}&distro={distro}"
-        yield _component(f"deb/{system}", name, version, qualifiers=qualifiers)
-
-
 def _component(
-    kind: str,
-    name: str,
-    version: str,
-    licence: object = None,
-    qualifiers: str = "",
+    kind: str, name: str, version: str, licence: object = None, qualifiers: str = ""
 ) -> dict[str, object]:
     """Return the entry of a package in the bill of materials.
 

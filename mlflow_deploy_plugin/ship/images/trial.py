@@ -72,10 +72,7 @@ class ImageTrial:
 
 
 def try_image(
-    image: str,
-    folder: Path,
-    gpu: bool = False,
-    seconds: float = LIMIT_SECONDS,
+    image: str, folder: Path, gpu: bool = False, seconds: float = LIMIT_SECONDS
 ) -> ImageTrial:
     """Run an image, and compare its outputs with the outputs of its version, an MLmodel
     folder, on this machine.
@@ -85,18 +82,14 @@ def try_image(
     differs by more than the tolerance. The container is always removed.
     """
     model = OnnxModel.load(folder)
-    question = _compute_rows(model, _source_of_rows(model, folder))
+    question = _compute_rows(model, folder)
     failure = f"the image {image} failed its test"
     rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS
     tolerance = _GPU_TOLERANCE if gpu else _TOLERANCE
     reply = _ask_container(image, rights, question, seconds, failure)
     length, answer = json.loads(reply.text)
-    largest = check_outputs(
-        question.expected,
-        decode_tensors(answer.encode("latin-1"), length),
-        tolerance,
-        failure,
-    )
+    answered = decode_tensors(answer.encode("latin-1"), length)
+    largest = check_outputs(question.expected, answered, tolerance, failure)
     plural = "s" if question.rows != 1 else ""
     return ImageTrial(
         rows=f"{question.rows} {question.source} row{plural}",
@@ -136,17 +129,15 @@ class _Reply:
     memory: str
 
 
-def _source_of_rows(model: OnnxModel, folder: Path) -> str:
-    """Return the source of the rows that `known_rows` returns for a version."""
-    if (folder / INPUT_EXAMPLE).is_file():
-        return "example"
-    return "reference" if model.artifact.reference else "random"
-
-
-def _compute_rows(model: OnnxModel, source: str) -> _Question:
+def _compute_rows(model: OnnxModel, folder: Path) -> _Question:
     """Compute the outputs of the known rows. Raises InvalidConfig if the version
     refuses them.
     """
+    source = "random"
+    if (folder / INPUT_EXAMPLE).is_file():
+        source = "example"
+    elif model.artifact.reference:
+        source = "reference"
     try:
         rows = known_rows(model.artifact, model.schema, most=10)
         if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
@@ -155,7 +146,7 @@ def _compute_rows(model: OnnxModel, source: str) -> _Question:
         head, data = encode_tensors(rows, None)
     except (InvalidRequest, InferenceError) as error:
         raise InvalidConfig(
-            f"--test: {source} rows are refused: {error.message}; log a valid input_example",
+            f"--test: {source} rows are refused: {error.message}; log a valid input_example"
         ) from None
     expected = {
         output.name: outputs[output.name]
@@ -166,11 +157,7 @@ def _compute_rows(model: OnnxModel, source: str) -> _Question:
 
 
 def _ask_container(
-    image: str,
-    rights: Sequence[str],
-    question: _Question,
-    seconds: float,
-    failure: str,
+    image: str, rights: Sequence[str], question: _Question, seconds: float, failure: str
 ) -> _Reply:
     """Start the image, and send the rows to its server. The container is removed.
 
@@ -189,51 +176,18 @@ def _ask_container(
     began = time.monotonic()
     try:
         docker("run", "-d", "--name", name, *rights, image, what=failure)
-        text = _ask_server(name, task, failure)
+        try:
+            text = docker("exec", "-i", name, "python", "-c", _ASK, text=task, what=failure)
+        except BuildFailed as error:
+            message = error.message
+            lines = docker("logs", "--tail", "1", name, what=message, report=lambda line: None)
+            log = lines.strip()[:500] or "no line"
+            status = docker("inspect", "-f", _EXIT_STATUS, name, what=message).strip()
+            reason = f"{failure}: its server ended with status {status}" if status else message
+            raise BuildFailed(f"{reason}; its log ends with: {log}") from None
         answered_seconds = time.monotonic() - began
         usage = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure)
         return _Reply(text, answered_seconds, memory=usage.split()[0])
     finally:
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)
-
-
-def _ask_server(name: str, task: str, failure: str) -> str:
-    """Send the task to the server of the container `name`, and return its output.
-
-    Raises BuildFailed with the end of the container's log.
-    """
-    try:
-        return docker(
-            "exec",
-            "-i",
-            name,
-            "python",
-            "-c",
-            _ASK,
-            text=task,
-            what=failure,
-        )
-    except BuildFailed as error:
-        raise _silent_server(name, failure, error.message) from None
-
-
-def _silent_server(name: str, failure: str, message: str) -> BuildFailed:
-    """Return the error of a container whose server did not answer, with the end of its
-    log.
-
-    `message` is the error of the request, and `failure` begins the error of a server
-    that has ended.
-    """
-    output = docker(
-        "logs",
-        "--tail",
-        "1",
-        name,
-        what=message,
-        report=lambda line: None,
-    )
-    log = output.strip()[:500] or "no line"
-    status = docker("inspect", "-f", _EXIT_STATUS, name, what=message).strip()
-    reason = f"{failure}: its server ended with status {status}" if status else message
-    return BuildFailed(f"{reason}; its log ends with: {log}")

@@ -49,7 +49,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     document: Document = {
         "name": machine_name(spec, place).lower().replace(".", "-"),
         "services": {
-            spec.name: {key: value for key, value in service.items() if value not in ({}, [])},
+            spec.name: {key: value for key, value in service.items() if value not in ({}, [])}
         },
         "volumes": {"state": {}},
     }
@@ -74,6 +74,15 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
         environment["ONNXSERVE_SECRETS"] = SECRETS
     url = reachable_url(host, http_port(spec), server.scheme)
     mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
+    reached: Document = {"network_mode": "host"}  # No port is published.
+    if container.network != "host":
+        address = server.host if ":" not in server.host else f"[{server.host}]"
+        if address == "localhost":
+            address = "127.0.0.1"
+        ports = filter(None, (http_port(spec), server.grpc_port, server.metrics_port))
+        reached = {"ports": [f"{address}:{port}:{port}" for port in ports]}
+        if container.network is not None:
+            reached["networks"] = [container.network]
     return {
         "image": container.image_for(server),
         "command": SERVE,
@@ -102,7 +111,7 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
         "restart": container.restart,
         "stop_grace_period": f"{server.stop_seconds}s",
         "deploy": {"resources": _resources(spec)},
-        **_network(spec),
+        **reached,
     }
 
 
@@ -123,24 +132,3 @@ def _resources(spec: EndpointSpec) -> Document:
     else:
         device["count"] = 1
     return {"limits": limits, "reservations": {"devices": [device]}}
-
-
-def _network(spec: EndpointSpec) -> Document:
-    """Return the fields of the service for its network and its published ports. On the
-    host's network, no port is published.
-    """
-    server = spec.server
-    network = spec.container.network
-    if network == "host":
-        return {"network_mode": "host"}
-    address = server.host if ":" not in server.host else f"[{server.host}]"
-    if address == "localhost":
-        address = "127.0.0.1"
-    ports = [
-        f"{address}:{port}:{port}"
-        for port in (http_port(spec), server.grpc_port, server.metrics_port)
-        if port
-    ]
-    if network is None:
-        return {"ports": ports}
-    return {"ports": ports, "networks": [network]}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.ship.manifests import compose, helm, kserve, kubernetes, seldon, systemd
+from mlflow_deploy_plugin.ship.manifests import compose, helm, kserve, kubernetes
 from mlflow_deploy_plugin.ship.manifests.served import Place
 
 FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
@@ -11,9 +11,7 @@ FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
     "keda": kubernetes.render_keda,
     "helm": helm.render,
     "kserve": kserve.render,
-    "seldon": seldon.render,
     "compose": compose.render,
-    "systemd": systemd.render,
 }
 """Format → a function that returns the files of an endpoint (path → text), or raises
 InvalidConfig.

@@ -26,22 +26,13 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}
     placed = spec.model_copy(
-        update={"container": spec.container.model_copy(update={"environment": environment})},
+        update={"container": spec.container.model_copy(update={"environment": environment})}
     )
     return {
         f"{spec.name}.values.yaml": dump_documents(
-            [{"endpoints": {spec.name: _fields_of_values(spec_document(placed))}}],
-        ),
+            [{"endpoints": {spec.name: _fields_of_values(spec_document(placed))}}]
+        )
     }
-
-
-def _with_one_line(definition: Document) -> Document:
-    """Return a definition whose description, the docstring of a class, has no line
-    breaks.
-    """
-    if "description" not in definition:
-        return definition
-    return {**definition, "description": " ".join(definition["description"].split())}
 
 
 def values_schema() -> Document:
@@ -51,9 +42,11 @@ def values_schema() -> Document:
     spec = EndpointSpec.model_json_schema(by_alias=True)
     parts = spec.pop("$defs")
     of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec", "AlarmsSpec")
-    definitions = {
-        name: _with_one_line(part) for name, part in parts.items() if name not in of_monitors
-    }
+    definitions = {name: part for name, part in parts.items() if name not in of_monitors}
+    for definition in definitions.values():
+        # The description is the docstring of a class, which has line breaks.
+        if "description" in definition:
+            definition["description"] = " ".join(definition["description"].split())
     definitions["Endpoint"] = {
         **spec,
         "properties": _fields_of_values(spec["properties"]),
@@ -101,7 +94,7 @@ def _properties(endpoint: Document) -> Document:
                 "enabled": {"type": "boolean"},
                 "deadlineSeconds": {"type": "integer", "minimum": 1},
                 "resources": {"type": "object"},
-            },
+            }
         ),
         "monitors": {
             "type": "object",

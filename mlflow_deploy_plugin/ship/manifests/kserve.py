@@ -45,25 +45,37 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     check_name(spec)
     if spec.kubernetes.host is not None:
         raise InvalidConfig(
-            "kubernetes.host: KServe creates host names and gateways; remove this field",
+            "kubernetes.host: KServe creates host names and gateways; remove this field"
         )
     models = _place_models(spec)
     visibility = {}
     if spec.server.is_open:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
+    kubernetes = spec.kubernetes
+    predictor: Document = {}
+    if kubernetes.replicas:
+        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
+    predictor["model"] = {
+        "modelFormat": {"name": _FORMAT},
+        "runtime": spec.name,
+        "protocolVersion": "v2",
+        **models.storage,
+    }
+    if kubernetes.max_replicas is not None:
+        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
+        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
+    predictor |= models.canary
+    if kubernetes.service_account is not None:
+        predictor["serviceAccountName"] = kubernetes.service_account
     document = partial(make_document, spec.name, place)
     documents = [
-        document(
-            "v1",
-            "ConfigMap",
-            data={SPEC_FILE: dump_spec(spec_of_pod(models.served))},
-        ),
+        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(models.served))}),
         document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
         document(
             "serving.kserve.io/v1beta1",
             "InferenceService",
             visibility,
-            spec={"predictor": _predictor(spec, models)},
+            spec={"predictor": predictor},
         ),
     ]
     return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
@@ -84,27 +96,6 @@ class _Models(NamedTuple):
     canary: Document
 
 
-def _predictor(spec: EndpointSpec, models: _Models) -> Document:
-    """Return the predictor of the InferenceService, with its model and its pods."""
-    kubernetes = spec.kubernetes
-    predictor: Document = {}
-    if kubernetes.replicas:
-        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
-    predictor["model"] = {
-        "modelFormat": {"name": _FORMAT},
-        "runtime": spec.name,
-        "protocolVersion": "v2",
-        **models.storage,
-    }
-    if kubernetes.max_replicas is not None:
-        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
-        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
-    predictor |= models.canary
-    if kubernetes.service_account is not None:
-        predictor["serviceAccountName"] = kubernetes.service_account
-    return predictor
-
-
 def _place_models(spec: EndpointSpec) -> _Models:
     """Decide whether KServe copies the models.
 
@@ -120,10 +111,7 @@ def _place_models(spec: EndpointSpec) -> _Models:
         or len(variants) > 2
     ):
         return _Models(spec, {}, {})
-    name, newest = min(
-        reversed(spec.variants.items()),
-        key=lambda item: item[1].weight,
-    )
+    name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
     in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
     served = spec.model_copy(update={"variants": {name: in_pod}})
     canary = {}
@@ -155,7 +143,7 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
                 "securityContext": {**pod["securityContext"], **container["securityContext"]},
                 "ports": [{"containerPort": port, "protocol": "TCP"}],
                 "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
-            },
+            }
         ],
         **{
             name: pod[name]

@@ -21,8 +21,6 @@ from mlflow_deploy_plugin.ship.manifests.served import (
     SERVE,
     SPEC_FILE,
     SPEC_FOLDER,
-    STARTUP_SECONDS,
-    TLS_FILES,
     Document,
     Place,
     dump_documents,
@@ -31,8 +29,6 @@ from mlflow_deploy_plugin.ship.manifests.served import (
     make_document,
     refuse_strangers,
     served_spec,
-    tls_files,
-    with_tls_folder,
 )
 
 _INSTANCE = "app.kubernetes.io/instance"
@@ -40,7 +36,13 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
 CONTAINER = "onnxserve"
 SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
+_TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
+"""A field of `server` with a TLS file → the name of this file in `TLS_FOLDER`."""
 _FILES_FOLDER = "/run/secrets/files"
+_STARTUP_SECONDS = 600
+"""The maximum time to fetch and load the models, in which a pod only receives startup
+probes.
+"""
 _DRAIN_SECONDS = 5
 """The time in which a terminating pod still answers requests, while proxies and ingress
 controllers remove it.
@@ -67,21 +69,6 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             raise InvalidConfig(f"KEDA needs kubernetes.{field}: set -C kubernetes.{field}=…")
     # With 0 replicas, the Deployment leaves the number of pods to KEDA.
     unscaled = apply_config(spec, {"kubernetes.replicas": 0, "kubernetes.max_replicas": ""})
-    labels = {**endpoint_labels(spec.name), **MANAGED_BY}
-    scaler = make_document(
-        spec.name,
-        place,
-        "keda.sh/v1alpha1",
-        "ScaledObject",
-        labels,
-        spec=_keda_scaler(spec, place),
-    )
-    return {f"{spec.name}.yaml": dump_documents([*kubernetes_documents(unscaled, place), scaler])}
-
-
-def _keda_scaler(spec: EndpointSpec, place: Place) -> Document:
-    """Return the spec of the ScaledObject, which scales by the requests per second."""
-    kubernetes = spec.kubernetes
     selected = f'namespace="{place.namespace}",endpoint="{spec.name}"'
     trigger = {
         "serverAddress": kubernetes.prometheus_url,
@@ -90,12 +77,16 @@ def _keda_scaler(spec: EndpointSpec, place: Place) -> Document:
         # KEDA divides the sum by the number of pods.
         "threshold": str(kubernetes.requests_per_second),
     }
-    return {
+    scaled = {
         "scaleTargetRef": {"name": spec.name},
         "minReplicaCount": kubernetes.replicas,
         "maxReplicaCount": kubernetes.max_replicas,
         "triggers": [{"type": "prometheus", "metadata": trigger}],
     }
+    labels = {**endpoint_labels(spec.name), **MANAGED_BY}
+    api_version = "keda.sh/v1alpha1"
+    scaler = make_document(spec.name, place, api_version, "ScaledObject", labels, spec=scaled)
+    return {f"{spec.name}.yaml": dump_documents([*kubernetes_documents(unscaled, place), scaler])}
 
 
 def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
@@ -104,18 +95,18 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     Raises InvalidConfig if the name is not valid for a Service, the endpoint is open
     without auth, or fields conflict.
     """
-    _refuse_conflicts(spec)
     kubernetes = spec.kubernetes
+    check_name(spec)
+    if kubernetes.max_replicas is not None and spec.container.cpus is None:
+        raise InvalidConfig(
+            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod"
+        )
+    if kubernetes.host is not None:
+        refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
     document = partial(make_document, spec.name, place, labels=labels)
-    documents = [
-        document(
-            "v1",
-            "ConfigMap",
-            data={SPEC_FILE: dump_spec(spec_of_pod(spec))},
-        )
-    ]
+    documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
     documents += [
@@ -129,10 +120,15 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
     if kubernetes.max_replicas is not None:
-        autoscaler = _autoscaler(spec, kubernetes.max_replicas)
+        autoscaler = _autoscaler(spec)
         documents.append(document("autoscaling/v2", "HorizontalPodAutoscaler", spec=autoscaler))
     if kubernetes.gateway is not None:
-        route = _route(spec, kubernetes.gateway)
+        backend = {"name": spec.name, "port": http_port(spec)}
+        route = {
+            "parentRefs": [{"name": kubernetes.gateway}],
+            "hostnames": [kubernetes.host],
+            "rules": [{"backendRefs": [backend]}],
+        }
         documents.append(document("gateway.networking.k8s.io/v1", "HTTPRoute", spec=route))
     elif kubernetes.host is not None:
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=_ingress(spec)))
@@ -142,25 +138,18 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     return documents
 
 
-def _refuse_conflicts(spec: EndpointSpec) -> None:
-    kubernetes = spec.kubernetes
-    check_name(spec)
-    if kubernetes.max_replicas is not None and spec.container.cpus is None:
-        raise InvalidConfig(
-            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod",
-        )
-    if kubernetes.host is not None:
-        refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
-
-
-def _deployment(
-    spec: EndpointSpec,
-    place: Place,
-    labels: dict[str, str],
-) -> Document:
+def _deployment(spec: EndpointSpec, place: Place, labels: dict[str, str]) -> Document:
     """Return the spec of the Deployment, whose pods have `labels`. With an autoscaler,
     it has no number of pods.
     """
+    # A new digest rolls the Deployment. The Helm chart must compute the same digest.
+    server = json.dumps(
+        spec_document(spec_of_pod(spec))["server"],
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    digest = hashlib.sha256(server.encode()).hexdigest()[:16]
     deployment: Document = {}
     if not spec.kubernetes.is_autoscaled:
         deployment["replicas"] = spec.kubernetes.replicas
@@ -174,54 +163,20 @@ def _deployment(
         # immutable.
         "selector": {"matchLabels": {_INSTANCE: spec.name}},
         "template": {
-            "metadata": {
-                "labels": labels,
-                "annotations": {"onnxserve/server": _server_digest(spec)},
-            },
+            "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
             "spec": pod_of(spec, place),
         },
     }
 
 
-def _server_digest(spec: EndpointSpec) -> str:
-    """Return a digest of `server`. A new digest rolls the Deployment.
-
-    The Helm chart must compute the same digest.
-    """
-    served = json.dumps(
-        spec_document(spec_of_pod(spec))["server"],
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
-    return hashlib.sha256(served.encode()).hexdigest()[:16]
-
-
-def _autoscaler(spec: EndpointSpec, max_replicas: int) -> Document:
+def _autoscaler(spec: EndpointSpec) -> Document:
     kubernetes = spec.kubernetes
     target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
     return {
         "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
         "minReplicas": kubernetes.replicas,
-        "maxReplicas": max_replicas,
+        "maxReplicas": kubernetes.max_replicas,
         "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
-    }
-
-
-def _route(spec: EndpointSpec, gateway: str) -> Document:
-    return {
-        "parentRefs": [{"name": gateway}],
-        "hostnames": [spec.kubernetes.host],
-        "rules": [
-            {
-                "backendRefs": [
-                    {
-                        "name": spec.name,
-                        "port": http_port(spec),
-                    }
-                ]
-            }
-        ],
     }
 
 
@@ -230,14 +185,7 @@ def _ingress(spec: EndpointSpec) -> Document:
     kubernetes = spec.kubernetes
     backend = {"service": {"name": spec.name, "port": {"name": "http"}}}
     path = {"path": "/", "pathType": "Prefix", "backend": backend}
-    ingress: Document = {
-        "rules": [
-            {
-                "host": kubernetes.host,
-                "http": {"paths": [path]},
-            }
-        ]
-    }
+    ingress: Document = {"rules": [{"host": kubernetes.host, "http": {"paths": [path]}}]}
     if kubernetes.ingress_class is not None:
         ingress["ingressClassName"] = kubernetes.ingress_class
     if kubernetes.tls_secret is not None:
@@ -274,7 +222,7 @@ def check_name(spec: EndpointSpec) -> None:
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
             f"{spec.name!r} is not a valid name of a Kubernetes Service: it needs at most 63 "
-            "lowercase letters, digits and -, and must begin with a letter",
+            "lowercase letters, digits and -, and must begin with a letter"
         )
 
 
@@ -284,14 +232,7 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
     """
     # Specify the protocol of each port, because server-side apply of older Kubernetes
     # versions requires it.
-    ports = [
-        {
-            "name": "http",
-            "port": http_port(spec),
-            "targetPort": "http",
-            "protocol": "TCP",
-        }
-    ]
+    ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
     for name, port in (("grpc", spec.server.grpc_port), ("metrics", spec.server.metrics_port)):
         if port is not None:
             ports.append({"name": name, "port": port, "targetPort": name, "protocol": "TCP"})
@@ -302,7 +243,15 @@ def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
     """Return the spec for the server of a pod. Its certificate and key have the paths
     at which the pod mounts them.
     """
-    return with_tls_folder(served_spec(spec), TLS_FOLDER)
+    paths = {field: f"{TLS_FOLDER}/{_TLS_FILES[field]}" for field in _tls_keys(spec)}
+    served = served_spec(spec)
+    return served.model_copy(update={"server": served.server.model_copy(update=paths)})
+
+
+def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
+    """Return the TLS files of the server: field of `server` → SECRET/KEY."""
+    keys = {field: getattr(spec.server, field) for field in _TLS_FILES}
+    return {field: key for field, key in keys.items() if key is not None}
 
 
 def _volumes(spec: EndpointSpec) -> dict[str, tuple[str, Document]]:
@@ -319,19 +268,12 @@ def _volumes(spec: EndpointSpec) -> dict[str, tuple[str, Document]]:
     if files:
         volumes["files"] = (_FILES_FOLDER, _projected(files))
     tls = {
-        TLS_FILES[field]: _secret_key(f"server.{field}", key)
-        for field, key in tls_files(spec).items()
+        _TLS_FILES[field]: _secret_key(f"server.{field}", key)
+        for field, key in _tls_keys(spec).items()
     }
     if tls:
         volumes["tls"] = (TLS_FOLDER, _projected(tls))
     return volumes
-
-
-def _volume_mount(name: str, path: str, source: Document) -> Document:
-    mount: Document = {"name": name, "mountPath": path}
-    if "emptyDir" not in source:
-        mount["readOnly"] = True
-    return mount
 
 
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
@@ -342,7 +284,12 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
     """
     kubernetes = spec.kubernetes
     volumes = _volumes(spec)
-    mounts = [_volume_mount(name, *volume) for name, volume in volumes.items()]
+    mounts = []
+    for name, (path, source) in volumes.items():
+        mount: Document = {"name": name, "mountPath": path}
+        if "emptyDir" not in source:
+            mount["readOnly"] = True
+        mounts.append(mount)
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
@@ -398,7 +345,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
         "env": _environment(spec, place),
         "ports": ports,
         "resources": _resources(spec),
-        "startupProbe": probe("/ping", period=2, failures=STARTUP_SECONDS // 2),
+        "startupProbe": probe("/ping", period=2, failures=_STARTUP_SECONDS // 2),
         "readinessProbe": probe("/v2/health/ready", period=5, failures=2),
         "livenessProbe": probe("/v2/health/live", period=10, failures=3),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN_SECONDS)]}}},
@@ -436,19 +383,13 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
     mounted = container.model_copy(
         update={
-            "secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files},
-        },
+            "secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}
+        }
     )
     variables = environment_of(spec.model_copy(update={"container": mounted}), place)
     # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the
     # variable A.
-    plain = [
-        {
-            "name": name,
-            "value": value.replace("$", "$$"),
-        }
-        for name, value in variables.items()
-    ]
+    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}
         for name, key in sorted(container.secrets.items())
@@ -468,12 +409,7 @@ def _projected(files: Mapping[str, Document]) -> Document:
     kubelet updates the files.
     """
     sources = [
-        {
-            "secret": {
-                "name": key["name"],
-                "items": [{"key": key["key"], "path": file}],
-            }
-        }
+        {"secret": {"name": key["name"], "items": [{"key": key["key"], "path": file}]}}
         for file, key in files.items()
     ]
     return {"projected": {"sources": sources}}

@@ -27,13 +27,6 @@ STATE_FOLDER = f"{HOME_FOLDER}/server"
 SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
 """The arguments of the image's entry point."""
 PORT = 8080
-STARTUP_SECONDS = 600
-"""The maximum time to fetch and load the models, in which a pod only receives startup
-probes.
-"""
-TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
-"""A field of `server` with a TLS file → the name of this file in a pod and in a unit.
-"""
 USER = 10001
 """The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"
@@ -62,7 +55,7 @@ class Place:
         if not NAMESPACE.fullmatch(self.namespace):
             raise InvalidConfig(
                 "namespace: at most 63 lowercase letters, digits and inner - are expected (got "
-                f"{self.namespace!r})",
+                f"{self.namespace!r})"
             )
 
 
@@ -114,13 +107,7 @@ _Dumper.add_representer(str, _Dumper.text)
 
 
 def dump_documents(documents: list[Document]) -> str:
-    return yaml.dump_all(
-        documents,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=120,
-    )
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def http_port(spec: EndpointSpec) -> int:
@@ -148,18 +135,6 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
     return apply_config(spec.model_copy(update=left_out), update)
 
 
-def tls_files(spec: EndpointSpec) -> dict[str, str]:
-    """Return the files of the server's TLS: field of `server` → value."""
-    files = {field: getattr(spec.server, field) for field in TLS_FILES}
-    return {field: value for field, value in files.items() if value is not None}
-
-
-def with_tls_folder(spec: EndpointSpec, folder: str) -> EndpointSpec:
-    """Return the spec with the server's TLS files at their names in `folder`."""
-    update = {field: f"{folder}/{TLS_FILES[field]}" for field in tls_files(spec)}
-    return spec.model_copy(update={"server": spec.server.model_copy(update=update)})
-
-
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
     """Raise InvalidConfig if the endpoint has no auth, because all clients that reach
     `entrance` could use it.
@@ -168,7 +143,7 @@ def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
         raise InvalidConfig(
             f"without auth, all clients that reach {entrance} could use the endpoint: set -C "
             "server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if a "
-            "proxy authenticates the clients",
+            "proxy authenticates the clients"
         )
 
 

@@ -68,11 +68,7 @@ def random_times(rate: float, seconds: float, seed: int) -> Times:
     return np.sort(np.random.default_rng(seed).uniform(0, seconds, count))
 
 
-def open_loop(
-    port: int,
-    requests: Sequence[bytes],
-    times: Times,
-) -> tuple[Times, str]:
+def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
     """Send the requests in turn to a server on this machine at `times` [N], in seconds
     after the start.
 
@@ -110,9 +106,7 @@ class _Client:
         loop = asyncio.get_running_loop()
         for _ in range(_CONNECTIONS):
             _, connection = await loop.create_connection(
-                lambda: _Connection(self._receive),
-                "127.0.0.1",
-                port,
+                lambda: _Connection(self._receive), "127.0.0.1", port
             )
             self._idle.append(connection)
         return [*self._idle]

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import psutil
@@ -84,7 +83,7 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
         if not example.is_file():
             raise InvalidConfig(
                 "the model has no input example and no signature of rows: log it with "
-                "input_example=…",
+                "input_example=…"
             )
         return [example.read_bytes()]
     if artifact.flavor == PYTHON_FUNCTION:
@@ -95,7 +94,7 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
         sample_rows = known_rows(artifact, schema, _MOST_BODIES)
     except InvalidRequest as error:
         raise InvalidConfig(
-            f"the model refuses its own example: {error.message}; log a valid input_example",
+            f"the model refuses its own example: {error.message}; log a valid input_example"
         ) from None
     if no_batch_dimension_reason(artifact):
         return [encode_json(sample_rows)]
@@ -131,8 +130,20 @@ def measure_pod(
     """
     workers = spec.server.workers
     threads = spec.server.intra_op_num_threads or 1
-    _check_machine(workers, threads)
-    spec = _measured_spec(spec, folder, threads)
+    if sys.platform != "linux":
+        raise InvalidConfig(
+            "sizing pins processes to cores, which needs Linux: use a Linux machine or container"
+        )
+    cores = available_cores()
+    # The pod and its client need cores of their own.
+    if workers * threads >= cores:
+        raise InvalidConfig(
+            f"server.workers={workers} with {threads} threads each, and a client, need "
+            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine"
+        )
+    fields = {f"server.{name}": "" for name in _OF_CALLERS}
+    fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
+    spec = apply_config(spec, {**fields, "server.intra_op_num_threads": threads})
     requests = [post("/invocations", body) for body in bodies]
     size, best = _best_batch_size(spec, requests, p99, progress)
     with _started(spec, size, requests) as pod:
@@ -152,36 +163,8 @@ def measure_pod(
     )
 
 
-def _measured_spec(spec: EndpointSpec, folder: Path, threads: int) -> EndpointSpec:
-    """Return the spec for a server on this machine without auth and TLS, which serves
-    the version in `folder`.
-    """
-    fields = {f"server.{name}": "" for name in _OF_CALLERS}
-    fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
-    return apply_config(spec, {**fields, "server.intra_op_num_threads": threads})
-
-
-def _check_machine(workers: int, threads: int) -> None:
-    """Raise InvalidConfig if this machine cannot pin the pod and its client to cores of
-    their own.
-    """
-    if sys.platform != "linux":
-        raise InvalidConfig(
-            "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
-        )
-    cores = available_cores()
-    if workers * threads >= cores:
-        raise InvalidConfig(
-            f"server.workers={workers} with {threads} threads each, and a client, need "
-            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine",
-        )
-
-
 def _best_batch_size(
-    spec: EndpointSpec,
-    requests: Sequence[bytes],
-    p99: float,
-    progress: ProgressCallback,
+    spec: EndpointSpec, requests: Sequence[bytes], p99: float, progress: ProgressCallback
 ) -> tuple[int, Load]:
     """Return the batch size of the spec, otherwise the size with the highest rate, and
     its highest load. Raises InvalidConfig if no rate meets `p99`.
@@ -262,15 +245,7 @@ class _Pod:
             used_seconds = self._cpu_seconds() - before
             cpus, other_cpus = (used_seconds / (time.monotonic() - began)).tolist()
             p99_seconds = tail_latency(latencies)
-            loads.append(
-                Load(
-                    rate,
-                    p99_seconds,
-                    error,
-                    cpus,
-                    other_cpus=max(0.0, other_cpus),
-                )
-            )
+            loads.append(Load(rate, p99_seconds, error, cpus, other_cpus=max(0.0, other_cpus)))
         return min(loads, key=lambda load: (load.error, load.p99))
 
     def memory_bytes(self) -> int:
@@ -314,11 +289,7 @@ def _cpu_seconds_of(root: psutil.Process) -> float:
 
 
 @contextmanager
-def _started(
-    spec: EndpointSpec,
-    batch_size: int,
-    requests: Sequence[bytes],
-) -> Iterator[_Pod]:
+def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> Iterator[_Pod]:
     """Serve `spec`, and yield the pod when it is ready."""
     if sys.platform != "linux":
         raise NotImplementedError  # `measure_pod` refuses other systems.
@@ -329,7 +300,16 @@ def _started(
     cores = sorted(os.sched_getaffinity(0))[: count + 1]
     with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
         (state_dir / SPEC).write_text(dump_spec(spec))
-        server = _start_server(state_dir, log)
+        # The captured rows must not be added to the user's inference log.
+        home = {"ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""}
+        server = subprocess.Popen(
+            supervisor.command(state_dir),
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **home},
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
+            process_group=0,
+        )
         client = Worker()
         process = psutil.Process(server.pid)
         try:
@@ -348,19 +328,6 @@ def _started(
             with suppress(subprocess.TimeoutExpired):
                 server.wait(spec.server.stop_seconds)
             server.kill()
-
-
-def _start_server(state_dir: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a server of the spec in `state_dir`. It ends when this process ends."""
-    return subprocess.Popen(
-        supervisor.command(state_dir),
-        stdout=log,
-        stderr=log,
-        # The captured rows must not be added to the user's inference log.
-        env={**os.environ, "ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""},
-        preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
-        process_group=0,
-    )
 
 
 def _wait_until_serving(server: subprocess.Popen[bytes], state_dir: Path) -> None:

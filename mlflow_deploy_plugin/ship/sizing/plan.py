@@ -50,13 +50,13 @@ class Load:
         """Raise InvalidConfig if the load does not hold `p99`."""
         if self.error:
             raise InvalidConfig(
-                f"the model answers its own example with {self.error}; log a valid input_example",
+                f"the model answers its own example with {self.error}; log a valid input_example"
             )
         if self.p99 > p99:
             raise InvalidConfig(
                 f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {self.p99 * 1e3:.3g} ms at "
                 f"{self.rate:.3g} requests/s (other processes used {self.other_cpus:.1f} cores); "
-                "set a larger --p99, or try `onnxserve optimize`",
+                "set a larger --p99, or try `onnxserve optimize`"
             )
 
 
@@ -108,17 +108,13 @@ def count_pods(rate: float, highest_rate: float) -> int:
         raise InvalidConfig(
             f"--rate {rate:g} needs {pods:,} pods like the measured pod; set a rate of at most "
             f"{MOST_PODS * rate_per_pod:,.0f} for {MOST_PODS} pods, or measure larger pods (-C "
-            "server.workers=…)",
+            "server.workers=…)"
         )
     return pods
 
 
 def plan_pods(
-    pod: PodMeasurement,
-    rate: float,
-    rows: int,
-    cpu_hour_price: float,
-    gb_hour_price: float,
+    pod: PodMeasurement, rate: float, rows: int, cpu_hour_price: float, gb_hour_price: float
 ) -> Plan:
     """Return the pods for `rate` requests per second with `rows` rows each. Raises
     InvalidConfig above 500 pods.
@@ -139,10 +135,7 @@ def plan_pods(
         "container.memory_bytes": memory,
         "kubernetes.replicas": pods,
     }
-    percent = max(
-        1,
-        round(100 * pod.highest.cpus * (1 - HEADROOM) / cpus),
-    )
+    percent = max(1, round(100 * pod.highest.cpus * (1 - HEADROOM) / cpus))
     hpa = {"kubernetes.max_replicas": 2 * pods, "kubernetes.target_cpu_percent": percent}
     rate_per_pod = float(f"{pod.highest.rate * (1 - HEADROOM):.3g}")
     keda = {"kubernetes.max_replicas": 2 * pods, "kubernetes.requests_per_second": rate_per_pod}

@@ -32,7 +32,7 @@ def flights(rows: int, seed: int = 0) -> pa.Table:
             "distance": rng.normal(0, 1000, rows).round(1),
             "hour": rng.integers(0, 24, rows),
             "late": rng.integers(0, 2, rows).astype(bool),
-        },
+        }
     )
 
 

@@ -29,22 +29,8 @@ def predict(model: Path, tmp_path: Path) -> Predict:
         made = format_of(name)
         assert source_format
         assert made
-        part = Part(
-            path.name,
-            str(path),
-            name,
-            source_format,
-            made,
-            path.stat().st_size,
-            state="",
-        )
-        return predict_part(
-            PartJob(
-                part,
-                str(tmp_path / "out"),
-                **{"model": model, **options},
-            )
-        )
+        part = Part(path.name, str(path), name, source_format, made, path.stat().st_size, state="")
+        return predict_part(PartJob(part, str(tmp_path / "out"), **{"model": model, **options}))
 
     return call
 
@@ -62,10 +48,7 @@ def read(path: Path) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("made", ["csv", "jsonl", "parquet"])
 def test_each_format_becomes_each_format(
-    predict: Predict,
-    tmp_path: Path,
-    given: FileFormat,
-    made: FileFormat,
+    predict: Predict, tmp_path: Path, given: FileFormat, made: FileFormat
 ) -> None:
     rows = flights(2000)
 
@@ -81,12 +64,7 @@ def test_each_format_becomes_each_format(
 def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_path: Path) -> None:
     rows = flights(200_000)
 
-    predict(
-        write(rows, tmp_path / "rows.parquet"),
-        "made.parquet",
-        keep=("id", "ts"),
-        threads=4,
-    )
+    predict(write(rows, tmp_path / "rows.parquet"), "made.parquet", keep=("id", "ts"), threads=4)
 
     made = pq.read_table(tmp_path / "out" / "made.parquet")
     assert made.column_names == ["id", "ts", "prediction"]
@@ -95,14 +73,11 @@ def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_pat
 
 
 def test_kept_columns_of_a_csv_file_stay_as_they_are_written(
-    predict: Predict,
-    tmp_path: Path,
+    predict: Predict, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(
-        'id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace(
-            "1_0", "10"
-        ),
+        'id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace("1_0", "10")
     )
 
     predict(path, "made.jsonl", keep=("note", "id"))
@@ -124,34 +99,23 @@ def test_csv_is_read_by_the_rules_of_requests(predict: Predict, tmp_path: Path) 
 
 
 def test_tensors_and_several_outputs_have_the_names_of_the_signature(
-    predict: Predict,
-    tmp_path: Path,
+    predict: Predict, tmp_path: Path
 ) -> None:
-    image = pa.array(
-        [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]],
-        pa.list_(pa.float32()),
-    )
+    image = pa.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
     path = tmp_path / "rows.parquet"
-    pq.write_table(
-        pa.table({"id": [1, 2], "image": image}),
-        path,
-    )
+    pq.write_table(pa.table({"id": [1, 2], "image": image}), path)
 
     predict(path, "made.jsonl", keep=("id",), model=tensor_model(tmp_path / "tensor"))
 
     assert read(tmp_path / "out" / "made.jsonl") == {
         "id": [1, 2],
-        "doubled": [
-            [[2.0, 4.0], [6.0, 8.0]],
-            [[0.0, 0.0], [0.0, 2.0]],
-        ],
+        "doubled": [[[2.0, 4.0], [6.0, 8.0]], [[0.0, 0.0], [0.0, 2.0]]],
         "total": [10.0, 1.0],
     }
 
 
 def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
-    predict: Predict,
-    tmp_path: Path,
+    predict: Predict, tmp_path: Path
 ) -> None:
     signature = [tensor_column("float32", -1, 2)]
     graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
@@ -159,10 +123,7 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
     path.write_text("id,a,b\n7,1,2\n8,3,4\n")
 
     predict(
-        path,
-        "made.jsonl",
-        keep=("id",),
-        model=write_model(tmp_path / "pair", graph, signature),
+        path, "made.jsonl", keep=("id",), model=write_model(tmp_path / "pair", graph, signature)
     )
 
     assert read(tmp_path / "out" / "made.jsonl") == {
@@ -172,14 +133,9 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
 
 
 def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
-    predict: Predict,
-    tmp_path: Path,
+    predict: Predict, tmp_path: Path
 ) -> None:
-    rows = flights(20_000).set_column(
-        2,
-        "carrier",
-        pa.array([None, *["AA", "UA"] * 9_999, "AA"]),
-    )
+    rows = flights(20_000).set_column(2, "carrier", pa.array([None, *["AA", "UA"] * 9_999, "AA"]))
     path = write(rows, tmp_path / "rows.parquet")
 
     assert predict(path, "made.parquet", on_error="skip-row") == PartResult(19_999, 1)
@@ -197,9 +153,7 @@ def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
 def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_path: Path) -> None:
     graph = "one (float[1,1] x) => (float[1,1] y) { y = Add(x, x) }"
     folder = write_model(
-        tmp_path / "one",
-        graph,
-        [{"name": "x", "type": "float", "required": True}],
+        tmp_path / "one", graph, [{"name": "x", "type": "float", "required": True}]
     )
     path = tmp_path / "rows.csv"
     path.write_text("x\n1\n2\n3\n")
@@ -211,9 +165,7 @@ def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_pa
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
 def test_a_file_without_rows_becomes_one_with_the_columns(
-    predict: Predict,
-    tmp_path: Path,
-    given: FileFormat,
+    predict: Predict, tmp_path: Path, given: FileFormat
 ) -> None:
     rows = flights(0)
     path = tmp_path / f"rows.{given}"
@@ -249,16 +201,14 @@ BAD = {
             '{"id": 3, "carrier": "UA", "distance": 1, "hour": 1.0, "late": false}',
             "[4]",
             '{"id": 5, "carrier": "AA", "distance": 2, "hour": 2, "late": true}',
-        ],
+        ]
     ),
 }
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
 def test_bad_rows_are_left_out_and_kept_with_their_reason(
-    predict: Predict,
-    tmp_path: Path,
-    given: FileFormat,
+    predict: Predict, tmp_path: Path, given: FileFormat
 ) -> None:
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
@@ -282,9 +232,7 @@ def test_bad_rows_are_left_out_and_kept_with_their_reason(
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
 def test_the_first_bad_row_ends_the_part_with_its_place(
-    predict: Predict,
-    tmp_path: Path,
-    given: FileFormat,
+    predict: Predict, tmp_path: Path, given: FileFormat
 ) -> None:
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
@@ -303,12 +251,7 @@ def test_the_first_bad_row_ends_the_part_with_its_place(
     ],
 )
 def test_a_row_that_the_model_refuses_is_named(
-    predict: Predict,
-    tmp_path: Path,
-    place: int,
-    column: str,
-    value: int,
-    message: str,
+    predict: Predict, tmp_path: Path, place: int, column: str, value: int, message: str
 ) -> None:
     values = pa.array([None if row == 77_777 else value for row in range(100_000)])
     path = write(flights(100_000).set_column(place, column, values), tmp_path / "rows.parquet")
@@ -351,9 +294,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_file_that_does_not_fit_is_refused_in_one_line(
-    predict: Predict,
-    tmp_path: Path,
-    mistake: str,
+    predict: Predict, tmp_path: Path, mistake: str
 ) -> None:
     change, options, message = MISTAKES[mistake]
     path = write(change(flights(10)), tmp_path / "rows.parquet")
@@ -375,11 +316,7 @@ HEADER = "id,carrier,distance,hour,late"
     ],
 )
 def test_a_text_that_does_not_fit_is_refused_in_one_line(
-    predict: Predict,
-    tmp_path: Path,
-    name: str,
-    content: bytes,
-    message: str,
+    predict: Predict, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
@@ -399,10 +336,7 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(
     ],
 )
 def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
-    predict: Predict,
-    tmp_path: Path,
-    bad: bytes,
-    rows: int,
+    predict: Predict, tmp_path: Path, bad: bytes, rows: int
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(f"{HEADER}\n0,AA,1,1,true\n".encode() + bad + b"\n2,AA,1,1,true" * rows)
@@ -427,23 +361,11 @@ def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
     ],
 )
 def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
-    predict: Predict,
-    tmp_path: Path,
-    bad: bytes,
-    number: int,
+    predict: Predict, tmp_path: Path, bad: bytes, number: int
 ) -> None:
     lines = [b'{"carrier": "AA", "distance": 1, "hour": 1, "late": true}'] * 3
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(
-        b"\xef\xbb\xbf"
-        + b"\n".join(
-            [
-                *lines[:number],
-                bad,
-                *lines[number:],
-            ]
-        )
-    )
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*lines[:number], bad, *lines[number:]]))
 
     assert predict(path, "made.jsonl", on_error="skip-row") == PartResult(3, 1)
 
@@ -451,11 +373,7 @@ def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
 
 
 @pytest.mark.parametrize("hour", ["2.5", "99999999999999999999", "1e30"])
-def test_value_not_a_whole_number_is_a_bad_row(
-    predict: Predict,
-    tmp_path: Path,
-    hour: str,
-) -> None:
+def test_value_not_a_whole_number_is_a_bad_row(predict: Predict, tmp_path: Path, hour: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(f"{HEADER}\n0,AA,1,1,true\n1,AA,1,{hour},true\n2,AA,1,1.0,true\n")
 
@@ -487,16 +405,11 @@ def test_a_part_whose_end_is_damaged_leaves_no_output(predict: Predict, tmp_path
 
 
 def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(
-    predict: Predict,
-    tmp_path: Path,
+    predict: Predict, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(
-        flights(1000),
-        path,
-        compression="none",
-        use_dictionary=False,
-        write_page_checksum=True,
+        flights(1000), path, compression="none", use_dictionary=False, write_page_checksum=True
     )
     content = bytearray(path.read_bytes())
     distance = pq.read_metadata(path).row_group(0).column(3)
@@ -510,9 +423,7 @@ def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(
 def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Path) -> None:
     graph = "same (double[N,1] x) => (double[N,1] y) { y = Identity(x) }"
     folder = write_model(
-        tmp_path / "same",
-        graph,
-        [{"name": "x", "type": "double", "required": True}],
+        tmp_path / "same", graph, [{"name": "x", "type": "double", "required": True}]
     )
     values = np.random.default_rng(0).normal(size=1000)
     path = tmp_path / "rows.csv"
@@ -523,20 +434,13 @@ def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Pat
     assert read(tmp_path / "out" / "made.parquet")["y"] == values.tolist()
 
 
-@pytest.mark.parametrize(
-    ("mark", "name"),
-    [(";", "semicolons"), ("\t", "tabs")],
-)
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
 def test_another_separator_of_a_csv_file_is_named(
-    predict: Predict,
-    tmp_path: Path,
-    mark: str,
-    name: str,
+    predict: Predict, tmp_path: Path, mark: str, name: str
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("carrier,distance,hour,late\nUA,1,5,true\n".replace(",", mark))
     with pytest.raises(
-        OnnxserveError,
-        match=f"rows.csv: the CSV separates its columns with {name}",
+        OnnxserveError, match=f"rows.csv: the CSV separates its columns with {name}"
     ):
         predict(path, "made.csv")

@@ -61,8 +61,7 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
     progress: list[BatchProgress] = []
 
     result = run_batch(
-        plan_of(model, source, tmp_path / "out", keep=("id",), workers=2),
-        progress.append,
+        plan_of(model, source, tmp_path / "out", keep=("id",), workers=2), progress.append
     )
 
     assert files(tmp_path / "out") == [
@@ -114,14 +113,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
         "--keep",
         "id",
     ]
-    begin = [
-        sys.executable,
-        "-c",
-        KILLED,
-        str(model),
-        str(source),
-        str(out),
-    ]
+    begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
     killed = (
         subprocess.run(  # The call also waits for the workers, because they keep its stderr open.
             begin,
@@ -146,13 +138,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
         pq.read_metadata(path)  # This raises if the file is incomplete.
     assert list(temporary.glob("onnxserve-batch-*"))
 
-    again = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+    again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     assert again.returncode == 0, again.stderr
     assert f"{len(first)} finished earlier" in again.stdout
@@ -164,8 +150,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
 
 @pytest.mark.long
 def test_another_model_or_input_is_refused_and_restart_begins_anew(
-    model: Path,
-    tmp_path: Path,
+    model: Path, tmp_path: Path
 ) -> None:
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
@@ -195,8 +180,7 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(
 
 @pytest.mark.long
 def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
-    model: Path,
-    tmp_path: Path,
+    model: Path, tmp_path: Path
 ) -> None:
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
@@ -215,10 +199,7 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
 
 
 @pytest.mark.long
-def test_batch_that_wrote_no_rows_may_change_its_options(
-    model: Path,
-    tmp_path: Path,
-) -> None:
+def test_batch_that_wrote_no_rows_may_change_its_options(model: Path, tmp_path: Path) -> None:
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
@@ -231,11 +212,7 @@ def test_batch_that_wrote_no_rows_may_change_its_options(
 
 def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None:
     rows = flights(6)
-    late = rows.set_column(
-        rows.schema.get_field_index("hour"),
-        "hour",
-        pa.array([7] * 6),
-    )
+    late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
     folder = (
         tmp_path
         / "in"
@@ -250,7 +227,7 @@ def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
 
     run_batch(
-        plan_of(model, tmp_path / "in", out, keep=("day", "city", "zone"), output_format="parquet"),
+        plan_of(model, tmp_path / "in", out, keep=("day", "city", "zone"), output_format="parquet")
     )
 
     for name in names.values():
@@ -271,21 +248,14 @@ def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Pat
     source = tmp_path / "in"
     out = tmp_path / "out"
     for number, (suffix, codec) in enumerate(
-        [
-            ("csv.gz", "gzip"),
-            ("jsonl.zst", "zstd"),
-            ("csv.bz2", "bz2"),
-            ("parquet.gz", "gzip"),
-        ],
+        [("csv.gz", "gzip"), ("jsonl.zst", "zstd"), ("csv.bz2", "bz2"), ("parquet.gz", "gzip")]
     ):
         plain = write(flights(500, seed=number), tmp_path / f"rows.{suffix.partition('.')[0]}")
         source.mkdir(exist_ok=True)
         with pa.CompressedOutputStream(str(source / f"{number}.{suffix}"), codec) as file:
             file.write(plain.read_bytes())
 
-    result = run_batch(
-        plan_of(model, source, out, keep=("id",), output_format="parquet"),
-    )
+    result = run_batch(plan_of(model, source, out, keep=("id",), output_format="parquet"))
 
     assert result.progress.rows == 2000
     assert result.progress.bytes_done == result.progress.bytes
@@ -318,9 +288,7 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
 
     with pytest.raises(OnnxserveError, match=r"^bad\.parquet: column 'late'"):
         run_batch(plan)
-    result = run_batch(
-        plan_of(model, source, tmp_path / "skipped", on_error="skip-part"),
-    )
+    result = run_batch(plan_of(model, source, tmp_path / "skipped", on_error="skip-part"))
 
     assert list(result.failed) == ["bad.parquet"]
     assert files(tmp_path / "skipped") == [
@@ -382,10 +350,7 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: P
             os.utime(changed, (1, 1))
 
     with pytest.raises(OnnxserveError, match=r"^day=1/1\.parquet:.*has changed"):
-        run_batch(
-            plan_of(model, source, tmp_path / "out"),
-            change,
-        )
+        run_batch(plan_of(model, source, tmp_path / "out"), change)
 
     assert "day=1/1.parquet" not in files(tmp_path / "out")
 
@@ -433,15 +398,11 @@ def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["", "null", "[]", "{}", '{"parts": [], "model": {}}', '{"parts": {"x": 1}}'],
+    "content", ["", "null", "[]", "{}", '{"parts": [], "model": {}}', '{"parts": {"x": 1}}']
 )
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_damaged_manifest_is_one_line(
-    model: Path,
-    tmp_path: Path,
-    content: str,
-    restart: bool,
+    model: Path, tmp_path: Path, content: str, restart: bool
 ) -> None:
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
@@ -453,9 +414,7 @@ def test_a_damaged_manifest_is_one_line(
 
 
 def test_names_of_folders_may_hold_any_sign(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(flights(10), Path("at 10:00 #1/t=10:00?/a%20b ü\n.parquet"))
@@ -484,9 +443,7 @@ def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> 
 
 @pytest.mark.long
 def test_a_batch_from_bucket_to_bucket(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
@@ -497,12 +454,7 @@ def test_a_batch_from_bucket_to_bucket(
         for name in files(source):
             client.upload_file(str(source / name), "lake", f"in/{name}")
         plan = BatchPlan(
-            str(model),
-            "s3://lake/in",
-            "s3://lake/out",
-            ("id",),
-            output_format="csv",
-            workers=2,
+            str(model), "s3://lake/in", "s3://lake/out", ("id",), output_format="csv", workers=2
         )
 
         assert run_batch(plan).progress.rows == 1500
@@ -521,9 +473,7 @@ def test_a_batch_from_bucket_to_bucket(
 
 @pytest.mark.long
 def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refused(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
@@ -544,13 +494,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
     with s3_server() as bucket, ThreadPoolExecutor(2) as pool:
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
         plans = [
-            BatchPlan(
-                str(model),
-                str(source),
-                "s3://lake/out",
-                (column,),
-                workers=1,
-            )
+            BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1)
             for column in ("id", "ts")
         ]
         futures = [pool.submit(run_batch, plan) for plan in plans]
@@ -563,8 +507,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
 
 @pytest.mark.long
 def test_a_version_of_any_flavor_is_recorded_as_a_run(
-    new_database: NewDatabase,
-    tmp_path: Path,
+    new_database: NewDatabase, tmp_path: Path
 ) -> None:
     signature = ModelSignature(
         Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
@@ -579,7 +522,7 @@ def test_a_version_of_any_flavor_is_recorded_as_a_run(
             pip_requirements=[],
         )
         (tmp_path / "rows.csv").write_text(
-            "id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n",
+            "id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n"
         )
 
         result = run_batch(
@@ -590,7 +533,7 @@ def test_a_version_of_any_flavor_is_recorded_as_a_run(
                 ("id",),
                 output_format="jsonl",
                 experiment="batches",
-            ),
+            )
         )
 
         lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
@@ -604,7 +547,7 @@ def test_a_version_of_any_flavor_is_recorded_as_a_run(
     assert run.data.params["model"] == "models:/days/1"
     assert run.data.tags["onnxserve.batch.version"] == "1"
     assert run.inputs.dataset_inputs[0].dataset.source == json.dumps(
-        {"uri": str(tmp_path / "rows.csv")},
+        {"uri": str(tmp_path / "rows.csv")}
     )
 
 
@@ -615,27 +558,20 @@ class Threads(mlflow.pyfunc.PythonModel):
 
 @pytest.mark.long
 def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     signature = ModelSignature(
-        Schema([ColSpec("long", "id")]),
-        Schema([ColSpec("string", "threads")]),
+        Schema([ColSpec("long", "id")]), Schema([ColSpec("string", "threads")])
     )
     mlflow.pyfunc.save_model(
-        tmp_path / "m",
-        python_model=Threads(),
-        signature=signature,
-        pip_requirements=[],
+        tmp_path / "m", python_model=Threads(), signature=signature, pip_requirements=[]
     )
     for part in range(2):
         write(pa.table({"id": [part]}), tmp_path / "in" / f"{part}.csv")
-    run_batch(
-        plan_of(tmp_path / "m", tmp_path / "in", tmp_path / "out", workers=2),
-    )
+    run_batch(plan_of(tmp_path / "m", tmp_path / "in", tmp_path / "out", workers=2))
     assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [
-        ['"threads"', '"1"'],
+        ['"threads"', '"1"']
     ] * 2
 
 

@@ -25,23 +25,18 @@ from .conftest import flights, labels, plan_of, write
 
 
 def test_spark_connect_is_refused_in_one_line(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(flights(10), tmp_path / "in" / "a.parquet")
     monkeypatch.setenv("SPARK_REMOTE", "sc://spark:15002")
 
     with pytest.raises(InvalidConfig, match=r"Spark Connect: .*spark://host:7077"):
-        run_batch(
-            plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"),
-        )
+        run_batch(plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"))
 
 
 @pytest.fixture(scope="module", params=["local[4]", "standalone"])
 def session(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     """Start a session in this process, or a session on a master with two workers of two
     cores.
@@ -66,11 +61,7 @@ def session(
                 ]
                 with (folder / f"{name}.log").open("ab") as log:
                     process = subprocess.Popen(
-                        command,
-                        env=environment,
-                        stdout=log,
-                        stderr=log,
-                        cwd=folder,
+                        command, env=environment, stdout=log, stderr=log, cwd=folder
                     )
                 ending.callback(process.wait)
                 ending.callback(process.terminate)
@@ -104,9 +95,7 @@ def session(
 
 @pytest.mark.long
 def test_a_batch_is_the_one_of_this_machine_to_the_byte(
-    session: Any,
-    model: Path,
-    tmp_path: Path,
+    session: Any, model: Path, tmp_path: Path
 ) -> None:
     for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
         write(flights(3000, number), tmp_path / "in" / name)
@@ -115,8 +104,7 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(
     progress: list[tuple[int, int]] = []
 
     spread = run_batch(
-        replace(on_spark, engine="spark"),
-        lambda at: progress.append((at.parts_done, at.rows)),
+        replace(on_spark, engine="spark"), lambda at: progress.append((at.parts_done, at.rows))
     )
     run_batch(plan)
 
@@ -139,16 +127,12 @@ def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_pa
     (tmp_path / "in" / "b.csv").write_text("id,carrier,distance,hour,late\n0,AA,far,1,true\n")
 
     with pytest.raises(OnnxserveError, match=r"^b\.csv: row 0.*'distance'.*'far'"):
-        run_batch(
-            plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"),
-        )
+        run_batch(plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"))
 
 
 @pytest.mark.long
 def test_the_rows_of_a_frame_get_their_predictions(
-    session: Any,
-    model: Path,
-    tmp_path: Path,
+    session: Any, model: Path, tmp_path: Path
 ) -> None:
     rows = flights(5000)
     frame = session.read.parquet(str(write(rows, tmp_path / "a.parquet"))).repartition(4)
@@ -163,22 +147,11 @@ def test_the_rows_of_a_frame_get_their_predictions(
 
 @pytest.mark.long
 def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
-    frame = session.createDataFrame(
-        [(1, [1.0, 2.0, 3.0, 4.0])],
-        "id long, image array<float>",
-    )
+    frame = session.createDataFrame([(1, [1.0, 2.0, 3.0, 4.0])], "id long, image array<float>")
 
-    (row,) = predict_frame(
-        frame,
-        str(tensor_model(tmp_path / "tensor")),
-        keep=["id"],
-    ).collect()
+    (row,) = predict_frame(frame, str(tensor_model(tmp_path / "tensor")), keep=["id"]).collect()
 
-    assert row.asDict() == {
-        "id": 1,
-        "doubled": [[2.0, 4.0], [6.0, 8.0]],
-        "total": 10.0,
-    }
+    assert row.asDict() == {"id": 1, "doubled": [[2.0, 4.0], [6.0, 8.0]], "total": 10.0}
 
 
 @pytest.mark.long

@@ -30,10 +30,7 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     hours = [
         None if row in (0, 500, 999) else hour for row, hour in enumerate(rows["hour"].to_pylist())
     ]
-    block = RowBlock(
-        rows.set_column(4, "hour", pa.array(hours, pa.int64())),
-        range(7, 1007),
-    )
+    block = RowBlock(rows.set_column(4, "hour", pa.array(hours, pa.int64())), range(7, 1007))
 
     pieces = list(predict_block(load_table_model(model), block, ("id",)))
 
@@ -53,10 +50,7 @@ def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path: Path) -> 
     from tests.support.texts import PANIC, panicking_model
 
     table = load_table_model(panicking_model(tmp_path / "model"))
-    block = RowBlock(
-        pa.table({"text": ["a", PANIC, "b"]}),
-        range(3),
-    )
+    block = RowBlock(pa.table({"text": ["a", PANIC, "b"]}), range(3))
 
     pieces = list(predict_block(table, block))
 
@@ -65,8 +59,7 @@ def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path: Path) -> 
 
 
 def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(
-    model: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = load_table_model(model)
     tried = []
@@ -87,9 +80,7 @@ def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
 
     with body_predictor(str(model)) as predict:
         assert predict(
-            "application/json",
-            orjson.dumps({"dataframe_records": [row]}),
-            False,
+            "application/json", orjson.dumps({"dataframe_records": [row]}), False
         ) == labels(flights(1))
         with pytest.raises(InvalidRequest, match="column 'hour'"):
             predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n", False)

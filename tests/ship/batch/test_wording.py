@@ -53,11 +53,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    OPTIONS.values(),
-    ids=OPTIONS,
-)
+@pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
 def test_a_refusal_names_the_option_and_the_file(
     options: dict[str, Any],
     message: str,

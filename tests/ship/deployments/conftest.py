@@ -25,8 +25,7 @@ def client(tmp_path: Path) -> Iterator[BaseDeploymentClient]:
 
 @pytest.fixture(scope="module")
 def served(
-    tmp_path_factory: pytest.TempPathFactory,
-    models: Models,
+    tmp_path_factory: pytest.TempPathFactory, models: Models
 ) -> Iterator[BaseDeploymentClient]:
     """Yield a client with the deployment `sum` of the model `once`, for tests that do
     not change it.

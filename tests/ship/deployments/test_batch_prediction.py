@@ -40,10 +40,7 @@ from tests.support.refusals import refused
     ],
 )
 def test_each_batch_is_a_body_that_knows_where_its_rows_stand(
-    kind: FileFormat,
-    content: bytes,
-    bodies: list[bytes],
-    places: list[list[str]],
+    kind: FileFormat, content: bytes, bodies: list[bytes], places: list[list[str]]
 ) -> None:
     batches = list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 
@@ -53,19 +50,13 @@ def test_each_batch_is_a_body_that_knows_where_its_rows_stand(
 
 def test_rows_of_parquet_are_sent_as_arrow() -> None:
     file = io.BytesIO()
-    pq.write_table(
-        pa.table({"a": [1, 2, None], "b": ["x", "y", "z"]}),
-        file,
-    )
+    pq.write_table(pa.table({"a": [1, 2, None], "b": ["x", "y", "z"]}), file)
 
     batches = list(read_rows(file, "rows", "parquet", 2).batches)
 
     assert {batch.content_type for batch in batches} == {"application/vnd.apache.arrow.stream"}
     tables = [pa.ipc.open_stream(batch.body).read_all().to_pydict() for batch in batches]
-    assert tables == [
-        {"a": [1, 2], "b": ["x", "y"]},
-        {"a": [None], "b": ["z"]},
-    ]
+    assert tables == [{"a": [1, 2], "b": ["x", "y"]}, {"a": [None], "b": ["z"]}]
     assert [list(batch.places) for batch in batches] == [
         ["row 0 (from 0)", "row 1 (from 0)"],
         ["row 2 (from 0)"],
@@ -82,9 +73,7 @@ def test_rows_of_parquet_are_sent_as_arrow() -> None:
     ],
 )
 def test_a_mistake_in_a_file_names_its_line(
-    kind: FileFormat,
-    content: bytes,
-    names: list[str],
+    kind: FileFormat, content: bytes, names: list[str]
 ) -> None:
     with refused(InvalidRequest, *names):
         list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)

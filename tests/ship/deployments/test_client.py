@@ -18,23 +18,10 @@ from mlflow_deploy_plugin.ship.deployments import client as plugin
 from tests.support.deployments import SIGNATURE, weighted_sum
 from tests.support.refusals import refused
 
-SPLIT = {
-    "dataframe_split": {
-        "columns": ["b", "a"],
-        "data": [[2, 1], [4.5, 3]],
-    }
-}
+SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
 ROWS = [[1, 2], [3, 4.5]]
-RECORDS = [
-    {"a": 1, "b": 2},
-    {"b": 4.5, "a": 3},
-]
-FRAME = pd.DataFrame(
-    {
-        "b": [2, 4.5],
-        "a": [1, 3],
-    }
-)
+RECORDS = [{"a": 1, "b": 2}, {"b": 4.5, "a": 3}]
+FRAME = pd.DataFrame({"b": [2, 4.5], "a": [1, 3]})
 
 
 def test_plugin_has_the_interface_that_mlflow_expects() -> None:
@@ -47,7 +34,7 @@ def test_plugin_has_the_interface_that_mlflow_expects() -> None:
     assert len(clients) == 1
     for method in ("create_deployment", "update_deployment", "delete_deployment"):
         assert {"config", "endpoint"} <= inspect.signature(
-            getattr(clients[0], method),
+            getattr(clients[0], method)
         ).parameters.keys()
     assert list(inspect.signature(plugin.run_local).parameters) == [
         "name",
@@ -70,14 +57,8 @@ def test_a_target_that_is_not_there_says_which_are() -> None:
         FRAME[["a", "b"]].to_numpy(),
         pd.DataFrame(FRAME[["a", "b"]].to_numpy()),
         {"a": [1, 3], "b": [2, 4.5]},
-        {
-            "a": np.array([1, 3]),
-            "b": np.array([2, 4.5], dtype=np.float32),
-        },
-        {
-            "a": pd.Series([1, 3], index=["x", "y"]),
-            "b": pd.Series([2, 4.5]),
-        },
+        {"a": np.array([1, 3]), "b": np.array([2, 4.5], dtype=np.float32)},
+        {"a": pd.Series([1, 3], index=["x", "y"]), "b": pd.Series([2, 4.5])},
         [[1, 2], [3, 4.5]],
         RECORDS,
         SPLIT,
@@ -88,8 +69,7 @@ def test_a_target_that_is_not_there_says_which_are() -> None:
     ids=lambda inputs: f"{type(inputs).__name__} {str(inputs)[:24]}",
 )
 def test_predictions_are_plain_values_whatever_the_form_of_the_input(
-    served: BaseDeploymentClient,
-    inputs: Any,
+    served: BaseDeploymentClient, inputs: Any
 ) -> None:
     response = served.predict("sum", inputs)
 
@@ -113,27 +93,19 @@ def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> No
         {"inputs": [[1, 2], [3, 4.5]]},
         {"inputs": {"a": [1, 3], "b": [2, 4.5]}},
         RECORDS,
-        {
-            "a": {"0": 1, "1": 3},
-            "b": {"0": 2, "1": 4.5},
-        },
+        {"a": {"0": 1, "1": 3}, "b": {"0": 2, "1": 4.5}},
     ],
     ids=lambda document: str(document)[:40],
 )
 def test_a_file_that_mlflow_read_with_pandas_is_understood(
-    served: BaseDeploymentClient,
-    tmp_path: Path,
-    document: Any,
+    served: BaseDeploymentClient, tmp_path: Path, document: Any
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(document))
 
     # `mlflow deployments predict -I` reads the file in the same way.
     frame = pd.read_json(tmp_path / "rows.json")
 
-    assert served.predict("sum", frame)["predictions"] == [
-        {"y": 3.0},
-        {"y": 7.5},
-    ]
+    assert served.predict("sum", frame)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
 
 
 @pytest.mark.parametrize(
@@ -149,17 +121,14 @@ def test_a_file_that_mlflow_read_with_pandas_is_understood(
     ids=["missing", "mistyped", "empty", "text", "none", "object"],
 )
 def test_an_input_that_does_not_fit_is_refused_in_the_servers_words(
-    served: BaseDeploymentClient,
-    inputs: Any,
-    names: list[str],
+    served: BaseDeploymentClient, inputs: Any, names: list[str]
 ) -> None:
     with refused(MlflowException, *names, code="BAD_REQUEST"):
         served.predict("sum", inputs)
 
 
 def test_get_tells_everything_and_list_the_main_things(
-    served: BaseDeploymentClient,
-    models: Any,
+    served: BaseDeploymentClient, models: Any
 ) -> None:
     got = served.get_deployment("sum")
 
@@ -190,21 +159,9 @@ def test_get_tells_everything_and_list_the_main_things(
             ["no deployment 'no'"],
             "RESOURCE_DOES_NOT_EXIST",
         ),
-        (
-            lambda c: c.predict("no", [[1]]),
-            ["no deployment 'no'"],
-            "RESOURCE_DOES_NOT_EXIST",
-        ),
-        (
-            lambda c: c.predict(None, [[1]], "no"),
-            ["no endpoint 'no'"],
-            "RESOURCE_DOES_NOT_EXIST",
-        ),
-        (
-            lambda c: c.predict(None, [[1]]),
-            ["a deployment"],
-            "INVALID_PARAMETER_VALUE",
-        ),
+        (lambda c: c.predict("no", [[1]]), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]], "no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]]), ["a deployment"], "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("sum", "m"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
         (
             lambda c: c.create_deployment("../x", "m"),
@@ -236,10 +193,7 @@ def test_get_tells_everything_and_list_the_main_things(
     ],
 )
 def test_failed_deployment_call_is_an_mlflow_exception_with_its_code(
-    served: BaseDeploymentClient,
-    call: Any,
-    names: list[str],
-    code: str,
+    served: BaseDeploymentClient, call: Any, names: list[str], code: str
 ) -> None:
     with refused(MlflowException, *names, code=code):
         call(served)
@@ -259,9 +213,7 @@ def test_failed_deployment_call_is_an_mlflow_exception_with_its_code(
     ],
 )
 def test_deleting_a_name_that_does_not_exist_is_an_error(
-    served: BaseDeploymentClient,
-    delete: Any,
-    names: list[str],
+    served: BaseDeploymentClient, delete: Any, names: list[str]
 ) -> None:
     with refused(MlflowException, *names, code="RESOURCE_DOES_NOT_EXIST"):
         delete(served)
@@ -272,24 +224,13 @@ def test_a_series_is_sent_as_a_column() -> None:
     from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
 
     sent = json.loads(encode_body(pd.Series(["good day", None], name="text")))
-    assert sent == {
-        "dataframe_split": {
-            "columns": ["text"],
-            "data": [["good day"], [None]],
-        }
-    }
+    assert sent == {"dataframe_split": {"columns": ["text"], "data": [["good day"], [None]]}}
 
 
 def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
     from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
 
-    frame = pd.DataFrame(
-        {
-            "a": [0.1234567890123456, np.nan],
-            "s": ["x", None],
-            "t": [True, False],
-        }
-    )
+    frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
 
     data = json.loads(encode_body(frame))["dataframe_split"]["data"]
 
@@ -297,8 +238,7 @@ def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
 
 
 def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
-    served: BaseDeploymentClient,
-    models: Any,
+    served: BaseDeploymentClient, models: Any
 ) -> None:
     with refused(MlflowException, "'onnx'", "python_function", code="INVALID_PARAMETER_VALUE"):
         served.create_deployment("x", models.pyfunc, "onnx")
@@ -310,15 +250,9 @@ def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
 
 @pytest.mark.long
 def test_explanations_come_through_the_client_and_through_mlflows_own_command(
-    client: BaseDeploymentClient,
-    tmp_path: Path,
+    client: BaseDeploymentClient, tmp_path: Path
 ) -> None:
-    example = pd.DataFrame(
-        {
-            "a": [0.0, 2.0],
-            "b": [1.0, 3.0],
-        }
-    )
+    example = pd.DataFrame({"a": [0.0, 2.0], "b": [1.0, 3.0]})
     mlflow.onnx.save_model(
         weighted_sum(2.0),
         tmp_path / "model",
@@ -328,32 +262,15 @@ def test_explanations_come_through_the_client_and_through_mlflows_own_command(
     )
     client.create_deployment("d", str(tmp_path / "model"), "onnx")
 
-    explained = client.explain(
-        "d",
-        pd.DataFrame({"b": [5.0, 1.0], "a": [3.0, 1.0]}),
-    )
+    explained = client.explain("d", pd.DataFrame({"b": [5.0, 1.0], "a": [3.0, 1.0]}))
 
     assert json.loads(json.dumps(explained)) == explained
     assert explained["columns"] == ["a", "b"]
-    assert np.allclose(
-        explained["values"],
-        [
-            [4.0, 6.0],
-            [0.0, -2.0],
-        ],
-    )
+    assert np.allclose(explained["values"], [[4.0, 6.0], [0.0, -2.0]])
     (tmp_path / "rows.json").write_text(
-        json.dumps(
-            {
-                "dataframe_split": {
-                    "columns": ["b", "a"],
-                    "data": [[5, 3], [1, 1]],
-                }
-            }
-        ),
+        json.dumps({"dataframe_split": {"columns": ["b", "a"], "data": [[5, 3], [1, 1]]}})
     )
     typed = CliRunner().invoke(
-        commands,
-        ["explain", "-t", "onnxserve", "--name", "d", "-I", str(tmp_path / "rows.json")],
+        commands, ["explain", "-t", "onnxserve", "--name", "d", "-I", str(tmp_path / "rows.json")]
     )
     assert json.loads(typed.stdout)["values"] == explained["values"]

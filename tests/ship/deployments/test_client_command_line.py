@@ -20,12 +20,7 @@ from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 from tests.support.waiting import answers, wait_until
 
-ROWS = {
-    "dataframe_split": {
-        "columns": ["a", "b"],
-        "data": [[1, 2], [3, 4.5]],
-    }
-}
+ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
 TYPED = ("-t", "onnxserve", "--name", "typed")
 # This is `python -m mlflow deployments` without MLflow's other commands, whose import
 # takes two seconds.
@@ -37,11 +32,7 @@ def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
     started.
     """
     return subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -70,12 +61,7 @@ def test_a_deployment_lives_through_its_commands(
 
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     predicted = called("predict", *TYPED, "-I", str(tmp_path / "rows.json"))
-    assert json.loads(predicted.stdout) == {
-        "predictions": [
-            {"y": 6.0},
-            {"y": 15.0},
-        ]
-    }
+    assert json.loads(predicted.stdout) == {"predictions": [{"y": 6.0}, {"y": 15.0}]}
 
     assert "'name': 'typed'" in called("list", "-t", "onnxserve").stdout
 
@@ -104,9 +90,7 @@ def test_a_create_that_is_cut_off_can_be_cleaned_up(
     """
     create = [*COMMAND, "create", "-t", "onnxserve", "--name", "cut", "-m", models.once]
     process = subprocess.Popen(
-        [*create, "-C", f"server.port={free_port}"],
-        stderr=subprocess.PIPE,
-        text=True,
+        [*create, "-C", f"server.port={free_port}"], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     assert any("starting the server" in line for line in process.stderr)
@@ -127,30 +111,19 @@ def called(*arguments: str) -> Result:
 
 
 def test_a_mistake_is_one_line_on_stderr(
-    models: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
 
     refused = called(
-        "create",
-        "-t",
-        "onnxserve",
-        "--name",
-        "x",
-        "-m",
-        models.once,
-        "-C",
-        "server.prot=1",
+        "create", "-t", "onnxserve", "--name", "x", "-m", models.once, "-C", "server.prot=1"
     )
 
     assert mentions(said(refused), "'server.prot'", "'server.port'")
 
 
 def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with tracking_at("mlflow.example:5000"):
@@ -179,9 +152,7 @@ def test_the_help_is_printed() -> None:
     ],
 )
 def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
-    client: BaseDeploymentClient,
-    model: str,
-    message: str,
+    client: BaseDeploymentClient, model: str, message: str
 ) -> None:
     refused = called("run-local", "-t", "onnxserve", "--name", "front", "-m", model)
 
@@ -194,31 +165,23 @@ def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
 
 @pytest.mark.long
 def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
-    models: Any,
-    free_port: int,
-    tmp_path: Path,
+    models: Any, free_port: int, tmp_path: Path
 ) -> None:
     command = [*COMMAND, "run-local", "-t", "onnxserve", "--name", "front"]
     command += ["-m", models.once, "-C", f"server.port={free_port}"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            cwd=tmp_path,
-            start_new_session=True,
+            command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
         )
     url = f"http://127.0.0.1:{free_port}"
 
     try:
         wait_until(
-            lambda: answers(f"{url}/ping") or process.poll() is not None,
-            120,
-            "the server answers",
+            lambda: answers(f"{url}/ping") or process.poll() is not None, 120, "the server answers"
         )
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert requests.post(f"{url}/invocations", json=ROWS, timeout=60).json() == {
-            "predictions": [{"y": 3.0}, {"y": 7.5}],
+            "predictions": [{"y": 3.0}, {"y": 7.5}]
         }
     finally:
         process.send_signal(signal.SIGTERM)

@@ -13,9 +13,7 @@ from mlflow_deploy_plugin.ship.deployments.client import target_help
 
 PROGRAMS = {"mlflow": mlflow, "onnxserve": onnxserve}
 COMMANDS = re.findall(
-    r"^ +((?:mlflow deployments|onnxserve) [a-z].*?)(?: {3,}[a-z].*)?$",
-    target_help(),
-    re.MULTILINE,
+    r"^ +((?:mlflow deployments|onnxserve) [a-z].*?)(?: {3,}[a-z].*)?$", target_help(), re.MULTILINE
 )
 
 

@@ -21,13 +21,10 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from tests.support.refusals import mentions
 from tests.support.tracking import NewDatabase, tracking_at
 
-ROWS = pd.DataFrame(
-    np.random.default_rng(0).normal(size=(40, 2)),
-    columns=["a", "b"],
-)
+ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
 NAMED = re.compile(
     r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\) and deploy it with the "
-    r"same command",
+    r"same command"
 )
 
 
@@ -36,8 +33,7 @@ def ordered() -> tuple[Any, Any, list[Any]]:
     answers.
     """
     model = make_pipeline(FunctionTransformer(np.sort), LogisticRegression()).fit(
-        ROWS,
-        ROWS.a > ROWS.b,
+        ROWS, ROWS.a > ROWS.b
     )
     return model, ROWS, model.predict(ROWS).tolist()
 
@@ -71,10 +67,7 @@ def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_say
         with mlflow.start_run(experiment_id=experiment):
             with pytest.raises(ConversionError) as refused:
                 mlflow_deploy_plugin.log_model(
-                    model,
-                    name="model",
-                    input_example=example,
-                    fallback="error",
+                    model, name="model", input_example=example, fallback="error"
                 )
             (match,) = NAMED.findall(refused.value.message)
             flavor, argument, value = match

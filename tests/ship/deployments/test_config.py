@@ -13,8 +13,7 @@ from tests.support.refusals import refused
 
 def test_unknown_time_zone_is_refused_when_configured() -> None:
     spec = configure(
-        new_endpoint("flights", "models:/X/1"),
-        {"monitors.daily.time_zone": "Europe/Berlin"},
+        new_endpoint("flights", "models:/X/1"), {"monitors.daily.time_zone": "Europe/Berlin"}
     )
 
     assert spec.monitors["daily"].time_zone == "Europe/Berlin"
@@ -33,7 +32,7 @@ def test_traffic_is_a_weight_of_each_name(traffic: object) -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "MLproject").write_text(
-        "name: toy\nentry_points:\n  train: {command: python train.py}\n",
+        "name: toy\nentry_points:\n  train: {command: python train.py}\n"
     )
     return tmp_path
 
@@ -85,17 +84,14 @@ def test_unrelated_change_does_not_need_the_project(project: Path) -> None:
 def test_parameters_that_do_not_fit_the_entry_point_are_refused(project: Path) -> None:
     declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
     (project / "MLproject").write_text(
-        f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}",
+        f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}"
     )
     with refused(InvalidConfig, "retrain.parameters.max_itr", "'max_itr'", "max_iter, data, city"):
         with_project(".", **{"parameters.max_itr": "9", "parameters.city": "rome"})
     with refused(InvalidConfig, "parameters.city", "'train'", "no default"):
         with_project(".", **{"parameters.max_iter": "9"})
     # The retraining itself sets the parameter `data`.
-    spec = with_project(
-        ".",
-        **{"parameters.city": "rome"},
-    )
+    spec = with_project(".", **{"parameters.city": "rome"})
     with refused(InvalidConfig, "no parameter", "'town'"):
         configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 

@@ -18,19 +18,14 @@ from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 
 ROWS = pd.DataFrame(
-    np.random.default_rng(0).normal(size=(60, 3)),
-    columns=["temp", "wind", "visib"],
+    np.random.default_rng(0).normal(size=(60, 3)), columns=["temp", "wind", "visib"]
 )
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "late"
-    onnxserve.save_model(
-        LogisticRegression().fit(ROWS, ROWS.temp > 0),
-        folder,
-        input_example=ROWS,
-    )
+    onnxserve.save_model(LogisticRegression().fit(ROWS, ROWS.temp > 0), folder, input_example=ROWS)
     return folder
 
 
@@ -41,9 +36,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def deployments(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    said: list[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> Iterator[Deployments]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with open_deployments(said.append) as opened:
@@ -61,8 +54,7 @@ def flights(deployments: Deployments, model: Path) -> Deployments:
 
 def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
     deployments.update_endpoint(
-        "flights",
-        {f"monitors.m.{name}": value for name, value in fields.items()},
+        "flights", {f"monitors.m.{name}": value for name, value in fields.items()}
     )
     return deployments.store.require_endpoint("flights").spec.monitor("m")
 
@@ -75,10 +67,7 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
             {"segment_by": "airport"},
             ["monitors.m.segment_by", "'airport'", "wind, visib, prediction, output.probabilities"],
         ),
-        (
-            {"require": "missing(nope)<=0.1"},
-            ["monitors.m.require", "missing(nope)<=0.1", "'nope'"],
-        ),
+        ({"require": "missing(nope)<=0.1"}, ["monitors.m.require", "missing(nope)<=0.1", "'nope'"]),
         (
             {"kind": "shadow", "require": "disagreement(flight)<=0.1"},
             ["monitors.m.require", "'flight'", "'flights'"],
@@ -104,9 +93,7 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
     ],
 )
 def test_a_monitor_that_could_never_judge_is_refused(
-    flights: Deployments,
-    fields: dict[str, str],
-    names: list[str],
+    flights: Deployments, fields: dict[str, str], names: list[str]
 ) -> None:
     with refused(InvalidConfig, *names):
         add(flights, **fields)
@@ -130,8 +117,7 @@ def test_monitors_may_name_any_column_of_the_model(
 
 
 def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_it_can_judge(
-    flights: Deployments,
-    tmp_path: Path,
+    flights: Deployments, tmp_path: Path
 ) -> None:
     ROWS.to_csv(tmp_path / "calm.csv", index=False)
 
@@ -144,9 +130,7 @@ def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_i
 
 
 def test_a_dataset_is_kept_by_its_whole_path(
-    flights: Deployments,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    flights: Deployments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ROWS.to_parquet(tmp_path / "calm.parquet")
     monkeypatch.chdir(tmp_path)
@@ -157,9 +141,7 @@ def test_a_dataset_is_kept_by_its_whole_path(
 
 
 def test_column_names_are_accepted_unchecked_with_a_note_if_mlflow_is_down(
-    deployments: Deployments,
-    free_port: int,
-    said: list[str],
+    deployments: Deployments, free_port: int, said: list[str]
 ) -> None:
     deployments.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late/1"))
 

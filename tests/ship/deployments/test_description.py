@@ -28,24 +28,17 @@ from tests.support.tracking import NewDatabase, tracking_at
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
 SPEC = add_variant(
-    new_endpoint("flights", "models:/X@a", variant="champion"),
-    "challenger",
-    "models:/X@b",
+    new_endpoint("flights", "models:/X@a", variant="champion"), "challenger", "models:/X@b"
 )
 ENDPOINT = Endpoint("flights", "onnxserve", SPEC, AT, AT)
 LOADED = {
-    "flights": {"champion": LoadedVariant(version="1"), "challenger": LoadedVariant(version="1")},
+    "flights": {"champion": LoadedVariant(version="1"), "challenger": LoadedVariant(version="1")}
 }
 
 
 def refused(variant: str) -> RefusedVersion:
     return RefusedVersion(
-        endpoint="flights",
-        variant=variant,
-        model="X",
-        version="2",
-        cause="gate",
-        reason="no",
+        endpoint="flights", variant=variant, model="X", version="2", cause="gate", reason="no"
     )
 
 
@@ -54,10 +47,7 @@ def refused(variant: str) -> RefusedVersion:
     ("refusals", "shown"),
     [
         # The registry is down for all variants.
-        (
-            (),
-            {"champion": "it is wrong", "challenger": "it is wrong"},
-        ),
+        ((), {"champion": "it is wrong", "challenger": "it is wrong"}),
         ((refused("challenger"),), {"champion": "", "challenger": "it is wrong"}),
         (
             (refused("champion"), refused("challenger")),
@@ -66,8 +56,7 @@ def refused(variant: str) -> RefusedVersion:
     ],
 )
 def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
-    refusals: tuple[RefusedVersion, ...],
-    shown: dict[str, str],
+    refusals: tuple[RefusedVersion, ...], shown: dict[str, str]
 ) -> None:
     worker = WorkerState(pid=1, generation=1, endpoints=LOADED)
     seen = Observation("running", workers=(worker,), refused=refusals, registry_error="it is wrong")
@@ -79,10 +68,7 @@ def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
 
 
 @pytest.fixture
-def registry(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> Iterator[MlflowClient]:
+def registry(tmp_path: Path, new_database: NewDatabase) -> Iterator[MlflowClient]:
     """Create a registry with two versions of `shop`. The alias `live` is at version 2,
     whose parity is `warned`.
     """
@@ -92,17 +78,14 @@ def registry(
         for number, state in (("1", "proven"), ("2", "warned")):
             section = {"parity": {"state": state}, "provenance": {"dataset_digest": f"d-{number}"}}
             client.create_model_version(
-                "shop",
-                str(write_model(tmp_path / number, section=section)),
+                "shop", str(write_model(tmp_path / number, section=section))
             )
         client.set_registered_model_alias("shop", "live", "2")
         yield client
 
 
 def described_pod(
-    wanted: WantedVariant | None,
-    state: Any = "running",
-    model: str = "models:/shop@live",
+    wanted: WantedVariant | None, state: Any = "running", model: str = "models:/shop@live"
 ) -> Any:
     """Return the description of a deployment whose files exist only in a pod."""
     endpoint = Endpoint("shop", "onnxserve:/kubernetes/ml", new_endpoint("shop", model), AT, AT)
@@ -113,11 +96,7 @@ def described_pod(
 def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
     folder = Path("/only/in/the/pod")
     return WantedVariant(
-        model_uri="models:/shop@live",
-        model="shop",
-        version=number,
-        folder=folder,
-        aspects=aspects,
+        model_uri="models:/shop@live", model="shop", version=number, folder=folder, aspects=aspects
     )
 
 
@@ -125,17 +104,9 @@ def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
     ("wanted", "parity", "digest"),
     [
         # The state of the pod is not readable, so that the registry's version is used.
-        (
-            None,
-            "warned",
-            "d-2",
-        ),
+        (None, "warned", "d-2"),
         # Version 1 is served, although the alias has moved.
-        (
-            wanted_version("1", {}),
-            "proven",
-            "d-1",
-        ),
+        (wanted_version("1", {}), "proven", "d-1"),
         (
             wanted_version("1", {"flavor": "onnxserve", "parity": "proven", "run_id": "r-1"}),
             "proven",
@@ -145,10 +116,7 @@ def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
     ids=["unseen", "unreported", "reported"],
 )
 def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has(
-    registry: MlflowClient,
-    wanted: WantedVariant | None,
-    parity: str,
-    digest: str,
+    registry: MlflowClient, wanted: WantedVariant | None, parity: str, digest: str
 ) -> None:
     described = described_pod(wanted)
     shown = {key: described[key] for key in ("flavor", "parity", "run_id", "dataset_digest")}
@@ -160,9 +128,7 @@ def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has
     }
 
 
-def test_details_of_unknown_or_stopped_deployments_are_empty(
-    registry: MlflowClient,
-) -> None:
+def test_details_of_unknown_or_stopped_deployments_are_empty(registry: MlflowClient) -> None:
     unknown = described_pod(None, model="models:/gone/1")
     stopped = described_pod(None, "stopped")
     assert [
@@ -172,16 +138,10 @@ def test_details_of_unknown_or_stopped_deployments_are_empty(
 
 
 @pytest.mark.parametrize(
-    ("weights", "shares"),
-    [
-        ((60, 0), (100.0, 0.0)),
-        ((1, 2), (33.33, 66.67)),
-        ((95, 5), (95, 5)),
-    ],
+    ("weights", "shares"), [((60, 0), (100.0, 0.0)), ((1, 2), (33.33, 66.67)), ((95, 5), (95, 5))]
 )
 def test_a_deployment_has_the_share_of_the_traffic_that_it_receives(
-    weights: tuple[int, int],
-    shares: tuple[float, float],
+    weights: tuple[int, int], shares: tuple[float, float]
 ) -> None:
     variants = dict(zip(SPEC.variants, weights, strict=True))
     config = {f"variants.{name}.weight": weight for name, weight in variants.items()}

@@ -56,9 +56,7 @@ def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
     with requests.Session() as session:
         for _ in range(count):
             predictions = session.post(
-                f"{url}/invocations",
-                json={"inputs": ROWS},
-                timeout=30,
+                f"{url}/invocations", json={"inputs": ROWS}, timeout=30
             ).json()["predictions"]
             seen[
                 "once" if predictions == ONCE else "twice" if predictions == TWICE else "other"
@@ -68,14 +66,10 @@ def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
 
 @pytest.mark.long
 def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last(
-    client: BaseDeploymentClient,
-    models: Any,
-    free_port: int,
-    tmp_path: Path,
+    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path
 ) -> None:
     created = client.create_endpoint(
-        "e",
-        {"server.port": str(free_port), "capture.fraction": "0.5"},
+        "e", {"server.port": str(free_port), "capture.fraction": "0.5"}
     )
     assert created["name"] == "e"
     assert created["state"] == "empty"
@@ -121,9 +115,7 @@ def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last
 
 @pytest.mark.parametrize("more", ["sampling: often\n", "server.port: 1\n"])
 def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
-    client: BaseDeploymentClient,
-    free_port: int,
-    more: str,
+    client: BaseDeploymentClient, free_port: int, more: str
 ) -> None:
     client.create_endpoint("e", {"server.port": str(free_port)})
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
@@ -137,9 +129,7 @@ def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
 
 @pytest.mark.parametrize("text", ["{", "server: 8080", "- e", "server: {port: soon}"])
 def test_a_spec_that_names_no_port_keeps_none(
-    client: BaseDeploymentClient,
-    free_port: int,
-    text: str,
+    client: BaseDeploymentClient, free_port: int, text: str
 ) -> None:
     client.create_endpoint("e", {})
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
@@ -152,8 +142,7 @@ def test_a_spec_that_names_no_port_keeps_none(
 
 @pytest.mark.long
 def test_traffic_moves_without_a_restart_and_without_a_failed_request(
-    client: BaseDeploymentClient,
-    models: Any,
+    client: BaseDeploymentClient, models: Any
 ) -> None:
     client.create_deployment("champion", models.once, config={"server.workers": 2}, endpoint="e")
     client.create_deployment("challenger", models.twice, endpoint="e")
@@ -166,9 +155,7 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
             while not moved.wait(0.002):
                 codes[
                     session.post(
-                        f"{before['url']}/invocations",
-                        json={"inputs": ROWS},
-                        timeout=60,
+                        f"{before['url']}/invocations", json={"inputs": ROWS}, timeout=60
                     ).status_code
                 ] += 1
 
@@ -179,32 +166,24 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
         client.update_endpoint("e", {"traffic": {"champion": 0, "challenger": 5}})
         assert answered(client) == {"twice": 40}
         client.update_endpoint(
-            "e",
-            {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"},
+            "e", {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"}
         )
         assert set(answered(client)) == {"once", "twice"}
         relative = os.path.relpath(models.broken)
         with refused(MlflowException, "challenger", "ONNX Runtime", code="INTERNAL_ERROR"):
             client.update_endpoint(
-                "e",
-                {"variants.challenger.model": relative, "traffic": {"challenger": 1}},
+                "e", {"variants.challenger.model": relative, "traffic": {"challenger": 1}}
             )
         assert client.get_endpoint("e")["traffic"] == {"champion": 50, "challenger": 50}
         assert set(answered(client)) == {"once", "twice"}
         with open_deployments(silently) as deployments:
             observed = deployments.set_traffic(
-                "e",
-                {"champion": 100},
-                why="enough seen",
-                actor="anna@desk",
+                "e", {"champion": 100}, why="enough seen", actor="anna@desk"
             )
         assert observed.endpoint.spec.variants["challenger"].weight == 0
         assert answered(client) == {"once": 40}
         client.create_deployment(
-            "third",
-            models.twice,
-            endpoint="e",
-            config={"traffic.third": 1, "traffic.champion": 0},
+            "third", models.twice, endpoint="e", config={"traffic.third": 1, "traffic.champion": 0}
         )
         client.delete_deployment("champion", endpoint="e")
         assert answered(client) == {"twice": 40}
@@ -231,18 +210,14 @@ def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
     served.create_deployment("champion", models.once, endpoint="e")
     served.create_deployment("challenger", models.twice, endpoint="e")
     served.create_deployment(
-        "copy",
-        models.twice,
-        endpoint="e",
-        config={"variants.copy.shadow": "true"},
+        "copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"}
     )
     served.create_endpoint("empty")
     return served
 
 
 def test_get_and_list_tell_the_traffic_and_every_deployment(
-    shared: BaseDeploymentClient,
-    models: Any,
+    shared: BaseDeploymentClient, models: Any
 ) -> None:
     got = shared.get_endpoint("e")
 
@@ -258,14 +233,7 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(
     assert versions == {name: entry["version"] for name, entry in got["deployments"].items()}
     listed = shared.list_endpoints()
     assert json.loads(json.dumps(listed)) == listed
-    assert [
-        (
-            entry["name"],
-            entry["state"],
-            entry["deployments"],
-        )
-        for entry in listed
-    ] == [
+    assert [(entry["name"], entry["state"], entry["deployments"]) for entry in listed] == [
         ("e", "running", ["champion", "challenger", "copy"]),
         ("empty", "empty", []),
         ("sum", "running", ["sum"]),
@@ -333,10 +301,7 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(
     ],
 )
 def test_failed_endpoint_call_is_an_mlflow_exception_with_its_code(
-    shared: BaseDeploymentClient,
-    call: Any,
-    names: list[str],
-    code: str,
+    shared: BaseDeploymentClient, call: Any, names: list[str], code: str
 ) -> None:
     with refused(MlflowException, *names, code=code):
         call(shared)
@@ -372,18 +337,14 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(
     assert missing.exit_code == 1
     assert mentions(missing.stderr, "Error", "no endpoint 'nobody'")
     # This is a bug of MLflow.
-    assert isinstance(
-        typed("create-endpoint", "--endpoint", "x").exception,
-        TypeError,
-    )
+    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)
 
 
 def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -> None:
     lines: list[str] = []
     with open_deployments(lines.append) as deployments:
         deployments.update_endpoint(
-            "sum",
-            {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"},
+            "sum", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"}
         )
         assert list(deployments.store.require_endpoint("sum").spec.monitors) == ["daily"]
         deployments.remove_monitor("sum", "daily", "")
@@ -439,11 +400,7 @@ def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_
         def is_running(self, name: str) -> bool:
             return True
 
-        def apply(
-            self,
-            spec: EndpointSpec,
-            progress: Callable[[str], None],
-        ) -> str:
+        def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
             applied.append(spec)
             store.replace_spec(theirs)
             raise DeploymentFailed("the pods serve another spec")
@@ -476,16 +433,14 @@ def is_open(connection: socket.socket) -> bool:
 
 
 def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     with silent_api(tmp_path) as (config, listener), open_deployments(silently) as deployments:
         monkeypatch.setenv("KUBECONFIG", str(config))
         for name in ("a", "b", "c"):
             deployments.store.add_endpoint(
-                "onnxserve:/kubernetes/ml",
-                new_endpoint(name, "models:/X/1"),
+                "onnxserve:/kubernetes/ml", new_endpoint(name, "models:/X/1")
             )
         with ThreadPoolExecutor(1) as pool:
             listed = pool.submit(deployments.list_endpoints)

@@ -31,16 +31,9 @@ def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     key = tmp_path / "home" / "mask.key"
     key.parent.mkdir()
     key.write_text("ab" * 32)
-    carriers = ColumnMask(key).hash_values(
-        {"carrier": "UA"},
-        frozenset({"carrier"}),
-    )["carrier"]
+    carriers = ColumnMask(key).hash_values({"carrier": "UA"}, frozenset({"carrier"}))["carrier"]
     LogWriter(log).write(
-        {
-            "_event_time": [datetime(2013, 7, 1, tzinfo=UTC)],
-            "carrier": [carriers],
-            "flight": [7],
-        },
+        {"_event_time": [datetime(2013, 7, 1, tzinfo=UTC)], "carrier": [carriers], "flight": [7]},
         endpoint="sums",
     )
     (tmp_path / "labels.csv").write_text("carrier,flight,label\nUA,7,1\n")
@@ -49,8 +42,7 @@ def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(
-    masked_log: Path,
-    tmp_path: Path,
+    masked_log: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "home" / "serve" / "others-8080"
     folder.mkdir(parents=True)
@@ -70,12 +62,10 @@ def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(
     assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
 
 
-def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(
-    masked_log: Path,
-) -> None:
+def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log: Path) -> None:
     line = said(feedback("sums", "--file", "labels.csv", "--key", "carrier,flight"))
     assert line.startswith(
-        "carrier looks masked in the log, and no spec of sums is on this machine",
+        "carrier looks masked in the log, and no spec of sums is on this machine"
     )
     assert not (masked_log / "_labels").exists()
     assert feedback("sums", "--file", "labels.csv", "--key", "flight").exit_code == 0

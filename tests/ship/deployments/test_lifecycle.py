@@ -30,9 +30,7 @@ TWICE = [{"y": 6.0}, {"y": 15.0}]
 
 
 def answers(
-    client: BaseDeploymentClient,
-    name: str | None = "d",
-    endpoint: str | None = None,
+    client: BaseDeploymentClient, name: str | None = "d", endpoint: str | None = None
 ) -> Any:
     return client.predict(name, ROWS, endpoint=endpoint)["predictions"]
 
@@ -54,10 +52,7 @@ def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
     """Return the deployments, files and processes that a failed create should not have
     left.
     """
-    return [
-        *client.list_deployments(),
-        *(tmp_path / "home" / "deployments").glob("*"),
-    ]
+    return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +78,7 @@ def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
 
 @pytest.mark.long
 def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
-    client: BaseDeploymentClient,
-    models: Any,
+    client: BaseDeploymentClient, models: Any
 ) -> None:
     settings = load_settings()
     taken: list[socket.socket] = []
@@ -123,11 +117,7 @@ def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    created = client.create_deployment(
-        "d",
-        models.once,
-        config={"server.port": str(free_port)},
-    )
+    created = client.create_deployment("d", models.once, config={"server.port": str(free_port)})
     assert created["name"] == "d"
     assert created["flavor"] == "onnx"
     assert created["state"] == "running"
@@ -177,15 +167,11 @@ def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(
 
 @pytest.mark.long
 def test_killed_server_is_reported_and_restarts_on_its_port(
-    deployed: BaseDeploymentClient,
-    home: Path,
+    deployed: BaseDeploymentClient, home: Path
 ) -> None:
     before = deployed.get_deployment("d")
     os.kill(before["pid"], signal.SIGKILL)
-    psutil.wait_procs(
-        [p for p in working_in(home) if p.pid == before["pid"]],
-        timeout=60,
-    )
+    psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=60)
 
     dead = deployed.get_deployment("d")
     assert dead["state"] == "failed"
@@ -206,9 +192,7 @@ def test_killed_server_is_reported_and_restarts_on_its_port(
 
 @pytest.mark.long
 def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
-    deployed: BaseDeploymentClient,
-    models: Any,
-    home: Path,
+    deployed: BaseDeploymentClient, models: Any, home: Path
 ) -> None:
     url = deployed.get_deployment("d")["url"]
 
@@ -220,15 +204,10 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
     assert working_in(home) == []
 
     with refused(
-        MlflowException,
-        f"port {url.rpartition(':')[2]}",
-        "'d'",
-        code="INVALID_PARAMETER_VALUE",
+        MlflowException, f"port {url.rpartition(':')[2]}", "'d'", code="INVALID_PARAMETER_VALUE"
     ):
         deployed.create_deployment(
-            "other",
-            models.once,
-            config={"server.port": url.rpartition(":")[2]},
+            "other", models.once, config={"server.port": url.rpartition(":")[2]}
         )
     with refused(MlflowException, "'d'", code="RESOURCE_ALREADY_EXISTS"):
         deployed.create_deployment("d", models.once)
@@ -250,9 +229,7 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
 
 @pytest.mark.long
 def test_variants_share_a_server_and_get_traffic_by_their_weight(
-    client: BaseDeploymentClient,
-    models: Any,
-    tmp_path: Path,
+    client: BaseDeploymentClient, models: Any, tmp_path: Path
 ) -> None:
     first = client.create_deployment("champion", models.once, endpoint="e")
     second = client.create_deployment("candidate", models.twice, endpoint="e")
@@ -283,7 +260,7 @@ def test_variants_share_a_server_and_get_traffic_by_their_weight(
 
     client.delete_deployment("champion", endpoint="e")
     assert [(d["name"], d["state"]) for d in client.list_deployments()] == [
-        ("candidate", "running"),
+        ("candidate", "running")
     ]
     client.delete_deployment("candidate")
     assert left_behind(tmp_path, client) == []
@@ -291,9 +268,7 @@ def test_variants_share_a_server_and_get_traffic_by_their_weight(
 
 @pytest.mark.long
 def test_of_those_who_create_one_name_at_once_one_wins(
-    client: BaseDeploymentClient,
-    models: Any,
-    processes: Callable[[], list[psutil.Process]],
+    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
 ) -> None:
     outcomes: list[str] = []
 
@@ -361,10 +336,7 @@ def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
 
 
 def test_a_port_of_another_program_is_refused(
-    client: BaseDeploymentClient,
-    models: Any,
-    taken_port: int,
-    tmp_path: Path,
+    client: BaseDeploymentClient, models: Any, taken_port: int, tmp_path: Path
 ) -> None:
     with refused(MlflowException, f"port {taken_port}", "in use", code="INVALID_PARAMETER_VALUE"):
         client.create_deployment("d", models.once, config={"server.port": taken_port})
@@ -372,10 +344,7 @@ def test_a_port_of_another_program_is_refused(
 
 
 def test_unwritable_home_is_a_clear_error_and_leaves_no_deployment(
-    client: BaseDeploymentClient,
-    models: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/elsewhere.db")
@@ -386,18 +355,12 @@ def test_unwritable_home_is_a_clear_error_and_leaves_no_deployment(
 
 
 def test_a_time_limit_ends_the_wait_and_cleans_up(
-    client: BaseDeploymentClient,
-    models: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "0.2")
 
     with refused(
-        MlflowException,
-        "0.2 s",
-        "ONNXSERVE_READY_TIMEOUT_SECONDS",
-        code="INTERNAL_ERROR",
+        MlflowException, "0.2 s", "ONNXSERVE_READY_TIMEOUT_SECONDS", code="INTERNAL_ERROR"
     ):
         client.create_deployment("d", models.once)
 
@@ -405,8 +368,7 @@ def test_a_time_limit_ends_the_wait_and_cleans_up(
 
 
 def test_no_request_fails_while_the_model_is_changed(
-    deployed: BaseDeploymentClient,
-    models: Any,
+    deployed: BaseDeploymentClient, models: Any
 ) -> None:
     url = deployed.get_deployment("d")["url"]
     body = {"inputs": ROWS}
@@ -437,9 +399,7 @@ def test_no_request_fails_while_the_model_is_changed(
 
 @pytest.mark.long
 def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
-    deployed: BaseDeploymentClient,
-    free_port: int,
-    taken_port: int,
+    deployed: BaseDeploymentClient, free_port: int, taken_port: int
 ) -> None:
     before = deployed.get_deployment("d")
 

@@ -35,10 +35,7 @@ ALIAS = "models:/sum@champion"
 
 
 @pytest.fixture
-def registry(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> Iterator[MlflowClient]:
+def registry(tmp_path: Path, new_database: NewDatabase) -> Iterator[MlflowClient]:
     """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the
     model `sum`.
     """
@@ -57,11 +54,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[EndpointSpec]:
     """Return the specs that servers are to serve. No server is started."""
     specs: list[EndpointSpec] = []
 
-    def apply(
-        _: LocalBackend,
-        spec: EndpointSpec,
-        progress: Callable[[str], None],
-    ) -> str:
+    def apply(_: LocalBackend, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
         specs.append(spec)
         return "http://127.0.0.1:1"
 
@@ -106,9 +99,7 @@ def change(deployments: Deployments, changed: Callable[[EndpointSpec], EndpointS
 
 
 def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
-    deployments: Deployments,
-    registry: MlflowClient,
-    applied: list[EndpointSpec],
+    deployments: Deployments, registry: MlflowClient, applied: list[EndpointSpec]
 ) -> None:
     (follower,) = deployments.follow_alias("sums", "champion", why="stages end")
 
@@ -175,8 +166,7 @@ def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_cal
 
 
 def test_a_change_that_the_server_cannot_apply_is_restored(
-    deployments: Deployments,
-    monkeypatch: pytest.MonkeyPatch,
+    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> str:
         raise DeploymentFailed("sums: the server has ended")
@@ -188,13 +178,11 @@ def test_a_change_that_the_server_cannot_apply_is_restored(
 
 
 def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
-    deployments: Deployments,
-    monkeypatch: pytest.MonkeyPatch,
+    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise MlflowException(
-            "version 1 of sum may not become @champion: no gate",
-            error_code=PERMISSION_DENIED,
+            "version 1 of sum may not become @champion: no gate", error_code=PERMISSION_DENIED
         )
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuse)
@@ -204,8 +192,7 @@ def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
 
 
 def test_a_rolled_back_version_keeps_its_tag(
-    deployments: Deployments,
-    registry: MlflowClient,
+    deployments: Deployments, registry: MlflowClient
 ) -> None:
     registry.set_model_version_tag("sum", "1", ROLLED_BACK_TAG, "sums: too slow")
     deployments.follow_alias("sums", "champion")
@@ -213,19 +200,12 @@ def test_a_rolled_back_version_keeps_its_tag(
 
 
 def test_a_deployment_of_several_gets_its_own_alias(
-    deployments: Deployments,
-    registry: MlflowClient,
+    deployments: Deployments, registry: MlflowClient
 ) -> None:
     change(deployments, lambda spec: add_variant(spec, "next", "models:/sum/Staging"))
     change(deployments, lambda spec: add_variant(spec, "pinned", "models:/sum/3"))
     with refused(
-        InvalidConfig,
-        ALIAS,
-        "version 1",
-        "version 2",
-        "'main'",
-        "'next'",
-        "--deployment",
+        InvalidConfig, ALIAS, "version 1", "version 2", "'main'", "'next'", "--deployment"
     ):
         deployments.follow_alias("sums", "champion")
     assert aliases(registry) == {}

@@ -24,11 +24,7 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def registry(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    models: Any,
-) -> Iterator[MlflowClient]:
+def registry(tmp_path: Path, new_database: NewDatabase, models: Any) -> Iterator[MlflowClient]:
     """Create a registry with the model `sum`: version 1, in Production, returns a + b,
     and version 2 its double.
     """
@@ -80,18 +76,14 @@ def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
     registry.transition_model_version_stage("sum", "1", "Production")
     deployments.start("s")
     wait_until(
-        lambda: client.get_deployment("s")["version"] == "1",
-        seconds=60,
-        what="version 1 is served",
+        lambda: client.get_deployment("s")["version"] == "1", seconds=60, what="version 1 is served"
     )
     assert client.get_deployment("s")["error"] == ""
 
 
 @pytest.mark.long
 def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_request(
-    client: BaseDeploymentClient,
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
+    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
@@ -105,11 +97,7 @@ def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_req
     converted = client.get_deployment("s")
     log = Path(converted["log"]).read_text()
     # The endpoint no longer follows the stage.
-    registry.transition_model_version_stage(
-        "sum",
-        "2",
-        "Production",
-    )
+    registry.transition_model_version_stage("sum", "2", "Production")
     answered = traffic.answers.total()
     wait_until(
         lambda: traffic.answers.total() > answered + 50,
@@ -169,10 +157,4 @@ def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
     )
     assert moved["error"] == ""
     assert moved["flavor"] == "python_function"
-    assert client.predict(
-        "s",
-        {
-            "a": [1.0],
-            "b": [2.0],
-        },
-    )["predictions"] == [3.0]
+    assert client.predict("s", {"a": [1.0], "b": [2.0]})["predictions"] == [3.0]

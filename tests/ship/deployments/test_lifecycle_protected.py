@@ -18,8 +18,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
 ) -> Iterator[People]:
     folder = tmp_path_factory.mktemp("protected")
     with people(folder, new_database, "alice", "bob") as server, server.logged_in("alice"):
@@ -48,9 +47,7 @@ def test_hold_is_released_by_its_holder_or_an_administrator(server: People) -> N
 
 
 def test_requirement_is_removed_only_by_an_administrator(
-    server: People,
-    new_database: Callable[[Path], str],
-    tmp_path: Path,
+    server: People, new_database: Callable[[Path], str], tmp_path: Path
 ) -> None:
     update = "endpoint update flights -C require="
     removals = (update, f"{update}gate=passed", f"{update}gate=passed,signature=/b.pub")

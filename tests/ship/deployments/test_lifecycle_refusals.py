@@ -40,9 +40,7 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dep
 
 @pytest.mark.parametrize("name", ["../../stolen", "/../stolen", "a/b", "w" * 3000])
 def test_a_name_that_no_endpoint_has_touches_no_file(
-    deployments: Deployments,
-    tmp_path: Path,
-    name: str,
+    deployments: Deployments, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "stolen.lock").touch()
 
@@ -71,9 +69,7 @@ def test_a_name_that_no_endpoint_has_touches_no_file(
     ],
 )
 def test_empty_model_or_traffic_is_refused(
-    deployments: Deployments,
-    config: dict[str, Any],
-    said: str,
+    deployments: Deployments, config: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=said):
         deployments.update_endpoint("flights", config)
@@ -114,8 +110,7 @@ def test_an_endpoint_whose_windows_must_be_kept_is_not_deleted(
 
 
 def test_windows_above_the_floor_do_not_keep_an_endpoint(
-    deployments: Deployments,
-    monkeypatch: pytest.MonkeyPatch,
+    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_floor(deployments, monkeypatch)
     start = deployments.store.now() - timedelta(days=9)
@@ -161,13 +156,9 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(
     assert [event.action for event in deployments.store.events()] == ["create"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")],
-)
+@pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
 def test_invalid_utf8_is_refused_before_any_change(
-    deployments: Deployments,
-    command: tuple[str, ...],
+    deployments: Deployments, command: tuple[str, ...]
 ) -> None:
     result = CliRunner().invoke(main, command)
 

@@ -20,10 +20,7 @@ from mlflow.types import ColSpec, Schema
 from tests.support.deployments import empty_home
 from tests.support.models import parse_graph
 
-RECORDS = [
-    {"code": "007", "date": "2013-07-01"},
-    {"code": "1e3", "date": "7"},
-]
+RECORDS = [{"code": "007", "date": "2013-07-01"}, {"code": "1e3", "date": "7"}]
 ROWS = [["007", "2013-07-01"], ["1e3", "7"]]
 COLUMNS = {"code": ["007", "1e3"], "date": ["2013-07-01", "7"]}
 
@@ -36,13 +33,10 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
     folder = tmp_path_factory.mktemp("echo")
     graph = parse_graph("echo (string[N,2] x) => (string[N,2] y) { y = Identity(x) }")
     signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "code"), ColSpec("string", "date")]),
+        inputs=Schema([ColSpec("string", "code"), ColSpec("string", "date")])
     )
     mlflow.onnx.save_model(
-        graph,
-        folder / "model",
-        signature=signature,
-        pip_requirements=["onnxruntime"],
+        graph, folder / "model", signature=signature, pip_requirements=["onnxruntime"]
     )
     with empty_home(folder) as client:
         client.create_deployment("echo", str(folder / "model"))
@@ -52,12 +46,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
 @pytest.mark.parametrize(
     "document",
     [
-        {
-            "dataframe_split": {
-                "columns": ["date", "code"],
-                "data": [row[::-1] for row in ROWS],
-            }
-        },
+        {"dataframe_split": {"columns": ["date", "code"], "data": [row[::-1] for row in ROWS]}},
         {"dataframe_records": RECORDS},
         {"instances": ROWS},
         {"instances": RECORDS},
@@ -70,17 +59,12 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
     ids=lambda document: str(document)[:32],
 )
 def test_texts_that_look_like_numbers_or_dates_stay_texts(
-    echo: BaseDeploymentClient,
-    tmp_path: Path,
-    document: Any,
+    echo: BaseDeploymentClient, tmp_path: Path, document: Any
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(document))
     typed = ["predict", "-t", "onnxserve", "--name", "echo", "-I", str(tmp_path / "rows.json")]
 
-    result = CliRunner().invoke(
-        commands,
-        [*typed, "-O", str(tmp_path / "out.json")],
-    )
+    result = CliRunner().invoke(commands, [*typed, "-O", str(tmp_path / "out.json")])
 
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out.json").read_text()) == {"predictions": {"y": ROWS}}
@@ -88,8 +72,7 @@ def test_texts_that_look_like_numbers_or_dates_stay_texts(
 
 
 def test_the_file_of_another_command_is_not_read_in_its_stead(
-    echo: BaseDeploymentClient,
-    tmp_path: Path,
+    echo: BaseDeploymentClient, tmp_path: Path
 ) -> None:
     """A request about some rows of a file is answered with only these rows."""
     (tmp_path / "rows.json").write_text(json.dumps(RECORDS))

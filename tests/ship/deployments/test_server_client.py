@@ -81,9 +81,7 @@ def test_an_answer_is_the_json_object_that_the_server_sends() -> None:
     ],
 )
 def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(
-    answer: tuple[int, bytes] | Exception,
-    error: type[OnnxserveError],
-    message: str,
+    answer: tuple[int, bytes] | Exception, error: type[OnnxserveError], message: str
 ) -> None:
     with pytest.raises(error) as raised:
         post(Scripted(answer), "http://here/invocations", b"{}", "application/json", 1.0)
@@ -113,7 +111,7 @@ def test_an_event_with_an_error_is_raised() -> None:
         (
             200,
             b'data: 1\n\ndata: {"error": {"code": "C", "message": "no tool"}}\n\ndata: [DONE]\n\n',
-        ),
+        )
     )
     events = post_for_events(session, "http://here/invocations", b"{}", 1.0)
     assert next(events) == 1
@@ -132,9 +130,7 @@ def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     session = Scripted(
-        (429, b"{}"),
-        requests.ConnectionError(),
-        (200, orjson.dumps({"predictions": []})),
+        (429, b"{}"), requests.ConnectionError(), (200, orjson.dumps({"predictions": []}))
     )
 
     assert send(session, tries=3) == {"predictions": []}
@@ -164,8 +160,7 @@ class AsksForAKey(BaseHTTPRequestHandler):
 
 
 def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
@@ -178,12 +173,11 @@ def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
         folder = settings.state_dir("flights")
         port = server.server_port
         write_state(
-            folder / SERVER,
-            ServerState(pid=1, host="127.0.0.1", port=port, started_at=0.0),
+            folder / SERVER, ServerState(pid=1, host="127.0.0.1", port=port, started_at=0.0)
         )
         (folder / LOCAL_KEY).write_text("of-team-a")
         spec = new_endpoint("flights", "models:/m/1", {"server.port": port})
         assert MachineBackend(settings).server_pages(spec, "/metrics", 5.0) == {
-            "flights": b"figures",
+            "flights": b"figures"
         }
         server.shutdown()

@@ -59,11 +59,7 @@ def test_the_counts_of_a_version_are_those_of_its_own_model() -> None:
 
 
 def test_a_quantile_is_linear_within_its_bucket() -> None:
-    timed = VersionCounters(
-        100,
-        0,
-        {0.1: 86, 1.0: 99, float("inf"): 100},
-    )
+    timed = VersionCounters(100, 0, {0.1: 86, 1.0: 99, float("inf"): 100})
 
     assert [timed.quantile(share) for share in (0.43, 0.99, 1.0)] == pytest.approx([0.05, 1.0, 1.0])
     assert VersionCounters(timed={0.1: 0, float("inf"): 0}).quantile(0.99) is None
@@ -82,12 +78,12 @@ def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
     with serving({"/metrics": PAGE}) as url:
         assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()
         assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused(
-            "the server returned the status 404",
+            "the server returned the status 404"
         )
     away = fetch_page(f"http://127.0.0.1:{free_port}", SECONDS)
     assert read_page(away, parse_server_history) == away == Refused("the server does not answer")
     assert read_page(b"no { history", parse_server_history) == Refused(
-        "the metrics of the server cannot be read",
+        "the metrics of the server cannot be read"
     )
 
 
@@ -99,14 +95,11 @@ def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
             "f-1": parse_server_metrics(page),
             "f-2": parse_server_metrics(later),
             "f-3": Refused("gone"),
-        },
+        }
     )
 
     assert metrics.of("f", "main", "X", "6") == VersionCounters(
-        200,
-        10,
-        {0.1: 172, float("inf"): 200},
-        refused=6,
+        200, 10, {0.1: 172, float("inf"): 200}, refused=6
     )
     assert metrics.versions_by_last_answer("f", "main", "X") == ["5", "6"]
     assert total_metrics({"f-3": Refused("gone")}).of("f", "main", "X", "6") == VersionCounters()
@@ -131,9 +124,7 @@ def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
         "/CN=models.example",
     ]
     subprocess.run(
-        [*command, "-keyout", str(key), "-out", str(cert)],
-        check=True,
-        capture_output=True,
+        [*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True
     )
 
     def speak_tls(server: HTTPServer) -> str:

@@ -57,10 +57,7 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
 
 
 @pytest.fixture
-def policy(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> Iterator[Callable[[str], None]]:
+def policy(tmp_path: Path, new_database: NewDatabase) -> Iterator[Callable[[str], None]]:
     """Return a function that sets the gate policy of the model credit, whose six
     versions are not approved.
     """
@@ -87,8 +84,7 @@ def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
     spec = apply_config(new_endpoint(name, first, variant="v0"), {"variants.v0.weight": weight})
     for index, (model, weight) in enumerate(other_variants, 1):
         spec = apply_config(
-            add_variant(spec, f"v{index}", model),
-            {f"variants.v{index}.weight": weight},
+            add_variant(spec, f"v{index}", model), {f"variants.v{index}.weight": weight}
         )
     return spec
 
@@ -106,10 +102,7 @@ def stored(store: Store, variants: Mapping[str, int]) -> Endpoint:
 @pytest.mark.parametrize("model", OTHERS)
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_version_without_an_approval_gets_no_traffic(
-    model: str,
-    is_new: bool,
-    policy: Callable[[str], None],
-    store: Store,
+    model: str, is_new: bool, policy: Callable[[str], None], store: Store
 ) -> None:
     policy(POLICY)
     before = None if is_new else stored(store, {CHAMPION: 100})
@@ -118,8 +111,7 @@ def test_a_version_without_an_approval_gets_no_traffic(
 
 
 def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(
-    policy: Callable[[str], None],
-    store: Store,
+    policy: Callable[[str], None], store: Store
 ) -> None:
     for text, models in (
         ("gated_aliases: [champion]", OTHERS),
@@ -131,8 +123,7 @@ def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(
 
 
 def test_within_the_limit_a_version_answers_and_everybody_can_see_that(
-    policy: Callable[[str], None],
-    store: Store,
+    policy: Callable[[str], None], store: Store
 ) -> None:
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
@@ -149,9 +140,7 @@ def test_within_the_limit_a_version_answers_and_everybody_can_see_that(
 
 
 def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
-    policy: Callable[[str], None],
-    store: Store,
-    clock: Clock[datetime],
+    policy: Callable[[str], None], store: Store, clock: Clock[datetime]
 ) -> None:
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
@@ -169,8 +158,7 @@ def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
 
 
 def test_the_order_of_changes_does_not_raise_the_limit(
-    policy: Callable[[str], None],
-    store: Store,
+    policy: Callable[[str], None], store: Store
 ) -> None:
     policy(LIMITED)
     aliases = [f"models:/credit@a{number}" for number in range(3)]
@@ -181,7 +169,7 @@ def test_the_order_of_changes_does_not_raise_the_limit(
         stored(store, {CHAMPION: 90, **idle, "models:/credit@a2": 5, "models:/credit@a1": 5})
     exchanged = stored(store, {CHAMPION: 95, **idle, "models:/credit@a0": 5})
     assert [(entry["model_uri"], entry["share"]) for entry in exchanged.unapproved] == [
-        ("models:/credit@a0", 5),
+        ("models:/credit@a0", 5)
     ]
 
 
@@ -195,11 +183,7 @@ def test_the_order_of_changes_does_not_raise_the_limit(
     ],
 )
 def test_another_spelling_or_reference_does_not_begin_the_time_again(
-    first: str,
-    second: str,
-    policy: Callable[[str], None],
-    store: Store,
-    clock: Clock[datetime],
+    first: str, second: str, policy: Callable[[str], None], store: Store, clock: Clock[datetime]
 ) -> None:
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
@@ -212,15 +196,12 @@ def test_another_spelling_or_reference_does_not_begin_the_time_again(
     with refused(GateRefused, second, "since 2026-11-26 12:00 UTC"):
         stored(store, {CHAMPION: 95, second: 5})
     assert stored(
-        store,
-        {CHAMPION: 95, "models:/credit/5": 5},
+        store, {CHAMPION: 95, "models:/credit/5": 5}
     ).unapproved  # Another version has a time of its own.
 
 
 def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
-    policy: Callable[[str], None],
-    store: Store,
-    tmp_path: Path,
+    policy: Callable[[str], None], store: Store, tmp_path: Path
 ) -> None:
     policy(POLICY)
     MlflowClient().create_registered_model("credit-copy")
@@ -245,8 +226,7 @@ def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
 
 
 def test_every_other_change_and_a_rollback_stay_possible(
-    policy: Callable[[str], None],
-    store: Store,
+    policy: Callable[[str], None], store: Store
 ) -> None:
     before = stored(store, {SIX: 60, "models:/credit/5": 40})
     policy(POLICY)  # The endpoint is older than the policy.
@@ -254,9 +234,7 @@ def test_every_other_change_and_a_rollback_stay_possible(
     assert permitted_answers(store, before, changed) == ()
     assert (
         permitted_answers(
-            store,
-            before,
-            spec_of({SIX: 60, "models:/credit/5": 40, "models:/credit/4": 0}),
+            store, before, spec_of({SIX: 60, "models:/credit/5": 40, "models:/credit/4": 0})
         )
         == ()
     )
@@ -273,17 +251,12 @@ def test_a_shadow_does_not_answer(policy: Callable[[str], None], store: Store) -
 
 
 def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(
-    policy: Callable[[str], None],
-    store: Store,
+    policy: Callable[[str], None], store: Store
 ) -> None:
     policy(LIMITED)
     before = stored(store, {CHAMPION: 95, SIX: 5})
     with mlflow_is_down():
-        (answer,) = permitted_answers(
-            store,
-            before,
-            spec_of({CHAMPION: 97, SIX: 3}),
-        )
+        (answer,) = permitted_answers(store, before, spec_of({CHAMPION: 97, SIX: 3}))
         assert answer.model_uri == SIX
         assert answer.share == 3
         with pytest.raises(RegistryUnavailable):
@@ -308,10 +281,7 @@ POLICY_TAG = {"tag": "onnxserve.gate.policy"}
             ],
             False,
         ),
-        (
-            [{"action": "tag", "after": POLICY, "detail": POLICY_TAG}, {"action": "delete"}],
-            False,
-        ),
+        ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}, {"action": "delete"}], False),
         ([{"action": "rename", "before": "loan", "after": "credit"}], True),
         ([{"action": "rename", "before": "credit", "after": "loan"}], False),
         (
@@ -324,10 +294,7 @@ POLICY_TAG = {"tag": "onnxserve.gate.policy"}
     ],
 )
 def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
-    events: list[dict[str, Any]],
-    needs_mlflow: bool,
-    store: Store,
-    caplog: pytest.LogCaptureFixture,
+    events: list[dict[str, Any]], needs_mlflow: bool, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = store.add_endpoint("onnxserve", spec_of({"models:/credit/5": 100, SIX: 0}))
     for event in events:
@@ -349,35 +316,23 @@ def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
 
 
 def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
-    policy: Callable[[str], None],
-    store: Store,
+    policy: Callable[[str], None], store: Store
 ) -> None:
     policy(LIMITED)
     endpoint = stored(store, {CHAMPION: 95, SIX: 5})
     assert [answer.model_uri for answer in current_answers(store, endpoint)] == [SIX]
     store.record(
-        "alias",
-        model="credit",
-        version="6",
-        detail=move_detail("@champion", "5", "f" * 64),
+        "alias", model="credit", version="6", detail=move_detail("@champion", "5", "f" * 64)
     )
     assert current_answers(store, endpoint) == []
 
 
 @pytest.mark.parametrize(
     ("steps", "minutes", "is_permitted"),
-    [
-        ((1, 5), 30, True),
-        ((1, 10, 50, 100), 5, False),
-        ((5,), 61, False),
-        ((100,), 43200, False),
-    ],
+    [((1, 5), 30, True), ((1, 10, 50, 100), 5, False), ((5,), 61, False), ((100,), 43200, False)],
 )
 def test_a_rollout_without_an_approval_stays_within_the_limit(
-    steps: tuple[int, ...],
-    minutes: int,
-    is_permitted: bool,
-    policy: Callable[[str], None],
+    steps: tuple[int, ...], minutes: int, is_permitted: bool, policy: Callable[[str], None]
 ) -> None:
     policy(LIMITED)
     if is_permitted:

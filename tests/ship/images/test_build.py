@@ -59,10 +59,7 @@ def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F
 
 def test_followed_model_is_named_in_the_image_and_not_fetched(store: Store) -> None:  # noqa: F811
     with planned_image(
-        "models:/tiny@live",
-        follow=True,
-        device="cuda",
-        server_image="registry/onnxserve:gpu",
+        "models:/tiny@live", follow=True, device="cuda", server_image="registry/onnxserve:gpu"
     ) as plan:
         assert plan.server is None
         assert plan.model.files == {}

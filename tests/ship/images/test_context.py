@@ -36,13 +36,7 @@ def test_equal_models_give_equal_bytes_whenever_and_however_they_were_written(
     os.utime(second / "MLmodel", (0, 0))
     (second / "MLmodel").chmod(0o600)
     contexts = [
-        model_context(
-            "onnxserve:cpu",
-            folder,
-            {"k": "v"},
-            {},
-        )
-        for folder in (first, second)
+        model_context("onnxserve:cpu", folder, {"k": "v"}, {}) for folder in (first, second)
     ]
     assert archived(contexts[0]) == archived(contexts[1])
     assert contexts[0].digest == contexts[1].digest
@@ -97,14 +91,11 @@ def test_wheel_contains_the_files_that_the_server_image_is_built_from() -> None:
 
 
 def test_an_installation_without_them_says_so(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "site-packages" / "mlflow_deploy_plugin")
     monkeypatch.setattr(
-        module,
-        "distribution",
-        lambda name: type("Distribution", (), {"files": []}),
+        module, "distribution", lambda name: type("Distribution", (), {"files": []})
     )
     with pytest.raises(NotInstalled, match=r"lacks docker/Dockerfile.*--server-image"):
         server_context()

@@ -19,8 +19,7 @@ REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 
 
 def test_without_the_command_the_error_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotInstalled, match="docker command"):
@@ -67,10 +66,7 @@ def command(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_failed_build_ends_with_its_last_words(
-    words: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "words").write_text(words)
     command(tmp_path, f"cat > /dev/null; cat {tmp_path}/words; exit 1", monkeypatch)
@@ -82,15 +78,10 @@ def test_a_failed_build_ends_with_its_last_words(
 
 
 def test_an_image_that_a_builder_keeps_to_itself_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The script does not list any images.
-    command(
-        tmp_path,
-        "[ $1 = build ] && cat > /dev/null; true",
-        monkeypatch,
-    )
+    command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)
     with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
 
@@ -101,9 +92,7 @@ def follow(line: str) -> None:
 
 @pytest.mark.parametrize("report", [None, follow])
 def test_an_interrupted_command_does_not_continue(
-    report: Callable[[str], None] | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    report: Callable[[str], None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(
         tmp_path,
@@ -133,10 +122,7 @@ class _Ecr:
         from botocore.stub import Stubber
 
         client = boto3.client(
-            "ecr",
-            region_name="eu-central-1",
-            aws_access_key_id="k",
-            aws_secret_access_key="s",
+            "ecr", region_name="eu-central-1", aws_access_key_id="k", aws_secret_access_key="s"
         )
         self.stub = Stubber(client)
         self.stub.activate()
@@ -144,8 +130,7 @@ class _Ecr:
 
 
 def test_ecr_gives_the_password_and_a_missing_repository_is_made(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = "sha256:" + "ab" * 32
     echo = f'echo "3: digest: {digest} size: 1"'
@@ -171,22 +156,17 @@ def test_ecr_gives_the_password_and_a_missing_repository_is_made(
 
 def test_credentials_that_aws_refuses_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     _Ecr(monkeypatch).stub.add_client_error(
-        "get_authorization_token",
-        "UnrecognizedClientException",
-        "token invalid",
+        "get_authorization_token", "UnrecognizedClientException", "token invalid"
     )
     with pytest.raises(Unauthenticated, match=r"ECR.*eu-central-1.*token invalid"):
         engine.push_image(f"{REGISTRY}/flights:3", lambda line: None)
 
 
 def test_refused_push_is_an_error_that_names_the_image_and_the_reason(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(
-        tmp_path,
-        "echo denied: requested access to the resource is denied; exit 1",
-        monkeypatch,
+        tmp_path, "echo denied: requested access to the resource is denied; exit 1", monkeypatch
     )
     with pytest.raises(BuildFailed, match=r"ghcr\.io/a/b:3 .*denied"):
         engine.push_image("ghcr.io/a/b:3", lambda line: None)

@@ -27,16 +27,13 @@ def test_it_names_every_distribution_once_with_its_version() -> None:
 
 
 def test_debian_packages_are_named_with_architecture_and_release(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dpkg-query").write_text("#!/bin/sh\necho 'libstdc++6 12.2.0-14+deb12u1 amd64'\n")
     (tmp_path / "dpkg-query").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(
-        platform,
-        "freedesktop_os_release",
-        lambda: {"ID": "debian", "VERSION_ID": "12"},
+        platform, "freedesktop_os_release", lambda: {"ID": "debian", "VERSION_ID": "12"}
     )
 
     components: Any = bill_of_materials()["components"]

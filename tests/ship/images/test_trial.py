@@ -44,32 +44,13 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     returns the log of its calls.
     """
 
-    def answer(
-        doubled: np.ndarray,
-        *,
-        exec_status: int = 0,
-        exit_status: str = "",
-    ) -> Path:
-        request = V2Request(
-            "",
-            {},
-            (RequestedOutput("", is_binary=True),),
-            {},
-        )
+    def answer(doubled: np.ndarray, *, exec_status: int = 0, exit_status: str = "") -> Path:
+        request = V2Request("", {}, (RequestedOutput("", is_binary=True),), {})
         body, headers = encode(
-            request,
-            "model",
-            "id",
-            "3",
-            {"doubled": doubled, "total": IMAGES.sum((1, 2))},
+            request, "model", "id", "3", {"doubled": doubled, "total": IMAGES.sum((1, 2))}
         )
         (tmp_path / "answer").write_text(
-            json.dumps(
-                [
-                    int(*headers.values()),
-                    body.decode("latin-1"),
-                ]
-            ),
+            json.dumps([int(*headers.values()), body.decode("latin-1")])
         )
         (tmp_path / "docker").write_text(
             f"""#!/bin/sh
@@ -80,7 +61,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
               inspect) echo "{exit_status}";;
               logs) echo "Error: the disk is full";;
             esac
-            """,
+            """
         )
         (tmp_path / "docker").chmod(0o755)
         return tmp_path / "calls"
@@ -90,9 +71,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 def test_an_image_that_answers_as_its_version_passes(
-    model: Path,
-    engine: Engine,
-    tmp_path: Path,
+    model: Path, engine: Engine, tmp_path: Path
 ) -> None:
     calls = engine(IMAGES * 2)
     trial = try_image("flights:3", model)
@@ -130,8 +109,7 @@ def test_a_gpu_may_round_more_and_is_passed_to_the_container(model: Path, engine
 
 
 def test_another_answer_names_the_output_and_the_row_and_the_container_is_removed(
-    model: Path,
-    engine: Engine,
+    model: Path, engine: Engine
 ) -> None:
     other = IMAGES * 2
     other[1] += 0.01
@@ -142,8 +120,7 @@ def test_another_answer_names_the_output_and_the_row_and_the_container_is_remove
 
 
 def test_a_server_that_ends_is_named_with_its_status_and_its_last_line(
-    model: Path,
-    engine: Engine,
+    model: Path, engine: Engine
 ) -> None:
     calls = engine(IMAGES, exec_status=137, exit_status="3")
     with refused(BuildFailed, "flights:3", "status 3", "the disk is full"):
@@ -152,8 +129,7 @@ def test_a_server_that_ends_is_named_with_its_status_and_its_last_line(
 
 
 def test_rows_that_the_version_refuses_are_refused_without_a_container(
-    tmp_path: Path,
-    engine: Engine,
+    tmp_path: Path, engine: Engine
 ) -> None:
     calls = engine(IMAGES)
     graph = "squares (float[N] x, float[M] z) => (float[N] y) { y = Mul(x, z) }"

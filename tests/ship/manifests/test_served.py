@@ -38,9 +38,7 @@ def test_outside_of_a_container_the_spec_says_who_may_call() -> None:
     endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
     assert not served_spec(endpoint, endpoint.server.host).server.insecure
     with_keys = new_endpoint(
-        "flights",
-        "models:/flight-delay/3",
-        {**CONFIG, "server.api_keys": "true"},
+        "flights", "models:/flight-delay/3", {**CONFIG, "server.api_keys": "true"}
     )
     assert not served_spec(with_keys).server.insecure
 
@@ -62,7 +60,7 @@ def test_folders_certificates_and_keys_are_files_of_this_machine() -> None:
 def test_documents_are_written_for_people() -> None:
     twice = {"a": "b"}
     text = dump_documents(
-        [{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}],
+        [{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}]
     )
     assert text.splitlines() == [
         "spec: |",

@@ -70,30 +70,6 @@ MODEL = "models:/x/1"
             "variants.flights.model: an absolute path is expected, not 'models/flights'",
         ),
         (
-            "systemd",
-            "/srv/my models",
-            {},
-            (
-                "'/srv/my models' is not allowed in a unit: an absolute path of letters, digits "
-                "and _./@+=,- is expected"
-            ),
-        ),
-        (
-            "systemd",
-            MODEL,
-            {"container.image": "flights:3"},
-            (
-                "container.image: a unit runs /opt/onnxserve/bin/onnxserve of its machine, not an "
-                "image; remove this field"
-            ),
-        ),
-        (
-            "seldon",
-            MODEL,
-            {"kubernetes.host": "f.example", "server.api_keys": "true"},
-            "kubernetes.host: Seldon creates its routes; remove this field",
-        ),
-        (
             "kserve",
             MODEL,
             {"kubernetes.host": "f.example", "server.api_keys": "true"},
@@ -102,10 +78,7 @@ MODEL = "models:/x/1"
     ],
 )
 def test_the_message_of_a_refusal(
-    form: str,
-    model: str,
-    config: dict[str, str],
-    message: str,
+    form: str, model: str, config: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InvalidConfig) as refused:
         FORMATS[form](new_endpoint("flights", model, config), Place("ml"))

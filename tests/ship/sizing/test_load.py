@@ -13,11 +13,7 @@ REQUEST = [post("/", b"body")]
 def test_latency_counts_from_the_scheduled_time() -> None:
     with listening(*slow()) as port:
         # 64 connections answer 3,200 per second.
-        latencies, error = open_loop(
-            port,
-            REQUEST,
-            np.arange(1280) / 6400,
-        )
+        latencies, error = open_loop(port, REQUEST, np.arange(1280) / 6400)
     # 640 of 1,280 requests have waited at the last scheduled time, 0.2 s.
     assert tail_latency(latencies) > 0.15
     assert error == ""
@@ -26,11 +22,7 @@ def test_latency_counts_from_the_scheduled_time() -> None:
 def test_requests_that_are_not_sent_count_with_their_waiting_time() -> None:
     with listening(*slow()) as port:
         # The client gives up after a second.
-        latencies, error = open_loop(
-            port,
-            REQUEST,
-            np.zeros(6400),
-        )
+        latencies, error = open_loop(port, REQUEST, np.zeros(6400))
     assert len(latencies) == 6400
     assert 1 <= tail_latency(latencies) < 2
     assert error == ""

@@ -31,10 +31,7 @@ FAILS = "fails (float[N,1] x) => (float[N,1] y) <int64[1] far = {9}> { y = Gathe
 
 
 def pod_of(
-    folder: Path,
-    p99: float = 0.2,
-    say: Callable[[str], None] = print,
-    workers: int = 1,
+    folder: Path, p99: float = 0.2, say: Callable[[str], None] = print, workers: int = 1
 ) -> PodMeasurement:
     """Measure the pod for 10 requests/s."""
     spec = apply_config(new_endpoint("e", str(folder)), {"server.workers": workers})
@@ -56,16 +53,10 @@ def test_the_highest_rate_is_found_within_five_percent(limit: float, first: floa
 
 def test_the_rows_of_the_example_are_sent_in_turn(tmp_path: Path) -> None:
     folder = single_model(tmp_path / "model")
-    table = {
-        "columns": ["a", "b", "c"],
-        "data": [[1, 2, 3], [4, 5, 6]],
-    }
+    table = {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, 6]]}
     (folder / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": table}))
     inputs = [json.loads(body)["inputs"] for body in request_bodies(folder, rows=1)]
-    assert inputs == [
-        {"a": [1], "b": [2], "c": [3]},
-        {"a": [4], "b": [5], "c": [6]},
-    ]
+    assert inputs == [{"a": [1], "b": [2], "c": [3]}, {"a": [4], "b": [5], "c": [6]}]
     first, second = (json.loads(body)["inputs"]["a"] for body in request_bodies(folder, rows=3))
     assert first == [1, 4, 1]
     assert second == [4, 1, 4]
@@ -88,7 +79,7 @@ def test_without_an_example_the_rows_are_random(tmp_path: Path) -> None:
 def test_a_pyfunc_gets_rows_of_its_signature_or_its_example(tmp_path: Path) -> None:
     folders = save_pyfuncs(tmp_path, only=["troubled", "anything"])
     assert json.loads(request_bodies(folders["troubled"], rows=2)[0]) == {
-        "inputs": {"do": ["a", "a"]},
+        "inputs": {"do": ["a", "a"]}
     }
     with refused(InvalidConfig, "input_example"):
         request_bodies(folders["anything"], rows=1)
@@ -111,8 +102,7 @@ def test_a_pod_leaves_a_core_to_the_client(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_model_that_fails_on_its_example_is_refused_with_its_answer(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     with refused(InvalidConfig, "400", "input_example"):
@@ -171,8 +161,7 @@ def test_the_server_ends_with_a_killed_measurement(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(
-        lambda: len(psutil.Process(process.pid).children(recursive=True)) > 3,
-        what="the server",
+        lambda: len(psutil.Process(process.pid).children(recursive=True)) > 3, what="the server"
     )
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)

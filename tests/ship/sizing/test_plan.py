@@ -20,36 +20,20 @@ from mlflow_deploy_plugin.ship.sizing.plan import (
 )
 from tests.support.refusals import mentions, refused
 
-HIGHEST = Load(
-    rate=200.0,
-    p99=0.019,
-    error="",
-    cpus=1.8,
-    other_cpus=0.0,
-)
+HIGHEST = Load(rate=200.0, p99=0.019, error="", cpus=1.8, other_cpus=0.0)
 POD = PodMeasurement(
     workers=1,
     threads=2,
     max_batch_size=8,
     highest=HIGHEST,
-    planned=Load(
-        rate=125.0,
-        p99=0.012,
-        error="",
-        cpus=1.2,
-        other_cpus=0.0,
-    ),
+    planned=Load(rate=125.0, p99=0.012, error="", cpus=1.2, other_cpus=0.0),
     memory_bytes=300 * 2**20,
     version_bytes=20 * 2**20,
 )
 rates = st.floats(0.001, 100_000)
 
 
-def plan(
-    pod: PodMeasurement = POD,
-    rate: float = 500.0,
-    rows: int = 1,
-) -> Plan:
+def plan(pod: PodMeasurement = POD, rate: float = 500.0, rows: int = 1) -> Plan:
     return plan_pods(pod, rate, rows, cpu_hour_price=0.04, gb_hour_price=0.004)
 
 
@@ -129,10 +113,7 @@ def test_a_load_with_a_wrong_answer_or_a_slow_answer_does_not_hold() -> None:
     ],
 )
 def test_a_measurement_without_free_cores_for_other_processes_is_a_warning(
-    highest: float,
-    planned: float,
-    cores: int,
-    free: int | None,
+    highest: float, planned: float, cores: int, free: int | None
 ) -> None:
     """The pod has two cores, or one on the machine with two cores. Its client has
     another core.
@@ -149,7 +130,5 @@ def test_a_measurement_without_free_cores_for_other_processes_is_a_warning(
         assert warning == ""
     else:
         assert mentions(
-            warning,
-            f"used {max(highest, planned)} cores",
-            f"only {free} of the {cores} cores",
+            warning, f"used {max(highest, planned)} cores", f"only {free} of the {cores} cores"
         )

@@ -92,16 +92,18 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     for field in ("grpc_port", "metrics_port"):
         if getattr(spec.server, field) is not None and not is_host:
             raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
-    secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
+    secrets = {}
+    for name, path in container.secrets.items():
+        field = f"container.secrets.{name}"
+        if not path.startswith(("/", "~")):  # The next command may have another working directory.
+            raise InvalidConfig(
+                f"{field}: an absolute path is expected, or one from ~ (got {path!r})"
+            )
+        secrets[name] = read_text(absolute_path(path), f"{field}: the file").rstrip("\n")
     variables = {**container.environment, **container.secret_files, **secrets}
     options = _fixed_options(spec, settings)
-    parts = [
-        image_id,
-        options,
-        variables,
-        spec.server.model_dump(mode="json"),
-        container.restart,
-    ]
+    server = spec.server.model_dump(mode="json")
+    parts = [image_id, options, variables, server, container.restart]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {
         **options,
@@ -188,13 +190,13 @@ def check_registry(uri: str, is_host: bool) -> None:
         raise InvalidConfig(
             f"the registry {scheme}:… is a file of this machine, which a "
             "container cannot read: start `mlflow server` on it, and set MLFLOW_TRACKING_URI to "
-            "the server's address",
+            "the server's address"
         )
     if not is_host and is_loopback(parts.hostname or ""):
         raise InvalidConfig(
             f"containers cannot reach {uri}, this machine's loopback: set -C "
             "container.network=host; or let `mlflow server --host` listen on docker0's address "
-            "(172.17.0.1), and set MLFLOW_TRACKING_URI to it",
+            "(172.17.0.1), and set MLFLOW_TRACKING_URI to it"
         )
 
 
@@ -239,7 +241,7 @@ def _converted_error(engine_error: str, spec: EndpointSpec | None) -> OnnxserveE
     if spec is not None and re.search(_PORT_IN_USE, engine_error):
         return InvalidConfig(
             f"port {spec.server.port} on {spec.server.host} is in use: set another port with "
-            "-C server.port=…",
+            "-C server.port=…"
         )
     if "is already in use by container" in engine_error:
         return AlreadyExists(f"another container has the name: {engine_error}")
@@ -248,16 +250,16 @@ def _converted_error(engine_error: str, spec: EndpointSpec | None) -> OnnxserveE
     missing_network = re.search(r"network (\S+) not found", engine_error)
     if missing_network:
         return InvalidConfig(
-            f"container.network: the Docker network {missing_network[1]} does not exist",
+            f"container.network: the Docker network {missing_network[1]} does not exist"
         )
     if "could not select device driver" in engine_error:
         return InvalidConfig(
             "the server computes on a GPU, but the NVIDIA container toolkit is not installed "
-            "in this engine",
+            "in this engine"
         )
     if "bind source path does not exist" in engine_error:
         return InvalidConfig(
-            f"the Docker engine cannot access a folder of this machine: {engine_error}",
+            f"the Docker engine cannot access a folder of this machine: {engine_error}"
         )
     return DeploymentFailed(f"Docker reports: {engine_error}")
 
@@ -283,7 +285,7 @@ def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
         if settings.keys_file is None:
             raise InvalidConfig(
                 "server.api_keys of a container reads the keys from a file: run `onnxserve keys "
-                "export > keys.json`, and set ONNXSERVE_KEYS_FILE=keys.json for this command",
+                "export > keys.json`, and set ONNXSERVE_KEYS_FILE=keys.json for this command"
             )
         files.append(str(settings.keys_file.absolute()))
     mounts = dict.fromkeys(files, True)
@@ -304,11 +306,7 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     variables = server_environment(folder, settings)
     if asks_mlflow(spec):
         check_registry(variables["MLFLOW_REGISTRY_URI"], is_host)
-    server_settings = {
-        "HOME": str(folder),
-        "HOST": spec.server.host,
-        "PORT": str(spec.server.port),
-    }
+    server_settings = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
     if settings.keys_file is not None:
         server_settings["KEYS_FILE"] = str(settings.keys_file.absolute())
     if not is_host:
@@ -319,17 +317,6 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
         if key.startswith(_PASSED_ON) and key not in _NOT_PASSED_ON
     }
     return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in server_settings.items()}}
-
-
-def _secret(name: str, path: str) -> str:
-    """Return the secret in a file. Raises InvalidConfig if the path is relative or the
-    file cannot be read.
-    """
-    if not path.startswith(("/", "~")):  # The next command may have another working directory.
-        raise InvalidConfig(
-            f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})",
-        )
-    return read_text(absolute_path(path), f"container.secrets.{name}: the file").rstrip("\n")
 
 
 def _hardened() -> Document:

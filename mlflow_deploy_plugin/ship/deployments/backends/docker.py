@@ -94,7 +94,14 @@ class DockerBackend(MachineBackend):
         with docker_errors(spec):
             server = self._server(name)
             listener = self._listener(name)
-            gone = self._why_gone(name, server)
+            if _is_running(server):
+                gone = ""
+            elif server is not None:
+                gone = f"its container {containers.end_of(server)}"
+            elif self._slot(name):
+                gone = "its container is gone"
+            else:
+                gone = "the command that made it ended before it was ready"
         log = f"docker logs {server.name}" if server is not None else ""
         if server is None or gone:
             return self.observe_absent(name, gone, log)
@@ -106,22 +113,14 @@ class DockerBackend(MachineBackend):
             return Observation("failed", reason, log=log)
         folder = self.settings.state_dir(name)
         written = files.read_state(folder / files.SERVER, ServerState)
+        state = server.attrs["State"]
+        started_at = datetime.fromisoformat(f"{state['StartedAt'][:19]}+00:00").timestamp()
         # The file may be from an earlier start.
-        if written is None or written.started_at < _started_at(server) - 1:
+        if written is None or written.started_at < started_at - 1:
             return Observation("starting", served_state.STARTING, log=log)
         observation = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
-        return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
-
-    def _why_gone(self, name: str, server: Container | None) -> str:
-        """Return the reason why the server does not run; empty if it runs."""
-        if _is_running(server):
-            return ""
-        if server is not None:
-            return f"its container {containers.end_of(server)}"
-        if self._slot(name):
-            return "its container is gone"
-        return "the command that made it ended before it was ready"
+        return replace(observation, pid=state["Pid"], restarts=restarts)
 
     def stop(self, name: str) -> None:
         """Stop the containers of an endpoint. Open requests are completed, or aborted
@@ -152,12 +151,7 @@ class DockerBackend(MachineBackend):
             server = self._server(name)
         return server is not None and server.status in ("running", "restarting")
 
-    def logs(
-        self,
-        name: str,
-        lines: int,
-        follow: bool,
-    ) -> Iterator[str]:
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         with docker_errors():
             if (server := self._server(name)) is None:
                 return
@@ -174,7 +168,12 @@ class DockerBackend(MachineBackend):
             try:
                 self._connected = docker.from_env()
             except DockerException:
-                raise _no_engine() from None
+                where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+                path = urlsplit(where).path
+                hint = "start it, or set DOCKER_HOST to another engine"
+                if path and os.path.exists(path) and not os.access(path, os.W_OK):
+                    hint = "this user has no access; add it to the group `docker`"
+                raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
         return self._connected
 
     def _slot(self, name: str) -> str:
@@ -186,13 +185,8 @@ class DockerBackend(MachineBackend):
 
     def _containers(self, name: str) -> list[Container]:
         labels = [f"{containers.ENDPOINT}={name}", f"{containers.HOME}={self.settings.home_path}"]
-        return [
-            *self._engine.containers.list(
-                all=True,
-                filters={"label": labels},
-                ignore_removed=True,
-            ),
-        ]
+        filters = {"label": labels}
+        return [*self._engine.containers.list(all=True, filters=filters, ignore_removed=True)]
 
     def _servers(self, name: str) -> list[Container]:
         return [item for item in self._containers(name) if SLOT in item.labels]
@@ -206,8 +200,7 @@ class DockerBackend(MachineBackend):
     def _server(self, name: str) -> Container | None:
         slot = self._slot(name)
         return next(
-            (container for container in self._servers(name) if container.labels[SLOT] == slot),
-            None,
+            (container for container in self._servers(name) if container.labels[SLOT] == slot), None
         )
 
     def _check_names(self, name: str) -> None:
@@ -233,7 +226,7 @@ class DockerBackend(MachineBackend):
                 whose = "does not belong to onnxserve"
                 hint = f", or `docker rm {container}`"
             raise AlreadyExists(
-                f"a container {container!r} exists and {whose}: choose another name{hint}",
+                f"a container {container!r} exists and {whose}: choose another name{hint}"
             )
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
@@ -247,7 +240,7 @@ class DockerBackend(MachineBackend):
             if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
                 raise InvalidConfig(
                     f"there is no local image {name!r}: `make images` builds onnxserve:cpu and "
-                    "onnxserve:gpu; set another image with -C container.image=…",
+                    "onnxserve:gpu; set another image with -C container.image=…"
                 ) from None
         progress(f"{spec.name}: pulling {name}")
         try:
@@ -255,15 +248,11 @@ class DockerBackend(MachineBackend):
         except APIError as error:
             raise InvalidConfig(
                 f"the image {name!r} is not local and cannot be pulled: "
-                f"{containers.explanation(error)}",
+                f"{containers.explanation(error)}"
             ) from None
 
     def _replace(
-        self,
-        spec: EndpointSpec,
-        server: Container,
-        options: Document,
-        progress: Progress,
+        self, spec: EndpointSpec, server: Container, options: Document, progress: Progress
     ) -> None:
         """Start a new container for `spec`, and then stop the serving container
         `server`.
@@ -280,7 +269,21 @@ class DockerBackend(MachineBackend):
             # Check before any container is stopped.
             check_port(spec.server.host, spec.server.port or 0)
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == address
-        folder = self._prepare_slot(name, server, takes_over)
+        slot = self._slot(name)
+        folder = home_folder(name, self.settings) / (slot or "1")
+        if takes_over:
+            # The new server has a new slot with a copy of the state.
+            earlier = folder
+            folder = earlier.with_name(str(int(slot) + 1))
+            _prepare_state(folder)
+            for kept in _KEPT:
+                with suppress(FileNotFoundError):
+                    shutil.copy(earlier / kept, folder / kept)
+                    containers.share(folder / kept)
+        else:
+            if server is not None:
+                self._end(server)
+            _prepare_state(folder)
         files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
@@ -292,46 +295,24 @@ class DockerBackend(MachineBackend):
             else:
                 self._remove_listener(name)  # Free the port.
             raise
-        self._link(name, folder)
+        # Make the folder the state folder of the endpoint in one step.
+        link = self.settings.state_dir(name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{name}.link")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder)
+        temporary.replace(link)
         self._settle(name)
 
-    def _prepare_slot(self, name: str, server: Container | None, takes_over: bool) -> Path:
-        """Return the state folder of a new server.
-
-        A server that takes over has a new slot with a copy of the state. Otherwise
-        `server` is ended, and the new server has its slot.
-        """
-        slot = self._slot(name)
-        folder = home_folder(name, self.settings) / (slot or "1")
-        if takes_over:
-            next_folder = folder.with_name(str(int(slot) + 1))
-            _prepare_state(next_folder)
-            _copy_state(folder, next_folder)
-            return next_folder
-        if server is not None:
-            self._end(server)
-        _prepare_state(folder)
-        return folder
-
     def _start_server(
-        self,
-        spec: EndpointSpec,
-        folder: Path,
-        options: Document,
-        progress: Progress,
+        self, spec: EndpointSpec, folder: Path, options: Document, progress: Progress
     ) -> None:
         """Start a server with the slot `folder`, and wait until it is ready."""
         slot = folder.name
         server = self._engine.containers.create(
             **{**options, "labels": {**options["labels"], SLOT: slot}},
             name=f"{server_name(spec.name)}.{slot}",
-            command=[
-                "serve",
-                "--spec",
-                str(folder / files.SPEC),
-                "--state-dir",
-                str(folder),
-            ],
+            command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
         )
         try:
             server.start()
@@ -342,15 +323,6 @@ class DockerBackend(MachineBackend):
         except BaseException:
             self._end(server)  # Let the container complete accepted requests.
             raise
-
-    def _link(self, name: str, folder: Path) -> None:
-        """Make `folder` the state folder of the endpoint, in one step."""
-        link = self.settings.state_dir(name)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{name}.link")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(folder)
-        temporary.replace(link)
 
     def _remove_listener(self, name: str) -> None:
         if (listener := self._listener(name)) is not None:
@@ -367,7 +339,11 @@ class DockerBackend(MachineBackend):
                 continue
             self._end(server)
             folder = home / server.labels[SLOT]
-            _move_captured_rows(folder, home / (slot or "1"))
+            # Keep the captured rows that are not yet in the log.
+            spool = home / (slot or "1") / files.SPOOL
+            for segment in (folder / files.SPOOL).glob("*.seg"):
+                containers.make_folder(spool)
+                segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
         server = self._server(name)
         if server is not None and server.name != server_name(name):
@@ -385,35 +361,27 @@ class DockerBackend(MachineBackend):
             listener = None
         if network == "host":
             return
-        if listener is None:
-            listener = self._create_listener(spec.name, network, options)
+        if listener is None and network is None:
+            name = f"^{containers.NETWORK}$"
+            networks = self._engine.networks.list(names=[name])
+            if not networks:
+                isolated = {"com.docker.network.bridge.enable_icc": "false"}
+                self._engine.networks.create(containers.NETWORK, driver="bridge", options=isolated)
+                networks = self._engine.networks.list(names=[name])
+            # A race may have created two networks.
+            oldest = min(networks, key=lambda item: item.attrs["Created"])
+            listener = self._engine.containers.create(**options, network=str(oldest.id))
+        elif listener is None:
+            listener = self._engine.containers.create(**options, network=network)
+            joined = self._engine.networks.get(network)
+            joined.disconnect(listener)
+            # Other containers of the network reach it by the endpoint's name.
+            joined.connect(listener, aliases=[spec.name])
         try:
             listener.start()  # A running listener is not restarted.
         except APIError:
             listener.remove(v=True, force=True)
             raise
-
-    def _create_listener(self, name: str, network: str | None, options: Document) -> Container:
-        """Create the listener of an endpoint in a network; None is the network of the
-        listeners. Other containers of a network reach it by the endpoint's name.
-        """
-        if network is None:
-            return self._engine.containers.create(**options, network=self._network())
-        listener = self._engine.containers.create(**options, network=network)
-        joined = self._engine.networks.get(network)
-        joined.disconnect(listener)
-        joined.connect(listener, aliases=[name])
-        return listener
-
-    def _network(self) -> str:
-        """Return the id of the listeners' network. If a race has created two networks,
-        return the older network.
-        """
-        if not (networks := self._engine.networks.list(names=[f"^{containers.NETWORK}$"])):
-            options = {"com.docker.network.bridge.enable_icc": "false"}
-            self._engine.networks.create(containers.NETWORK, driver="bridge", options=options)
-            networks = self._engine.networks.list(names=[f"^{containers.NETWORK}$"])
-        return str(min(networks, key=lambda network: network.attrs["Created"]).id)
 
     def _wait(
         self,
@@ -460,38 +428,9 @@ def _is_running(container: Container | None) -> TypeGuard[Container]:
     return container is not None and container.status == "running"
 
 
-def _started_at(container: Container) -> float:
-    return datetime.fromisoformat(f"{container.attrs['State']['StartedAt'][:19]}+00:00").timestamp()
-
-
-def _no_engine() -> DeploymentFailed:
-    """Return the error that no Docker engine answers, with the remedy."""
-    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    path = urlsplit(where).path
-    hint = "start it, or set DOCKER_HOST to another engine"
-    if path and os.path.exists(path) and not os.access(path, os.W_OK):
-        hint = "this user has no access; add it to the group `docker`"
-    return DeploymentFailed(f"no Docker engine answers at {where}: {hint}")
-
-
-def _move_captured_rows(earlier: Path, folder: Path) -> None:
-    """Move the captured rows that are not yet in the log to another state folder."""
-    spool = folder / files.SPOOL
-    for segment in (earlier / files.SPOOL).glob("*.seg"):
-        containers.make_folder(spool)
-        segment.replace(spool / segment.name)
-
-
 def _prepare_state(folder: Path) -> None:
     """Create the state folder of a new server, and remove an earlier server's files."""
     containers.make_folder(folder)
     for name in (files.SERVER, files.AGENT, served_state.STOPPED):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "workers", ignore_errors=True)
-
-
-def _copy_state(earlier: Path, folder: Path) -> None:
-    for name in _KEPT:
-        with suppress(FileNotFoundError):
-            shutil.copy(earlier / name, folder / name)
-            containers.share(folder / name)

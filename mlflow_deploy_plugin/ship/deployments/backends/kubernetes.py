@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
@@ -133,13 +132,22 @@ class KubernetesBackend:
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
-        documents = kubernetes_documents(
-            spec,
-            Place(self.namespace, environment | workspace_environment(), self._owner),
-        )
-        foreign = self._foreign_objects(documents)
+        place = Place(self.namespace, environment | workspace_environment(), self._owner)
+        documents = kubernetes_documents(spec, place)
+        # The documents would be merged into the objects of other owners.
+        objects = [
+            self._cluster.get(item["kind"], _name_of(item))
+            for item in documents
+            if self._cluster.serves(item["kind"])
+        ]
+        foreign = [item for item in objects if item is not None and not self._is_ours(item)]
         if foreign and not spec.kubernetes.force_conflicts:
-            self._refuse_foreign(spec, foreign[0])
+            owner = _owner_of(foreign[0])
+            whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
+            raise errors.AlreadyExists(
+                f"namespace {self.namespace} already has a {foreign[0]['kind']} {spec.name!r}, "
+                f"which {whose}; kubernetes.force_conflicts=true takes it over"
+            )
         try:
             self._serve(spec, running, documents, progress)
         except BaseException:  # This includes Ctrl-C.
@@ -149,23 +157,6 @@ class KubernetesBackend:
             raise
         return self._url(spec)
 
-    def _refuse_foreign(self, spec: EndpointSpec, document: Document) -> NoReturn:
-        owner = _owner_of(document)
-        whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
-        raise errors.AlreadyExists(
-            f"namespace {self.namespace} already has a {document['kind']} {spec.name!r}, "
-            f"which {whose}; kubernetes.force_conflicts=true takes it over",
-        )
-
-    def _foreign_objects(self, documents: list[Document]) -> list[Document]:
-        """Return other owners' objects, into which `documents` would be merged."""
-        objects = [
-            self._cluster.get(item["kind"], _name_of(item))
-            for item in documents
-            if self._cluster.serves(item["kind"])
-        ]
-        return [item for item in objects if item is not None and not self._is_ours(item)]
-
     def _serve(
         self,
         spec: EndpointSpec,
@@ -173,7 +164,8 @@ class KubernetesBackend:
         documents: list[Document],
         progress: Progress,
     ) -> None:
-        """Apply the objects, and wait until every pod serves `spec`.
+        """Apply the objects, and wait until every pod serves `spec`. Raises
+        DeploymentFailed, with the last log line of a pod, on failure.
 
         `running` is the Deployment before the change; None if the endpoint has none.
         """
@@ -183,39 +175,48 @@ class KubernetesBackend:
         states_before = {
             name: state for name, state in self._read_pods(pods).items() if state is not None
         }
-        if running is not None and not spec.kubernetes.is_autoscaled:
-            self._drop_autoscaler(spec)
-        self._apply_all(spec, documents, progress)
-        self._prune(spec, documents)
-        progress(f"{spec.name}: applied to namespace {self.namespace}")
-        self._touch_pods(pods, documents)
-        self._wait_until_served(spec, states_before, progress)
-
-    def _drop_autoscaler(self, spec: EndpointSpec) -> None:
-        """Delete the autoscaler. Without it, the Deployment needs the number of pods of
-        the spec.
-        """
-        if self._delete("HorizontalPodAutoscaler", spec.name):
-            replicas = spec.kubernetes.replicas
-            self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
-
-    def _apply_all(
-        self,
-        spec: EndpointSpec,
-        documents: list[Document],
-        progress: Progress,
-    ) -> None:
+        kubernetes = spec.kubernetes
+        if (
+            running is not None
+            and not kubernetes.is_autoscaled
+            and self._delete("HorizontalPodAutoscaler", spec.name)
+        ):
+            # No autoscaler sets the number of pods now.
+            change = {"spec": {"replicas": kubernetes.replicas}}
+            self._cluster.merge("Deployment", spec.name, change)
         for document in documents:
             applied = document
             if document["kind"] == "Deployment":
                 applied = self._with_pod_count(spec, document, progress)
-            self._cluster.apply(applied, spec.kubernetes.force_conflicts)
+            self._cluster.apply(applied, kubernetes.force_conflicts)
+        kinds = {document["kind"] for document in documents}
+        for kind in _OPTIONAL:
+            if kind not in kinds:
+                self._delete(kind, spec.name)
+        progress(f"{spec.name}: applied to namespace {self.namespace}")
+        self._touch_pods(pods, documents)
+        unready: list[Document] = []
+
+        def pending() -> str:
+            try:
+                return self._pending_work(spec, states_before, unready)
+            except ApiRefused as error:
+                if not error.may_pass:
+                    raise
+                return error.message  # Poll again: the pods also start without this answer.
+
+        def last_words() -> str:
+            if unready:
+                return f": pod {_name_of(unready[0])}{self._last_words(unready[0])}"
+            return ""
+
+        seconds = self.settings.ready_timeout_seconds
+        served_state.wait_while_pending(
+            spec.name, pending, seconds, progress, _POLL_SECONDS, last_words
+        )
 
     def _with_pod_count(
-        self,
-        spec: EndpointSpec,
-        document: Document,
-        progress: Progress,
+        self, spec: EndpointSpec, document: Document, progress: Progress
     ) -> Document:
         """Return the Deployment with its number of pods, and report a number that
         another manager has set.
@@ -236,13 +237,6 @@ class KubernetesBackend:
             "metadata": {**document["metadata"], "annotations": annotations},
             "spec": {**document["spec"], "replicas": count},
         }
-
-    def _prune(self, spec: EndpointSpec, documents: list[Document]) -> None:
-        """Delete the optional objects that the spec no longer has."""
-        kinds = {document["kind"] for document in documents}
-        for kind in _OPTIONAL:
-            if kind not in kinds:
-                self._delete(kind, spec.name)
 
     def _touch_pods(self, pods: list[Document], documents: list[Document]) -> None:
         """Change an annotation of the pods to a digest of the spec in the ConfigMap.
@@ -286,11 +280,7 @@ class KubernetesBackend:
         return Observation("starting", reason)
 
     def _observe_pods(
-        self,
-        spec: EndpointSpec,
-        pods: list[Document],
-        states: list[ServedState],
-        reason: str,
+        self, spec: EndpointSpec, pods: list[Document], states: list[ServedState], reason: str
     ) -> Observation:
         """Combine the states of the ready pods into one observation.
 
@@ -319,10 +309,7 @@ class KubernetesBackend:
         )
 
     def server_pages(
-        self,
-        spec: EndpointSpec,
-        path: str,
-        timeout_seconds: float,
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | errors.Refused]:
         """Return a page of each ready pod by pod name, or the reason why the pod does
         not return it.
@@ -333,14 +320,8 @@ class KubernetesBackend:
         """
         self._own_deployment(spec.name)
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
-        command = [
-            "python",
-            "-c",
-            _READ_PAGE,
-            url,
-            f"{STATE_FOLDER}/{LOCAL_KEY}",
-            str(timeout_seconds),
-        ]
+        key_file = f"{STATE_FOLDER}/{LOCAL_KEY}"
+        command = ["python", "-c", _READ_PAGE, url, key_file, str(timeout_seconds)]
 
         def read(pod: Document) -> bytes | errors.Refused:
             try:
@@ -366,7 +347,7 @@ class KubernetesBackend:
         """
         if self._own_deployment(name) is None:
             raise errors.NotReady(
-                f"namespace {self.namespace} of this cluster has no Deployment {name!r}",
+                f"namespace {self.namespace} of this cluster has no Deployment {name!r}"
             )
         return self._cluster.namespace_uid()
 
@@ -397,33 +378,21 @@ class KubernetesBackend:
             for pod in self._living_pods(name):
                 self._cluster.execute(_name_of(pod), ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
-    def logs(
-        self,
-        name: str,
-        lines: int,
-        follow: bool,
-    ) -> Iterator[str]:
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last log lines of each pod, with the pod's name. If `follow` is
-        set, then yield new lines.
+        set, then yield new lines until all pods have ended.
+
+        Raises DeploymentFailed if the API server refuses.
         """
         self._own_deployment(name)
         pod_names = [_name_of(pod) for pod in self._living_pods(name)]
         for pod in pod_names:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, lines))
-        if follow:
-            yield from self._follow_logs(pod_names)
-
-    def _follow_logs(self, pod_names: list[str]) -> Iterator[str]:
-        """Yield the new lines of all pods' logs until all pods have ended. Raises
-        DeploymentFailed if the API server refuses.
-        """
+        if not follow:
+            return
         new_lines: _LogQueue = queue.Queue(_LOG_QUEUE)
         for pod in pod_names:
-            threading.Thread(
-                target=self._queue_log,
-                args=(pod, new_lines),
-                daemon=True,
-            ).start()
+            threading.Thread(target=self._queue_log, args=(pod, new_lines), daemon=True).start()
         open_logs = len(pod_names)
         while open_logs:
             line = new_lines.get()
@@ -503,7 +472,7 @@ class KubernetesBackend:
             raise errors.InvalidConfig(
                 f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not "
                 f"to {self._owner}: set ONNXSERVE_STORE_URI to the same text as for the command "
-                "that created it, or set kubernetes.force_conflicts=true to take it over",
+                "that created it, or set kubernetes.force_conflicts=true to take it over"
             )
         return deployment
 
@@ -544,54 +513,31 @@ class KubernetesBackend:
         if "running" not in kubernetes_status.container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
+        spec = None
+        agent = None
+        wanted = Wanted()
         try:
-            return _parse_state(json.loads(self._cluster.execute(_name_of(pod), command)))
+            texts: Mapping[str, str] = json.loads(self._cluster.execute(_name_of(pod), command))
+            if SPEC in texts:
+                spec = load_stored_specs(texts[SPEC])[0]
+            if AGENT in texts:
+                agent = AgentState.model_validate_json(texts[AGENT])
+            if WANTED in texts:
+                wanted = Wanted.model_validate_json(texts[WANTED])
+            workers = [
+                WorkerState.model_validate_json(text)
+                for path, text in texts.items()
+                if path.startswith("workers/")
+            ]
+            return ServedState(spec=spec, agent=agent, wanted=wanted, workers=tuple(workers))
         except ApiRefused as error:
             self._may_look = self._may_look and error.status != 403
             return None
         except (errors.OnnxserveError, ValueError):
             return None
 
-    def _wait_until_served(
-        self,
-        spec: EndpointSpec,
-        states_before: Mapping[str, ServedState],
-        progress: Progress,
-    ) -> None:
-        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last
-        log line of a pod, on failure.
-
-        `states_before` has the states of the pods before the change, by pod name.
-        """
-        unready: list[Document] = []
-
-        def pending() -> str:
-            try:
-                return self._pending_work(spec, states_before, unready)
-            except ApiRefused as error:
-                if not error.may_pass:
-                    raise
-                return error.message  # Poll again: the pods also start without this answer.
-
-        def last_words() -> str:
-            if unready:
-                return f": pod {_name_of(unready[0])}{self._last_words(unready[0])}"
-            return ""
-
-        served_state.wait_while_pending(
-            spec.name,
-            pending,
-            self.settings.ready_timeout_seconds,
-            progress,
-            _POLL_SECONDS,
-            last_words,
-        )
-
     def _pending_work(
-        self,
-        spec: EndpointSpec,
-        states_before: Mapping[str, ServedState],
-        unready: list[Document],
+        self, spec: EndpointSpec, states_before: Mapping[str, ServedState], unready: list[Document]
     ) -> str:
         """Return the work that remains until every pod serves `spec`; empty if none
         does. Raises DeploymentFailed if the work cannot succeed.
@@ -604,11 +550,17 @@ class KubernetesBackend:
         deployment = self._cluster.get("Deployment", spec.name)
         if deployment is None:
             raise errors.DeploymentFailed(
-                f"{spec.name}: its Deployment was deleted during the rollout",
+                f"{spec.name}: its Deployment was deleted during the rollout"
             )
         pods: list[Document] = []
         if kubernetes_status.is_planned(deployment):
-            pods = self._newest_pods(deployment)
+            # Wait only for the pods of the current revision.
+            revision = _annotation(deployment, _REVISION)
+            replica_sets = self._cluster.find("ReplicaSet", endpoint_labels(spec.name))
+            newest = [item for item in replica_sets if _annotation(item, _REVISION) == revision]
+            hashes = {item["metadata"]["labels"].get(_HASH) for item in newest}
+            living = self._living_pods(spec.name)
+            pods = [pod for pod in living if pod["metadata"]["labels"].get(_HASH) in hashes]
         trouble = self._trouble(deployment, pods)
         if trouble is not None and trouble.is_final:
             raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
@@ -621,10 +573,7 @@ class KubernetesBackend:
         return pending_work
 
     def _pending_spec(
-        self,
-        spec: EndpointSpec,
-        pods: list[Document],
-        states_before: Mapping[str, ServedState],
+        self, spec: EndpointSpec, pods: list[Document], states_before: Mapping[str, ServedState]
     ) -> str:
         """Return the work that pods must do to serve `spec`; empty if all pods serve
         it. Raises DeploymentFailed if a pod cannot serve it.
@@ -643,24 +592,23 @@ class KubernetesBackend:
                 return f"{applied.pending} (pod {name})"
         return ""
 
-    def _newest_pods(self, deployment: Document) -> list[Document]:
-        """Return the pods of the Deployment's current revision that are not
-        terminating.
-        """
-        name = _name_of(deployment)
-        revision = _annotation(deployment, _REVISION)
-        replica_sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
-        newest = [item for item in replica_sets if _annotation(item, _REVISION) == revision]
-        hashes = {replica_set["metadata"]["labels"].get(_HASH) for replica_set in newest}
-        return [
-            pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes
-        ]
-
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
         """Return the reason why pods do not become ready; None if no reason is known.
         A final reason takes precedence.
         """
-        troubles = self._quota_troubles(deployment)
+        name = _name_of(deployment)
+        conditions = deployment.get("status", {}).get("conditions", ())
+        reported = map(kubernetes_status.quota_trouble, conditions)
+        troubles = [trouble for trouble in reported if trouble is not None]
+        if troubles:
+            # Only a lasting refusal by a quota is final.
+            refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
+            all_pods = self._cluster.find("Pod", endpoint_labels(name))
+            is_ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
+            is_final = refused.is_final(is_ending, time.monotonic())
+            troubles = [replace(trouble, is_final=is_final) for trouble in troubles]
+        else:
+            self._refusals.pop(name, None)
         for pod in pods:
             trouble = kubernetes_status.pod_trouble(pod)
             if trouble is not None:
@@ -669,21 +617,6 @@ class KubernetesBackend:
         # Sorting is stable, so the first final trouble is first.
         troubles.sort(key=lambda item: not item.is_final)
         return troubles[0] if troubles else None
-
-    def _quota_troubles(self, deployment: Document) -> list[PodTrouble]:
-        """Return a trouble for each quota that refuses pods. `_refusals` remembers
-        since when, because only a lasting refusal is final.
-        """
-        name = _name_of(deployment)
-        troubles = _reported_quotas(deployment)
-        if not troubles:
-            self._refusals.pop(name, None)
-            return []
-        refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
-        pods = self._cluster.find("Pod", endpoint_labels(name))
-        is_ending = any("deletionTimestamp" in pod["metadata"] for pod in pods)
-        is_final = refused.is_final(is_ending, time.monotonic())
-        return [replace(trouble, is_final=is_final) for trouble in troubles]
 
     def _last_words(self, pod: Document) -> str:
         """Return the line of a pod's log that best explains why the pod has ended or is
@@ -706,35 +639,6 @@ class KubernetesBackend:
 
 _LogQueue = queue.Queue[str | errors.DeploymentFailed | None]
 """The new lines of logs. None is the end of one log, and an error its failure."""
-
-
-def _parse_state(files: Mapping[str, str]) -> ServedState:
-    """Return the state that the files of a state folder contain, path → text.
-
-    Raises InvalidConfig or ValueError if a file is invalid.
-    """
-    spec = None
-    agent = None
-    wanted = Wanted()
-    if SPEC in files:
-        spec = load_stored_specs(files[SPEC])[0]
-    if AGENT in files:
-        agent = AgentState.model_validate_json(files[AGENT])
-    if WANTED in files:
-        wanted = Wanted.model_validate_json(files[WANTED])
-    workers = [
-        WorkerState.model_validate_json(text)
-        for path, text in files.items()
-        if path.startswith("workers/")
-    ]
-    return ServedState(spec=spec, agent=agent, wanted=wanted, workers=tuple(workers))
-
-
-def _reported_quotas(deployment: Document) -> list[PodTrouble]:
-    """Return a trouble for each condition of a Deployment that reports a quota."""
-    conditions = deployment.get("status", {}).get("conditions", ())
-    troubles = map(kubernetes_status.quota_trouble, conditions)
-    return [trouble for trouble in troubles if trouble is not None]
 
 
 def _workers(states: list[ServedState]) -> Iterator[WorkerState]:
@@ -782,10 +686,7 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     return kubernetes.replicas
 
 
-def pod_environment(
-    spec: EndpointSpec,
-    running: Document | None = None,
-) -> dict[str, str]:
+def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
     """Return MLflow's addresses for pods, from the `running` Deployment, or from this
     process if pods can reach them.
 
@@ -798,23 +699,24 @@ def pod_environment(
         addresses = _mlflow_addresses(running)
         if addresses or not is_needed:
             return addresses
-    uris = _addresses_of_process()
-    reachable = {name: uri for name, uri in uris.items() if _is_reachable(uri)}
+
+    import mlflow  # The import takes a second, and `list` does not need it.
+
+    uris = {"MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri())}
+    registry = str(mlflow.get_registry_uri())
+    # If unset, the registry is the tracking server, which the spec may set.
+    if registry != uris["MLFLOW_TRACKING_URI"]:
+        uris["MLFLOW_REGISTRY_URI"] = registry
+    reachable = {}
+    for name, uri in uris.items():
+        parts = urlsplit(uri)
+        is_remote = parts.scheme in ("http", "https") and not is_loopback(parts.hostname or "")
+        # Readers of the Deployment would see a password.
+        if is_remote and parts.password is None:
+            reachable[name] = uri
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable
-
-
-def _addresses_of_process() -> dict[str, str]:
-    """Return the variables with the addresses of MLflow that this process uses."""
-    import mlflow  # The import takes a second, and `list` does not need it.
-
-    addresses = {"MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri())}
-    registry = str(mlflow.get_registry_uri())
-    # If unset, the registry is the tracking server, which the spec may set.
-    if registry != addresses["MLFLOW_TRACKING_URI"]:
-        addresses["MLFLOW_REGISTRY_URI"] = registry
-    return addresses
 
 
 def _mlflow_addresses(deployment: Document) -> dict[str, str]:
@@ -829,12 +731,3 @@ def _mlflow_addresses(deployment: Document) -> dict[str, str]:
             if variable["name"] in _MLFLOW and variable.get("value"):
                 addresses[variable["name"]] = variable["value"].replace("$$", "$")
     return addresses
-
-
-def _is_reachable(uri: str) -> bool:
-    parts = urlsplit(uri)
-    return (
-        parts.scheme in ("http", "https")
-        and not is_loopback(parts.hostname or "")
-        and parts.password is None  # Readers of the Deployment would see a password.
-    )

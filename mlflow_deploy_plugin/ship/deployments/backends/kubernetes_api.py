@@ -124,8 +124,20 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self._client = _configured_client(self.context)
-        self._configuration = self._client.configuration
-        self._session = _configured_session(self._configuration)
+        configuration = self._client.configuration
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = False
+        if configuration.verify_ssl:
+            session.verify = configuration.ssl_ca_cert or True
+        if configuration.cert_file:
+            session.cert = (configuration.cert_file, configuration.key_file)
+        if configuration.proxy:
+            session.proxies = {"https": configuration.proxy, "http": configuration.proxy}
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+        self._configuration = configuration
+        self._session = session
 
     def get(self, kind: str, name: str) -> Document | None:
         """Return an object, or None if the cluster has no object of this name."""
@@ -136,11 +148,7 @@ class Cluster:
                 return None
             raise
 
-    def find(
-        self,
-        kind: str,
-        labels: Mapping[str, str],
-    ) -> list[Document]:
+    def find(self, kind: str, labels: Mapping[str, str]) -> list[Document]:
         """Return the objects with these labels."""
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         answer = self._get(self._path(kind), {"labelSelector": selector})
@@ -165,17 +173,11 @@ class Cluster:
         if not self.serves(kind):
             raise InvalidConfig(
                 f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec "
-                "requires",
+                "requires"
             )
         document = {**document, "apiVersion": self._version(kind)}
         try:
-            self._patch(
-                kind,
-                name,
-                document,
-                _APPLY_TYPE,
-                force=str(force).lower(),
-            )
+            self._patch(kind, name, document, _APPLY_TYPE, force=str(force).lower())
         except ApiRefused as error:
             owners = dict.fromkeys(_CONFLICT.findall(error.message))
             if not owners:
@@ -184,7 +186,7 @@ class Cluster:
             if managers:
                 raise DeploymentFailed(
                     f"{kind} {name} has fields that were set by {join_names(managers)}: "
-                    f"{error.message}; kubernetes.force_conflicts=true overwrites them",
+                    f"{error.message}; kubernetes.force_conflicts=true overwrites them"
                 ) from None
             self._patch(kind, name, document, _APPLY_TYPE, force="true")
 
@@ -200,9 +202,13 @@ class Cluster:
         """
         kind = document["kind"]
         name = document["metadata"]["name"]
+        metadata = document["metadata"]
+        restored = {f"metadata/{key}": metadata.get(key, {}) for key in ("labels", "annotations")}
+        for field_name, value in document.items():
+            if field_name not in ("apiVersion", "kind", "metadata", "status"):
+                restored[field_name] = value
         changes: list[Document] = [
-            {"op": "add", "path": path, "value": value}
-            for path, value in _restorable_fields(document).items()
+            {"op": "add", "path": f"/{path}", "value": value} for path, value in restored.items()
         ]
         current = self.get(kind, name) or {}
         added_fields = current.keys() - document.keys() - {"status"}
@@ -239,20 +245,12 @@ class Cluster:
             if error.status != 404:
                 raise
 
-    def pod_log(
-        self,
-        pod: str,
-        lines: int,
-        previous: bool = False,
-    ) -> list[str]:
+    def pod_log(self, pod: str, lines: int, previous: bool = False) -> list[str]:
         """Return the last lines of the server container's log; empty if the container
         has not started.
         """
-        query = {
-            "container": CONTAINER,
-            "tailLines": str(lines),
-            "previous": str(previous).lower(),
-        }
+        query = {"container": CONTAINER, "tailLines": str(lines)}
+        query["previous"] = str(previous).lower()
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
         except ApiRefused:
@@ -290,32 +288,26 @@ class Cluster:
             doseq=True,
         )
         path = f"{self._path('Pod')}/{pod}/exec?{query}"
+        written = defaultdict[int, bytes](bytes)
         try:
-            written = self._read_channels(path)
+            with closing(self._web_socket(path)) as running:
+                opcode, frame = running.recv_data()
+                while opcode != websocket.ABNF.OPCODE_CLOSE:
+                    channel = ord(frame[:1])
+                    written[channel] += frame[1:]
+                    opcode, frame = running.recv_data()
             end = json.loads(written[_STATUS])
         except websocket.WebSocketBadStatusException as answer:
             raise self._refusal(answer.status_code, answer.resp_body or b"") from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             raise ApiRefused(
-                f"commands cannot be run in pod {pod}: {one_line(error, 300)}",
+                f"commands cannot be run in pod {pod}: {one_line(error, 300)}"
             ) from None
         if end["status"] != "Success":
             error_lines = written[_STDERR].decode(errors="replace").strip()
             reason = error_lines.rpartition("\n")[2] or end.get("message", "")
             raise DeploymentFailed(f"a command in pod {pod} failed: {one_line(reason, 300)}")
         return written[_STDOUT].decode(errors="replace")
-
-    def _read_channels(self, path: str) -> defaultdict[int, bytes]:
-        """Run a command at a path of the API, and return what it has written, by
-        channel.
-        """
-        written = defaultdict[int, bytes](bytes)
-        with closing(self._web_socket(path)) as running:
-            while True:
-                opcode, frame = running.recv_data()
-                if opcode == websocket.ABNF.OPCODE_CLOSE:
-                    return written
-                written[ord(frame[:1])] += frame[1:]
 
     def _web_socket(self, path: str) -> websocket.WebSocket:
         """Open a web socket to the API server. Reads time out after `_EXEC_SECONDS`."""
@@ -343,11 +335,8 @@ class Cluster:
     def forwarded(self, pod: str, port: int) -> Iterator[str]:
         """Yield a local address whose connections are forwarded to a port of a pod."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            accepting = threading.Thread(
-                target=self._forward,
-                args=(listener, pod, port),
-                daemon=True,
-            )
+            arguments = (listener, pod, port)
+            accepting = threading.Thread(target=self._forward, args=arguments, daemon=True)
             accepting.start()
             try:
                 yield f"127.0.0.1:{listener.getsockname()[1]}"
@@ -363,34 +352,19 @@ class Cluster:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
+                # Use one client per stream, because a client that opens a stream cannot
+                # send other requests meanwhile.
+                api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
+                connect = api.connect_get_namespaced_pod_portforward
                 try:
-                    remote = self._pod_socket(pod, port)
+                    opened = portforward(connect, pod, self.namespace, ports=str(port))
+                    remote = opened.socket(port)
                 except ApiException:
                     connection.close()  # The caller detects the closed connection.
                     continue
+                remote.setblocking(True)
                 for source, sink in ((connection, remote), (remote, connection)):
-                    threading.Thread(
-                        target=_pump,
-                        args=(source, sink),
-                        daemon=True,
-                    ).start()
-
-    def _pod_socket(self, pod: str, port: int) -> socket.socket:
-        """Return a blocking socket that the API server connects to a port of a pod.
-        Raises ApiException if it refuses.
-        """
-        # Use one client per stream, because a client that opens a stream cannot send
-        # other requests meanwhile.
-        api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
-        opened = portforward(
-            api.connect_get_namespaced_pod_portforward,
-            pod,
-            self.namespace,
-            ports=str(port),
-        )
-        remote: socket.socket = opened.socket(port)
-        remote.setblocking(True)
-        return remote
+                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
     def _known_versions(self) -> set[str]:
         # With cached_property, Python 3.11 would block all clusters of the process
@@ -413,11 +387,7 @@ class Cluster:
         root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
         return f"{root}/namespaces/{self.namespace}/{_RESOURCES[kind][0]}"
 
-    def _get(
-        self,
-        path: str,
-        query: Mapping[str, str] | None = None,
-    ) -> Document:
+    def _get(self, path: str, query: Mapping[str, str] | None = None) -> Document:
         return {**self._send("GET", path, query).json()}
 
     def _send(
@@ -437,11 +407,8 @@ class Cluster:
             stream: True if the caller reads the answer piece by piece.
             is_endless: True if the answer may pause for any time.
         """
-        headers = {
-            "Accept": "application/json",
-            "Content-Type": content_type,
-            **self._credentials(),
-        }
+        accepted = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {**accepted, **self._credentials()}
         url = f"{self._configuration.host}{path}"
         data = None if body is None else json.dumps(body)
         read_seconds: float | None = _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
@@ -461,7 +428,7 @@ class Cluster:
             cause = error.args[0] if error.args else error
             reason = one_line(getattr(cause, "reason", error), 300)
             raise ApiRefused(
-                f"the Kubernetes API at {self._configuration.host} does not answer: {reason}",
+                f"the Kubernetes API at {self._configuration.host} does not answer: {reason}"
             ) from None
         if response.ok:
             return response
@@ -491,7 +458,7 @@ class Cluster:
         if status == 404 and refused_kind == "namespaces":
             return InvalidConfig(
                 f"the cluster has no namespace {self.namespace!r}: kubectl create namespace "
-                f"{self.namespace}",
+                f"{self.namespace}"
             )
         if status == 409:  # The message explains the conflict.
             return ApiRefused(message, status)
@@ -505,34 +472,6 @@ class Cluster:
         else:
             summary = f"the Kubernetes API answered {status}"
         return ApiRefused(f"{summary}: {message}", status)
-
-
-def _configured_session(configuration: kubernetes.client.Configuration) -> requests.Session:
-    """Return an HTTP session with the certificates and the proxy of a configuration,
-    and with retries.
-    """
-    session = requests.Session()
-    session.trust_env = False
-    session.verify = False
-    if configuration.verify_ssl:
-        session.verify = configuration.ssl_ca_cert or True
-    if configuration.cert_file:
-        session.cert = (configuration.cert_file, configuration.key_file)
-    if configuration.proxy:
-        session.proxies = {"https": configuration.proxy, "http": configuration.proxy}
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
-    return session
-
-
-def _restorable_fields(document: Document) -> Document:
-    """Return the fields of an object that a change can restore, by JSON pointer."""
-    metadata = document["metadata"]
-    fields = {f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")}
-    for name, value in document.items():
-        if name not in ("apiVersion", "kind", "metadata", "status"):
-            fields[f"/{name}"] = value
-    return fields
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -559,24 +498,17 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
             configuration = kubernetes.client.Configuration()
             kubernetes.config.load_incluster_config(configuration)
             return kubernetes.client.ApiClient(configuration)
-    contexts = _contexts(file or KUBE_CONFIG_DEFAULT_LOCATION)
+    contexts = []
+    # The file may be missing or unreadable.
+    with suppress(ConfigException, KeyError, TypeError):
+        configured = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION).config
+        contexts = sorted(entry["name"] for entry in configured["contexts"].value)
     if context and contexts and context not in contexts:
         raise InvalidConfig(
             f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes "
-            f"configuration; its contexts are {join_names(contexts, context)}",
+            f"configuration; its contexts are {join_names(contexts, context)}"
         )
     raise InvalidConfig(
         "no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config "
-        f"({one_line(missing)})",
+        f"({one_line(missing)})"
     )
-
-
-def _contexts(file: str) -> list[str]:
-    """Return the names of the contexts in a configuration; empty if they are unknown
-    because the file is missing or unreadable.
-    """
-    try:
-        entries = KubeConfigMerger(file).config["contexts"].value
-        return sorted(entry["name"] for entry in entries)
-    except (ConfigException, KeyError, TypeError):
-        return []

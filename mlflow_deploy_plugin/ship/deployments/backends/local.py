@@ -49,7 +49,7 @@ class LocalBackend(MachineBackend):
         """
         if spec.container != ContainerSpec():
             raise InvalidConfig(
-                "container.… is only for targets that run an image, such as -t onnxserve:/docker",
+                "container.… is only for targets that run an image, such as -t onnxserve:/docker"
             )
         folder = self.settings.state_dir(spec.name)
         before = self.state_before(folder)
@@ -116,12 +116,7 @@ class LocalBackend(MachineBackend):
     def is_running(self, name: str) -> bool:
         return _running_pid(self.settings.state_dir(name)) is not None
 
-    def logs(
-        self,
-        name: str,
-        lines: int,
-        follow: bool,
-    ) -> Iterator[str]:
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         folder = self.settings.state_dir(name)
         yield from read_log_tail(folder / LOG)[-lines:]
         if not follow or not (folder / LOG).exists():
@@ -154,7 +149,7 @@ def choose_port(host: str, reserved: Collection[int | None]) -> int:
             return port
     raise DeploymentFailed(
         f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: set a port with "
-        "-C server.port=…",
+        "-C server.port=…"
     )
 
 
@@ -163,7 +158,7 @@ def check_port(host: str, port: int) -> None:
     if not is_port_free(host, port):
         raise InvalidConfig(
             f"port {port} on {host} is in use: set another port with -C server.port=…; for an "
-            "existing deployment, use `onnxserve endpoint update NAME -C server.port=…`",
+            "existing deployment, use `onnxserve endpoint update NAME -C server.port=…`"
         )
 
 
@@ -202,10 +197,7 @@ def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
         process = subprocess.Popen(supervisor.command(Path(folder)))
         # The server receives Ctrl-C because it shares the terminal. SIGTERM must be
         # forwarded.
-        before = signal.signal(
-            signal.SIGTERM,
-            lambda number, _frame: os.kill(process.pid, number),
-        )
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(process.pid, number))
         status = None
         try:
             while status is None:

@@ -89,10 +89,7 @@ class MachineBackend:
     settings: Settings
 
     def server_pages(
-        self,
-        spec: EndpointSpec,
-        path: str,
-        timeout_seconds: float,
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | Refused]:
         url = f"{server_url(spec.server)}{path}"
         return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
@@ -132,7 +129,7 @@ class MachineBackend:
         """
         folder = self.settings.state_dir(name)
         is_starting = files.is_locked(lock_path(name, self.settings)) or files.is_locked(
-            folder / files.SERVER_LOCK,
+            folder / files.SERVER_LOCK
         )
         if is_starting:  # The server has not written its process id yet.
             return Observation("starting", STARTING, log=log)
@@ -141,11 +138,7 @@ class MachineBackend:
         return Observation("failed", f"{gone}; `onnxserve start {name}` restarts it", log=log)
 
     def observe_server(
-        self,
-        spec: EndpointSpec,
-        state_dir: Path,
-        server: ServerState,
-        log: str,
+        self, spec: EndpointSpec, state_dir: Path, server: ServerState, log: str
     ) -> Observation:
         """Return the observation of an endpoint whose server is running, from the files
         in `state_dir`. `log` is the path of the server's log.
@@ -216,9 +209,7 @@ class MachineBackend:
 
 
 def _server_state(
-    server: ServerState,
-    applied: AppliedSpec,
-    workers: Sequence[WorkerState],
+    server: ServerState, applied: AppliedSpec, workers: Sequence[WorkerState]
 ) -> tuple[DeploymentState, str]:
     """Return the state of a running server, and its reason; the reason is empty if the
     server has nothing left to do.
@@ -256,20 +247,15 @@ def server_url(server: ServerSpec) -> str:
 
 
 def read_served_state(
-    state_dir: Path,
-    lives: Callable[[int], bool] = psutil.pid_exists,
+    state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists
 ) -> ServedState:
     """Read the state folder of a server, without its spec. Workers are omitted if
     `lives(process id)` is False.
     """
     workers = tuple(worker for worker in files.read_workers(state_dir) if lives(worker.pid))
     agent = files.read_state(state_dir / files.AGENT, AgentState)
-    return ServedState(
-        None,
-        agent,
-        files.read_state(state_dir / files.WANTED, Wanted) or Wanted(),
-        workers,
-    )
+    wanted = files.read_state(state_dir / files.WANTED, Wanted) or Wanted()
+    return ServedState(None, agent, wanted, workers)
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
@@ -283,11 +269,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
             new -= {variant.model_uri for variant in endpoint.variants.values()}
         pending = f"fetching {', '.join(sorted(new))}" if new else "applying the changed spec"
         return AppliedSpec(
-            is_resolved=False,
-            pending=pending,
-            errors={},
-            missing=(),
-            wanted=endpoint,
+            is_resolved=False, pending=pending, errors={}, missing=(), wanted=endpoint
         )
     informed = [worker for worker in state.workers if worker.generation == state.wanted.generation]
     pending = ""
@@ -297,12 +279,17 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if len(state.workers) >= count and _is_loaded(spec.name, endpoint, state.workers):
             step = "applying the change"
         pending = f"{step}, {len(informed)} of {count} workers have it"
+    errors = {}
+    missing = []
+    for name, variant in spec.variants.items():
+        loaded = [worker.loaded(spec.name, name) for worker in informed]
+        for item in loaded:
+            if item.error:
+                errors[name] = item.error
+        if variant.weight > 0 and not all(item.version for item in loaded):
+            missing.append(name)
     return AppliedSpec(
-        is_resolved=True,
-        pending=pending,
-        errors=_load_errors(spec, informed),
-        missing=_missing_variants(spec, informed),
-        wanted=endpoint,
+        is_resolved=True, pending=pending, errors=errors, missing=tuple(missing), wanted=endpoint
     )
 
 
@@ -332,26 +319,6 @@ def _is_loaded(name: str, endpoint: WantedEndpoint, workers: Sequence[WorkerStat
     return True
 
 
-def _load_errors(spec: EndpointSpec, workers: Sequence[WorkerState]) -> dict[str, str]:
-    """Return variant → the reason why a worker could not load it."""
-    errors = {}
-    for worker in workers:
-        for name in spec.variants:
-            if error := worker.loaded(spec.name, name).error:
-                errors[name] = error
-    return errors
-
-
-def _missing_variants(spec: EndpointSpec, workers: Sequence[WorkerState]) -> tuple[str, ...]:
-    """Return the variants with traffic that a worker has not loaded."""
-    missing = []
-    for name, variant in spec.variants.items():
-        is_loaded = all(worker.loaded(spec.name, name).version for worker in workers)
-        if variant.weight > 0 and not is_loaded:
-            missing.append(name)
-    return tuple(missing)
-
-
 def wait_while_pending(
     name: str,
     pending: Callable[[], str],
@@ -372,7 +339,7 @@ def wait_while_pending(
         if time.monotonic() > deadline:
             raise DeploymentFailed(
                 f"{name}: not ready after {seconds:g} s, still {work}{last_words()} "
-                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)",
+                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
             )
         if work != reported:
             progress(f"{name}: {work}")
@@ -389,10 +356,7 @@ def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
 
 
 def served_failure(
-    applied: AppliedSpec,
-    spec: EndpointSpec,
-    before: ServedState,
-    agent: AgentState | None,
+    applied: AppliedSpec, spec: EndpointSpec, before: ServedState, agent: AgentState | None
 ) -> str:
     """Return the reason why the server cannot become ready; empty if it may become
     ready.

@@ -33,7 +33,7 @@ _ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", _EXCEPTION)
 _OF_CHILDREN = (_EXCEPTION, r"^\w+: error: ", *_ERRORS)
 _STAMP = re.compile(
     r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|"
-    r"\d+ mlflow_deploy_plugin[\w.]*:)\s*)+",
+    r"\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
 )
 
 
@@ -90,8 +90,7 @@ def find(state_dir: Path) -> int | None:
     # session.
     last_arguments = command(state_dir)[-2:]
     return next(
-        _processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid),
-        None,
+        _processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid), None
     )
 
 
@@ -182,8 +181,8 @@ def _session(state_dir: Path, session_id: int) -> list[int]:
     folder = state_dir.resolve()
     return [
         *_processes(
-            lambda process: os.getsid(process.pid) == session_id and _has_folder(process, folder),
-        ),
+            lambda process: os.getsid(process.pid) == session_id and _has_folder(process, folder)
+        )
     ]
 
 

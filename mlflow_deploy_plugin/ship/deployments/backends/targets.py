@@ -81,9 +81,7 @@ TARGETS = {
         "local:LocalBackend",
     ),
     "docker": TargetKind(
-        "onnxserve:/docker",
-        "a container of this machine's Docker engine",
-        "docker:DockerBackend",
+        "onnxserve:/docker", "a container of this machine's Docker engine", "docker:DockerBackend"
     ),
     "kubernetes": TargetKind(
         "onnxserve:/kubernetes/NAMESPACE",
@@ -117,10 +115,7 @@ class Backend(Protocol):
         """
 
     def server_pages(
-        self,
-        spec: EndpointSpec,
-        path: str,
-        timeout_seconds: float,
+        self, spec: EndpointSpec, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | Refused]:
         """Return the name of each server → its page at `path`, or the reason why the
         page is missing.
@@ -154,12 +149,7 @@ class Backend(Protocol):
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         """Yield an address at which this machine reaches the running server."""
 
-    def logs(
-        self,
-        name: str,
-        lines: int,
-        follow: bool,
-    ) -> Iterator[str]:
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of the server's log. If `follow` is set, also yield new
         lines until the log ends.
         """
@@ -184,17 +174,14 @@ class Target:
         module, _, name = TARGETS[self.kind].backend.partition(":")
         try:
             backend_module = import_module(
-                f"mlflow_deploy_plugin.ship.deployments.backends.{module}",
+                f"mlflow_deploy_plugin.ship.deployments.backends.{module}"
             )
         except ImportError as error:
             raise NotInstalled(
                 f"-t {self} needs the package {error.name}: pip install "
-                f"'mlflow-onnxserve[{self.kind}]'",
+                f"'mlflow-onnxserve[{self.kind}]'"
             ) from None
-        backend: Backend = getattr(backend_module, name)(
-            settings,
-            *filter(None, [self.namespace]),
-        )
+        backend: Backend = getattr(backend_module, name)(settings, *filter(None, [self.namespace]))
         return backend
 
 
@@ -212,5 +199,5 @@ def parse_target(uri: str) -> Target:
     uris = ", ".join(target.uri for target in TARGETS.values())
     raise InvalidConfig(
         f"unknown target {uri!r}; the targets are {uris} (a namespace has letters a-z, digits "
-        "and -)",
+        "and -)"
     )

@@ -24,8 +24,7 @@ def test_no_engine_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging, ThreadPoolExecutor(2) as pool:
         hanging.settimeout(10)

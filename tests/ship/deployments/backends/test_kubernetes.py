@@ -42,11 +42,7 @@ from tests.support.refusals import refused
     ],
 )
 def test_pods_get_the_tracking_uri_only_if_they_can_reach_it(
-    monkeypatch: pytest.MonkeyPatch,
-    uri: str,
-    model: str,
-    config: dict[str, str],
-    found: set[str],
+    monkeypatch: pytest.MonkeyPatch, uri: str, model: str, config: dict[str, str], found: set[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert set(pod_environment(new_endpoint("f", model, config))) == found
@@ -56,9 +52,7 @@ def test_separate_registry_uri_is_passed_to_pods_and_never_inferred(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere = new_endpoint(
-        "f",
-        "models:/f/1",
-        {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"},
+        "f", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"}
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://outside:5000")
     assert "MLFLOW_REGISTRY_URI" not in pod_environment(elsewhere)
@@ -72,13 +66,10 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
         {"name": "MLFLOW_REGISTRY_URI", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
         {"name": "AWS_REGION", "value": "eu"},
     ]
-    containers = [
-        {"name": "onnxserve", "env": variables},
-        {"name": "injected", "env": []},
-    ]
+    containers = [{"name": "onnxserve", "env": variables}, {"name": "injected", "env": []}]
     deployment = {"spec": {"template": {"spec": {"containers": containers}}}}
     assert pod_environment(new_endpoint("f", "models:/f/1"), deployment) == {
-        "MLFLOW_TRACKING_URI": "http://mlflow:5000/$a",
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000/$a"
     }
 
 
@@ -90,15 +81,13 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
     ],
 )
 def test_later_commands_add_no_tracking_uri_to_pods_that_need_none(
-    monkeypatch: pytest.MonkeyPatch,
-    model: str,
-    config: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch, model: str, config: dict[str, str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     deployment = {"spec": {"template": {"spec": {"containers": [{"name": "onnxserve"}]}}}}
     assert pod_environment(new_endpoint("f", model, config), deployment) == {}
     assert set(pod_environment(new_endpoint("f", "models:/f/1"), deployment)) == {
-        "MLFLOW_TRACKING_URI",
+        "MLFLOW_TRACKING_URI"
     }
 
 
@@ -120,20 +109,12 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
         # The user's autoscaler changes the replicas later.
-        (
-            {"kubernetes.replicas": "0"},
-            None,
-            None,
-            1,
-        ),
+        ({"kubernetes.replicas": "0"}, None, None, 1),
         ({"kubernetes.replicas": "0"}, "3", 7, 7),
     ],
 )
 def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_another_number(
-    config: dict[str, str],
-    asked_before: str | None,
-    now: int | None,
-    found: int,
+    config: dict[str, str], asked_before: str | None, now: int | None, found: int
 ) -> None:
     annotations = {} if asked_before is None else {"onnxserve/replicas": asked_before}
     running = {"metadata": {"annotations": annotations}, "spec": {"replicas": now}}
@@ -200,9 +181,7 @@ class ClosedCluster:
             raise ApiRefused(f"the Kubernetes API forbids it: {kind}", 403)
 
 
-def test_edit_role_need_not_access_custom_resources(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_edit_role_need_not_access_custom_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("HTTPRoute", "ServiceMonitor"):
         monkeypatch.setattr(kubernetes, "Cluster", lambda *_, kind=kind: ClosedCluster(kind))
         KubernetesBackend(Settings(), "ml").remove("f")
@@ -283,14 +262,10 @@ SPEC = new_endpoint("f", "/model")
     ids=["observe", "server_pages", "place", "stop", "logs", "reached"],
 )
 @pytest.mark.parametrize(
-    ("owner", "whose"),
-    [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")],
+    ("owner", "whose"), [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")]
 )
 def test_pods_of_another_are_not_taken_for_the_endpoints(
-    monkeypatch: pytest.MonkeyPatch,
-    ask: Callable[[KubernetesBackend], Any],
-    owner: str,
-    whose: str,
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[KubernetesBackend], Any], owner: str, whose: str
 ) -> None:
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
     with refused(InvalidConfig, "Deployment 'f'", "namespace ml", whose):

@@ -99,14 +99,9 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(
-            target=server.serve_forever,
-            args=(0.01,),
-            daemon=True,
-        ).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv(
-            "KUBECONFIG",
-            str(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")),
+            "KUBECONFIG", str(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}"))
         )
         yield made
         server.shutdown()
@@ -120,7 +115,7 @@ def conflict(*managers: str) -> Answer:
         return 409, {
             "message": (
                 f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type'
-            ),
+            )
         }
     causes = "\n".join(
         f'conflicts with "{manager}" using v1:\n- .spec.type' for manager in managers
@@ -137,17 +132,9 @@ def conflict(*managers: str) -> Answer:
     ],
 )
 def test_busy_or_broken_api_is_asked_again(
-    api: ScriptedApi,
-    method: str,
-    call: Callable[[Cluster], object],
+    api: ScriptedApi, method: str, call: Callable[[Cluster], object]
 ) -> None:
-    api.script = [
-        (429, {}),
-        (500, {}),
-        (CUT, {}),
-        (503, {}),
-        (200, SERVICE),
-    ]
+    api.script = [(429, {}), (500, {}), (CUT, {}), (503, {}), (200, SERVICE)]
     call(Cluster("ml"))
     assert [line.split()[0] for line in api.asked] == [method] * 5
 
@@ -155,7 +142,7 @@ def test_busy_or_broken_api_is_asked_again(
 def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> None:
     cluster = Cluster("ml")
     cluster.apply(
-        {"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}},
+        {"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}}
     )
     path = "/apis/policy/v1beta1/namespaces/ml/poddisruptionbudgets/f"
     assert api.asked == [f"PATCH {path}?fieldManager=onnxserve&force=false"]
@@ -177,25 +164,10 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: Sc
 
 
 def test_object_is_restored_without_the_fields_of_the_cluster(api: ScriptedApi) -> None:
-    metadata = {
-        "name": "flights",
-        "uid": "1",
-        "resourceVersion": "7",
-        "labels": {"app": "f"},
-    }
-    api.script = [
-        (
-            200,
-            {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}},
-        )
-    ]
+    metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
+    api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
     Cluster("ml").put_back(
-        {
-            **SERVICE,
-            "metadata": metadata,
-            "spec": {"type": "ClusterIP"},
-            "status": {"a": 1},
-        },
+        {**SERVICE, "metadata": metadata, "spec": {"type": "ClusterIP"}, "status": {"a": 1}}
     )
     service = "/api/v1/namespaces/ml/services/flights"
     assert api.asked == [f"GET {service}", f"PATCH {service}?fieldManager=onnxserve"]
@@ -238,10 +210,7 @@ def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> 
     ],
 )
 def test_a_refusal_is_one_line(
-    api: ScriptedApi,
-    answer: Answer,
-    kind: type[OnnxserveError],
-    names: list[str],
+    api: ScriptedApi, answer: Answer, kind: type[OnnxserveError], names: list[str]
 ) -> None:
     api.script = [answer]
     with refused(kind, *names):
@@ -273,14 +242,10 @@ def test_missing_object_is_none_and_deleting_it_is_not_an_error(api: ScriptedApi
 
 
 @pytest.mark.parametrize(
-    ("content", "context"),
-    [(None, None), ("current-context: none\n", None), ("", "elsewhere")],
+    ("content", "context"), [(None, None), ("current-context: none\n", None), ("", "elsewhere")]
 )
 def test_missing_cluster_error_names_the_kubeconfig(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    content: str | None,
-    context: str | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, context: str | None
 ) -> None:
     if content is not None:
         (tmp_path / "config").write_text(content)
@@ -291,11 +256,7 @@ def test_missing_cluster_error_names_the_kubeconfig(
 
 def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api: ScriptedApi) -> None:
     text = "möglich".encode()
-    api.frames = [
-        STDOUT + text[:2],
-        STDOUT + text[2:],
-        STATUS + b'{"status": "Success"}',
-    ]
+    api.frames = [STDOUT + text[:2], STDOUT + text[2:], STATUS + b'{"status": "Success"}']
     assert Cluster("ml").execute("flights-1", ["cat", "note"]) == "möglich"
 
 
@@ -316,8 +277,7 @@ def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server
 
 
 def test_an_api_server_that_is_not_there_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, "http://127.0.0.1:9")))
     with refused(ApiRefused, "Kubernetes API", "http://127.0.0.1:9", "does not answer") as raised:
@@ -326,8 +286,7 @@ def test_an_api_server_that_is_not_there_is_one_line(
 
 
 def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = kubeconfig(tmp_path, "https://127.0.0.1:1")
     config = yaml.safe_load(file.read_text())

@@ -42,27 +42,16 @@ DEPLOYMENT = {"metadata": {"generation": 2}, "spec": {"replicas": 3}}
     ],
 )
 def test_a_rollout_is_over_when_every_pod_is_new_and_ready(
-    status: dict[str, int],
-    pending: str,
+    status: dict[str, int], pending: str
 ) -> None:
     assert pending_rollout({**DEPLOYMENT, "status": status}) == pending
 
 
-def pod(
-    condition: dict[str, Any] | None = None,
-    **status: Any,
-) -> dict[str, Any]:
+def pod(condition: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
     container = {"name": "onnxserve", "ready": False, "restartCount": 0, **status}
     return {
         "metadata": {"name": "f-1"},
-        "spec": {
-            "containers": [
-                {
-                    "name": "onnxserve",
-                    "resources": {"limits": {"memory": "64M"}},
-                }
-            ]
-        },
+        "spec": {"containers": [{"name": "onnxserve", "resources": {"limits": {"memory": "64M"}}}]},
         "status": {
             "conditions": [condition] if condition else [],
             "containerStatuses": [container],
@@ -89,18 +78,15 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
             pod(state={"waiting": {"reason": "ErrImagePull", "message": "unauthorized"}}),
             PodTrouble("pod f-1: ErrImagePull: unauthorized", False),
         ),
-        (
-            pod(state={"running": {}}, lastState=ENDED, restartCount=1),
-            None,
-        ),
+        (pod(state={"running": {}}, lastState=ENDED, restartCount=1), None),
         (
             pod(
                 state={
                     "waiting": {
                         "reason": "ImagePullBackOff",
                         "message": 'Back-off pulling image "no:1"',
-                    },
-                },
+                    }
+                }
             ),
             PodTrouble('pod f-1: ImagePullBackOff: Back-off pulling image "no:1"', True),
         ),
@@ -110,17 +96,13 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
                     "waiting": {
                         "reason": "CreateContainerConfigError",
                         "message": 'secret "s" not found',
-                    },
-                },
+                    }
+                }
             ),
             PodTrouble('pod f-1 cannot start: secret "s" not found', True),
         ),
         (
-            pod(
-                state={"waiting": {"reason": "CrashLoopBackOff"}},
-                lastState=ENDED,
-                restartCount=1,
-            ),
+            pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ENDED, restartCount=1),
             PodTrouble("pod f-1 ends repeatedly (exit status 1)", True, wrote=True),
         ),
         (
@@ -137,15 +119,13 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         (
             pod(UNSCHEDULABLE),  # A cluster may add a node.
             PodTrouble(
-                "pod f-1 is unschedulable: 0/1 nodes are available: 1 Insufficient cpu.",
-                False,
+                "pod f-1 is unschedulable: 0/1 nodes are available: 1 Insufficient cpu.", False
             ),
         ),
     ],
 )
 def test_pod_trouble_gives_a_reason_and_whether_waiting_helps(
-    found: dict[str, Any],
-    trouble: PodTrouble | None,
+    found: dict[str, Any], trouble: PodTrouble | None
 ) -> None:
     assert pod_trouble(found) == trouble
 
@@ -174,10 +154,7 @@ def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_aga
     refused = RefusedPods(since=100.0)
     assert not refused.is_final(is_ending=True, now=142.0)
     # The cluster has retried at 141, and retries next at 182.
-    assert not refused.is_final(
-        is_ending=False,
-        now=182.0,
-    )
+    assert not refused.is_final(is_ending=False, now=182.0)
     assert refused.is_final(is_ending=False, now=195.0)
 
 

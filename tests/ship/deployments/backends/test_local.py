@@ -27,8 +27,7 @@ def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) 
 
 
 def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
-    free_port: int,
-    monkeypatch: pytest.MonkeyPatch,
+    free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert local.FIRST_PORT == 8080
     monkeypatch.setattr(local, "FIRST_PORT", free_port)
@@ -47,14 +46,12 @@ def test_address_of_another_machine_is_refused(free_port: int) -> None:
 def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -> None:
     with refused(InvalidConfig, "container.…", "-t onnxserve:/docker"):
         LocalBackend(Settings(home=tmp_path)).apply(
-            apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}),
-            print,
+            apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
         )
 
 
 def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_looked_at(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listing all processes once per endpoint would take minutes for thousands of
     endpoints.
@@ -85,8 +82,7 @@ def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> N
 
 
 def test_a_log_that_is_emptied_is_followed_from_its_new_begin(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(home=tmp_path)
     log = settings.state_dir("e") / LOG

@@ -47,17 +47,12 @@ def say(tmp_path: Path) -> Callable[..., None]:
     ) -> None:
         variants = {
             name: WantedVariant(
-                model_uri=v.model,
-                model="m",
-                version="1",
-                folder=tmp_path,
-                weight=v.weight,
+                model_uri=v.model, model="m", version="1", folder=tmp_path, weight=v.weight
             )
             for name, v in spec.variants.items()
         }
         wanted = Wanted(
-            generation=2,
-            endpoints={"e": WantedEndpoint(variants=variants, capture=spec.capture)},
+            generation=2, endpoints={"e": WantedEndpoint(variants=variants, capture=spec.capture)}
         )
         write_state(tmp_path / WANTED, wanted)
         pid = os.getpid() if pid is None else pid
@@ -70,19 +65,13 @@ def say(tmp_path: Path) -> Callable[..., None]:
 
 
 def test_fully_loaded_endpoint_has_no_pending_work(
-    tmp_path: Path,
-    say: Callable[..., None],
+    tmp_path: Path, say: Callable[..., None]
 ) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 
-    assert (
-        report.is_resolved,
-        report.pending,
-        report.errors,
-        report.missing,
-    ) == (True, "", {}, ())
+    assert (report.is_resolved, report.pending, report.errors, report.missing) == (True, "", {}, ())
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
@@ -91,17 +80,12 @@ def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
 
 
 def test_a_server_is_observed_without_reading_its_spec(
-    tmp_path: Path,
-    say: Callable[..., None],
+    tmp_path: Path, say: Callable[..., None]
 ) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
     (tmp_path / files.SPEC).write_bytes(b"\xff")
     server = ServerState(
-        pid=os.getpid(),
-        host="127.0.0.1",
-        port=8080,
-        started_at=0.0,
-        phase="serving",
+        pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving"
     )
     spec = apply_config(SPEC, {"server.port": 8080})
 
@@ -120,10 +104,7 @@ def test_a_server_is_observed_without_reading_its_spec(
     ],
 )
 def test_a_changed_spec_is_waited_for(
-    tmp_path: Path,
-    say: Callable[..., None],
-    wanted: dict[str, object],
-    pending: str,
+    tmp_path: Path, say: Callable[..., None], wanted: dict[str, object], pending: str
 ) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
@@ -135,10 +116,7 @@ def test_a_changed_spec_is_waited_for(
 def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"))
     # The id is above the kernel's largest process id.
-    say(
-        pid=2**22 + 1,
-        a=LoadedVariant(version="1"),
-    )
+    say(pid=2**22 + 1, a=LoadedVariant(version="1"))
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 
@@ -147,14 +125,9 @@ def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..
 
 
 def test_change_that_loads_no_model_is_not_called_loading(
-    tmp_path: Path,
-    say: Callable[..., None],
+    tmp_path: Path, say: Callable[..., None]
 ) -> None:
-    say(
-        generation=1,
-        a=LoadedVariant(version="1"),
-        b=LoadedVariant(version="1"),
-    )
+    say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
     pending = compare_applied(SPEC, read_served_state(tmp_path)).pending
     assert mentions(pending, "the change", "0 of 1 workers")
@@ -162,8 +135,7 @@ def test_change_that_loads_no_model_is_not_called_loading(
 
 
 def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
-    tmp_path: Path,
-    say: Callable[..., None],
+    tmp_path: Path, say: Callable[..., None]
 ) -> None:
     say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
 
@@ -181,10 +153,5 @@ def test_pending_work_is_reported_on_change_and_times_out() -> None:
 
     with refused(DeploymentFailed, "e", "0 s", "one", "pod p", "ONNXSERVE_READY_TIMEOUT_SECONDS"):
         wait_while_pending(
-            "e",
-            lambda: "one",
-            0,
-            messages.append,
-            poll_seconds=0,
-            last_words=lambda: ": pod p",
+            "e", lambda: "one", 0, messages.append, poll_seconds=0, last_words=lambda: ": pod p"
         )

@@ -42,8 +42,7 @@ print("two", flush=True)
 
 
 def test_a_log_that_is_emptied_under_the_server_begins_anew(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "command", lambda state_dir: [sys.executable, "-c", _EMPTIED])
     pid = supervisor.start(tmp_path, os.environ)
@@ -58,16 +57,12 @@ def test_a_log_that_is_emptied_under_the_server_begins_anew(
 
 @pytest.mark.parametrize("is_dying", [False, True])
 def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_already(
-    tmp_path: Path,
-    is_dying: bool,
+    tmp_path: Path, is_dying: bool
 ) -> None:
     command = [sys.executable, "-c", _LISTENER]
     for _ in range(3):
         with subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
+            command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE
         ) as left:
             assert left.stdout is not None
             port = int(left.stdout.readline())
@@ -80,14 +75,10 @@ def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_a
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
-    [("sqlite:///here.db", "sqlite:///{}/here.db"), ("mlruns", "{}/mlruns")],
+    ("said", "kept"), [("sqlite:///here.db", "sqlite:///{}/here.db"), ("mlruns", "{}/mlruns")]
 )
 def test_the_registry_of_the_first_start_is_kept(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    said: str,
-    kept: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kept: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings(home=Path("home"), log_uri="log")
@@ -145,9 +136,7 @@ def test_the_registry_of_the_first_start_is_kept(
     ],
 )
 def test_the_most_telling_line_is_found_without_its_stamp(
-    tmp_path: Path,
-    log: str | None,
-    said: str,
+    tmp_path: Path, log: str | None, said: str
 ) -> None:
     if log is not None:
         (tmp_path / LOG).write_text(log)
@@ -156,8 +145,7 @@ def test_the_most_telling_line_is_found_without_its_stamp(
 
 
 @pytest.mark.parametrize(
-    ("log", "said"),
-    [("INFO x\nError: gone\n", "gone"), ("Error: old\nINFO serving\n", "")],
+    ("log", "said"), [("INFO x\nError: gone\n", "gone"), ("Error: old\nINFO serving\n", "")]
 )
 def test_only_the_last_line_tells_why_a_server_is_gone(tmp_path: Path, log: str, said: str) -> None:
     (tmp_path / LOG).write_text(log)

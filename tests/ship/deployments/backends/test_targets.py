@@ -36,10 +36,7 @@ def test_a_uri_names_a_target_and_the_target_that_uri(uri: str, target: Target) 
 )
 def test_a_uri_that_names_none_is_refused_with_those_that_would_do(uri: str) -> None:
     with refused(
-        InvalidConfig,
-        "onnxserve",
-        "onnxserve:/docker",
-        "onnxserve:/kubernetes/NAMESPACE",
+        InvalidConfig, "onnxserve", "onnxserve:/docker", "onnxserve:/kubernetes/NAMESPACE"
     ):
         parse_target(uri)
 
@@ -47,9 +44,7 @@ def test_a_uri_that_names_none_is_refused_with_those_that_would_do(uri: str) -> 
 def test_missing_sdk_error_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
     monkeypatch.delitem(
-        sys.modules,
-        "mlflow_deploy_plugin.ship.deployments.backends.docker",
-        raising=False,
+        sys.modules, "mlflow_deploy_plugin.ship.deployments.backends.docker", raising=False
     )
 
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[docker\]'"):
