@@ -346,11 +346,27 @@ class _Console:
             raise ScopeMissing(
                 f"you may not {description}: this needs the permission to edit {names}"
             )
+        # The job sends credentials to these URLs, so the Host header is used only if it
+        # is allowed. A URL in the settings is the only one.
+        configured_url = settings.load_settings().mlflow_url
+        if configured_url:
+            servers = (configured_url.rstrip("/"),)
+        else:
+            addresses = []
+            # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME
+            # from Host.
+            if request.remote_addr:
+                host = str(request.environ.get("SERVER_NAME"))
+                port = int(request.environ.get("SERVER_PORT") or 0)
+                addresses.append(reachable_url(host, port))
+            if access.is_host_allowed():
+                addresses.append(request.host_url.rstrip("/"))
+            servers = tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
         job = Job(
             description=description,
             actor=who.actor,
             arguments=arguments,
-            servers=self._server_urls(),
+            servers=servers,
             has_account=bool(who.user),
         )
         secret = access.login().credentials() | settings.workspace_environment()
@@ -510,6 +526,9 @@ class _Console:
 
     def _answer(self, template: str, status: int = 200, **values: object) -> Response:
         """Return the page of a template, with the values of the common layout."""
+        query = settings.workspace_query()
+        fragment = f"#/{query}" if query else ""
+        home = f"{self._prefix}/{fragment}"
         html = render_template(
             template,
             who=access.caller(),
@@ -517,17 +536,11 @@ class _Console:
             link=self._link,
             workspace=settings.active_workspace() or settings.DEFAULT_WORKSPACE,
             workspaces=access.seen_workspaces(),
-            home=self._mlflow_home(),
+            home=home,
             onnxserve_version=__version__,
             **values,
         )
         return make_response(html, status)
-
-    def _mlflow_home(self) -> str:
-        """Return the URL of MLflow's first page in this workspace."""
-        query = settings.workspace_query()
-        fragment = f"#/{query}" if query else ""
-        return f"{self._prefix}/{fragment}"
 
     def _link(self, path: str = "", **query: str) -> str:
         """Return the URL of a console page in this workspace, without empty
@@ -545,27 +558,6 @@ class _Console:
             job=job,
             **{name: request.args.get(name, "") for name in names},
         )
-
-    def _server_urls(self) -> tuple[str, ...]:
-        """Return the URLs at which a job on this machine may reach this MLflow server,
-        in the order to try.
-
-        The URL of the settings is the only one, if it is set. The job sends credentials
-        to the URLs, so the Host header is used only if it is allowed.
-        """
-        configured_url = settings.load_settings().mlflow_url
-        if configured_url:
-            return (configured_url.rstrip("/"),)
-        addresses = []
-        # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from
-        # Host.
-        if request.remote_addr:
-            host = str(request.environ.get("SERVER_NAME"))
-            port = int(request.environ.get("SERVER_PORT") or 0)
-            addresses.append(reachable_url(host, port))
-        if access.is_host_allowed():
-            addresses.append(request.host_url.rstrip("/"))
-        return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 
 
 def _visible_events(store: Store, *, newest_first: bool = False) -> Iterator[list[AuditEvent]]:

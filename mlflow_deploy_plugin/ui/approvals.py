@@ -136,7 +136,16 @@ def decide(store: Store, arguments: Json) -> RequestRow:
         declined = approvals.decline(store, policy, subject, who, why)
         return RequestRow.model_validate(declined.model_dump())
     if action == "approve":
-        _require_same_report(approvals.open_request(store, subject))
+        pending = approvals.open_request(store, subject)
+        if (
+            pending
+            and pending.report_run
+            and guard.report_digest(pending.report_run) != pending.report_digest
+        ):
+            raise GateRefused(
+                f"the gate report {pending.report} was changed after the run of the gate; run the "
+                "gate again"
+            )
         entry, _ = approvals.approve(
             store,
             policy,
@@ -175,19 +184,6 @@ def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
             policy=policy.digest,
         )
         return policy, subject
-
-
-def _require_same_report(pending: PromotionRequest | None) -> None:
-    """Raise GateRefused if the report in MLflow is not the report of the gate's run."""
-    if (
-        pending
-        and pending.report_run
-        and guard.report_digest(pending.report_run) != pending.report_digest
-    ):
-        raise GateRefused(
-            f"the gate report {pending.report} was changed after the run of the gate; run the "
-            "gate again"
-        )
 
 
 def _announce(store: Store, entry: PromotionRequest, count: int) -> None:

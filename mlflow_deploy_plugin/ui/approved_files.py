@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedF
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.settings import active_workspace
-from mlflow_deploy_plugin.promote.gate.approved_files import approved_files, earlier_files
+from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access, guard
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 

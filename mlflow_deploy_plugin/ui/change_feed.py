@@ -341,25 +341,17 @@ class ChangeFeed:
             subscription.due -= due.keys()
             if has_answered:
                 subscription.answered_at = begun_at
-            self._pass_on(subscription, results)
-
-    def _pass_on(
-        self,
-        subscription: _Subscription,
-        results: "Mapping[str, _Answer | None]",
-    ) -> None:
-        """Add the results that a subscription does not know to its next event."""
-        changes: dict[str, ResolvedModel | None] = {}
-        selections = subscription.results
-        for uri in subscription.models.keys() & results.keys():
-            answer = results[uri]
-            if answer is not None and (uri, answer.selected) not in selections.items():
-                changes[uri] = answer.selected
-        if changes:
-            selections |= changes
-            with self._lock:
-                subscription.unsent |= changes
-            subscription.wake()
+            changes: dict[str, ResolvedModel | None] = {}
+            selections = subscription.results
+            for uri in subscription.models.keys() & results.keys():
+                answer = results[uri]
+                if answer is not None and (uri, answer.selected) not in selections.items():
+                    changes[uri] = answer.selected
+            if changes:
+                selections |= changes
+                with self._lock:
+                    subscription.unsent |= changes
+                subscription.wake()
 
 
 @dataclass(frozen=True)

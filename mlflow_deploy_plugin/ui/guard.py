@@ -66,11 +66,11 @@ from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, s
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Subject,
+    approved_files,
     missing_approvals,
     subject_of,
     version_authors,
 )
-from mlflow_deploy_plugin.promote.gate.approved_files import approved_files
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
 from mlflow_deploy_plugin.ui.audit_trail import NO_KEY, AuditTrail
 
@@ -538,9 +538,26 @@ class _Move:
             status = tags.GateStatus(False, "", unreadable)
         elif status.passed:
             status = status.on_files(files)
-        refusal = self._refusal(policy, files, status)
+        if status.passed:
+            subject = subject_of(self.version, self.place, files, policy)
+            refusal = _missing_approvals(self.trail, policy, subject)
+        else:
+            refusal = (
+                f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
+            )
         if not refusal:
-            return self._accept_judged(files, status)
+            # A version that has the place already with other recorded files is recorded
+            # again.
+            number = self.change.version
+            detail = self._detail(files)
+            has_new_files = (
+                self.holder == number
+                and recorded_files(self.trail, self.model.name, number, self.place) != files
+            )
+            if has_new_files:
+                detail |= move_detail(detail["moved"]["place"], number, files)
+            why = f"gate {status.state}: {status.reason}"
+            return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
         if self.holder == self.change.version:
             return self._accepted(why="already there")
         if self._is_return(policy):
@@ -568,28 +585,6 @@ class _Move:
             return files_digest(self.model.name, self.change.version, policy), ""
         except NotFound as error:
             return "", error.message
-
-    def _refusal(self, policy: GatePolicy, files: str, status: tags.GateStatus) -> str:
-        """Return why the files lack a verdict or approvals; empty if they have both."""
-        if status.passed:
-            subject = subject_of(self.version, self.place, files, policy)
-            return _missing_approvals(self.trail, policy, subject)
-        return f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
-
-    def _accept_judged(self, files: str, status: tags.GateStatus) -> RegistryChange:
-        """Accept a version that may be served. If it has the place already with other
-        recorded files, its files are recorded again.
-        """
-        number = self.change.version
-        detail = self._detail(files)
-        has_new_files = (
-            self.holder == number
-            and recorded_files(self.trail, self.model.name, number, self.place) != files
-        )
-        if has_new_files:
-            detail |= move_detail(detail["moved"]["place"], number, files)
-        why = f"gate {status.state}: {status.reason}"
-        return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
 
     def _is_return(self, policy: GatePolicy) -> bool:
         """Return True if `holder` has replaced the version, which was not rolled back.
@@ -693,7 +688,15 @@ def _uncovering_refusal(
         return ""
     below = highest[1]
     try:
-        changed = _changed_or_unapproved(trail, policy, below, stage)
+        files = files_digest(below.name, str(below.version), policy)
+        if policy.approvals is None:
+            is_right = _status(below, policy).on_files(files).passed
+        else:
+            is_right = files in approved_files(trail.store(), policy, below)
+        if is_right:
+            changed = ""
+        else:
+            changed = _changed_files(trail, below.name, str(below.version), stage, files)
     except NotFound as error:
         changed = error.message
     return changed and (
@@ -701,25 +704,6 @@ def _uncovering_refusal(
         f"{below.version} would then be served: {changed}, or archive version {below.version} "
         "first"
     )
-
-
-def _changed_or_unapproved(
-    trail: AuditTrail,
-    policy: GatePolicy,
-    version: "ModelVersion",
-    stage: StageOrAlias,
-) -> str:
-    """Return why the version may not be served in its stage; empty if it may. Raises
-    NotFound and StoreUnavailable.
-    """
-    files = files_digest(version.name, str(version.version), policy)
-    if policy.approvals is None:
-        is_right = _status(version, policy).on_files(files).passed
-    else:
-        is_right = files in approved_files(trail.store(), policy, version)
-    if is_right:
-        return ""
-    return _changed_files(trail, version.name, str(version.version), stage, files)
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
@@ -1058,7 +1042,11 @@ def _guarded(
                 _record(record, change, "refused")
                 refusal = jsonify(error_code="PERMISSION_DENIED", message=change.why)
                 return make_response(refusal, 403)
-            intention = _intend(trail, change)
+            intention: Json = {}
+            if change is not None and change.is_gated and change.is_recorded:
+                intention = {INTENTION: secrets.token_hex(8)}
+                detail = {**intention, INTENDED: change.action}
+                _record(trail.record_now, change, INTEND, detail)
         except OnnxserveError as error:
             text = f"nothing was changed, because the audit trail is away: {error.message}"
             refusal = jsonify(error_code=StoreUnavailable.error_code, message=text)
@@ -1079,17 +1067,6 @@ def _guarded(
         return response
 
     return guarded
-
-
-def _intend(trail: AuditTrail, change: RegistryChange | None) -> Json:
-    """Store the caller's intention to change a gated place. Return its number, for the
-    detail of the result; empty for another change. Raises StoreUnavailable.
-    """
-    if change is None or not (change.is_gated and change.is_recorded):
-        return {}
-    intention = {INTENTION: secrets.token_hex(8)}
-    _record(trail.record_now, change, INTEND, {**intention, INTENDED: change.action})
-    return intention
 
 
 def _is_unmade(

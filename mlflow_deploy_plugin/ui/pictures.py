@@ -331,7 +331,16 @@ class _Slots:
                 for slot in axis.overlapped(interval):
                     self._intervals[slot][server].append(interval)
                     self._count(slot, interval)
-        self._versions = [*enumerate(self._names_of_versions().items())]
+        by_requests = sorted(
+            self._requests,
+            key=lambda key: (-self._requests[key], key),
+        )
+        ordered = sorted(by_requests[:COLOURS], key=_legend_sort_key)
+        if len({model for model, _ in ordered}) == 1:
+            by_name = {f"version {key[1]}": key for key in ordered}
+        else:
+            by_name = {" ".join(key): key for key in ordered}
+        self._versions = [*enumerate(by_name.items())]
 
     def _count(self, slot: int, interval: CountedInterval) -> None:
         """Add the interval to the counts of the slot and to the requests."""
@@ -340,17 +349,6 @@ class _Slots:
             if endpoint == self._endpoint:
                 counted[model, version] = counted[model, version].plus(counters)
                 self._requests[model, version] += counters.requests
-
-    def _names_of_versions(self) -> dict[str, _Version]:
-        """Return the versions with the most requests by name, oldest first."""
-        by_requests = sorted(
-            self._requests,
-            key=lambda key: (-self._requests[key], key),
-        )
-        ordered = sorted(by_requests[:COLOURS], key=_legend_sort_key)
-        if len({model for model, _ in ordered}) == 1:
-            return {f"version {key[1]}": key for key in ordered}
-        return {" ".join(key): key for key in ordered}
 
     def requests(self) -> list[Series]:
         return [

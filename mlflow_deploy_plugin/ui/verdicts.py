@@ -32,7 +32,15 @@ def record_verdict(trail: AuditTrail) -> None:
     """
     from mlflow.entities.model_registry import ModelVersionTag
 
-    record = _read_record()
+    try:
+        record = VerdictRecord.model_validate(access.read_own_json())
+    except ValidationError as error:
+        raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
+    access.require_readable(record.model)
+    if not access.may_act_on([record.model]):
+        raise ScopeMissing(
+            f"you may not record a verdict on {record.model}: this needs the permission to edit it"
+        )
     with guard.known_to_mlflow():
         registered, entry = guard.model_and_version(record.model, record.version)
     version = str(entry.version)
@@ -40,11 +48,20 @@ def record_verdict(trail: AuditTrail) -> None:
     policy = policy_from_tags(record.model, registered.tags)
     if policy is not None:
         policy.require_judge(who.user, record.model)
-    made = {"version": version, "report": _report_address(record)}
+    if not record.run_id:
+        report = ""
+    elif load_settings().mlflow_url or access.is_host_allowed():
+        report = guard.console_page("/report", model=record.model, run=record.run_id)
+    else:
+        report = f"{record.run_id}/{tags.GATE_REPORT_FILE}"
+    made = {"version": version, "report": report}
     if policy is None and record.policy_digest != GatePolicy().digest:
         # The verdict must not count for a policy that names judges later.
         made["policy_digest"] = ""
-    record = _without_report(record.model_copy(update=made))
+    if record.state == "forced":
+        # With a report, the event would count as a run of the gate.
+        made |= dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), "")
+    record = record.model_copy(update=made)
     _require_match(record, policy)
     _require_new(record, trail.store())
     actor = who.user or record.actor or who.actor
@@ -60,33 +77,6 @@ def record_verdict(trail: AuditTrail) -> None:
     for key, value in record.tags_after(entry.tags).items():
         guard.registry().set_model_version_tag(record.model, version, ModelVersionTag(key, value))
     trail.notify_agents(record.model)
-
-
-def _read_record() -> VerdictRecord:
-    """Return the verdict in the body, which the caller may record. Raises
-    CallerRefused, InvalidConfig, InvalidRequest, NotFound or ScopeMissing.
-    """
-    try:
-        record = VerdictRecord.model_validate(access.read_own_json())
-    except ValidationError as error:
-        raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
-    access.require_readable(record.model)
-    if not access.may_act_on([record.model]):
-        raise ScopeMissing(
-            f"you may not record a verdict on {record.model}: this needs the permission to edit it"
-        )
-    return record
-
-
-def _report_address(record: VerdictRecord) -> str:
-    """Return the URL of the report in the console or, if this server's host is not
-    known, its path in MLflow; empty without a report. A caller can send any Host.
-    """
-    if not record.run_id:
-        return ""
-    if load_settings().mlflow_url or access.is_host_allowed():
-        return guard.console_page("/report", model=record.model, run=record.run_id)
-    return f"{record.run_id}/{tags.GATE_REPORT_FILE}"
 
 
 def recorded_report(store: Store) -> bytes:
@@ -146,16 +136,6 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
             f"the report of the gate on {subject} in MLflow is not the report of this verdict; "
             f"{again}"
         )
-
-
-def _without_report(record: VerdictRecord) -> VerdictRecord:
-    """Return a forced record without its report and policy. Its event would otherwise
-    count as a run of the gate.
-    """
-    if record.state != "forced":
-        return record
-    names = ("report", "run_id", "report_digest", "policy_digest")
-    return record.model_copy(update=dict.fromkeys(names, ""))
 
 
 def _require_new(record: VerdictRecord, store: Store) -> None:

@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, NodeProto
 
 REPORT_RUN = re.compile(r"(?:^|/runs/|[?&]run=)([0-9a-f]{32})(?![0-9a-f])")
 """The id of the run in the address of a gate report."""
@@ -318,7 +318,14 @@ def _count_graph(
     if section is None:
         raise NotFound("the version has no ONNX form")
     path = file(str(section["data"]))
-    model = _load_graph(path)
+    import onnx  # The import takes 0.2 s, and most commands do not need it.
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        # `registry_errors` would attribute an error of google.protobuf to Google's
+        # storage.
+        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
     total_bytes = path.stat().st_size
     for tensor in model.graph.initializer:
         lengths = [entry.value for entry in tensor.external_data if entry.key == "length"]
@@ -329,18 +336,6 @@ def _count_graph(
         counts[f"opset {domain}"] = opset.version
     operators = Counter(_operator_name(node) for node in _nodes(model.graph))
     return counts | {f"operator {name}": count for name, count in operators.items()}
-
-
-def _load_graph(file: Path) -> "ModelProto":
-    """Load an ONNX file without its external weights. Raises InvalidArtifact."""
-    import onnx  # The import takes 0.2 s, and most commands do not need it.
-
-    try:
-        return onnx.load(str(file), load_external_data=False)
-    except DecodeError as error:
-        # `registry_errors` would attribute an error of google.protobuf to Google's
-        # storage.
-        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
 
 
 def _operator_name(node: "NodeProto") -> str:

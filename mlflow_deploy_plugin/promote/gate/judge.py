@@ -35,7 +35,6 @@ from mlflow_deploy_plugin.promote.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.promote.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, torch_gradient
@@ -326,7 +325,18 @@ class _Checks:
         policy = self.policy.budget
         rows = self.rows(policy.batch)
         if rows is None:
-            rows = _blank_row(self.candidate.artifact)
+            rows = {}
+            for entry in self.candidate.artifact.inputs:
+                dtype = numpy_dtype(entry.dtype)
+                shape: tuple[int, ...] = (1,)
+                if not entry.columns:
+                    shape = (
+                        1,
+                        *(max(size, 1) for size in entry.shape[1:]),
+                    )
+                value = "" if dtype.kind == "O" else 0
+                blank = np.full(shape, value, dtype=dtype)
+                rows |= dict.fromkeys(entry.columns or (entry.name,), blank)
         if not rows:
             return CheckResult("budget", "skipped", _NO_ROWS)
         if self.current_folder is not None:
@@ -358,23 +368,6 @@ class _Checks:
         if sample is None and self.current is not None:
             sample = reference_rows(self.current.artifact, max_rows, self.policy.seed)
         return sample
-
-
-def _blank_row(artifact: Artifact) -> NamedArrays:
-    """Return a row of zeros and empty strings for the inputs of a version."""
-    row: NamedArrays = {}
-    for entry in artifact.inputs:
-        dtype = numpy_dtype(entry.dtype)
-        shape: tuple[int, ...] = (1,)
-        if not entry.columns:
-            shape = (
-                1,
-                *(max(size, 1) for size in entry.shape[1:]),
-            )
-        value = "" if dtype.kind == "O" else 0
-        blank = np.full(shape, value, dtype=dtype)
-        row |= dict.fromkeys(entry.columns or (entry.name,), blank)
-    return row
 
 
 def judge(

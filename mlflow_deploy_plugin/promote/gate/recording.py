@@ -135,18 +135,14 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
     )
     is_written = answer is not None
     if not is_written:
-        _write_tags(record)
+        with registry_errors(f"model {record.model} version {record.version}"):
+            earlier = registry_client().get_model_version(record.model, record.version).tags
+        for key, value in record.tags_after(earlier).items():
+            tags.tag_version(record.model, record.version, key, value)
     if record.state == "forced":  # The promotion has an event of its own.
         return
     if not (is_written and _is_newest_in(store, record)):
         record.record(store, record.actor, is_tagged=True)
-
-
-def _write_tags(record: VerdictRecord) -> None:
-    with registry_errors(f"model {record.model} version {record.version}"):
-        earlier = registry_client().get_model_version(record.model, record.version).tags
-    for key, value in record.tags_after(earlier).items():
-        tags.tag_version(record.model, record.version, key, value)
 
 
 def _is_newest_in(store: Store, record: VerdictRecord) -> bool:

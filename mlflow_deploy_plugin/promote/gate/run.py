@@ -273,7 +273,11 @@ def _log_verdict(
         return get_or_create_experiment(client, f"onnxserve/{candidate.name}")
 
     def log_content(client: MlflowClient, run_id: str) -> None:
-        metrics = _verdict_metrics(verdict)
+        metrics = [("gate_passed", float(verdict.passed))]
+        for check in verdict.checks:
+            for name, value in check.figures.items():
+                if abs(value) < MAX_FIGURE:  # NaN is excluded too.
+                    metrics.append((f"{check.name}/{name}", value))
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)
         client.log_dict(run_id, verdict_as_json(verdict), GATE_JSON_FILE)
@@ -285,16 +289,6 @@ def _log_verdict(
     # The run has the time, and its own page is the report.
     verdict_tags = {key: value for key, value in verdict_tags.items() if key not in _OF_RUN}
     return log_run("the run of the gate", name, names | verdict_tags, experiment_id, log_content)
-
-
-def _verdict_metrics(verdict: GateVerdict) -> list[tuple[str, float]]:
-    """Return the verdict and the figures of its checks as metrics of the run."""
-    metrics = [("gate_passed", float(verdict.passed))]
-    for check in verdict.checks:
-        for name, value in check.figures.items():
-            if abs(value) < MAX_FIGURE:  # NaN is excluded too.
-                metrics.append((f"{check.name}/{name}", value))
-    return metrics
 
 
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:

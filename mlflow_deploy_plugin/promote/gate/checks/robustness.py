@@ -150,7 +150,15 @@ def check_robustness(
     if noise.noise_failures(policy):
         theirs = _current_under_noise(current, policy, seed, truth, metric)
         if theirs is not None:
-            bounds = _at_least_like(theirs, policy)
+            # The new version need not be better than the current version.
+            max_flips = theirs.flips * _CURRENT_FACTOR
+            max_loss = (theirs.loss or 0.0) * _CURRENT_FACTOR
+            bounds = policy.model_copy(
+                update={
+                    "max_flips": max(policy.max_flips, max_flips),
+                    "max_loss": max(policy.max_loss, max_loss),
+                }
+            )
             notes.append(
                 f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change"
             )
@@ -187,20 +195,6 @@ def _disturb(
         "missing": with_missing(rows, policy.missing, rngs[1]),
         "out_of_range": with_out_of_range(rows, policy.out_of_range, rngs[2]),
     }
-
-
-def _at_least_like(current: _Outcome, policy: RobustnessPolicy) -> RobustnessPolicy:
-    """Return the policy with limits that the current version meets: the new version
-    need not be better than the current version.
-    """
-    max_flips = current.flips * _CURRENT_FACTOR
-    max_loss = (current.loss or 0.0) * _CURRENT_FACTOR
-    return policy.model_copy(
-        update={
-            "max_flips": max(policy.max_flips, max_flips),
-            "max_loss": max(policy.max_loss, max_loss),
-        }
-    )
 
 
 def _noise_summary(noise: _Outcome, rows: int, policy: RobustnessPolicy, measure: str) -> str:
