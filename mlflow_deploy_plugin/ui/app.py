@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, record_of
 from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_approval
@@ -59,6 +59,7 @@ from mlflow_deploy_plugin.ui.checkpoints import (
     refuse_changes,
 )
 from mlflow_deploy_plugin.ui.event_words import ACTIONS, event_rows
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, views
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
@@ -103,7 +104,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         return
     _compare_versions_as_numbers()
     trail = AuditTrail(log_checkpoints)
-    guard.install(app, trail, served)
+    views.install(app, trail, served)
     app.before_request(refuse_changes)
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
@@ -285,10 +286,10 @@ class _Console:
         running a model.
         """
         model = request.args.get("model", "")
-        stores = guard.OwnStores()
+        stores = mlflow_stores.OwnStores()
         versions = [request.args.get(side, "") for side in ("before", "after")]
         before, after = [
-            record_of(model, version, stores, guard.fetch_file) for version in versions
+            record_of(model, version, stores, mlflow_stores.fetch_file) for version in versions
         ]
         html = render_template(
             "onnxserve_diff.html",

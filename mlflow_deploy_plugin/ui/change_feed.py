@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.settings import active_workspace
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui import access
-from mlflow_deploy_plugin.ui.guard import registry
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
-from mlflow_deploy_plugin.ui import guard
+from mlflow_deploy_plugin.ui.guard import mlflow_stores
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -109,7 +109,7 @@ def log_checkpoint(store: Store) -> None:
     run = tracking.create_run(number, "onnxserve", now, tags=[], run_name=name)
     signature = store.keys.sign(_PURPOSE, run.info.run_id)
     tracking.set_tag(run.info.run_id, RunTag(_TAG, f"{store.keys.key_id} {signature}"))
-    repository, root = guard.artifact_store(run.info.artifact_uri)
+    repository, root = mlflow_stores.artifact_store(run.info.artifact_uri)
     with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
         file = Path(folder) / CHECKPOINT_FILE
         file.write_text(content)
@@ -162,7 +162,7 @@ def newest_checkpoint(keys: Keys) -> str:
     if run is None:
         return ""
     with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-        file = guard.fetch_file(run.info.artifact_uri, Path(folder), CHECKPOINT_FILE)
+        file = mlflow_stores.fetch_file(run.info.artifact_uri, Path(folder), CHECKPOINT_FILE)
         return file.read_text()
 
 

@@ -39,9 +39,10 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import (
     total_metrics,
 )
 from mlflow_deploy_plugin.ship.deployments.unapproved import answers_of
-from mlflow_deploy_plugin.ui import access, actions, guard
+from mlflow_deploy_plugin.ui import access, actions
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows
+from mlflow_deploy_plugin.ui.guard import mlflow_stores
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import (
     Pictures,
@@ -493,7 +494,7 @@ def _find_rollback(
     """
     has_silent_servers = bool(_silent_servers(metrics))
     try:
-        target = actions.rollback_target_of(store, observed, guard.registry(), metrics)
+        target = actions.rollback_target_of(store, observed, mlflow_stores.registry(), metrics)
     except RegistryUnavailable:
         return _Rollback(is_possible=True)  # Pressing the button reports the error.
     except NotFound:
@@ -573,8 +574,8 @@ def _model_card(name: str, followers: _Followers) -> ModelCard:
 
     may_act = access.may_act_on([name])
     try:
-        model = guard.registry().get_registered_model(name)
-        entries = all_versions(guard.registry(), name)
+        model = mlflow_stores.registry().get_registered_model(name)
+        entries = all_versions(mlflow_stores.registry(), name)
     except MlflowException as failure:
         return ModelCard(name, may_act, error=one_line(failure, 300))
     entries.sort(key=lambda version: int(version.version), reverse=True)

@@ -19,8 +19,9 @@ from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_ta
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord
-from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 
 
 def record_verdict(trail: AuditTrail) -> None:
@@ -41,8 +42,8 @@ def record_verdict(trail: AuditTrail) -> None:
         raise ScopeMissing(
             f"you may not record a verdict on {record.model}: this needs the permission to edit it"
         )
-    with guard.known_to_mlflow():
-        registered, entry = guard.model_and_version(record.model, record.version)
+    with mlflow_stores.known_to_mlflow():
+        registered, entry = mlflow_stores.model_and_version(record.model, record.version)
     version = str(entry.version)
     who = access.caller()
     policy = policy_from_tags(record.model, registered.tags)
@@ -51,7 +52,7 @@ def record_verdict(trail: AuditTrail) -> None:
     if not record.run_id:
         report = ""
     elif load_settings().mlflow_url or access.is_host_allowed():
-        report = guard.console_page("/report", model=record.model, run=record.run_id)
+        report = moves.console_page("/report", model=record.model, run=record.run_id)
     else:
         report = f"{record.run_id}/{tags.GATE_REPORT_FILE}"
     made = {"version": version, "report": report}
@@ -75,7 +76,9 @@ def record_verdict(trail: AuditTrail) -> None:
         **machine,
     )
     for key, value in record.tags_after(entry.tags).items():
-        guard.registry().set_model_version_tag(record.model, version, ModelVersionTag(key, value))
+        mlflow_stores.registry().set_model_version_tag(
+            record.model, version, ModelVersionTag(key, value)
+        )
     trail.notify_agents(record.model)
 
 
@@ -94,7 +97,7 @@ def recorded_report(store: Store) -> bytes:
     digest = digests.get(run_id)
     if not digest:
         raise NotFound(f"no verdict on {model} is recorded with the report of run {run_id!r}")
-    report = guard.read_report(run_id)
+    report = mlflow_stores.read_report(run_id)
     if hashlib.sha256(report).hexdigest() != digest:
         raise GateRefused(
             f"the gate report of run {run_id} was changed after the verdict on {model}; run the "
@@ -110,7 +113,7 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     subject = f"{record.model} version {record.version}"
     again = f"run `onnxserve gate models:/{record.model}/{record.version}` again"
     try:
-        now = guard.files_digest(record.model, record.version, policy)
+        now = mlflow_stores.files_digest(record.model, record.version, policy)
     except NotFound:
         if policy is not None:
             raise
@@ -131,7 +134,10 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
             f"the policy of {record.model} has changed since the gate judged version "
             f"{record.version}; {again}"
         )
-    if policy.approvals is not None and guard.report_digest(record.run_id) != record.report_digest:
+    if (
+        policy.approvals is not None
+        and mlflow_stores.report_digest(record.run_id) != record.report_digest
+    ):
         raise GateRefused(
             f"the report of the gate on {subject} in MLflow is not the report of this verdict; "
             f"{again}"

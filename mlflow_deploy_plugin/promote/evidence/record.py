@@ -185,7 +185,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
     """Read the record of a version. Raises NotFound and RegistryUnavailable.
 
     `client` is MLflow's client or, in MLflow's server, an object with the same methods
-    (`ui/guard.py`).
+    (`ui/guard/mlflow_stores.py`).
     """
     uri = f"models:/{name}/{version}"
     parts = _Parts(uri)
