@@ -78,20 +78,16 @@ class ChangedFilesSearch:
         if self._lock.acquire(blocking=False):
             try:
                 for model in readable:
-                    self._search(model)
+                    last = self._last.get(_key(model), _Search())
+                    if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
+                        found = [*_changed_files(self._trail, model)]
+                        self._last[_key(model)] = _Search(time.monotonic(), found)
             finally:
                 self._lock.release()
         changed: list[ChangedFiles] = []
         for model in readable:
             changed += self._last.get(_key(model), _Search()).changed
         return changed
-
-    def _search(self, model: "RegisteredModel") -> None:
-        """Search the versions of a model, unless a result is recent."""
-        last = self._last.get(_key(model), _Search())
-        if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
-            changed = [*_changed_files(self._trail, model)]
-            self._last[_key(model)] = _Search(time.monotonic(), changed)
 
 
 def _key(model: "RegisteredModel") -> tuple[str, str]:

@@ -170,7 +170,14 @@ def traffic_charts(
         ),
         empty=empty,
     )
-    unit, latencies = _in_readable_unit(slots.lines(_LATENCIES))
+    latencies = slots.lines(_LATENCIES)
+    seconds = chain.from_iterable(line.values for line in latencies)
+    unit: Unit = "s"
+    if max(filter(None, seconds), default=0.0) < 1:
+        unit = "ms"
+        for number, line in enumerate(latencies):
+            values = [None if value is None else 1000 * value for value in line.values]
+            latencies[number] = replace(line, values=values)
     charts = (
         draw(f"{endpoint}-requests", "Requests", "/s", series=slots.requests()),
         draw(f"{endpoint}-latency", "Latency", unit, series=latencies),
@@ -178,20 +185,6 @@ def traffic_charts(
         draw(f"{endpoint}-rows", "Rows and labels", "/min", series=slots.rows_and_labels()),
     )
     return charts, notice
-
-
-def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
-    """Return the unit and the latencies in it: seconds if one is at least a second,
-    else milliseconds.
-    """
-    seconds = chain.from_iterable(line.values for line in latencies)
-    if max(filter(None, seconds), default=0.0) >= 1:
-        return "s", [*latencies]
-    in_milliseconds = []
-    for line in latencies:
-        values = [None if value is None else 1000 * value for value in line.values]
-        in_milliseconds.append(replace(line, values=values))
-    return "ms", in_milliseconds
 
 
 def _newest_figures(

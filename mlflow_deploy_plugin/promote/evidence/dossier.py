@@ -150,7 +150,13 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     trail = read_trail(store, endpoint, period)
     pages = {name: console_page(model=name) for name in trail.names}
     pages[""] = console_page(endpoint=endpoint)
-    captured = _read_requests(log_uri, endpoint, period)
+    times = TimeRange(received_from=period.start, received_until=period.end)
+    try:
+        log = open_log(log_uri)
+        answers = answers_by_version(log, endpoint, times)
+        captured = _Requests(answers, failures_by_code(log, endpoint, times), log.unreadable)
+    except OnnxserveError as error:
+        captured = _Requests(unreadable={log_uri: error.message})
     facts = _Facts(store, endpoint, period, trail, captured, pages)
     groups = group_statements(_SECTIONS, facts.statements)
     return Dossier(endpoint, period.start, period.end, store.now(), **groups)
@@ -252,16 +258,6 @@ class _Requests:
     answers: Sequence[VersionAnswers] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
-
-
-def _read_requests(log_uri: str, endpoint: str, period: Window) -> _Requests:
-    times = TimeRange(received_from=period.start, received_until=period.end)
-    try:
-        log = open_log(log_uri)
-        answers = answers_by_version(log, endpoint, times)
-        return _Requests(answers, failures_by_code(log, endpoint, times), log.unreadable)
-    except OnnxserveError as error:
-        return _Requests(unreadable={log_uri: error.message})
 
 
 @dataclass(frozen=True)

@@ -334,14 +334,9 @@ def _count_graph(
     for opset in model.opset_import:
         domain = opset.domain or "ai.onnx"
         counts[f"opset {domain}"] = opset.version
-    operators = Counter(_operator_name(node) for node in _nodes(model.graph))
+    # The domain of ONNX's own operators is empty.
+    operators = Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in _nodes(model.graph))
     return counts | {f"operator {name}": count for name, count in operators.items()}
-
-
-def _operator_name(node: "NodeProto") -> str:
-    """Return the operator of a node, with its domain unless it is ONNX's own."""
-    prefix = f"{node.domain}." if node.domain else ""
-    return f"{prefix}{node.op_type}"
 
 
 def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":

@@ -11,7 +11,6 @@ A flip is a changed label. For numbers, a flip is a change by more than a quarte
 standard deviation of the predictions.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable, state_of
 from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
-from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessPoint, RobustnessReport
+from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.disturbances import (
     with_missing,
@@ -225,7 +224,11 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     """Compare the loss of the metric under each disturbance with the largest loss that
     the policy allows. The policy decides whether refused rows are failures or notes.
     """
-    losses = {_place_of(point): point.loss for point in report.points if point.loss is not None}
+    losses: dict[str, float] = {}
+    for point in report.points:
+        if point.loss is not None:
+            variant = f" of {point.variant}" if point.variant else ""
+            losses[f"{point.disturbance} {point.strength:g}{variant}"] = point.loss
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes = [
         *report.notes,
@@ -249,33 +252,27 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
         for name, value, step in report.figures()
         if not step
     }
+    if failures:
+        reason = "; ".join(failures)
+    elif losses:
+        worst = max(losses, key=losses.__getitem__)
+        reason = f"{_describe_loss(report, losses[worst], 'at most ')}, under {worst}"
+    else:
+        reason = "the model predicts no disturbed row"
     header, *lines = report.table()
     return CheckResult(
         "disturbances",
         state_of(failures),
-        "; ".join(failures) or _worst_loss(report, losses),
+        reason,
         figures,
         notes=tuple(notes),
         table=ReportTable(header, tuple(lines)),
     )
 
 
-def _worst_loss(report: RobustnessReport, losses: Mapping[str, float]) -> str:
-    if not losses:
-        return "the model predicts no disturbed row"
-    worst = max(losses, key=losses.__getitem__)
-    return f"{_describe_loss(report, losses[worst], 'at most ')}, under {worst}"
-
-
 def _describe_loss(report: RobustnessReport, loss: float, bound: str = "") -> str:
     amount = _format_amount(report.metric, loss)
     return f"{report.metric} {report.clean:.4f} loses {bound}{amount}"
-
-
-def _place_of(point: RobustnessPoint) -> str:
-    """Return the disturbance and the strength, with the variant that has the loss."""
-    variant = f" of {point.variant}" if point.variant else ""
-    return f"{point.disturbance} {point.strength:g}{variant}"
 
 
 def _current_under_noise(
