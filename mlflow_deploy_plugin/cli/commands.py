@@ -191,12 +191,10 @@ class _LazyCommands(Commands):
                 command = error.ctx.command_path.removeprefix(f"{ctx.command_path} ")
             replacement = _REMOVED.get(f"{command} {error.option_name}")
             if replacement is None:
-                usage_error = error
-            else:
-                usage_error = click.UsageError(
-                    f"{error.option_name} was removed: use `{replacement}`", error.ctx
-                )
-            raise usage_error from None
+                raise
+            raise click.UsageError(
+                f"{error.option_name} was removed: use `{replacement}`", error.ctx
+            ) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:

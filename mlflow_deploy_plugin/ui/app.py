@@ -351,7 +351,7 @@ class _Console:
         # is allowed. A URL in the settings is the only one.
         configured_url = settings.load_settings().mlflow_url
         if configured_url:
-            servers = (configured_url.rstrip("/"),)
+            servers = [configured_url.rstrip("/")]
         else:
             addresses = []
             # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME
@@ -362,12 +362,12 @@ class _Console:
                 addresses.append(reachable_url(host, port))
             if access.is_host_allowed():
                 addresses.append(request.host_url.rstrip("/"))
-            servers = tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
+            servers = [f"{address}{self._prefix}" for address in dict.fromkeys(addresses)]
         job = Job(
             description=description,
             actor=who.actor,
             arguments=arguments,
-            servers=servers,
+            servers=tuple(servers),
             has_account=bool(who.user),
         )
         secret = access.login().credentials() | settings.workspace_environment()

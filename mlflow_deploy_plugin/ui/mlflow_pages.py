@@ -116,6 +116,7 @@ class MlflowPages:
                 state = "failing"
             else:
                 state = window.state
+            mark: Mark
             if window.verdict:
                 mark = mark_of(window.outcome)
             elif window.attempts or window.state == "failed":

@@ -201,9 +201,9 @@ def measure_costs(
         for worker in workers:
             worker.end()
     costs = []
-    for growth, times in zip(memory, zip(*measured, strict=True), strict=False):
-        rows_of_rounds = tuple(np.array(of_rows) for of_rows, _ in times)
-        batches_of_rounds = tuple(np.array(of_batches) for _, of_batches in times)
+    for growth, own_times in zip(memory, zip(*measured, strict=True), strict=False):
+        rows_of_rounds = tuple(np.array(of_rows) for of_rows, _ in own_times)
+        batches_of_rounds = tuple(np.array(of_batches) for _, of_batches in own_times)
         costs.append(MeasuredCost(growth, rows_of_rounds, batches_of_rounds))
     return costs
 
