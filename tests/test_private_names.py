@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import mlflow_deploy_plugin
-from mlflow_deploy_plugin.ui.guard import _NEW_VERSION, _READERS
+from mlflow_deploy_plugin.ui.guard.readers import READERS
+from mlflow_deploy_plugin.ui.guard.views import _NEW_VERSION
 from tests.support.guides import ROOT
 
 NAMES = {
@@ -75,7 +76,7 @@ The package also replaces `get_default_host_creds` in `mlflow_artifacts_repo`, w
 only MLflow 3.17 imports there.
 """
 
-VIEWS = {f"mlflow.server.handlers.{view}" for view in (*_READERS, _NEW_VERSION)}
+VIEWS = {f"mlflow.server.handlers.{view}" for view in (*READERS, _NEW_VERSION)}
 """MLflow's functions for the requests that the guard checks. Flask names its views
 after them.
 """
@@ -179,7 +180,7 @@ def test_the_oldest_and_the_newest_mlflow_have_the_names(resolution: str, tmp_pa
         if not is_defined(tmp_path, name)
     ] == []
     messages = (tmp_path / "mlflow" / "protos" / "model_registry_pb2.py").read_text()
-    assert [message for message, _ in _READERS.values() if message not in messages] == []
+    assert [message for message, _ in READERS.values() if message not in messages] == []
 
 
 def test_the_installed_mlflow_has_the_names() -> None:

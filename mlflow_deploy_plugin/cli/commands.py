@@ -186,7 +186,15 @@ class _LazyCommands(Commands):
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
-            raise _with_replacement(error, ctx) from None
+            command = ""
+            if error.ctx:
+                command = error.ctx.command_path.removeprefix(f"{ctx.command_path} ")
+            replacement = _REMOVED.get(f"{command} {error.option_name}")
+            if replacement is None:
+                raise
+            raise click.UsageError(
+                f"{error.option_name} was removed: use `{replacement}`", error.ctx
+            ) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:
@@ -210,19 +218,6 @@ class _LazyCommands(Commands):
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
-
-
-def _with_replacement(error: click.NoSuchOption, root: click.Context) -> click.UsageError:
-    """Return the error for an unknown option, or for a removed option an error that
-    names the new command.
-    """
-    command = ""
-    if error.ctx:
-        command = error.ctx.command_path.removeprefix(f"{root.command_path} ")
-    replacement = _REMOVED.get(f"{command} {error.option_name}")
-    if replacement is None:
-        return error
-    return click.UsageError(f"{error.option_name} was removed: use `{replacement}`", error.ctx)
 
 
 def _where_to_get(module: str) -> str:

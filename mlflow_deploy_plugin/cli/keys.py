@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -138,6 +138,14 @@ def list_keys(output: str) -> None:
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in api_keys:
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
+        if key.revoked_at is not None:
+            state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
+        elif key.expires_at is None:
+            state = "valid"
+        elif key.expires_at <= now:
+            state = "expired"
+        else:
+            state = f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
         rows.append(
             (
                 key.name,
@@ -145,22 +153,11 @@ def list_keys(output: str) -> None:
                 ",".join(key.endpoints) or "all",
                 ", ".join(key.limits) or "none",
                 created,
-                _key_state(key, now),
+                state,
             )
         )
     empty = "there are no keys: run `onnxserve keys create NAME`"
     show_table(output, [*map(_document, api_keys)], rows, empty)
-
-
-def _key_state(key: "ApiKey", now: datetime) -> str:
-    """Return whether a key is valid, expired or revoked, with the time."""
-    if key.revoked_at is not None:
-        return f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
-    if key.expires_at is None:
-        return "valid"
-    if key.expires_at <= now:
-        return "expired"
-    return f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
 
 
 @keys.command()

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
     from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
-    from mlflow_deploy_plugin.serve.inference_log.stats import AgentCounts, LogStats
+    from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
 
 _TABLE_ROWS = 20
 _WIDEST_CELL = 40
@@ -222,7 +222,12 @@ def _show_rows(
         columns: the selected columns in SQL; empty for the default of the format.
     """
     output = output or format_of(file) or "table"
-    _check_output(output, file)
+    if output == "table" and file != "-":
+        raise click.UsageError(
+            f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}",
+        )
+    if output == "parquet" and file == "-" and sys.stdout.isatty():
+        raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
     end_with_reader()
     from mlflow_deploy_plugin.serve.inference_log.query import Query, limit_memory, run_query
     from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
@@ -256,18 +261,6 @@ def _show_rows(
         else:
             _write_rows(result, file, cast(FileFormat, output))
     warn_of_unreadable(opened)
-
-
-def _check_output(output: str, file: str) -> None:
-    """Raise UsageError if the file cannot have the format, or a terminal cannot show
-    it.
-    """
-    if output == "table" and file != "-":
-        raise click.UsageError(
-            f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}",
-        )
-    if output == "parquet" and file == "-" and sys.stdout.isatty():
-        raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
 
 
 def _hidden_columns(labels: bool, failed: bool) -> str:
@@ -577,27 +570,21 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
         unmatched = f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
     yield f"  labels    {labels.rows:,} rows have a label{share}{unmatched}"
     if stats.account is not None:
-        yield from _account_lines(stats, stats.account)
-    yield from _histogram(stats.by_hour)
-
-
-def _account_lines(stats: "LogStats", account: "AgentCounts") -> Iterator[str]:
-    """Yield the counts of the agents, and compare them with the rows in the log if all
-    of them were read.
-    """
-    unshipped = account.captured - account.shipped
-    on_their_way = f", {unshipped:,} on their way" if unshipped > 0 else ""
-    yield (
-        f"  account   {account.answered:,} rows were answered, {account.captured:,} of them "
-        f"captured, {account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
-    )
-    gone = account.gone(stats.rows)
-    if stats.labels.unmatched is not None and gone:
+        account = stats.account
+        unshipped = account.captured - account.shipped
+        on_their_way = f", {unshipped:,} on their way" if unshipped > 0 else ""
         yield (
-            f"            {gone:,} shipped rows are no longer in the log: they expired or were "
-            "deleted"
+            f"  account   {account.answered:,} rows were answered, {account.captured:,} of them "
+            f"captured, {account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
         )
-    yield f"            the log is complete until {_time(account.complete_until)}"
+        gone = account.gone(stats.rows)
+        if stats.labels.unmatched is not None and gone:
+            yield (
+                f"            {gone:,} shipped rows are no longer in the log: they expired or were "
+                "deleted"
+            )
+        yield f"            the log is complete until {_time(account.complete_until)}"
+    yield from _histogram(stats.by_hour)
 
 
 def size_text(size: float) -> str:

@@ -94,7 +94,18 @@ def _replay_lines(result: "Replay", row: int) -> Iterator[str]:
     if not result.outputs:
         yield "  no output is captured (capture.drop, capture.mask), so nothing can be compared"
     yield from _explanation_lines(result, row)
-    yield from _node_lines(result, row)
+    if isinstance(result.nodes, Refused):
+        yield f"no intermediate values: {result.nodes.reason}"
+        return
+    yield f"row {row}: outputs of the graph's nodes, computed without optimization"
+    table = [("operator", "output", "type", "first values", "NaN", "infinite")]
+    for node in result.nodes:
+        first = ", ".join(map(str, node.values))[:60]
+        table.append(
+            (node.operator, node.output, node.type, first, str(node.nan), str(node.infinite))
+        )
+    yield from align_columns(table)
+    yield f"{result.left_out:,} nodes are left out (--nodes)"
 
 
 def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
@@ -126,24 +137,6 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
             value = str(result.inputs[name][row])[:_MOST_CHARACTERS]
         table.append((name, value, f"{values[index, output]:+.4g}"))
     yield from align_columns(table)
-
-
-def _node_lines(result: "Replay", row: int) -> Iterator[str]:
-    """Yield a table of the outputs of the graph's nodes for a row, or the reason why
-    there are none.
-    """
-    if isinstance(result.nodes, Refused):
-        yield f"no intermediate values: {result.nodes.reason}"
-        return
-    yield f"row {row}: outputs of the graph's nodes, computed without optimization"
-    table = [("operator", "output", "type", "first values", "NaN", "infinite")]
-    for node in result.nodes:
-        first = ", ".join(map(str, node.values))[:60]
-        table.append(
-            (node.operator, node.output, node.type, first, str(node.nan), str(node.infinite))
-        )
-    yield from align_columns(table)
-    yield f"{result.left_out:,} nodes are left out (--nodes)"
 
 
 @click.command()

@@ -232,7 +232,21 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     )
 
     if wait:
-        _wait_for_rollout(deployments, last_rollout(deployments.store, name))
+        begun = last_rollout(deployments.store, name)
+        run = partial(_run_rollouts_of, deployments, begun.endpoint)
+        # An ended rollout does not need a controller.
+        controller = working(run) if begun.is_live else nullcontext()
+        with controller:
+            try:
+                ended = _show_until_end(deployments, begun)
+            except KeyboardInterrupt:
+                show_progress(
+                    "the rollout continues if a controller runs; `onnxserve rollout abort "
+                    f"{begun.endpoint}` rolls it back"
+                )
+                raise
+        if ended.state != "promoted":
+            raise SystemExit(1)
         return
     progress = stall_reason(deployments, name)
     if not progress:
@@ -276,27 +290,6 @@ def rollback(name: str, to: str | None, why: str, dry_run: bool) -> None:
         f"{name}: {result['model']} {result['to']} instead of {result['from']} after "
         f"{result['seconds']} s; {result['source']}"
     )
-
-
-def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
-    """Show the progress of a rollout until its end. If no controller runs the rollout,
-    run it in this process. Exit with status 1 unless the rollout ends with the
-    promotion.
-    """
-    run = partial(_run_rollouts_of, deployments, begun.endpoint)
-    # An ended rollout does not need a controller.
-    controller = working(run) if begun.is_live else nullcontext()
-    with controller:
-        try:
-            ended = _show_until_end(deployments, begun)
-        except KeyboardInterrupt:
-            show_progress(
-                "the rollout continues if a controller runs; `onnxserve rollout abort "
-                f"{begun.endpoint}` rolls it back"
-            )
-            raise
-    if ended.state != "promoted":
-        raise SystemExit(1)
 
 
 def _show_until_end(deployments: "Deployments", begun: "Rollout") -> "Rollout":

@@ -182,7 +182,16 @@ def add_sessions(app: Flask, key_file: Path) -> None:
     `key_file`.
     """
     if not app.secret_key:
-        app.secret_key = _shared_or_new_key(key_file)
+        try:
+            shared_or_new_key = read_or_make_secret(key_file, secrets.token_bytes(_KEY_BYTES))
+        except OSError as error:
+            _log.warning(
+                "%s cannot be used (%s): only this worker accepts forms of its pages",
+                key_file,
+                error,
+            )
+            shared_or_new_key = secrets.token_bytes(_KEY_BYTES)
+        app.secret_key = shared_or_new_key
     app.session_interface = _Sessions()
     app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
     # Browsers share a cookie between all ports of a host, and a server with another key
@@ -192,21 +201,6 @@ def add_sessions(app: Flask, key_file: Path) -> None:
     else:
         key = app.secret_key
     app.config["SESSION_COOKIE_NAME"] = f"onnxserve_{hashlib.sha256(key).hexdigest()[:8]}"
-
-
-def _shared_or_new_key(key_file: Path) -> bytes:
-    """Return the key in the file, which is written if it does not exist. If the file
-    cannot be used, return a key of this worker alone.
-    """
-    try:
-        return read_or_make_secret(key_file, secrets.token_bytes(_KEY_BYTES))
-    except OSError as error:
-        _log.warning(
-            "%s cannot be used (%s): only this worker accepts forms of its pages",
-            key_file,
-            error,
-        )
-        return secrets.token_bytes(_KEY_BYTES)
 
 
 def form_token(user: str) -> str:

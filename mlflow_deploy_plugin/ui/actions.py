@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.core.registry.transitions import PreviousVersion
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.rollouts.rollback import rollback_target
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
@@ -181,7 +181,23 @@ def _parse_endpoint_action(
     arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
     description = f"roll {endpoint.name} back"
     if action == "traffic":
-        arguments["weights"] = _parse_weights(form, endpoint)
+        parsed = {}
+        for name, variant in endpoint.spec.variants.items():
+            if variant.shadow:
+                continue
+            weight = form.get(f"{_WEIGHT}{name}", "").strip()
+            if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
+                shown = repr(weight or "empty")
+                raise InvalidConfig(
+                    f"the weight of {name} is {shown}; a whole number from 0 to "
+                    f"{_MAX_WEIGHT} is expected"
+                )
+            parsed[name] = int(weight)
+        if not any(parsed.values()):
+            raise InvalidConfig(
+                f"{endpoint.name} needs a variant with traffic: set at least one weight above 0"
+            )
+        arguments["weights"] = parsed
         weights = _weights_text(arguments["weights"])
         description = f"change the traffic of {endpoint.name} to {weights}"
     return arguments, description, registered_model_names(endpoint.spec)
@@ -211,32 +227,6 @@ def _weights_text(weights: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {weight}" for name, weight in weights.items())
 
 
-def _parse_weights(
-    form: Mapping[str, str],
-    endpoint: Endpoint,
-) -> dict[str, int]:
-    """Return the weight of each variant in percent. Raises InvalidConfig for a weight
-    that is not a number from 0 to 100, and if all weights are 0.
-    """
-    weights = {}
-    for name, variant in endpoint.spec.variants.items():
-        if variant.shadow:
-            continue
-        weight = form.get(f"{_WEIGHT}{name}", "").strip()
-        if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
-            shown = repr(weight or "empty")
-            raise InvalidConfig(
-                f"the weight of {name} is {shown}; a whole number from 0 to "
-                f"{_MAX_WEIGHT} is expected"
-            )
-        weights[name] = int(weight)
-    if not any(weights.values()):
-        raise InvalidConfig(
-            f"{endpoint.name} needs a variant with traffic: set at least one weight above 0"
-        )
-    return weights
-
-
 def no_endpoint(name: str) -> NotFound:
     return NotFound(f"there is no endpoint {name!r}")
 
@@ -255,7 +245,11 @@ def main(path: Path) -> int:
     own_process()
     _send_cookies()
     try:
-        message = _execute(job)
+        os.environ["MLFLOW_TRACKING_URI"] = _find_reachable(job.servers)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
+        settings = load_settings()
+        with closing(open_store(settings.store_url)) as store:
+            message = _ACTIONS[job.arguments["action"]](job, store, settings)
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
@@ -267,15 +261,6 @@ def main(path: Path) -> int:
         return 1
     write_state(path, job.ended("done", message))
     return 0
-
-
-def _execute(job: Job) -> str:
-    """Execute the action of a job against its MLflow server, and return the result."""
-    os.environ["MLFLOW_TRACKING_URI"] = _find_reachable(job.servers)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
-    settings = load_settings()
-    with closing(open_store(settings.store_url)) as store:
-        return _ACTIONS[job.arguments["action"]](job, store, settings)
 
 
 def _send_cookies() -> None:
@@ -334,7 +319,21 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
     if blocker := server_blocker(observed):
         raise InvalidConfig(blocker)
     if job.arguments["action"] == "rollback":
-        return _roll_back(job, deployments, observed)
+        from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
+
+        name = job.arguments["endpoint"]
+        if to := job.arguments["to"]:
+            metrics = deployments.server_metrics(observed)
+            require_shown_target(deployments.store, observed, to, metrics)
+        done = rollback(
+            deployments,
+            name,
+            job.arguments["why"],
+            job.actor,
+            to or None,
+        )
+        move = f"{done['model']} {done['from']} → {done['to']}"
+        return f"{move} in {done['seconds']} s ({done['source']})."
     weights = job.arguments["weights"]
     deployments.set_traffic(
         endpoint,
@@ -343,26 +342,6 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
         actor=job.actor,
     )
     return f"The traffic of {endpoint} is {_weights_text(weights)}."
-
-
-def _roll_back(job: Job, deployments: Deployments, observed: ObservedEndpoint) -> str:
-    """Roll an endpoint back, if its target is still the one that the page showed."""
-    from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
-
-    endpoint = job.arguments["endpoint"]
-    if to := job.arguments["to"]:
-        metrics = deployments.server_metrics(observed)
-        require_shown_target(deployments.store, observed, to, metrics)
-    done = rollback(
-        deployments,
-        endpoint,
-        job.arguments["why"],
-        job.actor,
-        to or None,
-    )
-    return (
-        f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
-    )
 
 
 def _options(job: Job, store: Store) -> Json:

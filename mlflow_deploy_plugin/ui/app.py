@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, record_of
 from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.actions import DECISIONS, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.approvals import decide, parse_decision, request_rows
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_approval
@@ -59,6 +59,7 @@ from mlflow_deploy_plugin.ui.checkpoints import (
     refuse_changes,
 )
 from mlflow_deploy_plugin.ui.event_words import ACTIONS, event_rows
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, views
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
@@ -103,7 +104,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         return
     _compare_versions_as_numbers()
     trail = AuditTrail(log_checkpoints)
-    guard.install(app, trail, served)
+    views.install(app, trail, served)
     app.before_request(refuse_changes)
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
@@ -285,10 +286,10 @@ class _Console:
         running a model.
         """
         model = request.args.get("model", "")
-        stores = guard.OwnStores()
+        stores = mlflow_stores.OwnStores()
         versions = [request.args.get(side, "") for side in ("before", "after")]
         before, after = [
-            record_of(model, version, stores, guard.fetch_file) for version in versions
+            record_of(model, version, stores, mlflow_stores.fetch_file) for version in versions
         ]
         html = render_template(
             "onnxserve_diff.html",
@@ -346,11 +347,27 @@ class _Console:
             raise ScopeMissing(
                 f"you may not {description}: this needs the permission to edit {names}"
             )
+        # The job sends credentials to these URLs, so the Host header is used only if it
+        # is allowed. A URL in the settings is the only one.
+        configured_url = settings.load_settings().mlflow_url
+        if configured_url:
+            servers = [configured_url.rstrip("/")]
+        else:
+            addresses = []
+            # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME
+            # from Host.
+            if request.remote_addr:
+                host = str(request.environ.get("SERVER_NAME"))
+                port = int(request.environ.get("SERVER_PORT") or 0)
+                addresses.append(reachable_url(host, port))
+            if access.is_host_allowed():
+                addresses.append(request.host_url.rstrip("/"))
+            servers = [f"{address}{self._prefix}" for address in dict.fromkeys(addresses)]
         job = Job(
             description=description,
             actor=who.actor,
             arguments=arguments,
-            servers=self._server_urls(),
+            servers=tuple(servers),
             has_account=bool(who.user),
         )
         secret = access.login().credentials() | settings.workspace_environment()
@@ -510,6 +527,9 @@ class _Console:
 
     def _answer(self, template: str, status: int = 200, **values: object) -> Response:
         """Return the page of a template, with the values of the common layout."""
+        query = settings.workspace_query()
+        fragment = f"#/{query}" if query else ""
+        home = f"{self._prefix}/{fragment}"
         html = render_template(
             template,
             who=access.caller(),
@@ -517,17 +537,11 @@ class _Console:
             link=self._link,
             workspace=settings.active_workspace() or settings.DEFAULT_WORKSPACE,
             workspaces=access.seen_workspaces(),
-            home=self._mlflow_home(),
+            home=home,
             onnxserve_version=__version__,
             **values,
         )
         return make_response(html, status)
-
-    def _mlflow_home(self) -> str:
-        """Return the URL of MLflow's first page in this workspace."""
-        query = settings.workspace_query()
-        fragment = f"#/{query}" if query else ""
-        return f"{self._prefix}/{fragment}"
 
     def _link(self, path: str = "", **query: str) -> str:
         """Return the URL of a console page in this workspace, without empty
@@ -545,27 +559,6 @@ class _Console:
             job=job,
             **{name: request.args.get(name, "") for name in names},
         )
-
-    def _server_urls(self) -> tuple[str, ...]:
-        """Return the URLs at which a job on this machine may reach this MLflow server,
-        in the order to try.
-
-        The URL of the settings is the only one, if it is set. The job sends credentials
-        to the URLs, so the Host header is used only if it is allowed.
-        """
-        configured_url = settings.load_settings().mlflow_url
-        if configured_url:
-            return (configured_url.rstrip("/"),)
-        addresses = []
-        # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from
-        # Host.
-        if request.remote_addr:
-            host = str(request.environ.get("SERVER_NAME"))
-            port = int(request.environ.get("SERVER_PORT") or 0)
-            addresses.append(reachable_url(host, port))
-        if access.is_host_allowed():
-            addresses.append(request.host_url.rstrip("/"))
-        return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 
 
 def _visible_events(store: Store, *, newest_first: bool = False) -> Iterator[list[AuditEvent]]:

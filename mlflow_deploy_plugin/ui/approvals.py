@@ -19,8 +19,9 @@ from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate import approvals
 from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
 from mlflow_deploy_plugin.promote.gate.approvals import Person, PromotionRequest, Subject
-from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.actions import DECISIONS, parse_form, refusal_of
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 from mlflow_deploy_plugin.watch.alerts.record import announce_request
 from mlflow_deploy_plugin.watch.alerts.send import send_until_accepted
 
@@ -66,16 +67,16 @@ def _request_row(store: Store, entry: PromotionRequest) -> RequestRow:
     place = parse_stage_or_alias(entry.to)
     fields: Json = {}
     if entry.report_run:
-        fields["report"] = guard.console_page("/report", model=entry.model, run=entry.report_run)
+        fields["report"] = moves.console_page("/report", model=entry.model, run=entry.report_run)
     try:
-        registered = guard.registry().get_registered_model(entry.model)
+        registered = mlflow_stores.registry().get_registered_model(entry.model)
         policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
         required = policy.required_approvals(entry.model, place)
         who = _person(entry.model)
         fields["no_decline"] = refusal_of(
             partial(approvals.require_may_decline, required, entry, who)
         )
-        version = guard.registry().get_model_version(entry.model, entry.version)
+        version = mlflow_stores.registry().get_model_version(entry.model, entry.version)
         now = approvals.subject_of(version, place, entry.subject.files, policy)
         status = approvals.approval_status(required, entry, now, store.now())
         fields |= {"approved_by": status.approved_by, "missing": status.missing}
@@ -136,7 +137,16 @@ def decide(store: Store, arguments: Json) -> RequestRow:
         declined = approvals.decline(store, policy, subject, who, why)
         return RequestRow.model_validate(declined.model_dump())
     if action == "approve":
-        _require_same_report(approvals.open_request(store, subject))
+        pending = approvals.open_request(store, subject)
+        if (
+            pending
+            and pending.report_run
+            and mlflow_stores.report_digest(pending.report_run) != pending.report_digest
+        ):
+            raise GateRefused(
+                f"the gate report {pending.report} was changed after the run of the gate; run the "
+                "gate again"
+            )
         entry, _ = approvals.approve(
             store,
             policy,
@@ -160,11 +170,11 @@ def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
     model = arguments["model"]
     version = arguments["version"]
     place = parse_stage_or_alias(arguments["to"])
-    with guard.known_to_mlflow():
+    with mlflow_stores.known_to_mlflow():
         if arguments["action"] != "decline":
-            return guard.promotion_now(model, version, place)
+            return moves.promotion_now(model, version, place)
         # A decline does not depend on the files, which may be missing.
-        tags = guard.registry().get_registered_model(model).tags
+        tags = mlflow_stores.registry().get_registered_model(model).tags
         policy = policy_from_tags(model, tags) or GatePolicy()
         subject = Subject(
             model=model,
@@ -175,19 +185,6 @@ def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
             policy=policy.digest,
         )
         return policy, subject
-
-
-def _require_same_report(pending: PromotionRequest | None) -> None:
-    """Raise GateRefused if the report in MLflow is not the report of the gate's run."""
-    if (
-        pending
-        and pending.report_run
-        and guard.report_digest(pending.report_run) != pending.report_digest
-    ):
-        raise GateRefused(
-            f"the gate report {pending.report} was changed after the run of the gate; run the "
-            "gate again"
-        )
 
 
 def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
@@ -201,7 +198,7 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
     settings = load_settings()
     link = ""
     if settings.mlflow_url or access.is_host_allowed():
-        link = guard.console_page(model=entry.model)
+        link = moves.console_page(model=entry.model)
     text = f"{entry.requested_by} requests {entry}"
     if entry.why:
         text += f": {entry.why}"

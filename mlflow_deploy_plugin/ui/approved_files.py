@@ -16,9 +16,10 @@ from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedF
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.settings import active_workspace
-from mlflow_deploy_plugin.promote.gate.approved_files import approved_files, earlier_files
-from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -35,8 +36,8 @@ def version_approval(trail: AuditTrail, model: str, version: str) -> Approval:
     policy, and StoreUnavailable.
     """
     access.require_readable(model)
-    with guard.known_to_mlflow():
-        registered, entry = guard.model_and_version(model, version)
+    with mlflow_stores.known_to_mlflow():
+        registered, entry = mlflow_stores.model_and_version(model, version)
     policy = policy_from_tags(model, registered.tags)
     if policy is None or policy.approvals is None:
         return Approval()
@@ -77,20 +78,16 @@ class ChangedFilesSearch:
         if self._lock.acquire(blocking=False):
             try:
                 for model in readable:
-                    self._search(model)
+                    last = self._last.get(_key(model), _Search())
+                    if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
+                        found = [*_changed_files(self._trail, model)]
+                        self._last[_key(model)] = _Search(time.monotonic(), found)
             finally:
                 self._lock.release()
         changed: list[ChangedFiles] = []
         for model in readable:
             changed += self._last.get(_key(model), _Search()).changed
         return changed
-
-    def _search(self, model: "RegisteredModel") -> None:
-        """Search the versions of a model, unless a result is recent."""
-        last = self._last.get(_key(model), _Search())
-        if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
-            changed = [*_changed_files(self._trail, model)]
-            self._last[_key(model)] = _Search(time.monotonic(), changed)
 
 
 def _key(model: "RegisteredModel") -> tuple[str, str]:
@@ -105,14 +102,14 @@ def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[Chan
         policy = policy_from_tags(model.name, model.tags) or GatePolicy()
     except InvalidConfig:
         return
-    for place, version in guard.holders(model):
+    for place, version in moves.holders(model):
         if not policy.gates(place):
             continue
-        recorded = guard.recorded_files(trail, model.name, version, place)
+        recorded = moves.recorded_files(trail, model.name, version, place)
         if not recorded:
             continue
         try:
-            now = guard.files_digest(model.name, version, policy)
+            now = mlflow_stores.files_digest(model.name, version, policy)
         except NotFound:
             now = ""
         if now != recorded:
@@ -129,7 +126,7 @@ def _models() -> Iterator["RegisteredModel"]:
     """Yield the models with a gate policy."""
     token = None
     while True:
-        page = guard.registry().search_registered_models(
+        page = mlflow_stores.registry().search_registered_models(
             max_results=_MODELS_AT_ONCE,
             page_token=token,
         )

@@ -48,7 +48,7 @@ from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.settings import active_workspace
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui import access
-from mlflow_deploy_plugin.ui.guard import registry
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -341,25 +341,17 @@ class ChangeFeed:
             subscription.due -= due.keys()
             if has_answered:
                 subscription.answered_at = begun_at
-            self._pass_on(subscription, results)
-
-    def _pass_on(
-        self,
-        subscription: _Subscription,
-        results: "Mapping[str, _Answer | None]",
-    ) -> None:
-        """Add the results that a subscription does not know to its next event."""
-        changes: dict[str, ResolvedModel | None] = {}
-        selections = subscription.results
-        for uri in subscription.models.keys() & results.keys():
-            answer = results[uri]
-            if answer is not None and (uri, answer.selected) not in selections.items():
-                changes[uri] = answer.selected
-        if changes:
-            selections |= changes
-            with self._lock:
-                subscription.unsent |= changes
-            subscription.wake()
+            changes: dict[str, ResolvedModel | None] = {}
+            selections = subscription.results
+            for uri in subscription.models.keys() & results.keys():
+                answer = results[uri]
+                if answer is not None and (uri, answer.selected) not in selections.items():
+                    changes[uri] = answer.selected
+            if changes:
+                selections |= changes
+                with self._lock:
+                    subscription.unsent |= changes
+                subscription.wake()
 
 
 @dataclass(frozen=True)

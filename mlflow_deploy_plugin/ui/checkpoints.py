@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
-from mlflow_deploy_plugin.ui import guard
+from mlflow_deploy_plugin.ui.guard import mlflow_stores
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -92,6 +92,10 @@ def log_checkpoint(store: Store) -> None:
     """Log a checkpoint at the place of the setting, and then to MLflow. Callers see the
     checkpoint in MLflow, so that a failure of the place becomes visible.
     """
+    from mlflow.entities import RunStatus, RunTag
+    from mlflow.server import handlers
+    from mlflow.utils.time import get_current_time_millis
+
     assert store.keys is not None
     checkpoint = make_checkpoint(store, store.keys)
     name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
@@ -99,7 +103,23 @@ def log_checkpoint(store: Store) -> None:
     place = load_settings().audit_checkpoints
     if place:
         write_file(locate_log(place, _SETTING), name, content.encode(), is_new=True)
-    _log_run(name, content, store.keys)
+    tracking = handlers._get_tracking_store()
+    number = get_or_create_experiment(tracking, EXPERIMENT)
+    now = get_current_time_millis()
+    run = tracking.create_run(number, "onnxserve", now, tags=[], run_name=name)
+    signature = store.keys.sign(_PURPOSE, run.info.run_id)
+    tracking.set_tag(run.info.run_id, RunTag(_TAG, f"{store.keys.key_id} {signature}"))
+    repository, root = mlflow_stores.artifact_store(run.info.artifact_uri)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
+        file = Path(folder) / CHECKPOINT_FILE
+        file.write_text(content)
+        repository.log_artifact(str(file), root or None)
+    tracking.update_run_info(
+        run.info.run_id,
+        RunStatus.FINISHED,
+        get_current_time_millis(),
+        run_name=None,
+    )
 
 
 def refuse_changes() -> Response | None:
@@ -142,7 +162,7 @@ def newest_checkpoint(keys: Keys) -> str:
     if run is None:
         return ""
     with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-        file = guard.fetch_file(run.info.artifact_uri, Path(folder), CHECKPOINT_FILE)
+        file = mlflow_stores.fetch_file(run.info.artifact_uri, Path(folder), CHECKPOINT_FILE)
         return file.read_text()
 
 
@@ -167,28 +187,3 @@ def _newest_run(keys: Keys) -> "Run | None":
         if keys.is_signed(_PURPOSE, run.info.run_id, key_id, signature):
             return run
     return None
-
-
-def _log_run(name: str, content: str, keys: Keys) -> None:
-    """Log the checkpoint as the artifact of a new run."""
-    from mlflow.entities import RunStatus, RunTag
-    from mlflow.server import handlers
-    from mlflow.utils.time import get_current_time_millis
-
-    tracking = handlers._get_tracking_store()
-    number = get_or_create_experiment(tracking, EXPERIMENT)
-    now = get_current_time_millis()
-    run = tracking.create_run(number, "onnxserve", now, tags=[], run_name=name)
-    signature = keys.sign(_PURPOSE, run.info.run_id)
-    tracking.set_tag(run.info.run_id, RunTag(_TAG, f"{keys.key_id} {signature}"))
-    repository, root = guard.artifact_store(run.info.artifact_uri)
-    with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-        file = Path(folder) / CHECKPOINT_FILE
-        file.write_text(content)
-        repository.log_artifact(str(file), root or None)
-    tracking.update_run_info(
-        run.info.run_id,
-        RunStatus.FINISHED,
-        get_current_time_millis(),
-        run_name=None,
-    )

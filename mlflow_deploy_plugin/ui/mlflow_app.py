@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.store.audit_chain import seal
 from mlflow_deploy_plugin.core.store.database import open_server_store
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend
-from mlflow_deploy_plugin.ui.guard import check_views
+from mlflow_deploy_plugin.ui.guard.views import check_views
 from mlflow_deploy_plugin.ui.logins.login import Login, login_of
 from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
 

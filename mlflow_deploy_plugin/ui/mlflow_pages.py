@@ -110,23 +110,18 @@ class MlflowPages:
             report = ""
             if experiment is not None and window.run_id:
                 report = self.run(experiment.experiment_id, window.run_id, "report.html")
-            verdicts.append(MonitorVerdict(window, _state(window), _mark(window), report))
+            if window.outcome:
+                state = window.outcome
+            elif window.attempts and window.state != "failed":
+                state = "failing"
+            else:
+                state = window.state
+            mark: Mark
+            if window.verdict:
+                mark = mark_of(window.outcome)
+            elif window.attempts or window.state == "failed":
+                mark = "failed"
+            else:
+                mark = "waiting"
+            verdicts.append(MonitorVerdict(window, state, mark, report))
         return verdicts
-
-
-def _state(window: MonitorWindow) -> str:
-    """Return the outcome or, without an outcome, the processing state."""
-    if window.outcome:
-        return window.outcome
-    if window.attempts and window.state != "failed":
-        return "failing"
-    return window.state
-
-
-def _mark(window: MonitorWindow) -> Mark:
-    """Return the mark of the verdict or, without a verdict, of the processing state."""
-    if window.verdict:
-        return mark_of(window.outcome)
-    if window.attempts or window.state == "failed":
-        return "failed"
-    return "waiting"

@@ -30,7 +30,6 @@ from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout, Store, UnreadableEndpoint
-from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import (
@@ -40,9 +39,10 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import (
     total_metrics,
 )
 from mlflow_deploy_plugin.ship.deployments.unapproved import answers_of
-from mlflow_deploy_plugin.ui import access, actions, guard
+from mlflow_deploy_plugin.ui import access, actions
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows
+from mlflow_deploy_plugin.ui.guard import mlflow_stores
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import (
     Pictures,
@@ -246,7 +246,11 @@ def build_overview(
         for item in visible.unreadable
         if item.name in visible.on_page
     ]
-    models = _shown_models(observed, model)
+    models = set[str]()
+    for item in observed:
+        models |= {*registered_model_names(item.endpoint.spec)}
+    if model and access.may_read(model):
+        models.add(model)
     followers = _followers(endpoints)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
@@ -354,18 +358,6 @@ def _visible_activity(store: Store, only: str) -> _VisibleActivity:
     )
 
 
-def _shown_models(observed: Iterable[ObservedEndpoint], model: str) -> set[str]:
-    """Return the models that the endpoints serve, and the `model` of the page if the
-    caller may read it.
-    """
-    names = set[str]()
-    for item in observed:
-        names |= {*registered_model_names(item.endpoint.spec)}
-    if model and access.may_read(model):
-        names.add(model)
-    return names
-
-
 def _draw_cards(
     deployments: Deployments,
     observed: Sequence[ObservedEndpoint],
@@ -413,9 +405,24 @@ def _endpoint_card(
     rollback = _Rollback(is_possible=False)
     if may_act:
         rollback = _find_rollback(store, observed, metrics)
+    reason = (
+        observed.observation.reason
+        or "; ".join(observed.observation.errors.values())
+        or observed.observation.registry_error
+    )
+    if observed.observation.state != "running":
+        serving = EndpointState(observed.observation.state, reason)
+    else:
+        silent = _silent_servers(metrics)
+        reason = "; ".join(silent) or reason or observed.observation.shipping_error
+        if silent and len(silent) == len(metrics):
+            serving = EndpointState("silent", reason)
+        else:
+            word = "degraded" if reason else "healthy"
+            serving = EndpointState(word, reason)
     return EndpointCard(
         name=spec.name,
-        serving=_serving_state(observed.observation, metrics),
+        serving=serving,
         data=_data_state(spec, store, monitors),
         url=observed.observation.url,
         unapproved=tuple(map(str, answers_of(observed.endpoint))),
@@ -451,23 +458,6 @@ def _silent_servers(metrics: MetricsByServer) -> list[str]:
     ]
 
 
-def _serving_state(observation: Observation, metrics: MetricsByServer) -> EndpointState:
-    """Return the state of the servers: `silent` if no server answers, and `degraded` if
-    a server has a problem.
-    """
-    reason = (
-        observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
-    )
-    if observation.state != "running":
-        return EndpointState(observation.state, reason)
-    silent = _silent_servers(metrics)
-    reason = "; ".join(silent) or reason or observation.shipping_error
-    if silent and len(silent) == len(metrics):
-        return EndpointState("silent", reason)
-    word = "degraded" if reason else "healthy"
-    return EndpointState(word, reason)
-
-
 def _data_state(
     spec: EndpointSpec,
     store: Store,
@@ -476,7 +466,15 @@ def _data_state(
     """Return `alarm` while a monitor raises an alarm, otherwise the worst of the latest
     verdicts.
     """
-    if alarms := _alarms(spec, store):
+    # Undecided, failed and accepted windows, and windows by hand, do not count.
+    alarms = []
+    for state in Monitors(store).states(spec.name):
+        monitor = spec.monitors.get(state.monitor)
+        if monitor is None or state.consecutive < monitor.consecutive:
+            continue
+        more = f", {state.consecutive} in a row" if state.consecutive > 1 else ""
+        alarms.append(f"the monitor {state.monitor} raises an alarm{more}")
+    if alarms:
         return EndpointState("alarm", "; ".join(alarms))
     latest = [timeline.latest for timeline in monitors if timeline.latest is not None]
     for mark in ("alarm", "failed", "undecided", "fine"):
@@ -496,7 +494,7 @@ def _find_rollback(
     """
     has_silent_servers = bool(_silent_servers(metrics))
     try:
-        target = actions.rollback_target_of(store, observed, guard.registry(), metrics)
+        target = actions.rollback_target_of(store, observed, mlflow_stores.registry(), metrics)
     except RegistryUnavailable:
         return _Rollback(is_possible=True)  # Pressing the button reports the error.
     except NotFound:
@@ -506,23 +504,6 @@ def _find_rollback(
         blocker = "" if has_silent_servers else error.message
         return _Rollback(is_possible=True, blocker=blocker)
     return _Rollback(is_possible=True, version=target.version)
-
-
-def _alarms(spec: EndpointSpec, store: Store) -> list[str]:
-    """Return a sentence for each monitor with an alarm, with the number of its alarms
-    in a row.
-
-    A monitor with the field `consecutive` raises an alarm only after this number of
-    windows. Undecided, failed and accepted windows, and windows by hand, do not count.
-    """
-    sentences = []
-    for state in Monitors(store).states(spec.name):
-        monitor = spec.monitors.get(state.monitor)
-        if monitor is None or state.consecutive < monitor.consecutive:
-            continue
-        more = f", {state.consecutive} in a row" if state.consecutive > 1 else ""
-        sentences.append(f"the monitor {state.monitor} raises an alarm{more}")
-    return sentences
 
 
 def _variant_row(
@@ -593,8 +574,8 @@ def _model_card(name: str, followers: _Followers) -> ModelCard:
 
     may_act = access.may_act_on([name])
     try:
-        model = guard.registry().get_registered_model(name)
-        entries = all_versions(guard.registry(), name)
+        model = mlflow_stores.registry().get_registered_model(name)
+        entries = all_versions(mlflow_stores.registry(), name)
     except MlflowException as failure:
         return ModelCard(name, may_act, error=one_line(failure, 300))
     entries.sort(key=lambda version: int(version.version), reverse=True)

@@ -170,7 +170,14 @@ def traffic_charts(
         ),
         empty=empty,
     )
-    unit, latencies = _in_readable_unit(slots.lines(_LATENCIES))
+    latencies = slots.lines(_LATENCIES)
+    seconds = chain.from_iterable(line.values for line in latencies)
+    unit: Unit = "s"
+    if max(filter(None, seconds), default=0.0) < 1:
+        unit = "ms"
+        for number, line in enumerate(latencies):
+            values = [None if value is None else 1000 * value for value in line.values]
+            latencies[number] = replace(line, values=values)
     charts = (
         draw(f"{endpoint}-requests", "Requests", "/s", series=slots.requests()),
         draw(f"{endpoint}-latency", "Latency", unit, series=latencies),
@@ -178,20 +185,6 @@ def traffic_charts(
         draw(f"{endpoint}-rows", "Rows and labels", "/min", series=slots.rows_and_labels()),
     )
     return charts, notice
-
-
-def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
-    """Return the unit and the latencies in it: seconds if one is at least a second,
-    else milliseconds.
-    """
-    seconds = chain.from_iterable(line.values for line in latencies)
-    if max(filter(None, seconds), default=0.0) >= 1:
-        return "s", [*latencies]
-    in_milliseconds = []
-    for line in latencies:
-        values = [None if value is None else 1000 * value for value in line.values]
-        in_milliseconds.append(replace(line, values=values))
-    return "ms", in_milliseconds
 
 
 def _newest_figures(
@@ -331,7 +324,16 @@ class _Slots:
                 for slot in axis.overlapped(interval):
                     self._intervals[slot][server].append(interval)
                     self._count(slot, interval)
-        self._versions = [*enumerate(self._names_of_versions().items())]
+        by_requests = sorted(
+            self._requests,
+            key=lambda key: (-self._requests[key], key),
+        )
+        ordered = sorted(by_requests[:COLOURS], key=_legend_sort_key)
+        if len({model for model, _ in ordered}) == 1:
+            by_name = {f"version {key[1]}": key for key in ordered}
+        else:
+            by_name = {" ".join(key): key for key in ordered}
+        self._versions = [*enumerate(by_name.items())]
 
     def _count(self, slot: int, interval: CountedInterval) -> None:
         """Add the interval to the counts of the slot and to the requests."""
@@ -340,17 +342,6 @@ class _Slots:
             if endpoint == self._endpoint:
                 counted[model, version] = counted[model, version].plus(counters)
                 self._requests[model, version] += counters.requests
-
-    def _names_of_versions(self) -> dict[str, _Version]:
-        """Return the versions with the most requests by name, oldest first."""
-        by_requests = sorted(
-            self._requests,
-            key=lambda key: (-self._requests[key], key),
-        )
-        ordered = sorted(by_requests[:COLOURS], key=_legend_sort_key)
-        if len({model for model, _ in ordered}) == 1:
-            return {f"version {key[1]}": key for key in ordered}
-        return {" ".join(key): key for key in ordered}
 
     def requests(self) -> list[Series]:
         return [

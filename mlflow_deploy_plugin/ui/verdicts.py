@@ -19,8 +19,9 @@ from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_ta
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord
-from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 
 
 def record_verdict(trail: AuditTrail) -> None:
@@ -32,19 +33,36 @@ def record_verdict(trail: AuditTrail) -> None:
     """
     from mlflow.entities.model_registry import ModelVersionTag
 
-    record = _read_record()
-    with guard.known_to_mlflow():
-        registered, entry = guard.model_and_version(record.model, record.version)
+    try:
+        record = VerdictRecord.model_validate(access.read_own_json())
+    except ValidationError as error:
+        raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
+    access.require_readable(record.model)
+    if not access.may_act_on([record.model]):
+        raise ScopeMissing(
+            f"you may not record a verdict on {record.model}: this needs the permission to edit it"
+        )
+    with mlflow_stores.known_to_mlflow():
+        registered, entry = mlflow_stores.model_and_version(record.model, record.version)
     version = str(entry.version)
     who = access.caller()
     policy = policy_from_tags(record.model, registered.tags)
     if policy is not None:
         policy.require_judge(who.user, record.model)
-    made = {"version": version, "report": _report_address(record)}
+    if not record.run_id:
+        report = ""
+    elif load_settings().mlflow_url or access.is_host_allowed():
+        report = moves.console_page("/report", model=record.model, run=record.run_id)
+    else:
+        report = f"{record.run_id}/{tags.GATE_REPORT_FILE}"
+    made = {"version": version, "report": report}
     if policy is None and record.policy_digest != GatePolicy().digest:
         # The verdict must not count for a policy that names judges later.
         made["policy_digest"] = ""
-    record = _without_report(record.model_copy(update=made))
+    if record.state == "forced":
+        # With a report, the event would count as a run of the gate.
+        made |= dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), "")
+    record = record.model_copy(update=made)
     _require_match(record, policy)
     _require_new(record, trail.store())
     actor = who.user or record.actor or who.actor
@@ -58,35 +76,10 @@ def record_verdict(trail: AuditTrail) -> None:
         **machine,
     )
     for key, value in record.tags_after(entry.tags).items():
-        guard.registry().set_model_version_tag(record.model, version, ModelVersionTag(key, value))
-    trail.notify_agents(record.model)
-
-
-def _read_record() -> VerdictRecord:
-    """Return the verdict in the body, which the caller may record. Raises
-    CallerRefused, InvalidConfig, InvalidRequest, NotFound or ScopeMissing.
-    """
-    try:
-        record = VerdictRecord.model_validate(access.read_own_json())
-    except ValidationError as error:
-        raise InvalidConfig(f"the body is not a verdict of the gate: {one_line(error)}") from None
-    access.require_readable(record.model)
-    if not access.may_act_on([record.model]):
-        raise ScopeMissing(
-            f"you may not record a verdict on {record.model}: this needs the permission to edit it"
+        mlflow_stores.registry().set_model_version_tag(
+            record.model, version, ModelVersionTag(key, value)
         )
-    return record
-
-
-def _report_address(record: VerdictRecord) -> str:
-    """Return the URL of the report in the console or, if this server's host is not
-    known, its path in MLflow; empty without a report. A caller can send any Host.
-    """
-    if not record.run_id:
-        return ""
-    if load_settings().mlflow_url or access.is_host_allowed():
-        return guard.console_page("/report", model=record.model, run=record.run_id)
-    return f"{record.run_id}/{tags.GATE_REPORT_FILE}"
+    trail.notify_agents(record.model)
 
 
 def recorded_report(store: Store) -> bytes:
@@ -104,7 +97,7 @@ def recorded_report(store: Store) -> bytes:
     digest = digests.get(run_id)
     if not digest:
         raise NotFound(f"no verdict on {model} is recorded with the report of run {run_id!r}")
-    report = guard.read_report(run_id)
+    report = mlflow_stores.read_report(run_id)
     if hashlib.sha256(report).hexdigest() != digest:
         raise GateRefused(
             f"the gate report of run {run_id} was changed after the verdict on {model}; run the "
@@ -120,7 +113,7 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     subject = f"{record.model} version {record.version}"
     again = f"run `onnxserve gate models:/{record.model}/{record.version}` again"
     try:
-        now = guard.files_digest(record.model, record.version, policy)
+        now = mlflow_stores.files_digest(record.model, record.version, policy)
     except NotFound:
         if policy is not None:
             raise
@@ -141,21 +134,14 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
             f"the policy of {record.model} has changed since the gate judged version "
             f"{record.version}; {again}"
         )
-    if policy.approvals is not None and guard.report_digest(record.run_id) != record.report_digest:
+    if (
+        policy.approvals is not None
+        and mlflow_stores.report_digest(record.run_id) != record.report_digest
+    ):
         raise GateRefused(
             f"the report of the gate on {subject} in MLflow is not the report of this verdict; "
             f"{again}"
         )
-
-
-def _without_report(record: VerdictRecord) -> VerdictRecord:
-    """Return a forced record without its report and policy. Its event would otherwise
-    count as a run of the gate.
-    """
-    if record.state != "forced":
-        return record
-    names = ("report", "run_id", "report_digest", "policy_digest")
-    return record.model_copy(update=dict.fromkeys(names, ""))
 
 
 def _require_new(record: VerdictRecord, store: Store) -> None:

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.promote.rollouts.unapproved import end_unapproved
+from mlflow_deploy_plugin.promote.rollouts.commands import end_unapproved
 from mlflow_deploy_plugin.ship.deployments.backends import local
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.accounts import People, people

@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersionTag
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict, verdict_as_json
-from mlflow_deploy_plugin.ui import guard
+from mlflow_deploy_plugin.ui.guard import mlflow_stores
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from tests.support.classifiers import write_classifier
 from tests.support.console import PAGE
@@ -182,7 +182,7 @@ def test_a_file_outside_of_the_version_or_too_large_is_not_read(
     mlmodel.write_text(mlmodel.read_text().replace("data: model.onnx", "data: ../1/model.onnx"))
     html = open_diff(mlflow_app, model)[1]
     assert mentions(html, f"models:/{model}/2, graph", "../1/model.onnx")
-    monkeypatch.setattr(guard, "_RECORD_BYTES", 100)
+    monkeypatch.setattr(mlflow_stores, "_RECORD_BYTES", 100)
     assert mentions(
         open_diff(mlflow_app, model)[1],
         f"models:/{model}/1, graph",

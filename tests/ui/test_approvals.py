@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
-from mlflow_deploy_plugin.ui import approvals, guard
+from mlflow_deploy_plugin.ui import approvals
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from mlflow_deploy_plugin.watch.alerts.send import send_due
@@ -55,7 +56,7 @@ class People(Login):
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The digest of the report that MLflow shows, as the only entry."""
     shown = [REPORT]
-    monkeypatch.setattr(guard, "report_digest", lambda run_id: shown[0])
+    monkeypatch.setattr(mlflow_stores, "report_digest", lambda run_id: shown[0])
     return shown
 
 
@@ -83,7 +84,7 @@ def judge(
     report: str = REPORT,
 ) -> None:
     with mlflow_app.app.test_request_context():
-        _, subject = guard.promotion_now(model, version, parse_stage_or_alias(TO))
+        _, subject = moves.promotion_now(model, version, parse_stage_or_alias(TO))
     record_gate(mlflow_app.store, subject, report)
 
 

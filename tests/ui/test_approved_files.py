@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.core.registry.approved_files import ChangedFiles
-from mlflow_deploy_plugin.ui import access, guard
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
+from mlflow_deploy_plugin.ui.guard import mlflow_stores
 from tests.support.console import POLICY, move
 
 
@@ -52,14 +53,14 @@ def test_a_caller_does_not_wait_for_the_search_of_another_caller(
     search = ChangedFilesSearch(AuditTrail())
     is_reading = threading.Event()
     may_go_on = threading.Event()
-    files_digest = guard.files_digest
+    files_digest = mlflow_stores.files_digest
 
     def slow_digest(*arguments: Any) -> str:
         is_reading.set()
         may_go_on.wait(60)
         return files_digest(*arguments)
 
-    monkeypatch.setattr(guard, "files_digest", slow_digest)
+    monkeypatch.setattr(mlflow_stores, "files_digest", slow_digest)
     first = threading.Thread(target=find, args=(mlflow_app, search))
     first.start()
     assert is_reading.wait(60)

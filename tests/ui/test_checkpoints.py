@@ -28,13 +28,14 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
     approve,
     request_promotion,
 )
-from mlflow_deploy_plugin.ui import checkpoints, guard
+from mlflow_deploy_plugin.ui import checkpoints
 from mlflow_deploy_plugin.ui.checkpoints import (
     EXPERIMENT,
     log_checkpoint,
     log_checkpoints,
     newest_checkpoint,
 )
+from mlflow_deploy_plugin.ui.guard import moves
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import move
 from tests.support.services.s3 import s3_server
@@ -60,7 +61,7 @@ def model(mlflow_app: Any) -> str:
 
 def promotion(mlflow_app: Any, model: str) -> tuple[GatePolicy, Subject]:
     with mlflow_app.app.test_request_context():
-        return guard.promotion_now(model, "1", parse_stage_or_alias("Production"))
+        return moves.promotion_now(model, "1", parse_stage_or_alias("Production"))
 
 
 def request_and_approve(store: Store, policy: GatePolicy, subject: Subject) -> None:

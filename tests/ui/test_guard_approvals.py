@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
     request_promotion,
     version_authors,
 )
-from mlflow_deploy_plugin.ui import guard
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves, readers, views
 from tests.support.approvals import REPORT, record_gate
 from tests.support.console import API, events, move, point
 from tests.support.refusals import mentions
@@ -57,8 +57,9 @@ def caller(monkeypatch: pytest.MonkeyPatch) -> Caller:
             actor=who.user or "anonymous@127.0.0.1",
         )
 
-    monkeypatch.setattr(guard, "caller", identity)
-    monkeypatch.setattr(guard, "is_administrator", lambda: who.is_administrator)
+    monkeypatch.setattr(moves, "caller", identity)
+    monkeypatch.setattr(views, "caller", identity)
+    monkeypatch.setattr(readers, "is_administrator", lambda: who.is_administrator)
     return who
 
 
@@ -80,7 +81,7 @@ def approve_all(
 ) -> None:
     """Request the promotion, and approve it by two people."""
     with mlflow_app.app.test_request_context():
-        policy, subject = guard.promotion_now(model, version, parse_stage_or_alias(place))
+        policy, subject = moves.promotion_now(model, version, parse_stage_or_alias(place))
     if not report:
         record_gate(mlflow_app.store, subject)
     request_promotion(
@@ -363,7 +364,7 @@ def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(
 ) -> None:
     approve_all(mlflow_app, model)
     with mlflow_app.app.test_request_context():
-        _, subject = guard.promotion_now(model, "1", parse_stage_or_alias("Production"))
+        _, subject = moves.promotion_now(model, "1", parse_stage_or_alias("Production"))
     record_gate(mlflow_app.store, subject, "2" * 64, "failed")
     mlflow_app.stands(model, "1", state, "set by mallory")
     assert move(mlflow_app, model, "1", "Production").status_code == 403
@@ -672,6 +673,6 @@ def test_a_report_that_was_replaced_in_its_run_has_another_digest(
     for text in ("judged", "replaced"):
         client.log_text(run_id, text, "gate_report.html")
         with mlflow_app.app.test_request_context():
-            assert guard.report_digest(run_id) == hashlib.sha256(text.encode()).hexdigest()
+            assert mlflow_stores.report_digest(run_id) == hashlib.sha256(text.encode()).hexdigest()
     with pytest.raises(NotFound), mlflow_app.app.test_request_context():
-        guard.report_digest("0" * 32)
+        mlflow_stores.report_digest("0" * 32)

@@ -19,7 +19,7 @@ from mlflow.server.fastapi_app import create_fastapi_app
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.ui import mlflow_app as apps
-from mlflow_deploy_plugin.ui.guard import check_views
+from mlflow_deploy_plugin.ui.guard.views import check_views
 from mlflow_deploy_plugin.ui.logins import login as logins
 from mlflow_deploy_plugin.ui.logins.login import Login
 from tests.support.refusals import mentions, refused

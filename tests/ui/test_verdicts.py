@@ -196,21 +196,21 @@ def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdic
     assert answer.status_code == 403
     assert mentions(answer.json["message"], "report")
     with mlflow_app.app.test_request_context():
-        from mlflow_deploy_plugin.ui import guard
+        from mlflow_deploy_plugin.ui.guard import mlflow_stores
 
-        document["report_digest"] = guard.report_digest(run_id)
+        document["report_digest"] = mlflow_stores.report_digest(run_id)
     assert send(mlflow_app, document).status_code == 200
 
 
 def logged_report(mlflow_app: Any, text: str) -> dict[str, str]:
     """Log a report in a new run, and return its fields of a verdict."""
-    from mlflow_deploy_plugin.ui import guard
+    from mlflow_deploy_plugin.ui.guard import mlflow_stores
 
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     client.log_text(run_id, text, "gate_report.html")
     with mlflow_app.app.test_request_context():
-        return {"run_id": run_id, "report_digest": guard.report_digest(run_id)}
+        return {"run_id": run_id, "report_digest": mlflow_stores.report_digest(run_id)}
 
 
 def test_an_earlier_verdict_is_not_recorded_again_after_a_failure(mlflow_app: Any) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -36,9 +35,6 @@ from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
-
-if TYPE_CHECKING:
-    from cyclonedx.model.license import License
 
 _LICENCE_TAG = "license"
 
@@ -140,13 +136,31 @@ def _read_version(record: VersionRecord) -> _Version:
     missing = dict(record.missing)
     files = list[Component]()
     try:
-        files = _hash_version(record.uri)
+        with temporary_folder("onnxserve-bom-") as folder:
+            hashes = hash_files(download(resolve(record.uri).source, folder))
+        files = [
+            Component(
+                name=str(path),
+                type=ComponentType.FILE,
+                bom_ref=f"{record.uri}/{path}",
+                hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)],
+            )
+            for path, digest in hashes.items()
+        ]
     except NotFound as error:
         missing["files"] = error.message
-    datasets = [*_datasets(record)]
+    datasets = [
+        Component(
+            name=name, version=digest, type=ComponentType.DATA, bom_ref=f"dataset:{name}@{digest}"
+        )
+        for name, digest in record.datasets.items()
+    ]
     component = _model(record.name, record.version, record.uri)
     component.description = redact_credentials(record.description) or None
-    component.licenses = _licences(record)
+    with registry_errors(record.uri):
+        inherited = registry_client().get_registered_model(record.name).tags
+    text = {**inherited, **record.tags}.get(_LICENCE_TAG)
+    component.licenses = [LicenseFactory().make_from_string(text)] if text else []
     component.components = files
     component.properties = [
         *_properties("onnxserve", _facts(record)),
@@ -159,21 +173,6 @@ def _read_version(record: VersionRecord) -> _Version:
         *_packages(record.requirements, ComponentScope.REQUIRED),
     ]
     return _Version(component, parts, _model_card(record, datasets))
-
-
-def _hash_version(uri: str) -> list[Component]:
-    """Return the files of a version with their SHA-256. Raises NotFound."""
-    with temporary_folder("onnxserve-bom-") as folder:
-        hashes = hash_files(download(resolve(uri).source, folder))
-    return [
-        Component(
-            name=str(path),
-            type=ComponentType.FILE,
-            bom_ref=f"{uri}/{path}",
-            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)],
-        )
-        for path, digest in hashes.items()
-    ]
 
 
 def _facts(record: VersionRecord) -> dict[str, str]:
@@ -197,24 +196,6 @@ def _properties(prefix: str, values: Mapping[str, str]) -> list[Property]:
         Property(name=f"{prefix}:{name}", value=redact_credentials(value))
         for name, value in values.items()
     ]
-
-
-def _licences(record: VersionRecord) -> "list[License]":
-    """Return the licence in a tag of the version or, without this tag, of its model."""
-    with registry_errors(record.uri):
-        inherited = registry_client().get_registered_model(record.name).tags
-    text = {**inherited, **record.tags}.get(_LICENCE_TAG)
-    return [LicenseFactory().make_from_string(text)] if text else []
-
-
-def _datasets(record: VersionRecord) -> Iterator[Component]:
-    for name, digest in record.datasets.items():
-        yield Component(
-            name=name,
-            version=digest,
-            type=ComponentType.DATA,
-            bom_ref=f"dataset:{name}@{digest}",
-        )
 
 
 def _packages(versions: Mapping[str, str], scope: ComponentScope) -> Iterator[Component]:

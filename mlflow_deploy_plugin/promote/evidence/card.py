@@ -104,35 +104,25 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     RegistryUnavailable, and StoreUnavailable.
     """
     record = read_record(model_uri)
-    events = _events_of(record, store)
-    unsigned = unsigned_events(store, events)
-    facts = _Facts(record, _run_with_metrics(record), events, unsigned)
-    groups = group_statements(_SECTIONS, facts.statements)
-    return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
-
-
-def _run_with_metrics(record: VersionRecord) -> LoggedRun | None:
-    """Return the run with the metrics of the version, or None if there is no such
-    run.
-    """
-    model_id = str(record.mlmodel.get("model_id") or "")
-    run_id = record.run.run_id if record.run else ""
-    with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
-        measured = run_of_model(resolve(record.uri), run_id, model_id)
-        if measured.run_id:
-            return logged_run(registry_client(), measured.run_id)
-    return None
-
-
-def _events_of(record: VersionRecord, store: Store) -> list[AuditEvent]:
     # A deleted version may have had the same number. An adopted trail concerns all
     # versions.
-    return [
+    events = [
         event
         for event in store.events(model=record.name)
         if event.action == ADOPT
         or (event.at >= record.created_at and event.version == record.version)
     ]
+    unsigned = unsigned_events(store, events)
+    model_id = str(record.mlmodel.get("model_id") or "")
+    run_id = record.run.run_id if record.run else ""
+    run = None
+    with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
+        measured = run_of_model(resolve(record.uri), run_id, model_id)
+        if measured.run_id:
+            run = logged_run(registry_client(), measured.run_id)
+    facts = _Facts(record, run, events, unsigned)
+    groups = group_statements(_SECTIONS, facts.statements)
+    return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
 def _column_text(entry: Mapping[str, Any]) -> str:

@@ -130,7 +130,21 @@ def diff_versions(before: str, after: str) -> VersionDiff:
     Raises InvalidConfig if a URI does not select a registered version or the models
     differ, NotFound, and RegistryUnavailable.
     """
-    return _with_predictions(compare(read_record(before), read_record(after)))
+    diff = compare(read_record(before), read_record(after))
+    with temporary_folder("onnxserve-diff-") as temporary:
+        old = download(diff.before, temporary / "0")
+        new = download(diff.after, temporary / "1")
+        examples = [new / INPUT_EXAMPLE, old / INPUT_EXAMPLE]
+        example = next((file for file in examples if file.is_file()), None)
+        if example is None:
+            reason = "the versions have no example rows; log a model with input_example"
+            return replace(diff, predictions=Refused(reason))
+        body = example.read_bytes()
+        try:
+            return _compare_outputs(diff, OnnxModel.load(old), OnnxModel.load(new), body)
+        except OnnxserveError as error:
+            reason = f"the predictions for the example rows cannot be compared: {error.message}"
+            return replace(diff, predictions=Refused(reason))
 
 
 def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
@@ -273,26 +287,6 @@ def _plain(value: object) -> Value:
     if value is None or isinstance(value, str | int | float):
         return value
     return str(value)
-
-
-def _with_predictions(diff: VersionDiff) -> VersionDiff:
-    """Return the comparison with that of the predictions for the example rows of the
-    last version or, without an example, of the first.
-    """
-    with temporary_folder("onnxserve-diff-") as temporary:
-        old = download(diff.before, temporary / "0")
-        new = download(diff.after, temporary / "1")
-        examples = [new / INPUT_EXAMPLE, old / INPUT_EXAMPLE]
-        example = next((file for file in examples if file.is_file()), None)
-        if example is None:
-            reason = "the versions have no example rows; log a model with input_example"
-            return replace(diff, predictions=Refused(reason))
-        body = example.read_bytes()
-        try:
-            return _compare_outputs(diff, OnnxModel.load(old), OnnxModel.load(new), body)
-        except OnnxserveError as error:
-            reason = f"the predictions for the example rows cannot be compared: {error.message}"
-            return replace(diff, predictions=Refused(reason))
 
 
 def _compare_outputs(diff: VersionDiff, old: OnnxModel, new: OnnxModel, body: bytes) -> VersionDiff:

@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_mo
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_FILE
 from mlflow_deploy_plugin.core.registry.window_runs import PAGE
-from mlflow_deploy_plugin.core.signatures import BUNDLE, Trust, trust_file
+from mlflow_deploy_plugin.core.signatures import BUNDLE, trust_file
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
@@ -150,7 +150,13 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     trail = read_trail(store, endpoint, period)
     pages = {name: console_page(model=name) for name in trail.names}
     pages[""] = console_page(endpoint=endpoint)
-    captured = _read_requests(log_uri, endpoint, period)
+    times = TimeRange(received_from=period.start, received_until=period.end)
+    try:
+        log = open_log(log_uri)
+        answers = answers_by_version(log, endpoint, times)
+        captured = _Requests(answers, failures_by_code(log, endpoint, times), log.unreadable)
+    except OnnxserveError as error:
+        captured = _Requests(unreadable={log_uri: error.message})
     facts = _Facts(store, endpoint, period, trail, captured, pages)
     groups = group_statements(_SECTIONS, facts.statements)
     return Dossier(endpoint, period.start, period.end, store.now(), **groups)
@@ -184,7 +190,11 @@ class Trail:
         followed = {(uri.name, uri.place.lower()) for uri in self.models}
         moves = dict[tuple[str, str], AuditEvent]()
         for event in self.earlier:
-            place = _place_of(event)
+            moved = event.detail.get("moved")
+            if isinstance(moved, dict):
+                place = str(moved.get("place"))
+            else:
+                place = str(event.detail.get("to"))
             is_followed = (event.model, place.lower()) in followed
             if event.action in _MOVES and is_followed and event not in self.unsigned:
                 moves[event.model, place] = event
@@ -208,7 +218,9 @@ def read_trail(store: Store, endpoint: str, period: Window) -> Trail:
     begun_with = None
     own = [event for event in store.events(endpoint) if event.at < period.end]
     for event in own:
-        spec = _spec_in(event)
+        spec = None
+        with suppress(InvalidConfig):  # Another version of onnxserve may have written it.
+            (spec,) = load_stored_specs(str(event.detail.get("spec", "")))
         if spec is None:
             continue
         if event.at < period.start:
@@ -234,23 +246,6 @@ def read_trail(store: Store, endpoint: str, period: Window) -> Trail:
     )
 
 
-def _spec_in(event: AuditEvent) -> EndpointSpec | None:
-    """Return the spec after the event; None if there is none, or if another version of
-    onnxserve wrote it.
-    """
-    with suppress(InvalidConfig):
-        (spec,) = load_stored_specs(str(event.detail.get("spec", "")))
-        return spec
-    return None
-
-
-def _place_of(event: AuditEvent) -> str:
-    moved = event.detail.get("moved")
-    if isinstance(moved, dict):
-        return str(moved.get("place"))
-    return str(event.detail.get("to"))
-
-
 @dataclass(frozen=True)
 class _Requests:
     """The captured requests of a period.
@@ -263,16 +258,6 @@ class _Requests:
     answers: Sequence[VersionAnswers] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
-
-
-def _read_requests(log_uri: str, endpoint: str, period: Window) -> _Requests:
-    times = TimeRange(received_from=period.start, received_until=period.end)
-    try:
-        log = open_log(log_uri)
-        answers = answers_by_version(log, endpoint, times)
-        return _Requests(answers, failures_by_code(log, endpoint, times), log.unreadable)
-    except OnnxserveError as error:
-        return _Requests(unreadable={log_uri: error.message})
 
 
 @dataclass(frozen=True)
@@ -368,7 +353,27 @@ class _Facts:
             with suppress(SignatureRefused):
                 trust = trust_file(Path(stored.spec.trusted_file))
         for model, version in self.versions_served:
-            yield _signature(model, version, trust)
+            subject = f"{model} version {version}"
+            uri = f"models:/{model}/{version}"
+            page = version_page(model, version)
+            try:
+                bundle = fetch_bundle(uri)
+                if bundle is None:
+                    text = f"{subject} has no signature {BUNDLE}"
+                elif trust is None:
+                    digest = sha256(bundle).hexdigest()
+                    text = f"{subject} has the signature {BUNDLE} with the SHA-256 {digest}"
+                else:
+                    verified = verify_version(uri, trust)
+                    proof = f"of its {verified.files} files by {trust.name}"
+                    text = f"{subject} has a valid signature {proof}"
+            except SignatureRefused as error:
+                text = f"{subject} has no valid signature: {error.message}"
+            except NotInstalled as error:
+                text = f"The signature of {subject} cannot be verified here: {error.message}"
+            except (InvalidArtifact, InvalidConfig, NotFound, RegistryRefused) as error:
+                text = f"{subject} has no signature that can be read: {error.message}"
+            yield statement_of(text, "registry", uri, page)
 
     def verdicts(self) -> Statements:
         """Yield the counts of each monitor's verdicts, and the windows that have alarms
@@ -449,29 +454,3 @@ def _section_of(event: AuditEvent) -> str:
 def _in_window(text: str, window: MonitorWindow) -> Statement:
     run = LoggedRun(window.run_id, "", window.run_url)
     return statement_of(text, "run", f"{window.run_id}/{PAGE}", run.page_of(PAGE))
-
-
-def _signature(model: str, version: str, trust: Trust | None) -> Statement:
-    """Return whether the key or authority has signed the version or, without one,
-    whether the version has the bundle of a signature.
-    """
-    subject = f"{model} version {version}"
-    uri = f"models:/{model}/{version}"
-    page = version_page(model, version)
-    try:
-        bundle = fetch_bundle(uri)
-        if bundle is None:
-            text = f"{subject} has no signature {BUNDLE}"
-        elif trust is None:
-            digest = sha256(bundle).hexdigest()
-            text = f"{subject} has the signature {BUNDLE} with the SHA-256 {digest}"
-        else:
-            verified = verify_version(uri, trust)
-            text = f"{subject} has a valid signature of its {verified.files} files by {trust.name}"
-    except SignatureRefused as error:
-        text = f"{subject} has no valid signature: {error.message}"
-    except NotInstalled as error:
-        text = f"The signature of {subject} cannot be verified here: {error.message}"
-    except (InvalidArtifact, InvalidConfig, NotFound, RegistryRefused) as error:
-        text = f"{subject} has no signature that can be read: {error.message}"
-    return statement_of(text, "registry", uri, page)

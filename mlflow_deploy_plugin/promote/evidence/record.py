@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, NodeProto
 
 REPORT_RUN = re.compile(r"(?:^|/runs/|[?&]run=)([0-9a-f]{32})(?![0-9a-f])")
 """The id of the run in the address of a gate report."""
@@ -185,7 +185,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
     """Read the record of a version. Raises NotFound and RegistryUnavailable.
 
     `client` is MLflow's client or, in MLflow's server, an object with the same methods
-    (`ui/guard.py`).
+    (`ui/guard/mlflow_stores.py`).
     """
     uri = f"models:/{name}/{version}"
     parts = _Parts(uri)
@@ -318,7 +318,14 @@ def _count_graph(
     if section is None:
         raise NotFound("the version has no ONNX form")
     path = file(str(section["data"]))
-    model = _load_graph(path)
+    import onnx  # The import takes 0.2 s, and most commands do not need it.
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        # `registry_errors` would attribute an error of google.protobuf to Google's
+        # storage.
+        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
     total_bytes = path.stat().st_size
     for tensor in model.graph.initializer:
         lengths = [entry.value for entry in tensor.external_data if entry.key == "length"]
@@ -327,26 +334,9 @@ def _count_graph(
     for opset in model.opset_import:
         domain = opset.domain or "ai.onnx"
         counts[f"opset {domain}"] = opset.version
-    operators = Counter(_operator_name(node) for node in _nodes(model.graph))
+    # The domain of ONNX's own operators is empty.
+    operators = Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in _nodes(model.graph))
     return counts | {f"operator {name}": count for name, count in operators.items()}
-
-
-def _load_graph(file: Path) -> "ModelProto":
-    """Load an ONNX file without its external weights. Raises InvalidArtifact."""
-    import onnx  # The import takes 0.2 s, and most commands do not need it.
-
-    try:
-        return onnx.load(str(file), load_external_data=False)
-    except DecodeError as error:
-        # `registry_errors` would attribute an error of google.protobuf to Google's
-        # storage.
-        raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
-
-
-def _operator_name(node: "NodeProto") -> str:
-    """Return the operator of a node, with its domain unless it is ONNX's own."""
-    prefix = f"{node.domain}." if node.domain else ""
-    return f"{prefix}{node.op_type}"
 
 
 def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":

@@ -197,7 +197,14 @@ def copied_version(
         temporary_folder("onnxserve-transfer-") as folder,
         _remedy("repeat the command to continue the copy"),
     ):
-        _download(source, folder, progress)
+        progress(f"reading {source} from {source.registry}")
+        download(source.uri, folder / "download").rename(folder / "model")
+        copy_bundle(source.uri, folder)
+        report = f"the gate report of {source}"
+        with suppress(NotFound):  # The run of the gate may be deleted.
+            for run_id in REPORT_RUN.findall(source.gate.report)[:1]:
+                fetch(f"runs:/{run_id}/{tags.GATE_REPORT_FILE}", folder / "source_gate", report)
+                fetch(f"runs:/{run_id}/{GATE_JSON_FILE}", folder / "source_gate", report)
         with target():
             copied = _copy(source, name, folder, is_same, progress)
             copied.record(at_target=True)
@@ -321,20 +328,6 @@ def _page_of(entry: ModelVersion) -> str:
     return page.replace("'", "%27")
 
 
-def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None:
-    """Download the files of the version to `model` in the folder, its signature next to
-    them, and its gate report to `source_gate`.
-    """
-    progress(f"reading {source} from {source.registry}")
-    download(source.uri, folder / "download").rename(folder / "model")
-    copy_bundle(source.uri, folder)
-    report = f"the gate report of {source}"
-    with suppress(NotFound):  # The run of the gate may be deleted.
-        for run_id in REPORT_RUN.findall(source.gate.report)[:1]:
-            fetch(f"runs:/{run_id}/{tags.GATE_REPORT_FILE}", folder / "source_gate", report)
-            fetch(f"runs:/{run_id}/{GATE_JSON_FILE}", folder / "source_gate", report)
-
-
 def _copy(
     source: _Source,
     name: str,
@@ -369,7 +362,19 @@ def _copy(
         raise InvalidArtifact(f"the files of {location} differ from {source}: delete {location}")
     if not copies:
         progress(f"registering {source} as a version of {name} in {registry_address()}")
-        _register(source.entry, name, location, run_id, origin)
+        client = registry_client()
+        with registry_errors(f"model {name}"):
+            # If the model does not exist afterwards, the next call reports it.
+            with suppress(MlflowException):
+                client.create_registered_model(name)
+            client.create_model_version(
+                name,
+                location,
+                run_id,
+                tags.kept_tags(source.entry.tags, *_KEPT_TAGS) | origin,
+                description=tags.with_description_section(source.entry.description or "", []),
+                await_creation_for=0,
+            )
     # MLflow's client may repeat a call, and register two versions.
     number = source.copies(name, digest)[0]
     return CopiedVersion(
@@ -382,31 +387,6 @@ def _copy(
         source_run=source.run_page,
         files=digest,
     )
-
-
-def _register(
-    entry: ModelVersion,
-    name: str,
-    location: str,
-    run_id: str | None,
-    origin: dict[str, str],
-) -> None:
-    """Register the files at `location` as a copy of the version `entry` in the model
-    `name`.
-    """
-    client = registry_client()
-    with registry_errors(f"model {name}"):
-        # If the model does not exist afterwards, the next call reports it.
-        with suppress(MlflowException):
-            client.create_registered_model(name)
-        client.create_model_version(
-            name,
-            location,
-            run_id,
-            tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin,
-            description=tags.with_description_section(entry.description or "", []),
-            await_creation_for=0,
-        )
 
 
 def _log_run(

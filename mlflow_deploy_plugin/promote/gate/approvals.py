@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.core.store.alerts import Alert
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
+from mlflow_deploy_plugin.core.store.served_files import served_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
@@ -243,30 +244,24 @@ def approval_status(
     approved = []
     discounted = []
     for approval in request.approvals:
-        if reason := _discount_reason(policy, request, approval, now):
+        # If the last gate run failed, an approval counts only if the approver saw the
+        # report of this run. The promotion is then forced, or somebody has changed the
+        # tags of the verdict.
+        if approval.at + length_of(policy.valid_for) <= now:
+            reason = f"the approval of {approval.actor} has expired after {policy.valid_for}"
+        elif policy.not_author and request.is_by_author(approval.actor):
+            reason = f"{approval.actor} is an author"
+        else:
+            has_failed = request.verdict not in ("", *PASSED_STATES)
+            if has_failed and approval.detail["report"] != request.report_digest:
+                reason = f"{approval.actor} approved before the gate failed"
+            else:
+                reason = ""
+        if reason:
             discounted.append(reason)
         else:
             approved.append(approval.actor)
     return ApprovalStatus(policy, tuple(approved), tuple(discounted))
-
-
-def _discount_reason(
-    policy: ApprovalPolicy, request: PromotionRequest, approval: AuditEvent, now: datetime
-) -> str:
-    """Return why the approval does not count; empty if it counts.
-
-    If the last gate run failed, an approval counts only if the approver saw the report
-    of this run. The promotion is then forced, or somebody has changed the tags of the
-    verdict.
-    """
-    if approval.at + length_of(policy.valid_for) <= now:
-        return f"the approval of {approval.actor} has expired after {policy.valid_for}"
-    if policy.not_author and request.is_by_author(approval.actor):
-        return f"{approval.actor} is an author"
-    has_failed = request.verdict not in ("", *PASSED_STATES)
-    if has_failed and approval.detail["report"] != request.report_digest:
-        return f"{approval.actor} approved before the gate failed"
-    return ""
 
 
 def request_promotion(
@@ -427,9 +422,25 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         moved = event.detail.get("moved")
         if event.action == "request":
             live.pop(key, None)  # The newest request is the last one.
-            live[key] = _requested_by(event)
+            recorded = {
+                **event.detail,
+                "model": event.model,
+                "version": event.version,
+                "to": event.after,
+                "requested_by": event.actor,
+                "at": event.at,
+                "why": event.why,
+            }
+            live[key] = PromotionRequest.model_validate(recorded)
         elif event.action == "approve" and key in live:
-            live[key] = _with_approval(live[key], event)
+            # The approval replaces the person's earlier approval.
+            request = live[key]
+            earlier = [
+                approval
+                for approval in request.approvals
+                if not _is_same_person(approval.actor, event.actor)
+            ]
+            live[key] = request.model_copy(update={"approvals": (*earlier, event)})
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
@@ -443,32 +454,6 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         gate = gates.get((entry.version, subject.files, subject.policy))
         requests.append(_with_report(entry, gate) if gate else entry)
     return requests
-
-
-def _requested_by(event: AuditEvent) -> PromotionRequest:
-    """Return the request that an event records, without approvals and report."""
-    request = {
-        **event.detail,
-        "model": event.model,
-        "version": event.version,
-        "to": event.after,
-        "requested_by": event.actor,
-        "at": event.at,
-        "why": event.why,
-    }
-    return PromotionRequest.model_validate(request)
-
-
-def _with_approval(request: PromotionRequest, event: AuditEvent) -> PromotionRequest:
-    """Return the request with this approval, which replaces the person's earlier
-    approval.
-    """
-    earlier = [
-        approval
-        for approval in request.approvals
-        if not _is_same_person(approval.actor, event.actor)
-    ]
-    return request.model_copy(update={"approvals": (*earlier, event)})
 
 
 def _with_report(request: PromotionRequest, gate: AuditEvent) -> PromotionRequest:
@@ -596,3 +581,50 @@ def _is_same_person(user: str, other: str) -> bool:
     under several spellings.
     """
     return person_key(user) == person_key(other)
+
+
+def approved_files(
+    store: Store,
+    policy: GatePolicy,
+    version: "ModelVersion",
+) -> tuple[str, ...]:
+    """Return the digests of the files of the version that may be served, if the policy
+    requires approvals.
+
+    These are the files of promotions with all approvals, also before the version is
+    moved, and the files with which the version moved to a gated place. The former come
+    first, because they are newer. Raises StoreUnavailable.
+    """
+    name = version.name
+    number = str(version.version)
+    requests = [request for request in promotion_requests(store, name) if request.version == number]
+    approved: list[str] = []
+    served: list[str] = []
+    for place in policy.gated_places:
+        for request in requests:
+            subject = subject_of(version, place, request.subject.files, policy)
+            required = policy.approvals_for(place)
+            if required is None or request.subject.key != subject.key:
+                continue
+            if approval_status(required, request, subject, store.now()).is_complete:
+                approved.append(subject.files)
+        served.append(served_files(store, name, number, str(place)))
+    return tuple(dict.fromkeys(filter(None, [*approved, *served])))
+
+
+def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
+    """Return the digests of the files of the version that once had all approvals,
+    newest first.
+
+    The request may have lapsed, or may have been declined or replaced since. Raises
+    StoreUnavailable.
+    """
+    created = int(version.creation_timestamp)
+    events = reversed(store.counted_events(version.name, ("approve",)))
+    subjects = filter(None, (event.detail.get(COMPLETE) for event in events))
+    matching = [
+        entry
+        for entry in subjects
+        if (entry["version"], entry["created"]) == (str(version.version), created)
+    ]
+    return tuple(dict.fromkeys(entry["files"] for entry in matching))

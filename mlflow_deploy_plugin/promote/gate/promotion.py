@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.core.registry.policy import (
     ALL_PERMISSIONS,
     GatePolicy,
     Permissions,
-    PolicyChoice,
     choose_policy,
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, registered_version
@@ -118,19 +117,25 @@ def promote(
         raise InvalidConfig("a forced promotion requires a reason (--why)")
     place = transitions.parse_stage_or_alias(to)
     candidate = registered_version(model, version)
-    choice = _required_policy(model, policy_file)
+    choice = choose_policy(model, policy_file)
+    if not choice.is_models_own:
+        raise InvalidConfig(
+            f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file"
+        )
     if is_request:
         choice.policy.required_approvals(model, place)
     with store_or_default(store) as trail:
         begun = trail.now()
         before = transitions.version_at(model, place, exclude=candidate.version)
         user = actor or trail.user
+        with registry_errors(f"model {candidate.name} version {candidate.version}"):
+            entry = registry_client().get_model_version(candidate.name, candidate.version)
         request = _Request(
             trail=trail,
             force=force,
             progress=progress,
             candidate=candidate,
-            entry=_entry_of(candidate),
+            entry=entry,
             place=place,
             before=before,
             policy=choice.policy,
@@ -152,23 +157,6 @@ def promote(
         if is_trial:
             return request.foresee()
         return request.judge() if is_request else request.judge_and_move()
-
-
-def _required_policy(model: str, policy_file: Path | None) -> PolicyChoice:
-    """Return the policy of the model, or the file's if the model has none. Raises
-    InvalidConfig if both have one.
-    """
-    choice = choose_policy(model, policy_file)
-    if not choice.is_models_own:
-        raise InvalidConfig(
-            f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file"
-        )
-    return choice
-
-
-def _entry_of(candidate: ResolvedModel) -> "ModelVersion":
-    with registry_errors(f"model {candidate.name} version {candidate.version}"):
-        return registry_client().get_model_version(candidate.name, candidate.version)
 
 
 @dataclass(frozen=True)

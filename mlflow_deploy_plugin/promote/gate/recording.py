@@ -135,26 +135,16 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
     )
     is_written = answer is not None
     if not is_written:
-        _write_tags(record)
+        with registry_errors(f"model {record.model} version {record.version}"):
+            earlier = registry_client().get_model_version(record.model, record.version).tags
+        for key, value in record.tags_after(earlier).items():
+            tags.tag_version(record.model, record.version, key, value)
     if record.state == "forced":  # The promotion has an event of its own.
         return
-    if not (is_written and _is_newest_in(store, record)):
-        record.record(store, record.actor, is_tagged=True)
-
-
-def _write_tags(record: VerdictRecord) -> None:
-    with registry_errors(f"model {record.model} version {record.version}"):
-        earlier = registry_client().get_model_version(record.model, record.version).tags
-    for key, value in record.tags_after(earlier).items():
-        tags.tag_version(record.model, record.version, key, value)
-
-
-def _is_newest_in(store: Store, record: VerdictRecord) -> bool:
-    """Return True if the newest verdict on the version in the store is the record's."""
-    events = store.events(
-        model=record.model,
-        actions=("gate",),
-        newest_first=True,
-    )
-    newest = next((event for event in events if event.version == record.version), None)
-    return newest is not None and newest.detail["run_id"] == record.run_id
+    if is_written:
+        # `store` may be the store of MLflow's server, which has the event then.
+        events = store.events(model=record.model, actions=("gate",), newest_first=True)
+        newest = next((event for event in events if event.version == record.version), None)
+        if newest is not None and newest.detail["run_id"] == record.run_id:
+            return
+    record.record(store, record.actor, is_tagged=True)

@@ -134,7 +134,10 @@ def backtest(
     return BacktestReport(
         captured_rows=captured_rows,
         rows=len(table),
-        versions=_rows_by_version(accepted),
+        versions={
+            f"{model} version {version}": rows
+            for (model, version), rows in count_versions(accepted).items()
+        },
         disagreement=1 - float(agreement.same.mean()),
         mean_difference=float(differences.mean()) if len(differences) else math.nan,
         max_difference=float(differences.max()) if len(differences) else math.nan,
@@ -225,23 +228,18 @@ def _replay(
             )
     seconds = time.perf_counter() - begun
     accepted = pa.concat_tables([rows for rows, _ in parts])
-    outputs = _concatenate([arrays for _, arrays in parts])
+    # An output whose shape differs between the parts cannot be concatenated.
+    outputs = {}
+    for name in parts[0][1]:
+        arrays = [part[name] for _, part in parts]
+        if len({array.shape[1:] for array in arrays}) == 1:
+            outputs[name] = np.concatenate(arrays)
     if not outputs:
         raise InvalidConfig(
             f"{shown} returns arrays of different shapes for different rows, which cannot be "
             "compared"
         )
     return _Replayed(accepted, outputs, list(refused.values()), seconds)
-
-
-def _concatenate(parts: list[NamedArrays]) -> NamedArrays:
-    """Concatenate each output, except those whose shapes differ between the parts."""
-    outputs = {}
-    for name in parts[0]:
-        arrays = [part[name] for part in parts]
-        if len({array.shape[1:] for array in arrays}) == 1:
-            outputs[name] = np.concatenate(arrays)
-    return outputs
 
 
 def _describe_outputs(candidate: LoadedModel, outputs: NamedArrays) -> _Answers:
@@ -329,13 +327,6 @@ def _judge_labels(
         )
     except InvalidConfig as error:
         return Refused(error.message)
-
-
-def _rows_by_version(accepted: pa.Table) -> dict[str, int]:
-    return {
-        f"{model} version {version}": rows
-        for (model, version), rows in count_versions(accepted).items()
-    }
 
 
 def _median_latency(table: pa.Table) -> float:

@@ -163,7 +163,17 @@ def replay_prediction(
             )
         else:
             computed = _compute_onnx(traffic, table, folder, resolved.source, row, nodes)
-        outputs = _compare_outputs(traffic, table, computed)
+        # The server of a pyfunc reads the names of the outputs from a response.
+        names = computed.artifact.prediction or tuple(computed.outputs)
+        by_column = {
+            output_column(names, name, array): array for name, array in computed.outputs.items()
+        }
+        answers = traffic.without_masked(computed.artifact, table)
+        captured = [name for name in answers.column_names if is_prediction(name)]
+        outputs = [
+            _compare(name, array, by_column.get(name))
+            for name, array in arrays_of(answers, captured).items()
+        ]
         return Replay(
             endpoint=traffic.endpoint,
             version=resolved.source,
@@ -227,30 +237,21 @@ def _compute_onnx(
     explained_feeds = feeds
     if not no_batch_dimension_reason(artifact):
         explained_feeds = slice_feeds(feeds, slice(row, row + 1))
-    explanation = _explain(model, explained_feeds)
+    try:
+        check_explainable(artifact)
+        require_shap()
+        explained = contributions(
+            model, explained_feeds, max_evals=None, seed=0, progress=lambda line: None
+        )
+        explanation: RowContributions | Refused = explained.rows
+    except OnnxserveError as error:
+        explanation = Refused(error.message)
     nodes, left_out = _node_outputs(
         artifact.onnx_file,
         model.graph_feeds(explained_feeds),
         most_nodes,
     )
     return _Computed(artifact, columns, outputs, explanation, nodes, left_out)
-
-
-def _explain(model: OnnxModel, feeds: Feeds) -> "RowContributions | Refused":
-    """Return the contributions to the predictions, or why there are none."""
-    try:
-        check_explainable(model.artifact)
-        require_shap()
-        explained = contributions(
-            model,
-            feeds,
-            max_evals=None,
-            seed=0,
-            progress=lambda line: None,
-        )
-        return explained.rows
-    except OnnxserveError as error:
-        return Refused(error.message)
 
 
 def _compute_pyfunc(
@@ -281,25 +282,6 @@ def _compute_pyfunc(
             scorer.debug()
         outputs = dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
     return _Computed(artifact, columns, outputs)
-
-
-def _compare_outputs(
-    traffic: Traffic,
-    table: pa.Table,
-    computed: _Computed,
-) -> list[OutputComparison]:
-    """Compare each captured output with the computed output."""
-    # The server of a pyfunc reads the names of the outputs from a response.
-    names = computed.artifact.prediction or tuple(computed.outputs)
-    by_column = {
-        output_column(names, name, array): array for name, array in computed.outputs.items()
-    }
-    answers = traffic.without_masked(computed.artifact, table)
-    captured = [name for name in answers.column_names if is_prediction(name)]
-    return [
-        _compare(name, array, by_column.get(name))
-        for name, array in arrays_of(answers, captured).items()
-    ]
 
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:

@@ -1,7 +1,8 @@
-"""Commands that start, pause, resume and abort a rollout, and the description of a
-rollout for users.
+"""Commands that start, pause, resume and abort a rollout, the description of a rollout
+for users, and the end of the time for versions without an approval.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -24,20 +25,22 @@ from mlflow_deploy_plugin.core.spec.parts import GATE_PASSED, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import utc_now
-from mlflow_deploy_plugin.core.store.store import Rollout, Store
+from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout, Store
 from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, write_progress
-from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
+from mlflow_deploy_plugin.promote.rollouts.leadership import (
+    log_errors,
+    reaches,
+    rollouts_lease_name,
+)
 from mlflow_deploy_plugin.promote.rollouts.plan import (
     DEFAULT_CRITERIA,
     MIN_REQUESTS,
-    Criterion,
     RolloutPlan,
     parse_criteria,
     parse_steps,
     plan_of,
 )
 from mlflow_deploy_plugin.promote.rollouts.snapshot import (
-    EndpointSnapshot,
     main_variant,
     take_snapshot,
 )
@@ -51,10 +54,18 @@ from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     rollout_summary,
     started_event,
 )
+from mlflow_deploy_plugin.ship.deployments.config import traffic_weights
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.ship.deployments.unapproved import require_rollout
+from mlflow_deploy_plugin.ship.deployments.unapproved import (
+    UnapprovedAnswer,
+    answers_of,
+    is_promoted,
+    lacking_approval,
+    require_rollout,
+)
 
+_log = logging.getLogger(__name__)
 CANDIDATE = "candidate"
 DEFAULT_STEPS = "1,10,50,100"
 DEFAULT_EVERY = "5m"
@@ -128,7 +139,11 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)
-    before = _served_version(take_snapshot(observed), spec.name, main)
+    snapshot = take_snapshot(observed)
+    before = snapshot.versions.get(main)
+    if snapshot.state != "running" or before is None:
+        reason = snapshot.reason or "the workers serve different versions"
+        raise NotReady(f"{spec.name}: {snapshot.state}; {reason}")
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _find_version(request.to, spec, reference, before)
     to_uri = f"models:/{resolved.name}/{resolved.version}"
@@ -137,11 +152,15 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
     kind = reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned"
+    if any(criterion.is_of_shadow for criterion in criteria):
+        shadow = _free_name(f"{candidate}-shadow", spec.variants)
+    else:
+        shadow = ""
     return RolloutPlan(
         endpoint=spec.name,
         main=main,
         candidate=candidate,
-        shadow=_shadow_name(criteria, candidate, spec),
+        shadow=shadow,
         to_uri=to_uri,
         model=resolved.name,
         version=resolved.version,
@@ -156,22 +175,6 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
         actor=actor,
         why="; ".join(filter(None, [request.why, limit])),
     )
-
-
-def _shadow_name(criteria: Iterable[Criterion], candidate: str, spec: EndpointSpec) -> str:
-    """Return the name of a shadow of the candidate; empty if no criterion needs it."""
-    if any(criterion.is_of_shadow for criterion in criteria):
-        return _free_name(f"{candidate}-shadow", spec.variants)
-    return ""
-
-
-def _served_version(snapshot: EndpointSnapshot, endpoint: str, main: str) -> str:
-    """Return the version that all workers serve. Raises NotReady if there is none."""
-    version = snapshot.versions.get(main)
-    if snapshot.state != "running" or version is None:
-        reason = snapshot.reason or "the workers serve different versions"
-        raise NotReady(f"{endpoint}: {snapshot.state}; {reason}")
-    return version
 
 
 def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:
@@ -259,7 +262,17 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
             plan_of(live)
         except InvalidConfig as error:
             why = f"{reason}; the earlier version was not restored: {error.message}"
-            return _abandon(store, live, why, actor)
+            now = utc_now()
+            event = AuditEvent(
+                now,
+                actor,
+                "rollout.end",
+                live.endpoint,
+                why=why,
+                detail={"rollout": live.id},
+            )
+            abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
+            return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
     change = partial(aborted, reason=reason)
     rollout = _change_progress(store, endpoint, "abort", change, actor)
     plan = plan_of(rollout)
@@ -270,21 +283,6 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
     state: RolloutState = "rolled_back" if is_there else "abandoned"
     progress = replace(progress_of(rollout), state=state)
     return write_progress(store, rollout, progress, actor) or store.rollout(rollout.id) or rollout
-
-
-def _abandon(store: Store, live: Rollout, why: str, actor: str) -> Rollout:
-    """End a rollout whose plan cannot be read. Return it as it is stored."""
-    now = utc_now()
-    event = AuditEvent(
-        now,
-        actor,
-        "rollout.end",
-        live.endpoint,
-        why=why,
-        detail={"rollout": live.id},
-    )
-    abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
-    return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
 
 
 def describe_rollout(rollout: Rollout) -> str:
@@ -380,3 +378,57 @@ def _change_progress(
     raise StoreUnavailable(
         f"the rollout of {endpoint!r} was changed at the same time by its controller; try again"
     )
+
+
+def end_unapproved(deployments: Deployments, location: str, actor: str) -> None:
+    """Take the traffic from the versions at this location whose time without an
+    approval is over.
+
+    An endpoint that fails is logged, and does not extend the time at the other
+    endpoints.
+    """
+    for stored in deployments.store.endpoints():
+        if stored.unapproved:
+            log_errors(partial(_end_overdue, deployments, stored, location, actor))
+
+
+def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, actor: str) -> None:
+    """Abort the live rollout of an endpoint at this location or, without a rollout,
+    take the traffic from its overdue versions. If no other deployment could answer,
+    only log a warning.
+    """
+    store = deployments.store
+    now = store.now()
+    overdue = [
+        answer
+        for answer in answers_of(stored)
+        if answer.ends_at <= now and _lacks_approval(store, answer)
+    ]
+    if not overdue or not reaches(deployments, stored.name, location):
+        return
+    name = stored.name
+    models = {answer.model_uri for answer in overdue}
+    names = " and ".join(sorted(models))
+    reason = f"the time is over for which the policy permits {names} without an approval"
+    if store.rollouts(name, live=True):
+        abort_rollout(deployments, name, reason, actor)
+        return
+    weights = traffic_weights(stored.spec)
+    for variant in weights:
+        if stored.spec.variants[variant].model in models:
+            weights[variant] = 0
+    if any(weights.values()):
+        deployments.set_traffic(name, weights, reason, actor, restores=True)
+    else:
+        _log.warning("%s: %s, and no other deployment could answer", name, reason)
+
+
+def _lacks_approval(store: Store, answer: UnapprovedAnswer) -> bool:
+    """Return True if the version is not approved, according to MLflow's server: anybody
+    with the store's password may write a promotion into the audit trail.
+    """
+    try:
+        return lacking_approval(answer.model_uri, [answer.model]) is not None
+    except OnnxserveError:
+        # MLflow does not answer, the version was deleted, or the policy cannot be read.
+        return not is_promoted(store, answer)

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.promote.rollouts import leadership, state_machine
 from mlflow_deploy_plugin.promote.rollouts.leadership import BackgroundTask
 from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.promote.rollouts.snapshot import EndpointSnapshot, take_snapshot
-from mlflow_deploy_plugin.promote.rollouts.state_machine import Decision, Progress, RolloutAction
+from mlflow_deploy_plugin.promote.rollouts.state_machine import Progress, RolloutAction
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _log = logging.getLogger(__name__)
@@ -287,33 +287,26 @@ class RolloutController:
         written = self._write(rollout, decision.progress, keeper)
         if written is None or decision.action == "wait" or not keeper.is_held:
             return
-        after = self._do(decision, plan)
-        self._looked_at[rollout.id] = self.monotonic()
-        if after != decision.progress:
-            self._write(written, after, keeper)
-        if decision.action in ("prepare", "set_traffic", "promote"):
-            self._undo_if_ended(rollout)
-
-    def _do(self, decision: Decision, plan: RolloutPlan) -> Progress:
-        """Do the action, and return the progress after its success or failure."""
         try:
             self.actions.do(decision.action, plan, decision.progress)
         except OnnxserveError as error:
-            is_transient = isinstance(error, TRANSIENT_ERRORS)
-            return state_machine.after_failure(
+            after = state_machine.after_failure(
                 plan,
                 decision.progress,
                 decision.action,
                 error.message,
-                is_transient,
+                is_transient=isinstance(error, TRANSIENT_ERRORS),
             )
-        return state_machine.after_success(decision.then or decision.progress)
-
-    def _undo_if_ended(self, rollout: Rollout) -> None:
-        """Roll back the last action if a user has ended the rollout in the meantime."""
-        current = self.store.rollout(rollout.id) or rollout
-        if not current.is_live and current.state != "promoted":
-            self.actions.roll_back(plan_of(current), current.reason)
+        else:
+            after = state_machine.after_success(decision.then or decision.progress)
+        self._looked_at[rollout.id] = self.monotonic()
+        if after != decision.progress:
+            self._write(written, after, keeper)
+        if decision.action in ("prepare", "set_traffic", "promote"):
+            # A user may have ended the rollout in the meantime.
+            current = self.store.rollout(rollout.id) or rollout
+            if not current.is_live and current.state != "promoted":
+                self.actions.roll_back(plan_of(current), current.reason)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
         """Advance a rollout at this location, and return the seconds until the next
@@ -401,15 +394,22 @@ class _Controllers:
     reported: set[str] = field(default_factory=set)
 
     def follow_places(self) -> None:
-        """Start a controller at each location that can be reached, stop the others, and
-        report new failures of targets.
+        """Start a controller at each location that can be reached, unless it is running
+        or has failed. Stop the others, and report new failures of targets.
         """
         failures = set[str]()
         reached = set[str]()
         try:
             for location, servers in leadership.reached_places(self.deployments, failures.add):
                 reached.add(location)
-                self._start(location, servers)
+                if location in self.running:
+                    last = self.running[location].future
+                    if not last.done() or last.exception() is not None:
+                        continue
+                over = threading.Event()
+                future = self.pool.submit(self.controller_at(location, servers).run, over)
+                self.running[location] = _Running(future, over)
+                future.add_done_callback(self._end_after_failure)
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             return
@@ -418,17 +418,6 @@ class _Controllers:
         self.reported = failures
         for location in self.running.keys() - reached:
             self.running[location].over.set()
-
-    def _start(self, location: str, servers: str) -> None:
-        """Start the controller of a location, unless it is running or has failed."""
-        if location in self.running:
-            last = self.running[location].future
-            if not last.done() or last.exception() is not None:
-                return
-        over = threading.Event()
-        future = self.pool.submit(self.controller_at(location, servers).run, over)
-        self.running[location] = _Running(future, over)
-        future.add_done_callback(self._end_after_failure)
 
     def _end_after_failure(self, done: Future[None]) -> None:
         if done.exception() is not None:

@@ -108,8 +108,21 @@ def add_counters(
     fall if a server ends. A server's first counters are not added to the step, because
     these counters may include requests from before the step.
     """
-    now = _counters_by_role(plan, counters)
-    added = _added_counts(evidence, now)
+    variants = {
+        "current": (plan.main, plan.before_version),
+        "candidate": (plan.candidate, plan.version),
+        "shadow": (plan.shadow, plan.version),
+    }
+    now = {}
+    for server, counted in counters.items():
+        now[server] = {
+            role: counted.get(variant, VersionCounters()) for role, variant in variants.items()
+        }
+    added = dict.fromkeys(_ROLES, VersionCounters())
+    for server in now.keys() & evidence.last.keys():
+        for role in _ROLES:
+            since = now[server][role].since(evidence.last[server][role])
+            added[role] = added[role].plus(since)
     unread = [(server, roles) for server, roles in evidence.last.items() if server not in now]
     step_counts = {}
     if evidence.step:
@@ -124,37 +137,6 @@ def add_counters(
         step=step_counts,
         history=history,
     )
-
-
-def _counters_by_role(
-    plan: RolloutPlan, counters: Mapping[str, CountersByVersion]
-) -> dict[str, dict[str, VersionCounters]]:
-    """Return server → role → counters."""
-    variants = {
-        "current": (plan.main, plan.before_version),
-        "candidate": (plan.candidate, plan.version),
-        "shadow": (plan.shadow, plan.version),
-    }
-    roles_by_server = {}
-    for server, counted in counters.items():
-        roles_by_server[server] = {
-            role: counted.get(variant, VersionCounters()) for role, variant in variants.items()
-        }
-    return roles_by_server
-
-
-def _added_counts(
-    evidence: StepEvidence, now: Mapping[str, Mapping[str, VersionCounters]]
-) -> dict[str, VersionCounters]:
-    """Return role → the counts since the last reading of the servers that were read
-    before, from the counters `now`: server → role → counters.
-    """
-    added = dict.fromkeys(_ROLES, VersionCounters())
-    for server in now.keys() & evidence.last.keys():
-        for role in _ROLES:
-            since = now[server][role].since(evidence.last[server][role])
-            added[role] = added[role].plus(since)
-    return added
 
 
 def _continue_tests(

@@ -203,7 +203,13 @@ def _move_reference(
     reference = served.reference
     endpoint = served.observed.endpoint.name
     if to:
-        earlier = _requested_version(to, reference)
+        requested = parse_model_uri(requested_uri(to, reference.name))
+        if (requested.kind, requested.name) != ("version", reference.name):
+            raise InvalidConfig(
+                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
+                "for example 6"
+            )
+        earlier = PreviousVersion(requested.selector, _REQUESTED)
         current = served.current()
     else:
         current, earlier = served.current_and_earlier()
@@ -230,19 +236,6 @@ def _move_reference(
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {reason}")
     detail = {transitions.STARTED_AT: begun_at.isoformat()} | move_detail("", current)
     return Move(reference.name, current, earlier.version, earlier.source, detail)
-
-
-def _requested_version(to: str, reference: ModelURI) -> PreviousVersion:
-    """Return the version that the user names. Raises InvalidConfig unless it is a
-    version of the model that the endpoint follows.
-    """
-    requested = parse_model_uri(requested_uri(to, reference.name))
-    if (requested.kind, requested.name) != ("version", reference.name):
-        raise InvalidConfig(
-            f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, "
-            "for example 6"
-        )
-    return PreviousVersion(requested.selector, _REQUESTED)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ count.
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
@@ -103,7 +103,15 @@ def decide(
         return Decision(replace(progress, reason=f"waiting for the server: {cause}"))
     if progress.state == "rolling_back":
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
-    if reason := _moved_reason(plan, snapshot):
+    model = snapshot.variants[plan.main].model
+    version = snapshot.versions.get(plan.main, plan.before_version)
+    if model not in (plan.before_uri, plan.to_uri):
+        reason = f"the model of {plan.main} was changed to {model} during the rollout"
+    elif version not in (plan.before_version, plan.version):
+        reason = f"version {version} was promoted during the rollout"
+    else:
+        reason = ""
+    if reason:
         return _roll_back(progress, reason)
     # A user may have promoted the version.
     if progress.state != "promoting" and _is_promoted(plan, snapshot):
@@ -172,19 +180,6 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
 
 def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
     return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
-
-
-def _moved_reason(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
-    """Return the change if a user has moved the main deployment to another version or
-    model; empty otherwise.
-    """
-    model = snapshot.variants[plan.main].model
-    version = snapshot.versions.get(plan.main, plan.before_version)
-    if model not in (plan.before_uri, plan.to_uri):
-        return f"the model of {plan.main} was changed to {model} during the rollout"
-    if version not in (plan.before_version, plan.version):
-        return f"version {version} was promoted during the rollout"
-    return ""
 
 
 def _is_promoted(plan: RolloutPlan, snapshot: EndpointSnapshot) -> bool:
@@ -331,6 +326,12 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
             for text, test in criteria.items()
         }
         trace.append([seconds, progress.step, shares])
+    # A long rollout keeps the last point in each of equal intervals.
+    if len(trace) < 2 * _TRACED_POINTS:
+        thinned = trace
+    else:
+        last_points = {int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}
+        thinned = list(last_points.values())
     return replace(
         rollout,
         state=progress.state,
@@ -340,22 +341,12 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
             "elapsed": round(progress.elapsed, 3),
             **trouble,
             **judged,
-            "trace": _thin_trace(trace, seconds),
+            "trace": thinned,
             "ledger": progress.evidence.to_json(),
         },
         reason=progress.reason,
         ended_at=now if progress.state in ENDED else None,
     )
-
-
-def _thin_trace(trace: list[Any], seconds: float) -> list[Any]:
-    """Return the last point in each of `_TRACED_POINTS` equal intervals of the
-    rollout's `seconds`, or all points if there are few.
-    """
-    if len(trace) < 2 * _TRACED_POINTS:
-        return trace
-    last_points = {int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}
-    return list(last_points.values())
 
 
 def rollout_summary(rollout: Rollout) -> str:

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
 from mlflow_deploy_plugin.core.store.checkpoints import lateness
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
+from mlflow_deploy_plugin.promote.rollouts.commands import end_unapproved
 from mlflow_deploy_plugin.promote.rollouts.controller import (
     RolloutActions,
     RolloutController,
@@ -23,7 +24,6 @@ from mlflow_deploy_plugin.promote.rollouts.leadership import (
     process_name,
     repeat,
 )
-from mlflow_deploy_plugin.promote.rollouts.unapproved import end_unapproved
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import announce, announce_changed_files
 from mlflow_deploy_plugin.watch.alerts.send import GROUPING_DELAY, send_due

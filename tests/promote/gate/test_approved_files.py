@@ -13,10 +13,11 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
     Subject,
     approve,
+    approved_files,
     decline,
+    earlier_files,
     request_promotion,
 )
-from mlflow_deploy_plugin.promote.gate.approved_files import approved_files, earlier_files
 from tests.support.approvals import REPORT, record_gate
 
 POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy())

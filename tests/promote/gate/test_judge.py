@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.registry.policy import (
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.signatures import Signer
-from mlflow_deploy_plugin.promote.gate.judge import EvaluationData, judge
+from mlflow_deploy_plugin.promote.gate.run import EvaluationData, judge
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from tests.support.classifiers import labelled, write_classifier, write_rows

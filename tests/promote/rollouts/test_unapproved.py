@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, n
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.rollouts.unapproved import end_unapproved
+from mlflow_deploy_plugin.promote.rollouts.commands import end_unapproved
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.unapproved import as_json, permitted_answers
 from tests.support.clocks import Clock

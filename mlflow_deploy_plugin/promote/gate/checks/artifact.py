@@ -9,7 +9,7 @@ The signature check requires that clients of the current version can use the new
 without a change.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
@@ -66,23 +66,19 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
         summary += f" on {rows:,} rows"
     if state in _ACCEPTED_PARITY[policy.parity]:
         return CheckResult(PARITY, "passed", summary, figures)
-    problem = _parity_problem(artifact)
-    explanation = f" ({problem})" if problem else ""
-    reason = f"{summary}{explanation}; the policy requires {policy.parity}"
-    return CheckResult(PARITY, "failed", reason, figures)
-
-
-def _parity_problem(artifact: Artifact) -> str:
-    """Return why the parity is not proven; empty if the state explains it."""
     parity = artifact.parity
     if artifact.parity_state == "warned":
-        return str(parity.get("problem") or parity.get("unproven") or "its predictions differ")
-    if artifact.parity_state == "no-original":
-        return (
+        problem = str(parity.get("problem") or parity.get("unproven") or "its predictions differ")
+    elif artifact.parity_state == "no-original":
+        problem = (
             "there was no original to compare with; log the model with "
             "mlflow_deploy_plugin.log_model"
         )
-    return ""
+    else:
+        problem = ""
+    explanation = f" ({problem})" if problem else ""
+    reason = f"{summary}{explanation}; the policy requires {policy.parity}"
+    return CheckResult(PARITY, "failed", reason, figures)
 
 
 def check_agreement(
@@ -294,21 +290,15 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         if before.dtype != after.dtype:
             yield _Change("retyped", name, before.dtype, after.dtype, breaks_callers=True)
         if before.shape != after.shape:
-            accepts_old = _accepts_shape(after.shape, before.shape)
+            accepts_old = len(after.shape) == len(before.shape) and all(
+                size in (-1, other_size)
+                for size, other_size in zip(after.shape, before.shape, strict=True)
+            )
             shapes = (
                 str(list(before.shape)),
                 str(list(after.shape)),
             )
             yield _Change("reshaped", name, *shapes, not accepts_old)
-
-
-def _accepts_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
-    """Return True if every array of the shape `other` has `shape`, where -1 is any
-    size.
-    """
-    return len(shape) == len(other) and all(
-        size in (-1, other_size) for size, other_size in zip(shape, other, strict=True)
-    )
 
 
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:

@@ -2,15 +2,14 @@
 and not worse if labels exist.
 """
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import NotFound, Refused
-from mlflow_deploy_plugin.core.registry.policy import BacktestPolicy, EvaluationPolicy, GatePolicy
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, state_of
-from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport, backtest
+from mlflow_deploy_plugin.promote.replay.backtest import backtest
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel
@@ -37,46 +36,16 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
         )
     except NotFound as error:
         return CheckResult(NAME, "skipped", error.message)
-    figures = _figures(report)
+    figures = {
+        name: float(value)
+        for name, value in vars(report).items()
+        if isinstance(value, int | float) and np.isfinite(value)
+    }
     if report.rows < limits.min_rows:
         reason = (
             f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
         )
         return CheckResult(NAME, "skipped", reason, figures)
-    answers = _judge_answers(report, limits)
-    labels = _judge_labels(report, policy.evaluation)
-    failures = [*answers.failures, *labels.failures]
-    return CheckResult(
-        NAME,
-        state_of(failures),
-        "; ".join([*failures, *answers.results, *labels.results]),
-        figures | labels.figures,
-        notes=tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused),
-    )
-
-
-@dataclass(frozen=True)
-class _Judgement:
-    """The texts of the exceeded limits (`failures`) and of all results, and the
-    additional figures.
-    """
-
-    failures: list[str]
-    results: list[str]
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-def _figures(report: BacktestReport) -> dict[str, float]:
-    """Return the finite numbers of the report."""
-    return {
-        name: float(value)
-        for name, value in vars(report).items()
-        if isinstance(value, int | float) and np.isfinite(value)
-    }
-
-
-def _judge_answers(report: BacktestReport, limits: BacktestPolicy) -> _Judgement:
-    """Judge the shares of refused rows and of different answers."""
     refusals = report.refused_rows / report.rows
     failures = []
     if refusals > limits.max_refusals:
@@ -87,19 +56,18 @@ def _judge_answers(report: BacktestReport, limits: BacktestPolicy) -> _Judgement
         f"{report.disagreement:.2%} of the answers differ",
         f"{refusals:.2%} of {report.rows:,} rows are refused",
     ]
-    return _Judgement(failures, results)
-
-
-def _judge_labels(report: BacktestReport, limits: EvaluationPolicy) -> _Judgement:
-    """Judge the metric of the labelled rows, if there are any."""
     compared = report.comparison
-    if isinstance(compared, Refused):
-        return _Judgement([], [])
-    failures = []
-    if compared.high < -limits.margin or not np.isfinite(compared.candidate):
-        failures.append(
-            f"the labelled answers are worse by more than the margin of {limits.margin:g}"
-        )
-    results = [compared.describe("the served answers", report.labelled_rows, limits.confidence)]
-    figures = {"margin": limits.margin, "confidence": limits.confidence}
-    return _Judgement(failures, results, compared.figures() | figures)
+    if not isinstance(compared, Refused):  # There are labelled rows.
+        margin = policy.evaluation.margin
+        confidence = policy.evaluation.confidence
+        if compared.high < -margin or not np.isfinite(compared.candidate):
+            failures.append(f"the labelled answers are worse by more than the margin of {margin:g}")
+        results.append(compared.describe("the served answers", report.labelled_rows, confidence))
+        figures |= compared.figures() | {"margin": margin, "confidence": confidence}
+    return CheckResult(
+        NAME,
+        state_of(failures),
+        "; ".join([*failures, *results]),
+        figures,
+        notes=tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused),
+    )

@@ -10,7 +10,7 @@ MB.
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,18 +113,38 @@ def check_budget(
     current_rows = None if current is None else current.rows
     current_batches = None if current is None else current.batches
     batch = f"a batch of {policy.batch}"
+    memory = _Measure("memory", "memory_mb", "MB", candidate.memory / _MB)
+    if current is not None:
+        theirs = current.memory / _MB
+        memory = replace(memory, theirs=theirs, ratio=memory.ours / max(theirs, 1e-6))
     measures = [
         _compare_latency("a row", "row_p50_ms", candidate.rows, current_rows),
         _compare_latency(batch, "batch_p50_ms", candidate.batches, current_batches),
-        _compare_memory(candidate, current),
+        memory,
     ]
     figures = {"row_p99_ms": row_p99, "batch_p99_ms": _p99_ms(candidate.batches)}
+    failures = []
     for measure in measures:
         figures |= measure.figures()
-    failures = [
-        *_relative_failures(measures, policy, against),
-        *_absolute_failures(row_p99, candidate.memory / _MB, policy),
-    ]
+        max_ratio = policy.max_memory_ratio
+        ignore_below = policy.ignore_below_mb
+        if measure.unit == "ms":
+            max_ratio = policy.max_latency_ratio
+            ignore_below = policy.ignore_below_ms
+        if measure.exceeds(max_ratio, ignore_below):
+            failures.append(
+                f"{measure.text(against)}; the policy allows {max_ratio:g} times as much"
+            )
+    if policy.max_p99_ms is not None and row_p99 > policy.max_p99_ms:
+        failures.append(
+            f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows "
+            f"{policy.max_p99_ms:g}"
+        )
+    if policy.max_memory_mb is not None and memory.ours > policy.max_memory_mb:
+        failures.append(
+            f"the loaded model takes {memory.ours:.0f} MB; the policy allows "
+            f"{policy.max_memory_mb:g}"
+        )
     return CheckResult(
         NAME,
         state_of(failures),
@@ -137,43 +157,8 @@ def check_budget(
     )
 
 
-def _relative_failures(
-    measures: Sequence[_Measure],
-    policy: BudgetPolicy,
-    against: str,
-) -> Iterator[str]:
-    """Yield the measures that exceed those of the current version by too much."""
-    for measure in measures:
-        max_ratio = policy.max_memory_ratio
-        ignore_below = policy.ignore_below_mb
-        if measure.unit == "ms":
-            max_ratio = policy.max_latency_ratio
-            ignore_below = policy.ignore_below_ms
-        if measure.exceeds(max_ratio, ignore_below):
-            yield f"{measure.text(against)}; the policy allows {max_ratio:g} times as much"
-
-
-def _absolute_failures(row_p99: float, memory: float, policy: BudgetPolicy) -> Iterator[str]:
-    """Yield the figures, in ms and MB, that exceed a limit of the policy."""
-    if policy.max_p99_ms is not None and row_p99 > policy.max_p99_ms:
-        yield (
-            f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows "
-            f"{policy.max_p99_ms:g}"
-        )
-    if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
-        yield f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}"
-
-
 def _p99_ms(rounds: Sequence[Array]) -> float:
     return float(np.percentile(np.concatenate(rounds), 99)) * 1e3
-
-
-def _compare_memory(candidate: MeasuredCost, current: MeasuredCost | None) -> _Measure:
-    measure = _Measure("memory", "memory_mb", "MB", candidate.memory / _MB)
-    if current is None:
-        return measure
-    theirs = current.memory / _MB
-    return replace(measure, theirs=theirs, ratio=measure.ours / max(theirs, 1e-6))
 
 
 def _compare_latency(
@@ -208,27 +193,19 @@ def measure_costs(
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
         memory = _load_all(workers, folders, sample, batch)
-        measured = [_measure_all(workers) for _ in range(rounds)]
+        measured = []
+        for _ in range(rounds):
+            times = [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
+            measured.append(times)
     finally:
         for worker in workers:
             worker.end()
-    rounds_by_version = zip(*measured, strict=True)
-    return [
-        _cost_of_rounds(growth, times)
-        for growth, times in zip(memory, rounds_by_version, strict=False)
-    ]
-
-
-def _measure_all(workers: Sequence[Worker]) -> list[_Times]:
-    return [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
-
-
-def _cost_of_rounds(memory: int, rounds: Sequence[_Times]) -> MeasuredCost:
-    return MeasuredCost(
-        memory,
-        rows=tuple(np.array(rows) for rows, _ in rounds),
-        batches=tuple(np.array(batches) for _, batches in rounds),
-    )
+    costs = []
+    for growth, own_times in zip(memory, zip(*measured, strict=True), strict=False):
+        rows_of_rounds = tuple(np.array(of_rows) for of_rows, _ in own_times)
+        batches_of_rounds = tuple(np.array(of_batches) for _, of_batches in own_times)
+        costs.append(MeasuredCost(growth, rows_of_rounds, batches_of_rounds))
+    return costs
 
 
 def _load_all(

@@ -38,7 +38,16 @@ def check_evaluation(
     ours = metrics.weighted_metric(metric, truth, candidate)
     value = ours(np.ones(rows))
     figures = {"rows": float(rows), f"{metric}_candidate": value}
-    if reason := _unusable_reason(metric, value, rows, policy):
+    if rows < policy.min_rows:
+        reason = (
+            f"{rows:,} rows with a known target are too few; the policy requires "
+            f"{policy.min_rows:,}"
+        )
+    elif not np.isfinite(value):
+        reason = f"{metric} of the new version is {value}: not a finite number"
+    else:
+        reason = ""
+    if reason:
         return CheckResult(NAME, "failed", reason, figures)
     too_low = _too_low_reason(metric, value, policy)
     state: CheckState = "failed" if too_low else "passed"
@@ -63,22 +72,24 @@ def check_evaluation(
     comparison = compared.describe(against, rows, policy.confidence)
     if compared.low >= -policy.margin:
         return CheckResult(NAME, state, too_low or comparison, figures)
-    reasons = [_worse_reason(compared, metric, policy.margin), comparison]
+    margin_text = (
+        f"{policy.margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{policy.margin:.4f}"
+    )
+    if compared.high < -policy.margin:
+        worse_reason = f"worse by more than the margin of {margin_text}"
+    elif compared.difference < -policy.margin:
+        worse_reason = (
+            f"worse by more than the margin of {margin_text} on these rows, but not with the "
+            "required confidence"
+        )
+    else:
+        worse_reason = (
+            f"too few rows to prove that the version is not worse by more than {margin_text}"
+        )
+    reasons = [worse_reason, comparison]
     if too_low:
         reasons.append(too_low)
     return CheckResult(NAME, "failed", "; ".join(reasons), figures)
-
-
-def _unusable_reason(metric: str, value: float, rows: int, policy: EvaluationPolicy) -> str:
-    """Return the reason why `value` proves nothing, or empty."""
-    if rows < policy.min_rows:
-        return (
-            f"{rows:,} rows with a known target are too few; the policy requires "
-            f"{policy.min_rows:,}"
-        )
-    if not np.isfinite(value):
-        return f"{metric} of the new version is {value}: not a finite number"
-    return ""
 
 
 def _too_low_reason(metric: MetricName, value: float, policy: EvaluationPolicy) -> str:
@@ -109,16 +120,3 @@ def _current_metric(
     if not np.isfinite(value):
         raise InvalidConfig(f"its {metric} is {value}: not a finite number")
     return theirs
-
-
-def _worse_reason(compared: metrics.MetricComparison, metric: str, margin: float) -> str:
-    """Describe a difference whose interval is not above the negative margin."""
-    margin_text = f"{margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{margin:.4f}"
-    if compared.high < -margin:
-        return f"worse by more than the margin of {margin_text}"
-    if compared.difference < -margin:
-        return (
-            f"worse by more than the margin of {margin_text} on these rows, but not with the "
-            "required confidence"
-        )
-    return f"too few rows to prove that the version is not worse by more than {margin_text}"

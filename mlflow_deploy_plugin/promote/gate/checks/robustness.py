@@ -11,7 +11,6 @@ A flip is a changed label. For numbers, a flip is a change by more than a quarte
 standard deviation of the predictions.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable, state_of
 from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
-from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessPoint, RobustnessReport
+from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.disturbances import (
     with_missing,
@@ -150,7 +149,15 @@ def check_robustness(
     if noise.noise_failures(policy):
         theirs = _current_under_noise(current, policy, seed, truth, metric)
         if theirs is not None:
-            bounds = _at_least_like(theirs, policy)
+            # The new version need not be better than the current version.
+            max_flips = theirs.flips * _CURRENT_FACTOR
+            max_loss = (theirs.loss or 0.0) * _CURRENT_FACTOR
+            bounds = policy.model_copy(
+                update={
+                    "max_flips": max(policy.max_flips, max_flips),
+                    "max_loss": max(policy.max_loss, max_loss),
+                }
+            )
             notes.append(
                 f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change"
             )
@@ -189,20 +196,6 @@ def _disturb(
     }
 
 
-def _at_least_like(current: _Outcome, policy: RobustnessPolicy) -> RobustnessPolicy:
-    """Return the policy with limits that the current version meets: the new version
-    need not be better than the current version.
-    """
-    max_flips = current.flips * _CURRENT_FACTOR
-    max_loss = (current.loss or 0.0) * _CURRENT_FACTOR
-    return policy.model_copy(
-        update={
-            "max_flips": max(policy.max_flips, max_flips),
-            "max_loss": max(policy.max_loss, max_loss),
-        }
-    )
-
-
 def _noise_summary(noise: _Outcome, rows: int, policy: RobustnessPolicy, measure: str) -> str:
     """Return the share of changed predictions, and the loss of the metric `measure` if
     it was measured.
@@ -231,7 +224,11 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     """Compare the loss of the metric under each disturbance with the largest loss that
     the policy allows. The policy decides whether refused rows are failures or notes.
     """
-    losses = {_place_of(point): point.loss for point in report.points if point.loss is not None}
+    losses: dict[str, float] = {}
+    for point in report.points:
+        if point.loss is not None:
+            variant = f" of {point.variant}" if point.variant else ""
+            losses[f"{point.disturbance} {point.strength:g}{variant}"] = point.loss
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes = [
         *report.notes,
@@ -255,33 +252,27 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
         for name, value, step in report.figures()
         if not step
     }
+    if failures:
+        reason = "; ".join(failures)
+    elif losses:
+        worst = max(losses, key=losses.__getitem__)
+        reason = f"{_describe_loss(report, losses[worst], 'at most ')}, under {worst}"
+    else:
+        reason = "the model predicts no disturbed row"
     header, *lines = report.table()
     return CheckResult(
         "disturbances",
         state_of(failures),
-        "; ".join(failures) or _worst_loss(report, losses),
+        reason,
         figures,
         notes=tuple(notes),
         table=ReportTable(header, tuple(lines)),
     )
 
 
-def _worst_loss(report: RobustnessReport, losses: Mapping[str, float]) -> str:
-    if not losses:
-        return "the model predicts no disturbed row"
-    worst = max(losses, key=losses.__getitem__)
-    return f"{_describe_loss(report, losses[worst], 'at most ')}, under {worst}"
-
-
 def _describe_loss(report: RobustnessReport, loss: float, bound: str = "") -> str:
     amount = _format_amount(report.metric, loss)
     return f"{report.metric} {report.clean:.4f} loses {bound}{amount}"
-
-
-def _place_of(point: RobustnessPoint) -> str:
-    """Return the disturbance and the strength, with the variant that has the loss."""
-    variant = f" of {point.variant}" if point.variant else ""
-    return f"{point.disturbance} {point.strength:g}{variant}"
 
 
 def _current_under_noise(

@@ -9,7 +9,7 @@ import yaml
 from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy, GatePolicy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.promote.gate.checks.artifact import check_agreement
-from mlflow_deploy_plugin.promote.gate.judge import judge
+from mlflow_deploy_plugin.promote.gate.run import judge
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult
 from mlflow_deploy_plugin.wrap.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.wrap.evaluation.dataset import LabelledRows

@@ -12,7 +12,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, Permissions, parse_policy
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.promote.gate.judge import judge
+from mlflow_deploy_plugin.promote.gate.run import judge
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from tests.support.classifiers import COLUMNS, labelled

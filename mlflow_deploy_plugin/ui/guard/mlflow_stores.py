@@ -1,0 +1,182 @@
+"""The stores of MLflow's server in this process, and the files of versions and runs in
+them.
+
+A verdict covers the files of a version. All files of the version are read once, and
+again if a file name, a size or the MLmodel file changes, or for each decision if the
+policy requires approvals. The MLmodel file contains the digests of our flavor's files.
+"""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.model_files import is_extra_file
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy
+from mlflow_deploy_plugin.ui.access import is_administrator, may_read
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+    from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
+
+_log = logging.getLogger(__name__)
+
+_RECORD_BYTES = 50_000_000
+"""The maximum size of a file that this process reads for a record."""
+
+
+def registry() -> "Registry":
+    """Return MLflow's registry store, which runs in this process and needs no HTTP
+    request.
+    """
+    from mlflow.server import handlers
+
+    return handlers._get_model_registry_store()
+
+
+def model_and_version(model: str, version: str) -> "tuple[RegisteredModel, ModelVersion]":
+    return registry().get_registered_model(model), registry().get_model_version(model, version)
+
+
+@contextmanager
+def known_to_mlflow() -> Iterator[None]:
+    """Raise NotFound instead of MLflow's exception within the block."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise NotFound(one_line(error)) from None
+
+
+def read_report(run_id: str) -> bytes:
+    """Return the gate report in MLflow, which people who may edit the run can replace.
+    Raises NotFound if the report cannot be read.
+    """
+    from mlflow.server import handlers
+
+    with _reading(f"the gate report of run {run_id}"), tempfile.TemporaryDirectory() as folder:
+        address = handlers._get_tracking_store().get_run(run_id).info.artifact_uri
+        return fetch_file(address, Path(folder), tags.GATE_REPORT_FILE).read_bytes()
+
+
+def report_digest(run_id: str) -> str:
+    """Return the SHA-256 of the gate report in MLflow. Raises NotFound."""
+    return hashlib.sha256(read_report(run_id)).hexdigest()
+
+
+class OwnStores:
+    """The stores of this process with the caller's permissions, and with methods of
+    MLflow's client for `record_of`.
+
+    Only administrators may read runs, because a login does not report permissions for
+    experiments.
+    """
+
+    def get_model_version(self, name: str, version: str) -> "ModelVersion":
+        if not may_read(name):
+            raise NotFound(f"there is no registered model {name} that you may read")
+        return registry().get_model_version(name, version)
+
+    def get_model_version_download_uri(self, name: str, version: str) -> str:
+        return str(registry().get_model_version_download_uri(name, version))
+
+    def get_run(self, run_id: str) -> "Run":
+        from mlflow.server import handlers
+
+        if not is_administrator():
+            raise NotFound(f"only an administrator may read the run {run_id} here")
+        return handlers._get_tracking_store().get_run(run_id)
+
+
+def fetch_file(address: str, folder: Path, name: str) -> Path:
+    """Copy the file `name` of the folder at `address` to `folder`. Raises NotFound,
+    also for a large file.
+    """
+    with _reading(f"the file {name}"):
+        store, root = artifact_store(address)
+        path = f"{root}/{name}".lstrip("/")
+        sizes = {entry.path: entry.file_size for entry in store.list_artifacts(root or None)}
+        if (size := sizes.get(path)) is not None and size <= _RECORD_BYTES:
+            return Path(store.download_artifacts(path, str(folder)))
+    raise NotFound(f"the file {name} does not exist, or is larger than {_RECORD_BYTES:,} bytes")
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Raise NotFound if an artifact store, which has its own exceptions, cannot read
+    `what` within the block.
+    """
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - It becomes an error of onnxserve.
+        _log.exception("%s cannot be read", what)
+        raise NotFound(f"{what} cannot be read (see the log of MLflow's server)") from None
+
+
+def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
+    """Return the digest of all files of a version. Raises NotFound if they cannot be
+    read.
+
+    If the policy requires approvals, all files are read. Otherwise, files with the same
+    names and sizes and the same MLmodel file are read only once.
+    """
+    with _reading(f"version {version} of {model}"):
+        uri = registry().get_model_version_download_uri(model, version)
+        store, root = artifact_store(uri)
+        files = []
+        folders = [root]
+        while folders:
+            for entry in store.list_artifacts(folders.pop() or None):
+                if entry.is_dir:
+                    folders.append(entry.path)
+                elif not is_extra_file(Path(entry.path).relative_to(root)):
+                    files.append((entry.path, entry.file_size))
+        mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
+        read = (
+            _digest_of_files
+            if policy is None or policy.approvals is None
+            else _digest_of_files.__wrapped__
+        )
+        return read(uri, root, tuple(sorted(files)), mlmodel)
+
+
+@lru_cache(maxsize=256)
+def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
+    """Return the digest of `files` (with sizes) in `root` of the artifact store.
+    `_mlmodel` is a cache key.
+    """
+    store, _ = artifact_store(uri)
+    return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
+
+
+def artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
+    """Return the artifact store of `uri` and its folder there, as MLflow's server
+    resolves them.
+    """
+    from mlflow.server import handlers
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    if not handlers._is_servable_proxied_run_artifact_root(uri):
+        return get_artifact_repository(uri), ""
+    folder = handlers._get_proxied_run_artifact_destination_path(uri)
+    return (
+        handlers._get_artifact_repo_mlflow_artifacts(),
+        handlers._get_workspace_scoped_repo_path_if_enabled(folder),
+    )
+
+
+def _sha256(store: "ArtifactRepository", path: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
+        store.download_artifacts(path, folder)
+        return next(iter(hash_files(Path(folder)).values()))

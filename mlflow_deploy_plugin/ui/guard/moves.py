@@ -1,0 +1,387 @@
+"""The decision on a change of a stage or an alias.
+
+Every version in a gated stage or alias has the files that were judged or, with
+approvals, approved. `Move.decide` and `uncovering_refusal` list the exceptions with
+their reasons. For this purpose, each move to a gated place records the digest of the
+version's files (`core/store/served_files.py`). Without a policy, no files are read.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from flask import request
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.core.registry.resolution import all_versions
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
+from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
+from mlflow_deploy_plugin.core.store.served_files import SERVED, served_files
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Subject,
+    approved_files,
+    missing_approvals,
+    subject_of,
+)
+from mlflow_deploy_plugin.ui.access import caller, static_prefix
+from mlflow_deploy_plugin.ui.audit_trail import NO_KEY, AuditTrail
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, model_and_version, registry
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+_ROLLBACK = "rollback"
+UNSERVED_STAGES = ("None", "Archived")
+"""The stages that no endpoint serves."""
+_MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
+
+
+@dataclass(frozen=True)
+class RegistryChange:
+    """A change of a model, a stage, an alias or a tag in the registry, as the audit
+    trail records the change.
+
+    Attributes:
+        action: `transition`, `alias`, `tag` or `register`, or `rename` or `delete` of a
+            registered model.
+        before: the stage of the version, the version with the alias, the value of the
+            tag, or the model's name.
+        after: the same after the change.
+        why: the reason why the gate accepts or refuses the change; empty if the change
+            is not gated.
+        is_gated: True if the change is of the policy, or of a place that it gates.
+        is_served_again: True if a version that was rolled back moves to a stage or
+            alias that may be served.
+        has_new_files: True if people have approved files of the version that are not
+            recorded for its place yet.
+    """
+
+    action: str
+    model: str
+    version: str = ""
+    before: str = ""
+    after: str = ""
+    why: str = ""
+    is_refused: bool = False
+    detail: Json = field(default_factory=dict)
+    is_gated: bool = False
+    is_served_again: bool = False
+    has_new_files: bool = False
+
+    def with_refusal(self, reason: str) -> "RegistryChange":
+        """Return the change, which is refused unless the reason is empty."""
+        return replace(self, why=reason, is_refused=bool(reason))
+
+    @property
+    def is_recorded(self) -> bool:
+        """True if something differs after the change."""
+        return self.before != self.after or self.has_new_files or bool(self.detail.get(SERVED))
+
+
+def holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
+    """Yield the stages and aliases that endpoints may follow, with the version that
+    they serve.
+    """
+    for version in model.latest_versions:
+        if version.current_stage not in UNSERVED_STAGES:
+            yield StageOrAlias(stage=version.current_stage), str(version.version)
+    for alias, number in model.aliases.items():
+        yield StageOrAlias(alias=alias), str(number)
+
+
+def recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias) -> str:
+    """Return the digest of the files with which the version moved to the place; empty
+    if it is not known.
+    """
+    with suppress(OnnxserveError):
+        return served_files(trail.store(), model, version, str(place))
+    return ""
+
+
+def unsigned_refusal(trail: AuditTrail, *, needs_approvals: bool) -> str:
+    """Return why approvals cannot count on this server; empty if they can, or if none
+    are needed.
+    """
+    if needs_approvals and trail.store().keys is None:
+        return f"approvals need a signed audit trail, and {NO_KEY}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A version that moves to a place, which `holder` has now."""
+
+    trail: AuditTrail
+    change: RegistryChange
+    model: "RegisteredModel"
+    version: "ModelVersion"
+    place: StageOrAlias
+    holder: str
+
+    def decide(self) -> RegistryChange:
+        """Return the change with the gate's reason for accepting or refusing the
+        version.
+
+        A version needs a passed verdict on its files, and the approvals of these files.
+        The exceptions are:
+
+        - The policy does not gate the place. If it requires approvals, the files are
+          recorded, because a later policy may gate the place. Otherwise,
+          `_adopted_files` records the files when a policy gates the place.
+        - The version is already there. No version moves, and the recorded files stay
+          the approved ones, unless the files that it has now have their own verdict and
+          approvals.
+        - The version returns, because `holder` replaced it. A rollback must not wait
+          for a gate or for people. The version needs the files with which it was
+          served.
+        - The verdict is `forced`. It counts under any policy, because a person answers
+          for these files.
+        """
+        try:
+            policy = policy_from_tags(self.model.name, self.model.tags)
+        except InvalidConfig as error:  # The unreadable policy may gate this stage.
+            return self.change.with_refusal(
+                f"{self._subject} was not moved to {self.place}: {error.message}"
+            )
+        if policy is not None and policy.gates(self.place):
+            return self._decide_by_gate(policy)
+        if policy is None or policy.approvals is None or self.place.stage in UNSERVED_STAGES:
+            return self._accepted()
+        files, _ = self._read_files(policy)
+        return self._accepted(detail=self._detail(files))
+
+    def _decide_by_gate(self, policy: GatePolicy) -> RegistryChange:
+        """Accept files with a verdict and approvals, a version that is already there,
+        and the return of a version with the files that were served; refuse the rest.
+        """
+        files, unreadable = self._read_files(policy)
+        status = _status(self.version, policy)
+        if status.passed and unreadable:
+            status = tags.GateStatus(False, "", unreadable)
+        elif status.passed:
+            status = status.on_files(files)
+        if status.passed:
+            subject = subject_of(self.version, self.place, files, policy)
+            refusal = _missing_approvals(self.trail, policy, subject)
+        else:
+            refusal = (
+                f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
+            )
+        if not refusal:
+            # A version that has the place already with other recorded files is recorded
+            # again.
+            number = self.change.version
+            detail = self._detail(files)
+            has_new_files = (
+                self.holder == number
+                and recorded_files(self.trail, self.model.name, number, self.place) != files
+            )
+            if has_new_files:
+                detail |= move_detail(detail["moved"]["place"], number, files)
+            why = f"gate {status.state}: {status.reason}"
+            return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
+        if self.holder == self.change.version:
+            return self._accepted(why="already there")
+        if self._is_return(policy):
+            changed = unreadable or _changed_files(
+                self.trail, self.model.name, self.change.version, self.place, files
+            )
+            if not changed:
+                return self._accepted(
+                    why=f"rollback to the version before version {self.holder}; its gate: "
+                    f"{status.reason}",
+                    detail=self._detail(files) | {_ROLLBACK: True},
+                )
+            refusal = f"{self._subject} may not return to {self.place}: {changed}. {self._remedy}"
+        return self.change.with_refusal(refusal)
+
+    def _read_files(self, policy: GatePolicy) -> tuple[str, str]:
+        """Return the digest of the version's files, or the reason why they cannot be
+        read; the other text is empty.
+        """
+        try:
+            return files_digest(self.model.name, self.change.version, policy), ""
+        except NotFound as error:
+            return "", error.message
+
+    def _is_return(self, policy: GatePolicy) -> bool:
+        """Return True if `holder` has replaced the version, which was not rolled back.
+
+        With approvals, return False if `holder` itself came by a rollback.
+        """
+        if not self.holder or self._is_rolled_back:
+            return False
+        moves = moves_to(self.trail, self.model.name, self.holder, self.place)
+        if not moves or moves[0].detail["moved"]["before"] != self.change.version:
+            return False
+        return policy.approvals is None or not any(event.detail.get(_ROLLBACK) for event in moves)
+
+    @property
+    def _is_rolled_back(self) -> bool:
+        return ROLLED_BACK_TAG in self.version.tags
+
+    @property
+    def _subject(self) -> str:
+        return f"version {self.version.version} of {self.model.name}"
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            f"`onnxserve promote models:/{self.model.name}/{self.change.version} "
+            f"--to {self.place}` runs the gate and lists the failed checks"
+        )
+
+    def _detail(self, files: str) -> Json:
+        moved = self.change.detail["moved"]
+        return self.change.detail | move_detail(moved["place"], moved["before"], files)
+
+    def _accepted(self, **fields: Any) -> RegistryChange:
+        is_served_again = self._is_rolled_back and self.place.is_served_from
+        return replace(self.change, is_served_again=is_served_again, **fields)
+
+
+def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
+    """Return the verdict on the version by the current policy of its model."""
+    status = tags.gate_status_of(version.tags)
+    judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
+    if status.passed and status.state != "forced" and judged_by != policy.digest:
+        return tags.GateStatus(
+            False, "", "it passed a different policy from the model's current policy"
+        )
+    return status
+
+
+def _changed_files(
+    trail: AuditTrail, model: str, version: str, place: StageOrAlias, files: str
+) -> str:
+    """Return why `files` are not the files with which the version moved to the place;
+    empty if they are.
+    """
+    recorded = served_files(trail.store(), model, version, str(place))
+    if files and recorded == files:
+        return ""
+    if not recorded:
+        return "the audit trail does not have the digest of the files that were served"
+    present = files[:12] or "unknown"
+    compared = f"sha256 {present}, served {recorded[:12]}"
+    return (
+        f"its files differ from the files that were served there ({compared}); restore the served "
+        "files"
+    )
+
+
+def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion") -> str:
+    """Return why the version may not leave its stage; empty if it may.
+
+    In a stage, endpoints serve the highest version. If it leaves, the next version is
+    served, as after a move. Neither a new verdict nor new approvals are needed, because
+    the next version was let in, but its files must be the same. If they are not
+    recorded, a verdict on its files counts too or, with approvals, the approvals of its
+    files.
+    """
+    stage = StageOrAlias(stage=version.current_stage)
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+    except InvalidConfig:  # A version must be able to leave.
+        return ""
+    if policy is None or not policy.gates(stage):
+        return ""
+    versions = [
+        entry
+        for entry in all_versions(registry(), model.name)
+        if entry.current_stage == stage.stage
+    ]
+    highest = sorted(versions, key=lambda entry: int(entry.version), reverse=True)
+    if len(highest) < 2 or int(highest[0].version) != int(version.version):
+        return ""
+    below = highest[1]
+    try:
+        files = files_digest(below.name, str(below.version), policy)
+        if policy.approvals is None:
+            is_right = _status(below, policy).on_files(files).passed
+        else:
+            is_right = files in approved_files(trail.store(), policy, below)
+        if is_right:
+            changed = ""
+        else:
+            changed = _changed_files(trail, below.name, str(below.version), stage, files)
+    except NotFound as error:
+        changed = error.message
+    return changed and (
+        f"version {version.version} of {model.name} may not leave {stage}, because version "
+        f"{below.version} would then be served: {changed}, or archive version {below.version} "
+        "first"
+    )
+
+
+def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
+    """Return why the promotion lacks approvals; empty if it needs none, or has all.
+    Raises StoreUnavailable.
+    """
+    if policy.approvals is None:
+        return ""
+    refusal = unsigned_refusal(trail, needs_approvals=True)
+    if refusal:
+        return f"{subject} is refused: {refusal}"
+    page = console_page(model=subject.model)
+    missing = missing_approvals(trail.store(), policy, subject, page)
+    login = "" if caller().user else ". An approval requires a login, and this caller is anonymous"
+    return missing and missing + login
+
+
+def console_page(path: str = "", **query: str) -> str:
+    """Return the URL of a page of the console, with the request's Host unless
+    ONNXSERVE_MLFLOW_URL is set.
+    """
+    here = f"{request.host_url.rstrip('/')}{static_prefix()}"
+    base = load_settings().mlflow_url.rstrip("/") or here
+    if name := active_workspace():
+        query["workspace"] = name
+    return f"{base}/onnxserve{path}?{urlencode(query)}"
+
+
+def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePolicy, Subject]:
+    """Return the model's gate policy, and the promotion of the version as it is now,
+    for an approval.
+
+    Raises InvalidConfig if the policy is missing or invalid, NotFound if the files
+    cannot be read, and MLflow's exception if the version does not exist.
+    """
+    registered, entry = model_and_version(model, version)
+    policy = policy_from_tags(model, registered.tags)
+    if policy is None:
+        raise InvalidConfig(
+            f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no "
+            "approvals"
+        )
+    return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
+
+
+def moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -> list[AuditEvent]:
+    """Return the events of the last move of `holder` to the stage or alias, newest
+    first; none if they are not known.
+
+    A move may have several events, by MLflow and by a command.
+    """
+    moves: list[AuditEvent] = []
+    with suppress(OnnxserveError):
+        for event in reversed(trail.store().counted_events(model, _MOVES_OR_ENDS)):
+            if not event.endpoint and event.action in ("rename", "delete"):
+                break  # Earlier versions belong to a different model.
+            moved = event.detail.get("moved")
+            if not moved or moved["place"].lower() != str(place).lower():
+                continue
+            if event.version == moved["before"]:
+                continue  # The version was already there, and its files were approved again.
+            if event.version == holder:
+                moves.append(event)
+            elif moves:
+                break
+        return moves
+    return []

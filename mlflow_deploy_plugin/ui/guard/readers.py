@@ -1,0 +1,311 @@
+"""The readers of the requests to MLflow's registry that the guard decides about.
+
+If the policy requires approvals or names judges, only administrators may change the
+policy, or rename or delete the model, because it would otherwise not apply. A promotion
+is refused while the approvals cannot be read.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
+from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.ui.access import is_administrator
+from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, model_and_version, registry
+from mlflow_deploy_plugin.ui.guard.moves import (
+    UNSERVED_STAGES,
+    Move,
+    RegistryChange,
+    holders,
+    moves_to,
+    recorded_files,
+    uncovering_refusal,
+    unsigned_refusal,
+)
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from mlflow.entities.model_registry import RegisteredModel
+
+
+Reader = Callable[[AuditTrail, "Message"], RegistryChange | None]
+
+
+def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
+    """Read the request to move a version to a stage."""
+    from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
+
+    model, version = model_and_version(message.name, message.version)
+    stage = get_canonical_stage(message.stage)
+    number = str(version.version)
+    served = []
+    if stage not in UNSERVED_STAGES:
+        served = registry().get_latest_versions(message.name, [stage])
+    holder = str(served[0].version) if served else ""
+    replaced = "" if holder == number else holder
+    detail = move_detail(stage, replaced)
+    if replaced:
+        detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
+    change = RegistryChange(
+        action="transition",
+        model=message.name,
+        version=number,
+        before=version.current_stage,
+        after=stage,
+        detail=detail,
+        is_gated=_is_gated(
+            model, StageOrAlias(stage=stage), StageOrAlias(stage=version.current_stage)
+        ),
+    )
+    refusal = "" if stage == version.current_stage else uncovering_refusal(trail, model, version)
+    if refusal:
+        return change.with_refusal(refusal)
+    return Move(trail, change, model, version, StageOrAlias(stage=stage), holder).decide()
+
+
+def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to set or delete an alias. None for the alias of a prompt."""
+    model = registry().get_registered_model(message.name)
+    if _is_only_a_prompt(model):
+        return None
+    holder = str(model.aliases.get(message.alias, ""))
+    before = f"version {holder} in @{message.alias}" if holder else ""
+    place = StageOrAlias(alias=message.alias)
+    if not hasattr(message, "version"):
+        return RegistryChange(
+            action="alias",
+            model=message.name,
+            version=holder,
+            before=before,
+            is_gated=_is_gated(model, place),
+        )
+    version = registry().get_model_version(message.name, message.version)
+    number = str(version.version)
+    detail = move_detail(f"@{message.alias}", holder)
+    after = f"version {number} in @{message.alias}"
+    change = RegistryChange(
+        action="alias",
+        model=message.name,
+        version=number,
+        before=before,
+        after=after,
+        detail=detail,
+        is_gated=_is_gated(model, place),
+    )
+    return Move(trail, change, model, version, place, holder).decide()
+
+
+def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to delete a version. Endpoints that follow its stage then serve
+    the previous version. None if no endpoint can follow the version.
+    """
+    model, version = model_and_version(message.name, message.version)
+    if version.current_stage in UNSERVED_STAGES and not version.aliases:
+        return None
+    change = RegistryChange(
+        action="transition",
+        model=message.name,
+        version=str(version.version),
+        before=version.current_stage,
+        after="deleted",
+        is_gated=_is_gated(
+            model,
+            StageOrAlias(stage=version.current_stage),
+            *(StageOrAlias(alias=alias) for alias in version.aliases),
+        ),
+    )
+    return change.with_refusal(uncovering_refusal(trail, model, version))
+
+
+def _model_creation(trail: AuditTrail, message: "Message") -> RegistryChange:
+    """Read the request to create a model, whose tags may contain a gate policy."""
+    model_tags = {tag.key: tag.value for tag in message.tags}
+    policy = model_tags.get(tags.GATE_POLICY_TAG, "")
+    return RegistryChange(
+        action="tag", model=message.name, after=policy, detail={"tag": tags.GATE_POLICY_TAG}
+    ).with_refusal(unsigned_refusal(trail, needs_approvals="approvals" in policy))
+
+
+def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to rename or delete a model. After a rename, the policy applies
+    to the new name. None for a prompt.
+    """
+    model = registry().get_registered_model(message.name)
+    if _is_only_a_prompt(model):
+        return None
+    new_name = getattr(message, "new_name", "")
+    action = "rename" if hasattr(message, "new_name") else "delete"
+    change = RegistryChange(
+        action=action,
+        model=message.name,
+        before=message.name,
+        after=new_name,
+        is_gated=_is_gated(model, *(place for place, _ in holders(model))),
+    ).with_refusal(_policy_refusal(model, f"{action} this model"))
+    if not new_name or change.is_refused:
+        return change
+    entries = [
+        served_entry(number, str(place), recorded_files(trail, model.name, number, place))
+        for place, number in holders(model)
+    ]
+    return replace(change, detail={SERVED: [entry for entry in entries if entry["files"]]})
+
+
+def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> list[Json]:
+    """Return the files of the versions in the places that a new policy gates, and of
+    the versions that they replaced.
+
+    Files that are already recorded are not returned. The other versions moved there
+    without this server, or before the policy. They stay served, and may return.
+    """
+    try:
+        gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
+    except InvalidConfig:
+        return []
+    entries: list[Json] = []
+    for place, number in holders(model):
+        if gates is None or not gates.gates(place):
+            continue
+        moves = moves_to(trail, model.name, number, place)
+        replaced = (event.detail["moved"]["before"] for event in moves[:1])
+        for version in filter(None, [number, *replaced]):
+            if not recorded_files(trail, model.name, version, place):
+                with suppress(NotFound):
+                    entries.append(
+                        served_entry(version, str(place), files_digest(model.name, version, gates))
+                    )
+    return entries
+
+
+def _tag_change(trail: AuditTrail, message: "Message") -> RegistryChange | None:
+    """Read the request to set or delete a tag of a version or a model. None if the
+    guard does not watch the tag.
+    """
+    if hasattr(message, "version"):
+        return _version_tag_change(message)
+    return _policy_tag_change(trail, message)
+
+
+def _version_tag_change(message: Any) -> RegistryChange | None:
+    """Return the change of a version's tag: a refusal for the tags of a verdict, which
+    only this server sets (`ui/verdicts.py`). None if the guard does not watch the tag.
+    """
+    is_of_verdict = message.key.startswith(tags.GATE_TAG)
+    is_deleted = not hasattr(message, "value")
+    if not (is_of_verdict or (is_deleted and message.key == ROLLED_BACK_TAG)):
+        return None
+    version = registry().get_model_version(message.name, message.version)
+    number = str(version.version)
+    refusal = ""
+    if is_of_verdict:
+        refusal = (
+            f"only MLflow's server writes the tag {message.key}: `onnxserve gate "
+            f"models:/{message.name}/{number}` judges the version and records the verdict"
+        )
+    return RegistryChange(
+        action="tag",
+        model=message.name,
+        version=number,
+        before=version.tags.get(message.key, ""),
+        after=getattr(message, "value", ""),
+        detail={"tag": message.key},
+    ).with_refusal(refusal)
+
+
+def _policy_tag_change(trail: AuditTrail, message: Any) -> RegistryChange | None:
+    """Return the change of a model's gate policy, or None for another tag of the model.
+    The detail contains the files that the new policy adopts.
+    """
+    if message.key != tags.GATE_POLICY_TAG:
+        return None
+    model = registry().get_registered_model(message.name)
+    policy = getattr(message, "value", "")
+    refusal = _policy_refusal(model, f"change its tag {message.key}")
+    refusal = refusal or unsigned_refusal(trail, needs_approvals="approvals" in policy)
+    detail: Json = {"tag": message.key}
+    if policy and not refusal:
+        adopted = _adopted_files(trail, model, policy)
+        if adopted:
+            detail[SERVED] = adopted
+    return RegistryChange(
+        action="tag",
+        model=message.name,
+        before=model.tags.get(message.key, ""),
+        after=policy,
+        detail=detail,
+        is_gated=True,
+    ).with_refusal(refusal)
+
+
+READERS: dict[str, tuple[str, Reader]] = {
+    "_transition_stage": ("TransitionModelVersionStage", _transition),
+    "_set_registered_model_alias": ("SetRegisteredModelAlias", _alias),
+    "_delete_registered_model_alias": ("DeleteRegisteredModelAlias", _alias),
+    "_delete_model_version": ("DeleteModelVersion", _version_deletion),
+    "_create_registered_model": ("CreateRegisteredModel", _model_creation),
+    "_rename_registered_model": ("RenameRegisteredModel", _model),
+    "_delete_registered_model": ("DeleteRegisteredModel", _model),
+    "_set_model_version_tag": ("SetModelVersionTag", _tag_change),
+    "_delete_model_version_tag": ("DeleteModelVersionTag", _tag_change),
+    "_set_registered_model_tag": ("SetRegisteredModelTag", _tag_change),
+    "_delete_registered_model_tag": ("DeleteRegisteredModelTag", _tag_change),
+}
+"""The name of a view of MLflow → the protobuf message of the view's requests, and the
+reader of the message.
+"""
+
+
+def _is_gated(model: "RegisteredModel", *places: StageOrAlias) -> bool:
+    """Return True if the model's policy gates one of the places, or cannot be read."""
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+    except InvalidConfig:
+        return True
+    return policy is not None and any(map(policy.gates, places))
+
+
+def _policy_refusal(model: "RegisteredModel", change: str) -> str:
+    """Return why the caller may not make a change that removes required approvals or
+    judges; empty if the caller may make it.
+    """
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+        is_protected = policy is not None and bool(policy.approvals or policy.judges)
+    except InvalidConfig:  # The policy is not valid, but may be meant to name people.
+        text = model.tags[tags.GATE_POLICY_TAG]
+        is_protected = "approvals" in text or "judges" in text
+    if not is_protected or is_administrator():
+        return ""
+    return (
+        f"only an administrator may {change}, because the gate policy of {model.name} requires "
+        "approvals or names judges"
+    )
+
+
+def _is_only_a_prompt(model: "RegisteredModel") -> bool:
+    """Return True for a prompt. A model with a policy is not a prompt, because any user
+    can set the prompt tag.
+    """
+    return bool(model._is_prompt()) and tags.GATE_POLICY_TAG not in model.tags
+
+
+def read_message(message: str) -> "Message":
+    """Return the current request as MLflow reads it. Raise MlflowException if MLflow
+    refuses it.
+    """
+    from mlflow.protos import model_registry_pb2
+    from mlflow.server import handlers
+
+    empty = getattr(model_registry_pb2, message)()
+    texts = [field.name for field in empty.DESCRIPTOR.fields if field.type == field.TYPE_STRING]
+    return handlers._get_request_message(
+        empty, schema={name: [handlers._assert_string] for name in texts}
+    )

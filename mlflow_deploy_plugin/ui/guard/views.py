@@ -1,0 +1,233 @@
+"""The gate and the audit trail in MLflow's API, which check and record every change of
+a stage or an alias.
+
+The guard wraps MLflow's view functions, which `/api` and `/ajax-api` share and which
+run after the basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows
+and its clients do not retry. Direct changes in the database bypass the guard; `require:
+gate=passed` in an endpoint's spec covers them.
+
+Before a change of a gated place, its intention is stored, and its result afterwards. If
+the intention cannot be stored, the change is refused with 503 (`audit_trail.py`). For
+other changes, a failure of the audit trail or of the notification of the agents never
+fails a request to MLflow.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, jsonify, make_response
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.registry import tags
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
+from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
+from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.promote.gate.approvals import version_authors
+from mlflow_deploy_plugin.ui.access import caller
+from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
+from mlflow_deploy_plugin.ui.guard.moves import RegistryChange
+from mlflow_deploy_plugin.ui.guard.readers import READERS, Reader, read_message
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from google.protobuf.message import Message
+
+_log = logging.getLogger(__name__)
+
+_NEW_VERSION = "_create_model_version"
+_RETRY_AFTER_SECONDS = 5
+
+
+def check_views(app: Flask, served: "Flask | FastAPI") -> None:
+    """Raise OnnxserveError if MLflow's Flask app lacks a view that the gate wraps, or
+    if a route of `served` before the Flask app answers the view's requests.
+    """
+    from starlette.routing import Match
+
+    # A Flask app has no attribute `routes`. FastAPI contains it at the path "".
+    routes = getattr(served, "routes", ())
+    before = [*takewhile(lambda route: getattr(route, "path", None) != "", routes)]
+    for view in (*READERS, _NEW_VERSION):
+        if view not in app.view_functions:
+            raise OnnxserveError(
+                f"this MLflow has no view {view}: onnxserve does not support its version"
+            )
+        for rule in app.url_map.iter_rules(view):
+            for method in rule.methods or ():
+                scope = {"type": "http", "method": method, "path": rule.rule}
+                if any(route.matches(scope)[0] is Match.FULL for route in before):
+                    raise OnnxserveError(
+                        f"{method} {rule.rule} is answered before the gate's view {view}: "
+                        "onnxserve does not support this version of MLflow"
+                    )
+
+
+def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
+    """Wrap MLflow's views with the gate. Raises the errors of `check_views`."""
+    from mlflow.server.handlers import catch_mlflow_exception
+
+    check_views(app, served)
+    for view, (message, read) in READERS.items():  # A request that cannot be read is refused.
+        app.view_functions[view] = catch_mlflow_exception(
+            _guarded(app.view_functions[view], message, read, trail)
+        )
+    create = app.view_functions[_NEW_VERSION]
+
+    def create_without_verdict(**arguments: Any) -> Response:
+        """Create a version without gate tags, because MLflow may copy the tags of a
+        version of another model.
+        """
+        response = make_response(create(**arguments))
+        if response.status_code == 200:
+            version = response.get_json()["model_version"]
+            for tag in version.get("tags", ()):
+                if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (
+                    tags.ERROR_TAG,
+                    ROLLED_BACK_TAG,
+                ):
+                    registry().delete_model_version_tag(
+                        version["name"], version["version"], tag["key"]
+                    )
+            _record_authors(trail, version)
+        return response
+
+    app.view_functions[_NEW_VERSION] = create_without_verdict
+
+
+def _record_authors(trail: AuditTrail, version: Json) -> None:
+    """Record who created a version. The authors of a copied version are also authors of
+    the copy.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.utils.models import _parse_model_uri
+
+    name = version["name"]
+    number = version["version"]
+    authors = [*filter(None, [caller().user])]
+    try:
+        source = read_message("CreateModelVersion").source
+        if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
+            original = registry().get_model_version(copied.name, copied.version)
+            authors += version_authors(
+                trail.store(), str(original.version), int(original.creation_timestamp)
+            )
+    except (MlflowException, OnnxserveError) as error:
+        # The version exists, so the request has succeeded.
+        _log.error(
+            "%s version %s is a copy, and the authors of its source cannot be read: %s",
+            name,
+            number,
+            error,
+        )
+    detail = {"created": int(version["creation_timestamp"]), "authors": authors}
+    change = RegistryChange(
+        action="register",
+        model=name,
+        version=number,
+        before="",
+        after=f"version {number}",
+        detail=detail,
+    )
+    _record(trail.record, change, change.action)
+
+
+def _guarded(
+    view: Callable[..., Any], message: str, read: Reader, trail: AuditTrail
+) -> Callable[..., Any]:
+    """Return a view that refuses or records the change of each request.
+
+    Args:
+        view: MLflow's view, which is called unless the change is refused.
+        message: the name of the protobuf message of the view's requests.
+        read: returns the change that a message requests, or None if it is not recorded.
+        trail: stores the event and notifies the agents.
+    """
+
+    def guarded(**arguments: Any) -> Response:
+        """Return the answer of MLflow's view, or refuse the change. A change that
+        MLflow has made is recorded, and the agents are notified.
+        """
+        requested = read_message(message)
+        try:
+            change = read(trail, requested)
+            if change is not None and change.is_refused:
+                record = trail.record_now if change.is_gated else trail.record
+                _record(record, change, "refused")
+                refusal = jsonify(error_code="PERMISSION_DENIED", message=change.why)
+                return make_response(refusal, 403)
+            intention: Json = {}
+            if change is not None and change.is_gated and change.is_recorded:
+                intention = {INTENTION: secrets.token_hex(8)}
+                detail = {**intention, INTENDED: change.action}
+                _record(trail.record_now, change, INTEND, detail)
+        except OnnxserveError as error:
+            text = f"nothing was changed, because the audit trail is away: {error.message}"
+            refusal = jsonify(error_code=StoreUnavailable.error_code, message=text)
+            return make_response(refusal, 503, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
+        response = make_response(view(**arguments))
+        if response.status_code != 200:
+            if change is not None and intention and _is_unmade(trail, change, read, requested):
+                why = f"MLflow's server answered {response.status_code}"
+                _record(trail.record, replace(change, why=why), FAILED, intention)
+            return response
+        if change is not None:
+            if change.is_recorded:
+                _record(trail.record, change, change.action, intention)
+            if change.is_served_again:
+                registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+        if change is None or not change.is_recorded or change.is_served_again:
+            trail.notify_agents(requested.name)
+        return response
+
+    return guarded
+
+
+def _is_unmade(
+    trail: AuditTrail, change: RegistryChange, read: Reader, requested: "Message"
+) -> bool:
+    """Return True if the registry is as before the change. It may be unreadable after
+    an error of MLflow, which may have made the change.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        now = read(trail, requested)
+    except (MlflowException, OnnxserveError):
+        return False
+    return now is not None and now.before == change.before
+
+
+def _record(
+    record: Callable[[AuditEvent], None],
+    change: RegistryChange,
+    action: str,
+    intention: Json | None = None,
+) -> None:
+    """Record a change by the caller; a rename that was made is recorded for the old and
+    the new name.
+    """
+    who = caller()
+    models = [change.model]
+    if action == "rename":
+        models.append(change.after)
+    detail = {"via": "mlflow", "address": who.address, **change.detail, **(intention or {})}
+    for model in models:
+        event = AuditEvent(
+            datetime.now(UTC),
+            who.actor,
+            action,
+            model=model,
+            version=change.version,
+            before=change.before,
+            after=change.after,
+            why=change.why,
+            detail=detail,
+        )
+        record(event)
