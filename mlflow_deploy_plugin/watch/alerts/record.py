@@ -342,23 +342,6 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     the weights of the alarms.
     """
     alarms = [finding for finding in result.findings if finding.is_alarm]
-    return AlertContent(
-        fingerprint=f"{result.endpoint}/{result.monitor}",
-        endpoint=result.endpoint,
-        monitor=result.monitor,
-        order=f"{result.window.start.isoformat()} {result.revision:06}",
-        weight=sum(finding.weight for finding in alarms) or 1.0,
-        lines=_result_lines(result, alarms),
-        link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
-        next=_next_step(result, spec),
-        tags=spec.alert,
-    )
-
-
-def _result_lines(result: MonitorResult, alarms: Sequence[Finding]) -> list[str]:
-    """Return the lines of the message: the state, the first alarms and the monitor's
-    budget of false alarms.
-    """
     if result.model:
         answered = f"{result.model} version {result.version}"
     else:
@@ -376,7 +359,17 @@ def _result_lines(result: MonitorResult, alarms: Sequence[Finding]) -> list[str]
     budget = result.figures.get("false_alarms_per_year")
     if alarms and budget:
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
-    return lines
+    return AlertContent(
+        fingerprint=f"{result.endpoint}/{result.monitor}",
+        endpoint=result.endpoint,
+        monitor=result.monitor,
+        order=f"{result.window.start.isoformat()} {result.revision:06}",
+        weight=sum(finding.weight for finding in alarms) or 1.0,
+        lines=lines,
+        link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
+        next=_next_step(result, spec),
+        tags=spec.alert,
+    )
 
 
 def _next_step(result: MonitorResult, spec: MonitorSpec) -> str:

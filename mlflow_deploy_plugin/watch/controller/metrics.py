@@ -194,43 +194,28 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         keys += [(endpoint.name, monitor) for monitor in endpoint.spec.monitors]
     paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
     counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
-    families = _new_families()
-    for key in keys:
-        judged = counts.judged.get(key)
-        state = "paused" if key in paused else _monitor_state(judged, counts.newest.get(key))
-        _add_monitor(families, key, state, judged)
-    _add_counts(families, counts)
-    return [*families.values()]
-
-
-def _new_families() -> _Families:
     families: _Families = {}
     for name, (text, labels) in _METRICS.items():
         family = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
         families[name] = family(name, text, labels=labels)
-    return families
-
-
-def _add_monitor(
-    families: _Families,
-    key: MonitorKey,
-    state: str,
-    judged: MonitorWindow | None,
-) -> None:
-    """Add the monitor's state, and the time and the figures of the last judged window
-    if any.
-    """
-    for possible in STATES:
-        families["onnxserve_monitor_state"].add_metric((*key, possible), float(possible == state))
-    if judged is None:
-        return
-    families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
-        key,
-        judged.end.timestamp(),
-    )
-    for metric, value in judged.figures.items():
-        if "/" not in metric and value is not None:  # Omit values per column or variant.
-            families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
+    for key in keys:
+        judged = counts.judged.get(key)
+        state = "paused" if key in paused else _monitor_state(judged, counts.newest.get(key))
+        for possible in STATES:
+            families["onnxserve_monitor_state"].add_metric(
+                (*key, possible), float(possible == state)
+            )
+        if judged is None:
+            continue
+        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
+            key,
+            judged.end.timestamp(),
+        )
+        for metric, value in judged.figures.items():
+            if "/" not in metric and value is not None:  # Omit values per column or variant.
+                families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
+    _add_counts(families, counts)
+    return [*families.values()]
 
 
 def _add_counts(families: _Families, counts: StoreCounts) -> None:

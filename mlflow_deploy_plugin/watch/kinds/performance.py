@@ -411,28 +411,17 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
     confidence = window.confidence(len(expectations))
-    findings = list(_estimate_findings(window, expectations, confidence))
-    _, _, of_all = expectations[0]
-    notes = [f"{missing}; {_estimate_note(of_all)}", *notes]
-    return _result(window, findings, _estimate_figures(of_all, confidence), notes)
-
-
-def _estimate_findings(
-    window: _Window,
-    expectations: _Expectations,
-    confidence: float,
-) -> Iterator[Finding]:
-    """Yield a finding for each requirement on all rows and each segment. With
-    `estimate: informs`, the findings are not judged, and their reasons have the
-    estimates.
-    """
+    findings = []
     for segment, rows, estimated in expectations:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
             if window.request.spec.estimate == "informs" and finding.state != "not judged":
                 reason = f"{finding.reason}; {_INFORMS}"
                 finding = replace(finding, state="not judged", reason=reason)
-            yield finding
+            findings.append(finding)
+    _, _, of_all = expectations[0]
+    notes = [f"{missing}; {_estimate_note(of_all)}", *notes]
+    return _result(window, findings, _estimate_figures(of_all, confidence), notes)
 
 
 def _estimate_note(estimated: CbpeEstimate) -> str:

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, WorkRunner
-from mlflow_deploy_plugin.core.registry.policy import PolicyChoice, choose_policy
+from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import registered_version, resolve
 from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
@@ -79,7 +79,18 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     plan = plan_of(retraining)
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", retraining.version) else plan.base_version
-    choice = _with_dataset(choose_policy(plan.model), retraining.figures)
+    choice = choose_policy(plan.model)
+    evaluation = choice.policy.evaluation
+    dataset = retraining.figures.dataset
+    if dataset and not evaluation.dataset:
+        evaluation = evaluation.model_copy(
+            update={"dataset": dataset, "target": retraining.figures.target or ""}
+        )
+        choice = replace(
+            choice,
+            policy=choice.policy.model_copy(update={"evaluation": evaluation}),
+            where=f"{choice.where}, on the newest labelled rows",
+        )
     candidate = registered_version(plan.model, retraining.version)
     current = resolve(f"models:/{plan.model}/{against}")
     gated = gate_version(
@@ -89,23 +100,6 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
         _with_verdict(retraining.figures, gated), against=against, gated_at=context.now()
     )
     context.write(replace(retraining, state="gated", figures=figures, reason=""))
-
-
-def _with_dataset(choice: PolicyChoice, figures: RetrainingFigures) -> PolicyChoice:
-    """Return the choice; if the policy has no dataset, with the held-out rows if
-    any.
-    """
-    evaluation = choice.policy.evaluation
-    if not figures.dataset or evaluation.dataset:
-        return choice
-    evaluation = evaluation.model_copy(
-        update={"dataset": figures.dataset, "target": figures.target or ""}
-    )
-    return replace(
-        choice,
-        policy=choice.policy.model_copy(update={"evaluation": evaluation}),
-        where=f"{choice.where}, on the newest labelled rows",
-    )
 
 
 def _with_verdict(figures: RetrainingFigures, gated: GateRun) -> RetrainingFigures:

@@ -78,7 +78,18 @@ def retrain_on_alarm(
         result.window,
         actor,
     )
-    cause = _alarm_cause(result)
+    cause: Json = {
+        "kind": "alarm",
+        "monitor": result.monitor,
+        "monitor_kind": result.kind,
+        "window": str(result.window),
+        "revision": result.revision,
+        "verdict": result.state,
+        "version": result.version,
+        "run_id": result.run.run_id,
+        "report": result.run.url or f"run {result.run.run_id}",
+        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
+    }
     for earlier in retrainings.find(plan.endpoint, plan.model):
         # An alarm is processed twice if a controller is killed before it has stored the
         # window's verdict.
@@ -113,22 +124,6 @@ def retrain_on_alarm(
         )
         _record_refusal(store, event)
         return None
-
-
-def _alarm_cause(result: MonitorResult) -> Json:
-    """Return the cause of a retraining that this alarm starts."""
-    return {
-        "kind": "alarm",
-        "monitor": result.monitor,
-        "monitor_kind": result.kind,
-        "window": str(result.window),
-        "revision": result.revision,
-        "verdict": result.state,
-        "version": result.version,
-        "run_id": result.run.run_id,
-        "report": result.run.url or f"run {result.run.run_id}",
-        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
-    }
 
 
 def request_retraining(

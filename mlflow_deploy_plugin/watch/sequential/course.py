@@ -162,7 +162,14 @@ def follow(
     levels = reference_levels(reference, columns, segments)
     past = _comparable(history.past, evidence.basis, start_us)
     judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
-    levels = _levels_outside(levels, judged, spec)
+    levels = levels.since(levels.starts_us != judged[-1])
+    if spec.is_rolling:
+        # A rolling reference contains all windows before the judged window: keep those
+        # before the first judged window, but at least the first windows.
+        older = levels.starts_us < judged[0]
+        if older.sum() < budget.FEWEST_WINDOWS:
+            older = np.arange(len(older)) < budget.FEW_WINDOWS
+        levels = levels.since(older)
     try:
         budget.require_windows(reference, levels, spec, budget.FEWEST_OF_ONE)
         outside = ~np.isin(judged, levels.starts_us)
@@ -239,20 +246,6 @@ def _comparable(
         for window in past
         if window.evidence.basis == basis and microseconds(window.start) < start_us
     ]
-
-
-def _levels_outside(levels: ReferenceLevels, judged: Array, spec: MonitorSpec) -> ReferenceLevels:
-    """Return the levels without the judged window. A rolling reference contains all
-    windows before this window: return those before the first judged window, but at
-    least those of the first windows.
-    """
-    levels = levels.since(levels.starts_us != judged[-1])
-    if not spec.is_rolling:
-        return levels
-    older = levels.starts_us < judged[0]
-    if older.sum() < budget.FEWEST_WINDOWS:
-        older = np.arange(len(older)) < budget.FEW_WINDOWS
-    return levels.since(older)
 
 
 def _restarts(

@@ -362,7 +362,17 @@ def limit_for(windows: Windows, rate: float) -> float:
     nothing shifts. The limits of the last references are kept, because all windows of a
     monitor have the same one.
     """
-    reference = _reference_of(_only_followed(windows))
+    first = windows.reference
+    followed = windows.is_followed
+    # Only the windows of the reference and the series whose lasting shifts are sought.
+    reference = replace(
+        windows,
+        values=windows.values[:, followed][:first],
+        phases=windows.phases[:first],
+        floors=windows.floors[followed],
+        scales=windows.scales[:, followed][:first],
+        is_upward=windows.is_upward[followed],
+    )
     digest = hashlib.blake2b(repr((rate, reference.season)).encode())
     for part in (reference.values, reference.phases, reference.scales, reference.floors):
         digest.update(np.ascontiguousarray(part).tobytes())
@@ -373,17 +383,6 @@ def limit_for(windows: Windows, rate: float) -> float:
             _known_limits.clear()
         _known_limits[key] = _simulated_limit(reference, rate)
     return _known_limits[key]
-
-
-def _reference_of(windows: Windows) -> Windows:
-    """Return only the windows of the reference."""
-    first = windows.reference
-    return replace(
-        windows,
-        values=windows.values[:first],
-        phases=windows.phases[:first],
-        scales=windows.scales[:first],
-    )
 
 
 def _simulated_limit(windows: Windows, rate: float) -> float:
@@ -403,18 +402,6 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     without_cycle = remove_cycle(drawn, first, phases, season)
     statistics = _statistics(without_cycle, first, season, windows)
     return _limit_at(rate, statistics)
-
-
-def _only_followed(windows: Windows) -> Windows:
-    """Return the windows with only the series whose lasting shifts are sought."""
-    followed = windows.is_followed
-    return replace(
-        windows,
-        values=windows.values[:, followed],
-        floors=windows.floors[followed],
-        scales=windows.scales[:, followed],
-        is_upward=windows.is_upward[followed],
-    )
 
 
 def reference_innovations(windows: Windows) -> tuple[Array, Array]:

@@ -584,33 +584,14 @@ def _fresh(bins: CategoryBins, values: _DistinctValues, groups: _Groups) -> Colu
         groups.of_rows[is_unseen] * len(is_fresh) + values.of_rows[is_unseen],
         return_counts=True,
     )
-    return {
-        "unseen": groups.sizes(is_unseen).tolist(),
-        "fresh": _fresh_rows(
-            values,
-            *np.divmod(keys, len(is_fresh)),
-            rows,
-            groups.count,
-        ),
-    }
-
-
-def _fresh_rows(
-    values: _DistinctValues,
-    owners: Array,
-    members: Array,
-    rows: Array,
-    count: int,
-) -> list[dict[str, int]]:
-    """Return the rows by name in each group for pairs of a group (`owners`, ascending)
-    and a value (`members`).
-    """
+    # Each row count belongs to a group, ascending, and to a value.
+    owners, members = np.divmod(keys, len(is_fresh))
     order = np.lexsort((values.hashes[members] / rows, owners))
-    fresh: list[dict[str, int]] = [{} for _ in range(count)]
+    fresh: list[dict[str, int]] = [{} for _ in range(groups.count)]
     # `order` keeps `owners` sorted.
     is_kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
     for position in order[is_kept].tolist():
         group = fresh[owners[position]]
         label = values.label(members[position])
         group[label] = group.get(label, 0) + int(rows[position])
-    return fresh
+    return {"unseen": groups.sizes(is_unseen).tolist(), "fresh": fresh}
