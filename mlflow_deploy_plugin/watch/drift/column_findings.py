@@ -191,7 +191,15 @@ def _constant_finding(
     share = expected.counts[:bin_count].max(initial=1) / max(expected.rows - expected.missing, 1)
     if share**present_rows >= _UNLIKELY:
         return None
-    columns = list(_own_columns(name, reference.pieces, min(present_rows / 2, MIN_COMPARED_ROWS)))
+    fewest = min(present_rows / 2, MIN_COMPARED_ROWS)
+    parts = reference.pieces.windows
+    if len(parts) < _FEW_WINDOWS:
+        parts += reference.pieces.steps
+    columns = []
+    for part in parts:
+        column = part.columns.get(name)
+        if column is not None and column.rows - column.missing >= fewest:
+            columns.append(column)
     if not columns or any(_only_value(bins, column) for column in columns):
         return None
     reason = (
@@ -199,19 +207,6 @@ def _constant_finding(
         f"{len(reference.pieces.windows)} windows has only one value"
     )
     return _schema_alarm(name, "constant", reason, f"constant {only_value}")
-
-
-def _own_columns(name: str, pieces: ReferencePieces, fewest: float) -> Iterator[ColumnSketch]:
-    """Yield the column in each window of the reference in which it has at least
-    `fewest` values, and in such steps if there are few windows.
-    """
-    parts = pieces.windows
-    if len(parts) < _FEW_WINDOWS:
-        parts += pieces.steps
-    for part in parts:
-        column = part.columns.get(name)
-        if column is not None and column.rows - column.missing >= fewest:
-            yield column
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
@@ -474,22 +469,18 @@ class _ScoredColumn:
         phase = ""
         if self.is_drifted:
             seasonal, phase = _in_phase(pieces, self.name, start_us, season_us)
+        bins = self.group.reference.bins[self.name]
+        window, others = column_counts([self.group.window, pieces.others], self.name, bins)
+        distance = float(bins.distance(window[None, :-1], others[:-1])[0])
         return _Comparison(
-            bins=self.group.reference.bins[self.name],
+            bins=bins,
             current=current,
             before=seasonal or before,
             phase=phase,
             missing=_missing_share(current, self.group.window.rows),
             missing_before=_missing_share(before, pieces.others.rows),
-            distance=self._distance(),
+            distance=distance,
         )
-
-    def _distance(self) -> float:
-        """Return the distance of the window from the rows that it is compared with."""
-        bins = self.group.reference.bins[self.name]
-        profiles = [self.group.window, self.group.reference.pieces.others]
-        window, others = column_counts(profiles, self.name, bins)
-        return float(bins.distance(window[None, :-1], others[:-1])[0])
 
     def metrics(self, comparison: "_Comparison") -> dict[str, float]:
         """Return the score and the distance, and for a column of all rows the shares of

@@ -142,7 +142,12 @@ def judge_profile(
         evidence,
         history,
     )
-    test = _test_window(groups, columns, spec, evidence, course)
+    if not isinstance(course, Refused):
+        test = _test_figures(course)
+    elif groups and _has_random_windows(groups[0].reference, spec):
+        test = _test_random_windows(groups, columns, spec, evidence)
+    else:
+        test = course
     if whole.reason and isinstance(test, _WindowTest):
         schema = [*schema, *column_findings.rows_findings(test.columns)]
     if whole.reason:
@@ -265,23 +270,6 @@ class _WindowTest:
     @property
     def is_drifted(self) -> bool:
         return self.largest.is_drifted
-
-
-def _test_window(
-    groups: Sequence[ColumnGroup],
-    columns: Sequence[str],
-    spec: MonitorSpec,
-    evidence: Evidence,
-    course: Course | Refused,
-) -> _WindowTest | Refused:
-    """Return the tests of the figures. The first of the groups, if any, has all
-    rows.
-    """
-    if not isinstance(course, Refused):
-        return _test_figures(course)
-    if groups and _has_random_windows(groups[0].reference, spec):
-        return _test_random_windows(groups, columns, spec, evidence)
-    return course
 
 
 def _test_figures(course: Course) -> _WindowTest | Refused:

@@ -160,7 +160,11 @@ def follow(
     and has the `evidence`; Refused if the reference has too few windows.
     """
     levels = reference_levels(reference, columns, segments)
-    past = _comparable(history.past, evidence.basis, start_us)
+    past = [
+        window
+        for window in history.past
+        if window.evidence.basis == evidence.basis and microseconds(window.start) < start_us
+    ]
     judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
     levels = levels.since(levels.starts_us != judged[-1])
     if spec.is_rolling:
@@ -233,19 +237,6 @@ def _track(
         tracking=track(windows, limit, limits),
         shortfall=shortfall,
     )
-
-
-def _comparable(
-    past: Sequence[JudgedWindow],
-    basis: str,
-    start_us: int,
-) -> Sequence[JudgedWindow]:
-    """Return the windows before the judged window whose figures are comparable."""
-    return [
-        window
-        for window in past
-        if window.evidence.basis == basis and microseconds(window.start) < start_us
-    ]
 
 
 def _restarts(

@@ -213,7 +213,12 @@ class Tracking:
         is_known = np.isfinite(self._windows.values[now])
         self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
         innovation = self._innovation(now, is_known)
-        self._end_shifts(now, innovation, is_known)
+        # The windows of a shift that was not confirmed become a part of the baseline.
+        for shift in [*self.shifts]:
+            if is_known[shift.series] and shift.add_window(float(innovation[shift.series])):
+                self.shifts.remove(shift)
+                if not shift.is_confirmed:
+                    self._is_left_out[shift.onset : now, shift.series] = False
         # Smaller shifts than the least one are not evidence of a shift.
         margin = np.abs(_THETA) * self._windows.least / 2 / self.baseline.deviation
         gain = _THETA * innovation - np.square(_THETA) / 2 - margin
@@ -253,17 +258,6 @@ class Tracking:
         )
         self._previous = np.where(is_unusual, 0.0, above)
         return innovation.clip(-_LARGEST, _LARGEST)
-
-    def _end_shifts(self, now: int, innovation: Array, is_known: Array) -> None:
-        """Add the window to the open shifts of known figures, and end those that are
-        over. The windows of a shift that was not confirmed become a part of the
-        baseline.
-        """
-        for shift in [*self.shifts]:
-            if is_known[shift.series] and shift.add_window(float(innovation[shift.series])):
-                self.shifts.remove(shift)
-                if not shift.is_confirmed:
-                    self._is_left_out[shift.onset : now, shift.series] = False
 
     def _restart(self, accepted: Array) -> None:
         """Begin a new baseline of the accepted series, [m] bool."""

@@ -391,18 +391,14 @@ class _Column:
         if figure == MODE:
             return max(smallest, 1 / math.sqrt(max(self.total[:-1].max(), 1)))
         if figure == DISTANCE and np.count_nonzero(self.total[:-1]) == 1:
-            return max(smallest, math.pow(self._odd_row_distance(usual_rows), NEARLY_NORMAL))
+            # One of the rows has another value than all rows of the reference.
+            usual = self.total[:-1] / self.total[:-1].sum()
+            odd = np.zeros_like(usual)
+            odd[0 if usual[-1] else -1] = 1
+            window = usual + (odd - usual) / max(usual_rows, 1)
+            distance = float(self.bins.distance(window[None], usual)[0])
+            return max(smallest, math.pow(distance, NEARLY_NORMAL))
         return smallest
-
-    def _odd_row_distance(self, rows: float) -> float:
-        """Return the distance of a window in which one of the rows has another value
-        than all rows of the reference.
-        """
-        usual = self.total[:-1] / self.total[:-1].sum()
-        odd = np.zeros_like(usual)
-        odd[0 if usual[-1] else -1] = 1
-        window = usual + (odd - usual) / max(rows, 1)
-        return float(self.bins.distance(window[None], usual)[0])
 
     def figures(
         self,

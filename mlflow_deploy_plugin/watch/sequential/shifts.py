@@ -5,7 +5,7 @@ from the windows before it.
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 
@@ -219,7 +219,10 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     """Yield the charts of the shifts, then of the first figure of each drifted
     column.
     """
-    windows = _charted_windows(course.starts)
+    # Judged windows may be between windows of the reference.
+    in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
+    end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
+    windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
     baseline = course.tracking.baseline
     for column, shift in _charted_series(course, drifted).items():
         series = course.series[column]
@@ -235,16 +238,6 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
             key=series.key,
             is_logarithmic=series.figure in LOGARITHMIC,
         )
-
-
-def _charted_windows(starts: Sequence[datetime]) -> list[int]:
-    """Return the last windows until the judged window, which is the last of `starts`.
-    They are in the order of time, because judged windows may be between windows of the
-    reference.
-    """
-    in_time = sorted(range(len(starts)), key=starts.__getitem__)
-    end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
-    return in_time[max(end - _SHOWN_WINDOWS, 0) : end]
 
 
 def _charted_series(course: Course, drifted: Collection[str]) -> dict[int, Shift | None]:

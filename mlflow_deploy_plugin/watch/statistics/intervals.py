@@ -261,22 +261,19 @@ def bootstrap_interval(
         )
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
-    sums = _resampled_means(
-        np.hstack([weights * rows, weights]),
-        max(round(effective_n), 1),
-    )
+    weighted = np.hstack([weights * rows, weights])
+    size = max(round(effective_n), 1)
+    rng = np.random.default_rng(_SEED)
+    if size > _BOOTSTRAP_ROWS:
+        covariance = np.atleast_2d(np.cov(weighted, rowvar=False)) / size
+        sums = rng.multivariate_normal(weighted.mean(axis=0), covariance, RESAMPLES, method="eigh")
+    else:
+        sums = np.stack(
+            [times @ weighted / size for times in resamples(rng, len(weighted), size, RESAMPLES)]
+        )
     means = sums[:, :-1] / sums[:, -1:]
     worth = effective_n * kish_effective_n(weights) / count
     return _percentile_interval(name, mean, means, figure, count, worth, sampling.confidence)
-
-
-def _resampled_means(rows: Array, size: int) -> Array:
-    """Return the means of `RESAMPLES` resamples of `size` rows, [RESAMPLES, k]."""
-    rng = np.random.default_rng(_SEED)
-    if size > _BOOTSTRAP_ROWS:
-        covariance = np.atleast_2d(np.cov(rows, rowvar=False)) / size
-        return rng.multivariate_normal(rows.mean(axis=0), covariance, RESAMPLES, method="eigh")
-    return np.stack([times @ rows / size for times in resamples(rng, len(rows), size, RESAMPLES)])
 
 
 def bootstrap_counts_interval(
@@ -366,26 +363,18 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
             (~is_positive).sum(axis=0),
         ).min()
     )
-    bounds = _area_bounds(value, variance, rarest, sampling.confidence)
-    return MetricInterval("roc_auc", value, *bounds, count, "DeLong", effective_n)
-
-
-def _area_bounds(
-    value: float,
-    variance: float,
-    rarest: int,
-    confidence: float,
-) -> tuple[float, float]:
-    """Return the normal interval of the logit. At an area of 0 or 1, the variance is 0,
-    and Wilson's interval with the rows of the rarer class is used.
-    """
+    # At an area of 0 or 1, the variance is 0, so Wilson's interval with the rows of the
+    # rarer class is used instead of the normal interval of the logit.
     if not 0 < value < 1:
-        edge = wilson_interval("roc_auc", value * rarest, rarest, confidence)
-        return edge.low, edge.high
-    logit = math.log(value / (1 - value))
-    half = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance) / (value * (1 - value))
-    low, high = expit([logit - half, logit + half]).tolist()
-    return low, high
+        edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
+        bounds = edge.low, edge.high
+    else:
+        logit = math.log(value / (1 - value))
+        quantile = float(ndtri((1 + sampling.confidence) / 2))
+        half = quantile * math.sqrt(variance) / (value * (1 - value))
+        low, high = expit([logit - half, logit + half]).tolist()
+        bounds = low, high
+    return MetricInterval("roc_auc", value, *bounds, count, "DeLong", effective_n)
 
 
 def _area(

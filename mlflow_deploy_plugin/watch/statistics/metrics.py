@@ -229,18 +229,8 @@ def _confusion_metric(
             f"there are more than {MOST_CLASSES} different labels, the limit for a mean over "
             "labels",
         )
-    return _mean_over_cells(name, truth, answers, sampling)
-
-
-def _mean_over_cells(
-    name: str,
-    truth: Array,
-    answers: ClassPredictions,
-    sampling: intervals.Sampling,
-) -> intervals.MetricInterval:
-    """Return the metric from the cells of the confusion matrix."""
-    rows = truth * len(answers.classes) + answers.predicted
-    cells, inverse = np.unique(rows, return_inverse=True)
+    numbers = truth * len(answers.classes) + answers.predicted
+    cells, inverse = np.unique(numbers, return_inverse=True)
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)
     hits, below = _hits_of_cells(name, cells, answers)

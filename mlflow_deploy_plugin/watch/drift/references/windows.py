@@ -256,10 +256,14 @@ def cut_pieces(
     )
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     selected = grid.choose(len(present))
+    steps = [Profile(0, {})] * grid.steps
+    if grid.keeps_steps:
+        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
+            steps[number] = profile
     return ReferencePieces(
         cut_windows(bins, table, groups, selected),
         grid.starts_us(present[selected]),
-        _cut_steps(bins, table, times, grid),
+        tuple(steps),
         grid,
         total,
     )
@@ -287,20 +291,6 @@ def cut_windows(
     for index, window in zip(selected.tolist(), sketches, strict=True):
         windows.append(_with_counts(window, _counts_of(rest, index)))
     return tuple(windows)
-
-
-def _cut_steps(
-    bins: Mapping[str, Bins],
-    table: pa.Table,
-    times: Array,
-    grid: WindowGrid,
-) -> tuple[Profile, ...]:
-    """Return all steps of the grid; empty profiles if the grid does not keep steps."""
-    steps = [Profile(0, {})] * grid.steps
-    if grid.keeps_steps:
-        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
-            steps[number] = profile
-    return tuple(steps)
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:

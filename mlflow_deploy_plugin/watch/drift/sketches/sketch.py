@@ -279,13 +279,21 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     types = set[str]().union(*(part.arrow_types for part in parts))
     finite, mean, m2 = _merge_moments(parts)
     added = {name: sum(map(attrgetter(name), parts)) for name in _ADDED}
+    fresh = Counter[str]()
+    for part in parts:
+        if part.fresh:
+            fresh.update(part.fresh)
+    order = list(fresh.items())
+    if len(order) > KEPT_VALUES:
+        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
+        order = [order[index] for index in np.argsort(ranks, kind="stable")[:KEPT_VALUES]]
     return ColumnSketch(
         name=parts[0].name,
         kind=min(judged, default="other"),
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
         counts=np.sum([part.counts for part in parts], axis=0),
         **added,
-        fresh=_merge_fresh(parts),
+        fresh=dict(order),
         minimum=float(np.fmin.reduce([part.minimum for part in parts])),
         maximum=float(np.fmax.reduce([part.maximum for part in parts])),
         finite=finite,
@@ -306,21 +314,6 @@ def _merge_moments(parts: Sequence[ColumnSketch]) -> tuple[int, float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         between = (finite * (means - mean) ** 2).sum()
         return total, mean, float(sum(part.m2 for part in parts) + between)
-
-
-def _merge_fresh(parts: Sequence[ColumnSketch]) -> dict[str, int]:
-    """Return the unseen categories with their row counts, of over `KEPT_VALUES` those
-    with the smallest ratio of hash to rows.
-    """
-    fresh = Counter[str]()
-    for part in parts:
-        if part.fresh:
-            fresh.update(part.fresh)
-    order = list(fresh.items())
-    if len(order) > KEPT_VALUES:
-        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
-        order = [order[index] for index in np.argsort(ranks, kind="stable")[:KEPT_VALUES]]
-    return dict(order)
 
 
 def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
