@@ -359,6 +359,17 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     budget = result.figures.get("false_alarms_per_year")
     if alarms and budget:
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
+    step = ""
+    if result.is_alarm:
+        monitor = f"{result.endpoint} --monitor {result.monitor}"
+        command = f"onnxserve monitor list {result.endpoint}"
+        if spec.retrain:
+            command = f"onnxserve retrain run {monitor}"
+        if result.accept_command:
+            command += f", {without_markup(_short(result.accept_command))}"
+        step = _next_line(
+            result.endpoint, f"{command}, or onnxserve alert silence {monitor} --for 2h"
+        )
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,
@@ -367,23 +378,9 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
         weight=sum(finding.weight for finding in alarms) or 1.0,
         lines=lines,
         link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
-        next=_next_step(result, spec),
+        next=step,
         tags=spec.alert,
     )
-
-
-def _next_step(result: MonitorResult, spec: MonitorSpec) -> str:
-    """Return the commands that the user can run after an alarm, or ""."""
-    if not result.is_alarm:
-        return ""
-    monitor = f"{result.endpoint} --monitor {result.monitor}"
-    if spec.retrain:
-        command = f"onnxserve retrain run {monitor}"
-    else:
-        command = f"onnxserve monitor list {result.endpoint}"
-    if result.accept_command:
-        command += f", {without_markup(_short(result.accept_command))}"
-    return _next_line(result.endpoint, f"{command}, or onnxserve alert silence {monitor} --for 2h")
 
 
 def _finding_line(finding: Finding) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
@@ -124,30 +124,6 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if expected is None:
         reason = f"the column is in the window ({current.arrow_type}), but not in the reference"
         return _schema_alarm(name, "presence", reason, "new")
-    alarm = _type_alarm(name, name in reference.bins, expected, current)
-    return alarm or _constant_finding(name, reference, expected, current)
-
-
-def _schema_alarm(
-    name: str,
-    check: Check,
-    reason: str,
-    change: str,
-    value: float = 1.0,
-) -> Finding:
-    """Return the alarm of an exact check, for which any value above 0 is an alarm."""
-    return Finding(name, check, "drift", reason, value, threshold=0.0, change=change)
-
-
-def _type_alarm(
-    name: str,
-    has_bins: bool,
-    expected: ColumnSketch,
-    current: ColumnSketch,
-) -> Finding | None:
-    """Return the alarm if values in the window have another type than in the
-    reference; None if the types fit.
-    """
     if current.mistyped and not expected.mistyped:
         present_rows = current.rows - current.missing
         usual = expected.arrow_type or current.expected_type
@@ -160,16 +136,24 @@ def _type_alarm(
         return _schema_alarm(name, "type", reason, change, share)
     # Check columns without a judged distribution (times, binary values) for a change of
     # type.
-    is_judged = has_bins or _families(expected) & _DISTANCES
-    if (
-        not is_judged
-        and current.missing < current.rows
-        and _families(expected).isdisjoint(_families(current))
-    ):
+    is_judged = name in reference.bins or _families(expected) & _DISTANCES
+    has_values = current.missing < current.rows
+    if not is_judged and has_values and _families(expected).isdisjoint(_families(current)):
         reason = f"the type is {current.arrow_type}; the reference has {expected.arrow_type}"
         change = f"{expected.arrow_type} → {current.arrow_type}"
         return _schema_alarm(name, "type", reason, change)
-    return None
+    return _constant_finding(name, reference, expected, current)
+
+
+def _schema_alarm(
+    name: str,
+    check: Check,
+    reason: str,
+    change: str,
+    value: float = 1.0,
+) -> Finding:
+    """Return the alarm of an exact check, for which any value above 0 is an alarm."""
+    return Finding(name, check, "drift", reason, value, threshold=0.0, change=change)
 
 
 def _constant_finding(
@@ -467,8 +451,19 @@ class _ScoredColumn:
         before = pieces.others.columns.get(self.name)
         seasonal = None
         phase = ""
-        if self.is_drifted:
-            seasonal, phase = _in_phase(pieces, self.name, start_us, season_us)
+        if self.is_drifted and pieces.lagged is None:
+            indices, name_of_phase = same_phase(
+                start_us, pieces.grid.length_us, pieces.window_starts_us, season_us
+            )
+            in_phase = [pieces.windows[index] for index in indices]
+            parts = [
+                Profile(part.rows, {self.name: part.columns[self.name]})
+                for part in in_phase
+                if self.name in part.columns
+            ]
+            if parts:
+                seasonal = merge(parts).columns[self.name]
+                phase = name_of_phase
         bins = self.group.reference.bins[self.name]
         window, others = column_counts([self.group.window, pieces.others], self.name, bins)
         distance = float(bins.distance(window[None, :-1], others[:-1])[0])
@@ -531,30 +526,6 @@ class _ScoredColumn:
             if change or test.is_change or self.is_relation:
                 return change
         return _figure_change(test)
-
-
-def _in_phase(
-    pieces: ReferencePieces,
-    name: str,
-    start_us: int,
-    season_us: int,
-) -> tuple[ColumnSketch | None, str]:
-    """Return the column in the reference's windows of the same phase, and their name;
-    None and an empty name without such windows, or for a reference with a lag.
-    """
-    indices, phase = same_phase(start_us, pieces.grid.length_us, pieces.window_starts_us, season_us)
-    if pieces.lagged is None:
-        windows = [pieces.windows[index] for index in indices]
-    else:
-        windows = []
-    parts = [
-        Profile(window.rows, {name: window.columns[name]})
-        for window in windows
-        if name in window.columns
-    ]
-    if parts:
-        return merge(parts).columns[name], phase
-    return None, ""
 
 
 @dataclass(frozen=True)

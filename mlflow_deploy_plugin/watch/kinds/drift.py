@@ -111,7 +111,23 @@ def judge(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    return compared.result(verdict, _judge_requirements(compared))
+    # The requirements are judged on all rows in the window. With `capture.fraction`,
+    # each share has an interval for this number of independent draws.
+    left_out = 1 - request.capture.fraction
+    draws = math.inf
+    if left_out and request.spec.requirements:
+        # Whole requests are sampled, so a request is one draw. The divisor is the
+        # finite population correction.
+        batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
+        requests = sum(
+            int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
+        )
+        draws = max(requests, 1) / left_out
+    required: list[Finding] = []
+    for requirement in request.spec.requirements:
+        findings = _requirement_findings(compared, requirement, draws)
+        required += with_history(request, findings)
+    return compared.result(verdict, required)
 
 
 @dataclass(frozen=True, eq=False)
@@ -631,30 +647,6 @@ def _conclude(required: Sequence[Finding], verdict: DriftVerdict) -> tuple[State
     if verdict.state == "not judged" and required:
         return "kept", f"{required[0].subject}: {required[0].reason}"
     return verdict.state, verdict.reason
-
-
-def _judge_requirements(compared: WindowComparison) -> list[Finding]:
-    """Return the findings of the requirements, which are judged on all rows in the
-    window. With `capture.fraction`, each share has an interval.
-    """
-    request = compared.request
-    if not request.spec.requirements:
-        return []
-    left_out = 1 - request.capture.fraction
-    draws = math.inf
-    if left_out:
-        # Whole requests are sampled, so a request is one draw. The divisor is the
-        # finite population correction.
-        batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
-        requests = sum(
-            int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
-        )
-        draws = max(requests, 1) / left_out
-    required: list[Finding] = []
-    for requirement in request.spec.requirements:
-        findings = _requirement_findings(compared, requirement, draws)
-        required += with_history(request, findings)
-    return required
 
 
 def _requirement_findings(

@@ -416,8 +416,9 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
             if window.request.spec.estimate == "informs" and finding.state != "not judged":
-                reason = f"{finding.reason}; {_INFORMS}"
-                finding = replace(finding, state="not judged", reason=reason)
+                finding = replace(
+                    finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}"
+                )
             findings.append(finding)
     _, _, of_all = expectations[0]
     notes = [f"{missing}; {_estimate_note(of_all)}", *notes]

@@ -150,8 +150,9 @@ def add_revisions(
     changed = []
     for row, digest in zip(candidates, files_digests(log, candidates, spec), strict=True):
         if digest != row.log_digest:
-            span = Window(row.start, row.end)
-            request = window_request(selected, span, deployments.settings, endpoint)
+            request = window_request(
+                selected, Window(row.start, row.end), deployments.settings, endpoint
+            )
             changed.append(_ChangedWindow(row, digest, request))
     late = _find_late_data(evaluator, changed, now)
     for item in changed:

@@ -36,8 +36,7 @@ from mlflow_deploy_plugin.core.registry.resolution import registered_version, re
 from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
 from mlflow_deploy_plugin.core.store.store import Rollout
-from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.promote.gate.run import GateRun, gate_version
+from mlflow_deploy_plugin.promote.gate.run import gate_version
 from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.promote.rollouts.leadership import reaches
 from mlflow_deploy_plugin.promote.rollouts.snapshot import ServedModelChanged, answering_version
@@ -96,31 +95,25 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     gated = gate_version(
         candidate, current, choice, context.actor, context.deployments.store, lambda _: None
     )
-    figures = replace(
-        _with_verdict(retraining.figures, gated), against=against, gated_at=context.now()
-    )
-    context.write(replace(retraining, state="gated", figures=figures, reason=""))
-
-
-def _with_verdict(figures: RetrainingFigures, gated: GateRun) -> RetrainingFigures:
-    """Return the figures with the gate's verdict and evaluation. The versions count as
-    compared if the evaluation was done, or if the policy itself skips it.
-    """
     verdict = gated.verdict
-    evaluation = {**figures.evaluation}
+    measured = {**retraining.figures.evaluation}
     is_skipped = False
     for check in verdict.checks:
         if check.name == "evaluation":
-            evaluation |= check.figures
+            measured |= check.figures
             is_skipped |= check.state == "skipped"
-    return replace(
-        figures,
-        evaluation=evaluation,
+    figures = replace(
+        retraining.figures,
+        evaluation=measured,
         gate=verdict.state,
         gate_reason=verdict.reason,
         gate_report=gated.report,
+        # The policy itself may skip the evaluation.
         compared=not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
+        against=against,
+        gated_at=context.now(),
     )
+    context.write(replace(retraining, state="gated", figures=figures, reason=""))
 
 
 def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:

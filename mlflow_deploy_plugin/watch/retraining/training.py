@@ -346,11 +346,13 @@ def collect_training_data(
     if held_out is not None:
         # The gate casts these rows to the types of each version.
         pq.write_table(held_out, held_out_file)
+    with data.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return TrainingData(
         data=data,
         held_out=held_out_file if held_out is not None else None,
         target=_target_column(rows),
-        digest=_sha256(data),
+        digest=digest,
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
         window=window,
@@ -419,11 +421,6 @@ def _target_column(rows: pa.Table) -> str:
     if answers_texts or rows.column(LABEL_NUMBER).null_count:
         return LABEL
     return LABEL_NUMBER
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:

@@ -392,7 +392,14 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     levels, baseline = _reference_baseline(windows)
     scaled = levels / windows.scales[:first]
     correlation = baseline.correlation
-    drawn = _draw_levels(scaled[1:] - correlation * scaled[:-1], correlation, len(phases))
+    innovations = scaled[1:] - correlation * scaled[:-1]
+    # The simulated levels, [simulations, windows, m], have drawn innovations.
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
+    drawn: Array = innovations.astype(np.float32)[positions]
+    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
+    for window in range(1, len(phases)):
+        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
     without_cycle = remove_cycle(drawn, first, phases, season)
     statistics = _statistics(without_cycle, first, season, windows)
     return _limit_at(rate, statistics)
@@ -428,19 +435,6 @@ def _reference_baseline(windows: Windows) -> tuple[Array, RunningBaseline]:
 def reference_correlation(windows: Windows) -> Array:
     """Return the correlation of consecutive windows of the reference, [m]."""
     return _reference_baseline(windows)[1].correlation
-
-
-def _draw_levels(innovations: Array, correlation: Array, count: int) -> Array:
-    """Return simulated levels, [simulations, count, m] float32, with innovations that
-    are drawn from `innovations`, [R - 1, m].
-    """
-    rng = np.random.default_rng(0)
-    positions = rng.integers(0, len(innovations), (_SIMULATIONS, count))
-    drawn: Array = innovations.astype(np.float32)[positions]
-    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
-    for window in range(1, count):
-        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    return drawn
 
 
 def _limit_at(rate: float, statistics: Array) -> float:

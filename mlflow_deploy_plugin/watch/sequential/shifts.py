@@ -224,7 +224,16 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
     windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
     baseline = course.tracking.baseline
-    for column, shift in _charted_series(course, drifted).items():
+    charted: dict[int, Shift | None] = {shift.series: shift for shift in shown_shifts(course)}
+    first_figures: dict[str, int] = {}
+    for index, series in enumerate(course.series):
+        if series.figure != MISSING:
+            first_figures.setdefault(series.key, index)
+    shifted = {course.series[index].key for index in charted}
+    for key in drifted:
+        if key in first_figures and key not in shifted:
+            charted[first_figures[key]] = None
+    for column, shift in charted.items():
         series = course.series[column]
         values = course.windows.values[:, column]
         usual = values - course.tracking.levels[:, column] + baseline.mean[column]
@@ -238,19 +247,3 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
             key=series.key,
             is_logarithmic=series.figure in LOGARITHMIC,
         )
-
-
-def _charted_series(course: Course, drifted: Collection[str]) -> dict[int, Shift | None]:
-    """Return the indices of the series to draw, each with its shift: those with a
-    shift, then the first figure of each drifted column without a shift (None).
-    """
-    charted: dict[int, Shift | None] = {shift.series: shift for shift in shown_shifts(course)}
-    first_figures: dict[str, int] = {}
-    for index, series in enumerate(course.series):
-        if series.figure != MISSING:
-            first_figures.setdefault(series.key, index)
-    shifted = {course.series[index].key for index in charted}
-    for key in drifted:
-        if key in first_figures and key not in shifted:
-            charted[first_figures[key]] = None
-    return charted

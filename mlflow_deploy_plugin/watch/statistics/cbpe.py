@@ -444,7 +444,10 @@ def _sampling_variances(
         chances = chances[sample]
     centre = expected_metrics(answers, chances, names)
     apart: dict[str, list[float]] = {name: [] for name in names}
-    for truth in _draw_labels(chances, rng):
+    classes = np.eye(chances.shape[1])
+    below = chances.cumsum(axis=1)[:, :-1]
+    for _ in range(_DRAWS):
+        truth = classes[(rng.random((len(chances), 1)) > below).sum(axis=1)]
         drawn = expected_metrics(answers, truth, names)
         for name, difference in _differences(drawn, centre):
             apart[name].append(difference)
@@ -453,11 +456,3 @@ def _sampling_variances(
         for name, gaps in apart.items()
         if len(gaps) > _DRAWS // 2
     }
-
-
-def _draw_labels(chances: Array, rng: np.random.Generator) -> Iterator[Array]:
-    """Yield simulated labels as probabilities of 0 or 1, [N, C]."""
-    classes = np.eye(chances.shape[1])
-    below = chances.cumsum(axis=1)[:, :-1]
-    for _ in range(_DRAWS):
-        yield classes[(rng.random((len(chances), 1)) > below).sum(axis=1)]

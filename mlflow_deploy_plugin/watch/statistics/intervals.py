@@ -363,18 +363,23 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
             (~is_positive).sum(axis=0),
         ).min()
     )
-    # At an area of 0 or 1, the variance is 0, so Wilson's interval with the rows of the
-    # rarer class is used instead of the normal interval of the logit.
-    if not 0 < value < 1:
-        edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
-        bounds = edge.low, edge.high
-    else:
-        logit = math.log(value / (1 - value))
-        quantile = float(ndtri((1 + sampling.confidence) / 2))
-        half = quantile * math.sqrt(variance) / (value * (1 - value))
-        low, high = expit([logit - half, logit + half]).tolist()
-        bounds = low, high
+    bounds = _area_bounds(value, variance, rarest, sampling.confidence)
     return MetricInterval("roc_auc", value, *bounds, count, "DeLong", effective_n)
+
+
+def _area_bounds(
+    value: float, variance: float, rarest: int, confidence: float
+) -> tuple[float, float]:
+    """Return the normal interval of the logit. At an area of 0 or 1, the variance is 0,
+    and Wilson's interval with the rows of the rarer class is used.
+    """
+    if not 0 < value < 1:
+        edge = wilson_interval("roc_auc", value * rarest, rarest, confidence)
+        return edge.low, edge.high
+    logit = math.log(value / (1 - value))
+    half = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance) / (value * (1 - value))
+    low, high = expit([logit - half, logit + half]).tolist()
+    return low, high
 
 
 def _area(

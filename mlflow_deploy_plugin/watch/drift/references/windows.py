@@ -413,7 +413,15 @@ def correct_for_rest(
         start_us = int(present_us[index])
         if start_us in window_at:
             window = window_at[start_us]
-            window_at[start_us] = _extrapolate(window, _counts_of(rest, index), rows)
+            larger: dict[str, Mapping[str, int]] = {}
+            for name, counts in _counts_of(rest, index).items():
+                if name in window.columns:
+                    in_rows = {field: count * window.rows / rows for field, count in counts.items()}
+                    larger[name] = {
+                        field: max(getattr(window.columns[name], field), round(count))
+                        for field, count in in_rows.items()
+                    }
+            window_at[start_us] = _with_counts(window, larger)
     return tuple(window_at.values())
 
 
@@ -430,18 +438,6 @@ def _with_counts(window: Profile, counts: _ColumnCounts) -> Profile:
     for name, fields in counts.items():
         columns[name] = replace(columns[name], **fields)
     return Profile(window.rows, columns)
-
-
-def _extrapolate(window: Profile, counts: _ColumnCounts, rows: int) -> Profile:
-    """Return the window with at least the counts of a sample with some of its rows."""
-    larger: dict[str, Mapping[str, int]] = {}
-    for name in counts.keys() & window.columns.keys():
-        column = window.columns[name]
-        larger[name] = {
-            field: max(getattr(column, field), round(count * window.rows / rows))
-            for field, count in counts[name].items()
-        }
-    return _with_counts(window, larger)
 
 
 def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> RestCounts:
