@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profi
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, format_number, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.watch.sequential.figures import (
+    FigureName,
     describe_figure,
     shown_deviation,
     shown_figure,
@@ -295,7 +296,7 @@ class CheckTest:
         score: the figure in standard deviations from its expected value.
         threshold: the score above which the check is an alarm.
         figure: the name of the figure (`sequential/levels.py`).
-        measure: the name of the figure in words.
+        name: the name of the figure in words.
         is_change: True if the figure is the difference from an earlier window.
     """
 
@@ -306,7 +307,7 @@ class CheckTest:
     score: float
     threshold: float
     figure: str
-    measure: str
+    name: FigureName
     is_change: bool = False
 
     @property
@@ -370,7 +371,7 @@ def rows_findings(tests: ColumnTests) -> Iterator[Finding]:
             threshold=test.threshold,
             segment=segment,
             change=_figure_change(test) if test.is_drifted else "",
-            measure=test.measure,
+            measure=test.name.text,
             unit="SD",
         )
 
@@ -379,15 +380,15 @@ def _compare_with_usual(test: CheckTest) -> str:
     """Return the figure and what is usual, such as `mean 8.9, 3.2 ± 0.4 is usual`."""
     if test.is_change:
         usual = f"{test.usual:+.3g} ± {test.spread:.2g} is usual"
-        return f"change of the {test.measure} {test.value:+.3g}, {usual}"
+        return f"change of the {test.name.text} {test.value:+.3g}, {usual}"
     value = shown_figure(test.figure, test.value)
     usual = shown_figure(test.figure, test.usual)
     spread = shown_deviation(test.figure, test.usual, test.spread)
-    return f"{test.measure} {value}, {usual} ± {spread} is usual"
+    return f"{test.name.text} {value}, {usual} ± {spread} is usual"
 
 
 def _figure_change(test: CheckTest) -> str:
-    return describe_figure(test.figure, test.measure, test.usual, test.value)
+    return describe_figure(test.figure, test.name, test.usual, test.value)
 
 
 def _by_score(
@@ -513,7 +514,7 @@ class _ScoredColumn:
                 threshold=test.threshold,
                 segment=segment,
                 change=self._change(test, comparison) if test.is_drifted else "",
-                measure=test.measure,
+                measure=test.name.text,
                 unit="SD",
             )
 

@@ -308,7 +308,7 @@ def _test_figures(course: Course) -> _WindowTest | Refused:
                     score=test.score,
                     threshold=test.threshold,
                     figure=test.series.figure,
-                    measure=figure_name(test.series, course.reference.bins),
+                    name=figure_name(test.series, course.reference.bins),
                     is_change=is_change,
                 )
             )

@@ -13,11 +13,12 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -234,19 +235,28 @@ def _accuracy(
                 until=until,
             )
             windows = {row.start: row.figures for row in stored if row.start >= since}
-            metric = spec.requirements[0].name
-            measured = [figures.get(metric) for figures in windows.values()]
-            estimated = [figures.get(f"estimated/{metric}") for figures in windows.values()]
-            sources = {"from labels": measured, "estimated": estimated}
-            texts = [text for text, values in sources.items() if {*values} - {None}]
-            if not texts:
-                return None
-            series = []
-            for pair in zip(measured, estimated, strict=True):
-                known = [value for value in pair if value is not None]
-                series.append(known[0] if known else math.nan)
-            return LevelSeries(f"{metric}, {' or '.join(texts)}", [*windows], series)
+            return _metric_series(spec.requirements[0].name, windows)
     return None
+
+
+def _metric_series(
+    metric: str,
+    windows: Mapping[datetime, Mapping[str, Any]],
+) -> LevelSeries | None:
+    """Return the metric over the windows, whose figures are given by start: from labels
+    if measured, otherwise estimated. Return None if no window has it.
+    """
+    measured = [figures.get(metric) for figures in windows.values()]
+    estimated = [figures.get(f"estimated/{metric}") for figures in windows.values()]
+    sources = {"from labels": measured, "estimated": estimated}
+    texts = [text for text, values in sources.items() if {*values} - {None}]
+    if not texts:
+        return None
+    values = []
+    for pair in zip(measured, estimated, strict=True):
+        known = [value for value in pair if value is not None]
+        values.append(known[0] if known else math.nan)
+    return LevelSeries(f"{metric}, {' or '.join(texts)}", [*windows], values)
 
 
 def judge_and_log(request: WindowRequest) -> MonitorResult:

@@ -183,7 +183,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_end=onset.end.isoformat(),
         in_a_row=len(values),
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
-        measure=figure_name(series, course.reference.bins),
+        measure=figure_name(series, course.reference.bins).text,
         unit="SD",
     )
 
@@ -211,7 +211,7 @@ def _describe_change(course: Course, series: FigureSeries, before: float, now: f
     name = figure_name(series, course.reference.bins)
     if course.spec.is_rolling and series.figure not in (DISTANCE, ROWS_FIGURE):
         lag = course.spec.reference_value
-        return f"change of the {name} from {lag} before: {before:+.3g} → {now:+.3g}"
+        return f"change of the {name.text} from {lag} before: {before:+.3g} → {now:+.3g}"
     return describe_figure(series.figure, name, before, now)
 
 
@@ -238,7 +238,7 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
         values = course.windows.values[:, column]
         usual = values - course.tracking.levels[:, column] + baseline.mean[column]
         yield LevelSeries(
-            title=f"{series.key}, {figure_name(series, course.reference.bins)}",
+            title=f"{series.key}, {figure_name(series, course.reference.bins).text}",
             starts=[course.starts[index] for index in windows],
             values=values[windows].tolist(),
             usual=usual[windows].tolist(),

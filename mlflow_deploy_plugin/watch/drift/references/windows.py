@@ -411,15 +411,15 @@ def correct_for_rest(
     window_at = dict(zip(starts_us, windows, strict=True))
     for index, rows in enumerate(np.bincount(groups).tolist()):
         start_us = int(present_us[index])
-        if start_us in window_at:
-            window = window_at[start_us]
+        window = window_at.get(start_us)
+        if window is not None:
             larger: dict[str, Mapping[str, int]] = {}
             for name, counts in _counts_of(rest, index).items():
                 if name in window.columns:
-                    in_rows = {field: count * window.rows / rows for field, count in counts.items()}
+                    column = window.columns[name]
                     larger[name] = {
-                        field: max(getattr(window.columns[name], field), round(count))
-                        for field, count in in_rows.items()
+                        field: max(getattr(column, field), round(count * window.rows / rows))
+                        for field, count in counts.items()
                     }
             window_at[start_us] = _with_counts(window, larger)
     return tuple(window_at.values())
