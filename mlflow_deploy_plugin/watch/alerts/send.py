@@ -111,21 +111,6 @@ def read_channels(path: Path) -> list[Channel]:
     """Return the channels in a file in Apprise's YAML or text format; raise
     InvalidConfig without quoting the file.
     """
-    channels: dict[str, Channel] = {}
-    for service in _read_services(path):
-        identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
-        tags = frozenset(str(tag) for tag in service.tags)
-        tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
-        service_name = service.service_name or "channel"
-        name = f"{service_name}{tag_text} #{identity[:6]}"
-        channels[identity] = Channel(identity, name, tags, service)
-    return list(channels.values())
-
-
-def _read_services(path: Path) -> "list[NotifyBase]":
-    """Return Apprise's services of the channels in the file. Raises InvalidConfig if
-    the file does not exist, cannot be read or has no service.
-    """
     import apprise
 
     _shut_log()
@@ -143,7 +128,15 @@ def _read_services(path: Path) -> "list[NotifyBase]":
         ) from None
     if not is_read or not services:
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} has no channel that Apprise supports")
-    return services
+    channels: dict[str, Channel] = {}
+    for service in services:
+        identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
+        tags = frozenset(str(tag) for tag in service.tags)
+        tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
+        service_name = service.service_name or "channel"
+        name = f"{service_name}{tag_text} #{identity[:6]}"
+        channels[identity] = Channel(identity, name, tags, service)
+    return list(channels.values())
 
 
 def _asset() -> "AppriseAsset":

@@ -3,7 +3,7 @@ all checks.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -349,10 +349,12 @@ def judge_columns(
     for column in columns:
         comparison = column.comparison(start_us, season_us)
         figures |= column.metrics(comparison)
-        judged: Iterable[Finding] = column.findings(comparison)
-        if column.is_relation and column.group.segment in causes:
-            judged = (_explained(finding, causes[column.group.segment]) for finding in judged)
-        findings += judged
+        cause = causes.get(column.group.segment) if column.is_relation else None
+        for finding in column.findings(comparison):
+            if cause is not None and finding.state == "drift":
+                reason = f"{finding.reason}; the change of {cause} also changes sums of columns"
+                finding = replace(finding, state="no drift", reason=reason, change="")
+            findings.append(finding)
     return [*findings, *rows_findings(tests)], figures
 
 
@@ -411,16 +413,6 @@ def _by_score(
                 continue
             segments_of_relations.add(column.group.segment)
         yield column
-
-
-def _explained(finding: Finding, cause: str) -> Finding:
-    """Return the finding about the relations, which is not an alarm if a column is the
-    cause.
-    """
-    if finding.state != "drift":
-        return finding
-    reason = f"{finding.reason}; the change of {cause} also changes sums of columns"
-    return replace(finding, state="no drift", reason=reason, change="")
 
 
 @dataclass(frozen=True, eq=False)
@@ -621,27 +613,18 @@ class _Comparison:
         return f"out of range {usual:.1%} → {share}, more {self.side}"
 
     def _distribution_change(self, distance: float) -> _Change | None:
-        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`; None
-        if the reference lacks the column or has other bins.
+        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`. Of
+        numbers, it is the first change that explains at least half of the distance: of
+        the infinite values, the mean, or the mean and the deviation. Return None if the
+        reference lacks the column or has other bins, or if a side has no finite values.
         """
+        bins = self.bins
         before = self.before
-        if before is None or len(before.counts) != len(self.current.counts):
-            return None
-        if isinstance(self.bins, OrderedBins):
-            return self._number_change(self.bins, before, distance)
-        return self._category_change(self.bins, before)
-
-    def _number_change(
-        self,
-        bins: OrderedBins,
-        before: ColumnSketch,
-        distance: float,
-    ) -> _Change | None:
-        """Return the first change that explains at least half of the distance: of the
-        infinite values, the mean, or the mean and the deviation. Return None if a side
-        has no finite values.
-        """
         current = self.current
+        if before is None or len(before.counts) != len(current.counts):
+            return None
+        if isinstance(bins, CategoryBins):
+            return self._category_change(bins, before)
         infinite = [before.infinite_share, current.infinite_share]
         # Infinite values are in an outer bin, at most this far away.
         reach = np.ptp(bins.positions) / bins.scale

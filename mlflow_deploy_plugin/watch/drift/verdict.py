@@ -273,13 +273,37 @@ def _test_window(
     evidence: Evidence,
     course: Course | Refused,
 ) -> _WindowTest | Refused:
-    """Return the tests of the figures. The first of the groups, if any, has all
-    rows.
+    """Return the tests of the figures; those of random windows of the reference say
+    nothing about the number of rows. The first of the groups, if any, has all rows.
     """
     if not isinstance(course, Refused):
         return _test_figures(course)
     if groups and _has_random_windows(groups[0].reference, spec):
-        return _test_random_windows(groups, columns, spec, evidence)
+        parts = {
+            group.segment: with_random_windows(group.reference, group.window.rows)
+            for group in groups
+        }
+        # With this number of rows, a mean is as precise as its difference from the mean
+        # of the reference.
+        levels = dict(evidence.levels)
+        for group in groups:
+            rows = 1 / (1 / group.window.rows + 1 / group.reference.pieces.total.rows)
+            levels[FigureSeries(group.segment, ROWS, ROWS_FIGURE).rows_key] = math.log(rows)
+        random_course = follow(
+            parts.pop(""),
+            parts,
+            [name for name in columns if name != ROWS],
+            spec.model_copy(update={"season": None}),
+            END_US,
+            replace(evidence, levels=levels),
+            _NO_HISTORY,
+        )
+        if isinstance(random_course, Refused):
+            return random_course
+        test = _test_figures(random_course)
+        if isinstance(test, Refused):
+            return test
+        return replace(test, compared=(RANDOM_WINDOWS, "windows of random rows"))
     return course
 
 
@@ -330,41 +354,6 @@ def _clearest_first(test: FigureTest) -> tuple[bool, float]:
     """
     is_clear = test.ratio > 1 and test.series.figure not in VAGUE
     return not is_clear, -test.ratio
-
-
-def _test_random_windows(
-    groups: Sequence[ColumnGroup],
-    columns: Sequence[str],
-    spec: MonitorSpec,
-    evidence: Evidence,
-) -> _WindowTest | Refused:
-    """Return the tests of the figures against random windows of the reference, which
-    say nothing about the number of rows.
-    """
-    parts = {
-        group.segment: with_random_windows(group.reference, group.window.rows) for group in groups
-    }
-    # With this number of rows, a mean is as precise as its difference from the mean of
-    # the reference.
-    levels = dict(evidence.levels)
-    for group in groups:
-        rows = 1 / (1 / group.window.rows + 1 / group.reference.pieces.total.rows)
-        levels[FigureSeries(group.segment, ROWS, ROWS_FIGURE).rows_key] = math.log(rows)
-    course = follow(
-        parts.pop(""),
-        parts,
-        [name for name in columns if name != ROWS],
-        spec.model_copy(update={"season": None}),
-        END_US,
-        replace(evidence, levels=levels),
-        _NO_HISTORY,
-    )
-    if isinstance(course, Refused):
-        return course
-    test = _test_figures(course)
-    if isinstance(test, Refused):
-        return test
-    return replace(test, compared=(RANDOM_WINDOWS, "windows of random rows"))
 
 
 def _conclude(

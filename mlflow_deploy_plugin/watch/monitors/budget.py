@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.watch.drift.references.load import load_reference
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor, window_request
 from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
-from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
+from mlflow_deploy_plugin.watch.result import describe_span
 from mlflow_deploy_plugin.watch.sequential.budget import check_budget
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from mlflow_deploy_plugin.watch.statistics.predictions import version_artifact
@@ -88,7 +88,11 @@ def _check_monitor(
             )
     request = window_request(selected, window, deployments.settings, stored)
     try:
-        version = _served_version(spec)
+        weights = traffic_weights(spec)
+        if not weights:
+            raise NotFound(f"endpoint {spec.name!r} has no deployment")
+        served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
+        version = served.name, served.version
         reference = load_reference(request, *version)
     except OnnxserveError as error:
         return [f"{_CHECKED_LATER}: {error.message}"]
@@ -106,17 +110,6 @@ def _check_monitor(
         if monitor.is_rolling:  # The reference grows with the log.
             return [f"{_CHECKED_LATER}: {error.message}"]
         raise InvalidConfig(f"monitors.{selected.name}: {error.message}") from None
-
-
-def _served_version(spec: EndpointSpec) -> ModelVersion:
-    """Return the version of the deployment with the most traffic. Raises NotFound if
-    the endpoint has no deployment.
-    """
-    weights = traffic_weights(spec)
-    if not weights:
-        raise NotFound(f"endpoint {spec.name!r} has no deployment")
-    served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
-    return served.name, served.version
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,14 @@ def build_report(
     """Return the files of the run by name, as text or bytes. If Evidently fails, the
     page contains the reason.
     """
-    charts = _draw_charts(result)
+    charts = EvidentlyReport()
+    if result.report.pairs:
+        columns = _MOST_COLUMNS
+        charts = draw_columns(result, result.report.pairs, columns)
+        # Findings and the picture need a tenth of the page.
+        while len(charts.page) > LARGEST_PAGE * 0.9 and columns > 1:
+            columns //= 2
+            charts = draw_columns(result, result.report.pairs, columns)
     this = JudgedWindow(result.window.start, result.state, result.evidence)
     windows = [*past, this][-trend.MOST_WINDOWS :]
     levels = trend.level_lines(result, windows)
@@ -109,21 +116,6 @@ def build_report(
     if charts.figures:
         files[EVIDENTLY] = charts.figures
     return files
-
-
-def _draw_charts(result: MonitorResult) -> EvidentlyReport:
-    """Draw the first judged columns, as many as fit on a page. The report is empty
-    without columns, such as of a window that is not judged.
-    """
-    if not result.report.pairs:
-        return EvidentlyReport()
-    columns = _MOST_COLUMNS
-    while True:
-        charts = draw_columns(result, result.report.pairs, columns)
-        # Findings and the picture need a tenth of the page.
-        if len(charts.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
-            return charts
-        columns //= 2
 
 
 def _render_page(

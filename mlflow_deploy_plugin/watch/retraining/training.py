@@ -145,26 +145,17 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
     elif is_late:
         _end_late(context, retraining, plan)
     elif run.status == "KILLED" or _is_here(retraining) or _is_silent(context, retraining, run):
-        _restart(context, retraining)
-
-
-def _restart(context: RetrainingContext, retraining: Retraining) -> None:
-    """Let a killed training begin again; fail the retraining after `MAX_TRAININGS`
-    runs.
-    """
-    attempt = retraining.figures.attempt or 1
-    end_training(retraining)
-    if attempt >= MAX_TRAININGS:
-        context.fail(
-            retraining,
-            f"the run was killed {attempt} times: {_last_line(context, retraining)}",
+        attempt = retraining.figures.attempt or 1
+        end_training(retraining)
+        if attempt >= MAX_TRAININGS:
+            last = _last_line(context, retraining)
+            context.fail(retraining, f"the run was killed {attempt} times: {last}")
+            return
+        reason = f"run {retraining.run_id} was killed; the training is restarted"
+        figures = RetrainingFigures(attempt=attempt + 1)
+        context.write(
+            replace(retraining, state="waiting", run_id="", figures=figures, reason=reason),
         )
-        return
-    reason = f"run {retraining.run_id} was killed; the training is restarted"
-    figures = RetrainingFigures(attempt=attempt + 1)
-    context.write(
-        replace(retraining, state="waiting", run_id="", figures=figures, reason=reason),
-    )
 
 
 def end_training(retraining: Retraining) -> None:

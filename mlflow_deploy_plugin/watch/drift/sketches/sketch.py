@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import repeat
+from itertools import repeat, starmap
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -198,29 +198,21 @@ def sketch_groups(
     rows = of_rows.sizes().tolist()
     profiles: list[dict[str, ColumnSketch]] = [{} for _ in rows]
     for name, counted in _count_columns(bins, table, of_rows):
-        sketches = _sketches(name, bins.get(name), {"rows": rows, **counted})
+        frozen = bins.get(name)
+        expected = frozen.arrow_type or frozen.kind if frozen else ""
+        values_by_field = {
+            "name": repeat(name),
+            "expected_type": repeat(expected),
+            "rows": rows,
+            **counted,
+        }
+        # Pass positional arguments, because passing keyword arguments takes as long as
+        # counting an hour of rows.
+        in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
+        sketches = starmap(ColumnSketch, zip(*in_order, strict=False))
         for columns, column in zip(profiles, sketches, strict=True):
             columns[name] = column
     return [*map(Profile, rows, profiles)]
-
-
-def _sketches(
-    name: str,
-    frozen: Bins | None,
-    counted: ColumnCounts,
-) -> Iterator[ColumnSketch]:
-    """Yield the sketch of a column in each group."""
-    expected = frozen.arrow_type or frozen.kind if frozen else ""
-    values_by_field = {
-        "name": repeat(name),
-        "expected_type": repeat(expected),
-        **counted,
-    }
-    # Pass positional arguments, because passing keyword arguments takes as long as
-    # counting an hour of rows.
-    in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
-    for values in zip(*in_order, strict=False):
-        yield ColumnSketch(*values)
 
 
 def encode_columns(
