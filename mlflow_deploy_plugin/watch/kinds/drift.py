@@ -397,7 +397,12 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     version = next(iter(versions))
     request = _with_output_names(request, version)
     request.progress(f"reading the reference, {request.spec.reference}")
-    reference, missing_reason = _find_reference(request, version)
+    reference = None
+    missing_reason = ""
+    try:
+        reference = load_reference(request, *version)
+    except (InvalidArtifact, InvalidConfig, NotFound) as error:
+        missing_reason = error.message
     request.progress(f"reading {versions[version]:,} rows of the window")
     if reference is None:
         store = SketchStore(log, request.endpoint, {}, "none")
@@ -458,17 +463,6 @@ def _with_output_names(request: WindowRequest, version: ModelVersion) -> WindowR
     artifact = version_artifact(request, *version)
     both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
     return replace(request, capture=capture.model_copy(update=both))
-
-
-def _find_reference(
-    request: WindowRequest,
-    version: ModelVersion,
-) -> tuple[DriftReference | None, str]:
-    """Return the reference, or None and the reason why it cannot be read."""
-    try:
-        return load_reference(request, *version), ""
-    except (InvalidArtifact, InvalidConfig, NotFound) as error:
-        return None, error.message
 
 
 def _all_columns(profile: Profile, reference: DriftReference | None) -> set[str]:

@@ -108,20 +108,11 @@ def files_digests(
     for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint)):
         if day + DAY > start - DAY:
             labels += [(day, file.path, file.size) for file in list_files(log.location, folder)]
-    return [
-        _digest_with_labels(rows_digest, labels, window.start)
-        for rows_digest, window in zip(rows, windows, strict=True)
-    ]
-
-
-def _digest_with_labels(rows_digest: str, labels: Sequence[_LabelFile], start: datetime) -> str:
-    """Return a digest of the rows' digest and of the label files from one day before
-    the window's start; empty for a window without rows.
-    """
-    if not rows_digest:
-        return ""
-    recent = [file for file in labels if file[0] + DAY > start - DAY]
-    return evaluation.digest((rows_digest, recent))
+    digests = []
+    for rows_digest, window in zip(rows, windows, strict=True):
+        recent = [file for file in labels if file[0] + DAY > window.start - DAY]
+        digests.append(evaluation.digest((rows_digest, recent)) if rows_digest else "")
+    return digests
 
 
 def add_revisions(

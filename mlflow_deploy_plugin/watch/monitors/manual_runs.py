@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveE
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import empty_endpoint
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.statedir.files import AGENT, SPOOL, is_alive, read_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
@@ -86,7 +86,19 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     if stored is not None:
         spec = stored.spec
     else:
-        spec = _spec_outside_store(deployments, endpoint)
+        # A server on this machine may have the spec. Otherwise, only the log knows the
+        # endpoint.
+        left = left_specs(endpoint, deployments.settings)
+        if left:
+            spec = left[0][1]
+        else:
+            captured = open_log(deployments.settings.inference_log).endpoints()
+            if endpoint not in captured:
+                raise unknown_endpoint(
+                    endpoint,
+                    {*captured, *(other.name for other in deployments.store.endpoints())},
+                )
+            spec = empty_endpoint(endpoint)
     if name is None and len(spec.monitors) > 1:
         raise InvalidConfig(
             f"endpoint {endpoint!r} has several monitors: select one with --monitor "
@@ -97,24 +109,6 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     elif stored is None or not name:
         return SelectedMonitor(endpoint, name or DEFAULT_MONITOR, MonitorSpec(), spec.capture)
     return SelectedMonitor(endpoint, name, spec.monitor(name), spec.capture)
-
-
-def _spec_outside_store(deployments: Deployments, endpoint: str) -> EndpointSpec:
-    """Return the spec of an endpoint that is not in the store: the spec of a server on
-    this machine, or an empty spec if only the log knows the endpoint.
-
-    Raises NotFound if no server and no rows of the endpoint exist.
-    """
-    left = left_specs(endpoint, deployments.settings)
-    if left:
-        return left[0][1]
-    captured = open_log(deployments.settings.inference_log).endpoints()
-    if endpoint not in captured:
-        raise unknown_endpoint(
-            endpoint,
-            {*captured, *(other.name for other in deployments.store.endpoints())},
-        )
-    return empty_endpoint(endpoint)
 
 
 def run_window(

@@ -259,23 +259,17 @@ def _restarts(
         if accepted:
             since = max(accepted)
             restarts[index] = next((each for each in judged if starts[each] >= since), count)
-        elif series.column == ROWS and not _is_comparable(windows, index):
-            restarts[index] = min(windows.reference, count - 1)
+        elif series.column == ROWS:
+            # The first judged windows must have about as many rows as the reference.
+            rows = windows.values[:, index]
+            first = rows[windows.reference : -1][:_FIRST_WINDOWS]
+            first = first[np.isfinite(first)]
+            usual = np.nanmedian(rows[: windows.reference])
+            if not len(first) or not abs(np.median(first) - usual) < _COMPARABLE:
+                restarts[index] = min(windows.reference, count - 1)
     return restarts
 
 
 def _is_of(key: str, segment: str) -> bool:
     """Return True if the `alarm_key` is that of a column of the segment."""
     return key.startswith(f"{segment}/") if segment else "=" not in key
-
-
-def _is_comparable(windows: Windows, rows: int) -> bool:
-    """Return True if the first judged windows have about as many rows as the windows of
-    the reference. `rows` is the index of the series.
-    """
-    values = windows.values[:, rows]
-    first = values[windows.reference : -1][:_FIRST_WINDOWS]
-    first = first[np.isfinite(first)]
-    if not len(first):
-        return False
-    return bool(abs(np.median(first) - np.nanmedian(values[: windows.reference])) < _COMPARABLE)

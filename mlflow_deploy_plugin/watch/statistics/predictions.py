@@ -104,24 +104,20 @@ def read_predictions(
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        return Refused(
-            f"the log has no column with a single answer per row{_other_columns(table, hashed)}"
-        )
+        prefixes = (f"{PREDICTION}.", OUTPUT_PREFIX)
+        answers = [name for name in table.column_names if name.startswith(prefixes)]
+        others = ""
+        if hashed:
+            others = f": capture.mask replaces {', '.join(hashed)} with hashes"
+        elif answers:
+            others = f": it has {quote_names(answers)}"
+        return Refused(f"the log has no column with a single answer per row{others}")
     truth = as_numbers(table, LABEL_NUMBER)
     unusable = 0
     if LABEL in table.column_names:
         labelled = len(table) - table.column(LABEL).null_count
         unusable = max(labelled - int(np.isfinite(truth).sum()), 0)
     return Predictions(None, numbers, truth, unusable)
-
-
-def _other_columns(table: pa.Table, hashed: Sequence[str]) -> str:
-    """Return the columns that are no answers, with the reason; empty without any."""
-    if hashed:
-        return f": capture.mask replaces {', '.join(hashed)} with hashes"
-    prefixes = (f"{PREDICTION}.", OUTPUT_PREFIX)
-    answers = [name for name in table.column_names if name.startswith(prefixes)]
-    return f": it has {quote_names(answers)}" if answers else ""
 
 
 class _Columns:
