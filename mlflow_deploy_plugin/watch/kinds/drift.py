@@ -658,7 +658,20 @@ def _requirement_findings(
     else:
         judged = [name for name in compared.names if name not in compared.excluded]
         columns = select_columns(judged, compared.request.spec.columns)
-    refusal = _why_not_judged(compared, requirement, columns)
+    refusal = ""
+    rows = compared.profile.rows
+    least = compared.request.spec.min_rows
+    if rows < least:
+        refusal = f"the window has {rows:,} rows; min_rows is {least:,}"
+    elif requirement.name != "missing" and compared.reference is None:
+        refusal = compared.missing_reason
+    elif argument in compared.excluded:
+        refusal = compared.excluded[argument]
+    elif not columns or (argument and argument not in compared.names):
+        refusal = (
+            "neither the window nor the reference has the column; the columns are "
+            f"{', '.join(compared.names[:20])}"
+        )
     if refusal:
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(
@@ -734,29 +747,6 @@ def _measure_shares(
             )
         measured.append(_MeasuredShare(name, share, state, text))
     return sorted(measured, key=lambda item: (-item.share, item.column))
-
-
-def _why_not_judged(
-    compared: WindowComparison,
-    requirement: Requirement,
-    names: Sequence[str],
-) -> str:
-    """Return the reason why a requirement on these columns cannot be judged, or ""."""
-    profile = compared.profile
-    least = compared.request.spec.min_rows
-    argument = requirement.argument
-    if profile.rows < least:
-        return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
-    if requirement.name != "missing" and compared.reference is None:
-        return compared.missing_reason
-    if argument in compared.excluded:
-        return compared.excluded[argument]
-    if not names or (argument and argument not in compared.names):
-        return (
-            "neither the window nor the reference has the column; the columns are "
-            f"{', '.join(compared.names[:20])}"
-        )
-    return ""
 
 
 def _describe_share_change(

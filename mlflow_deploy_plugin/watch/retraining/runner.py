@@ -134,9 +134,15 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = retraining.figures.against or plan.base_version
     passed = _passed_text(retraining)
-    earlier_rollout = _find_rollout(context, retraining, plan)
-    if earlier_rollout is not None:
-        _follow(context, retraining, earlier_rollout)
+    of_version = {"model": plan.model, "version": retraining.version}
+    rollouts = [
+        rollout
+        for rollout in context.deployments.store.rollouts(plan.endpoint)
+        if rollout.created_at >= retraining.created_at
+        and rollout.spec.items() >= of_version.items()
+    ]
+    if rollouts:
+        _follow(context, retraining, rollouts[0])
     elif served == retraining.version:
         context.finish(retraining, "promoted", "the version is already served")
     elif served not in ("", against):
@@ -151,22 +157,6 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
         context.finish(retraining, "proposed", f"{passed}; {remedy}")
     else:
         context.finish(retraining, "left", f"{passed} and is not deployed")
-
-
-def _find_rollout(
-    context: RetrainingContext, retraining: Retraining, plan: RetrainPlan
-) -> Rollout | None:
-    """Return the rollout of the new version since the retraining began; None if there
-    is none.
-    """
-    for rollout in context.deployments.store.rollouts(plan.endpoint):
-        spec = rollout.spec
-        is_of_version = (
-            spec.get("model") == plan.model and spec.get("version") == retraining.version
-        )
-        if is_of_version and rollout.created_at >= retraining.created_at:
-            return rollout
-    return None
 
 
 def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:

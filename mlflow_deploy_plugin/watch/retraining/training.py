@@ -96,12 +96,23 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         sample_file.write_text(json.dumps(detail | data.sample, indent=2))
         process.log_file(run_id, sample_file)
     running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
+    trained_on = f"{data.rows:,} labelled rows up to {data.window.end_text}"
+    if data.hidden:
+        trained_on += (
+            f", without {join_names(data.hidden)}: capture.drop or capture.mask removes the values "
+            "from the log"
+        )
+    if plan.sample is not None:
+        trained_on += (
+            f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the "
+            "window"
+        )
     event = context.event(
         "retrain.run",
         running,
         before=f"version {plan.base_version}",
         after=f"run {run_id}",
-        why=f"retraining {retraining.id} trains on {_describe_rows(plan, data)}",
+        why=f"retraining {retraining.id} trains on {trained_on}",
         detail=detail,
     )
     if context.write(running, event) is not None:
@@ -267,22 +278,6 @@ def _project_parameters(plan: RetrainPlan, data: TrainingData) -> dict[str, str]
             value = int(value)
         parameters[name] = str(value)
     return parameters
-
-
-def _describe_rows(plan: RetrainPlan, data: TrainingData) -> str:
-    """Return the number of training rows, with the withheld columns and the sample."""
-    text = f"{data.rows:,} labelled rows up to {data.window.end_text}"
-    if data.hidden:
-        text += (
-            f", without {join_names(data.hidden)}: capture.drop or capture.mask removes the values "
-            "from the log"
-        )
-    if plan.sample is not None:
-        text += (
-            f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the "
-            "window"
-        )
-    return text
 
 
 def collect_training_data(

@@ -264,8 +264,11 @@ def _restarts(
             rows = windows.values[:, index]
             first = rows[windows.reference : -1][:_FIRST_WINDOWS]
             first = first[np.isfinite(first)]
-            usual = np.nanmedian(rows[: windows.reference])
-            if not len(first) or not abs(np.median(first) - usual) < _COMPARABLE:
+            is_comparable = False
+            if len(first):
+                change = np.median(first) - np.nanmedian(rows[: windows.reference])
+                is_comparable = abs(change) < _COMPARABLE
+            if not is_comparable:
                 restarts[index] = min(windows.reference, count - 1)
     return restarts
 
