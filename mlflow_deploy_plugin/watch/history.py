@@ -6,7 +6,7 @@ Undecided windows are skipped when alarms are counted.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.types import length_of
-from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds
+from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 from mlflow_deploy_plugin.watch.result import (
     ALARMS,
     UNDECIDED,
@@ -97,7 +97,17 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     values = earlier_values(request, finding.key, start)
     if not values:
         return finding
-    usual, source = _usual_value(request.window, values)
+    # The median of the last windows, by preference of the same phase, is usual.
+    window = request.window
+    before = [*values.values()]
+    indices, phase = same_phase(window.start_us, window.end_us - window.start_us, [*values])
+    if indices:
+        before = [before[index] for index in indices]
+    before = before[-_WINDOWS_BEFORE:]
+    usual = float(np.median(before))
+    source = "the window before"
+    if len(before) > 1:
+        source = f"the median of the {len(before)} {phase or 'windows'} before"
     then = format_number(usual)
     now = format_number(finding.value)
     if then == now:
@@ -119,29 +129,6 @@ def earlier_values(request: WindowRequest, key: str, until: datetime) -> dict[in
         if window.start < until and outcome is not None and outcome.value is not None:
             values[microseconds(window.start)] = outcome.value
     return values
-
-
-def _usual_value(
-    window: Window,
-    values: Mapping[int, float],
-) -> tuple[float, str]:
-    """Return the median of the last windows, by preference of the same phase, and the
-    median's name. `values` has the values by start in microseconds.
-    """
-    before = [*values.values()]
-    indices, phase = same_phase(
-        window.start_us,
-        window.end_us - window.start_us,
-        [*values],
-    )
-    if indices:
-        before = [before[index] for index in indices]
-    before = before[-_WINDOWS_BEFORE:]
-    usual = float(np.median(before))
-    if len(before) == 1:
-        return usual, "the window before"
-    windows = phase or "windows"
-    return usual, f"the median of the {len(before)} {windows} before"
 
 
 def usual_rows(request: WindowRequest) -> float | Refused:

@@ -342,23 +342,6 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     the weights of the alarms.
     """
     alarms = [finding for finding in result.findings if finding.is_alarm]
-    return AlertContent(
-        fingerprint=f"{result.endpoint}/{result.monitor}",
-        endpoint=result.endpoint,
-        monitor=result.monitor,
-        order=f"{result.window.start.isoformat()} {result.revision:06}",
-        weight=sum(finding.weight for finding in alarms) or 1.0,
-        lines=_result_lines(result, alarms),
-        link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
-        next=_next_step(result, spec),
-        tags=spec.alert,
-    )
-
-
-def _result_lines(result: MonitorResult, alarms: Sequence[Finding]) -> list[str]:
-    """Return the lines of the message: the state, the first alarms and the monitor's
-    budget of false alarms.
-    """
     if result.model:
         answered = f"{result.model} version {result.version}"
     else:
@@ -376,21 +359,28 @@ def _result_lines(result: MonitorResult, alarms: Sequence[Finding]) -> list[str]
     budget = result.figures.get("false_alarms_per_year")
     if alarms and budget:
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
-    return lines
-
-
-def _next_step(result: MonitorResult, spec: MonitorSpec) -> str:
-    """Return the commands that the user can run after an alarm, or ""."""
-    if not result.is_alarm:
-        return ""
-    monitor = f"{result.endpoint} --monitor {result.monitor}"
-    if spec.retrain:
-        command = f"onnxserve retrain run {monitor}"
-    else:
+    step = ""
+    if result.is_alarm:
+        monitor = f"{result.endpoint} --monitor {result.monitor}"
         command = f"onnxserve monitor list {result.endpoint}"
-    if result.accept_command:
-        command += f", {without_markup(_short(result.accept_command))}"
-    return _next_line(result.endpoint, f"{command}, or onnxserve alert silence {monitor} --for 2h")
+        if spec.retrain:
+            command = f"onnxserve retrain run {monitor}"
+        if result.accept_command:
+            command += f", {without_markup(_short(result.accept_command))}"
+        step = _next_line(
+            result.endpoint, f"{command}, or onnxserve alert silence {monitor} --for 2h"
+        )
+    return AlertContent(
+        fingerprint=f"{result.endpoint}/{result.monitor}",
+        endpoint=result.endpoint,
+        monitor=result.monitor,
+        order=f"{result.window.start.isoformat()} {result.revision:06}",
+        weight=sum(finding.weight for finding in alarms) or 1.0,
+        lines=lines,
+        link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
+        next=step,
+        tags=spec.alert,
+    )
 
 
 def _finding_line(finding: Finding) -> str:

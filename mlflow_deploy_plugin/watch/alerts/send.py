@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
@@ -111,21 +111,6 @@ def read_channels(path: Path) -> list[Channel]:
     """Return the channels in a file in Apprise's YAML or text format; raise
     InvalidConfig without quoting the file.
     """
-    channels: dict[str, Channel] = {}
-    for service in _read_services(path):
-        identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
-        tags = frozenset(str(tag) for tag in service.tags)
-        tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
-        service_name = service.service_name or "channel"
-        name = f"{service_name}{tag_text} #{identity[:6]}"
-        channels[identity] = Channel(identity, name, tags, service)
-    return list(channels.values())
-
-
-def _read_services(path: Path) -> "list[NotifyBase]":
-    """Return Apprise's services of the channels in the file. Raises InvalidConfig if
-    the file does not exist, cannot be read or has no service.
-    """
     import apprise
 
     _shut_log()
@@ -143,7 +128,15 @@ def _read_services(path: Path) -> "list[NotifyBase]":
         ) from None
     if not is_read or not services:
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} has no channel that Apprise supports")
-    return services
+    channels: dict[str, Channel] = {}
+    for service in services:
+        identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
+        tags = frozenset(str(tag) for tag in service.tags)
+        tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
+        service_name = service.service_name or "channel"
+        name = f"{service_name}{tag_text} #{identity[:6]}"
+        channels[identity] = Channel(identity, name, tags, service)
+    return list(channels.values())
 
 
 def _asset() -> "AppriseAsset":
@@ -199,7 +192,16 @@ def send_due(
     An alert for which `is_over` is true is dropped, because its message no longer
     matters. `endpoint` selects the alerts of one endpoint.
     """
-    due = _drop_outdated(store, _due_alerts(store, wait, endpoint), is_over)
+    # Alerts that no longer matter are marked as sent.
+    due = []
+    for alert in _due_alerts(store, wait, endpoint):
+        if is_over(alert):
+            Alerts(store).change_by_id(
+                alert.id,
+                lambda old: replace(old, detail={**old.detail, "is_told": True}),
+            )
+        else:
+            due.append(alert)
     if not due or settings.alert_config is None:
         return 0
     try:
@@ -231,26 +233,16 @@ class _Delivery:
 
     def send(self) -> bool:
         """Send the message, and return True if the channel accepted it."""
-        message = _build_message(self.alerts)
-        return self.channel.send(message.title, message.body, message.kind)
-
-
-def _drop_outdated(
-    store: Store,
-    alerts: Sequence[Alert],
-    is_over: Callable[[Alert], bool],
-) -> list[Alert]:
-    """Return the alerts that still matter, and mark the other alerts as sent."""
-    current = []
-    for alert in alerts:
-        if is_over(alert):
-            Alerts(store).change_by_id(
-                alert.id,
-                lambda old: replace(old, detail={**old.detail, "is_told": True}),
-            )
-        else:
-            current.append(alert)
-    return current
+        # The most severe alert comes first.
+        ordered = sorted(
+            self.alerts,
+            key=lambda alert: (_GRAVITY.index(_message_kind(alert)), alert.monitor, alert.id),
+        )
+        first = ordered[0]
+        more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
+        title = f"onnxserve: {without_markup(first.endpoint)}: {_headline(first)}{more}"
+        body = "\n\n".join(map(_paragraph, ordered))
+        return self.channel.send(title, body, _message_kind(first))
 
 
 def _claim(
@@ -384,10 +376,10 @@ def _store_outcomes(
             if is_accepted:
                 states[channel.id] = {"number": alert.detail["number"]}
             else:
-                states[channel.id] = _after_failure(
-                    states.get(channel.id, {}),
-                    now,
-                )
+                state = states.get(channel.id, {})
+                tries = state.get("tries", 0) + 1
+                not_before = now + timedelta(seconds=_pause_seconds(tries))
+                states[channel.id] = {**state, "tries": tries, "not_before": not_before.isoformat()}
         detail = {**stored.detail, "channels": states, "claimed_until": ""}
         after = replace(stored, detail=detail)
         if any(is_accepted for _, is_accepted in outcomes):
@@ -399,15 +391,6 @@ def _store_outcomes(
     if after is not None:
         failed = [channel for channel, is_accepted in outcomes if not is_accepted]
         _log_failures(after, failed, channels)
-
-
-def _after_failure(state: _ChannelState, now: datetime) -> _ChannelState:
-    """Return the state of a channel after another failed attempt, with the time of the
-    next one.
-    """
-    tries = state.get("tries", 0) + 1
-    not_before = now + timedelta(seconds=_pause_seconds(tries))
-    return {**state, "tries": tries, "not_before": not_before.isoformat()}
 
 
 def _log_failures(
@@ -431,31 +414,6 @@ def _log_failures(
     has_reached = any(channel.takes(alert.detail.get("tags", ())) for channel in channels)
     if alert.detail["is_told"] and not has_reached:
         _log.error("%s: no channel in ONNXSERVE_ALERT_CONFIG has a tag of the alert", subject)
-
-
-class _Message(NamedTuple):
-    """A message for a channel."""
-
-    title: str
-    body: str
-    kind: MessageKind
-
-
-def _build_message(alerts: Sequence[Alert]) -> _Message:
-    """Return a message for the alerts of an endpoint, the most severe first."""
-    ordered = sorted(
-        alerts,
-        key=lambda alert: (
-            _GRAVITY.index(_message_kind(alert)),
-            alert.monitor,
-            alert.id,
-        ),
-    )
-    first = ordered[0]
-    more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    title = f"onnxserve: {without_markup(first.endpoint)}: {_headline(first)}{more}"
-    body = "\n\n".join(map(_paragraph, ordered))
-    return _Message(title, body, _message_kind(first))
 
 
 def _paragraph(alert: Alert) -> str:

@@ -145,23 +145,16 @@ class StoreMetrics(Collector):
         return []  # The store is not read at registration, but by the first scrape.
 
     def collect(self) -> Iterator[Metric]:
-        reading = self._current_reading()
-        reading.ended.wait(self._patience_seconds)
-        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
-        yield from self._metrics
-
-    def _current_reading(self) -> _Reading:
-        """Return the read that has not ended. If there is none, start one."""
         with self._lock:
             if self._reading is None or self._reading.ended.is_set():
                 self._reading = _Reading()
                 threading.Thread(
-                    target=self._read,
-                    args=(self._reading,),
-                    name="gauges",
-                    daemon=True,
+                    target=self._read, args=(self._reading,), name="gauges", daemon=True
                 ).start()
-            return self._reading
+            reading = self._reading
+        reading.ended.wait(self._patience_seconds)
+        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
+        yield from self._metrics
 
     def _read(self, reading: _Reading) -> None:
         """Read the metrics and keep them for the scrapes. If the store is down, log the
@@ -198,7 +191,16 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     for key in keys:
         judged = counts.judged.get(key)
         state = "paused" if key in paused else _monitor_state(judged, counts.newest.get(key))
-        _add_monitor(families, key, state, judged)
+        for possible in STATES:
+            is_current = float(possible == state)
+            families["onnxserve_monitor_state"].add_metric((*key, possible), is_current)
+        if judged is None:
+            continue
+        until = families["onnxserve_monitor_judged_until_timestamp_seconds"]
+        until.add_metric(key, judged.end.timestamp())
+        for metric, value in judged.figures.items():
+            if "/" not in metric and value is not None:  # Omit values per column or variant.
+                families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
     _add_counts(families, counts)
     return [*families.values()]
 
@@ -209,28 +211,6 @@ def _new_families() -> _Families:
         family = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
         families[name] = family(name, text, labels=labels)
     return families
-
-
-def _add_monitor(
-    families: _Families,
-    key: MonitorKey,
-    state: str,
-    judged: MonitorWindow | None,
-) -> None:
-    """Add the monitor's state, and the time and the figures of the last judged window
-    if any.
-    """
-    for possible in STATES:
-        families["onnxserve_monitor_state"].add_metric((*key, possible), float(possible == state))
-    if judged is None:
-        return
-    families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
-        key,
-        judged.end.timestamp(),
-    )
-    for metric, value in judged.figures.items():
-        if "/" not in metric and value is not None:  # Omit values per column or variant.
-            families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
 
 
 def _add_counts(families: _Families, counts: StoreCounts) -> None:
@@ -254,16 +234,14 @@ def _add_counts(families: _Families, counts: StoreCounts) -> None:
             families[name].add_metric(labels, value)
 
 
-def _is_failing(window: MonitorWindow) -> bool:
-    return window.state == "failed" or (window.state != "judged" and window.attempts > 0)
-
-
 def _monitor_state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
     """Return a state of `STATES`: the verdict of the last judged window, unless the
     last window fails.
     """
-    if last is not None and _is_failing(last):
-        return "failing"
+    if last is not None:
+        is_retried = last.state != "judged" and last.attempts > 0
+        if last.state == "failed" or is_retried:
+            return "failing"
     if judged is None:
         return "waiting"
     if judged.outcome in ALARMS:

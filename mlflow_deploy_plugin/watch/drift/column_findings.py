@@ -3,13 +3,13 @@ all checks.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profi
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, format_number, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.watch.sequential.figures import (
+    FigureName,
     describe_figure,
     shown_deviation,
     shown_figure,
@@ -124,30 +125,6 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if expected is None:
         reason = f"the column is in the window ({current.arrow_type}), but not in the reference"
         return _schema_alarm(name, "presence", reason, "new")
-    alarm = _type_alarm(name, name in reference.bins, expected, current)
-    return alarm or _constant_finding(name, reference, expected, current)
-
-
-def _schema_alarm(
-    name: str,
-    check: Check,
-    reason: str,
-    change: str,
-    value: float = 1.0,
-) -> Finding:
-    """Return the alarm of an exact check, for which any value above 0 is an alarm."""
-    return Finding(name, check, "drift", reason, value, threshold=0.0, change=change)
-
-
-def _type_alarm(
-    name: str,
-    has_bins: bool,
-    expected: ColumnSketch,
-    current: ColumnSketch,
-) -> Finding | None:
-    """Return the alarm if values in the window have another type than in the
-    reference; None if the types fit.
-    """
     if current.mistyped and not expected.mistyped:
         present_rows = current.rows - current.missing
         usual = expected.arrow_type or current.expected_type
@@ -160,16 +137,24 @@ def _type_alarm(
         return _schema_alarm(name, "type", reason, change, share)
     # Check columns without a judged distribution (times, binary values) for a change of
     # type.
-    is_judged = has_bins or _families(expected) & _DISTANCES
-    if (
-        not is_judged
-        and current.missing < current.rows
-        and _families(expected).isdisjoint(_families(current))
-    ):
+    is_judged = name in reference.bins or _families(expected) & _DISTANCES
+    has_values = current.missing < current.rows
+    if not is_judged and has_values and _families(expected).isdisjoint(_families(current)):
         reason = f"the type is {current.arrow_type}; the reference has {expected.arrow_type}"
         change = f"{expected.arrow_type} → {current.arrow_type}"
         return _schema_alarm(name, "type", reason, change)
-    return None
+    return _constant_finding(name, reference, expected, current)
+
+
+def _schema_alarm(
+    name: str,
+    check: Check,
+    reason: str,
+    change: str,
+    value: float = 1.0,
+) -> Finding:
+    """Return the alarm of an exact check, for which any value above 0 is an alarm."""
+    return Finding(name, check, "drift", reason, value, threshold=0.0, change=change)
 
 
 def _constant_finding(
@@ -191,7 +176,15 @@ def _constant_finding(
     share = expected.counts[:bin_count].max(initial=1) / max(expected.rows - expected.missing, 1)
     if share**present_rows >= _UNLIKELY:
         return None
-    columns = list(_own_columns(name, reference.pieces, min(present_rows / 2, MIN_COMPARED_ROWS)))
+    fewest = min(present_rows / 2, MIN_COMPARED_ROWS)
+    parts = reference.pieces.windows
+    if len(parts) < _FEW_WINDOWS:
+        parts += reference.pieces.steps
+    columns = []
+    for part in parts:
+        column = part.columns.get(name)
+        if column is not None and column.rows - column.missing >= fewest:
+            columns.append(column)
     if not columns or any(_only_value(bins, column) for column in columns):
         return None
     reason = (
@@ -199,19 +192,6 @@ def _constant_finding(
         f"{len(reference.pieces.windows)} windows has only one value"
     )
     return _schema_alarm(name, "constant", reason, f"constant {only_value}")
-
-
-def _own_columns(name: str, pieces: ReferencePieces, fewest: float) -> Iterator[ColumnSketch]:
-    """Yield the column in each window of the reference in which it has at least
-    `fewest` values, and in such steps if there are few windows.
-    """
-    parts = pieces.windows
-    if len(parts) < _FEW_WINDOWS:
-        parts += pieces.steps
-    for part in parts:
-        column = part.columns.get(name)
-        if column is not None and column.rows - column.missing >= fewest:
-            yield column
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
@@ -316,7 +296,7 @@ class CheckTest:
         score: the figure in standard deviations from its expected value.
         threshold: the score above which the check is an alarm.
         figure: the name of the figure (`sequential/levels.py`).
-        measure: the name of the figure in words.
+        name: the name of the figure in words.
         is_change: True if the figure is the difference from an earlier window.
     """
 
@@ -327,7 +307,7 @@ class CheckTest:
     score: float
     threshold: float
     figure: str
-    measure: str
+    name: FigureName
     is_change: bool = False
 
     @property
@@ -369,10 +349,12 @@ def judge_columns(
     for column in columns:
         comparison = column.comparison(start_us, season_us)
         figures |= column.metrics(comparison)
-        judged: Iterable[Finding] = column.findings(comparison)
-        if column.is_relation and column.group.segment in causes:
-            judged = (_explained(finding, causes[column.group.segment]) for finding in judged)
-        findings += judged
+        cause = causes.get(column.group.segment) if column.is_relation else None
+        for finding in column.findings(comparison):
+            if cause is not None and finding.state == "drift":
+                reason = f"{finding.reason}; the change of {cause} also changes sums of columns"
+                finding = replace(finding, state="no drift", reason=reason, change="")
+            findings.append(finding)
     return [*findings, *rows_findings(tests)], figures
 
 
@@ -391,7 +373,7 @@ def rows_findings(tests: ColumnTests) -> Iterator[Finding]:
             threshold=test.threshold,
             segment=segment,
             change=_figure_change(test) if test.is_drifted else "",
-            measure=test.measure,
+            measure=test.name.text,
             unit="SD",
         )
 
@@ -400,15 +382,15 @@ def _compare_with_usual(test: CheckTest) -> str:
     """Return the figure and what is usual, such as `mean 8.9, 3.2 ± 0.4 is usual`."""
     if test.is_change:
         usual = f"{test.usual:+.3g} ± {test.spread:.2g} is usual"
-        return f"change of the {test.measure} {test.value:+.3g}, {usual}"
+        return f"change of the {test.name.text} {test.value:+.3g}, {usual}"
     value = shown_figure(test.figure, test.value)
     usual = shown_figure(test.figure, test.usual)
     spread = shown_deviation(test.figure, test.usual, test.spread)
-    return f"{test.measure} {value}, {usual} ± {spread} is usual"
+    return f"{test.name.text} {value}, {usual} ± {spread} is usual"
 
 
 def _figure_change(test: CheckTest) -> str:
-    return describe_figure(test.figure, test.measure, test.usual, test.value)
+    return describe_figure(test.figure, test.name, test.usual, test.value)
 
 
 def _by_score(
@@ -431,16 +413,6 @@ def _by_score(
                 continue
             segments_of_relations.add(column.group.segment)
         yield column
-
-
-def _explained(finding: Finding, cause: str) -> Finding:
-    """Return the finding about the relations, which is not an alarm if a column is the
-    cause.
-    """
-    if finding.state != "drift":
-        return finding
-    reason = f"{finding.reason}; the change of {cause} also changes sums of columns"
-    return replace(finding, state="no drift", reason=reason, change="")
 
 
 @dataclass(frozen=True, eq=False)
@@ -472,24 +444,31 @@ class _ScoredColumn:
         before = pieces.others.columns.get(self.name)
         seasonal = None
         phase = ""
-        if self.is_drifted:
-            seasonal, phase = _in_phase(pieces, self.name, start_us, season_us)
+        if self.is_drifted and pieces.lagged is None:
+            indices, name_of_phase = same_phase(
+                start_us, pieces.grid.length_us, pieces.window_starts_us, season_us
+            )
+            in_phase = [pieces.windows[index] for index in indices]
+            parts = [
+                Profile(part.rows, {self.name: part.columns[self.name]})
+                for part in in_phase
+                if self.name in part.columns
+            ]
+            if parts:
+                seasonal = merge(parts).columns[self.name]
+                phase = name_of_phase
+        bins = self.group.reference.bins[self.name]
+        window, others = column_counts([self.group.window, pieces.others], self.name, bins)
+        distance = float(bins.distance(window[None, :-1], others[:-1])[0])
         return _Comparison(
-            bins=self.group.reference.bins[self.name],
+            bins=bins,
             current=current,
             before=seasonal or before,
             phase=phase,
             missing=_missing_share(current, self.group.window.rows),
             missing_before=_missing_share(before, pieces.others.rows),
-            distance=self._distance(),
+            distance=distance,
         )
-
-    def _distance(self) -> float:
-        """Return the distance of the window from the rows that it is compared with."""
-        bins = self.group.reference.bins[self.name]
-        profiles = [self.group.window, self.group.reference.pieces.others]
-        window, others = column_counts(profiles, self.name, bins)
-        return float(bins.distance(window[None, :-1], others[:-1])[0])
 
     def metrics(self, comparison: "_Comparison") -> dict[str, float]:
         """Return the score and the distance, and for a column of all rows the shares of
@@ -527,7 +506,7 @@ class _ScoredColumn:
                 threshold=test.threshold,
                 segment=segment,
                 change=self._change(test, comparison) if test.is_drifted else "",
-                measure=test.measure,
+                measure=test.name.text,
                 unit="SD",
             )
 
@@ -540,30 +519,6 @@ class _ScoredColumn:
             if change or test.is_change or self.is_relation:
                 return change
         return _figure_change(test)
-
-
-def _in_phase(
-    pieces: ReferencePieces,
-    name: str,
-    start_us: int,
-    season_us: int,
-) -> tuple[ColumnSketch | None, str]:
-    """Return the column in the reference's windows of the same phase, and their name;
-    None and an empty name without such windows, or for a reference with a lag.
-    """
-    indices, phase = same_phase(start_us, pieces.grid.length_us, pieces.window_starts_us, season_us)
-    if pieces.lagged is None:
-        windows = [pieces.windows[index] for index in indices]
-    else:
-        windows = []
-    parts = [
-        Profile(window.rows, {name: window.columns[name]})
-        for window in windows
-        if name in window.columns
-    ]
-    if parts:
-        return merge(parts).columns[name], phase
-    return None, ""
 
 
 @dataclass(frozen=True)
@@ -658,27 +613,18 @@ class _Comparison:
         return f"out of range {usual:.1%} → {share}, more {self.side}"
 
     def _distribution_change(self, distance: float) -> _Change | None:
-        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`; None
-        if the reference lacks the column or has other bins.
+        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`. Of
+        numbers, it is the first change that explains at least half of the distance: of
+        the infinite values, the mean, or the mean and the deviation. Return None if the
+        reference lacks the column or has other bins, or if a side has no finite values.
         """
+        bins = self.bins
         before = self.before
-        if before is None or len(before.counts) != len(self.current.counts):
-            return None
-        if isinstance(self.bins, OrderedBins):
-            return self._number_change(self.bins, before, distance)
-        return self._category_change(self.bins, before)
-
-    def _number_change(
-        self,
-        bins: OrderedBins,
-        before: ColumnSketch,
-        distance: float,
-    ) -> _Change | None:
-        """Return the first change that explains at least half of the distance: of the
-        infinite values, the mean, or the mean and the deviation. Return None if a side
-        has no finite values.
-        """
         current = self.current
+        if before is None or len(before.counts) != len(current.counts):
+            return None
+        if isinstance(bins, CategoryBins):
+            return self._category_change(bins, before)
         infinite = [before.infinite_share, current.infinite_share]
         # Infinite values are in an outer bin, at most this far away.
         reach = np.ptp(bins.positions) / bins.scale

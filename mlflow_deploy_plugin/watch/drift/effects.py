@@ -183,8 +183,10 @@ def measure_effect(
     column: str,
     most_rows: int,
 ) -> Effect | None:
-    """Return the effect of the column on at most `most_rows` rows of the window; None
-    if one of the tables lacks values, or the model refuses the rows.
+    """Return the effect of the column on at most `most_rows` rows of the window: that
+    on the predicted number that changes most; of two classes, on the second. Return
+    None if one of the tables lacks values, the model refuses the rows, or a prediction
+    is not a number.
     """
     if not len(reference):
         return None
@@ -201,28 +203,12 @@ def measure_effect(
         _, now = _predict(model, window)
     except (OnnxserveError, pa.ArrowException, KeyError):
         return None
-    return _describe(explained_outputs(model.artifact)[0].role, names, before, now)
-
-
-def _predict(model: OnnxModel, rows: pa.Table) -> tuple[list[Name], Array]:
-    """Return the names of the predicted numbers, and the numbers, [N, K]."""
-    columns = own_columns(model.artifact, arrays_of(rows, model.schema.names))
-    return explained_numbers(model, model.schema.from_columns(columns))
-
-
-def _describe(role: str, names: Sequence[Name], before: Array, now: Array) -> Effect | None:
-    """Return the effect on the number that changes most; of two classes, the second.
-    Return None if a prediction is not a number.
-
-    Args:
-        before, now: the predicted numbers of the rows, [N, K], with the values of the
-            reference and those of the window.
-    """
     change = now - before
     if not np.isfinite(change).all():
         return None
     sizes = np.abs(change).mean(axis=0)
     place = np.flatnonzero(np.isclose(sizes, sizes.max(), atol=1e-6))[-1]
+    role = explained_outputs(model.artifact)[0].role
     unit = _NOUNS.get(role, "prediction")
     if len(names) > 1:
         unit += f" of {names[place]}"
@@ -230,6 +216,12 @@ def _describe(role: str, names: Sequence[Name], before: Array, now: Array) -> Ef
     if role == "probabilities" and len(names) > 1:
         changed = float((before.argmax(axis=1) != now.argmax(axis=1)).mean())
     return Effect(float(change[:, place].mean()), float(sizes[place]), unit, changed)
+
+
+def _predict(model: OnnxModel, rows: pa.Table) -> tuple[list[Name], Array]:
+    """Return the names of the predicted numbers, and the numbers, [N, K]."""
+    columns = own_columns(model.artifact, arrays_of(rows, model.schema.names))
+    return explained_numbers(model, model.schema.from_columns(columns))
 
 
 def _restored_rows(values: Array, rows: int) -> Array:

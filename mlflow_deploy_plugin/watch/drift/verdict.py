@@ -14,7 +14,7 @@ A removed, new, retyped or constant column is drift without a test
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal
@@ -127,9 +127,7 @@ def judge_profile(
     whole = _prepare_group("", reference, window, spec)
     if window.rows < spec.min_rows:
         schema = []
-    prepared = [whole]
-    for segment, part in parts.items():
-        prepared.append(_prepare_group(segment, *part, spec))
+    prepared = [whole, *(_prepare_group(name, *part, spec) for name, part in parts.items())]
     groups = [each.group for each in prepared if not each.reason and not whole.reason]
     columns = _columns([each.group for each in prepared], spec)
     evidence = _evidence_of(prepared, groups, columns, spec, history.rows)
@@ -143,17 +141,18 @@ def judge_profile(
         history,
     )
     test = _test_window(groups, columns, spec, evidence, course)
-    if whole.reason and isinstance(test, _WindowTest):
-        schema = [*schema, *column_findings.rows_findings(test.columns)]
     if whole.reason:
+        if isinstance(test, _WindowTest):
+            schema = [*schema, *column_findings.rows_findings(test.columns)]
         verdict = _unjudged(rows, whole, schema)
     elif isinstance(test, Refused):
         verdict = _unjudged(rows, whole.without_test(test.reason), schema)
     else:
         others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
         verdict = _conclude(rows, groups, test, start_us, spec, others)
-    followed = None if isinstance(course, Refused) else course
-    return replace(verdict, evidence=evidence, course=followed)
+    if isinstance(course, Refused):
+        return replace(verdict, evidence=evidence)
+    return replace(verdict, evidence=evidence, course=course)
 
 
 def _has_random_windows(reference: DriftReference, spec: MonitorSpec) -> bool:
@@ -274,13 +273,37 @@ def _test_window(
     evidence: Evidence,
     course: Course | Refused,
 ) -> _WindowTest | Refused:
-    """Return the tests of the figures. The first of the groups, if any, has all
-    rows.
+    """Return the tests of the figures; those of random windows of the reference say
+    nothing about the number of rows. The first of the groups, if any, has all rows.
     """
     if not isinstance(course, Refused):
         return _test_figures(course)
     if groups and _has_random_windows(groups[0].reference, spec):
-        return _test_random_windows(groups, columns, spec, evidence)
+        parts = {
+            group.segment: with_random_windows(group.reference, group.window.rows)
+            for group in groups
+        }
+        # With this number of rows, a mean is as precise as its difference from the mean
+        # of the reference.
+        levels = dict(evidence.levels)
+        for group in groups:
+            rows = 1 / (1 / group.window.rows + 1 / group.reference.pieces.total.rows)
+            levels[FigureSeries(group.segment, ROWS, ROWS_FIGURE).rows_key] = math.log(rows)
+        random_course = follow(
+            parts.pop(""),
+            parts,
+            [name for name in columns if name != ROWS],
+            spec.model_copy(update={"season": None}),
+            END_US,
+            replace(evidence, levels=levels),
+            _NO_HISTORY,
+        )
+        if isinstance(random_course, Refused):
+            return random_course
+        test = _test_figures(random_course)
+        if isinstance(test, Refused):
+            return test
+        return replace(test, compared=(RANDOM_WINDOWS, "windows of random rows"))
     return course
 
 
@@ -295,7 +318,24 @@ def _test_figures(course: Course) -> _WindowTest | Refused:
         p_values.append(test.p_value)
         checks = columns.setdefault((series.segment, series.column), [])
         if column_findings.check_of(series.figure) not in [check.check for check in checks]:
-            checks.append(_check_test(test, course))
+            usual = test.usual
+            is_lagged = bool(course.reference.pieces.grid.lag_windows)
+            is_change = is_lagged and test.series.figure not in (DISTANCE, ROWS_FIGURE)
+            if test.series.figure in SHARES and not is_change:
+                usual = max(0.0, usual)
+            checks.append(
+                CheckTest(
+                    check=column_findings.check_of(test.series.figure),
+                    value=test.value,
+                    usual=usual,
+                    spread=test.deviation,
+                    score=test.score,
+                    threshold=test.threshold,
+                    figure=test.series.figure,
+                    name=figure_name(test.series, course.reference.bins),
+                    is_change=is_change,
+                )
+            )
     if not p_values:
         return Refused("the reference's own windows have no figure to compare with")
     count = course.windows.reference
@@ -314,63 +354,6 @@ def _clearest_first(test: FigureTest) -> tuple[bool, float]:
     """
     is_clear = test.ratio > 1 and test.series.figure not in VAGUE
     return not is_clear, -test.ratio
-
-
-def _check_test(test: FigureTest, course: Course) -> CheckTest:
-    usual = test.usual
-    is_lagged = bool(course.reference.pieces.grid.lag_windows)
-    is_change = is_lagged and test.series.figure not in (DISTANCE, ROWS_FIGURE)
-    if test.series.figure in SHARES and not is_change:
-        usual = max(0.0, usual)
-    return CheckTest(
-        check=column_findings.check_of(test.series.figure),
-        value=test.value,
-        usual=usual,
-        spread=test.deviation,
-        score=test.score,
-        threshold=test.threshold,
-        figure=test.series.figure,
-        measure=figure_name(test.series, course.reference.bins),
-        is_change=is_change,
-    )
-
-
-def _test_random_windows(
-    groups: Sequence[ColumnGroup],
-    columns: Sequence[str],
-    spec: MonitorSpec,
-    evidence: Evidence,
-) -> _WindowTest | Refused:
-    """Return the tests of the figures against random windows of the reference, which
-    say nothing about the number of rows.
-    """
-    parts = {
-        group.segment: with_random_windows(group.reference, group.window.rows) for group in groups
-    }
-    course = follow(
-        parts.pop(""),
-        parts,
-        [name for name in columns if name != ROWS],
-        spec.model_copy(update={"season": None}),
-        END_US,
-        replace(evidence, levels={**evidence.levels, **dict(_precision(groups))}),
-        _NO_HISTORY,
-    )
-    if isinstance(course, Refused):
-        return course
-    test = _test_figures(course)
-    if isinstance(test, Refused):
-        return test
-    return replace(test, compared=(RANDOM_WINDOWS, "windows of random rows"))
-
-
-def _precision(groups: Sequence[ColumnGroup]) -> Iterator[tuple[SeriesKey, float]]:
-    """Yield the number of rows with which a mean is as precise as its difference from
-    the mean of the reference.
-    """
-    for group in groups:
-        rows = 1 / (1 / group.window.rows + 1 / group.reference.pieces.total.rows)
-        yield FigureSeries(group.segment, ROWS, ROWS_FIGURE).rows_key, math.log(rows)
 
 
 def _conclude(

@@ -6,7 +6,7 @@ share a false alarm rate (`drift/verdict.py`).
 
 import math
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -112,7 +111,23 @@ def judge(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
-    return compared.result(verdict, _judge_requirements(compared))
+    # The requirements are judged on all rows in the window. With `capture.fraction`,
+    # each share has an interval for this number of independent draws.
+    left_out = 1 - request.capture.fraction
+    draws = math.inf
+    if left_out and request.spec.requirements:
+        # Whole requests are sampled, so a request is one draw. The divisor is the
+        # finite population correction.
+        batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
+        requests = sum(
+            int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
+        )
+        draws = max(requests, 1) / left_out
+    required: list[Finding] = []
+    for requirement in request.spec.requirements:
+        findings = _requirement_findings(compared, requirement, draws)
+        required += with_history(request, findings)
+    return compared.result(verdict, required)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +253,10 @@ class WindowComparison:
         if state == "no drift" and "is_drift" in figures:
             figures["is_drift"] = 0.0
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
+        notes = [*self.notes]
+        if self.reference is not None:
+            notes += self.reference.notes
+        notes += (*verdict.notes, *shifts.notes, *unreadable_notes(self.request.log))
         return self.request.result(
             state,
             reason,
@@ -246,24 +265,10 @@ class WindowComparison:
             model_id=self.reference.model_id if self.reference else "",
             findings=findings,
             figures=figures,
-            notes=(*self._notes_of(verdict, shifts), *effect_notes),
+            notes=(*dict.fromkeys(notes), *effect_notes),
             report=self._report_data(findings, shifts.charts, sample),
             evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
         )
-
-    def _notes_of(self, verdict: DriftVerdict, shifts: ShiftVerdict) -> Collection[str]:
-        """Return all notes, each once: those of the window, of the reference, of the
-        verdicts and on files that cannot be read.
-        """
-        notes = [*self.notes]
-        if self.reference is not None:
-            notes += self.reference.notes
-        notes += (
-            *verdict.notes,
-            *shifts.notes,
-            *unreadable_notes(self.request.log),
-        )
-        return dict.fromkeys(notes)
 
     def _report_data(
         self,
@@ -328,7 +333,16 @@ class WindowComparison:
         without a reference or without rows of the judged version.
         """
         request = self.request
-        parts = self._report_windows()
+        # Of a large window, read some hours, chosen at random with a fixed seed.
+        window = request.window
+        parts = [window]
+        if self.profile.rows > READ_ROWS:
+            hours = request.log.hours(request.endpoint, window)
+            read_hours = math.ceil(len(hours) * READ_ROWS / self.profile.rows)
+            picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
+            parts = [
+                Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked
+            ]
         samples = (
             request.log.read(
                 request.endpoint,
@@ -348,24 +362,6 @@ class WindowComparison:
             sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED),
         )
         return sample, concat_tables(tables)
-
-    def _report_windows(self) -> list[Window]:
-        """Return the window, or some hours of a large window, chosen at random with a
-        fixed seed.
-        """
-        window = self.request.window
-        if self.profile.rows <= READ_ROWS:
-            return [window]
-        hours = self.request.log.hours(self.request.endpoint, window)
-        read_hours = math.ceil(len(hours) * READ_ROWS / self.profile.rows)
-        picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
-        return [
-            Window(
-                max(hour.start, window.start),
-                min(hour.end, window.end),
-            )
-            for hour in picked
-        ]
 
 
 def _combine(
@@ -401,19 +397,32 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     version = next(iter(versions))
     request = _with_output_names(request, version)
     request.progress(f"reading the reference, {request.spec.reference}")
-    reference, missing_reason = _find_reference(request, version)
+    reference = None
+    missing_reason = ""
+    try:
+        reference = load_reference(request, *version)
+    except (InvalidArtifact, InvalidConfig, NotFound) as error:
+        missing_reason = error.message
     request.progress(f"reading {versions[version]:,} rows of the window")
-    profile = _sketch_window(request, log, version, reference)
+    if reference is None:
+        store = SketchStore(log, request.endpoint, {}, "none")
+    else:
+        store = SketchStore(log, request.endpoint, reference.bins, reference.bins_key)
+    if request.engine == "spark":
+        profile = spark_window_profile(spark_session(), store, *version, request.window)
+    else:
+        profile = window_profile(store, *version, request.window)
     columns = [*without_projections(_all_columns(profile, reference)), ROWS]
     _require_columns(request, columns)
     excluded = _excluded_columns(request.capture, columns)
     segments = _find_segments(request, version, reference, excluded)
+    judged = {name: sketch for name, sketch in profile.columns.items() if name not in excluded}
     return WindowComparison(
         request,
         version,
         reference,
         missing_reason,
-        profile=_without_columns(profile, excluded),
+        profile=Profile(profile.rows, judged),
         segments=segments.sketches,
         notes=(*_version_notes(versions), *segments.notes),
         excluded=excluded | _with_parts(dict.fromkeys(request.exclude, _LEFT_OUT), columns),
@@ -456,45 +465,11 @@ def _with_output_names(request: WindowRequest, version: ModelVersion) -> WindowR
     return replace(request, capture=capture.model_copy(update=both))
 
 
-def _find_reference(
-    request: WindowRequest,
-    version: ModelVersion,
-) -> tuple[DriftReference | None, str]:
-    """Return the reference, or None and the reason why it cannot be read."""
-    try:
-        return load_reference(request, *version), ""
-    except (InvalidArtifact, InvalidConfig, NotFound) as error:
-        return None, error.message
-
-
-def _sketch_window(
-    request: WindowRequest,
-    log: InferenceLog,
-    version: ModelVersion,
-    reference: DriftReference | None,
-) -> Profile:
-    """Return the sketches of the version's rows in the window, with the bins of the
-    reference.
-    """
-    if reference is None:
-        store = SketchStore(log, request.endpoint, {}, "none")
-    else:
-        store = SketchStore(log, request.endpoint, reference.bins, reference.bins_key)
-    if request.engine == "spark":
-        return spark_window_profile(spark_session(), store, *version, request.window)
-    return window_profile(store, *version, request.window)
-
-
 def _all_columns(profile: Profile, reference: DriftReference | None) -> set[str]:
     """Return the columns of the window and of the reference, including projections."""
     if reference is None:
         return {*profile.columns}
     return {*reference.bins, *profile.columns, *reference.pieces.total.columns}
-
-
-def _without_columns(profile: Profile, names: Container[str]) -> Profile:
-    columns = {name: sketch for name, sketch in profile.columns.items() if name not in names}
-    return Profile(profile.rows, columns)
 
 
 def _require_columns(request: WindowRequest, columns: Collection[str]) -> None:
@@ -668,37 +643,6 @@ def _conclude(required: Sequence[Finding], verdict: DriftVerdict) -> tuple[State
     return verdict.state, verdict.reason
 
 
-def _judge_requirements(compared: WindowComparison) -> list[Finding]:
-    """Return the findings of the requirements, which are judged on all rows in the
-    window. With `capture.fraction`, each share has an interval.
-    """
-    request = compared.request
-    if not request.spec.requirements:
-        return []
-    draws = _independent_draws(request, compared.version)
-    required: list[Finding] = []
-    for requirement in request.spec.requirements:
-        findings = _requirement_findings(compared, requirement, draws)
-        required += with_history(request, findings)
-    return required
-
-
-def _independent_draws(request: WindowRequest, version: ModelVersion) -> float:
-    """Return the number of independent draws that the captured rows are worth; infinity
-    if the log has all rows.
-    """
-    left_out = 1 - request.capture.fraction
-    if not left_out:
-        return math.inf
-    # Whole requests are sampled, so a request is one draw. The divisor is the finite
-    # population correction.
-    batches = _version_rows(request, version, ("_row", "_model", "_version"))
-    requests = sum(
-        int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
-    )
-    return max(requests, 1) / left_out
-
-
 def _requirement_findings(
     compared: WindowComparison,
     requirement: Requirement,
@@ -709,8 +653,25 @@ def _requirement_findings(
     draws that the rows are worth; infinity if the log has all rows.
     """
     argument = requirement.argument
-    columns = _required_columns(compared, argument)
-    refusal = _why_not_judged(compared, requirement, columns)
+    if argument:
+        columns = [argument]
+    else:
+        judged = [name for name in compared.names if name not in compared.excluded]
+        columns = select_columns(judged, compared.request.spec.columns)
+    refusal = ""
+    rows = compared.profile.rows
+    least = compared.request.spec.min_rows
+    if rows < least:
+        refusal = f"the window has {rows:,} rows; min_rows is {least:,}"
+    elif requirement.name != "missing" and compared.reference is None:
+        refusal = compared.missing_reason
+    elif argument in compared.excluded:
+        refusal = compared.excluded[argument]
+    elif not columns or (argument and argument not in compared.names):
+        refusal = (
+            "neither the window nor the reference has the column; the columns are "
+            f"{', '.join(compared.names[:20])}"
+        )
     if refusal:
         subject = f"{requirement.name}({argument})" if argument else requirement.name
         yield Finding(
@@ -746,16 +707,6 @@ def _requirement_findings(
         more = ""  # Only the first finding has this text.
 
 
-def _required_columns(compared: WindowComparison, argument: str) -> list[str]:
-    """Return the column in a requirement's argument; without an argument, all judged
-    columns.
-    """
-    if argument:
-        return [argument]
-    judged = [name for name in compared.names if name not in compared.excluded]
-    return select_columns(judged, compared.request.spec.columns)
-
-
 @dataclass(frozen=True)
 class _MeasuredShare:
     """The share of rows that a requirement limits in a column."""
@@ -776,7 +727,12 @@ def _measure_shares(
     number of independent draws that the rows are worth.
     """
     profile = compared.profile
-    confidence = _confidence(compared.request, len(columns))
+    # All intervals of all requirements together have this confidence.
+    spec = compared.request.spec
+    rate = spec.window_rate
+    if compared.request.false_per_year:
+        rate = single_window_rate(spec, compared.request.false_per_year)
+    confidence = bonferroni_confidence(rate, len(spec.requirements) * len(columns))
     measured = []
     for name in columns:
         share = _share(requirement.name, profile, profile.columns.get(name))
@@ -791,38 +747,6 @@ def _measure_shares(
             )
         measured.append(_MeasuredShare(name, share, state, text))
     return sorted(measured, key=lambda item: (-item.share, item.column))
-
-
-def _confidence(request: WindowRequest, columns: int) -> float:
-    """Return the confidence of each interval of all requirements together."""
-    spec = request.spec
-    rate = spec.window_rate
-    if request.false_per_year:
-        rate = single_window_rate(spec, request.false_per_year)
-    return bonferroni_confidence(rate, len(spec.requirements) * columns)
-
-
-def _why_not_judged(
-    compared: WindowComparison,
-    requirement: Requirement,
-    names: Sequence[str],
-) -> str:
-    """Return the reason why a requirement on these columns cannot be judged, or ""."""
-    profile = compared.profile
-    least = compared.request.spec.min_rows
-    argument = requirement.argument
-    if profile.rows < least:
-        return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
-    if requirement.name != "missing" and compared.reference is None:
-        return compared.missing_reason
-    if argument in compared.excluded:
-        return compared.excluded[argument]
-    if not names or (argument and argument not in compared.names):
-        return (
-            "neither the window nor the reference has the column; the columns are "
-            f"{', '.join(compared.names[:20])}"
-        )
-    return ""
 
 
 def _describe_share_change(

@@ -313,17 +313,11 @@ def _usable_labels(window: _Window) -> _UsableLabels:
         )
         notes = [f"{text} {_difference(window)}"] if labelled.differing else []
         return _UsableLabels(labelled.as_sample, notes)
-    if labelled.is_selected or not is_complete:
-        return _tested_labels(window)
-    notes = [_difference(window) + _describe_weights(labelled)] if labelled.differing else []
-    return _UsableLabels(labelled, notes)
-
-
-def _tested_labels(window: _Window) -> _UsableLabels:
-    """Return the labels, which represent the unlabelled rows unless they do not fit the
-    model's probabilities.
-    """
-    labelled = window.labelled
+    if is_complete and not labelled.is_selected:
+        notes = [_difference(window) + _describe_weights(labelled)] if labelled.differing else []
+        return _UsableLabels(labelled, notes)
+    # The labels represent the unlabelled rows unless they do not fit the model's
+    # probabilities.
     fits, notes = _test_labels(window)
     assumed = "that labels are not missing because of their values"
     if fits is False:
@@ -342,7 +336,7 @@ def _tested_labels(window: _Window) -> _UsableLabels:
                 "of their values"
             )
         notes = [text, *notes]
-    if window.request.spec.labels is not None:
+    if labels is not None:
         return _UsableLabels(labelled, notes)
     ask = f"the monitor does not set `labels`, and assumes {assumed}: {_ASK}"
     return _UsableLabels(labelled, [*notes, ask], is_assumed=True, may_be_complaints=fits is None)
@@ -411,28 +405,18 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
     confidence = window.confidence(len(expectations))
-    findings = list(_estimate_findings(window, expectations, confidence))
-    _, _, of_all = expectations[0]
-    notes = [f"{missing}; {_estimate_note(of_all)}", *notes]
-    return _result(window, findings, _estimate_figures(of_all, confidence), notes)
-
-
-def _estimate_findings(
-    window: _Window,
-    expectations: _Expectations,
-    confidence: float,
-) -> Iterator[Finding]:
-    """Yield a finding for each requirement on all rows and each segment. With
-    `estimate: informs`, the findings are not judged, and their reasons have the
-    estimates.
-    """
+    findings = []
     for segment, rows, estimated in expectations:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
             if window.request.spec.estimate == "informs" and finding.state != "not judged":
-                reason = f"{finding.reason}; {_INFORMS}"
-                finding = replace(finding, state="not judged", reason=reason)
-            yield finding
+                finding = replace(
+                    finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}"
+                )
+            findings.append(finding)
+    _, _, of_all = expectations[0]
+    notes = [f"{missing}; {_estimate_note(of_all)}", *notes]
+    return _result(window, findings, _estimate_figures(of_all, confidence), notes)
 
 
 def _estimate_note(estimated: CbpeEstimate) -> str:
@@ -547,9 +531,19 @@ def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refus
     """Return the estimates for all rows (segment "") and for each segment, validated on
     the same segment of earlier windows of the version, and notes on skipped values.
     """
-    refused = _why_not_estimated(window)
-    if refused is not None:
-        return refused
+    classified = window.predictions.classified
+    if classified is None:
+        return Refused(
+            "the model returns numbers, and their errors cannot be estimated without labels",
+        )
+    outputs = window.artifact.outputs if window.artifact else ()
+    has_probabilities = any(output.role == "probabilities" for output in outputs)
+    if window.artifact and has_probabilities and classified.probabilities is None:
+        labels = len(window.artifact.classes) or len(classified.classes)
+        return Refused(
+            "the class probabilities, which an estimate needs, are not available: they are read "
+            f"from the log for at most 8 labels, and the model has {labels:,}",
+        )
     spec = window.request.spec
     least_share = COMPLETE if spec.labels == "reported" else 0.0
     joined = _join_earlier_windows(window, least_share, spec.labels_within or "0s")
@@ -568,25 +562,6 @@ def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refus
             return of_rows
         estimates.append((name, int(in_window.sum()), of_rows))
     return estimates, [*joined.notes, *notes]
-
-
-def _why_not_estimated(window: _Window) -> Refused | None:
-    """Return the reason why the log has no probabilities; None if it may have them."""
-    classified = window.predictions.classified
-    if classified is None:
-        return Refused(
-            "the model returns numbers, and their errors cannot be estimated without labels",
-        )
-    artifact = window.artifact
-    if classified.probabilities is not None or artifact is None:
-        return None
-    if all(output.role != "probabilities" for output in artifact.outputs):
-        return None
-    labels = len(artifact.classes) or len(classified.classes)
-    return Refused(
-        "the class probabilities, which an estimate needs, are not available: they are read "
-        f"from the log for at most 8 labels, and the model has {labels:,}",
-    )
 
 
 def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:

@@ -193,7 +193,13 @@ class _CountedRequests:
             if texts is None:
                 continue
             by_value = self.by_column.setdefault(column, {})
-            for value, rows in _rows_by_value(texts):
+            encoded = texts.dictionary_encode()
+            codes = np.asarray(pc.fill_null(encoded.indices, -1))
+            order = np.argsort(codes, kind="stable")
+            bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+            # The first part has the missing values, which are left out.
+            parts = np.split(order, bounds)
+            for value, rows in zip(encoded.dictionary.to_pylist(), parts[1:], strict=False):
                 if value not in by_value and len(by_value) >= _MAX_VALUES:
                     self.is_full = True
                     continue
@@ -228,25 +234,15 @@ class _CountedRequests:
         return segments, notes
 
 
-def _rows_by_value(texts: pa.Array) -> Iterator[tuple[str, Array]]:
-    """Yield each value with the indices of its rows; missing values are left out."""
-    encoded = texts.dictionary_encode()
-    codes = np.asarray(pc.fill_null(encoded.indices, -1))
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(
-        codes[order],
-        np.arange(len(encoded.dictionary) + 1),
-    )
-    # The first part has the missing values.
-    parts = np.split(order, bounds)
-    return zip(encoded.dictionary.to_pylist(), parts[1:], strict=False)
-
-
 def _count_requests(request: WindowRequest) -> _CountedRequests:
     """Count the answered and the failed requests in the window, in total and per
     segment.
     """
-    limits = [_limit_us(requirement) for requirement in request.spec.requirements]
+    # A requirement on errors permits any latency.
+    limits = [
+        requirement.value * 1e6 if requirement.name in QUANTILES else math.inf
+        for requirement in request.spec.requirements
+    ]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))
     columns = request.spec.segment_by
     needed = (*_COLUMNS, *columns)
@@ -260,13 +256,6 @@ def _count_requests(request: WindowRequest) -> _CountedRequests:
     for batch in request.log.failures.batches(request.endpoint, request.window, needed):
         counted.add_failures(batch, own_columns)
     return counted
-
-
-def _limit_us(requirement: Requirement) -> float:
-    """Return the longest permitted latency; infinity for a requirement on errors."""
-    if requirement.name not in QUANTILES:
-        return math.inf
-    return requirement.value * 1e6
 
 
 def _judge_requirements(
@@ -284,37 +273,24 @@ def _judge_requirements(
         elif not counts.timed:
             yield criterion_finding(requirement, _NO_ANSWER, confidence, segment)
         else:
-            yield _judge_latency(requirement, counts, slow_answers, confidence, segment)
-
-
-def _judge_latency(
-    requirement: Requirement,
-    counts: _RequestCounts,
-    slow_answers: int,
-    confidence: float,
-    segment: str,
-) -> Finding:
-    """Return the finding about a quantile of the latency, from the interval of the
-    share of answers that took longer than the limit.
-    """
-    quantile = QUANTILES[requirement.name]
-    permitted = 1 - quantile
-    share = wilson_interval(requirement.name, slow_answers, counts.timed, confidence)
-    reason = (
-        f"{share.value:.2%} of {counts.timed:,} answers took longer than "
-        f"{requirement.value:g} s, {share.low:.2%} to {share.high:.2%} ({share.method}, "
-        f"confidence {confidence:.4g}); the limit is {permitted:.2%}"
-    )
-    return Finding(
-        requirement.name,
-        check="criterion",
-        state=criterion_state(share.low <= permitted, share.high <= permitted),
-        reason=reason,
-        value=counts.quantile(quantile),
-        threshold=requirement.value,
-        segment=segment,
-        unit="s",
-    )
+            quantile = QUANTILES[requirement.name]
+            permitted = 1 - quantile
+            share = wilson_interval(requirement.name, slow_answers, counts.timed, confidence)
+            reason = (
+                f"{share.value:.2%} of {counts.timed:,} answers took longer than "
+                f"{requirement.value:g} s, {share.low:.2%} to {share.high:.2%} ({share.method}, "
+                f"confidence {confidence:.4g}); the limit is {permitted:.2%}"
+            )
+            yield Finding(
+                requirement.name,
+                check="criterion",
+                state=criterion_state(share.low <= permitted, share.high <= permitted),
+                reason=reason,
+                value=counts.quantile(quantile),
+                threshold=requirement.value,
+                segment=segment,
+                unit="s",
+            )
 
 
 _NO_ANSWER = Refused("no answered request has a latency")

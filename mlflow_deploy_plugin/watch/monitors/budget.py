@@ -14,9 +14,8 @@ from mlflow_deploy_plugin.core.spec.parts import AlarmsSpec, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
-from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.serve.inference_log.windows import (
-    Window,
     microseconds,
     parse_window,
     window_at,
@@ -29,7 +28,7 @@ from mlflow_deploy_plugin.watch.drift.references.load import load_reference
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor, window_request
 from mlflow_deploy_plugin.watch.monitors.manual_runs import hold_lease
-from mlflow_deploy_plugin.watch.result import ModelVersion, describe_span
+from mlflow_deploy_plugin.watch.result import describe_span
 from mlflow_deploy_plugin.watch.sequential.budget import check_budget
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from mlflow_deploy_plugin.watch.statistics.predictions import version_artifact
@@ -79,10 +78,21 @@ def _check_monitor(
     monitor = selected.spec
     share = spec.budget_share(monitor)
     window = window_at(microseconds(deployments.store.now()), monitor.every)
-    _require_earlier_reference(selected, window)
+    if monitor.reference_kind == "window":
+        pinned = parse_window(monitor.reference_value)
+        if pinned.end > window.start:
+            raise InvalidConfig(
+                f"monitors.{selected.name}.reference: {pinned} overlaps the monitor's next window, "
+                "which a budget of alarms does not permit: END may be at most "
+                f"{window.start:%FT%R}",
+            )
     request = window_request(selected, window, deployments.settings, stored)
     try:
-        version = _served_version(spec)
+        weights = traffic_weights(spec)
+        if not weights:
+            raise NotFound(f"endpoint {spec.name!r} has no deployment")
+        served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
+        version = served.name, served.version
         reference = load_reference(request, *version)
     except OnnxserveError as error:
         return [f"{_CHECKED_LATER}: {error.message}"]
@@ -100,30 +110,6 @@ def _check_monitor(
         if monitor.is_rolling:  # The reference grows with the log.
             return [f"{_CHECKED_LATER}: {error.message}"]
         raise InvalidConfig(f"monitors.{selected.name}: {error.message}") from None
-
-
-def _require_earlier_reference(selected: SelectedMonitor, next_window: Window) -> None:
-    """Raise InvalidConfig if a pinned reference overlaps the monitor's next window."""
-    monitor = selected.spec
-    if monitor.reference_kind != "window":
-        return
-    span = parse_window(monitor.reference_value)
-    if span.end > next_window.start:
-        raise InvalidConfig(
-            f"monitors.{selected.name}.reference: {span} overlaps the monitor's next window, which "
-            f"a budget of alarms does not permit: END may be at most {next_window.start:%FT%R}",
-        )
-
-
-def _served_version(spec: EndpointSpec) -> ModelVersion:
-    """Return the version of the deployment with the most traffic. Raises NotFound if
-    the endpoint has no deployment.
-    """
-    weights = traffic_weights(spec)
-    if not weights:
-        raise NotFound(f"endpoint {spec.name!r} has no deployment")
-    served = resolve(spec.variants[max(weights, key=weights.__getitem__)].model)
-    return served.name, served.version
 
 
 @dataclass(frozen=True)
@@ -184,7 +170,9 @@ def accept_alarms(
             line = f"{actor} accepted the alarms: {', '.join(accepted.describe())}"
             if why:
                 line += f": {why}"
-            _end_alerts(store, name, monitor, line)
+            for alert in Alerts(store).firing(name):
+                if alert.fingerprint == f"{name}/{monitor}":
+                    end_alert(store, alert, line)
     return accepted
 
 
@@ -232,8 +220,20 @@ def _accepted_columns(
     alarms = _new_baseline(evidence, start)
     where = f"monitor {monitor!r} of endpoint {name!r}"
     if alarms and columns:
-        return _select_columns(alarms, columns, where)
-    baseline = {column: since for column, since in alarms.items() if not _is_relations(column)}
+        selected: dict[str, str] = {}
+        for column in columns:
+            with_segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
+            matching = {key: since for key, since in alarms.items() if with_segment.fullmatch(key)}
+            if not matching:
+                raise NotFound(
+                    f"{where} has no open alarm of a column {column!r}; the columns with an open "
+                    f"alarm are {join_names(sorted(alarms), column)}",
+                )
+            selected |= matching
+        return selected
+    baseline = {
+        column: since for column, since in alarms.items() if column.rpartition("/")[2] != RELATIONS
+    }
     if baseline:
         return baseline
     remedy = f"`onnxserve monitor list {name}` shows its last verdict"
@@ -241,13 +241,6 @@ def _accepted_columns(
         command = f"onnxserve monitor accept {name} {monitor} --column '{RELATIONS}'"
         remedy = f"`{command}` accepts the alarm of the relations"
     raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
-
-
-def _end_alerts(store: Store, name: str, monitor: str, line: str) -> None:
-    """End the monitor's alert, if it is firing, with this line as the message."""
-    for alert in Alerts(store).firing(name):
-        if alert.fingerprint == f"{name}/{monitor}":
-            end_alert(store, alert, line)
 
 
 def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
@@ -259,28 +252,3 @@ def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
     shifts = sorted((since, series.column) for series, since in evidence.shifts.items())
     baseline = alarms | {key: since for since, key in shifts}
     return {key: since for key, since in baseline.items() if key not in evidence.accepted}
-
-
-def _is_relations(key: str) -> bool:
-    return key.rpartition("/")[2] == RELATIONS
-
-
-def _select_columns(
-    baseline: Mapping[str, str],
-    columns: Collection[str],
-    where: str,
-) -> dict[str, str]:
-    """Return the entries of the columns, and of each column in its segments. Raises
-    NotFound if a column has none; its message begins with `where`, the monitor.
-    """
-    selected: dict[str, str] = {}
-    for column in columns:
-        with_segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
-        matching = {key: since for key, since in baseline.items() if with_segment.fullmatch(key)}
-        if not matching:
-            raise NotFound(
-                f"{where} has no open alarm of a column {column!r}; the columns with an open alarm "
-                f"are {join_names(sorted(baseline), column)}",
-            )
-        selected |= matching
-    return selected

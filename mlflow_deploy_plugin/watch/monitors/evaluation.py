@@ -155,15 +155,7 @@ def request_from_store(
     """
     endpoint = store.endpoint(monitor.endpoint)
     request = window_request(monitor, window, settings, endpoint, revision, notes)
-    request = replace(request, past=_past_windows(request, Monitors(store)))
-    # The budget would replace the monitor's own rate.
-    if endpoint is None or monitor.has_own_rate:
-        return request
-    return _with_budget(request, endpoint, Monitors(store))
-
-
-def _past_windows(request: WindowRequest, monitors: Monitors) -> list[JudgedWindow]:
-    stored = monitors.judged_windows(
+    stored = Monitors(store).judged_windows(
         (request.endpoint, request.monitor),
         request.window.length,
         "verdict",
@@ -171,14 +163,14 @@ def _past_windows(request: WindowRequest, monitors: Monitors) -> list[JudgedWind
         until=request.window.start,
         aligned_to=request.window.start,
     )
-    return [
-        JudgedWindow(
-            row.start,
-            row.verdict,
-            Evidence.from_json(row.evidence),
-        )
-        for row in stored
+    past = [
+        JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
     ]
+    request = replace(request, past=past)
+    # The budget would replace the monitor's own rate.
+    if endpoint is None or monitor.has_own_rate:
+        return request
+    return _with_budget(request, endpoint, Monitors(store))
 
 
 def _with_budget(
@@ -260,14 +252,11 @@ def _metric_series(
     texts = [text for text, values in sources.items() if {*values} - {None}]
     if not texts:
         return None
-    title = f"{metric}, {' or '.join(texts)}"
-    values = list(map(_first_number, measured, estimated))
-    return LevelSeries(title, [*windows], values)
-
-
-def _first_number(*values: float | None) -> float:
-    """Return the first value that is not None; NaN if all are None."""
-    return next((value for value in values if value is not None), math.nan)
+    values = []
+    for pair in zip(measured, estimated, strict=True):
+        known = [value for value in pair if value is not None]
+        values.append(known[0] if known else math.nan)
+    return LevelSeries(f"{metric}, {' or '.join(texts)}", [*windows], values)
 
 
 def judge_and_log(request: WindowRequest) -> MonitorResult:

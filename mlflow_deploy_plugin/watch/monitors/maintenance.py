@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.store.expiry import expire
 from mlflow_deploy_plugin.core.store.holds import held_endpoints, retention_floor
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
 from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, maintain
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
@@ -102,36 +102,17 @@ def files_digests(
     ]
     if spec.kind != "performance" or not any(rows):
         return rows
-    labels = _label_files(
-        log,
-        windows[0].endpoint,
-        min(window.start for window in windows),
-    )
-    return [
-        _digest_with_labels(rows_digest, labels, window.start)
-        for rows_digest, window in zip(rows, windows, strict=True)
-    ]
-
-
-def _label_files(log: InferenceLog, endpoint: str, start: datetime) -> list[_LabelFile]:
-    """Return the endpoint's label files from one day before the start, because clocks
-    may differ.
-    """
-    files: list[_LabelFile] = []
-    for day, folder in list_days(log.location, labels_folder(log.location, endpoint)):
+    # Label files count from one day before the window, because clocks may differ.
+    start = min(window.start for window in windows)
+    labels: list[_LabelFile] = []
+    for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint)):
         if day + DAY > start - DAY:
-            files += [(day, file.path, file.size) for file in list_files(log.location, folder)]
-    return files
-
-
-def _digest_with_labels(rows_digest: str, labels: Sequence[_LabelFile], start: datetime) -> str:
-    """Return a digest of the rows' digest and of the label files from one day before
-    the window's start; empty for a window without rows.
-    """
-    if not rows_digest:
-        return ""
-    recent = [file for file in labels if file[0] + DAY > start - DAY]
-    return evaluation.digest((rows_digest, recent))
+            labels += [(day, file.path, file.size) for file in list_files(log.location, folder)]
+    digests = []
+    for rows_digest, window in zip(rows, windows, strict=True):
+        recent = [file for file in labels if file[0] + DAY > window.start - DAY]
+        digests.append(evaluation.digest((rows_digest, recent)) if rows_digest else "")
+    return digests
 
 
 def add_revisions(
@@ -156,7 +137,14 @@ def add_revisions(
         now,
     )
     selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
-    changed = list(_changed_windows(deployments.settings, endpoint, selected, candidates))
+    log = evaluation.endpoint_log(deployments.settings, endpoint)
+    changed = []
+    for row, digest in zip(candidates, files_digests(log, candidates, spec), strict=True):
+        if digest != row.log_digest:
+            request = window_request(
+                selected, Window(row.start, row.end), deployments.settings, endpoint
+            )
+            changed.append(_ChangedWindow(row, digest, request))
     late = _find_late_data(evaluator, changed, now)
     for item in changed:
         if item.stored.id not in late:
@@ -195,19 +183,6 @@ class _ChangedWindow:
     stored: MonitorWindow
     log_digest: str
     request: WindowRequest
-
-
-def _changed_windows(
-    settings: Settings,
-    endpoint: Endpoint,
-    monitor: SelectedMonitor,
-    windows: Sequence[MonitorWindow],
-) -> Iterator[_ChangedWindow]:
-    log = evaluation.endpoint_log(settings, endpoint)
-    for row, digest in zip(windows, files_digests(log, windows, monitor.spec), strict=True):
-        if digest != row.log_digest:
-            request = window_request(monitor, Window(row.start, row.end), settings, endpoint)
-            yield _ChangedWindow(row, digest, request)
 
 
 def _find_late_data(
@@ -324,7 +299,13 @@ def _maintain_all(
             if retention:
                 needed = retained_windows(Monitors(store), endpoint, now)
             result = call(maintain_log, settings, endpoint.name, now, retention, needed)
-            _log_expired_files(endpoint, result)
+            if result.expired_files:
+                _log.info(
+                    "%s: %s older than capture.retention %s were deleted",
+                    endpoint.name,
+                    f"{result.expired_files:,} files ({result.expired_bytes:,} bytes)",
+                    endpoint.spec.capture.retention,
+                )
     with _logged_errors("old watermarks of agents cannot be deleted"):
         agents = call(forget_agents, settings, now)
         if agents:
@@ -333,31 +314,11 @@ def _maintain_all(
     days = settings.monitor_retention_days
     if days is not None:
         with _logged_errors("old windows and alerts cannot be deleted from the store"):
-            _expire_store(store, max(days, settings.retention_floor_days or 0), goes_on)
-
-
-def _expire_store(
-    store: Store,
-    days: int,
-    goes_on: Callable[[], bool],
-) -> None:
-    """Delete windows and alerts that are older than this number of days, and log their
-    numbers.
-    """
-    expired = expire(store, timedelta(days=days), goes_on=goes_on)
-    if expired.windows or expired.alerts:
-        counts = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
-        _log.info("%s older than %d days were deleted from the store", counts, days)
-
-
-def _log_expired_files(endpoint: Endpoint, result: MaintenanceResult) -> None:
-    if result.expired_files:
-        _log.info(
-            "%s: %s older than capture.retention %s were deleted",
-            endpoint.name,
-            f"{result.expired_files:,} files ({result.expired_bytes:,} bytes)",
-            endpoint.spec.capture.retention,
-        )
+            kept_days = max(days, settings.retention_floor_days or 0)
+            expired = expire(store, timedelta(days=kept_days), goes_on=goes_on)
+            if expired.windows or expired.alerts:
+                counts = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
+                _log.info("%s older than %d days were deleted from the store", counts, kept_days)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveE
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import empty_endpoint
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.statedir.files import AGENT, SPOOL, is_alive, read_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.serve.agent.progress import agent_name
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes
@@ -86,7 +86,19 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     if stored is not None:
         spec = stored.spec
     else:
-        spec = _spec_outside_store(deployments, endpoint)
+        # A server on this machine may have the spec. Otherwise, only the log knows the
+        # endpoint.
+        left = left_specs(endpoint, deployments.settings)
+        if left:
+            spec = left[0][1]
+        else:
+            captured = open_log(deployments.settings.inference_log).endpoints()
+            if endpoint not in captured:
+                raise unknown_endpoint(
+                    endpoint,
+                    {*captured, *(other.name for other in deployments.store.endpoints())},
+                )
+            spec = empty_endpoint(endpoint)
     if name is None and len(spec.monitors) > 1:
         raise InvalidConfig(
             f"endpoint {endpoint!r} has several monitors: select one with --monitor "
@@ -97,24 +109,6 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     elif stored is None or not name:
         return SelectedMonitor(endpoint, name or DEFAULT_MONITOR, MonitorSpec(), spec.capture)
     return SelectedMonitor(endpoint, name, spec.monitor(name), spec.capture)
-
-
-def _spec_outside_store(deployments: Deployments, endpoint: str) -> EndpointSpec:
-    """Return the spec of an endpoint that is not in the store: the spec of a server on
-    this machine, or an empty spec if only the log knows the endpoint.
-
-    Raises NotFound if no server and no rows of the endpoint exist.
-    """
-    left = left_specs(endpoint, deployments.settings)
-    if left:
-        return left[0][1]
-    captured = open_log(deployments.settings.inference_log).endpoints()
-    if endpoint not in captured:
-        raise unknown_endpoint(
-            endpoint,
-            {*captured, *(other.name for other in deployments.store.endpoints())},
-        )
-    return empty_endpoint(endpoint)
 
 
 def run_window(
@@ -141,7 +135,14 @@ def run_window(
     log = evaluation.endpoint_log(deployments.settings, endpoint)
     notes = _wait_for_rows(deployments, monitor.endpoint)
     now = deployments.store.now()
-    window = _window_with_rows(log, monitor, window, now)
+    name = monitor.endpoint
+    window = window or evaluation.latest_window(log, name, monitor.spec, now)
+    if not evaluation.has_rows(log, name, window, monitor.spec.kind):
+        latest = evaluation.latest_window(log, name, monitor.spec, now)
+        raise NotFound(
+            f"endpoint {name!r} has no captured rows in {window}; the latest complete window with "
+            f"rows is {latest}",
+        )
     monitor = replace(monitor, engine=engine)
     if monitor.tried:
         notes.append(
@@ -194,26 +195,6 @@ def _wait_for_rows(deployments: Deployments, endpoint: str) -> list[str]:
     return notes
 
 
-def _window_with_rows(
-    log: InferenceLog,
-    monitor: SelectedMonitor,
-    window: Window | None,
-    now: datetime,
-) -> Window:
-    """Return the window, by default the latest complete window with rows. Raises
-    NotFound if it has no rows.
-    """
-    name = monitor.endpoint
-    window = window or evaluation.latest_window(log, name, monitor.spec, now)
-    if not evaluation.has_rows(log, name, window, monitor.spec.kind):
-        latest = evaluation.latest_window(log, name, monitor.spec, now)
-        raise NotFound(
-            f"endpoint {name!r} has no captured rows in {window}; the latest complete window with "
-            f"rows is {latest}",
-        )
-    return window
-
-
 class BackfilledWindow(NamedTuple):
     """A window of a backfill.
 
@@ -244,7 +225,18 @@ def backfill(
     Raises InvalidConfig if the period contains no complete window, or more than
     `MAX_BACKFILLED` windows.
     """
-    starts = _backfill_starts(monitor, begin, end)
+    starts = windows_between(monitor.spec, begin, end)
+    if not starts:
+        raise InvalidConfig(
+            f"no complete window of {monitor.spec.every} is in {begin:%F %R} to {end:%F %R} UTC",
+        )
+    if len(starts) > MAX_BACKFILLED:
+        last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
+        raise InvalidConfig(
+            f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and "
+            f"{end:%F %R} UTC, and one backfill judges at most {MAX_BACKFILLED:,}: use --to "
+            f"{last.isoformat()[:19]} or a monitor with longer windows",
+        )
     stored = deployments.store.endpoint(monitor.endpoint)
     log = evaluation.endpoint_log(deployments.settings, stored)
     notes = _wait_for_rows(deployments, monitor.endpoint)
@@ -265,25 +257,6 @@ def backfill(
         else:
             newest = judged[-1]
         yield BackfilledWindow(number, len(starts), newest, is_due)
-
-
-def _backfill_starts(monitor: SelectedMonitor, begin: datetime, end: datetime) -> range:
-    """Return the starts of the monitor's windows in [begin, end), in microseconds since
-    1970. Raises InvalidConfig if there is none or more than `MAX_BACKFILLED`.
-    """
-    starts = windows_between(monitor.spec, begin, end)
-    if not starts:
-        raise InvalidConfig(
-            f"no complete window of {monitor.spec.every} is in {begin:%F %R} to {end:%F %R} UTC",
-        )
-    if len(starts) > MAX_BACKFILLED:
-        last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
-        raise InvalidConfig(
-            f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and "
-            f"{end:%F %R} UTC, and one backfill judges at most {MAX_BACKFILLED:,}: use --to "
-            f"{last.isoformat()[:19]} or a monitor with longer windows",
-        )
-    return starts
 
 
 def run_due(
@@ -466,25 +439,14 @@ def _write_rows(
         window = window_at(int(times[0]), "1d")
     else:
         times = data.times
-        window = _window_of(times)
+        # The smallest window of complete days, hours or minutes. The windows of the
+        # reference have the same phase.
+        start = EPOCH + timedelta(microseconds=int(times.min()))
+        end = EPOCH + timedelta(microseconds=int(times.max()))
+        unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
+        window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
     _write_hours(_with_log_columns(data.table, times), times, folder)
     return _FileRows(window, has_times=not without_times, notes=tuple(notes))
-
-
-def _window_of(times: Array) -> Window:
-    """Return the smallest window of complete days, hours or minutes with these times,
-    [N] int64. The windows of the reference have the same phase.
-    """
-    start = EPOCH + timedelta(microseconds=int(times.min()))
-    end = EPOCH + timedelta(microseconds=int(times.max()))
-    unit = next(
-        (length for length in _UNITS if end - start >= length),
-        _UNITS[-1],
-    )
-    return Window(
-        start - (start - EPOCH) % unit,
-        end - (end - EPOCH) % unit + unit,
-    )
 
 
 def _with_log_columns(rows: pa.Table, times: Array) -> pa.Table:

@@ -114,19 +114,18 @@ class MonitorScheduler:
                 work.finished.clear()
                 log_errors(lambda: self._start_due_attempts(work, keeper, windows))
                 workers.end_idle(IDLE_SECONDS)
-                self._wait_for_attempt(work, over)
+                # If an attempt finishes, the monitor's next window may be due.
+                deadline = time.monotonic() + self.look_seconds
+                while (
+                    not over.is_set()
+                    and not work.finished.wait(0.1)
+                    and time.monotonic() < deadline
+                ):
+                    pass
         finally:
             work.stop(wait=False)
             workers.end()
             work.stop(wait=True)
-
-    def _wait_for_attempt(self, work: WorkRunner, over: threading.Event) -> None:
-        """Wait for `look_seconds`, unless an attempt finishes first, because the
-        monitor's next window may then be due, or `over` is set.
-        """
-        deadline = time.monotonic() + self.look_seconds
-        while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
-            pass
 
     def _start_due_attempts(
         self,
@@ -164,7 +163,12 @@ class MonitorScheduler:
                     continue
                 self._report_trouble(key, reason)
                 work.pause(key, _FAILURE_SECONDS)
-        self._close_windows_of_deleted(pending, keys, self._report_unreadable())
+        # Report once for each unreadable endpoint why it is skipped.
+        unreadable = {endpoint.name: endpoint.reason for endpoint in self._store.unreadable()}
+        for name in unreadable.keys() - self._said_unreadable:
+            self.deployments.progress(unreadable[name])
+        self._said_unreadable = set(unreadable)
+        self._close_windows_of_deleted(pending, keys, self._said_unreadable)
         resolve_orphaned(self._store)
 
     def _is_attempt_due(
@@ -245,16 +249,6 @@ class MonitorScheduler:
             watched.late_troubles = 0
             if self._monitors.state(*key).note_kind == "late_data_failed":
                 self._monitors.update_state(*key, note="")
-
-    def _report_unreadable(self) -> set[str]:
-        """Report once for each unreadable endpoint why it is skipped. Return the names
-        of these endpoints.
-        """
-        unreadable = {endpoint.name: endpoint.reason for endpoint in self._store.unreadable()}
-        for name in unreadable.keys() - self._said_unreadable:
-            self.deployments.progress(unreadable[name])
-        self._said_unreadable = set(unreadable)
-        return self._said_unreadable
 
     def _close_windows_of_deleted(
         self,

@@ -117,24 +117,6 @@ class WindowRunner:
             )
             state = self.monitors.state(name, monitor)
         ready = log_readiness(self.deployments.settings, name, now)
-        window = self._next_window(endpoint, state, ready, now)
-        self._remove_cannot_run_note(state)
-        if isinstance(window, Idle):
-            return window
-        selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
-        attempt = self.judge_window(window, selected, keeper, ready.notes)
-        return attempt.window if attempt is not None else None
-
-    def _next_window(
-        self,
-        endpoint: Endpoint,
-        state: MonitorState,
-        ready: Readiness,
-        now: datetime,
-    ) -> MonitorWindow | Idle:
-        """Return the oldest stored window that is not judged. If there is none, store
-        and return the next due window.
-        """
         pending = self.monitors.windows(
             endpoint.name,
             state.monitor,
@@ -142,17 +124,20 @@ class WindowRunner:
             by_hand=False,
         )
         if not pending:
-            return self._add_next(endpoint, state, ready, now)
-        return schedule.oldest_pending(pending, now) or Idle.NOTHING_DUE
-
-    def _remove_cannot_run_note(self, state: MonitorState) -> None:
-        """Remove the note that the monitor cannot run, unless the note has changed
-        since the state was read.
-        """
-        if state.note_kind != "cannot_run":
-            return
-        if self.monitors.state(state.endpoint, state.monitor).note == state.note:
-            self.monitors.update_state(state.endpoint, state.monitor, note="")
+            window = self._add_next(endpoint, state, ready, now)
+        else:
+            window = schedule.oldest_pending(pending, now) or Idle.NOTHING_DUE
+        # The note may have changed since the state was read.
+        if (
+            state.note_kind == "cannot_run"
+            and self.monitors.state(name, monitor).note == state.note
+        ):
+            self.monitors.update_state(name, monitor, note="")
+        if isinstance(window, Idle):
+            return window
+        selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
+        attempt = self.judge_window(window, selected, keeper, ready.notes)
+        return attempt.window if attempt is not None else None
 
     def judge_window(
         self,
@@ -224,11 +209,25 @@ class WindowRunner:
             note_kind: NoteKind = ""
             if due.left_out:
                 note_kind = "left_out"
-                note = _skipped_note(due, endpoint.name, monitor)
+                begin = f"{due.oldest:%FT%H:%M}"
+                end = f"{due.window.start:%FT%H:%M}"
+                note = (
+                    f"{due.left_out:,} windows from {begin} to {end} were skipped, because no "
+                    "controller was running and only the newest windows are judged afterwards: "
+                    f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} "
+                    f"--to {end}"
+                )
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
             elif state.note_kind == "cannot_run":
                 note = ""
-            window = self._find_or_add(endpoint.name, monitor, due.window)
+            # After a change of `every`, a stored window with the same start may have a
+            # different end.
+            key = endpoint.name, monitor, due.window.start, due.window.end
+            scheduled = [row for row in self.monitors.revisions(*key) if not row.by_hand]
+            if scheduled:
+                window = scheduled[-1]
+            else:
+                window = self.monitors.add(*key)
             self.monitors.update_state(
                 endpoint.name,
                 monitor,
@@ -239,18 +238,6 @@ class WindowRunner:
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
-
-    def _find_or_add(self, endpoint: str, monitor: str, span: Window) -> MonitorWindow:
-        """Return the newest scheduled revision of the window. If there is none, store
-        the window.
-        """
-        # After a change of `every`, a stored window with the same start may have a
-        # different end.
-        key = endpoint, monitor, span.start, span.end
-        scheduled = [row for row in self.monitors.revisions(*key) if not row.by_hand]
-        if scheduled:
-            return scheduled[-1]
-        return self.monitors.add(*key)
 
     def _judge(
         self,
@@ -284,7 +271,14 @@ class WindowRunner:
         )
         usual = usual_rows(request)
         if not has_rows and isinstance(usual, Refused):
-            return Attempt(_without_rows(window, [usual.reason, *notes]))
+            without_rows = replace(
+                window,
+                state="judged",
+                not_before=None,
+                verdict="not judged",
+                reason="; ".join([usual.reason, *notes]),
+            )
+            return Attempt(without_rows)
         result = self.evaluator.judge(request)
         if not self.by_hand:
             self._report(window, monitor.spec, result)
@@ -389,17 +383,6 @@ def log_readiness(
     return schedule.readiness(marks, endpoint, now, silent_after)
 
 
-def _skipped_note(due: schedule.DueWindow, endpoint: str, monitor: str) -> str:
-    """Return the note on the windows that were skipped before the due window."""
-    begin = f"{due.oldest:%FT%H:%M}"
-    end = f"{due.window.start:%FT%H:%M}"
-    return (
-        f"{due.left_out:,} windows from {begin} to {end} were skipped, because no "
-        "controller was running and only the newest windows are judged afterwards: "
-        f"onnxserve monitor backfill {endpoint} {monitor} --from {begin} --to {end}"
-    )
-
-
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     """Return the number of consecutive windows, up to the newest, with an alarm of the
     same column or criterion.
@@ -423,17 +406,6 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
                 break
         count += 1
     return count
-
-
-def _without_rows(window: MonitorWindow, reasons: Sequence[str]) -> MonitorWindow:
-    """Return the window after an attempt that found no rows to judge."""
-    return replace(
-        window,
-        state="judged",
-        not_before=None,
-        verdict="not judged",
-        reason="; ".join(reasons),
-    )
 
 
 def unsaved_window(

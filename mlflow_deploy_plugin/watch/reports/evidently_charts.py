@@ -55,7 +55,14 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     """Draw the first `most` judged columns of the findings. If nothing is drawn, a note
     has the reason.
     """
-    judged = _judged_columns(result, pairs)
+    # If names are equal, use the first pair.
+    by_name = {pair[0].name: pair for pair in reversed(pairs)}
+    subjects = dict.fromkeys(
+        finding.subject
+        for finding in result.findings
+        if finding.state != "not judged" and not finding.segment
+    )
+    judged = [by_name[name] for name in subjects if name in by_name]
     if not judged:
         return EvidentlyReport(notes=("no column has a score and rows to draw",))
     if min(len(side.values) for side in judged[0]) < _MIN_ROWS:
@@ -80,20 +87,6 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
         reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
         return EvidentlyReport(notes=(*notes, f"Evidently failed: {reason}"))
     return EvidentlyReport(page, figures, tuple(notes))
-
-
-def _judged_columns(result: MonitorResult, pairs: Sequence[ColumnPair]) -> list[ColumnPair]:
-    """Return the columns with a judged finding on all rows, in the order of the
-    findings.
-    """
-    # If names are equal, use the first pair.
-    by_name = {pair[0].name: pair for pair in reversed(pairs)}
-    judged = dict.fromkeys(
-        finding.subject
-        for finding in result.findings
-        if finding.state != "not judged" and not finding.segment
-    )
-    return [by_name[name] for name in judged if name in by_name]
 
 
 def _has_values(column: ColumnValues) -> bool:

@@ -14,7 +14,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -97,7 +97,14 @@ def build_report(
     """Return the files of the run by name, as text or bytes. If Evidently fails, the
     page contains the reason.
     """
-    charts = _draw_charts(result)
+    charts = EvidentlyReport()
+    if result.report.pairs:
+        columns = _MOST_COLUMNS
+        charts = draw_columns(result, result.report.pairs, columns)
+        # Findings and the picture need a tenth of the page.
+        while len(charts.page) > LARGEST_PAGE * 0.9 and columns > 1:
+            columns //= 2
+            charts = draw_columns(result, result.report.pairs, columns)
     this = JudgedWindow(result.window.start, result.state, result.evidence)
     windows = [*past, this][-trend.MOST_WINDOWS :]
     levels = trend.level_lines(result, windows)
@@ -109,21 +116,6 @@ def build_report(
     if charts.figures:
         files[EVIDENTLY] = charts.figures
     return files
-
-
-def _draw_charts(result: MonitorResult) -> EvidentlyReport:
-    """Draw the first judged columns, as many as fit on a page. The report is empty
-    without columns, such as of a window that is not judged.
-    """
-    if not result.report.pairs:
-        return EvidentlyReport()
-    columns = _MOST_COLUMNS
-    while True:
-        charts = draw_columns(result, result.report.pairs, columns)
-        # Findings and the picture need a tenth of the page.
-        if len(charts.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
-            return charts
-        columns //= 2
 
 
 def _render_page(
@@ -244,7 +236,18 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
     ]
     pairs += result.figures.items()
     for finding in result.findings:
-        pairs += _finding_metrics(finding)
+        # A slash in a name is replaced, so that it does not separate parts.
+        names = filter(None, (finding.subject, finding.segment))
+        subject = "/".join(name.replace("/", _NO_PATH) for name in names)
+        if finding.check == "criterion":
+            pairs.append((f"criterion/{subject}", finding.value))
+            pairs.append((f"criterion_threshold/{subject}", finding.threshold))
+            pairs.append((f"criterion_state/{subject}", _STATES.get(finding.state)))
+        else:
+            pairs.append((f"{finding.check}_score/{subject}", finding.value))
+        # The detector restarts, so its score does not show a lasting alarm.
+        if finding.check == "shift":
+            pairs.append((f"shift_state/{subject}", float(finding.is_alarm)))
     values: dict[str, float] = {}
     for name, value in pairs:
         if value is not None and math.isfinite(value):
@@ -258,24 +261,6 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
             valid = f"{valid}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
         figures[valid] = number
     return figures
-
-
-def _finding_metrics(finding: Finding) -> Iterator[tuple[str, float | None]]:
-    """Yield the names of the finding's metrics, each with its value; None if it is
-    unknown.
-    """
-    # A slash in a name is replaced, so that it does not separate parts.
-    names = filter(None, (finding.subject, finding.segment))
-    subject = "/".join(name.replace("/", _NO_PATH) for name in names)
-    if finding.check == "criterion":
-        yield f"criterion/{subject}", finding.value
-        yield f"criterion_threshold/{subject}", finding.threshold
-        yield f"criterion_state/{subject}", _STATES.get(finding.state)
-    else:
-        yield f"{finding.check}_score/{subject}", finding.value
-    # The detector restarts, so its score does not show a lasting alarm.
-    if finding.check == "shift":
-        yield f"shift_state/{subject}", float(finding.is_alarm)
 
 
 def metric_name(name: str) -> str:

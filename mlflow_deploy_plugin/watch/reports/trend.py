@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.watch.history import was_alarm
 from mlflow_deploy_plugin.watch.result import (
     EXACT,
     Check,
-    Finding,
     MonitorResult,
     describe_interval,
     describe_span,
@@ -281,22 +280,17 @@ def trend_lines(
     for finding in (*alarms, *required):  # The worst check of a column comes first.
         # A shift has no score of its own.
         if finding.value is not None and finding.key in result.evidence.outcomes:
-            line = _make_line(_line_title(finding), windows, finding.key, finding.check)
+            name = finding.title
+            if finding.check == "criterion":
+                title = f"{name}, in {finding.unit}" if finding.unit else name
+            elif finding.check in EXACT:
+                change = finding.change or finding.check
+                title = f"{name}: {change}"
+            else:
+                title = name + _SCORE
+            line = _make_line(title, windows, finding.key, finding.check)
             drawn.setdefault(finding.title, line)
     return list(drawn.values())[: _MOST_PANELS - len(with_level)]
-
-
-def _line_title(finding: Finding) -> str:
-    """Return the title of a finding's line: the name, with the unit of a requirement,
-    the change of an exact check, or the unit of a score.
-    """
-    name = finding.title
-    if finding.check == "criterion":
-        return f"{name}, in {finding.unit}" if finding.unit else name
-    if finding.check in EXACT:
-        change = finding.change or finding.check
-        return f"{name}: {change}"
-    return name + _SCORE
 
 
 def _make_line(

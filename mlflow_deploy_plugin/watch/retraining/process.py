@@ -123,10 +123,21 @@ def ensure_run(
         runs = client.search_runs([experiment], f"tags.`{RETRAINING_TAG}` = '{key}'", max_results=1)
         if runs:
             return str(runs[0].info.run_id)
+        tags = {
+            RETRAINING_TAG: key,
+            CAUSE_TAG: str(retraining.cause["why"])[:MAX_TAG_LENGTH],
+            "onnxserve.endpoint": plan.endpoint,
+            "mlflow.source.type": "PROJECT",
+            "mlflow.source.name": redact_credentials(plan.project),
+            "mlflow.project.entryPoint": plan.entry_point,
+            "mlflow.user": plan.actor,
+        }
+        if retraining.cause.get("run_id"):
+            tags["onnxserve.cause.run_id"] = retraining.cause["run_id"]
         run = client.create_run(
             experiment,
             run_name=f"retraining {retraining.id}",
-            tags=_run_tags(retraining, plan, key),
+            tags=tags,
         )
         run_id = str(run.info.run_id)
         client.log_batch(
@@ -134,26 +145,6 @@ def ensure_run(
             params=[Param(name, value[:_MAX_PARAMETER]) for name, value in parameters.items()],
         )
     return run_id
-
-
-def _run_tags(
-    retraining: Retraining,
-    plan: "RetrainPlan",
-    key: str,
-) -> dict[str, str]:
-    """Return the tags of the MLflow run; `key` identifies the attempt."""
-    tags = {
-        RETRAINING_TAG: key,
-        CAUSE_TAG: str(retraining.cause["why"])[:MAX_TAG_LENGTH],
-        "onnxserve.endpoint": plan.endpoint,
-        "mlflow.source.type": "PROJECT",
-        "mlflow.source.name": redact_credentials(plan.project),
-        "mlflow.project.entryPoint": plan.entry_point,
-        "mlflow.user": plan.actor,
-    }
-    if retraining.cause.get("run_id"):
-        tags["onnxserve.cause.run_id"] = retraining.cause["run_id"]
-    return tags
 
 
 def log_file(run_id: str, file: Path) -> str:

@@ -31,13 +31,12 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, WorkRunner
-from mlflow_deploy_plugin.core.registry.policy import PolicyChoice, choose_policy
+from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import registered_version, resolve
 from mlflow_deploy_plugin.core.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings, WaitsFor
 from mlflow_deploy_plugin.core.store.store import Rollout
-from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.promote.gate.run import GateRun, gate_version
+from mlflow_deploy_plugin.promote.gate.run import gate_version
 from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.promote.rollouts.leadership import reaches
 from mlflow_deploy_plugin.promote.rollouts.snapshot import ServedModelChanged, answering_version
@@ -79,54 +78,42 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     plan = plan_of(retraining)
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", retraining.version) else plan.base_version
-    choice = _with_dataset(choose_policy(plan.model), retraining.figures)
+    choice = choose_policy(plan.model)
+    evaluation = choice.policy.evaluation
+    dataset = retraining.figures.dataset
+    if dataset and not evaluation.dataset:
+        evaluation = evaluation.model_copy(
+            update={"dataset": dataset, "target": retraining.figures.target or ""}
+        )
+        choice = replace(
+            choice,
+            policy=choice.policy.model_copy(update={"evaluation": evaluation}),
+            where=f"{choice.where}, on the newest labelled rows",
+        )
     candidate = registered_version(plan.model, retraining.version)
     current = resolve(f"models:/{plan.model}/{against}")
     gated = gate_version(
         candidate, current, choice, context.actor, context.deployments.store, lambda _: None
     )
-    figures = replace(
-        _with_verdict(retraining.figures, gated), against=against, gated_at=context.now()
-    )
-    context.write(replace(retraining, state="gated", figures=figures, reason=""))
-
-
-def _with_dataset(choice: PolicyChoice, figures: RetrainingFigures) -> PolicyChoice:
-    """Return the choice; if the policy has no dataset, with the held-out rows if
-    any.
-    """
-    evaluation = choice.policy.evaluation
-    if not figures.dataset or evaluation.dataset:
-        return choice
-    evaluation = evaluation.model_copy(
-        update={"dataset": figures.dataset, "target": figures.target or ""}
-    )
-    return replace(
-        choice,
-        policy=choice.policy.model_copy(update={"evaluation": evaluation}),
-        where=f"{choice.where}, on the newest labelled rows",
-    )
-
-
-def _with_verdict(figures: RetrainingFigures, gated: GateRun) -> RetrainingFigures:
-    """Return the figures with the gate's verdict and evaluation. The versions count as
-    compared if the evaluation was done, or if the policy itself skips it.
-    """
     verdict = gated.verdict
-    evaluation = {**figures.evaluation}
+    measured = {**retraining.figures.evaluation}
     is_skipped = False
     for check in verdict.checks:
         if check.name == "evaluation":
-            evaluation |= check.figures
+            measured |= check.figures
             is_skipped |= check.state == "skipped"
-    return replace(
-        figures,
-        evaluation=evaluation,
+    figures = replace(
+        retraining.figures,
+        evaluation=measured,
         gate=verdict.state,
         gate_reason=verdict.reason,
         gate_report=gated.report,
+        # The policy itself may skip the evaluation.
         compared=not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
+        against=against,
+        gated_at=context.now(),
     )
+    context.write(replace(retraining, state="gated", figures=figures, reason=""))
 
 
 def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
@@ -147,9 +134,15 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = retraining.figures.against or plan.base_version
     passed = _passed_text(retraining)
-    earlier_rollout = _find_rollout(context, retraining, plan)
-    if earlier_rollout is not None:
-        _follow(context, retraining, earlier_rollout)
+    of_version = {"model": plan.model, "version": retraining.version}
+    rollouts = [
+        rollout
+        for rollout in context.deployments.store.rollouts(plan.endpoint)
+        if rollout.created_at >= retraining.created_at
+        and rollout.spec.items() >= of_version.items()
+    ]
+    if rollouts:
+        _follow(context, retraining, rollouts[0])
     elif served == retraining.version:
         context.finish(retraining, "promoted", "the version is already served")
     elif served not in ("", against):
@@ -164,22 +157,6 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
         context.finish(retraining, "proposed", f"{passed}; {remedy}")
     else:
         context.finish(retraining, "left", f"{passed} and is not deployed")
-
-
-def _find_rollout(
-    context: RetrainingContext, retraining: Retraining, plan: RetrainPlan
-) -> Rollout | None:
-    """Return the rollout of the new version since the retraining began; None if there
-    is none.
-    """
-    for rollout in context.deployments.store.rollouts(plan.endpoint):
-        spec = rollout.spec
-        is_of_version = (
-            spec.get("model") == plan.model and spec.get("version") == retraining.version
-        )
-        if is_of_version and rollout.created_at >= retraining.created_at:
-            return rollout
-    return None
 
 
 def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:

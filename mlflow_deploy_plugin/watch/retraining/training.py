@@ -96,12 +96,23 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         sample_file.write_text(json.dumps(detail | data.sample, indent=2))
         process.log_file(run_id, sample_file)
     running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
+    trained_on = f"{data.rows:,} labelled rows up to {data.window.end_text}"
+    if data.hidden:
+        trained_on += (
+            f", without {join_names(data.hidden)}: capture.drop or capture.mask removes the values "
+            "from the log"
+        )
+    if plan.sample is not None:
+        trained_on += (
+            f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the "
+            "window"
+        )
     event = context.event(
         "retrain.run",
         running,
         before=f"version {plan.base_version}",
         after=f"run {run_id}",
-        why=f"retraining {retraining.id} trains on {_describe_rows(plan, data)}",
+        why=f"retraining {retraining.id} trains on {trained_on}",
         detail=detail,
     )
     if context.write(running, event) is not None:
@@ -145,26 +156,17 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
     elif is_late:
         _end_late(context, retraining, plan)
     elif run.status == "KILLED" or _is_here(retraining) or _is_silent(context, retraining, run):
-        _restart(context, retraining)
-
-
-def _restart(context: RetrainingContext, retraining: Retraining) -> None:
-    """Let a killed training begin again; fail the retraining after `MAX_TRAININGS`
-    runs.
-    """
-    attempt = retraining.figures.attempt or 1
-    end_training(retraining)
-    if attempt >= MAX_TRAININGS:
-        context.fail(
-            retraining,
-            f"the run was killed {attempt} times: {_last_line(context, retraining)}",
+        attempt = retraining.figures.attempt or 1
+        end_training(retraining)
+        if attempt >= MAX_TRAININGS:
+            last = _last_line(context, retraining)
+            context.fail(retraining, f"the run was killed {attempt} times: {last}")
+            return
+        reason = f"run {retraining.run_id} was killed; the training is restarted"
+        figures = RetrainingFigures(attempt=attempt + 1)
+        context.write(
+            replace(retraining, state="waiting", run_id="", figures=figures, reason=reason),
         )
-        return
-    reason = f"run {retraining.run_id} was killed; the training is restarted"
-    figures = RetrainingFigures(attempt=attempt + 1)
-    context.write(
-        replace(retraining, state="waiting", run_id="", figures=figures, reason=reason),
-    )
 
 
 def end_training(retraining: Retraining) -> None:
@@ -278,22 +280,6 @@ def _project_parameters(plan: RetrainPlan, data: TrainingData) -> dict[str, str]
     return parameters
 
 
-def _describe_rows(plan: RetrainPlan, data: TrainingData) -> str:
-    """Return the number of training rows, with the withheld columns and the sample."""
-    text = f"{data.rows:,} labelled rows up to {data.window.end_text}"
-    if data.hidden:
-        text += (
-            f", without {join_names(data.hidden)}: capture.drop or capture.mask removes the values "
-            "from the log"
-        )
-    if plan.sample is not None:
-        text += (
-            f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the "
-            "window"
-        )
-    return text
-
-
 def collect_training_data(
     log: InferenceLog,
     plan: RetrainPlan,
@@ -346,11 +332,13 @@ def collect_training_data(
     if held_out is not None:
         # The gate casts these rows to the types of each version.
         pq.write_table(held_out, held_out_file)
+    with data.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return TrainingData(
         data=data,
         held_out=held_out_file if held_out is not None else None,
         target=_target_column(rows),
-        digest=_sha256(data),
+        digest=digest,
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
         window=window,
@@ -419,11 +407,6 @@ def _target_column(rows: pa.Table) -> str:
     if answers_texts or rows.column(LABEL_NUMBER).null_count:
         return LABEL
     return LABEL_NUMBER
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:

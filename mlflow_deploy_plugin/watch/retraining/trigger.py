@@ -18,11 +18,10 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.processes.durable_work import next_fire
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
-from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.rollouts.leadership import controller_name
 from mlflow_deploy_plugin.promote.rollouts.snapshot import (
@@ -78,7 +77,18 @@ def retrain_on_alarm(
         result.window,
         actor,
     )
-    cause = _alarm_cause(result)
+    cause: Json = {
+        "kind": "alarm",
+        "monitor": result.monitor,
+        "monitor_kind": result.kind,
+        "window": str(result.window),
+        "revision": result.revision,
+        "verdict": result.state,
+        "version": result.version,
+        "run_id": result.run.run_id,
+        "report": result.run.url or f"run {result.run.run_id}",
+        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
+    }
     for earlier in retrainings.find(plan.endpoint, plan.model):
         # An alarm is processed twice if a controller is killed before it has stored the
         # window's verdict.
@@ -115,22 +125,6 @@ def retrain_on_alarm(
         return None
 
 
-def _alarm_cause(result: MonitorResult) -> Json:
-    """Return the cause of a retraining that this alarm starts."""
-    return {
-        "kind": "alarm",
-        "monitor": result.monitor,
-        "monitor_kind": result.kind,
-        "window": str(result.window),
-        "revision": result.revision,
-        "verdict": result.state,
-        "version": result.version,
-        "run_id": result.run.run_id,
-        "report": result.run.url or f"run {result.run.run_id}",
-        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
-    }
-
-
 def request_retraining(
     deployments: Deployments,
     endpoint: str,
@@ -153,7 +147,22 @@ def request_retraining(
     actor = actor or deployments.store.user
     observed = deployments.get_endpoint(endpoint)
     spec = observed.endpoint.spec
-    name = _only_monitor(spec) if monitor is None else monitor
+    name = monitor
+    if name is None:
+        able = sorted(
+            name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None
+        )
+        if not able:
+            raise InvalidConfig(
+                f"no monitor of endpoint {spec.name!r} specifies how to train the model: "
+                f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT",
+            )
+        if len(able) > 1:
+            raise InvalidConfig(
+                f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one "
+                f"of {', '.join(able)}",
+            )
+        name = able[0]
     selected = spec.monitor(name)
     if selected.retrain is None:
         raise InvalidConfig(
@@ -176,26 +185,6 @@ def request_retraining(
         plan,
         {"kind": kind, "monitor": name, "why": reason},
     )
-
-
-def _only_monitor(spec: EndpointSpec) -> str:
-    """Return the name of the only monitor with `retrain`. Raises InvalidConfig if there
-    is none, or several.
-    """
-    able = sorted(
-        name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None
-    )
-    if not able:
-        raise InvalidConfig(
-            f"no monitor of endpoint {spec.name!r} specifies how to train the model: "
-            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT",
-        )
-    if len(able) > 1:
-        raise InvalidConfig(
-            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of "
-            f"{', '.join(able)}",
-        )
-    return able[0]
 
 
 class RetrainingSchedule:
@@ -222,7 +211,22 @@ class RetrainingSchedule:
                 key = (endpoint.name, monitor)
                 schedule = spec.retrain.schedule
                 try:
-                    if self._is_due(endpoint, monitor, spec, schedule, now):
+                    # The time since the last scheduled retraining, or since the
+                    # endpoint's creation if there is none, decides.
+                    times = [endpoint.created_at]
+                    times += [
+                        retraining.created_at
+                        for retraining in Retrainings(self._deployments.store).find(endpoint.name)
+                        if retraining.monitor == monitor
+                        and retraining.cause.get("kind") == _SCHEDULED
+                    ]
+                    # Times in the future were set by a wrong clock: use the time of the
+                    # first call instead.
+                    past = [time for time in times if time <= now]
+                    if len(past) < len(times):
+                        past.append(self._first_look)
+                    since = max(past)
+                    if next_fire(schedule, spec.time_zone, since) <= now:
                         request_retraining(
                             self._deployments,
                             endpoint.name,
@@ -265,31 +269,6 @@ class RetrainingSchedule:
             detail={"monitor": monitor, "schedule": schedule},
         )
         _record_refusal(self._deployments.store, event)
-
-    def _is_due(
-        self,
-        endpoint: Endpoint,
-        monitor: str,
-        spec: MonitorSpec,
-        schedule: str,
-        now: datetime,
-    ) -> bool:
-        """Return True if the schedule has a time since the last scheduled retraining,
-        or since the endpoint's creation if there is none.
-        """
-        times = [endpoint.created_at]
-        times += [
-            retraining.created_at
-            for retraining in Retrainings(self._deployments.store).find(endpoint.name)
-            if retraining.monitor == monitor and retraining.cause.get("kind") == _SCHEDULED
-        ]
-        # Times in the future were set by a wrong clock: use the time of the first call
-        # instead.
-        past = [time for time in times if time <= now]
-        if len(past) < len(times):
-            past.append(self._first_look)
-        since = max(past)
-        return next_fire(schedule, spec.time_zone, since) <= now
 
 
 def _record_refusal(store: Store, event: AuditEvent) -> None:

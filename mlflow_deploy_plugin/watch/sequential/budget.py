@@ -133,7 +133,16 @@ def detector_windows(
     season = season_windows(spec, count, levels.length_us)
     gaps = np.diff(starts, prepend=starts[:1] - 1)
     all_rows = np.concatenate([levels.rows, rows])
-    values = _without_sampling(levels, np.concatenate([levels.values, values]), all_rows)
+    # Distances are those of windows with the usual number of rows.
+    values = np.concatenate([levels.values, values])
+    for index in np.flatnonzero(levels.is_distance).tolist():
+        values[:, index] /= sampling_factor(
+            levels.values[:, index],
+            all_rows[:, index],
+            float(levels.row_variances[index]),
+            levels.rows[:, index],
+        )
+        values[:, index] **= NEARLY_NORMAL
     residuals = remove_cycle(values[:count], count, starts[:count] % season, season)
     of_rows = np.where(levels.is_distance, 0, levels.row_variances)
     return Windows(
@@ -149,21 +158,6 @@ def detector_windows(
         is_followed=levels.is_followed,
         least=np.where(levels.is_rows, _LEAST_ROWS, 0.0),
     )
-
-
-def _without_sampling(levels: ReferenceLevels, values: Array, rows: Array) -> Array:
-    """Return the values with the distances that windows of the usual number of rows
-    would have, to the power `NEARLY_NORMAL`.
-    """
-    for index in np.flatnonzero(levels.is_distance).tolist():
-        values[:, index] /= sampling_factor(
-            levels.values[:, index],
-            rows[:, index],
-            float(levels.row_variances[index]),
-            levels.rows[:, index],
-        )
-        values[:, index] **= NEARLY_NORMAL
-    return values
 
 
 def require_windows(

@@ -160,9 +160,20 @@ def follow(
     and has the `evidence`; Refused if the reference has too few windows.
     """
     levels = reference_levels(reference, columns, segments)
-    past = _comparable(history.past, evidence.basis, start_us)
+    past = [
+        window
+        for window in history.past
+        if window.evidence.basis == evidence.basis and microseconds(window.start) < start_us
+    ]
     judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
-    levels = _levels_outside(levels, judged, spec)
+    levels = levels.since(levels.starts_us != judged[-1])
+    if spec.is_rolling:
+        # A rolling reference contains all windows before the judged window: keep those
+        # before the first judged window, but at least the first windows.
+        older = levels.starts_us < judged[0]
+        if older.sum() < budget.FEWEST_WINDOWS:
+            older = np.arange(len(older)) < budget.FEW_WINDOWS
+        levels = levels.since(older)
     try:
         budget.require_windows(reference, levels, spec, budget.FEWEST_OF_ONE)
         outside = ~np.isin(judged, levels.starts_us)
@@ -228,33 +239,6 @@ def _track(
     )
 
 
-def _comparable(
-    past: Sequence[JudgedWindow],
-    basis: str,
-    start_us: int,
-) -> Sequence[JudgedWindow]:
-    """Return the windows before the judged window whose figures are comparable."""
-    return [
-        window
-        for window in past
-        if window.evidence.basis == basis and microseconds(window.start) < start_us
-    ]
-
-
-def _levels_outside(levels: ReferenceLevels, judged: Array, spec: MonitorSpec) -> ReferenceLevels:
-    """Return the levels without the judged window. A rolling reference contains all
-    windows before this window: return those before the first judged window, but at
-    least those of the first windows.
-    """
-    levels = levels.since(levels.starts_us != judged[-1])
-    if not spec.is_rolling:
-        return levels
-    older = levels.starts_us < judged[0]
-    if older.sum() < budget.FEWEST_WINDOWS:
-        older = np.arange(len(older)) < budget.FEW_WINDOWS
-    return levels.since(older)
-
-
 def _restarts(
     windows: Windows,
     starts: Sequence[datetime],
@@ -275,23 +259,20 @@ def _restarts(
         if accepted:
             since = max(accepted)
             restarts[index] = next((each for each in judged if starts[each] >= since), count)
-        elif series.column == ROWS and not _is_comparable(windows, index):
-            restarts[index] = min(windows.reference, count - 1)
+        elif series.column == ROWS:
+            # The first judged windows must have about as many rows as the reference.
+            rows = windows.values[:, index]
+            first = rows[windows.reference : -1][:_FIRST_WINDOWS]
+            first = first[np.isfinite(first)]
+            is_comparable = False
+            if len(first):
+                change = np.median(first) - np.nanmedian(rows[: windows.reference])
+                is_comparable = abs(change) < _COMPARABLE
+            if not is_comparable:
+                restarts[index] = min(windows.reference, count - 1)
     return restarts
 
 
 def _is_of(key: str, segment: str) -> bool:
     """Return True if the `alarm_key` is that of a column of the segment."""
     return key.startswith(f"{segment}/") if segment else "=" not in key
-
-
-def _is_comparable(windows: Windows, rows: int) -> bool:
-    """Return True if the first judged windows have about as many rows as the windows of
-    the reference. `rows` is the index of the series.
-    """
-    values = windows.values[:, rows]
-    first = values[windows.reference : -1][:_FIRST_WINDOWS]
-    first = first[np.isfinite(first)]
-    if not len(first):
-        return False
-    return bool(abs(np.median(first) - np.nanmedian(values[: windows.reference])) < _COMPARABLE)

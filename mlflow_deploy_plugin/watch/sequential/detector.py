@@ -213,7 +213,12 @@ class Tracking:
         is_known = np.isfinite(self._windows.values[now])
         self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
         innovation = self._innovation(now, is_known)
-        self._end_shifts(now, innovation, is_known)
+        # The windows of a shift that was not confirmed become a part of the baseline.
+        for shift in [*self.shifts]:
+            if is_known[shift.series] and shift.add_window(float(innovation[shift.series])):
+                self.shifts.remove(shift)
+                if not shift.is_confirmed:
+                    self._is_left_out[shift.onset : now, shift.series] = False
         # Smaller shifts than the least one are not evidence of a shift.
         margin = np.abs(_THETA) * self._windows.least / 2 / self.baseline.deviation
         gain = _THETA * innovation - np.square(_THETA) / 2 - margin
@@ -253,17 +258,6 @@ class Tracking:
         )
         self._previous = np.where(is_unusual, 0.0, above)
         return innovation.clip(-_LARGEST, _LARGEST)
-
-    def _end_shifts(self, now: int, innovation: Array, is_known: Array) -> None:
-        """Add the window to the open shifts of known figures, and end those that are
-        over. The windows of a shift that was not confirmed become a part of the
-        baseline.
-        """
-        for shift in [*self.shifts]:
-            if is_known[shift.series] and shift.add_window(float(innovation[shift.series])):
-                self.shifts.remove(shift)
-                if not shift.is_confirmed:
-                    self._is_left_out[shift.onset : now, shift.series] = False
 
     def _restart(self, accepted: Array) -> None:
         """Begin a new baseline of the accepted series, [m] bool."""
@@ -362,7 +356,17 @@ def limit_for(windows: Windows, rate: float) -> float:
     nothing shifts. The limits of the last references are kept, because all windows of a
     monitor have the same one.
     """
-    reference = _reference_of(_only_followed(windows))
+    first = windows.reference
+    followed = windows.is_followed
+    # Only the windows of the reference and the series whose lasting shifts are sought.
+    reference = replace(
+        windows,
+        values=windows.values[:, followed][:first],
+        phases=windows.phases[:first],
+        floors=windows.floors[followed],
+        scales=windows.scales[:, followed][:first],
+        is_upward=windows.is_upward[followed],
+    )
     digest = hashlib.blake2b(repr((rate, reference.season)).encode())
     for part in (reference.values, reference.phases, reference.scales, reference.floors):
         digest.update(np.ascontiguousarray(part).tobytes())
@@ -373,17 +377,6 @@ def limit_for(windows: Windows, rate: float) -> float:
             _known_limits.clear()
         _known_limits[key] = _simulated_limit(reference, rate)
     return _known_limits[key]
-
-
-def _reference_of(windows: Windows) -> Windows:
-    """Return only the windows of the reference."""
-    first = windows.reference
-    return replace(
-        windows,
-        values=windows.values[:first],
-        phases=windows.phases[:first],
-        scales=windows.scales[:first],
-    )
 
 
 def _simulated_limit(windows: Windows, rate: float) -> float:
@@ -399,22 +392,17 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     levels, baseline = _reference_baseline(windows)
     scaled = levels / windows.scales[:first]
     correlation = baseline.correlation
-    drawn = _draw_levels(scaled[1:] - correlation * scaled[:-1], correlation, len(phases))
+    innovations = scaled[1:] - correlation * scaled[:-1]
+    # The simulated levels, [simulations, windows, m], have drawn innovations.
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
+    drawn: Array = innovations.astype(np.float32)[positions]
+    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
+    for window in range(1, len(phases)):
+        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
     without_cycle = remove_cycle(drawn, first, phases, season)
     statistics = _statistics(without_cycle, first, season, windows)
     return _limit_at(rate, statistics)
-
-
-def _only_followed(windows: Windows) -> Windows:
-    """Return the windows with only the series whose lasting shifts are sought."""
-    followed = windows.is_followed
-    return replace(
-        windows,
-        values=windows.values[:, followed],
-        floors=windows.floors[followed],
-        scales=windows.scales[:, followed],
-        is_upward=windows.is_upward[followed],
-    )
 
 
 def reference_innovations(windows: Windows) -> tuple[Array, Array]:
@@ -447,19 +435,6 @@ def _reference_baseline(windows: Windows) -> tuple[Array, RunningBaseline]:
 def reference_correlation(windows: Windows) -> Array:
     """Return the correlation of consecutive windows of the reference, [m]."""
     return _reference_baseline(windows)[1].correlation
-
-
-def _draw_levels(innovations: Array, correlation: Array, count: int) -> Array:
-    """Return simulated levels, [simulations, count, m] float32, with innovations that
-    are drawn from `innovations`, [R - 1, m].
-    """
-    rng = np.random.default_rng(0)
-    positions = rng.integers(0, len(innovations), (_SIMULATIONS, count))
-    drawn: Array = innovations.astype(np.float32)[positions]
-    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
-    for window in range(1, count):
-        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    return drawn
 
 
 def _limit_at(rate: float, statistics: Array) -> float:

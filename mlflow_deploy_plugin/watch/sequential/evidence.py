@@ -4,7 +4,7 @@ judgement uses, as plain values.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -93,9 +93,13 @@ class Evidence:
             str(series): level for series, level in self.levels.items() if math.isfinite(level)
         }
         alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
-        outcomes = {
-            key: [*map(_finite_or_none, astuple(outcome))] for key, outcome in self.outcomes.items()
-        }
+        outcomes = {}
+        for key, outcome in self.outcomes.items():
+            numbers = [
+                number if number is not None and math.isfinite(number) else None
+                for number in (outcome.value, outcome.threshold)
+            ]
+            outcomes[key] = [outcome.check, outcome.state, *numbers]
         return {
             "basis": self.basis,
             "levels": levels,
@@ -138,19 +142,9 @@ def alarm_key(subject: str, segment: str = "") -> str:
     return f"{segment}/{subject}" if segment else subject
 
 
-def _stored_outcome(check: object, state: object, *numbers: Any) -> Outcome:
-    return Outcome(str(check), str(state), *map(_stored_number, numbers))
-
-
-def _stored_number(number: Any) -> float | None:
-    return None if number is None else float(number)
-
-
-def _finite_or_none(part: str | float | None) -> str | float | None:
-    """Return the part of an outcome, with None in place of NaN and infinity."""
-    if isinstance(part, float) and not math.isfinite(part):
-        return None
-    return part
+def _stored_outcome(check: object, state: object, *parts: Any) -> Outcome:
+    numbers = [None if part is None else float(part) for part in parts]
+    return Outcome(str(check), str(state), *numbers)
 
 
 @dataclass(frozen=True)

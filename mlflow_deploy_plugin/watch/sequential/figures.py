@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
@@ -45,32 +46,38 @@ _DIRECTIONS: Mapping[str, tuple[str, str]] = {
 _OF_SHARES = ("more often", "less often")
 
 
-def figure_name(series: FigureSeries, bins: Mapping[str, Bins]) -> str:
-    """Return the name of the figure, such as `share of 'AA'`."""
+class FigureName(NamedTuple):
+    """The name of a figure.
+
+    Attributes:
+        text: the name, such as `share of 'AA'`.
+        in_change: the name before a change of the value, such as `'AA'`.
+    """
+
+    text: str
+    in_change: str
+
+
+def figure_name(series: FigureSeries, bins: Mapping[str, Bins]) -> FigureName:
     of_column = bins.get(series.column)
     if series.column in PROJECTIONS:
-        return "spread of a projection"
-    if series.figure == DISTANCE:
-        if isinstance(of_column, OrderedBins):
-            return "Wasserstein distance"
-        return "Jensen–Shannon distance"
-    if series.figure in _NAMES:
-        return _NAMES[series.figure]
-    value = _frequent_value(of_column, series.figure)
-    return f"share of {value or 'the most frequent value'}"
-
-
-def _frequent_value(bins: Bins | None, figure: str) -> str:
-    """Return the most frequent or second value of the reference as text; empty if the
-    column has intervals of numbers instead of values.
-    """
-    position = ("frequent", "second").index(figure)
-    if not isinstance(bins, CategoryBins) or len(bins.codes) <= position:
-        return ""
-    value = [*bins.codes][position]
-    if isinstance(value, float):
-        return f"{value:g}"
-    return repr(value)
+        text = "spread of a projection"
+    elif series.figure == DISTANCE and isinstance(of_column, OrderedBins):
+        text = "Wasserstein distance"
+    elif series.figure == DISTANCE:
+        text = "Jensen–Shannon distance"
+    elif series.figure in _NAMES:
+        text = _NAMES[series.figure]
+    else:
+        # A column with intervals of numbers has no value to name.
+        text = "share of the most frequent value"
+        position = ("frequent", "second").index(series.figure)
+        if isinstance(of_column, CategoryBins) and len(of_column.codes) > position:
+            value = [*of_column.codes][position]
+            if not isinstance(value, float):
+                return FigureName(f"share of {value!r}", repr(value))
+            text = f"share of {value:g}"
+    return FigureName(text, text)
 
 
 def shown_figure(figure: str, value: float) -> str:
@@ -93,11 +100,9 @@ def shown_deviation(figure: str, usual: float, deviation: float) -> str:
     return f"{deviation:.1%}"
 
 
-def describe_figure(figure: str, name: str, before: float, now: float) -> str:
+def describe_figure(figure: str, name: FigureName, before: float, now: float) -> str:
     """Return the change of a figure in words, such as `mean 3.2 → 8.9, higher`."""
     up, down = _DIRECTIONS.get(figure, _OF_SHARES)
     direction = up if now > before else down
     first = shown_figure(figure, before)
-    if name.startswith("share of '"):
-        name = name.removeprefix("share of ")
-    return f"{name} {first} → {shown_figure(figure, now)}, {direction}"
+    return f"{name.in_change} {first} → {shown_figure(figure, now)}, {direction}"

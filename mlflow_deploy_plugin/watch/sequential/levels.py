@@ -33,7 +33,6 @@ import numpy as np
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
-    ReferencePieces,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts, row_counts
@@ -207,7 +206,14 @@ def reference_levels(
     """
     times = reference.pieces.window_starts_us
     profiles = reference.pieces.windows
-    later, earlier = _used_windows(reference.pieces, row_counts(profiles))
+    rows = row_counts(profiles)
+    later = np.flatnonzero(rows > 0)
+    earlier: Array | None = None
+    if reference.pieces.grid.lag_windows:
+        later, lagged = reference.pieces.pairs()
+        has_rows = np.minimum(rows[later], rows[lagged]) > 0
+        later = later[has_rows]
+        earlier = lagged[has_rows]
     known: list[_KnownSeries] = []
     for segment, part in {"": reference, **segments}.items():
         part_profiles = part.pieces.windows_at(times)
@@ -234,17 +240,6 @@ def _columns(columns: Sequence[Array], rows: int) -> Array:
     if not columns:
         return np.empty((rows, 0))
     return np.stack(columns, axis=1)
-
-
-def _used_windows(pieces: ReferencePieces, rows: Array) -> tuple[Array, Array | None]:
-    """Return the positions of the windows with rows, [R] int64, and for `rolling:`
-    those of the windows one lag earlier (otherwise None).
-    """
-    if not pieces.grid.lag_windows:
-        return np.flatnonzero(rows > 0), None
-    later, earlier = pieces.pairs()
-    has_rows = np.minimum(rows[later], rows[earlier]) > 0
-    return later[has_rows], earlier[has_rows]
 
 
 def window_levels(
@@ -311,12 +306,6 @@ class _PartWindows:
         before = None if earlier is None else [profiles[index] for index in earlier]
         return cls(part, [profiles[index] for index in later], before, is_reference=True)
 
-    @property
-    def _usual_rows(self) -> float:
-        """The usual number of rows of the reference's windows."""
-        rows = [window.rows for window in self.part.pieces.windows]
-        return float(np.median(rows)) if rows else 1.0
-
     def series(self, columns: Sequence[str], segment: str) -> Iterator[_KnownSeries]:
         """Yield the number of rows, and each figure of each column."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -345,6 +334,8 @@ class _PartWindows:
         variances = column.row_variances(values) if self.is_reference else {}
         # A row of each window adds to the variance of a difference.
         compared_rows = 1 if self.earlier is None else 2
+        reference_rows = [window.rows for window in self.part.pieces.windows]
+        usual_rows = float(np.median(reference_rows)) if reference_rows else 1.0
         for figure, by_window in values.items():
             if name not in PROJECTIONS or figure == SPREAD:
                 yield _KnownSeries(
@@ -352,7 +343,7 @@ class _PartWindows:
                     by_window,
                     rows,
                     compared_rows * variances.get(figure, 0.0),
-                    column.floor(figure, self._usual_rows),
+                    column.floor(figure, usual_rows),
                 )
 
 
@@ -391,18 +382,14 @@ class _Column:
         if figure == MODE:
             return max(smallest, 1 / math.sqrt(max(self.total[:-1].max(), 1)))
         if figure == DISTANCE and np.count_nonzero(self.total[:-1]) == 1:
-            return max(smallest, math.pow(self._odd_row_distance(usual_rows), NEARLY_NORMAL))
+            # One of the rows has another value than all rows of the reference.
+            usual = self.total[:-1] / self.total[:-1].sum()
+            odd = np.zeros_like(usual)
+            odd[0 if usual[-1] else -1] = 1
+            window = usual + (odd - usual) / max(usual_rows, 1)
+            distance = float(self.bins.distance(window[None], usual)[0])
+            return max(smallest, math.pow(distance, NEARLY_NORMAL))
         return smallest
-
-    def _odd_row_distance(self, rows: float) -> float:
-        """Return the distance of a window in which one of the rows has another value
-        than all rows of the reference.
-        """
-        usual = self.total[:-1] / self.total[:-1].sum()
-        odd = np.zeros_like(usual)
-        odd[0 if usual[-1] else -1] = 1
-        window = usual + (odd - usual) / max(rows, 1)
-        return float(self.bins.distance(window[None], usual)[0])
 
     def figures(
         self,
@@ -491,14 +478,6 @@ class _Column:
         mode: Array = np.log((present * weights).max(axis=1) / present.sum(axis=1)) - drawn
         return np.maximum(mode, _LEAST_MODE)
 
-    def _distance_variance(self) -> float:
-        """Return the squared distance of n drawn rows from the reference, times n."""
-        usual = self.total[:-1]
-        if not usual.any():
-            return 0.0
-        distances = self.bins.distance(_draw(usual, _DRAWN_ROWS), usual)
-        return float(np.square(distances).mean()) * _DRAWN_ROWS
-
     def row_variances(self, values: Mapping[str, Array]) -> dict[str, float]:
         """Return the variance that a single row adds to each figure: of a share p, p (1
         - p); of the logarithm of a deviation, (kurtosis - 1) / 4; of a mean, that of
@@ -511,7 +490,12 @@ class _Column:
             share = float(known.mean()) if len(known) else 0.0
             share = min(max(share, rarest), 1 - rarest)
             variances[figure] = share * (1 - share)
-        variances[DISTANCE] = self._distance_variance()
+        variances[DISTANCE] = 0.0
+        if self.total[:-1].any():
+            # The squared distance of n drawn rows from the reference, times n.
+            drawn = _draw(self.total[:-1], _DRAWN_ROWS)
+            distances = self.bins.distance(drawn, self.total[:-1])
+            variances[DISTANCE] = float(np.square(distances).mean()) * _DRAWN_ROWS
         if isinstance(self.bins, OrderedBins):
             variances[MODE] = self.total.sum() / max(float(self.total[:-1].max()), 1.0)
             shares = self.total[:-1] / max(self.total[:-1].sum(), 1)

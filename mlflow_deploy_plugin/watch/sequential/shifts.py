@@ -5,7 +5,7 @@ from the windows before it.
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 
@@ -183,7 +183,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_end=onset.end.isoformat(),
         in_a_row=len(values),
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
-        measure=figure_name(series, course.reference.bins),
+        measure=figure_name(series, course.reference.bins).text,
         unit="SD",
     )
 
@@ -211,7 +211,7 @@ def _describe_change(course: Course, series: FigureSeries, before: float, now: f
     name = figure_name(series, course.reference.bins)
     if course.spec.is_rolling and series.figure not in (DISTANCE, ROWS_FIGURE):
         lag = course.spec.reference_value
-        return f"change of the {name} from {lag} before: {before:+.3g} → {now:+.3g}"
+        return f"change of the {name.text} from {lag} before: {before:+.3g} → {now:+.3g}"
     return describe_figure(series.figure, name, before, now)
 
 
@@ -219,38 +219,11 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     """Yield the charts of the shifts, then of the first figure of each drifted
     column.
     """
-    windows = _charted_windows(course.starts)
-    baseline = course.tracking.baseline
-    for column, shift in _charted_series(course, drifted).items():
-        series = course.series[column]
-        values = course.windows.values[:, column]
-        usual = values - course.tracking.levels[:, column] + baseline.mean[column]
-        yield LevelSeries(
-            title=f"{series.key}, {figure_name(series, course.reference.bins)}",
-            starts=[course.starts[index] for index in windows],
-            values=values[windows].tolist(),
-            usual=usual[windows].tolist(),
-            deviation=float(baseline.deviation[column]),
-            onset=_onset(course, shift) if shift is not None else None,
-            key=series.key,
-            is_logarithmic=series.figure in LOGARITHMIC,
-        )
-
-
-def _charted_windows(starts: Sequence[datetime]) -> list[int]:
-    """Return the last windows until the judged window, which is the last of `starts`.
-    They are in the order of time, because judged windows may be between windows of the
-    reference.
-    """
-    in_time = sorted(range(len(starts)), key=starts.__getitem__)
+    # Judged windows may be between windows of the reference.
+    in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
     end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
-    return in_time[max(end - _SHOWN_WINDOWS, 0) : end]
-
-
-def _charted_series(course: Course, drifted: Collection[str]) -> dict[int, Shift | None]:
-    """Return the indices of the series to draw, each with its shift: those with a
-    shift, then the first figure of each drifted column without a shift (None).
-    """
+    windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
+    baseline = course.tracking.baseline
     charted: dict[int, Shift | None] = {shift.series: shift for shift in shown_shifts(course)}
     first_figures: dict[str, int] = {}
     for index, series in enumerate(course.series):
@@ -260,4 +233,17 @@ def _charted_series(course: Course, drifted: Collection[str]) -> dict[int, Shift
     for key in drifted:
         if key in first_figures and key not in shifted:
             charted[first_figures[key]] = None
-    return charted
+    for column, shift in charted.items():
+        series = course.series[column]
+        values = course.windows.values[:, column]
+        usual = values - course.tracking.levels[:, column] + baseline.mean[column]
+        yield LevelSeries(
+            title=f"{series.key}, {figure_name(series, course.reference.bins).text}",
+            starts=[course.starts[index] for index in windows],
+            values=values[windows].tolist(),
+            usual=usual[windows].tolist(),
+            deviation=float(baseline.deviation[column]),
+            onset=_onset(course, shift) if shift is not None else None,
+            key=series.key,
+            is_logarithmic=series.figure in LOGARITHMIC,
+        )

@@ -216,7 +216,16 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "accuracy":
         return float(predicted_chances.mean())
     if name in HITS_DIVISORS:
-        return _expected_hits(name, answers, chances, predicted_chances)
+        classes = len(answers.classes)
+        called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
+        hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
+        true = chances.sum(axis=0)
+        labels = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
+        total = HITS_DIVISORS[name](true[labels], called[labels])
+        if not (total > 0).any():
+            positive = 1 if answers.is_binary else -1
+            return Refused(f"no row was predicted as {answers.classes[positive]!r}")
+        return float(mean_over_labels(hits[labels], total))
     assert scores is not None
     if name == "log_loss":
         return float((chances * log_losses(scores)).sum(axis=1).mean())
@@ -244,27 +253,6 @@ def _expected_area(
     if areas:
         return float(np.mean(areas))
     return Refused("all rows are expected to have the same label")
-
-
-def _expected_hits(
-    name: str,
-    answers: ClassPredictions,
-    chances: Array,
-    predicted_chances: Array,
-) -> "float | Refused":
-    """Return the expected precision, recall or f1; Refused if it is undefined.
-    `predicted_chances`, [N], are the chances of the predicted classes.
-    """
-    classes = len(answers.classes)
-    called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
-    hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
-    true = chances.sum(axis=0)
-    labels = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
-    total = HITS_DIVISORS[name](true[labels], called[labels])
-    if not (total > 0).any():
-        positive = 1 if answers.is_binary else -1
-        return Refused(f"no row was predicted as {answers.classes[positive]!r}")
-    return float(mean_over_labels(hits[labels], total))
 
 
 def _probabilities(window: LabelledWindow) -> Array:
@@ -456,7 +444,10 @@ def _sampling_variances(
         chances = chances[sample]
     centre = expected_metrics(answers, chances, names)
     apart: dict[str, list[float]] = {name: [] for name in names}
-    for truth in _draw_labels(chances, rng):
+    classes = np.eye(chances.shape[1])
+    below = chances.cumsum(axis=1)[:, :-1]
+    for _ in range(_DRAWS):
+        truth = classes[(rng.random((len(chances), 1)) > below).sum(axis=1)]
         drawn = expected_metrics(answers, truth, names)
         for name, difference in _differences(drawn, centre):
             apart[name].append(difference)
@@ -465,11 +456,3 @@ def _sampling_variances(
         for name, gaps in apart.items()
         if len(gaps) > _DRAWS // 2
     }
-
-
-def _draw_labels(chances: Array, rng: np.random.Generator) -> Iterator[Array]:
-    """Yield simulated labels as probabilities of 0 or 1, [N, C]."""
-    classes = np.eye(chances.shape[1])
-    below = chances.cumsum(axis=1)[:, :-1]
-    for _ in range(_DRAWS):
-        yield classes[(rng.random((len(chances), 1)) > below).sum(axis=1)]

@@ -261,22 +261,19 @@ def bootstrap_interval(
         )
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
-    sums = _resampled_means(
-        np.hstack([weights * rows, weights]),
-        max(round(effective_n), 1),
-    )
+    weighted = np.hstack([weights * rows, weights])
+    size = max(round(effective_n), 1)
+    rng = np.random.default_rng(_SEED)
+    if size > _BOOTSTRAP_ROWS:
+        covariance = np.atleast_2d(np.cov(weighted, rowvar=False)) / size
+        sums = rng.multivariate_normal(weighted.mean(axis=0), covariance, RESAMPLES, method="eigh")
+    else:
+        sums = np.stack(
+            [times @ weighted / size for times in resamples(rng, len(weighted), size, RESAMPLES)]
+        )
     means = sums[:, :-1] / sums[:, -1:]
     worth = effective_n * kish_effective_n(weights) / count
     return _percentile_interval(name, mean, means, figure, count, worth, sampling.confidence)
-
-
-def _resampled_means(rows: Array, size: int) -> Array:
-    """Return the means of `RESAMPLES` resamples of `size` rows, [RESAMPLES, k]."""
-    rng = np.random.default_rng(_SEED)
-    if size > _BOOTSTRAP_ROWS:
-        covariance = np.atleast_2d(np.cov(rows, rowvar=False)) / size
-        return rng.multivariate_normal(rows.mean(axis=0), covariance, RESAMPLES, method="eigh")
-    return np.stack([times @ rows / size for times in resamples(rng, len(rows), size, RESAMPLES)])
 
 
 def bootstrap_counts_interval(
@@ -371,10 +368,7 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
 
 
 def _area_bounds(
-    value: float,
-    variance: float,
-    rarest: int,
-    confidence: float,
+    value: float, variance: float, rarest: int, confidence: float
 ) -> tuple[float, float]:
     """Return the normal interval of the logit. At an area of 0 or 1, the variance is 0,
     and Wilson's interval with the rows of the rarer class is used.

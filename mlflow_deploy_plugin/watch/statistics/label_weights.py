@@ -251,7 +251,20 @@ def _balance_rows(traits: Sequence[Array], labelled: Array) -> tuple[Array | Non
         return None, ~labelled
     is_labelled = labelled[represented]
     propensities = _propensities([codes[represented] for codes in traits], is_labelled)
-    strata = _strata(propensities, is_labelled)
+    strata = _cut(propensities, _STRATA)
+    labels_of_stratum = np.bincount(strata, is_labelled)
+    joined = np.zeros(len(labels_of_stratum), np.int64)
+    stratum_index = 0
+    held = 0.0
+    for stratum, labels in enumerate(labels_of_stratum):
+        joined[stratum] = stratum_index
+        held += labels
+        if held >= _FEWEST_LIKE:
+            stratum_index = stratum_index + 1
+            held = 0.0
+    if held < _FEWEST_LIKE:  # Merge the remaining rows into the last stratum.
+        joined = np.minimum(joined, max(stratum_index - 1, 0))
+    strata = joined[strata]
     rows = np.bincount(strata)
     with_label = np.bincount(strata, is_labelled)
     weights[represented] = (rows / np.maximum(with_label, 1))[strata]
@@ -292,26 +305,6 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
     )
     chances: Array = model.predict_proba(design)[inverse, 1]
     return chances
-
-
-def _strata(propensities: Array, labelled: Array) -> Array:
-    """Return the stratum of each row, [N] int64: up to ten strata of equal size with
-    five or more labelled rows.
-    """
-    strata = _cut(propensities, _STRATA)
-    with_label = np.bincount(strata, labelled)
-    joined = np.zeros(len(with_label), np.int64)
-    stratum_index = 0
-    held = 0.0
-    for stratum, count in enumerate(with_label):
-        joined[stratum] = stratum_index
-        held += count
-        if held >= _FEWEST_LIKE:
-            stratum_index = stratum_index + 1
-            held = 0.0
-    if held < _FEWEST_LIKE:  # Merge the remaining rows into the last stratum.
-        joined = np.minimum(joined, max(stratum_index - 1, 0))
-    return joined[strata]
 
 
 def weighted_metrics(

@@ -141,34 +141,6 @@ def regression_metrics(
     return results
 
 
-def _roc_auc(
-    truth: Array,
-    answers: ClassPredictions,
-    probabilities: Array,
-    sampling: intervals.Sampling,
-) -> intervals.MetricInterval | Refused:
-    """Return the area under the ROC curve: of the second class of two, otherwise the
-    mean over the classes that have labels.
-    """
-    labels = np.unique(truth)
-    if len(labels) < 2:
-        only_label = answers.classes[int(labels[0])]
-        return Refused(
-            f"all labels are {only_label!r}; roc_auc needs two different labels",
-        )
-    if answers.is_binary:
-        classes = np.array([1])
-    else:
-        classes = labels[labels < len(answers.classes) - answers.unknown]
-    if not np.isin(classes, labels).all():
-        return Refused(f"no label is {answers.classes[1]!r}")
-    return intervals.auc_interval(
-        truth[:, None] == classes,
-        probabilities[:, classes],
-        sampling,
-    )
-
-
 def _classification_metric(
     name: str,
     truth: Array,
@@ -186,7 +158,23 @@ def _classification_metric(
     if probabilities is None:
         return Refused("the model returns no class probabilities")
     if name == "roc_auc":
-        return _roc_auc(truth, answers, probabilities, sampling)
+        labels = np.unique(truth)
+        if len(labels) < 2:
+            only_label = answers.classes[int(labels[0])]
+            return Refused(
+                f"all labels are {only_label!r}; roc_auc needs two different labels",
+            )
+        if answers.is_binary:
+            classes = np.array([1])
+        else:
+            classes = labels[labels < len(answers.classes) - answers.unknown]
+        if not np.isin(classes, labels).all():
+            return Refused(f"no label is {answers.classes[1]!r}")
+        return intervals.auc_interval(
+            truth[:, None] == classes,
+            probabilities[:, classes],
+            sampling,
+        )
     if name == "log_loss":
         losses = log_losses(probabilities[np.arange(len(truth)), truth])
     else:
@@ -229,18 +217,9 @@ def _confusion_metric(
             f"there are more than {MOST_CLASSES} different labels, the limit for a mean over "
             "labels",
         )
-    return _mean_over_cells(name, truth, answers, sampling)
-
-
-def _mean_over_cells(
-    name: str,
-    truth: Array,
-    answers: ClassPredictions,
-    sampling: intervals.Sampling,
-) -> intervals.MetricInterval:
-    """Return the metric from the cells of the confusion matrix."""
-    rows = truth * len(answers.classes) + answers.predicted
-    cells, inverse = np.unique(rows, return_inverse=True)
+    cells, inverse = np.unique(
+        truth * len(answers.classes) + answers.predicted, return_inverse=True
+    )
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)
     hits, below = _hits_of_cells(name, cells, answers)

@@ -104,24 +104,20 @@ def read_predictions(
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        return Refused(
-            f"the log has no column with a single answer per row{_other_columns(table, hashed)}"
-        )
+        prefixes = (f"{PREDICTION}.", OUTPUT_PREFIX)
+        answers = [name for name in table.column_names if name.startswith(prefixes)]
+        others = ""
+        if hashed:
+            others = f": capture.mask replaces {', '.join(hashed)} with hashes"
+        elif answers:
+            others = f": it has {quote_names(answers)}"
+        return Refused(f"the log has no column with a single answer per row{others}")
     truth = as_numbers(table, LABEL_NUMBER)
     unusable = 0
     if LABEL in table.column_names:
         labelled = len(table) - table.column(LABEL).null_count
         unusable = max(labelled - int(np.isfinite(truth).sum()), 0)
     return Predictions(None, numbers, truth, unusable)
-
-
-def _other_columns(table: pa.Table, hashed: Sequence[str]) -> str:
-    """Return the columns that are no answers, with the reason; empty without any."""
-    if hashed:
-        return f": capture.mask replaces {', '.join(hashed)} with hashes"
-    prefixes = (f"{PREDICTION}.", OUTPUT_PREFIX)
-    answers = [name for name in table.column_names if name.startswith(prefixes)]
-    return f": it has {quote_names(answers)}" if answers else ""
 
 
 class _Columns:
@@ -241,9 +237,16 @@ def _classified(
         _class_indices(truth, classes.indices),
         len(classes.names) - 1,
     )
+    # The probabilities of all classes, divided by their sum, unless one is invalid.
     ordered = None
     if probabilities is not None and in_files:
-        ordered = _ordered(probabilities, classes.places(in_files), len(classes.names))
+        is_valid = (probabilities >= 0) & (probabilities <= _LARGEST)
+        valid = np.where(is_valid, probabilities, np.nan)
+        total = valid.sum(axis=1, keepdims=True)
+        ordered = np.zeros((len(valid), len(classes.names)))
+        ordered[:, classes.places(in_files)] = valid / np.where(total > 0, total, 1)
+        if not np.isfinite(ordered).all():
+            ordered = None
     mismatch = ""
     if _is_other_alphabet(called, true, classes.places(classes.of_model), bool(in_files)):
         mismatch = (
@@ -273,18 +276,6 @@ def _true_names(
         return truth
     numbers = table.column(LABEL_NUMBER).combine_chunks()
     return pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
-
-
-def _ordered(probabilities: Array, places: Array, count: int) -> Array | None:
-    """Return the probabilities, divided by their sum, of all classes, [N, count], with
-    those of the model at `places`, [C]; None if one is invalid.
-    """
-    is_valid = (probabilities >= 0) & (probabilities <= _LARGEST)
-    valid = np.where(is_valid, probabilities, np.nan)
-    total = valid.sum(axis=1, keepdims=True)
-    ordered = np.zeros((len(valid), count))
-    ordered[:, places] = valid / np.where(total > 0, total, 1)
-    return ordered if np.isfinite(ordered).all() else None
 
 
 @dataclass(frozen=True)

@@ -321,8 +321,15 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
             shown=shown,
             notes=tuple(log_notes),
         )
+    elif kind == "dataset":
+        (rows,) = load_datasets(
+            [request.spec.reference_value],
+            lambda: column_types(request, model, version),
+            request.exclude,
+        )
     else:
-        rows = _load_rows(request, model, version)
+        state_dir = request.settings.state_dir(request.endpoint)
+        rows = load_training_rows(state_dir, model, version, request.settings.cache_path / CACHE)
     capture = request.capture
     left_out = (
         *capture.drop,
@@ -344,19 +351,6 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         rows.model_id,
         (*rows.notes, *notes),
     )
-
-
-def _load_rows(request: WindowRequest, model: str, version: str) -> ReferenceRows:
-    """Return the rows of the spec's dataset, or the training rows of the version."""
-    if request.spec.reference_kind == "dataset":
-        (rows,) = load_datasets(
-            [request.spec.reference_value],
-            lambda: column_types(request, model, version),
-            request.exclude,
-        )
-        return rows
-    state_dir = request.settings.state_dir(request.endpoint)
-    return load_training_rows(state_dir, model, version, request.settings.cache_path / CACHE)
 
 
 def column_types(

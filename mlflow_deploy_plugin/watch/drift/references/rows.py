@@ -245,7 +245,24 @@ class _Dataset:
         if not len(table):
             raise InvalidConfig(f"{name_in_messages} has no rows")
         with reading(name_in_messages):
-            name = _time_column(table, name_in_messages, exclude)
+            name = ""
+            if EVENT_TIME in table.column_names:
+                name = EVENT_TIME
+            else:
+                columns_of_times = [
+                    field.name
+                    for field in table.schema
+                    if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)
+                ]
+                names = [column for column in columns_of_times if column not in exclude]
+                if len(names) > 1:
+                    raise InvalidConfig(
+                        f"{name_in_messages} has several time columns ({', '.join(names)}): rename "
+                        f"one to {EVENT_TIME}, or exclude the others (onnxserve drift run "
+                        "--exclude)"
+                    )
+                if names and not pc.all(pc.is_null(table.column(names[0]))).as_py():
+                    name = names[0]
             times = event_times(table, name) if name else None
         notes = []
         if times is not None and name != EVENT_TIME:
@@ -305,29 +322,3 @@ def _read_rows(path: Path) -> tuple[pa.Table, int]:
         if columns > 1:
             raise pa.ArrowInvalid(f"it has two columns named {name!r}")
     return table, count
-
-
-def _time_column(
-    table: pa.Table,
-    shown: str,
-    exclude: Collection[str],
-) -> str:
-    """Return the name of the event time column, which is not in `exclude`; empty if the
-    table has none.
-    """
-    if EVENT_TIME in table.column_names:
-        return EVENT_TIME
-    times = [
-        field.name
-        for field in table.schema
-        if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)
-    ]
-    names = [name for name in times if name not in exclude]
-    if len(names) > 1:
-        remedy = (
-            f"rename one to {EVENT_TIME}, or exclude the others (onnxserve drift run --exclude)"
-        )
-        raise InvalidConfig(f"{shown} has several time columns ({', '.join(names)}): {remedy}")
-    if names and not pc.all(pc.is_null(table.column(names[0]))).as_py():
-        return str(names[0])
-    return ""

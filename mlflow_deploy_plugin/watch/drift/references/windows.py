@@ -256,10 +256,14 @@ def cut_pieces(
     )
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     selected = grid.choose(len(present))
+    steps = [Profile(0, {})] * grid.steps
+    if grid.keeps_steps:
+        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
+            steps[number] = profile
     return ReferencePieces(
         cut_windows(bins, table, groups, selected),
         grid.starts_us(present[selected]),
-        _cut_steps(bins, table, times, grid),
+        tuple(steps),
         grid,
         total,
     )
@@ -287,20 +291,6 @@ def cut_windows(
     for index, window in zip(selected.tolist(), sketches, strict=True):
         windows.append(_with_counts(window, _counts_of(rest, index)))
     return tuple(windows)
-
-
-def _cut_steps(
-    bins: Mapping[str, Bins],
-    table: pa.Table,
-    times: Array,
-    grid: WindowGrid,
-) -> tuple[Profile, ...]:
-    """Return all steps of the grid; empty profiles if the grid does not keep steps."""
-    steps = [Profile(0, {})] * grid.steps
-    if grid.keeps_steps:
-        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
-            steps[number] = profile
-    return tuple(steps)
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
@@ -421,9 +411,17 @@ def correct_for_rest(
     window_at = dict(zip(starts_us, windows, strict=True))
     for index, rows in enumerate(np.bincount(groups).tolist()):
         start_us = int(present_us[index])
-        if start_us in window_at:
-            window = window_at[start_us]
-            window_at[start_us] = _extrapolate(window, _counts_of(rest, index), rows)
+        window = window_at.get(start_us)
+        if window is not None:
+            larger: dict[str, Mapping[str, int]] = {}
+            for name, counts in _counts_of(rest, index).items():
+                if name in window.columns:
+                    column = window.columns[name]
+                    larger[name] = {
+                        field: max(getattr(column, field), round(count * window.rows / rows))
+                        for field, count in counts.items()
+                    }
+            window_at[start_us] = _with_counts(window, larger)
     return tuple(window_at.values())
 
 
@@ -440,18 +438,6 @@ def _with_counts(window: Profile, counts: _ColumnCounts) -> Profile:
     for name, fields in counts.items():
         columns[name] = replace(columns[name], **fields)
     return Profile(window.rows, columns)
-
-
-def _extrapolate(window: Profile, counts: _ColumnCounts, rows: int) -> Profile:
-    """Return the window with at least the counts of a sample with some of its rows."""
-    larger: dict[str, Mapping[str, int]] = {}
-    for name in counts.keys() & window.columns.keys():
-        column = window.columns[name]
-        larger[name] = {
-            field: max(getattr(column, field), round(count * window.rows / rows))
-            for field, count in counts[name].items()
-        }
-    return _with_counts(window, larger)
 
 
 def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> RestCounts:

@@ -287,7 +287,12 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
         for hour, files in listed.items()
         if hour.start not in stored or stored[hour.start].files != _made_of(files)
     ]
-    computed = _sketch_hours(sketches, [hour.start for hour in stale])
+    # Consecutive hours are read together.
+    computed: dict[datetime, Profiles] = {}
+    runs = groupby(enumerate(stale), key=lambda item: item[1].start - item[0] * HOUR)
+    for _, run in runs:
+        starts = [hour.start for _, hour in run]
+        computed |= _sketch(sketches, Window(starts[0], starts[-1] + HOUR))
     for hour in stale:
         files = listed[hour]
         made_of = _made_of(files)
@@ -310,22 +315,6 @@ def _made_of(files: Sequence[LogFile]) -> Files:
         )
         for file in files
     ]
-
-
-def _sketch_hours(
-    sketches: SketchStore,
-    starts: Sequence[datetime],
-) -> dict[datetime, Profiles]:
-    """Compute the profiles of some hours; consecutive hours are read together."""
-    computed: dict[datetime, Profiles] = {}
-    runs = groupby(
-        enumerate(starts),
-        key=lambda item: item[1] - item[0] * HOUR,
-    )
-    for _, run in runs:
-        hours = [start for _, start in run]
-        computed |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
-    return computed
 
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import repeat
+from itertools import repeat, starmap
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -198,29 +198,21 @@ def sketch_groups(
     rows = of_rows.sizes().tolist()
     profiles: list[dict[str, ColumnSketch]] = [{} for _ in rows]
     for name, counted in _count_columns(bins, table, of_rows):
-        sketches = _sketches(name, bins.get(name), {"rows": rows, **counted})
+        frozen = bins.get(name)
+        expected = frozen.arrow_type or frozen.kind if frozen else ""
+        values_by_field = {
+            "name": repeat(name),
+            "expected_type": repeat(expected),
+            "rows": rows,
+            **counted,
+        }
+        # Pass positional arguments, because passing keyword arguments takes as long as
+        # counting an hour of rows.
+        in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
+        sketches = starmap(ColumnSketch, zip(*in_order, strict=False))
         for columns, column in zip(profiles, sketches, strict=True):
             columns[name] = column
     return [*map(Profile, rows, profiles)]
-
-
-def _sketches(
-    name: str,
-    frozen: Bins | None,
-    counted: ColumnCounts,
-) -> Iterator[ColumnSketch]:
-    """Yield the sketch of a column in each group."""
-    expected = frozen.arrow_type or frozen.kind if frozen else ""
-    values_by_field = {
-        "name": repeat(name),
-        "expected_type": repeat(expected),
-        **counted,
-    }
-    # Pass positional arguments, because passing keyword arguments takes as long as
-    # counting an hour of rows.
-    in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
-    for values in zip(*in_order, strict=False):
-        yield ColumnSketch(*values)
 
 
 def encode_columns(
@@ -279,13 +271,21 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     types = set[str]().union(*(part.arrow_types for part in parts))
     finite, mean, m2 = _merge_moments(parts)
     added = {name: sum(map(attrgetter(name), parts)) for name in _ADDED}
+    fresh = Counter[str]()
+    for part in parts:
+        if part.fresh:
+            fresh.update(part.fresh)
+    order = list(fresh.items())
+    if len(order) > KEPT_VALUES:
+        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
+        order = [order[index] for index in np.argsort(ranks, kind="stable")[:KEPT_VALUES]]
     return ColumnSketch(
         name=parts[0].name,
         kind=min(judged, default="other"),
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
         counts=np.sum([part.counts for part in parts], axis=0),
         **added,
-        fresh=_merge_fresh(parts),
+        fresh=dict(order),
         minimum=float(np.fmin.reduce([part.minimum for part in parts])),
         maximum=float(np.fmax.reduce([part.maximum for part in parts])),
         finite=finite,
@@ -306,21 +306,6 @@ def _merge_moments(parts: Sequence[ColumnSketch]) -> tuple[int, float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         between = (finite * (means - mean) ** 2).sum()
         return total, mean, float(sum(part.m2 for part in parts) + between)
-
-
-def _merge_fresh(parts: Sequence[ColumnSketch]) -> dict[str, int]:
-    """Return the unseen categories with their row counts, of over `KEPT_VALUES` those
-    with the smallest ratio of hash to rows.
-    """
-    fresh = Counter[str]()
-    for part in parts:
-        if part.fresh:
-            fresh.update(part.fresh)
-    order = list(fresh.items())
-    if len(order) > KEPT_VALUES:
-        ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
-        order = [order[index] for index in np.argsort(ranks, kind="stable")[:KEPT_VALUES]]
-    return dict(order)
 
 
 def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -584,33 +569,14 @@ def _fresh(bins: CategoryBins, values: _DistinctValues, groups: _Groups) -> Colu
         groups.of_rows[is_unseen] * len(is_fresh) + values.of_rows[is_unseen],
         return_counts=True,
     )
-    return {
-        "unseen": groups.sizes(is_unseen).tolist(),
-        "fresh": _fresh_rows(
-            values,
-            *np.divmod(keys, len(is_fresh)),
-            rows,
-            groups.count,
-        ),
-    }
-
-
-def _fresh_rows(
-    values: _DistinctValues,
-    owners: Array,
-    members: Array,
-    rows: Array,
-    count: int,
-) -> list[dict[str, int]]:
-    """Return the rows by name in each group for pairs of a group (`owners`, ascending)
-    and a value (`members`).
-    """
+    # Each row count belongs to a group, ascending, and to a value.
+    owners, members = np.divmod(keys, len(is_fresh))
     order = np.lexsort((values.hashes[members] / rows, owners))
-    fresh: list[dict[str, int]] = [{} for _ in range(count)]
+    fresh: list[dict[str, int]] = [{} for _ in range(groups.count)]
     # `order` keeps `owners` sorted.
     is_kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
     for position in order[is_kept].tolist():
         group = fresh[owners[position]]
         label = values.label(members[position])
         group[label] = group.get(label, 0) + int(rows[position])
-    return fresh
+    return {"unseen": groups.sizes(is_unseen).tolist(), "fresh": fresh}
