@@ -11,7 +11,7 @@ Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
@@ -67,15 +67,10 @@ decodes invalid bodies twice.
 """
 
 
-def _plan_paths() -> Iterator[tuple[str, Protocol]]:
-    """Yield the paths of plans, which contain neither a version nor a label."""
-    for protocol in PROTOCOLS:
-        if not protocol.may_name_endpoint:
-            for path in protocol.paths:
-                yield re.sub(r"\[.*\]", "", path), protocol
-
-
-_PATHS = dict(_plan_paths())
+_PATHS = {
+    re.sub(r"\[.*\]", "", path): protocol for protocol in PROTOCOLS for path in protocol.paths
+}
+"""The protocol by path, which contains neither a version nor a label."""
 
 
 class PlanTable:

@@ -46,8 +46,7 @@ class Route:
 
     Attributes:
         operation: the description for OpenAPI.
-        protocol: the protocol of a prediction; None for other routes, and if the body
-            may name the endpoint.
+        protocol: the protocol of a prediction; None for other routes.
         is_direct: True for a prediction or a health check, which the fast worker
             answers without Flask.
         need: the scope that a caller needs; None if no key is needed.
@@ -86,16 +85,12 @@ def _server_wide(
 
 
 def _predict(path: str, protocol: Protocol) -> Route:
-    """Return the route of a prediction. It names its protocol only if the body cannot
-    name the endpoint, so that the event loop may start it.
-    """
-    view = views.predict_by_model if protocol.may_name_endpoint else views.predict
     return Route(
         path,
         "POST",
-        partial(view, protocol=protocol),
+        partial(views.predict, protocol=protocol),
         operations.prediction(protocol),
-        protocol=None if protocol.may_name_endpoint else protocol,
+        protocol=protocol,
         is_direct=True,
         need="infer",
     )

@@ -167,10 +167,10 @@ _CSV_TEXT: JsonSchema = {
     "description": "a header with the column names, then the rows",
 }
 CSV_BODY = RequestBody("csv", lambda schema: _CSV_TEXT, csv_example)
-EVENT_BODIES: Bodies = {
-    EVENTS: {"type": "string", "description": "the parts of the response, if `stream` is true"},
+_EVENTS: JsonSchema = {
+    "type": "string",
+    "description": "the parts of the response, if `stream` is true",
 }
-"""The events of models that stream their responses."""
 INVOCATIONS = Protocol(
     "invocations",
     decode_invocations,
@@ -187,6 +187,6 @@ INVOCATIONS = Protocol(
     response={
         JSON: ResponseBody("invocations_answer", invocations_answer),
         **_TABLES,
-        **EVENT_BODIES,
+        EVENTS: _EVENTS,
     },
 )

@@ -57,9 +57,7 @@ _BOOLEANS = {
 
 
 def asks_for_stream(body: bytes) -> bool:
-    """Return True for a JSON object with `"stream": true`, as OpenAI's clients and
-    MLflow's agents send it.
-    """
+    """Return True for a JSON object with `"stream": true`, as for MLflow's agents."""
     if b'"stream"' not in body:
         return False
     with suppress(InvalidRequest):  # The reader of the body raises the error.

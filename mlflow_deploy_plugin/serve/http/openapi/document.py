@@ -54,7 +54,7 @@ _ERRORS = {
     503: "no loaded version can answer",
     504: "the response was not ready before its deadline",
 }
-_ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2", "error_openai": "/responses"}
+_ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2"}
 """The forms of errors, each with an example of a path that uses the form."""
 _PATH_ERROR = "error_of_path"
 """The form of errors of a path with a version or a label. Without a protocol, the error
@@ -401,11 +401,4 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
 def _error_schema(path: str) -> JsonSchema:
     """Return the schema of an error of this path; all its fields are strings."""
     document = json.loads(error_response(path, 400, "", "").body)
-    inner = document.get("error")
-    fields = dict.fromkeys(document, schemas.STRING)
-    if isinstance(inner, dict):
-        fields["error"] = schemas.object_schema(
-            dict.fromkeys(inner, schemas.STRING),
-            title="error openai fields",
-        )
-    return schemas.object_schema(fields)
+    return schemas.object_schema(dict.fromkeys(document, schemas.STRING))
