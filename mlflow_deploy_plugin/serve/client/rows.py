@@ -67,8 +67,14 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
 
     try:
         if columns is not None:
-            arrays = {name: as_array(values) for name, values in columns.items()}
-            table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
+            arrow_columns = {}
+            for name, values in columns.items():
+                array = as_array(values)
+                column = pa.array(array.reshape(-1), from_pandas=True)
+                for size in reversed(array.shape[1:]):  # [N, …] becomes N lists.
+                    column = pa.FixedSizeListArray.from_arrays(column, size)
+                arrow_columns[name] = column
+            table = pa.table(arrow_columns)
         else:
             table = pa.table(rows)
     except (pa.ArrowException, ValueError, TypeError):
@@ -119,29 +125,6 @@ def _is_accepted(column_type: "pa.DataType") -> bool:
     return any(getattr(pa.types, f"is_{name}")(column_type) for name in _ARROW_TYPES)
 
 
-def _to_arrow(array: Array) -> "pa.Array":
-    """Return an array [N, …] as an Arrow column; its elements are lists if the array
-    has more than one dimension.
-    """
-    import pyarrow as pa
-
-    column = pa.array(array.reshape(-1), from_pandas=True)
-    for size in reversed(array.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
-    return column
-
-
-def _from_arrow(column: "pa.ChunkedArray") -> Array:
-    """Return an Arrow column of a response as an array [N, …]."""
-    chunk = column.combine_chunks()
-    shape = [len(column)]
-    while hasattr(chunk.type, "list_size"):
-        shape.append(chunk.type.list_size)
-        chunk = chunk.flatten()
-    array: Array = chunk.to_numpy(zero_copy_only=False).reshape(shape)
-    return array
-
-
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
     """Return predictions: an array, or a dict by output. Raises LookupError, TypeError,
     or an orjson or Arrow error.
@@ -150,7 +133,14 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
         import pyarrow as pa
 
         table = pa.ipc.open_stream(body).read_all()
-        columns = {name: _from_arrow(table.column(name)) for name in table.column_names}
+        columns: dict[str, Array] = {}
+        for name in table.column_names:
+            chunk = table.column(name).combine_chunks()
+            shape = [table.num_rows]
+            while hasattr(chunk.type, "list_size"):  # Lists become further dimensions.
+                shape.append(chunk.type.list_size)
+                chunk = chunk.flatten()
+            columns[name] = chunk.to_numpy(zero_copy_only=False).reshape(shape)
         if list(columns) == ["prediction"]:
             return columns["prediction"]
         return columns
@@ -311,13 +301,6 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
                 "data": cells,
             },
         }
-    return _arrow_document(rows)
-
-
-def _arrow_document(rows: Any) -> Mapping[str, object]:
-    """Return the JSON document of a frame with `__arrow_c_stream__`. Raises
-    InvalidRequest if the rows are not such a frame.
-    """
     refusal = InvalidRequest(
         f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, "
         "or a list of rows",

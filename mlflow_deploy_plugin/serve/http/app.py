@@ -111,40 +111,34 @@ class ServerApp(Flask):
         method = request.method
         client = request.remote_addr or ""
         body = b""
+        limit = self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
             headers = _read_headers(request)
-            caller = _certificate_name(request)
+            # gunicorn's TLS socket has the client certificate.
+            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
+            caller = certificate_name(certificate()) if certificate else ""
             # A stranger must not occupy a thread.
             if not self.server.auth.is_stranger(headers, caller):
-                if self._is_long(request) and may_stream(method, path, headers):
+                length = request.content_length
+                if length is None:
+                    may_be_long = bool(request.environ.get("wsgi.input_terminated"))
+                else:
+                    may_be_long = length > limit
+                is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+                if may_be_long and is_http_1_1 and may_stream(method, path, headers):
                     raw = RawRequest(method, path, headers, b"", client, caller=caller)
-                    return flask_response(self._stream(request, raw))
-                body = _read_body(request, self.server.max_body_bytes)
+                    pieces = _read_pieces(request.environ["wsgi.input"], length)
+                    response = stream_predictions(self.server, raw, pieces)
+                    if response.pieces is not None:
+                        response.pieces = _hold_back(response.pieces, limit)
+                    return flask_response(response)
+                body = _read_body(request, limit)
         except OnnxserveError as error:
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
         raw = RawRequest(method, path, headers, body, client, query, caller)
         return flask_response(self.handle(raw))
-
-    def _is_long(self, request: Request) -> bool:
-        """Return True if the body may be longer than the limit, and the response can be
-        streamed.
-        """
-        length = request.content_length
-        if length is None:
-            is_long = bool(request.environ.get("wsgi.input_terminated"))
-        else:
-            is_long = length > self.server.max_body_bytes
-        return is_long and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-
-    def _stream(self, request: Request, raw: RawRequest) -> RawResponse:
-        """Answer a request while its body arrives."""
-        pieces = _read_pieces(request.environ["wsgi.input"], request.content_length)
-        response = stream_predictions(self.server, raw, pieces)
-        if response.pieces is not None:
-            response.pieces = _hold_back(response.pieces, self.server.max_body_bytes)
-        return response
 
     def _identify(self) -> None:
         """Authenticate the caller of a view from another distribution; `_view`
@@ -180,12 +174,6 @@ def _read_headers(request: Request) -> dict[str, str]:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     return headers
-
-
-def _certificate_name(request: Request) -> str:
-    """Return the name in the client certificate of gunicorn's TLS socket, if any."""
-    certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
-    return certificate_name(certificate()) if certificate else ""
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -229,7 +230,11 @@ class AsgiApp:
         response is sent to a client that has gone before its complete request.
         """
         if scope["type"] == "lifespan":
-            await self._follow_lifespan(receive, send)
+            # Only an application that is not mounted in another application is told.
+            while (await receive())["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            await asyncio.to_thread(self.close)
+            await send({"type": "lifespan.shutdown.complete"})
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
@@ -239,42 +244,24 @@ class AsgiApp:
         body = await _receive_body(receive, limit)
         if body is None:
             return
+        loop = asyncio.get_running_loop()
         if len(body) > limit:
             response = exception_response(path, body_too_large(limit))
         else:
-            loop = asyncio.get_running_loop()
             raw = _make_request(scope, path, body)
             response = await loop.run_in_executor(self._threads, self._model.handle, raw)
         headers = _encode_headers(response)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if response.pieces is not None:
-            await self._stream(response.pieces, receive, send)
+            # The future is done when the client has closed the connection, which
+            # uvicorn's `send` does not report.
+            gone = asyncio.ensure_future(receive())
+            send_all = partial(_send_pieces, response.pieces, send, gone, loop)
+            try:
+                await loop.run_in_executor(self._threads, send_all)
+            finally:
+                gone.cancel()
         await send({"type": "http.response.body", "body": response.body})
-
-    async def _follow_lifespan(self, receive: _Receive, send: _Send) -> None:
-        """Close when the server ends. Only an application that is not mounted in
-        another application is told.
-        """
-        while (await receive())["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        await asyncio.to_thread(self.close)
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def _stream(
-        self,
-        pieces: Generator[bytes, None, None],
-        receive: _Receive,
-        send: _Send,
-    ) -> None:
-        """Send the pieces of a body from a thread."""
-        # The future is done when the client has closed the connection, which uvicorn's
-        # `send` does not report.
-        gone = asyncio.ensure_future(receive())
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._threads, _send_pieces, pieces, send, gone, loop)
-        finally:
-            gone.cancel()
 
     def close(self) -> None:
         """Finish current requests, unload the model and stop the agent."""

@@ -131,7 +131,13 @@ def _read(head: bytes) -> RequestHead:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     length = _length(headers, is_http_1_1)
-    expects_continue = _expects_continue(headers) and is_http_1_1 and length != 0
+    expected = headers.get("expect")
+    if expected is not None and expected.lower() != "100-continue":
+        raise errors.ExpectationFailed(
+            f"the Expect header {expected[:100]!r} is not supported; only 100-continue is",
+        )
+    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
+    keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
     target = match[2].decode("latin-1")
     return RequestHead(
         match[1].decode(),
@@ -139,26 +145,10 @@ def _read(head: bytes) -> RequestHead:
         target.partition("?")[2],
         headers,
         length,
-        _keeps_alive(headers, is_http_1_1),
-        expects_continue,
+        keep_alive,
+        expected is not None and is_http_1_1 and length != 0,
         is_http_1_1,
     )
-
-
-def _expects_continue(headers: Mapping[str, str]) -> bool:
-    expected = headers.get("expect")
-    if expected is not None and expected.lower() != "100-continue":
-        raise errors.ExpectationFailed(
-            f"the Expect header {expected[:100]!r} is not supported; only 100-continue is",
-        )
-    return expected is not None
-
-
-def _keeps_alive(headers: Mapping[str, str], is_http_1_1: bool) -> bool:
-    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
-    if is_http_1_1:
-        return "close" not in options
-    return "keep-alive" in options
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)

@@ -67,10 +67,10 @@ decodes invalid bodies twice.
 """
 
 
-_PATHS = {
-    re.sub(r"\[.*\]", "", path): protocol for protocol in PROTOCOLS for path in protocol.paths
-}
-"""The protocol by path, which contains neither a version nor a label."""
+_PATHS: dict[str, Protocol] = {}
+"""The protocols by path; plans have paths without a version or a label."""
+for _protocol in PROTOCOLS:
+    _PATHS |= {re.sub(r"\[.*\]", "", path): _protocol for path in _protocol.paths}
 
 
 class PlanTable:
@@ -107,7 +107,15 @@ class PlanTable:
         for endpoint, served in table.items():
             if served.sticky is not None or not served.answering:
                 continue  # The caller's key selects the variant, or no variant can answer.
-            if not all(map(_answers_alone, served.answering)):
+            # A batch or a side process computes elsewhere, and a shadow needs a copy of
+            # the request.
+            are_computed_here = all(
+                isinstance(variant.loaded.predictor, OnnxModel)
+                and variant.loaded.batcher is None
+                and not variant.shadows
+                for variant in served.answering
+            )
+            if not are_computed_here:
                 continue
             is_default = endpoint == next(iter(table))
             for path, protocol in _PATHS.items():
@@ -135,15 +143,6 @@ class PlanTable:
             return plans[weighted_variant(variants, draw).name](request)
 
         return answer
-
-
-def _answers_alone(variant: ServedVariant) -> bool:
-    """Return True if the thread of a request computes its predictions, and no shadow
-    needs a copy of the request.
-    """
-    loaded = variant.loaded
-    is_computed_here = isinstance(loaded.predictor, OnnxModel) and loaded.batcher is None
-    return is_computed_here and not variant.shadows
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:

@@ -5,7 +5,7 @@ brackets is optional.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,18 +84,6 @@ def _server_wide(
     return Route(path, method, view, operation, need="read", is_server_wide=True)
 
 
-def _predict(path: str, protocol: Protocol) -> Route:
-    return Route(
-        path,
-        "POST",
-        partial(views.predict, protocol=protocol),
-        operations.prediction(protocol),
-        protocol=protocol,
-        is_direct=True,
-        need="infer",
-    )
-
-
 def _direct(
     path: str,
     method: str,
@@ -132,24 +120,33 @@ _ASSETS = Path(__file__).parent / "pages" / "static"
 _OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
 
 
-def _asset_routes() -> Iterator[Route]:
-    for suffix, operation in _OF_ASSETS.items():
-        for file in sorted(_ASSETS.glob(f"*{suffix}")):
-            yield Route(f"/pages/{file.name}", "GET", _page(file.name), operation)
+_asset_routes = []
+for _suffix, _operation in _OF_ASSETS.items():
+    for _file in sorted(_ASSETS.glob(f"*{_suffix}")):
+        _asset_routes.append(Route(f"/pages/{_file.name}", "GET", _page(_file.name), _operation))
 
-
-def _prediction_routes() -> Iterator[Route]:
-    for protocol in PROTOCOLS:
-        yield from (_predict(path, protocol) for path in protocol.paths)
-
+_prediction_routes = []
+for _protocol in PROTOCOLS:
+    for _path in _protocol.paths:
+        _prediction_routes.append(
+            Route(
+                _path,
+                "POST",
+                partial(views.predict, protocol=_protocol),
+                operations.prediction(_protocol),
+                protocol=_protocol,
+                is_direct=True,
+                need="infer",
+            ),
+        )
 
 ROUTES = (
     _get("/", _page("try", b'{"status":"alive"}'), operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
     _server_wide("/requests", _page("requests"), operations.REQUESTS_PAGE),
-    *_asset_routes(),
-    *_prediction_routes(),
+    *_asset_routes,
+    *_prediction_routes,
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     # MLflow also returns "\n".

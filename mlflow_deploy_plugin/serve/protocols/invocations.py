@@ -151,14 +151,9 @@ def csv_example(schema: Schema, example: Example) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for line in (example.values, *(record.values() for record in example.records())):
-        writer.writerow(map(_csv_field, line))
+        fields = [str(value).lower() if isinstance(value, bool) else value for value in line]
+        writer.writerow(fields)
     return text.getvalue()
-
-
-def _csv_field(value: object) -> object:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value
 
 
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, BYTES)

@@ -282,8 +282,15 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         SchemaMismatch: a field does not have its column's type, a row and the header
             differ in length, or there are no rows.
     """
-    if len(body) > MOST_COLUMNS:
-        _check_size(body)
+    if len(body) > MOST_COLUMNS:  # Refuse too many lines or columns before parsing them.
+        returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
+        line_count = body.count(b"\n") + returns
+        if line_count > MOST_LINES:
+            raise InvalidRequest(
+                f"the CSV has {line_count} lines; at most {MOST_LINES} are allowed: send fewer "
+                "lines, or send Arrow",
+            )
+        _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
     if has_header and schema.columns:
         check_separator(body, schema.names)
     if (feeds := read_large_csv(body, schema, has_header)) is not None:
@@ -295,19 +302,6 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     columns = _read_columns(header, rows, schema)
     del rows  # Free the texts, which take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
-
-
-def _check_size(body: bytes) -> None:
-    """Raise InvalidRequest for a CSV with too many lines or columns, before it is
-    parsed.
-    """
-    returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
-    if (count := body.count(b"\n") + returns) > MOST_LINES:
-        raise InvalidRequest(
-            f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, "
-            "or send Arrow",
-        )
-    _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
 
 
 def _parse_csv_table(
