@@ -99,24 +99,19 @@ def _array_columns(rows: Any) -> Mapping[str, object] | None:
         isinstance(values, np.ndarray) for values in rows.values()
     ):
         return rows
-    if is_pandas_frame(rows) and _is_matrix(rows):
-        # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and
-        # reads a named index as a column.
-        return dict(zip(rows.columns, rows.to_numpy().T, strict=True))
+    if not is_pandas_frame(rows):
+        return None
+    has_names = rows.columns.inferred_type == "string" and rows.columns.is_unique
+    if not has_names or list(rows.index.names) != [None]:
+        return None
+    dtypes = set(rows.dtypes)
+    if len(dtypes) == 1 and all(isinstance(dtype, np.dtype) for dtype in dtypes):
+        values = rows.to_numpy()
+        if values.dtype.kind in "fiub":
+            # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata,
+            # and reads a named index as a column.
+            return dict(zip(rows.columns, values.T, strict=True))
     return None
-
-
-def _is_matrix(frame: Any) -> bool:
-    """Return True for a frame of numbers of one NumPy dtype, with unique texts as
-    column names and without a named index.
-    """
-    if frame.columns.inferred_type != "string" or not frame.columns.is_unique:
-        return False
-    dtypes = set(frame.dtypes)
-    if len(dtypes) != 1 or list(frame.index.names) != [None]:
-        return False
-    (dtype,) = dtypes
-    return isinstance(dtype, np.dtype) and dtype.kind in "fiub"
 
 
 def _is_accepted(column_type: "pa.DataType") -> bool:

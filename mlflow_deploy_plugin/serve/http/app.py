@@ -114,7 +114,11 @@ class ServerApp(Flask):
         limit = self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
-            headers = _read_headers(request)
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+            if is_http_1_1 and "host" not in headers:
+                raise InvalidRequest(MISSING_HOST)
+            check_host(headers.get("host", ""))
             # gunicorn's TLS socket has the client certificate.
             certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
             caller = certificate_name(certificate()) if certificate else ""
@@ -125,7 +129,6 @@ class ServerApp(Flask):
                     may_be_long = bool(request.environ.get("wsgi.input_terminated"))
                 else:
                     may_be_long = length > limit
-                is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
                 if may_be_long and is_http_1_1 and may_stream(method, path, headers):
                     raw = RawRequest(method, path, headers, b"", client, caller=caller)
                     pieces = _read_pieces(request.environ["wsgi.input"], length)
@@ -163,17 +166,6 @@ class ServerApp(Flask):
         if isinstance(error, HTTPException):
             return error
         return flask_response(failure_response(g.raw_request, error))
-
-
-def _read_headers(request: Request) -> dict[str, str]:
-    """Return the header fields with names in lower case. Raises InvalidRequest if the
-    host is missing or invalid.
-    """
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
-        raise InvalidRequest(MISSING_HOST)
-    check_host(headers.get("host", ""))
-    return headers
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
@@ -296,34 +288,29 @@ def register_blueprints(app: ServerApp) -> None:
     """
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
-    app.register_blueprint(_make_blueprint(app.server))
+    blueprint = Blueprint(BLUEPRINT, __name__)
+    for number, route in enumerate(routes.ROUTES):
+        if route.is_direct:
+            continue
+        placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
+        rules = routes.expand_path(route.path, placeholder)
+        names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
+        for rule in rules:
+            blueprint.add_url_rule(
+                rule,
+                f"route-{number}",
+                partial(_view, app.server, route, names),
+                provide_automatic_options=False,
+                methods=[route.method],
+                # Also accept /v2/, as in V2's OpenAPI document.
+                strict_slashes=route.path != "/v2",
+            )
+    app.register_blueprint(blueprint)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             app.register_blueprint(entry.load())
         except Exception:
             logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
-
-
-def _make_blueprint(server: Server) -> Blueprint:
-    """Return the blueprint of onnxserve's routes that Flask answers."""
-    blueprint = Blueprint(BLUEPRINT, __name__)
-    for number, route in enumerate(routes.ROUTES):
-        if not route.is_direct:
-            placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
-            rules = routes.expand_path(route.path, placeholder)
-            names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
-            view = partial(_view, server, route, names)
-            is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
-            for rule in rules:
-                blueprint.add_url_rule(
-                    rule,
-                    f"route-{number}",
-                    view,
-                    provide_automatic_options=False,
-                    methods=[route.method],
-                    strict_slashes=is_exact,
-                )
-    return blueprint
 
 
 def _view(

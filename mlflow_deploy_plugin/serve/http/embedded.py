@@ -15,10 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -253,12 +252,22 @@ class AsgiApp:
         headers = _encode_headers(response)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if response.pieces is not None:
+            pieces = response.pieces
             # The future is done when the client has closed the connection, which
             # uvicorn's `send` does not report.
             gone = asyncio.ensure_future(receive())
-            send_all = partial(_send_pieces, response.pieces, send, gone, loop)
+
+            def send_pieces() -> None:
+                """Send the body in the thread that computes its pieces."""
+                with closing(pieces):
+                    for piece in pieces:
+                        if gone.done():
+                            return
+                        message = {"type": "http.response.body", "body": piece, "more_body": True}
+                        asyncio.run_coroutine_threadsafe(send(message), loop).result()
+
             try:
-                await loop.run_in_executor(self._threads, send_all)
+                await loop.run_in_executor(self._threads, send_pieces)
             finally:
                 gone.cancel()
         await send({"type": "http.response.body", "body": response.body})
@@ -312,23 +321,6 @@ def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
         )
         for name, value in fields.items()
     ]
-
-
-def _send_pieces(
-    pieces: Generator[bytes, None, None],
-    send: _Send,
-    gone: asyncio.Future[Message],
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    """Send a body piece by piece, in the thread that computes the pieces, until the
-    client closes the connection.
-    """
-    with closing(pieces):
-        for piece in pieces:
-            if gone.done():
-                return
-            message = {"type": "http.response.body", "body": piece, "more_body": True}
-            asyncio.run_coroutine_threadsafe(send(message), loop).result()
 
 
 def _no_page(path: str) -> RawResponse | None:

@@ -324,10 +324,16 @@ class BodyParser:
                 position += 2
                 self._ends_chunk = False
             else:
-                end = self._line_end(data, position)
-                if end < 0:
+                most_bytes = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
+                end = data.find(b"\r\n", position, position + most_bytes + 2)
+                line = data[position:end] if end >= 0 else data[position:]
+                if (end < 0 and len(line) > most_bytes + 1) or b"\n" in line:
+                    raise InvalidRequest(
+                        "the body is not in valid chunks: a line is too long, or ends without CR",
+                    )
+                if end < 0:  # The rest of the line has not arrived yet.
                     break
-                self._read_line(data[position:end])
+                self._read_line(line)
                 position = end + 2
         return data[position:]
 
@@ -342,19 +348,6 @@ class BodyParser:
         if self._length == CHUNKED:
             return TORN_BODY
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
-
-    def _line_end(self, data: bytes, position: int) -> int:
-        """Return the end of the line that begins at `position`, or -1 if it has not
-        arrived yet. Raises InvalidRequest if the line is too long, or ends without CR.
-        """
-        most_bytes = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
-        end = data.find(b"\r\n", position, position + most_bytes + 2)
-        line = data[position:end] if end >= 0 else data[position:]
-        if (end < 0 and len(line) > most_bytes + 1) or b"\n" in line:
-            raise InvalidRequest(
-                "the body is not in valid chunks: a line is too long, or ends without CR",
-            )
-        return end
 
     def _read_line(self, line: bytes) -> None:
         """Read the size of the next chunk, or a field after the last chunk; an empty

@@ -10,7 +10,6 @@ from functools import cached_property
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import NotReady
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Operation
 from mlflow_deploy_plugin.serve.http.responses import error_response
@@ -150,7 +149,22 @@ def document(
             f"{len(answering)} endpoints are served, each described by "
             "/endpoints/NAME/openapi.json",
         )
-    schemes = _security_schemes(server.spec)
+    # A caller must send all of these credentials.
+    schemes: dict[str, JsonSchema] = {}
+    if server.spec.takes_keys:
+        schemes[_KEY] = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": (
+                "an API key, or a token of the server's issuer, with the scopes infer, read and "
+                "admin"
+            ),
+        }
+    if server.spec.ca_certs is not None:
+        schemes["certificate"] = {
+            "type": "mutualTLS",
+            "description": "of an authority that the server trusts",
+        }
     components: JsonSchema = {}
     for name, path in _ERROR_FORMS.items():
         components[name] = _with_references(_error_schema(path), "", components)
@@ -234,28 +248,6 @@ def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) ->
 
 def _reference(name: str) -> JsonSchema:
     return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
-    """Return the credentials that a caller must send (all of them); empty if the server
-    does not require any.
-    """
-    schemes = {}
-    if spec.takes_keys:
-        schemes[_KEY] = {
-            "type": "http",
-            "scheme": "bearer",
-            "description": (
-                "an API key, or a token of the server's issuer, with the scopes infer, read and "
-                "admin"
-            ),
-        }
-    if spec.ca_certs is not None:
-        schemes["certificate"] = {
-            "type": "mutualTLS",
-            "description": "of an authority that the server trusts",
-        }
-    return schemes
 
 
 def _operation_object(
