@@ -114,11 +114,7 @@ class ServerApp(Flask):
         limit = self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
-            headers = {name.lower(): value for name, value in request.headers.items()}
-            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-            if is_http_1_1 and "host" not in headers:
-                raise InvalidRequest(MISSING_HOST)
-            check_host(headers.get("host", ""))
+            headers = _read_headers(request)
             # gunicorn's TLS socket has the client certificate.
             certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
             caller = certificate_name(certificate()) if certificate else ""
@@ -129,10 +125,11 @@ class ServerApp(Flask):
                     may_be_long = bool(request.environ.get("wsgi.input_terminated"))
                 else:
                     may_be_long = length > limit
+                is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
                 if may_be_long and is_http_1_1 and may_stream(method, path, headers):
                     raw = RawRequest(method, path, headers, b"", client, caller=caller)
-                    pieces = _read_pieces(request.environ["wsgi.input"], length)
-                    response = stream_predictions(self.server, raw, pieces)
+                    arriving = _read_pieces(request.environ["wsgi.input"], length)
+                    response = stream_predictions(self.server, raw, arriving)
                     if response.pieces is not None:
                         response.pieces = _hold_back(response.pieces, limit)
                     return flask_response(response)
@@ -166,6 +163,17 @@ class ServerApp(Flask):
         if isinstance(error, HTTPException):
             return error
         return flask_response(failure_response(g.raw_request, error))
+
+
+def _read_headers(request: Request) -> dict[str, str]:
+    """Return the header fields with names in lower case. Raises InvalidRequest if the
+    host is missing or invalid.
+    """
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
+        raise InvalidRequest(MISSING_HOST)
+    check_host(headers.get("host", ""))
+    return headers
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:

@@ -216,7 +216,6 @@ def _compose_admission(server: Server, endpoint: str) -> _Admit | None:
 
 
 def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) -> _Record:
-    """Return a function that captures and counts a prediction."""
     endpoint = variant.endpoint
     name = variant.name
     captured = variant.captured

@@ -297,11 +297,16 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     unexpected errors, and never raise.
     """
     path = request.path
+    routes, parameters = _match(path)
     if path in server.cloud.paths:
-        routes = _cloud_routes(server, path)
+        # Vertex AI specifies these paths, which may also be paths of our routes.
+        routes = {}
         parameters = _NOTHING_NAMED
-    else:
-        routes, parameters = _match(path)
+        if path == server.cloud.health_route:
+            routes["GET"] = _get(path, _healthy, operations.HEALTH)
+        if path == server.cloud.predict_route:
+            operation = operations.prediction(INVOCATIONS)
+            routes["POST"] = Route(path, "POST", views.vertex_predict, operation, need="infer")
     if not routes:
         return None
     method = "GET" if request.method == "HEAD" else request.method
@@ -347,7 +352,7 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
     return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
 
 
-def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
+def _match(path: str) -> tuple[dict[str, Route], Mapping[str, str]]:
     """Return the direct routes of a path by method, and the names in the path; both are
     empty if no route matches.
     """
@@ -357,21 +362,3 @@ def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
         if match := pattern.fullmatch(path):
             return routes, match.groupdict()
     return {}, _NOTHING_NAMED
-
-
-def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
-    """Return the routes of a path that Vertex AI specifies, which may also be the path
-    of an onnxserve route.
-    """
-    routes: dict[str, Route] = {}
-    if path == server.cloud.health_route:
-        routes["GET"] = _get(path, _healthy, operations.HEALTH)
-    if path == server.cloud.predict_route:
-        routes["POST"] = Route(
-            path,
-            "POST",
-            views.vertex_predict,
-            operations.prediction(INVOCATIONS),
-            need="infer",
-        )
-    return routes

@@ -383,16 +383,9 @@ def bind_tensors(
     are_columns = _are_columns(arrays.keys(), schema)
     target = schema if are_columns else schema.tensor_schema
     if len(arrays) == len(target.tensors) == 1 and arrays.keys().isdisjoint(target.dtypes):
-        # The only tensor may have any name if it fits the only input.
-        ((head, array),) = arrays.values()
-        (only,) = schema.tensor_schema.tensors
-        if not fits_shape(only.shape, array.shape):
-            if schema.columns and array.shape[1:] in ((), (1,)):  # The name is probably wrong.
-                raise refused_name(head, (), schema)
-            raise head.mismatch(
-                f" is used as {only.name!r}; the shape {shape_text(only.shape)} is expected",
-            )
-        arrays = dict.fromkeys(target.dtypes, (head, array))
+        (tensor,) = arrays.values()
+        _check_only_tensor(tensor, schema)
+        arrays = dict.fromkeys(target.dtypes, tensor)
     data = {}
     for name, (head, array) in arrays.items():
         if name not in target.dtypes:
@@ -418,6 +411,21 @@ def _are_columns(names: Set[str], schema: Schema) -> bool:
         return False
     are_inputs = names == {entry.name for entry in schema.inputs}
     return not are_inputs or all(len(entry.columns) <= 1 for entry in schema.inputs)
+
+
+def _check_only_tensor(tensor: tuple[TensorHeader, Array], schema: Schema) -> None:
+    """Raise SchemaMismatch if a tensor with an unknown name does not fit the only
+    input.
+    """
+    head, array = tensor
+    (only,) = schema.tensor_schema.tensors
+    if fits_shape(only.shape, array.shape):
+        return
+    if schema.columns and array.shape[1:] in ((), (1,)):  # The name is probably wrong.
+        raise refused_name(head, (), schema)
+    raise head.mismatch(
+        f" is used as {only.name!r}; the shape {shape_text(only.shape)} is expected",
+    )
 
 
 def requested_outputs(

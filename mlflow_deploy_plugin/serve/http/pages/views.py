@@ -377,7 +377,6 @@ def _request_row(
 
 
 def _read_captured(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
-    """Return the captured requests with these prediction ids."""
     captured: dict[bytes, _Captured] = {}
     # A worker writes two segments at a time: the second is for its shadows.
     segment_count = min(2 * server.spec.workers, _MOST_SEGMENTS)
@@ -470,7 +469,6 @@ def _group_operations(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]
 
 
 def _describe_operation(operation: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts of an operation of OpenAPI's document."""
     parameters = []
     for parameter in operation.get("parameters", []):
         choices = "one of " + ", ".join(parameter["schema"].get("enum", []))
