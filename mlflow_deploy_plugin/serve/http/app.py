@@ -303,11 +303,12 @@ def register_blueprints(app: ServerApp) -> None:
         placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
         rules = routes.expand_path(route.path, placeholder)
         names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
+        view = partial(_view, app.server, route, names)
         for rule in rules:
             blueprint.add_url_rule(
                 rule,
                 f"route-{number}",
-                partial(_view, app.server, route, names),
+                view,
                 provide_automatic_options=False,
                 methods=[route.method],
                 # Also accept /v2/, as in V2's OpenAPI document.
