@@ -67,8 +67,14 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
 
     try:
         if columns is not None:
-            arrays = {name: as_array(values) for name, values in columns.items()}
-            table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
+            arrow_columns = {}
+            for name, values in columns.items():
+                array = as_array(values)
+                column = pa.array(array.reshape(-1), from_pandas=True)
+                for size in reversed(array.shape[1:]):  # [N, …] becomes N lists.
+                    column = pa.FixedSizeListArray.from_arrays(column, size)
+                arrow_columns[name] = column
+            table = pa.table(arrow_columns)
         else:
             table = pa.table(rows)
     except (pa.ArrowException, ValueError, TypeError):
@@ -93,53 +99,25 @@ def _array_columns(rows: Any) -> Mapping[str, object] | None:
         isinstance(values, np.ndarray) for values in rows.values()
     ):
         return rows
-    if is_pandas_frame(rows) and _is_matrix(rows):
-        # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and
-        # reads a named index as a column.
-        return dict(zip(rows.columns, rows.to_numpy().T, strict=True))
+    if not is_pandas_frame(rows):
+        return None
+    has_names = rows.columns.inferred_type == "string" and rows.columns.is_unique
+    if not has_names or list(rows.index.names) != [None]:
+        return None
+    dtypes = set(rows.dtypes)
+    if len(dtypes) == 1 and all(isinstance(dtype, np.dtype) for dtype in dtypes):
+        values = rows.to_numpy()
+        if values.dtype.kind in "fiub":
+            # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata,
+            # and reads a named index as a column.
+            return dict(zip(rows.columns, values.T, strict=True))
     return None
-
-
-def _is_matrix(frame: Any) -> bool:
-    """Return True for a frame of numbers of one NumPy dtype, with unique texts as
-    column names and without a named index.
-    """
-    if frame.columns.inferred_type != "string" or not frame.columns.is_unique:
-        return False
-    dtypes = set(frame.dtypes)
-    if len(dtypes) != 1 or list(frame.index.names) != [None]:
-        return False
-    (dtype,) = dtypes
-    return isinstance(dtype, np.dtype) and dtype.kind in "fiub"
 
 
 def _is_accepted(column_type: "pa.DataType") -> bool:
     import pyarrow as pa
 
     return any(getattr(pa.types, f"is_{name}")(column_type) for name in _ARROW_TYPES)
-
-
-def _to_arrow(array: Array) -> "pa.Array":
-    """Return an array [N, …] as an Arrow column; its elements are lists if the array
-    has more than one dimension.
-    """
-    import pyarrow as pa
-
-    column = pa.array(array.reshape(-1), from_pandas=True)
-    for size in reversed(array.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
-    return column
-
-
-def _from_arrow(column: "pa.ChunkedArray") -> Array:
-    """Return an Arrow column of a response as an array [N, …]."""
-    chunk = column.combine_chunks()
-    shape = [len(column)]
-    while hasattr(chunk.type, "list_size"):
-        shape.append(chunk.type.list_size)
-        chunk = chunk.flatten()
-    array: Array = chunk.to_numpy(zero_copy_only=False).reshape(shape)
-    return array
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
@@ -150,7 +128,14 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
         import pyarrow as pa
 
         table = pa.ipc.open_stream(body).read_all()
-        columns = {name: _from_arrow(table.column(name)) for name in table.column_names}
+        columns: dict[str, Array] = {}
+        for name in table.column_names:
+            chunk = table.column(name).combine_chunks()
+            shape = [table.num_rows]
+            while hasattr(chunk.type, "list_size"):  # Lists become further dimensions.
+                shape.append(chunk.type.list_size)
+                chunk = chunk.flatten()
+            columns[name] = chunk.to_numpy(zero_copy_only=False).reshape(shape)
         if list(columns) == ["prediction"]:
             return columns["prediction"]
         return columns
@@ -311,13 +296,6 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
                 "data": cells,
             },
         }
-    return _arrow_document(rows)
-
-
-def _arrow_document(rows: Any) -> Mapping[str, object]:
-    """Return the JSON document of a frame with `__arrow_c_stream__`. Raises
-    InvalidRequest if the rows are not such a frame.
-    """
     refusal = InvalidRequest(
         f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, "
         "or a list of rows",

@@ -232,11 +232,21 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
         request = _raw_request(server, "ModelInfer", body, context)
         return _finish(context, _infer(server, request, context.time_remaining()))
 
+    def infer_each(bodies: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Yield one response per request, in order. The stream continues after an
+        error, as in Triton.
+        """
+        if _is_stranger(server, context):
+            request = _raw_request(server, "ModelStreamInfer", b"", context)
+            _finish(context, _infer(server, request, None))
+        with calls.stream(context):
+            for body in calls.receive_each(context, bodies):
+                request = _raw_request(server, "ModelStreamInfer", body, context)
+                yield _stream_response(body, _infer(server, request, context.time_remaining()))
+
     methods = {
         "ModelInfer": _unary(server, calls, "ModelInfer", infer_one),
-        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
-            partial(_model_stream_infer, server, calls),
-        ),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(infer_each),
     }
     for name, method in METHODS.items():
         methods[name] = _unary(server, calls, name, _management_call(server, name, method))
@@ -313,29 +323,10 @@ def _management_call(
     return answer
 
 
-def _model_stream_infer(
-    server: Server,
-    calls: OpenCalls,
-    bodies: Iterator[bytes],
-    context: grpc.ServicerContext,
-) -> Iterator[bytes]:
-    """Yield one response per request, in order. The stream continues after an error, as
-    in Triton.
-
-    A response in a stream has no metadata, so its ids are parameters.
-    `triton_final_response` is for Triton's clients.
-    """
-    if _is_stranger(server, context):
-        request = _raw_request(server, "ModelStreamInfer", b"", context)
-        _finish(context, _infer(server, request, None))
-    with calls.stream(context):
-        for body in calls.receive_each(context, bodies):
-            request = _raw_request(server, "ModelStreamInfer", body, context)
-            yield _stream_response(body, _infer(server, request, context.time_remaining()))
-
-
 def _stream_response(body: bytes, reply: Reply) -> bytes:
-    """Return the message with the reply to the request `body` of a stream."""
+    """Return the message with the reply to the request `body` of a stream. It has no
+    metadata, so its ids are parameters.
+    """
     if reply.error is None:
         message = messages.ModelInferResponse.FromString(reply.body)
     else:
@@ -345,6 +336,7 @@ def _stream_response(body: bytes, reply: Reply) -> bytes:
             message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
     for name, value in reply.headers.items():
         message.parameters[name.lower()].string_param = value
+    # for Triton's clients
     message.parameters["triton_final_response"].bool_param = True
     streamed = messages.ModelStreamInferResponse(infer_response=message)
     if reply.error is not None:

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.protocols import v2, v2_tensors
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Dtype
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 _FIELDS = {
@@ -241,11 +241,14 @@ def _from_contents(
         return from_binary(head, packed[start:])
     if dtype.itemsize >= 4 or not len(values):
         return np.fromiter(values, dtype, len(values)).reshape(head.shape)
-    return _narrow_integers(
-        head,
-        np.fromiter(values, np.int64, len(values)),
-        dtype,
-    )
+    wide = np.fromiter(values, np.int64, len(values))
+    limits = np.iinfo(dtype)
+    outside = np.flatnonzero((wide < limits.min) | (wide > limits.max))
+    if len(outside):
+        raise head.mismatch(
+            f": element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}",
+        )
+    return wide.astype(dtype).reshape(head.shape)
 
 
 def _decode_texts(head: TensorHeader, values: Iterable[bytes]) -> list[str]:
@@ -257,16 +260,3 @@ def _decode_texts(head: TensorHeader, values: Iterable[bytes]) -> list[str]:
         except UnicodeDecodeError:
             raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
     return texts
-
-
-def _narrow_integers(head: TensorHeader, wide: Array, dtype: Dtype) -> Array:
-    """Return the elements in the dtype of the tensor. Raises SchemaMismatch if an
-    element is out of range.
-    """
-    limits = np.iinfo(dtype)
-    outside = np.flatnonzero((wide < limits.min) | (wide > limits.max))
-    if len(outside):
-        raise head.mismatch(
-            f": element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}",
-        )
-    return wide.astype(dtype).reshape(head.shape)

@@ -111,40 +111,34 @@ class ServerApp(Flask):
         method = request.method
         client = request.remote_addr or ""
         body = b""
+        limit = self.server.max_body_bytes
         try:
             path = decode_path(request.environ["RAW_URI"])
             headers = _read_headers(request)
-            caller = _certificate_name(request)
+            # gunicorn's TLS socket has the client certificate.
+            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
+            caller = certificate_name(certificate()) if certificate else ""
             # A stranger must not occupy a thread.
             if not self.server.auth.is_stranger(headers, caller):
-                if self._is_long(request) and may_stream(method, path, headers):
+                length = request.content_length
+                if length is None:
+                    may_be_long = bool(request.environ.get("wsgi.input_terminated"))
+                else:
+                    may_be_long = length > limit
+                is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+                if may_be_long and is_http_1_1 and may_stream(method, path, headers):
                     raw = RawRequest(method, path, headers, b"", client, caller=caller)
-                    return flask_response(self._stream(request, raw))
-                body = _read_body(request, self.server.max_body_bytes)
+                    arriving = _read_pieces(request.environ["wsgi.input"], length)
+                    response = stream_predictions(self.server, raw, arriving)
+                    if response.pieces is not None:
+                        response.pieces = _hold_back(response.pieces, limit)
+                    return flask_response(response)
+                body = _read_body(request, limit)
         except OnnxserveError as error:
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
         raw = RawRequest(method, path, headers, body, client, query, caller)
         return flask_response(self.handle(raw))
-
-    def _is_long(self, request: Request) -> bool:
-        """Return True if the body may be longer than the limit, and the response can be
-        streamed.
-        """
-        length = request.content_length
-        if length is None:
-            is_long = bool(request.environ.get("wsgi.input_terminated"))
-        else:
-            is_long = length > self.server.max_body_bytes
-        return is_long and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-
-    def _stream(self, request: Request, raw: RawRequest) -> RawResponse:
-        """Answer a request while its body arrives."""
-        pieces = _read_pieces(request.environ["wsgi.input"], request.content_length)
-        response = stream_predictions(self.server, raw, pieces)
-        if response.pieces is not None:
-            response.pieces = _hold_back(response.pieces, self.server.max_body_bytes)
-        return response
 
     def _identify(self) -> None:
         """Authenticate the caller of a view from another distribution; `_view`
@@ -180,12 +174,6 @@ def _read_headers(request: Request) -> dict[str, str]:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     return headers
-
-
-def _certificate_name(request: Request) -> str:
-    """Return the name in the client certificate of gunicorn's TLS socket, if any."""
-    certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
-    return certificate_name(certificate()) if certificate else ""
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
@@ -308,34 +296,30 @@ def register_blueprints(app: ServerApp) -> None:
     """
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
-    app.register_blueprint(_make_blueprint(app.server))
+    blueprint = Blueprint(BLUEPRINT, __name__)
+    for number, route in enumerate(routes.ROUTES):
+        if route.is_direct:
+            continue
+        placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
+        rules = routes.expand_path(route.path, placeholder)
+        names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
+        view = partial(_view, app.server, route, names)
+        for rule in rules:
+            blueprint.add_url_rule(
+                rule,
+                f"route-{number}",
+                view,
+                provide_automatic_options=False,
+                methods=[route.method],
+                # Also accept /v2/, as in V2's OpenAPI document.
+                strict_slashes=route.path != "/v2",
+            )
+    app.register_blueprint(blueprint)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             app.register_blueprint(entry.load())
         except Exception:
             logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
-
-
-def _make_blueprint(server: Server) -> Blueprint:
-    """Return the blueprint of onnxserve's routes that Flask answers."""
-    blueprint = Blueprint(BLUEPRINT, __name__)
-    for number, route in enumerate(routes.ROUTES):
-        if not route.is_direct:
-            placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
-            rules = routes.expand_path(route.path, placeholder)
-            names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
-            view = partial(_view, server, route, names)
-            is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
-            for rule in rules:
-                blueprint.add_url_rule(
-                    rule,
-                    f"route-{number}",
-                    view,
-                    provide_automatic_options=False,
-                    methods=[route.method],
-                    strict_slashes=is_exact,
-                )
-    return blueprint
 
 
 def _view(

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +229,11 @@ class AsgiApp:
         response is sent to a client that has gone before its complete request.
         """
         if scope["type"] == "lifespan":
-            await self._follow_lifespan(receive, send)
+            # Only an application that is not mounted in another application is told.
+            while (await receive())["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            await asyncio.to_thread(self.close)
+            await send({"type": "lifespan.shutdown.complete"})
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
@@ -239,42 +243,34 @@ class AsgiApp:
         body = await _receive_body(receive, limit)
         if body is None:
             return
+        loop = asyncio.get_running_loop()
         if len(body) > limit:
             response = exception_response(path, body_too_large(limit))
         else:
-            loop = asyncio.get_running_loop()
             raw = _make_request(scope, path, body)
             response = await loop.run_in_executor(self._threads, self._model.handle, raw)
         headers = _encode_headers(response)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if response.pieces is not None:
-            await self._stream(response.pieces, receive, send)
+            pieces = response.pieces
+            # The future is done when the client has closed the connection, which
+            # uvicorn's `send` does not report.
+            gone = asyncio.ensure_future(receive())
+
+            def send_pieces() -> None:
+                """Send the body in the thread that computes its pieces."""
+                with closing(pieces):
+                    for piece in pieces:
+                        if gone.done():
+                            return
+                        message = {"type": "http.response.body", "body": piece, "more_body": True}
+                        asyncio.run_coroutine_threadsafe(send(message), loop).result()
+
+            try:
+                await loop.run_in_executor(self._threads, send_pieces)
+            finally:
+                gone.cancel()
         await send({"type": "http.response.body", "body": response.body})
-
-    async def _follow_lifespan(self, receive: _Receive, send: _Send) -> None:
-        """Close when the server ends. Only an application that is not mounted in
-        another application is told.
-        """
-        while (await receive())["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        await asyncio.to_thread(self.close)
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def _stream(
-        self,
-        pieces: Generator[bytes, None, None],
-        receive: _Receive,
-        send: _Send,
-    ) -> None:
-        """Send the pieces of a body from a thread."""
-        # The future is done when the client has closed the connection, which uvicorn's
-        # `send` does not report.
-        gone = asyncio.ensure_future(receive())
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._threads, _send_pieces, pieces, send, gone, loop)
-        finally:
-            gone.cancel()
 
     def close(self) -> None:
         """Finish current requests, unload the model and stop the agent."""
@@ -325,23 +321,6 @@ def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
         )
         for name, value in fields.items()
     ]
-
-
-def _send_pieces(
-    pieces: Generator[bytes, None, None],
-    send: _Send,
-    gone: asyncio.Future[Message],
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    """Send a body piece by piece, in the thread that computes the pieces, until the
-    client closes the connection.
-    """
-    with closing(pieces):
-        for piece in pieces:
-            if gone.done():
-                return
-            message = {"type": "http.response.body", "body": piece, "more_body": True}
-            asyncio.run_coroutine_threadsafe(send(message), loop).result()
 
 
 def _no_page(path: str) -> RawResponse | None:

@@ -131,7 +131,13 @@ def _read(head: bytes) -> RequestHead:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     length = _length(headers, is_http_1_1)
-    expects_continue = _expects_continue(headers) and is_http_1_1 and length != 0
+    expected = headers.get("expect")
+    if expected is not None and expected.lower() != "100-continue":
+        raise errors.ExpectationFailed(
+            f"the Expect header {expected[:100]!r} is not supported; only 100-continue is",
+        )
+    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
+    keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
     target = match[2].decode("latin-1")
     return RequestHead(
         match[1].decode(),
@@ -139,26 +145,10 @@ def _read(head: bytes) -> RequestHead:
         target.partition("?")[2],
         headers,
         length,
-        _keeps_alive(headers, is_http_1_1),
-        expects_continue,
+        keep_alive,
+        expected is not None and is_http_1_1 and length != 0,
         is_http_1_1,
     )
-
-
-def _expects_continue(headers: Mapping[str, str]) -> bool:
-    expected = headers.get("expect")
-    if expected is not None and expected.lower() != "100-continue":
-        raise errors.ExpectationFailed(
-            f"the Expect header {expected[:100]!r} is not supported; only 100-continue is",
-        )
-    return expected is not None
-
-
-def _keeps_alive(headers: Mapping[str, str], is_http_1_1: bool) -> bool:
-    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
-    if is_http_1_1:
-        return "close" not in options
-    return "keep-alive" in options
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)
@@ -334,10 +324,16 @@ class BodyParser:
                 position += 2
                 self._ends_chunk = False
             else:
-                end = self._line_end(data, position)
-                if end < 0:
+                most_bytes = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
+                end = data.find(b"\r\n", position, position + most_bytes + 2)
+                line = data[position:end] if end >= 0 else data[position:]
+                if (end < 0 and len(line) > most_bytes + 1) or b"\n" in line:
+                    raise InvalidRequest(
+                        "the body is not in valid chunks: a line is too long, or ends without CR",
+                    )
+                if end < 0:  # The rest of the line has not arrived yet.
                     break
-                self._read_line(data[position:end])
+                self._read_line(line)
                 position = end + 2
         return data[position:]
 
@@ -352,19 +348,6 @@ class BodyParser:
         if self._length == CHUNKED:
             return TORN_BODY
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
-
-    def _line_end(self, data: bytes, position: int) -> int:
-        """Return the end of the line that begins at `position`, or -1 if it has not
-        arrived yet. Raises InvalidRequest if the line is too long, or ends without CR.
-        """
-        most_bytes = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
-        end = data.find(b"\r\n", position, position + most_bytes + 2)
-        line = data[position:end] if end >= 0 else data[position:]
-        if (end < 0 and len(line) > most_bytes + 1) or b"\n" in line:
-            raise InvalidRequest(
-                "the body is not in valid chunks: a line is too long, or ends without CR",
-            )
-        return end
 
     def _read_line(self, line: bytes) -> None:
         """Read the size of the next chunk, or a field after the last chunk; an empty

@@ -11,7 +11,7 @@ Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
@@ -67,15 +67,10 @@ decodes invalid bodies twice.
 """
 
 
-def _plan_paths() -> Iterator[tuple[str, Protocol]]:
-    """Yield the paths of plans, which contain neither a version nor a label."""
-    for protocol in PROTOCOLS:
-        if not protocol.may_name_endpoint:
-            for path in protocol.paths:
-                yield re.sub(r"\[.*\]", "", path), protocol
-
-
-_PATHS = dict(_plan_paths())
+_PATHS: dict[str, Protocol] = {}
+"""The protocols by path; plans have paths without a version or a label."""
+for _protocol in PROTOCOLS:
+    _PATHS |= {re.sub(r"\[.*\]", "", path): _protocol for path in _protocol.paths}
 
 
 class PlanTable:
@@ -112,7 +107,15 @@ class PlanTable:
         for endpoint, served in table.items():
             if served.sticky is not None or not served.answering:
                 continue  # The caller's key selects the variant, or no variant can answer.
-            if not all(map(_answers_alone, served.answering)):
+            # A batch or a side process computes elsewhere, and a shadow needs a copy of
+            # the request.
+            are_computed_here = all(
+                isinstance(variant.loaded.predictor, OnnxModel)
+                and variant.loaded.batcher is None
+                and not variant.shadows
+                for variant in served.answering
+            )
+            if not are_computed_here:
                 continue
             is_default = endpoint == next(iter(table))
             for path, protocol in _PATHS.items():
@@ -140,15 +143,6 @@ class PlanTable:
             return plans[weighted_variant(variants, draw).name](request)
 
         return answer
-
-
-def _answers_alone(variant: ServedVariant) -> bool:
-    """Return True if the thread of a request computes its predictions, and no shadow
-    needs a copy of the request.
-    """
-    loaded = variant.loaded
-    is_computed_here = isinstance(loaded.predictor, OnnxModel) and loaded.batcher is None
-    return is_computed_here and not variant.shadows
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
@@ -222,7 +216,6 @@ def _compose_admission(server: Server, endpoint: str) -> _Admit | None:
 
 
 def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) -> _Record:
-    """Return a function that captures and counts a prediction."""
     endpoint = variant.endpoint
     name = variant.name
     captured = variant.captured

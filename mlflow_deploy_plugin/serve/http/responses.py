@@ -13,7 +13,6 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.serve.inference.pipeline import failure
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, error_reply, safe_headers
 from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json
-from mlflow_deploy_plugin.serve.protocols.openai import OPENAI_ROUTES
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -70,14 +69,12 @@ def error_response(
     message: str,
     headers: dict[str, str] | None = None,
 ) -> RawResponse:
-    """Return an error in the form of the path's protocol: V2, TensorFlow, OpenAI, or
-    otherwise MLflow.
+    """Return an error in the form of the path's protocol: V2, TensorFlow, or otherwise
+    MLflow.
     """
-    document: dict[str, object] = {"error_code": error_code, "message": message}
+    document = {"error_code": error_code, "message": message}
     if path == "/v2" or path.startswith(("/v2/", "/v1/models/")):
         document = {"error": message}
-    elif path.endswith(tuple(OPENAI_ROUTES.values())):
-        document = {"error": {"code": error_code, "message": message}}
     return RawResponse(status, dump_json(document), headers=headers or {})
 
 

@@ -5,7 +5,7 @@ brackets is optional.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,7 @@ class Route:
 
     Attributes:
         operation: the description for OpenAPI.
-        protocol: the protocol of a prediction; None for other routes, and if the body
-            may name the endpoint.
+        protocol: the protocol of a prediction; None for other routes.
         is_direct: True for a prediction or a health check, which the fast worker
             answers without Flask.
         need: the scope that a caller needs; None if no key is needed.
@@ -83,22 +82,6 @@ def _server_wide(
     method: str = "GET",
 ) -> Route:
     return Route(path, method, view, operation, need="read", is_server_wide=True)
-
-
-def _predict(path: str, protocol: Protocol) -> Route:
-    """Return the route of a prediction. It names its protocol only if the body cannot
-    name the endpoint, so that the event loop may start it.
-    """
-    view = views.predict_by_model if protocol.may_name_endpoint else views.predict
-    return Route(
-        path,
-        "POST",
-        partial(view, protocol=protocol),
-        operations.prediction(protocol),
-        protocol=None if protocol.may_name_endpoint else protocol,
-        is_direct=True,
-        need="infer",
-    )
 
 
 def _direct(
@@ -137,24 +120,33 @@ _ASSETS = Path(__file__).parent / "pages" / "static"
 _OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
 
 
-def _asset_routes() -> Iterator[Route]:
-    for suffix, operation in _OF_ASSETS.items():
-        for file in sorted(_ASSETS.glob(f"*{suffix}")):
-            yield Route(f"/pages/{file.name}", "GET", _page(file.name), operation)
+_asset_routes = []
+for _suffix, _operation in _OF_ASSETS.items():
+    for _file in sorted(_ASSETS.glob(f"*{_suffix}")):
+        _asset_routes.append(Route(f"/pages/{_file.name}", "GET", _page(_file.name), _operation))
 
-
-def _prediction_routes() -> Iterator[Route]:
-    for protocol in PROTOCOLS:
-        yield from (_predict(path, protocol) for path in protocol.paths)
-
+_prediction_routes = []
+for _protocol in PROTOCOLS:
+    for _path in _protocol.paths:
+        _prediction_routes.append(
+            Route(
+                _path,
+                "POST",
+                partial(views.predict, protocol=_protocol),
+                operations.prediction(_protocol),
+                protocol=_protocol,
+                is_direct=True,
+                need="infer",
+            ),
+        )
 
 ROUTES = (
     _get("/", _page("try", b'{"status":"alive"}'), operations.TRY_PAGE),
     _get("/docs", _page("docs"), operations.DOCS_PAGE),
     _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
     _server_wide("/requests", _page("requests"), operations.REQUESTS_PAGE),
-    *_asset_routes(),
-    *_prediction_routes(),
+    *_asset_routes,
+    *_prediction_routes,
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     # MLflow also returns "\n".
@@ -305,11 +297,16 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     unexpected errors, and never raise.
     """
     path = request.path
+    routes, parameters = _match(path)
     if path in server.cloud.paths:
-        routes = _cloud_routes(server, path)
+        # Vertex AI specifies these paths, which may also be paths of our routes.
+        routes = {}
         parameters = _NOTHING_NAMED
-    else:
-        routes, parameters = _match(path)
+        if path == server.cloud.health_route:
+            routes["GET"] = _get(path, _healthy, operations.HEALTH)
+        if path == server.cloud.predict_route:
+            operation = operations.prediction(INVOCATIONS)
+            routes["POST"] = Route(path, "POST", views.vertex_predict, operation, need="infer")
     if not routes:
         return None
     method = "GET" if request.method == "HEAD" else request.method
@@ -355,7 +352,7 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
     return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
 
 
-def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
+def _match(path: str) -> tuple[dict[str, Route], Mapping[str, str]]:
     """Return the direct routes of a path by method, and the names in the path; both are
     empty if no route matches.
     """
@@ -365,21 +362,3 @@ def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
         if match := pattern.fullmatch(path):
             return routes, match.groupdict()
     return {}, _NOTHING_NAMED
-
-
-def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
-    """Return the routes of a path that Vertex AI specifies, which may also be the path
-    of an onnxserve route.
-    """
-    routes: dict[str, Route] = {}
-    if path == server.cloud.health_route:
-        routes["GET"] = _get(path, _healthy, operations.HEALTH)
-    if path == server.cloud.predict_route:
-        routes["POST"] = Route(
-            path,
-            "POST",
-            views.vertex_predict,
-            operations.prediction(INVOCATIONS),
-            need="infer",
-        )
-    return routes

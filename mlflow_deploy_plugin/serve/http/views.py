@@ -28,7 +28,6 @@ from mlflow_deploy_plugin.serve.protocols.clouds import VERTEX
 from mlflow_deploy_plugin.serve.protocols.content import (
     JSON,
     dump_json,
-    json_object,
     media_name,
     media_type,
 )
@@ -51,28 +50,6 @@ def predict(
     **names: str | None,
 ) -> RawResponse:
     return http_response(request.path, infer(server, request, protocol, **names))
-
-
-def predict_by_model(
-    server: Server,
-    request: RawRequest,
-    protocol: Protocol,
-    endpoint: str | None = None,
-) -> RawResponse:
-    """Return predictions of the endpoint in the path, or in `model` of the body, as in
-    requests of OpenAI's clients.
-
-    If `model` is not an endpoint that this caller may use, the default endpoint
-    answers.
-    """
-    if endpoint is None and len(server.repository.table) > 1:
-        with suppress(OnnxserveError):  # The prediction raises the error again.
-            model = json_object(request.body).get("model")
-            if isinstance(model, str) and server.auth.is_required:
-                server.auth.require(request.headers, "infer", model, request.caller)
-            if isinstance(model, str) and model in server.repository.table:
-                endpoint = model
-    return predict(server, request, protocol, endpoint=endpoint)
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

@@ -38,14 +38,8 @@ _NANOSECONDS = 1_000_000_000
 
 
 def list_models(server: Server, endpoint: str | None, version: str | None) -> Document:
-    """Return the endpoints in the forms of OpenAI (`data`) and of KServe's V1
-    (`models`).
-    """
-    names = [*server.repository.table]
-    data = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "onnxserve"} for name in names
-    ]
-    return {"object": "list", "data": data, "models": names}
+    """Return the endpoints in the form of KServe's V1."""
+    return {"models": [*server.repository.table]}
 
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:

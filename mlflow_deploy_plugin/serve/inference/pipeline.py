@@ -480,9 +480,8 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
     """Return the reply that sends the parts of a response, each a JSON text, as
     server-sent events.
 
-    The events are the same as OpenAI's and MLflow's. If the first part fails, the reply
-    is an error; after a later error, the event before the last event is an object with
-    `error`.
+    The events are the same as MLflow's. If the first part fails, the reply is an error;
+    after a later error, the event before the last event is an object with `error`.
     """
     try:
         first = next(parts, None)

@@ -116,7 +116,11 @@ def _feeds(
     """Return the feeds in the columns `names_read` of a table. Raises BodyTooLarge
     above `limit` values, and SchemaMismatch if the values do not fit the signature.
     """
-    _check_value_count(table.num_rows, len(names_read), limit)
+    if table.num_rows * max(1, len(names_read)) > limit:
+        raise BodyTooLarge(
+            f"the table has {table.num_rows} rows of {len(names_read)} columns; this server's "
+            f"limit is {limit} values",
+        )
     batches = table.to_batches()
     if len(batches) == 1:
         (batch,) = batches
@@ -127,7 +131,14 @@ def _feeds(
                 return schema.from_array(numbers)
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
     else:
-        pieces = _join_batches(table, names_read)
+        import pyarrow as pa
+
+        # Numbers are joined, because a stream may have thousands of small batches.
+        pieces = {}
+        for name in names_read:
+            column = table.column(name)
+            is_joined = pa.types.is_primitive(column.type)
+            pieces[name] = [column.combine_chunks()] if is_joined else column.chunks
     budget = StringBudget(limit)
     arrays = {}
     for name in names_read:
@@ -137,25 +148,15 @@ def _feeds(
         raise SchemaMismatch(NO_ROWS)
     if schema.columns and names_read == _UNNAMED:
         arrays = _split_array(arrays[""], schema.names)
-    if schema.columns:
-        return _column_feeds(arrays, schema)
-    return schema.from_frame(arrays)
-
-
-def _join_batches(table: "pa.Table", names: Sequence[str]) -> "dict[str, list[pa.Array]]":
-    """Return the pieces of these columns. Columns of numbers are joined to one piece:
-    a stream may have thousands of batches with a few rows each.
-    """
-    import pyarrow as pa
-
-    pieces = {}
-    for name in names:
-        column = table.column(name)
-        if pa.types.is_primitive(column.type):
-            pieces[name] = [column.combine_chunks()]
-        else:
-            pieces[name] = column.chunks
-    return pieces
+    if not schema.columns:
+        return schema.from_frame(arrays)
+    try:
+        return schema.from_columns(arrays)
+    except SchemaMismatch:
+        # A null in a column of integers has become NaN; the error is about the null.
+        if null_error := _null_integer(arrays, schema):
+            raise null_error from None
+        raise
 
 
 def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
@@ -243,20 +244,15 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
         None,
     ):
         raise SchemaMismatch(f"column {doubled[:100]!r} is duplicated", column=doubled)
-    _check_types(arrow_schema, schema)
-    return names
-
-
-def _check_types(arrow_schema: "pa.Schema", schema: Schema) -> None:
-    """Raise SchemaMismatch if the model does not accept the type of a column."""
     # The columns of a tensor that is the only one may have any names.
     default = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
     checked = set()
-    for name, kind in zip(arrow_schema.names, arrow_schema.types, strict=True):
-        dtype = None if name in schema.keys else schema.dtypes.get(name, default)
-        if dtype is not None and (pair := (str(kind), dtype)) not in checked:
+    for name, kind in zip(arrow_names, arrow_schema.types, strict=True):
+        dtype = None if name in schema.keys else dtypes.get(name, default)
+        if dtype is not None and (str(kind), dtype) not in checked:
             _check_column(name, kind, dtype, takes_lists=not schema.columns)
-            checked.add(pair)
+            checked.add((str(kind), dtype))
+    return names
 
 
 def _check_column(name: str, kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
@@ -336,18 +332,6 @@ def _without_views(
     return array.cast(pa.large_string())
 
 
-def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
-    """Return the feeds of the signature's columns. A null in a column of integers,
-    which has become NaN, is reported as a null.
-    """
-    try:
-        return schema.from_columns(arrays)
-    except SchemaMismatch:
-        if null_error := _null_integer(arrays, schema):
-            raise null_error from None
-        raise
-
-
 def _null_integer(arrays: Mapping[str, Array], schema: Schema) -> SchemaMismatch | None:
     """Return the error for the first NaN in a column of integers; None if there is
     none.
@@ -394,14 +378,6 @@ def _to_arrow(array: Array) -> "pa.Array":
         kind = pa.from_numpy_dtype(array.dtype)
         buffers = [None, pa.py_buffer(np.ascontiguousarray(array))]
     return pa.Array.from_buffers(kind, len(array), buffers)
-
-
-def _check_value_count(rows: int, columns: int, limit: int) -> None:
-    if rows * max(1, columns) > limit:
-        raise BodyTooLarge(
-            f"the table has {rows} rows of {columns} columns; this server's limit is {limit} "
-            "values",
-        )
 
 
 def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:

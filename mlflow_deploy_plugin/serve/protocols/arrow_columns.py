@@ -276,25 +276,6 @@ def _read_strings(array: "pa.Array") -> Array:
     return texts
 
 
-def _words_and_lengths(
-    dictionary: "pa.Array",
-    limit: int,
-    budget: StringBudget,
-) -> tuple[Array, Array]:
-    """Return the values of a dictionary, and the number of characters of each; they are
-    read once and kept in the budget.
-    """
-    key = address(dictionary)
-    dictionaries = budget.dictionaries
-    if key not in dictionaries:
-        words = to_numpy(dictionary, limit, budget)
-        lengths = np.zeros(len(words), np.int64)
-        if words.dtype.kind == "O":
-            lengths[:] = [len(word or "") for word in words]
-        dictionaries[key] = words, lengths
-    return dictionaries[key]
-
-
 def _read_dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     """Return the values of a dictionary-encoded array. A null becomes NaN in numbers,
     and None in strings.
@@ -302,7 +283,15 @@ def _read_dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Arr
     Raises InvalidRequest if an index is out of range, UnsupportedColumn for a null
     boolean, and BodyTooLarge if the strings exceed the budget.
     """
-    words, lengths = _words_and_lengths(array.dictionary, limit, budget)
+    # The values of a dictionary, and the number of characters of each, are read once.
+    key = address(array.dictionary)
+    if key not in budget.dictionaries:
+        words = to_numpy(array.dictionary, limit, budget)
+        lengths = np.zeros(len(words), np.int64)
+        if words.dtype.kind == "O":
+            lengths[:] = [len(word or "") for word in words]
+        budget.dictionaries[key] = words, lengths
+    words, lengths = budget.dictionaries[key]
     indices = _view(
         array.indices.buffers()[1],
         _NUMBERS[str(array.indices.type)],

@@ -5,7 +5,7 @@ over HTTP.
 import base64
 import codecs
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -95,16 +95,8 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError from None
         refusal = InvalidRequest(f"{subject}not valid JSON: {error}")
-    if b"NaN" in body or b"Infinity" in body:
-        return _load_json_with_nan(body, refusal)
-    raise refusal
-
-
-def _load_json_with_nan(body: bytes, refusal: InvalidRequest) -> Any:
-    """Return the document in `body` with Python's `json`, which accepts NaN and
-    Infinity. Raises `refusal` if the body is not JSON either, and InvalidRequest if it
-    is nested too deeply.
-    """
+    if b"NaN" not in body and b"Infinity" not in body:
+        raise refusal
     try:
         document = json.loads(body, parse_int=_parse_int)
         check_depth(document)
@@ -125,17 +117,12 @@ def check_depth(document: object) -> None:
     """
     level = [document] if isinstance(document, _CONTAINERS) else []
     for _ in range(DEEPEST):
-        elements = chain.from_iterable(map(_elements, level))
-        level = [value for value in elements if isinstance(value, _CONTAINERS)]
+        elements = [part.values() if isinstance(part, dict) else part for part in level]
+        values = chain.from_iterable(elements)
+        level = [value for value in values if isinstance(value, _CONTAINERS)]
         if not level:
             return
     raise InvalidRequest(_TOO_DEEP)
-
-
-def _elements(container: dict[str, object] | list[object]) -> Iterable[object]:
-    if isinstance(container, dict):
-        return container.values()
-    return container
 
 
 def check_containers(body: bytes) -> int:

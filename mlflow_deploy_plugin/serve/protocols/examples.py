@@ -98,32 +98,17 @@ def _read_example(loaded: LoadedVersion) -> Example | None:
             return None
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
-            return _first_rows(split, schema)
+            data = split["data"][:MAX_ROWS]
+            names = map(str, split["columns"])
+            columns = dict(zip(names, zip(*data, strict=True), strict=True))
+            values = {name: list(columns[name]) for name in schema.names if name in columns}
+            return Example(values, len(data), is_own=True) if values and data else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
         # The example fits the model, because the warm-up used it, but it cannot be
         # displayed.
         return None
     return _first_values(arrays, schema)
-
-
-def _first_rows(split: Document, schema: Schema) -> Example | None:
-    """Return the first rows of a `dataframe_split`, or None if they have no column of
-    the signature.
-    """
-    data = split["data"][:MAX_ROWS]
-    names = map(str, split["columns"])
-    columns = dict(
-        zip(
-            names,
-            zip(*data, strict=True),
-            strict=True,
-        )
-    )
-    values = {name: list(columns[name]) for name in schema.names if name in columns}
-    if values and data:
-        return Example(values, len(data), is_own=True)
-    return None
 
 
 def _first_values(arrays: Mapping[str, Array], schema: Schema) -> Example | None:

@@ -151,14 +151,9 @@ def csv_example(schema: Schema, example: Example) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for line in (example.values, *(record.values() for record in example.records())):
-        writer.writerow(map(_csv_field, line))
+        fields = [str(value).lower() if isinstance(value, bool) else value for value in line]
+        writer.writerow(fields)
     return text.getvalue()
-
-
-def _csv_field(value: object) -> object:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value
 
 
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, BYTES)
@@ -167,10 +162,10 @@ _CSV_TEXT: JsonSchema = {
     "description": "a header with the column names, then the rows",
 }
 CSV_BODY = RequestBody("csv", lambda schema: _CSV_TEXT, csv_example)
-EVENT_BODIES: Bodies = {
-    EVENTS: {"type": "string", "description": "the parts of the response, if `stream` is true"},
+_EVENTS: JsonSchema = {
+    "type": "string",
+    "description": "the parts of the response, if `stream` is true",
 }
-"""The events of models that stream their responses."""
 INVOCATIONS = Protocol(
     "invocations",
     decode_invocations,
@@ -187,6 +182,6 @@ INVOCATIONS = Protocol(
     response={
         JSON: ResponseBody("invocations_answer", invocations_answer),
         **_TABLES,
-        **EVENT_BODIES,
+        EVENTS: _EVENTS,
     },
 )

@@ -157,26 +157,16 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
     try:
         return _read([document for _, document in chunk], kind, schema)
     except SchemaMismatch as error:
-        raise _line_error(chunk, kind, schema, error) from None
-
-
-def _line_error(
-    chunk: list[_Line],
-    kind: str,
-    schema: Schema,
-    error: SchemaMismatch,
-) -> SchemaMismatch:
-    """Return the error for the first line that does not fit the signature by itself, or
-    `error` for all lines if each of them fits.
-    """
-    for number, document in chunk:
-        try:
-            _read([document], kind, schema)
-        except SchemaMismatch as line_error:
-            fault = line_error.message.replace(", row 0", "", 1)
-            return SchemaMismatch(f"line {number}: {fault}", column=line_error.column)
-    numbers = f"lines {chunk[0][0]} to {chunk[-1][0]}"
-    return SchemaMismatch(f"{numbers}: {error.message}", column=error.column)
+        for number, document in chunk:
+            try:
+                _read([document], kind, schema)
+            except SchemaMismatch as line_error:
+                fault = line_error.message.replace(", row 0", "", 1)
+                message = f"line {number}: {fault}"
+                raise SchemaMismatch(message, column=line_error.column) from None
+        # Each line fits the signature by itself.
+        numbers = f"lines {chunk[0][0]} to {chunk[-1][0]}"
+        raise SchemaMismatch(f"{numbers}: {error.message}", column=error.column) from None
 
 
 def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:

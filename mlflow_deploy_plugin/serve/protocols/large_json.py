@@ -155,7 +155,9 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
         try:
             document = simdjson.Parser().parse(text)
         except ValueError:
-            text = _fill_empty_fields(text)
+            # An empty field becomes null.
+            text = text.replace(b",,", b",null,").replace(b",,", b",null,")
+            text = text.replace(b"[,", b"[null,").replace(b",]", b",null]")
             nulls = text.count(b"null")
             document = simdjson.Parser().parse(text.replace(b"null", _NULL))
         array, array_count = numbers_of(document, opened)
@@ -166,12 +168,6 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
         return _feeds_of_numbers(schema, names, array, nulls)
     except _NOT_PLAIN:
         return None
-
-
-def _fill_empty_fields(text: bytes) -> bytes:
-    """Return the rows with `null` in empty fields."""
-    text = text.replace(b",,", b",null,").replace(b",,", b",null,")
-    return text.replace(b"[,", b"[null,").replace(b",]", b",null]")
 
 
 def _kind_of_all(schema: Schema) -> str:

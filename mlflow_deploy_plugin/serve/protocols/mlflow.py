@@ -57,9 +57,7 @@ _BOOLEANS = {
 
 
 def asks_for_stream(body: bytes) -> bool:
-    """Return True for a JSON object with `"stream": true`, as OpenAI's clients and
-    MLflow's agents send it.
-    """
+    """Return True for a JSON object with `"stream": true`, as for MLflow's agents."""
     if b'"stream"' not in body:
         return False
     with suppress(InvalidRequest):  # The reader of the body raises the error.
@@ -243,32 +241,19 @@ def take_column(
     if not isinstance(content, dict):
         return None
     if form == "dataframe_split":
-        return _take_split_column(content, name)
+        columns = content.get("columns")
+        rows = content.get("data")
+        if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
+            return None
+        if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+            return None  # MLflow rejects such a table.
+        position = columns.index(name)
+        columns.pop(position)
+        return [row.pop(position) for row in rows]
     value = content.pop(name, None)
     if isinstance(value, list | None):
         return value
     return [value]
-
-
-def _take_split_column(
-    table: dict[str, Any],
-    name: str,
-) -> list[object] | None:
-    """Remove a column from a `dataframe_split`, and return its values; None if the
-    column is missing, or the table is invalid, which MLflow rejects.
-    """
-    columns = table.get("columns")
-    rows = table.get("data")
-    if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
-        return None
-    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        return None
-    position = columns.index(name)
-    columns.pop(position)
-    values = []
-    for row in rows:
-        values.append(row.pop(position))
-    return values
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
@@ -284,8 +269,15 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         SchemaMismatch: a field does not have its column's type, a row and the header
             differ in length, or there are no rows.
     """
-    if len(body) > MOST_COLUMNS:
-        _check_size(body)
+    if len(body) > MOST_COLUMNS:  # Refuse too many lines or columns before parsing them.
+        returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
+        line_count = body.count(b"\n") + returns
+        if line_count > MOST_LINES:
+            raise InvalidRequest(
+                f"the CSV has {line_count} lines; at most {MOST_LINES} are allowed: send fewer "
+                "lines, or send Arrow",
+            )
+        _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
     if has_header and schema.columns:
         check_separator(body, schema.names)
     if (feeds := read_large_csv(body, schema, has_header)) is not None:
@@ -299,28 +291,35 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 
-def _check_size(body: bytes) -> None:
-    """Raise InvalidRequest for a CSV with too many lines or columns, before it is
-    parsed.
-    """
-    returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
-    if (count := body.count(b"\n") + returns) > MOST_LINES:
-        raise InvalidRequest(
-            f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, "
-            "or send Arrow",
-        )
-    _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
-
-
 def _parse_csv_table(
     body: bytes,
     schema: Schema,
     has_header: bool,
 ) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the columns, and the fields of each row. Raises
-    SchemaMismatch if a row has more or fewer fields than there are columns.
+    """Return the names of the columns, and the fields of each row.
+
+    Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many
+    columns, and SchemaMismatch if a row has more or fewer fields than there are
+    columns.
     """
-    rows = _parse_csv(body)
+    try:
+        texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
+        reader = csv.reader(texts, strict=True)
+        # Test the raw line, because a quoted blank is a value.
+        rows = [
+            fields
+            for fields in reader
+            if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)
+        ]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}",
+        ) from None
+    except csv.Error as error:
+        raise InvalidRequest(f"the body is not valid CSV: {error}") from None
+    if not rows:
+        raise InvalidRequest("the CSV is empty; a header line and at least one row are expected")
+    _check_column_count(len(rows[0]))
     if has_header:
         header = rows.pop(0)
         _check_header(header, schema)
@@ -400,33 +399,6 @@ def _check_header(header: Sequence[str], schema: Schema) -> None:
             "the first line of the CSV has numbers instead of column names; send text/csv; "
             "header=absent if it is a row (the columns of a tensor may have the names 0, 1, …)",
         )
-
-
-def _parse_csv(body: bytes) -> list[list[str]]:
-    """Return the fields of each line. The result has at least one line.
-
-    Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many
-    columns.
-    """
-    try:
-        texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
-        reader = csv.reader(texts, strict=True)
-        # Test the raw line, because a quoted blank is a value.
-        lines = [
-            fields
-            for fields in reader
-            if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)
-        ]
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}",
-        ) from None
-    except csv.Error as error:
-        raise InvalidRequest(f"the body is not valid CSV: {error}") from None
-    if not lines:
-        raise InvalidRequest("the CSV is empty; a header line and at least one row are expected")
-    _check_column_count(len(lines[0]))
-    return lines
 
 
 def _check_column_count(count: int) -> None:

@@ -71,7 +71,14 @@ def _bounded(
         # body.
         classes = len(artifact.classes)
         if len(body) * classes > _MOST_PROBABILITIES and _has_probabilities(artifact):
-            _check_row_count(schema.count_rows(feeds), classes)
+            rows = schema.count_rows(feeds)
+            most_rows = _MOST_PROBABILITIES // classes
+            if rows > most_rows:
+                raise BodyTooLarge(
+                    f"the request has {rows} rows, and the response would name the probabilities "
+                    f"of {classes} classes per row: send at most {most_rows} rows, or use the "
+                    "protocol V2",
+                )
         return DecodedRequest(feeds, encode)
 
     return decode_request
@@ -79,16 +86,6 @@ def _bounded(
 
 def _has_probabilities(artifact: Artifact) -> bool:
     return any(output.role == "probabilities" for output in artifact.outputs)
-
-
-def _check_row_count(rows: int, classes: int) -> None:
-    """Raise BodyTooLarge if the response would name too many probabilities."""
-    most_rows = _MOST_PROBABILITIES // classes
-    if rows > most_rows:
-        raise BodyTooLarge(
-            f"the request has {rows} rows, and the response would name the probabilities of "
-            f"{classes} classes per row: send at most {most_rows} rows, or use the protocol V2",
-        )
 
 
 def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:

@@ -103,9 +103,6 @@ class Protocol:
         request: the bodies that the protocol accepts.
         response: the bodies that the protocol returns.
         tag: the group of the routes in the OpenAPI document.
-        may_name_endpoint: True if `model` in the body may name the endpoint, as in
-            requests of OpenAI's clients.
-        applies_to: returns False for a model that the protocol rejects.
     """
 
     name: str
@@ -115,5 +112,3 @@ class Protocol:
     request: Bodies = field(default_factory=dict)
     response: Bodies = field(default_factory=dict)
     tag: str = "Predictions"
-    may_name_endpoint: bool = False
-    applies_to: Callable[[Artifact], bool] = lambda artifact: True

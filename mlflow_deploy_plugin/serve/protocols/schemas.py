@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import shape_text
 
@@ -160,29 +160,24 @@ def predictions_schema(artifact: Artifact) -> JsonSchema:
         or any(name not in outputs for name in names)
     ):
         return ARRAY_OR_OBJECT
-    by_name = {name: _output_schema(artifact, outputs[name]) for name in names}
+    class_types = {*map(type, artifact.classes)}
+    by_name = {}
+    for name in names:
+        output = outputs[name]
+        item: JsonSchema = {"type": "object"}
+        if output.dtype != "map":
+            item = dtype_schema(output.dtype, is_nullable=True)
+        # Client generators support no enumeration of booleans or of several types.
+        if output.role == "label" and class_types in ({str}, {int}):
+            kind = "string" if class_types == {str} else "integer"
+            item = {"type": kind, "enum": list(artifact.classes)}
+        by_name[name] = {
+            **nested(item, len(output.shape)),
+            "description": f"{output.role}: {output.dtype}, shape {shape_text(output.shape)}",
+        }
     if len(names) == 1:
         return by_name[names[0]]
     return object_schema(by_name, title="predictions")
-
-
-def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
-    """Return the schema of an output as nested lists; a label is one of the classes if
-    these are strings or integers.
-    """
-    if output.dtype != "map":
-        item = dtype_schema(output.dtype, is_nullable=True)
-    else:
-        item = {"type": "object"}
-    kinds = {*map(type, artifact.classes)}
-    # Client generators do not support an enumeration of booleans or of several types.
-    if output.role == "label" and kinds in ({str}, {int}):
-        kind = "string" if kinds == {str} else "integer"
-        item = {"type": kind, "enum": list(artifact.classes)}
-    return {
-        **nested(item, len(output.shape)),
-        "description": f"{output.role}: {output.dtype}, shape {shape_text(output.shape)}",
-    }
 
 
 def split_schema(schema: Schema) -> JsonSchema:

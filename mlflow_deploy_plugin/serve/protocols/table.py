@@ -4,7 +4,6 @@ OpenAPI document.
 
 from mlflow_deploy_plugin.serve.protocols.clouds import AZURE, VERTEX
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
-from mlflow_deploy_plugin.serve.protocols.openai import CHAT_COMPLETIONS, EMBEDDINGS, RESPONSES
 from mlflow_deploy_plugin.serve.protocols.predict import PREDICT, PREDICT_BATCH
 from mlflow_deploy_plugin.serve.protocols.tfserving import TFSERVING
 from mlflow_deploy_plugin.serve.protocols.v2 import V2
@@ -15,9 +14,6 @@ PROTOCOLS = (
     PREDICT_BATCH,
     AZURE,
     VERTEX,
-    RESPONSES,
-    CHAT_COMPLETIONS,
-    EMBEDDINGS,
     V2,
     TFSERVING,
 )

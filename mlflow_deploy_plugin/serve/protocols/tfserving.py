@@ -78,28 +78,20 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
             "the JSON object must have either instances (row format) or inputs (column format)",
         )
     if has_instances:
-        return _decode_instances(document["instances"], schema), True
-    return _decode_inputs(document["inputs"], schema), False
-
-
-def _decode_instances(rows: object, schema: Schema) -> Feeds:
-    """Return the feeds of records, or of rows without names."""
-    if not isinstance(rows, list):
-        raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
-    if rows and isinstance(rows[0], dict):
-        return schema.from_records(rows)
-    return schema.from_array(rows)
-
-
-def _decode_inputs(inputs: object, schema: Schema) -> Feeds:
-    """Return the feeds of columns or tensors by name, or of the only one."""
+        rows = document["instances"]
+        if not isinstance(rows, list):
+            raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
+        if rows and isinstance(rows[0], dict):
+            return schema.from_records(rows), True
+        return schema.from_array(rows), True
+    inputs = document["inputs"]
     if isinstance(inputs, dict):
-        return schema.from_columns(inputs)
+        return schema.from_columns(inputs), False
     if not isinstance(inputs, list):
         raise InvalidRequest(
             f"inputs is a JSON {json_type(inputs)}; an object or an array is expected",
         )
-    return schema.from_array(inputs)
+    return schema.from_array(inputs), False
 
 
 def encode(

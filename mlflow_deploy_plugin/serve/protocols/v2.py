@@ -118,27 +118,22 @@ def decode(
     text = body
     binary = memoryview(b"")
     if (json_length := headers.get(HEADER_LENGTH.lower())) is not None:
-        text, binary = _split_body(body, json_length)
+        is_number = json_length.isascii() and json_length.isdigit()
+        if not is_number or len(json_length) > _MOST_LENGTH_DIGITS:
+            raise InvalidRequest(
+                f"{HEADER_LENGTH} is {json_length[:40]!r}; the number of bytes of the JSON is "
+                "expected",
+            )
+        length = int(json_length)
+        if length > len(body):
+            raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
+        text = body[:length]
+        binary = memoryview(body)[length:]
     if (large := load_infer_request(text)) is not None:
         # The second attempt reports the error with the elements as they were sent.
         with suppress(OnnxserveError):
             return _decode_document(large, binary, artifact, schema)
     return _decode_document(json_object(text), binary, artifact, schema)
-
-
-def _split_body(body: bytes, json_length: str) -> tuple[bytes, memoryview]:
-    """Return the JSON of a body, and the bytes after it. Raises InvalidRequest if the
-    header with the JSON's length is not a number of bytes of the body.
-    """
-    is_number = json_length.isascii() and json_length.isdigit()
-    if not is_number or len(json_length) > _MOST_LENGTH_DIGITS:
-        raise InvalidRequest(
-            f"{HEADER_LENGTH} is {json_length[:40]!r}; the number of bytes of the JSON is expected",
-        )
-    length = int(json_length)
-    if length > len(body):
-        raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
-    return body[:length], memoryview(body)[length:]
 
 
 def _decode_document(
@@ -267,7 +262,13 @@ def _read_inputs(
         if is_binary == ("data" in entry):
             raise head.mismatch(" needs either data or the parameter binary_data_size")
         if is_binary:
-            end = start + _checked_byte_count(head, byte_count, len(binary) - start)
+            left_bytes = len(binary) - start
+            if type(byte_count) is not int or not 0 <= byte_count <= left_bytes:
+                raise head.mismatch(
+                    f": binary_data_size is {short_repr(byte_count)}, but {left_bytes} bytes are "
+                    "left",
+                )
+            end = start + byte_count
             array = from_binary(head, binary[start:end], holds_bytes(head, schema))
             start = end
         else:
@@ -276,17 +277,6 @@ def _read_inputs(
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
     return arrays
-
-
-def _checked_byte_count(head: TensorHeader, byte_count: object, left: int) -> int:
-    """Return the `binary_data_size` of a tensor. Raises SchemaMismatch unless it is a
-    number up to `left`, the bytes that earlier tensors have left.
-    """
-    if type(byte_count) is not int or not 0 <= byte_count <= left:
-        raise head.mismatch(
-            f": binary_data_size is {short_repr(byte_count)}, but {left} bytes are left",
-        )
-    return byte_count
 
 
 def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
@@ -402,28 +392,15 @@ def bind_tensors(
             raise refused_name(head, (), schema)
         v2_tensors.check_datatype(head, target.dtypes[name])
         if are_columns and array.ndim != 1:
-            array = _flatten_column(head, array)
-        if head.content_type == "base64" and name not in target.binary_columns:
-            array = _decode_base64(head, array)
+            if array.shape[1:] != (1,):
+                raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
+            array = array.reshape(-1)
+        is_text = array.dtype.kind == "O" and name not in target.binary_columns
+        if is_text and head.content_type == "base64":  # A null or empty element remains.
+            texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
+            array = np.array(texts, dtype=object).reshape(array.shape)
         data[name] = array
     return target.from_columns(data)
-
-
-def _flatten_column(head: TensorHeader, array: Array) -> Array:
-    """Return an array [N, 1] as [N]. Raises SchemaMismatch for another shape."""
-    if array.shape[1:] != (1,):
-        raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
-    return array.reshape(-1)
-
-
-def _decode_base64(head: TensorHeader, array: Array) -> Array:
-    """Return the texts that the elements contain in base64; an array of numbers is
-    returned unchanged. A null or empty element remains as it is.
-    """
-    if array.dtype.kind != "O":
-        return array
-    texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
-    return np.array(texts, dtype=object).reshape(array.shape)
 
 
 def _are_columns(names: Set[str], schema: Schema) -> bool:

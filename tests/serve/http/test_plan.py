@@ -108,7 +108,7 @@ def test_a_plan_gives_the_bytes_of_the_general_way(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
 @pytest.mark.parametrize("endpoint", ["mixed", "single", "tensor", "stock"])
-def test_each_protocol_has_plans_unless_its_body_may_name_the_endpoint(
+def test_each_protocol_has_plans(
     shared: Server,
     protocol: Protocol,
     endpoint: str,
@@ -119,7 +119,7 @@ def test_each_protocol_has_plans_unless_its_body_may_name_the_endpoint(
         if "/versions/" in path or "/labels/" in path:
             assert not plans.covers(path)
             continue
-        assert plans.covers(path) == (not protocol.may_name_endpoint)
+        assert plans.covers(path)
         if endpoint in path and protocol in JSON_FORMS:
             request = post(path, JSON_FORMS[protocol].example(described.schema, described.example))
             planned = plans.answer(request)

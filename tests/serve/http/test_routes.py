@@ -248,6 +248,6 @@ def test_a_template_stands_for_the_paths_with_and_without_its_part_in_brackets(
 
 def test_every_plain_route_has_a_route_per_endpoint() -> None:
     paths = {route.path for route in list_routes() if route.need == "infer"}
-    # Azure specifies /score, and OpenAI's clients append their paths to a base URL.
+    # Azure specifies /score.
     plain = {path for path in paths if not path.startswith(("/endpoints/", "/v1/", "/v2/"))}
     assert {f"/endpoints/{{endpoint}}{path}" for path in plain - {"/score"}} <= paths

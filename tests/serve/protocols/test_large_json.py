@@ -280,7 +280,7 @@ def test_plain_numbers_are_read_without_the_exact_way(
 ) -> None:
     body = json.dumps(document).encode()
     expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
-    monkeypatch.setattr(mlflow, "json_object", None)
+    monkeypatch.setattr(mlflow, "load_json", None)
     body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))
     assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected
 
@@ -292,7 +292,7 @@ def test_plain_csv_is_read_without_the_exact_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = outcome(lambda: mlflow.read_csv(f"c,a,b\n{rows}".encode(), SCHEMAS["doubles"]))
-    monkeypatch.setattr(mlflow, "_parse_csv", None)
+    monkeypatch.setattr(mlflow, "_parse_csv_table", None)
     feeds = mlflow.read_csv(f"c,a,b\n{rows * 3000}".encode(), SCHEMAS["doubles"])
     assert outcome(lambda: {name: array[:1] for name, array in feeds.items()}) == expected
 

@@ -10,12 +10,11 @@ from functools import cached_property
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import NotReady
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Operation
 from mlflow_deploy_plugin.serve.http.responses import error_response
 from mlflow_deploy_plugin.serve.http.routes import list_routes
-from mlflow_deploy_plugin.serve.inference.auth import Need, scopes_for
+from mlflow_deploy_plugin.serve.inference.auth import scopes_for
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols import examples, schemas
 from mlflow_deploy_plugin.serve.protocols.content import EVENTS, JSON
@@ -54,7 +53,7 @@ _ERRORS = {
     503: "no loaded version can answer",
     504: "the response was not ready before its deadline",
 }
-_ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2", "error_openai": "/responses"}
+_ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2"}
 """The forms of errors, each with an example of a path that uses the form."""
 _PATH_ERROR = "error_of_path"
 """The form of errors of a path with a version or a label. Without a protocol, the error
@@ -141,7 +140,31 @@ def document(
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
-    schemes = _security_schemes(server.spec)
+    texts = []
+    for described in endpoints:
+        loaded = described.variant.loaded
+        texts.append(f"{described.endpoint}: {loaded.model} version {loaded.version}")
+    if len(endpoints) < len(answering):
+        texts.append(
+            f"{len(answering)} endpoints are served, each described by "
+            "/endpoints/NAME/openapi.json",
+        )
+    # A caller must send all of these credentials.
+    schemes: dict[str, JsonSchema] = {}
+    if server.spec.takes_keys:
+        schemes[_KEY] = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": (
+                "an API key, or a token of the server's issuer, with the scopes infer, read and "
+                "admin"
+            ),
+        }
+    if server.spec.ca_certs is not None:
+        schemes["certificate"] = {
+            "type": "mutualTLS",
+            "description": "of an authority that the server trusts",
+        }
     components: JsonSchema = {}
     for name, path in _ERROR_FORMS.items():
         components[name] = _with_references(_error_schema(path), "", components)
@@ -152,27 +175,12 @@ def document(
         "info": {
             "title": "onnxserve",
             "version": __version__,
-            "description": _describe_endpoints(endpoints, len(answering)),
+            "description": "; ".join(texts) or "no model is loaded yet",
         },
         "servers": [{"url": root}],
         "paths": _paths(endpoints, default, schemes, components),
         "components": {"schemas": components, **security},
     }
-
-
-def _describe_endpoints(endpoints: list[DescribedEndpoint], served_count: int) -> str:
-    """Return the models of the described endpoints, and the number of served endpoints
-    if some are not described.
-    """
-    texts = []
-    for described in endpoints:
-        loaded = described.variant.loaded
-        texts.append(f"{described.endpoint}: {loaded.model} version {loaded.version}")
-    if len(endpoints) < served_count:
-        texts.append(
-            f"{served_count} endpoints are served, each described by /endpoints/NAME/openapi.json",
-        )
-    return "; ".join(texts) or "no model is loaded yet"
 
 
 def _paths(
@@ -192,7 +200,12 @@ def _paths(
         errors: set[int] = set()
         described_endpoints: Sequence[DescribedEndpoint | None] = [default]
         if route.need is not None and schemes:
-            needed["security"] = _security(route.need, schemes)
+            # A caller needs all schemes, and any of the scopes.
+            security: dict[str, list[str]] = {name: [] for name in schemes}
+            needed["security"] = [security]
+            if _KEY in schemes:
+                scopes = scopes_for(route.need)
+                needed["security"] = [{**security, _KEY: [scope]} for scope in scopes]
             errors |= {401, 403}
         if _NAME in route.path:
             described_endpoints = endpoints
@@ -206,17 +219,6 @@ def _paths(
             operation = _operation_object(route.operation, path, described, errors, components)
             paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
-
-
-def _security(
-    need: Need,
-    schemes: Mapping[str, JsonSchema],
-) -> list[dict[str, list[str]]]:
-    """Return the alternatives. A caller needs all schemes, and any of the scopes."""
-    without_scope: dict[str, list[str]] = {name: [] for name in schemes}
-    if _KEY not in schemes:
-        return [without_scope]
-    return [{**without_scope, _KEY: [scope]} for scope in scopes_for(need)]
 
 
 def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) -> JsonSchema:
@@ -246,28 +248,6 @@ def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) ->
 
 def _reference(name: str) -> JsonSchema:
     return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
-    """Return the credentials that a caller must send (all of them); empty if the server
-    does not require any.
-    """
-    schemes = {}
-    if spec.takes_keys:
-        schemes[_KEY] = {
-            "type": "http",
-            "scheme": "bearer",
-            "description": (
-                "an API key, or a token of the server's issuer, with the scopes infer, read and "
-                "admin"
-            ),
-        }
-    if spec.ca_certs is not None:
-        schemes["certificate"] = {
-            "type": "mutualTLS",
-            "description": "of an authority that the server trusts",
-        }
-    return schemes
 
 
 def _operation_object(
@@ -305,8 +285,11 @@ def _operation_object(
             for name, meaning in _RESPONSE_HEADERS.items()
         }
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
+    # Client generators name the method of an operation by its id. A dot of a name is
+    # doubled: /a.b is not /a/b.
+    words = re.sub(r"[/{}:]+", ".", path.replace(".", ".."))
     document: JsonSchema = {
-        "operationId": _operation_id(path),
+        "operationId": words.strip(".") or "index",
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {str(operation.status): response, **responses},
@@ -332,14 +315,6 @@ def _path_parameters(path: str, described: DescribedEndpoint | None) -> list[Jso
             schema = {"type": "string", "enum": list(values)}
             parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     return parameters
-
-
-def _operation_id(path: str) -> str:
-    """Return the id by which client generators name the method of an operation. A dot
-    of a name is doubled: /a.b is not /a/b.
-    """
-    words = re.sub(r"[/{}:]+", ".", path.replace(".", ".."))
-    return words.strip(".") or "index"
 
 
 def _content(
@@ -401,11 +376,4 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
 def _error_schema(path: str) -> JsonSchema:
     """Return the schema of an error of this path; all its fields are strings."""
     document = json.loads(error_response(path, 400, "", "").body)
-    inner = document.get("error")
-    fields = dict.fromkeys(document, schemas.STRING)
-    if isinstance(inner, dict):
-        fields["error"] = schemas.object_schema(
-            dict.fromkeys(inner, schemas.STRING),
-            title="error openai fields",
-        )
-    return schemas.object_schema(fields)
+    return schemas.object_schema(dict.fromkeys(document, schemas.STRING))

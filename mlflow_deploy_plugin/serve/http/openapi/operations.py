@@ -66,7 +66,6 @@ def prediction(protocol: Protocol) -> Operation:
         protocol.request,
         errors=_PREDICTION_ERRORS,
         is_prediction=True,
-        applies_to=protocol.applies_to,
     )
 
 
@@ -168,8 +167,8 @@ FEEDBACK = Operation(
     status=202,
 )
 
-_ENDPOINTS = _object_of("endpoints", data="array", models="array")
-MODELS = Operation("The endpoints, for clients of OpenAI and KServe", SERVER, {JSON: _ENDPOINTS})
+_ENDPOINTS = _object_of("endpoints", models="array")
+MODELS = Operation("The endpoints, for KServe's clients", SERVER, {JSON: _ENDPOINTS})
 _TF_STATUS = _object_of(
     "tfserving status",
     name="string",

@@ -353,6 +353,13 @@ def _request_row(
         message = ""
     elif code and not captured.values:
         prediction_id = ""
+    values = {}
+    predictions = {}
+    for name, text in captured.values.items():
+        if is_prediction(name):
+            predictions[name] = text
+        elif not code:  # A failed request has only its message.
+            values[name] = text
     return {
         "time": _time_text(arrived),
         "event_time": captured.event_text,
@@ -364,30 +371,12 @@ def _request_row(
         "error_code": code,
         "message": message or captured.values.get("_message") or "",
         "keys": {name: _short(array[0]) for name, array in captured.keys.items()},
-        **_values_and_predictions(captured, bool(code)),
+        "values": values,
+        "predictions": predictions,
     }
 
 
-def _values_and_predictions(
-    captured: _Captured,
-    is_failed: bool,
-) -> dict[str, dict[str, str | None]]:
-    """Return the first row as `values` and `predictions`.
-
-    A failed request has no predictions.
-    """
-    values = {}
-    predictions = {}
-    for name, text in captured.values.items():
-        if is_prediction(name):
-            predictions[name] = text
-        elif not is_failed:
-            values[name] = text
-    return {"values": values, "predictions": predictions}
-
-
 def _read_captured(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
-    """Return the captured requests with these prediction ids."""
     captured: dict[bytes, _Captured] = {}
     # A worker writes two segments at a time: the second is for its shadows.
     segment_count = min(2 * server.spec.workers, _MOST_SEGMENTS)
@@ -399,20 +388,13 @@ def _read_captured(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
     return captured
 
 
-def _log_columns(batch: CapturedBatch) -> dict[str, Array]:
-    """Return the columns of a batch by their names in the log. A failed batch has only
-    its messages.
-    """
-    if batch.is_failed:
-        return batch.outputs
-    model = batch.model
-    columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs)
-    return columns | batch.masked
-
-
 def _select_requests(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
     """Return the requests of a batch with these prediction ids, by id."""
-    columns = _log_columns(batch)
+    columns: Mapping[str, Array] = batch.outputs
+    if not batch.is_failed:  # A failed batch has only its messages.
+        model = batch.model
+        shown = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs)
+        columns = shown | batch.masked
     shown_columns = dict(islice(columns.items(), _MOST_COLUMNS))
     keys = {name: columns[name] for name in batch.model.keys if name in columns}
     content = batch.prediction_ids.content.tobytes()
@@ -487,7 +469,6 @@ def _group_operations(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]
 
 
 def _describe_operation(operation: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts of an operation of OpenAPI's document."""
     parameters = []
     for parameter in operation.get("parameters", []):
         choices = "one of " + ", ".join(parameter["schema"].get("enum", []))
@@ -580,7 +561,21 @@ def form_fields(
 
     `categories` are by column name. A model whose signature is unknown has no fields.
     """
-    key_fields = [_key_field(position, name) for position, name in enumerate(keys)]
+    key_fields = [
+        FormField(
+            id=f"key-{position}",
+            name=name,
+            quoted_name=repr(name),
+            kind="string",
+            type="string",
+            words="business id, captured with the request and not passed to the model",
+            is_nullable=True,
+            is_required=False,
+            value="",
+            is_key=True,
+        )
+        for position, name in enumerate(keys)
+    ]
     if not schema.columns:
         fields = [
             _tensor_field(position, tensor, schema, example)
@@ -621,22 +616,6 @@ def form_fields(
 def _words(dtype: str) -> tuple[str, str]:
     """Return the words for a single value and for several values."""
     return _KIND_WORDS.get(dtype) or _KIND_WORDS[np.dtype(dtype).kind]
-
-
-def _key_field(position: int, name: str) -> FormField:
-    """Return the field of a business id, which may be empty."""
-    return FormField(
-        id=f"key-{position}",
-        name=name,
-        quoted_name=repr(name),
-        kind="string",
-        type="string",
-        words="business id, captured with the request and not passed to the model",
-        is_nullable=True,
-        is_required=False,
-        value="",
-        is_key=True,
-    )
 
 
 def image_input(tensor: Tensor) -> ImageInput | None:

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
-from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import (
@@ -120,11 +119,17 @@ class HttpConnection(asyncio.Protocol):
             high=1,
             low=0,
         )
-        is_tls = transport.get_extra_info("sslcontext") is not None
-        if is_tls:
-            self._write_bytes = partial(_write_in_pieces, self._transport)
-        else:
-            self._write_bytes = self._transport.write
+        self._write_bytes = self._transport.write
+        if transport.get_extra_info("sslcontext") is not None:
+
+            def write_in_pieces(data: bytes) -> None:
+                """Write in pieces, because a TLS transport does not count one large
+                write as unsent bytes.
+                """
+                for start in range(0, len(data), _TLS_WRITE_BYTES):
+                    self._transport.write(data[start : start + _TLS_WRITE_BYTES])
+
+            self._write_bytes = write_in_pieces
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._caller = certificate_name(transport.get_extra_info("peercert"))
@@ -630,15 +635,29 @@ class HttpConnection(asyncio.Protocol):
                 piece = b"%X\r\n%b\r\n" % (len(piece), piece)
             self._write(piece)
 
+        def end_response(ending: RawResponse | bool) -> None:
+            self._app.streams -= streams
+            exchange = self._exchange
+            self._is_paused = self._is_paused or (exchange is not None and exchange.is_paused)
+            self._exchange = None
+            # The client may still be sending an incomplete body.
+            self._reads_on = self._body is not None
+            self._is_ending = self._is_ending or self._reads_on
+            keep_alive = head.keep_alive and not self._is_ending and ending is not False
+            if isinstance(ending, RawResponse):
+                last = serialize_response(ending, keep_alive)
+            else:
+                last = parser.LAST_CHUNK if ending and is_chunked else b""
+            self._send_last(last, keep_alive)
+
         most_unsent = self._app.server.max_body_bytes
-        end = partial(self._end_exchange, head, streams)
         return StreamedExchange(
             body,
             self._transport,
             most_unsent,
             write,
             begin_response,
-            end,
+            end_response,
             self._loop,
         )
 
@@ -664,25 +683,6 @@ class HttpConnection(asyncio.Protocol):
             self._loop.call_soon(self._feed_stream)
         elif self._has_eof:
             self._refuse(InvalidRequest(self._body.missing()))
-
-    def _end_exchange(self, head: RequestHead, streams: int, ending: RawResponse | bool) -> None:
-        """End a streamed response as complete (True) or aborted (False), or send a
-        response that is not streamed.
-        """
-        self._app.streams -= streams
-        self._is_paused = self._is_paused or (
-            self._exchange is not None and self._exchange.is_paused
-        )
-        self._exchange = None
-        # The client may still be sending an incomplete body.
-        self._reads_on = self._body is not None
-        self._is_ending = self._is_ending or self._reads_on
-        keep_alive = head.keep_alive and not self._is_ending and ending is not False
-        if isinstance(ending, RawResponse):
-            self._send_last(serialize_response(ending, keep_alive), keep_alive)
-        else:
-            last = parser.LAST_CHUNK if ending and head.is_http_1_1 else b""
-            self._send_last(last, keep_alive)
 
     # The end of the connection.
 
@@ -720,11 +720,3 @@ class HttpConnection(asyncio.Protocol):
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
-
-
-def _write_in_pieces(transport: asyncio.Transport, data: bytes) -> None:
-    """Write to a TLS transport in pieces, because the transport does not count one
-    large write as unsent bytes.
-    """
-    for start in range(0, len(data), _TLS_WRITE_BYTES):
-        transport.write(data[start : start + _TLS_WRITE_BYTES])
