@@ -47,6 +47,10 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 logger = logging.getLogger(__name__)
 
 _LAST_EVENT = b"data: [DONE]\n\n"
+_NOT_FOR_PYFUNCS = (
+    "this version has no ONNX form (it is a pyfunc), and does not answer this route: send the "
+    "request to /invocations or to V2"
+)
 _REFUSALS = (InvalidRequest, InferenceError)
 """The errors of a body that is refused again whenever it is repeated."""
 
@@ -227,6 +231,8 @@ class RequestContext:
         """Decode a prediction for this variant. An id in the body becomes the request
         id of the reply.
         """
+        if protocol.refuses(variant.loaded.predictor.artifact):
+            raise InvalidRequest(_NOT_FOR_PYFUNCS)
         sent_headers = self.request.headers
         headers = self.headers
         moment = event_time(sent_headers) if "x-event-time" in sent_headers else None

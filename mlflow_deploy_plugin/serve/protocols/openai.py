@@ -75,6 +75,7 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
         request={JSON: object_schema({input_name: of_input})},
         response={JSON: {"type": "object"}, **EVENT_BODIES},
         may_name_endpoint=True,
+        takes_pyfuncs=True,
         applies_to=lambda artifact: OPENAI_ROUTES.get(artifact.task) == route,
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema
@@ -106,6 +107,7 @@ class Protocol:
         may_name_endpoint: True if `model` in the body may name the endpoint, as in
             requests of OpenAI's clients.
         applies_to: returns False for a model that the protocol rejects.
+        takes_pyfuncs: True if a version without an ONNX form answers.
     """
 
     name: str
@@ -117,3 +119,7 @@ class Protocol:
     tag: str = "Predictions"
     may_name_endpoint: bool = False
     applies_to: Callable[[Artifact], bool] = lambda artifact: True
+    takes_pyfuncs: bool = False
+
+    def refuses(self, artifact: Artifact) -> bool:
+        return artifact.flavor == PYTHON_FUNCTION and not self.takes_pyfuncs

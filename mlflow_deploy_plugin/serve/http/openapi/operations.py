@@ -66,7 +66,9 @@ def prediction(protocol: Protocol) -> Operation:
         protocol.request,
         errors=_PREDICTION_ERRORS,
         is_prediction=True,
-        applies_to=protocol.applies_to,
+        applies_to=lambda artifact: (
+            protocol.applies_to(artifact) and not protocol.refuses(artifact)
+        ),
     )
 
 
