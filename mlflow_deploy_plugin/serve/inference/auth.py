@@ -207,7 +207,13 @@ class Authenticator:
         sent = _short(authorization)
         entry = cache.get(sent)
         if entry is None:
-            entry = self._find(authorization)
+            key = _sent_key(authorization)
+            entry = self._keys.get(hashlib.sha256(key).hexdigest())
+            if entry is None and self._issuer is not None and key.count(b".") == 2:
+                entry = _token_entry(self._verify(key), self._issuer)
+            if entry is None:
+                unknown = f"the key in Authorization is unknown, expired or revoked; {_HOW}"
+                raise Unauthenticated(unknown if self._takes_keys else _NO_CERTIFICATE)
             cache[sent] = entry
             while len(cache) > _MAX_KNOWN:
                 cache.popitem(last=False)
@@ -224,20 +230,6 @@ class Authenticator:
         if request.caller and not self._takes_keys:
             return _of_certificate(request.caller)
         return self._known.get(_short(request.headers.get("authorization", "")))
-
-    def _find(self, authorization: str) -> KeyEntry:
-        """Return the entry of a key or token that no earlier request has used. Raises
-        the errors of `find`.
-        """
-        key = _sent_key(authorization)
-        entry = self._keys.get(hashlib.sha256(key).hexdigest())
-        if entry is not None:
-            return entry
-        if self._issuer is not None and key.count(b".") == 2:
-            return _token_entry(self._verify(key), self._issuer)
-        if not self._takes_keys:
-            raise Unauthenticated(_NO_CERTIFICATE)
-        raise Unauthenticated(f"the key in Authorization is unknown, expired or revoked; {_HOW}")
 
     def _read_keys(self) -> None:
         """Read the key files if they have changed. If keys.json cannot be read, the
@@ -311,19 +303,15 @@ class Authenticator:
         except BaseException as error:  # noqa: BLE001 - a panic of cryptography; the caller may be the event loop
             pass_exit(error)
             raise Unauthenticated(f"the token is not valid: {type(error).__name__}") from None
-        _check_times(claims)
+        # PyJWT also accepts booleans, strings of digits, and integers that are too
+        # large for a float.
+        for name in ("exp", "nbf", "iat"):
+            seconds = claims.get(name, 0)
+            if not (type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS):
+                raise Unauthenticated(
+                    "the token is not valid: its exp, nbf and iat are not all numbers of seconds",
+                )
         return claims
-
-
-def _check_times(claims: Mapping[str, Any]) -> None:
-    """Raise Unauthenticated unless the token's times are numbers of seconds. PyJWT also
-    accepts booleans, strings of digits, and integers that are too large for a float.
-    """
-    times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
-    if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
-        raise Unauthenticated(
-            "the token is not valid: its exp, nbf and iat are not all numbers of seconds",
-        )
 
 
 def _token_entry(claims: Mapping[str, Any], issuer: str) -> KeyEntry:

@@ -143,7 +143,20 @@ class DataPlane:
         deadline = self._deadline(request)
         if request.body is not None:
             return self._answer_body(variant, request, request.body, arrived, deadline)
-        outputs, is_cached = self._outputs(variant, request, deadline)
+        cache = self.cache
+        key = None
+        if cache is not None and variant.loaded.is_deterministic:
+            key = request_digest(variant.loaded.identity, request.inputs)
+        is_cached: bool | None = None
+        if cache is None or key is None:
+            outputs = self._run(variant, request, deadline)
+        else:
+            cached = cache.get(key)
+            is_cached = cached is not None
+            if cached is None:
+                cached = self._run(variant, request, deadline)
+                cache.put(key, cached)
+            outputs = cached
         return self._capture_response(
             variant,
             request,
@@ -152,27 +165,6 @@ class DataPlane:
             outputs,
             is_cached=is_cached,
         )
-
-    def _outputs(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        deadline: float,
-    ) -> tuple[dict[str, Array], bool | None]:
-        """Return the outputs, and True if they were in the cache (None: the outputs of
-        this request cannot be cached).
-        """
-        key = None
-        if self.cache is not None and variant.loaded.is_deterministic:
-            key = request_digest(variant.loaded.identity, request.inputs)
-        if self.cache is None or key is None:
-            return self._run(variant, request, deadline), None
-        cached = self.cache.get(key)
-        if cached is not None:
-            return cached, True
-        outputs = self._run(variant, request, deadline)
-        self.cache.put(key, outputs)
-        return outputs, False
 
     def _answer_body(
         self,
@@ -240,7 +232,9 @@ class DataPlane:
             finally:
                 if sent is not None:
                     seconds = time.perf_counter() - began - sent.waited
-                    self._count_stream(variant, sent, outcome, seconds)
+                    labels = variant.labels
+                    self.metrics.count_batch(labels, 1, sent.waited, seconds)
+                    self.metrics.count_stream(labels, outcome, sent.count, sent.first_seconds)
                     if outcome != "failed":  # The pipeline captures failed streams.
                         outputs = sent.outputs() if variant.captured.has_all_outputs else {}
                         self._capture_response(
@@ -251,17 +245,6 @@ class DataPlane:
                             outputs,
                             prediction_id=prediction_id,
                         )
-
-    def _count_stream(
-        self,
-        variant: ServedVariant,
-        sent: _SentParts,
-        outcome: str,
-        seconds: float,
-    ) -> None:
-        """Count a stream that took `seconds` after it had waited for its turn."""
-        self.metrics.count_batch(variant.labels, 1, sent.waited, seconds)
-        self.metrics.count_stream(variant.labels, outcome, sent.count, sent.first_seconds)
 
     def capture_failure(
         self,

@@ -226,11 +226,19 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
         filename = ""
     kind = "KIND_GPU" if server.is_on_nvidia else "KIND_CPU"
     max_batch_size = batcher.policy.max_batch_size if batcher else 0
+    # Triton's versions are numbers, but the version of an unregistered model is not a
+    # number.
+    version_policy: Document = {"latest": {"num_versions": len(versions)}}
+    if all(
+        version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
+        for version in versions
+    ):
+        version_policy = {"specific": {"versions": [int(version) for version in versions]}}
     document: Document = {
         "name": variant.endpoint,
         "platform": v2.platform(artifact),
         "backend": backend,
-        "version_policy": _version_policy(versions),
+        "version_policy": version_policy,
         "max_batch_size": max_batch_size,
         "input": _tensors(artifact.inputs, batcher is not None),
         "output": _tensors(artifact.outputs, batcher is not None),
@@ -249,18 +257,6 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
             },
         }
     return document
-
-
-def _version_policy(versions: Sequence[str]) -> Document:
-    """Return Triton's policy for these versions. Triton's versions are numbers, but the
-    version of an unregistered model is not a number.
-    """
-    if all(
-        version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
-        for version in versions
-    ):
-        return {"specific": {"versions": [int(version) for version in versions]}}
-    return {"latest": {"num_versions": len(versions)}}
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Document]:

@@ -198,30 +198,19 @@ class RequestContext:
         the reply.
         """
         seconds = self.count(reply.status, outputs)
-        if reply.error is not None and self.variant is not None:
-            self._capture_failure(self.variant, reply.error, seconds)
-        return reply
-
-    def _capture_failure(
-        self,
-        variant: ServedVariant,
-        error: OnnxserveError,
-        seconds: float,
-    ) -> None:
-        """Capture the failed request, at the caller's event time if valid, unless the
-        caller is gone or repeats a refused request.
-        """
-        if isinstance(error, ClientDisconnected):
-            return
+        error = reply.error
+        if error is None or self.variant is None or isinstance(error, ClientDisconnected):
+            return reply
         # `onnxserve predict` sends rows of a refused request again to find the refused
         # row. Its cause counts once.
         if isinstance(error, _REFUSALS) and REPEATED_HEADER.lower() in self.request.headers:
-            return
+            return reply
         moment = None
-        with suppress(OnnxserveError):
+        with suppress(OnnxserveError):  # The caller's event time may be invalid.
             moment = event_time(self.request.headers)
         ids = self.headers["X-Request-Id"], self.id
-        self.server.dataplane.capture_failure(variant, ids, error, seconds, moment)
+        self.server.dataplane.capture_failure(self.variant, ids, error, seconds, moment)
+        return reply
 
     def build_request(
         self,
@@ -328,7 +317,10 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                return _stream_events(context, variant, infer_request)
+                context.id = messages.new_id()
+                context.headers["X-Prediction-Id"] = context.id
+                parts = server.dataplane.stream(variant, infer_request, context.id)
+                return _begin_events(context, parts)
             decoded_at = time.perf_counter()
             inferred = server.dataplane.infer(variant, infer_request)
             inferred_at = time.perf_counter()
@@ -341,13 +333,6 @@ def infer(
             pass_exit(error)
             reply = context.fail(error)
     return context.finish(reply, outputs)
-
-
-def _stream_events(context: RequestContext, variant: ServedVariant, request: InferRequest) -> Reply:
-    """Return the reply that streams the response of a pyfunc as events."""
-    context.id = messages.new_id()
-    context.headers["X-Prediction-Id"] = context.id
-    return _begin_events(context, context.server.dataplane.stream(variant, request, context.id))
 
 
 def may_wait_for_limits(server: Server, request: RawRequest) -> bool:

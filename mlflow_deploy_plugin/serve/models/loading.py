@@ -124,6 +124,10 @@ def load_version(
         raise OnnxserveError(
             f"loading failed unexpectedly: {type(error).__name__}, see the log",
         ) from None
+    artifact = warm.predictor.artifact
+    outputs = tuple(output.name for output in artifact.outputs) or None
+    if outputs and artifact.is_streamable:
+        outputs += (STREAM_OUTPUT,)
     loaded = LoadedVersion(
         want.model,
         want.version,
@@ -131,34 +135,17 @@ def load_version(
         predictor=warm.predictor,
         batcher=warm.batcher,
         is_deterministic=warm.is_deterministic,
-        captured=_captured_model(want, warm.predictor),
+        captured=CapturedModel(
+            want.model, want.version, warm.predictor.schema, artifact.prediction, outputs
+        ),
         digest=want.digest,
     )
     logger.info("loaded %s %s", want.model, want.version)
-    _close_when_dropped(loaded)
-    return loaded
-
-
-def _captured_model(want: WantedVariant, predictor: Predictor) -> CapturedModel:
-    """Return the description of the version that captured requests refer to."""
-    artifact = predictor.artifact
-    outputs = tuple(output.name for output in artifact.outputs) or None
-    if outputs and artifact.is_streamable:
-        outputs += (STREAM_OUTPUT,)
-    return CapturedModel(want.model, want.version, predictor.schema, artifact.prediction, outputs)
-
-
-def _close_when_dropped(loaded: LoadedVersion) -> None:
-    """Close the batcher and log a line when the last reference to the version ends."""
     if loaded.batcher is not None:
         weakref.finalize(loaded, loaded.batcher.close).atexit = False
-    weakref.finalize(
-        loaded,
-        logger.info,
-        "dropped %s %s",
-        loaded.model,
-        loaded.version,
-    ).atexit = False
+    dropped = "dropped %s %s"
+    weakref.finalize(loaded, logger.info, dropped, want.model, want.version).atexit = False
+    return loaded
 
 
 def load_warm(
@@ -214,7 +201,17 @@ def load_warm(
                     folder.name,
                 )
             return WarmVersion(model, is_deterministic=is_deterministic)
-    batcher = None if policy is None else _open_batcher(model, feeds, policy)
+    batcher = None
+    if policy is not None:
+        if reason := unbatchable_reason(model, feeds):
+            logger.warning("%s: requests are not batched: %s", folder.name, reason)
+        else:
+            for size in policy.sizes:  # Warm up each batch size.
+                model.run(repeat_row(feeds, 0, size))
+            # The tokenizer divides a batch by the lengths of its texts. Padding rows
+            # would only be more work.
+            pads = policy.pads and model.artifact.tokenizer is None
+            batcher = Batcher(model.run, replace(policy, pads=pads))
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)
@@ -233,42 +230,17 @@ def _answer_example(
         feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
         model.try_out(feeds, timeout_seconds)
         if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
-            _compare_with_cpu(model, feeds)
+            session = open_session(model.artifact.onnx_file)
+            on_cpu = OnnxModel(model.artifact, session, ON_CPU).run(feeds)
+            for name, array in model.run(feeds).items():
+                if not is_close(array, on_cpu[name], _TOLERANCE):
+                    raise InvalidArtifact(
+                        f"OpenVINO computes its output {name!r} incorrectly: use device cpu",
+                    )
     except OnnxserveError as error:
         reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
         raise InvalidArtifact(reason) from None
     return feeds
-
-
-def _open_batcher(model: OnnxModel, feeds: Feeds, policy: BatchPolicy) -> Batcher | None:
-    """Warm up each batch size, and return the batcher; None if requests cannot be
-    computed together, which is logged.
-    """
-    if reason := unbatchable_reason(model, feeds):
-        logger.warning("%s: requests are not batched: %s", model.artifact.folder.name, reason)
-        return None
-    for size in policy.sizes:
-        model.run(repeat_row(feeds, 0, size))
-    # The tokenizer divides a batch by the lengths of its texts. Padding rows would only
-    # be more work.
-    pads = policy.pads and model.artifact.tokenizer is None
-    return Batcher(model.run, replace(policy, pads=pads))
-
-
-def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
-    """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's
-    output by more than rounding.
-    """
-    on_cpu = OnnxModel(
-        model.artifact,
-        open_session(model.artifact.onnx_file),
-        ON_CPU,
-    ).run(feeds)
-    for name, array in model.run(feeds).items():
-        if not is_close(array, on_cpu[name], _TOLERANCE):
-            raise InvalidArtifact(
-                f"OpenVINO computes its output {name!r} incorrectly: use device cpu",
-            )
 
 
 def has_random_nodes(onnx_file: Path) -> bool:

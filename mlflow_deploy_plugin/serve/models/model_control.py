@@ -9,8 +9,6 @@ workers have applied the change.
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +125,18 @@ class ModelControl:
                 f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are "
                 "allowed",
             )
-        with self._admit():
+        # Limit this worker's waiting requests, to leave threads for predictions.
+        if not self._waiting.acquire(blocking=False):
+            raise TooManyRequests(
+                "other endpoints are being loaded or unloaded; retry in a moment",
+                1,
+            )
+        try:
+            if len(command_files(self.state_dir)) >= MAX_WAITING:
+                raise TooManyRequests(
+                    f"{MAX_WAITING} endpoints wait to be loaded or unloaded; retry later",
+                    1,
+                )
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
             file = self.state_dir / COMMANDS / name
             answer_file = self.state_dir / ANSWERS / name
@@ -141,29 +150,11 @@ class ModelControl:
                 # Delete the command first: the agent repeats it if it has no answer.
                 file.unlink(missing_ok=True)
                 answer_file.unlink(missing_ok=True)
+        finally:
+            self._waiting.release()
         refusal = command_error(answer)
         if refusal is not None:
             raise refusal
-
-    @contextmanager
-    def _admit(self) -> Iterator[None]:
-        """Limit all workers' command files, and this worker's waiting requests, to
-        leave threads for predictions.
-        """
-        if not self._waiting.acquire(blocking=False):
-            raise TooManyRequests(
-                "other endpoints are being loaded or unloaded; retry in a moment",
-                1,
-            )
-        try:
-            if len(command_files(self.state_dir)) >= MAX_WAITING:
-                raise TooManyRequests(
-                    f"{MAX_WAITING} endpoints wait to be loaded or unloaded; retry later",
-                    1,
-                )
-            yield
-        finally:
-            self._waiting.release()
 
     def _wait(self, command: Command, answer_file: Path) -> CommandAnswer:
         """Return the agent's answer. Raises NotReady if the agent is down for too long,

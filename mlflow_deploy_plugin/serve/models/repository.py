@@ -155,9 +155,19 @@ class Repository:
         """
         name, served = self.find(endpoint)
         if label is not None:
-            return _variant_with_label(name, served, label)
+            for variant_name, variant in served.variants.items():
+                if label in (variant_name, variant.aspects.get("alias")):
+                    return variant
+            labels = ", ".join(served.variants)
+            raise NotFound(f"endpoint {name!r} has no label {label[:100]!r}; it has {labels}")
         if version is not None:
-            return _variant_with_version(name, served, version)
+            for variant in (*served.answering, *served.variants.values()):
+                if variant.loaded.version == version:
+                    return variant
+            loaded = ", ".join(served.versions) or "none"
+            raise NotFound(
+                f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {loaded}",
+            )
         if not served.answering:
             raise NotReady(self.unavailable_reason(name))
         sticky = served.sticky
@@ -248,7 +258,14 @@ class Repository:
                 logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
                 return
             self._apply(wanted)
-        self._write_state()
+        if self._unwritten is None:
+            return
+        try:
+            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
+        except OSError as error:  # The next poll tries again.
+            logger.error("the state of this worker cannot be written: %s", error.strerror)
+            return
+        self._unwritten = None
 
     def _follow(self) -> None:
         """Poll the wanted state until `stop`. After an error, the served versions
@@ -295,19 +312,6 @@ class Repository:
                 for name, served in self.table.items()
             },
         )
-
-    def _write_state(self) -> None:
-        """Write this worker's state to its file if the state has changed. After an
-        error, the next poll tries again.
-        """
-        if self._unwritten is None:
-            return
-        try:
-            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
-        except OSError as error:
-            logger.error("the state of this worker cannot be written: %s", error.strerror)
-            return
-        self._unwritten = None
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
         """Return the folders of the pyfuncs of new endpoints, whose processes are
@@ -431,29 +435,6 @@ class Repository:
             self.table = table
             for on_change in self._listeners:
                 on_change(table)
-
-
-def _variant_with_label(endpoint: str, served: ServedEndpoint, label: str) -> ServedVariant:
-    """Return the variant with this name or alias. Raises NotFound."""
-    for name, variant in served.variants.items():
-        if label in (name, variant.aspects.get("alias")):
-            return variant
-    raise NotFound(
-        f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}",
-    )
-
-
-def _variant_with_version(endpoint: str, served: ServedEndpoint, version: str) -> ServedVariant:
-    """Return the variant with this version, preferably one that answers. Raises
-    NotFound.
-    """
-    for variant in (*served.answering, *served.variants.values()):
-        if variant.loaded.version == version:
-            return variant
-    loaded_versions = ", ".join(served.versions) or "none"
-    raise NotFound(
-        f"endpoint {endpoint!r} has no version {version[:100]!r} loaded; it has {loaded_versions}",
-    )
 
 
 def _variants(table: ServedTable) -> Iterator[ServedVariant]:

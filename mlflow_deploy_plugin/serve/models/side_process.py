@@ -472,7 +472,13 @@ class SideProcess:
         self._starting = running
         if self._closed.is_set():
             running.child.kill()
-        first = self._receive_first(running)
+        try:
+            first = receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
+        except TimeoutError:
+            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
+            first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
+        except (OSError, side_messages.MalformedMessage):
+            first = None  # The process has exited.
         if self._first is None:
             self._first = first
         if first is not None and first.kind == side_messages.READY_MESSAGE:
@@ -500,18 +506,6 @@ class SideProcess:
                 self._label,
                 self._state,
             )
-
-    def _receive_first(self, running: _ProcessRun) -> SideMessage | None:
-        """Return the first message of the process; None if it exited before, and a
-        failure if the model was not loaded in time.
-        """
-        try:
-            return receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
-        except TimeoutError:
-            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
-            return SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
-        except (OSError, side_messages.MalformedMessage):
-            return None
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()

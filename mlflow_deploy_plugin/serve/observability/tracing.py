@@ -199,40 +199,27 @@ def observe_request(
                 span.set_status(tracer.error)
     if logs_requests:
         seconds = time.perf_counter() - began
-        _log_request(request, response, fields, answer_fields, seconds, traceparent)
+        extra = {
+            **fields,
+            **answer_fields,
+            "http.response.status_code": response.status,
+            "http.request.body.bytes": len(request.body),
+            "http.response.body.bytes": len(response.body),
+            "event.duration": int(seconds * 1e9),
+        }
+        if traceparent:
+            extra["trace.id"] = traceparent.split("-")[1]
+        logger.info(
+            "%s %s %d in %.2f ms, X-Request-Id %s%s",
+            fields["http.request.method"],
+            path,
+            response.status,
+            seconds * 1000,
+            answer_fields.get("http.request.id", "-"),
+            f", key {request.caller}" if request.caller else "",
+            extra=extra,
+        )
     return response
-
-
-def _log_request(
-    request: RawRequest,
-    response: Response,
-    fields: Mapping[str, str],
-    answer_fields: Mapping[str, str],
-    seconds: float,
-    traceparent: str,
-) -> None:
-    """Log an answered request in one line. `traceparent` is empty without a tracer."""
-    extra = {
-        **fields,
-        **answer_fields,
-        "http.response.status_code": response.status,
-        "http.request.body.bytes": len(request.body),
-        "http.response.body.bytes": len(response.body),
-        "event.duration": int(seconds * 1e9),
-    }
-    if traceparent:
-        extra["trace.id"] = traceparent.split("-")[1]
-    caller = f", key {request.caller}" if request.caller else ""
-    logger.info(
-        "%s %s %d in %.2f ms, X-Request-Id %s%s",
-        fields["http.request.method"],
-        fields["url.path"],
-        response.status,
-        seconds * 1000,
-        answer_fields.get("http.request.id", "-"),
-        caller,
-        extra=extra,
-    )
 
 
 def _answer_fields(request: RawRequest, response: Response) -> dict[str, str]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import shap
@@ -70,24 +69,26 @@ class ExactExplainer:
         """
         is_of_column = np.arange(columns)[:, np.newaxis] == self.form.columns
         summed = np.empty((len(features), columns, len(self.form.base)))
-        explain, most_rows = self._method(len(features))
+        most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
+        # The fastest function from features, [N, F], and the deadline to the
+        # contributions of the features, [K, F, N].
+        explain: Callable[[Array, float], Array]
+        if self.form.is_linear:
+            explain = self._linear_values
+        elif (
+            self.form.needs_tables
+            or self._kept_tables
+            or (len(features) >= _MANY_ROWS and fits(self.form, _MOST_BYTES))
+        ):
+            explain = self._table_values
+        else:
+            explain = self._shap_values
+            most_rows = _SHAP_ROWS
         for start in range(0, len(features), most_rows):
             part = slice(start, start + most_rows)
             values = is_of_column.astype(float) @ explain(features[part], deadline)
             summed[part] = values.transpose(2, 1, 0)
         return summed
-
-    def _method(self, rows: int) -> tuple[Callable[[Array, float], Array], int]:
-        """Return the fastest function from features, [N, F], and the deadline to the
-        contributions of the features, [K, F, N], and the maximum N.
-        """
-        most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
-        if self.form.is_linear:
-            return self._linear_values, most_rows
-        has_tables = self.form.needs_tables or bool(self._kept_tables)
-        if has_tables or (rows >= _MANY_ROWS and fits(self.form, _MOST_BYTES)):
-            return self._table_values, most_rows
-        return self._shap_values, _SHAP_ROWS
 
     def _linear_values(self, features: Array, _: float) -> Array:
         distances = features - self.background.mean(axis=0)
@@ -111,11 +112,33 @@ class ExactExplainer:
 
     @cached_property
     def _shap(self) -> shap.TreeExplainer:
-        return shap.TreeExplainer(
-            _shap_model(self.form, self._codes(self.form.threshold)),
-            self._codes(self.background),
-            feature_perturbation="interventional",
-        )
+        form = self.form
+        thresholds = self._codes(form.threshold)
+        trees = []
+        for position, left in enumerate(form.left):
+            right = form.right[position]
+            trees.append(
+                {
+                    "children_left": left,
+                    "children_right": right,
+                    "children_default": np.where(form.missing_left[position], left, right),
+                    "features": np.where(left < 0, -2, form.feature[position]),
+                    "thresholds": thresholds[position],
+                    "values": form.value[position],
+                    # Interventional values do not use the weights.
+                    "node_sample_weight": np.ones(len(left)),
+                }
+            )
+        model = {
+            "trees": trees,
+            "base_offset": form.base,
+            "internal_dtype": np.float64,
+            "input_dtype": np.float64,
+            "objective": None,
+            "tree_output": "raw_value",
+        }
+        background = self._codes(self.background)
+        return shap.TreeExplainer(model, background, feature_perturbation="interventional")
 
     def _codes(self, numbers: Array) -> Array:
         """Return the numbers of thresholds below each number, because shap rounds
@@ -159,31 +182,3 @@ def _check(deadline: float) -> None:
     """Raise DeadlinePassed after the deadline, a time of `time.monotonic`."""
     if time.monotonic() > deadline:
         raise DeadlinePassed
-
-
-def _shap_model(form: AdditiveForm, thresholds: Array) -> dict[str, Any]:
-    """Return the trees with these thresholds, [T, M], in the dictionary that
-    `shap.TreeExplainer` accepts.
-    """
-    trees = []
-    for position, left in enumerate(form.left):
-        right = form.right[position]
-        trees.append(
-            {
-                "children_left": left,
-                "children_right": right,
-                "children_default": np.where(form.missing_left[position], left, right),
-                "features": np.where(left < 0, -2, form.feature[position]),
-                "thresholds": thresholds[position],
-                "values": form.value[position],
-                "node_sample_weight": np.ones(len(left)),  # Interventional values do not use it.
-            }
-        )
-    return {
-        "trees": trees,
-        "base_offset": form.base,
-        "internal_dtype": np.float64,
-        "input_dtype": np.float64,
-        "objective": None,
-        "tree_output": "raw_value",
-    }

@@ -79,21 +79,17 @@ def answer_all(
     gc.enable()
     send_message(control, ready)
     for connection in connections:
-        _start_thread(connection, answer)
-
-
-def _start_thread(connection: socket.socket, answer: Answer) -> None:
-    """Answer a connection in a thread. Wait while the limit of threads (`ulimit -u`, a
-    container's pids) is reached.
-    """
-    while True:
-        thread = threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True)
-        try:
-            thread.start()
-            return
-        except RuntimeError:
-            _log.warning("a thread cannot be started; requests wait until a thread is available")
-            time.sleep(_NO_THREAD_SECONDS)
+        arguments = connection, answer
+        while True:
+            thread = threading.Thread(target=_answer_connection, args=arguments, daemon=True)
+            try:
+                thread.start()
+                break
+            except RuntimeError:  # The limit of threads (`ulimit -u`, a container's pids).
+                _log.warning(
+                    "a thread cannot be started; requests wait until a thread is available"
+                )
+                time.sleep(_NO_THREAD_SECONDS)
 
 
 def _answer_connection(connection: socket.socket, answer: Answer) -> None:
@@ -188,21 +184,16 @@ def version_differences(folder: Path) -> dict[str, str]:
         ):
             continue
         required = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
-        installed = _installed_version(requirement.name)
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
+            distributions = packages_distributions().get(requirement.name)
+            installed = version(distributions[0]) if distributions else ""
         if not installed:
             differences[requirement.name] = f"{required} (not installed)"
         elif not requirement.specifier.contains(installed, prereleases=True):
             differences[requirement.name] = f"{required} ({installed} is installed)"
     return differences
-
-
-def _installed_version(name: str) -> str:
-    """Return the installed version of a package, or "" if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
-        distributions = packages_distributions().get(name)
-        return version(distributions[0]) if distributions else ""
 
 
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:

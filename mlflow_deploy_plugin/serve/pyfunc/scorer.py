@@ -248,19 +248,6 @@ def _convert(column: Column, values: Sequence[object] | Array) -> Array:
         return convert_column(column, values, Missing.KEPT)
 
 
-def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
-    """Return a string column with `missing` in place of its missing values,
-    independently of other rows.
-    """
-    # Also convert categories: before pandas 3, their missing values are NaN, but None
-    # in other string columns.
-    if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
-        return column
-    texts = column.astype(object).where(column.notna(), missing)
-    is_plain = missing is not None and all(isinstance(value, str) for value in column.dropna())
-    return texts.astype(_TEXTS) if is_plain else texts
-
-
 def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
     """Yield the attributes of a model and of each nested scikit-learn estimator."""
     parts = [model]
@@ -292,7 +279,9 @@ def _missing_texts(
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
         for column, categories in _text_categories(fields):
-            missing = set(map(_none_or_nan, filter(_is_missing, categories)))
+            missing = {
+                None if value is None else np.nan for value in categories if _is_missing(value)
+            }
             learned[column] = learned.get(column, set()) | missing
             learned[""] |= missing
     missing_by_name = {}
@@ -319,10 +308,6 @@ def _text_categories(fields: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
             isinstance(category, str) for category in categories
         ):
             yield str(name), categories
-
-
-def _none_or_nan(missing: Any) -> float | None:
-    return None if missing is None else np.nan
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -367,18 +352,16 @@ def to_texts(
             raise NotRepresentable(f"an answer does not contain {', '.join(names)}")
         columns = {}
         for name in names:
-            if any(name in answer for answer in answers):
-                columns[name] = _plain_or_json([answer.get(name) for answer in answers])
+            if not any(name in answer for answer in answers):
+                continue
+            values = [answer.get(name) for answer in answers]
+            try:
+                columns[name] = _array(values)
+            except NotRepresentable:
+                columns[name] = _json_texts(values)
         return columns
     except TypeError as error:  # orjson rejects integers above 64 bits and more than 254 levels.
         raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
-
-
-def _plain_or_json(values: list[Any]) -> Array:
-    try:
-        return _array(values)
-    except NotRepresentable:
-        return _json_texts(values)
 
 
 def _json_texts(values: Any) -> Array:
@@ -502,29 +485,22 @@ def _array(value: Any) -> Array:
     if array.dtype.kind == "U":
         return array.astype(object)
     if array.dtype.kind == "O":
-        return _of_objects(array)
+        if all(isinstance(entry, str) for entry in array.flat):
+            return array
+        with suppress(ValueError):
+            numbers = np.array(array.tolist())
+            if numbers.dtype.kind in "iubf":
+                return numbers
+        if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
+            raise NotRepresentable(
+                "an output contains a missing string, which some protocols cannot represent",
+            )
+        raise NotRepresentable("an output contains objects that are neither numbers nor strings")
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
     raise NotRepresentable(
         f"an output contains {array.dtype} values, which are neither numbers nor strings",
     )
-
-
-def _of_objects(array: Array) -> Array:
-    """Return an array of objects if all are strings, or the numbers in it. Raises
-    NotRepresentable for other objects.
-    """
-    if all(isinstance(entry, str) for entry in array.flat):
-        return array
-    with suppress(ValueError):
-        numbers = np.array(array.tolist())
-        if numbers.dtype.kind in "iubf":
-            return numbers
-    if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-        raise NotRepresentable(
-            "an output contains a missing string, which some protocols cannot represent",
-        )
-    raise NotRepresentable("an output contains objects that are neither numbers nor strings")
 
 
 def _of_pandas(value: Any) -> Array:
@@ -640,7 +616,11 @@ class _Recorder:
         self.params = params
         try:
             self.data = self._convert(data)
-            self.params = self._read_params(params)
+            schema = self.metadata.get_params_schema()
+            if schema is not None and isinstance(params, dict):
+                dates = [spec.name for spec in schema if spec.dtype == DataType.datetime]
+                sent = [name for name in dates if name in params]
+                self.params = params | {name: _read_date_param(name, params[name]) for name in sent}
             self.prediction = self._model.predict(self.data, params=self.params)
         except (MlflowException, KeyboardInterrupt, GeneratorExit):
             raise
@@ -651,16 +631,6 @@ class _Recorder:
             self.is_too_large = True
             raise RuntimeError
         return self.prediction
-
-    def _read_params(self, params: Any) -> Any:
-        """Return the params with dates by the rules of columns."""
-        schema = self.metadata.get_params_schema()
-        if schema is None or not isinstance(params, dict):
-            return params
-        dates = [
-            spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params
-        ]
-        return params | {name: _read_date_param(name, params[name]) for name in dates}
 
 
 def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
@@ -676,10 +646,6 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
             kind = types.get(kind, kind)
         columns.append(ColSpec(kind, spec.name, spec.required))
     return Schema(columns)
-
-
-def _type_name(kind: Any) -> str:
-    return str(kind.name) if isinstance(kind, DataType) else _NESTED
 
 
 def load_scorer(folder: Path) -> "Scorer":
@@ -709,7 +675,10 @@ class Scorer:
         columns = artifact.columns or artifact.logged_columns
         if columns:
             names = [column.name for column in columns]
-            kinds = map(_type_name, self._schema.input_types())
+            kinds = [
+                str(kind.name) if isinstance(kind, DataType) else _NESTED
+                for kind in self._schema.input_types()
+            ]
             self._types = dict(zip(names, kinds, strict=True))
             self._names = dict(
                 zip(
@@ -825,11 +794,22 @@ class Scorer:
         most_values: int = sys.maxsize,
         keys: Sequence[str] = (),
     ) -> SideMessage:
-        """Answer a body of `/invocations`, with arrays for the log. The columns `keys`
-        are not passed to the model.
+        """Answer a body of `/invocations`, with `feeds`, `keys`, and `outputs` or
+        `texts` for the log. The columns `keys` are not passed to the model.
         """
         recorder, text = self._score(self._model, content_type, body, most_values, keys)
-        return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
+        feeds = self._log_feeds(recorder.data)
+        arrays: dict[str, Mapping[str, Array]] = {"feeds": feeds, "keys": recorder.key_arrays}
+        try:
+            arrays["outputs"] = to_outputs(recorder.prediction)
+        except NotRepresentable:
+            rows = max(map(len, feeds.values()), default=0)
+            names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
+            try:
+                arrays["texts"] = to_texts(recorder.prediction, rows, names)
+            except NotRepresentable as error:
+                self._warn_once(error)
+        return SideMessage("answer", arrays=arrays, body=_strict_json(text))
 
     def _score(
         self,
@@ -1000,7 +980,17 @@ class Scorer:
             if pd.api.types.infer_dtype(column) != "string":
                 texts = column.astype(object).where(column.notna(), None)
                 _convert(self._plain[str(name)], texts.tolist())
-            return _text_column(column, self._missing[name]) if self._missing else column
+            # Also convert categories: before pandas 3, their missing values are NaN,
+            # but None in other string columns.
+            may_differ = column.isna().any() or isinstance(column.dtype, pd.CategoricalDtype)
+            if not self._missing or not may_differ:
+                return column
+            missing = self._missing[name]
+            texts = column.astype(object).where(column.notna(), missing)
+            is_plain = missing is not None and all(
+                isinstance(value, str) for value in column.dropna()
+            )
+            return texts.astype(_TEXTS) if is_plain else texts
         if kind in ("integer", "float") and column.dtype in ("int64", "float64"):
             return _convert(self._plain[str(name)], column.to_numpy())
         return column
@@ -1052,25 +1042,6 @@ class Scorer:
         default = InvalidRequest if recorder.data is None else SchemaMismatch
         kind = _error_class(error, default)
         return kind(clean_message(str(getattr(error, "message", error))))
-
-    def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn
-        once if an array is missing.
-        """
-        arrays: dict[str, Mapping[str, Array]] = {
-            "feeds": self._log_feeds(recorder.data),
-            "keys": recorder.key_arrays,
-        }
-        try:
-            return {**arrays, "outputs": to_outputs(recorder.prediction)}
-        except NotRepresentable:
-            rows = max(map(len, arrays["feeds"].values()), default=0)
-            names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
-        try:
-            arrays["texts"] = to_texts(recorder.prediction, rows, names)
-        except NotRepresentable as error:
-            self._warn_once(error)
-        return arrays
 
     def _log_feeds(self, data: Any) -> Feeds:
         """Return the inputs for the inference log. If they cannot be represented,

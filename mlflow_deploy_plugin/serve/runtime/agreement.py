@@ -133,7 +133,15 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
     got = got.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         differences = np.abs(want - got)
-        excess = differences / _allowed(want, got, tolerance)
+        sizes = np.abs(want)
+        larger = np.maximum(sizes, np.abs(got)) if tolerance.is_symmetric else sizes
+        # The allowed difference is not finite for numbers that are not.
+        allowed = tolerance.absolute + tolerance.relative * larger
+        if tolerance.of_row:
+            finite = np.where(np.isfinite(sizes), sizes, 0.0)
+            largest = largest_of_rows(finite).reshape(len(want), *[1] * (want.ndim - 1))
+            allowed = allowed + tolerance.of_row * largest
+        excess = differences / allowed
     for errors in (differences, excess):
         # One value is NaN or infinite, or the tolerance is 0.
         np.copyto(errors, np.inf, where=np.isnan(errors))
@@ -146,20 +154,3 @@ def largest_of_rows(values: Array) -> Array:
     values.
     """
     return np.asarray(as_table(values).max(axis=1, initial=0.0))
-
-
-def _allowed(want: Array, got: Array, tolerance: Tolerance) -> Array:
-    """Return the allowed difference of each number. It is not finite for numbers that
-    are not.
-    """
-    sizes = np.abs(want)
-    larger = np.maximum(sizes, np.abs(got)) if tolerance.is_symmetric else sizes
-    allowed = tolerance.absolute + tolerance.relative * larger
-    if tolerance.of_row:
-        finite = np.where(np.isfinite(sizes), sizes, 0.0)
-        largest = largest_of_rows(finite).reshape(
-            len(want),
-            *[1] * (want.ndim - 1),
-        )
-        allowed = allowed + tolerance.of_row * largest
-    return np.asarray(allowed)

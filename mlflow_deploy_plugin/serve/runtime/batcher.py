@@ -519,8 +519,24 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         return "its inputs do not have the same number of rows"
     if not all(map(len, feeds.values())):
         return "its example has no rows"
+
+    def compute(*rows: Feeds) -> dict[str, Array]:
+        return predictor.run(concatenate_feeds(rows))
+
     try:
-        pairs = _compute_pairs(predictor, feeds)
+        # The second row, or a row that differs from the only row, with other rows.
+        first = repeat_row(feeds, 0)
+        neighbours = [first, *_different_rows(predictor, first)]
+        row = neighbours[1]
+        if len(next(iter(feeds.values()))) > 1:
+            row = repeat_row(feeds, 1)
+        pairs = _Pairs(
+            single=compute(row),
+            twins=compute(row, row),
+            again=compute(row, row),
+            before=[compute(row, other) for other in neighbours],
+            behind=[compute(other, row) for other in neighbours],
+        )
     except InferenceError as error:
         return f"it cannot compute two rows together: {error.message}"
     tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
@@ -530,28 +546,6 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         if not pairs.is_independent(name, tolerance):
             return f"its output {name!r} depends on the other rows of the batch"
     return ""
-
-
-def _compute_pairs(predictor: Predictor, feeds: Feeds) -> _Pairs:
-    """Return the outputs for the second of the feeds' rows (or a row that differs from
-    the only row) with other rows.
-    """
-
-    def compute(*rows: Feeds) -> dict[str, Array]:
-        return predictor.run(concatenate_feeds(rows))
-
-    first = repeat_row(feeds, 0)
-    neighbours = [first, *_different_rows(predictor, first)]
-    row = neighbours[1]
-    if len(next(iter(feeds.values()))) > 1:
-        row = repeat_row(feeds, 1)
-    return _Pairs(
-        single=compute(row),
-        twins=compute(row, row),
-        again=compute(row, row),
-        before=[compute(row, other) for other in neighbours],
-        behind=[compute(other, row) for other in neighbours],
-    )
 
 
 def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:

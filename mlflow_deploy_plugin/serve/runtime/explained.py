@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -80,42 +80,31 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
     """
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
+    features = []
     if artifact.columns:
-        features = _column_features(artifact)
+        places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
+        for entry in artifact.inputs:
+            for position, name in enumerate(entry.columns):
+                places[name].append((entry.name, position))
+        for name, of_column in places.items():
+            if of_column:
+                features.append(ExplainedFeature(name, tuple(of_column)))
     else:
-        features = _tensor_features(artifact, feeds)
+        for entry in artifact.inputs:
+            array = feeds[entry.name]
+            if array.ndim == 1:
+                names = [entry.name]
+            elif len(artifact.inputs) == 1:
+                # The features of a single tensor are numbered like unnamed columns.
+                names = list(map(str, range(array.shape[1])))
+            else:
+                names = [f"{entry.name}[{index}]" for index in range(array.shape[1])]
+            for index, name in enumerate(names):
+                features.append(ExplainedFeature(name, ((entry.name, index),)))
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(
             f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained",
         )
-    return features
-
-
-def _column_features(artifact: Artifact) -> list[ExplainedFeature]:
-    """Return a feature for each column that feeds an input."""
-    places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
-    for entry in artifact.inputs:
-        for position, name in enumerate(entry.columns):
-            places[name].append((entry.name, position))
-    return [
-        ExplainedFeature(name, tuple(of_column)) for name, of_column in places.items() if of_column
-    ]
-
-
-def _tensor_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
-    """Return a feature for each value in a row of each tensor, whose rank is 1 or 2."""
-    features = []
-    for entry in artifact.inputs:
-        array = feeds[entry.name]
-        if array.ndim == 1:
-            names = [entry.name]
-        elif len(artifact.inputs) == 1:
-            # The features of a single tensor are numbered like unnamed columns.
-            names = list(map(str, range(array.shape[1])))
-        else:
-            names = [f"{entry.name}[{index}]" for index in range(array.shape[1])]
-        for index, name in enumerate(names):
-            features.append(ExplainedFeature(name, ((entry.name, index),)))
     return features
 
 
@@ -199,7 +188,8 @@ def _labelled_numbers(
         rows = []
         for row in array:
             rows.append([row[key] for key in keys])
-        return list(map(_plain, keys)), np.array(rows, dtype=np.float64)
+        labels = [key.item() if isinstance(key, np.generic) else key for key in keys]
+        return labels, np.array(rows, dtype=np.float64)
     if array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
         raise InvalidRequest(
             f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
@@ -212,12 +202,6 @@ def _labelled_numbers(
     if width == len(classes):
         return list(classes), numbers
     return list(range(width)), numbers
-
-
-def _plain(label: Any) -> Any:
-    if isinstance(label, np.generic):
-        return label.item()
-    return label
 
 
 def _check_rank(name: str, rank: int) -> None:

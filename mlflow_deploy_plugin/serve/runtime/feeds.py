@@ -251,7 +251,7 @@ def rowless_reason(
     if columns:
         return ""
     firsts = [entry.shape[:1] for entry in inputs]
-    answered = set(map(_first_size, outputs))
+    answered = {_FREE if output.dtype == "map" else output.shape[:1] for output in outputs}
     if not inputs:
         return "it has no inputs"
     if all(first == _ONE for first in firsts) and answered <= {_ONE, _FREE}:
@@ -270,13 +270,6 @@ def rowless_reason(
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"
     return ""
-
-
-def _first_size(output: Output) -> tuple[int, ...]:
-    """Return the first size of an output as a tuple; an empty tuple for a scalar."""
-    if output.dtype == "map":
-        return _FREE
-    return output.shape[:1]
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:

@@ -186,7 +186,8 @@ class OnnxModel:
     ) -> None:
         if not artifact.inputs:
             artifact = _bind_stock_model(artifact, session)
-        dimensions = _dimension_names(session)
+        nodes = (*session.get_inputs(), *session.get_outputs())
+        dimensions = {node.name: tuple(map(_dimension_name, node.shape or ())) for node in nodes}
         inputs = tuple(
             replace(entry, dimension_names=dimensions.get(entry.name, ()))
             for entry in artifact.inputs
@@ -507,9 +508,13 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
         )
         for node in session.get_inputs()
     ]
-    outputs = tuple(
-        _read_output(node) for node in session.get_outputs() if node.name != REFUSED_ROWS
-    )
+    outputs = []
+    for node in session.get_outputs():
+        if node.name != REFUSED_ROWS:
+            # By default, skl2onnx writes classifiers with a ZipMap: one mapping from
+            # class to probability per row.
+            dtype = "map" if node.type.startswith("seq(map(") else _read_dtype(node)
+            outputs.append(Output(node.name, dtype, _read_shape(node)))
     tensors = artifact.tensors
     if artifact.columns:
         names = tuple(column.name for column in artifact.columns)
@@ -536,15 +541,9 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
         artifact,
         tensors=tensors,
         inputs=tuple(inputs),
-        outputs=outputs,
+        outputs=tuple(outputs),
         prediction=prediction,
     )
-
-
-def _dimension_names(session: "ort.InferenceSession") -> dict[str, tuple[str, ...]]:
-    """Return the names of the dimensions of each input and output of the graph."""
-    nodes = (*session.get_inputs(), *session.get_outputs())
-    return {node.name: tuple(map(_dimension_name, node.shape or ())) for node in nodes}
 
 
 def _dimension_name(size: object) -> str:
@@ -558,13 +557,6 @@ def _has_free_size(shape: Sequence[int], has_rows: bool) -> bool:
     """Return True if the number of values (with `has_rows`: per row) is not fixed."""
     sizes = shape[1:] if has_rows else shape
     return not shape or -1 in sizes
-
-
-def _read_output(node: "ort.NodeArg") -> Output:
-    # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to
-    # probability per row.
-    dtype = "map" if node.type.startswith("seq(map(") else _read_dtype(node)
-    return Output(node.name, dtype, _read_shape(node))
 
 
 def _read_dtype(node: "ort.NodeArg") -> str:
@@ -582,11 +574,5 @@ def _read_dtype(node: "ort.NodeArg") -> str:
 
 
 def _read_shape(node: "ort.NodeArg") -> tuple[int, ...]:
-    return tuple(map(_read_size, node.shape or ()))
-
-
-def _read_size(size: object) -> int:
-    """Return the size of a dimension; -1 if it is free."""
-    if isinstance(size, int) and size >= 0:
-        return size
-    return -1
+    """Return the sizes of the dimensions; -1 for a free dimension."""
+    return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())

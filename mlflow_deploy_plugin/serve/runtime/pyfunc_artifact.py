@@ -128,7 +128,11 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
     if undescribed:
         logged_columns = columns
         columns = ()
-    outputs = _read_outputs(signature)
+    # Without outputs in the signature, the first answer shows the outputs.
+    fields = json.loads(signature.get("outputs") or "[]")
+    if len(fields) == 1:
+        fields[0]["name"] = fields[0].get("name") or UNNAMED_OUTPUT
+    outputs = tuple(map(_read_output, fields))
     return Artifact(
         folder=folder,
         onnx_file=folder,
@@ -162,16 +166,6 @@ def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
         )
         for column in columns
     )
-
-
-def _read_outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
-    """Return the outputs in a signature. If there are none, the first answer shows the
-    outputs.
-    """
-    fields = json.loads(signature.get("outputs") or "[]")
-    if len(fields) == 1:
-        fields[0]["name"] = fields[0].get("name") or UNNAMED_OUTPUT
-    return tuple(map(_read_output, fields))
 
 
 def _read_output(entry: Mapping[str, Any]) -> Output:

@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.core.spec.removed import removal_reason
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-    from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
     from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 
@@ -237,7 +236,15 @@ def open_session(
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     module = import_onnxruntime()
-    is_old = _is_old(module)
+    version = tuple(map(int, module.__version__.split(".")[:2]))
+    is_old = version < OLDEST_ONNXRUNTIME
+    # Only old releases of the OpenVINO build are supported.
+    if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
+            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA",
+        )
     check_device_libraries(module, placement)
     if is_old:
         _check_weights(onnx_file)
@@ -259,22 +266,6 @@ def open_session(
             "'mlflow-onnxserve[cpu]'",
         )
     return session
-
-
-def _is_old(module: ModuleType) -> bool:
-    """Return True for an old release of the OpenVINO build. Raises RuntimeMissing for
-    any other old release.
-    """
-    version = tuple(map(int, module.__version__.split(".")[:2]))
-    if version >= OLDEST_ONNXRUNTIME:
-        return False
-    if version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers():
-        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
-        raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
-            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA",
-        )
-    return True
 
 
 def _create_session(
@@ -367,9 +358,17 @@ def _check_weights(onnx_file: Path) -> None:
     """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24
     reads sparse tensors anywhere.
     """
-    from google.protobuf import message, message_factory  # Only the OpenVINO build needs protobuf.
+    # Only the OpenVINO build needs protobuf.
+    from google.protobuf import descriptor_pb2, message, message_factory
 
-    model_class = message_factory.GetMessages([_weights_schema()])["onnx.Model"]
+    schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
+    for kind, fields in _MESSAGES.items():
+        declared = schema.message_type.add(name=kind)
+        for number, inner in fields.items():
+            # 3 is a repeated field, 11 a message, and 12 are bytes.
+            of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
+            declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
+    model_class = message_factory.GetMessages([schema])["onnx.Model"]
     folder = onnx_file.parent.resolve()
     reason = f"ONNX Runtime cannot load {onnx_file.name}: "
     try:
@@ -383,20 +382,6 @@ def _check_weights(onnx_file: Path) -> None:
             or not (folder / name).resolve().is_relative_to(folder)
         ):
             raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
-
-
-def _weights_schema() -> "FileDescriptorProto":
-    """Return the schema of `_MESSAGES`."""
-    from google.protobuf import descriptor_pb2  # Only the OpenVINO build needs protobuf.
-
-    schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
-    for kind, fields in _MESSAGES.items():
-        declared = schema.message_type.add(name=kind)
-        for number, inner in fields.items():
-            # 3 is a repeated field, 11 a message, and 12 are bytes.
-            of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
-            declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
-    return schema
 
 
 def _weight_locations(model: Any) -> Iterator[str]:

@@ -319,10 +319,12 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
         return False
     if not {part["type"] for part in splitters} <= _SPLIT_AT_SPACES | _SPLIT_MORE:
         return False
-    if not all(
-        part["type"] in _LOCAL_NORMALIZERS or _replaces_within_words(part) for part in normalizers
-    ):
-        return False
+    for part in normalizers:
+        pattern = part.get("pattern", {})
+        # XLM-R joins several spaces. The text is cut at a single space.
+        has_no_space = pattern == {"Regex": " {2,}"} or " " not in pattern.get("String", " ")
+        if part["type"] not in _LOCAL_NORMALIZERS and not has_no_space:
+            return False
     for token in tokenizer.get_added_tokens_decoder().values():
         content = token.content
         if token.normalized and tokenizer.normalizer is not None:
@@ -330,13 +332,6 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
         if any(character.isspace() for character in content):
             return False
     return True
-
-
-def _replaces_within_words(normalizer: Mapping[str, Any]) -> bool:
-    """Return True if a normalizer replaces a pattern that contains no single space."""
-    pattern = normalizer.get("pattern", {})
-    # XLM-R joins several spaces. The text is cut at a single space.
-    return pattern == {"Regex": " {2,}"} or " " not in pattern.get("String", " ")
 
 
 def _read_parts(component: Any, sequence: str) -> list[dict[str, Any]]:

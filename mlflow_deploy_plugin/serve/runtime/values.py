@@ -293,7 +293,12 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Arr
     if dtype.kind == "f":
         accepted |= {"n"}  # numpy converts None to NaN.
     elif dtype.kind == "i" and "f" in kinds:
-        values = list(map(_exact_integer, values))
+        # Above 2**53, a float may have been another integer, such as a JSON integer
+        # beyond 64 bits.
+        values = [
+            int(value) if _is_whole_float(value) and abs(value) < 2**53 else value
+            for value in values
+        ]
         kinds = _kinds_of(values)
     if not kinds <= accepted:
         row, value = next(
@@ -317,16 +322,6 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Arr
 
 def _is_whole_float(value: Any) -> bool:
     return _kind_of(type(value)) == "f" and float(value).is_integer()
-
-
-def _exact_integer(value: Any) -> object:
-    """Return a float that is certainly an integer as an integer, and any other value
-    unchanged. Above 2**53, a float may have been another integer, such as a JSON
-    integer beyond 64 bits.
-    """
-    if _is_whole_float(value) and abs(value) < 2**53:
-        return int(value)
-    return value
 
 
 def _kinds_of(values: Sequence[object]) -> set[str]:

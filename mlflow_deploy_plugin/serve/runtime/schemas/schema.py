@@ -112,8 +112,16 @@ class Schema:
             return self._check_refused(feeds)
         if missing := self.missing_columns(data):
             raise missing
+        rows = self._common_length(data)
+        absent = sum(name not in data for name in self.names)
+        _check_filled(rows * absent, rows * (len(self.names) - absent))
+        nulls = [None] * rows  # An optional column that is absent has missing values.
+        arrays = {}
         with np.errstate(over="raise"):
-            arrays = self._converted_columns(data)
+            for column in self.columns:
+                values = data.get(column.name, nulls)
+                replacement = self._replacements.get(column.name)
+                arrays[column.name] = convert_column(column, values, replacement)
             try:
                 feeds = {entry.name: _stack(entry, arrays) for entry in self.inputs}
             except FloatingPointError:
@@ -129,24 +137,6 @@ class Schema:
             if not texts.isdisjoint(entry.columns)
         }
         return self._check_refused(narrowed_feeds(feeds, sent))
-
-    def _converted_columns(
-        self,
-        data: Mapping[str, Sequence[object] | Array],
-    ) -> dict[str, Array]:
-        """Return the columns in the types of the signature. An optional column that is
-        absent has missing values. Raises SchemaMismatch for invalid values.
-        """
-        rows = self._common_length(data)
-        absent = sum(name not in data for name in self.names)
-        _check_filled(rows * absent, rows * (len(self.names) - absent))
-        nulls = [None] * rows
-        arrays = {}
-        for column in self.columns:
-            values = data.get(column.name, nulls)
-            replacement = self._replacements.get(column.name)
-            arrays[column.name] = convert_column(column, values, replacement)
-        return arrays
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         """Return feeds from rows that map column to value. A column that is absent from
@@ -350,19 +340,15 @@ class Schema:
         """One block per type of numbers, with the type's dtype. Empty if the graph's
         inputs are wide enough.
         """
-        if not self.columns or all(map(self._is_wide_enough, self.inputs)):
+        if not self.columns:
             return ()
-        return type_blocks(self.columns, self.inputs)
-
-    def _is_wide_enough(self, entry: Input) -> bool:
-        wide = numpy_dtype(entry.dtype)
-        return all(
-            is_lossless_cast(
-                wide,
-                numpy_dtype(self.dtypes[name]),
-            )
-            for name in entry.columns
-        )
+        for entry in self.inputs:
+            dtype = numpy_dtype(entry.dtype)
+            if not all(
+                is_lossless_cast(dtype, numpy_dtype(self.dtypes[name])) for name in entry.columns
+            ):
+                return type_blocks(self.columns, self.inputs)
+        return ()
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
@@ -487,8 +473,14 @@ class Schema:
         missing = [name for name in self.names if name not in data]
         if missing:
             raise self._missing_error("tensor", missing, data)
+        arrays = {}
         with np.errstate(over="raise"):
-            arrays = self._converted_tensors(data)
+            for tensor in self.tensors:
+                try:
+                    arrays[tensor.name] = convert_tensor(tensor, data[tensor.name])
+                except SchemaMismatch as error:
+                    error.column = tensor.name
+                    raise
             feeds = {
                 entry.name: cast_tensor(tensor.name, arrays[tensor.name], entry.dtype)
                 for entry, tensor in self._bound_tensors
@@ -505,19 +497,6 @@ class Schema:
         if all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items()):
             return self._check_refused(feeds)
         return self._check_refused(narrowed_feeds(feeds, sent))
-
-    def _converted_tensors(self, data: Mapping[str, Any]) -> dict[str, Array]:
-        """Return the tensors in the types of the signature. The error about a tensor
-        has its name.
-        """
-        arrays = {}
-        for tensor in self.tensors:
-            try:
-                arrays[tensor.name] = convert_tensor(tensor, data[tensor.name])
-            except SchemaMismatch as error:
-                error.column = tensor.name
-                raise
-        return arrays
 
     def _check_refused(self, feeds: Feeds) -> Feeds:
         """Return the feeds unchanged. Raises SchemaMismatch if the original of the
