@@ -142,7 +142,25 @@ class DataPlane:
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
-            return self._answer_body(variant, request, request.body, arrived, deadline)
+            predictor = variant.loaded.predictor
+            prediction_id = new_id()
+            assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
+            _check_deadline(deadline)
+            began = time.perf_counter()
+            answer = predictor.answer(request.body, deadline, prediction_id)
+            rows = predictor.schema.count_rows(answer.feeds) if answer.feeds else 1
+            seconds = time.perf_counter() - began
+            waited = predictor.queue_seconds
+            self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
+            return self._capture_response(
+                variant,
+                request,
+                arrived,
+                answer.feeds,
+                answer.outputs,
+                answer.content,
+                prediction_id=prediction_id,
+            )
         cache = self.cache
         key = None
         if cache is not None and variant.loaded.is_deterministic:
@@ -164,37 +182,6 @@ class DataPlane:
             request.inputs,
             outputs,
             is_cached=is_cached,
-        )
-
-    def _answer_body(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        body: OpaqueBody,
-        arrived: int,
-        deadline: float,
-    ) -> InferResponse:
-        """Let a pyfunc parse and answer the body, and capture the request, which
-        arrived at `arrived` (µs since 1970). Raises the errors of `infer`.
-        """
-        predictor = variant.loaded.predictor
-        prediction_id = new_id()
-        assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
-        _check_deadline(deadline)
-        began = time.perf_counter()
-        answer = predictor.answer(body, deadline, prediction_id)
-        rows = predictor.schema.count_rows(answer.feeds) if answer.feeds else 1
-        seconds = time.perf_counter() - began
-        waited = predictor.queue_seconds
-        self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
-        return self._capture_response(
-            variant,
-            request,
-            arrived,
-            answer.feeds,
-            answer.outputs,
-            answer.content,
-            prediction_id=prediction_id,
         )
 
     def stream(
@@ -275,8 +262,18 @@ class DataPlane:
                 int(seconds * 1e6),
                 error.http_status,
             )
-            reason = _captured_reason(variant, error)
-            self.capture.write(record, variant.captured, {}, reason, max_rows=1)
+            column = without_keys(error.column)
+            message: str | None = None
+            if not (capture.drop or capture.mask):
+                message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
+            elif column not in variant.loaded.predictor.schema.names:
+                column = ""
+            reason = (error.error_code, message, column[:_COLUMN_CHARACTERS] or None)
+            row = {
+                name: object_array([text])
+                for name, text in zip(_REASON_COLUMNS, reason, strict=True)
+            }
+            self.capture.write(record, variant.captured, {}, row, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return True if `infer_async` can run all variants of the endpoint. With a
@@ -413,20 +410,6 @@ class DataPlane:
                 )
             timeout = min(timeout, requested / 1e6 or math.inf)
         return request.arrived + timeout
-
-
-def _captured_reason(variant: ServedVariant, error: OnnxserveError) -> dict[str, Array]:
-    """Return the reason of a failed request as a row of texts, without a message or a
-    column that may quote values which must not be captured.
-    """
-    message: str | None = None
-    column = without_keys(error.column)
-    if not (variant.capture.drop or variant.capture.mask):
-        message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
-    elif column not in variant.loaded.predictor.schema.names:
-        column = ""
-    reason = (error.error_code, message, column[:_COLUMN_CHARACTERS] or None)
-    return {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}
 
 
 def _check_deadline(deadline: float) -> None:

@@ -301,34 +301,31 @@ def model_statistics(
             if version not in (None, loaded_version):
                 continue
             statistics = counted.get((name, model, loaded_version), Statistics())
-            entries.append({"name": name, "version": loaded_version, **_counts(statistics)})
+            # Without batches, each successful request counts as one execution.
+            succeeded = statistics.requests - statistics.failures
+            inferences = statistics.rows if statistics.batches else succeeded
+            entry: Document = {
+                "name": name,
+                "version": loaded_version,
+                "last_inference": round(1000 * statistics.last_request),
+                "inference_count": inferences,
+                "execution_count": statistics.batches or succeeded,
+                "inference_stats": {
+                    "success": _duration(succeeded, statistics.request_seconds),
+                    "fail": _duration(statistics.failures),
+                    "queue": _duration(succeeded, statistics.queue_seconds),
+                    "compute_input": _duration(succeeded),
+                    "compute_infer": _duration(succeeded, statistics.compute_seconds),
+                    "compute_output": _duration(succeeded),
+                    "cache_hit": _duration(0),
+                    "cache_miss": _duration(0),
+                },
+                "response_stats": {},
+                "batch_stats": [],
+                "memory_usage": [],
+            }
+            entries.append(entry)
     return {"model_stats": entries}
-
-
-def _counts(statistics: Statistics) -> Document:
-    """Return the statistics of a version as V2's document. Without batches, each
-    successful request counts as one execution.
-    """
-    succeeded = statistics.requests - statistics.failures
-    inferences = statistics.rows if statistics.batches else succeeded
-    return {
-        "last_inference": round(1000 * statistics.last_request),
-        "inference_count": inferences,
-        "execution_count": statistics.batches or succeeded,
-        "inference_stats": {
-            "success": _duration(succeeded, statistics.request_seconds),
-            "fail": _duration(statistics.failures),
-            "queue": _duration(succeeded, statistics.queue_seconds),
-            "compute_input": _duration(succeeded),
-            "compute_infer": _duration(succeeded, statistics.compute_seconds),
-            "compute_output": _duration(succeeded),
-            "cache_hit": _duration(0),
-            "cache_miss": _duration(0),
-        },
-        "response_stats": {},
-        "batch_stats": [],
-        "memory_usage": [],
-    }
 
 
 def _duration(count: int, seconds: float = 0.0) -> dict[str, int]:

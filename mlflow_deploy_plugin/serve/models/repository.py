@@ -304,13 +304,22 @@ class Repository:
             self._swap({name: self.table[name] for name in wanted.endpoints})
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
+        endpoints = {}
+        for name, served in self.table.items():
+            errors = self._errors[name]
+            # A variant with an error may have no version.
+            states = {label: LoadedVariant(error=error) for label, error in errors.items()}
+            for label, variant in served.variants.items():
+                states[label] = LoadedVariant(
+                    version=variant.loaded.version,
+                    error=errors.get(label, ""),
+                    no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
+                )
+            endpoints[name] = states
         self._unwritten = WorkerState(
             pid=os.getpid(),
             generation=wanted.generation,
-            endpoints={
-                name: _variant_states(served, self._errors[name])
-                for name, served in self.table.items()
-            },
+            endpoints=endpoints,
         )
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
@@ -444,23 +453,6 @@ def _variants(table: ServedTable) -> Iterator[ServedVariant]:
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
-
-
-def _variant_states(
-    served: ServedEndpoint,
-    errors: Mapping[str, str],
-) -> dict[str, LoadedVariant]:
-    """Return the state of each variant of an endpoint, also of those without a
-    version.
-    """
-    states = {name: LoadedVariant(error=error) for name, error in errors.items()}
-    for name, variant in served.variants.items():
-        states[name] = LoadedVariant(
-            version=variant.loaded.version,
-            error=errors.get(name, ""),
-            no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
-        )
-    return states
 
 
 def _warn_of_missing_keys(served: ServedEndpoint) -> None:

@@ -11,7 +11,7 @@ trees, Nature Machine Intelligence 2, 2020.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -70,45 +70,33 @@ class ExactExplainer:
         is_of_column = np.arange(columns)[:, np.newaxis] == self.form.columns
         summed = np.empty((len(features), columns, len(self.form.base)))
         most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
-        # The fastest function from features, [N, F], and the deadline to the
-        # contributions of the features, [K, F, N].
-        explain: Callable[[Array, float], Array]
-        if self.form.is_linear:
-            explain = self._linear_values
-        elif (
+        uses_tables = not self.form.is_linear and bool(
             self.form.needs_tables
             or self._kept_tables
             or (len(features) >= _MANY_ROWS and fits(self.form, _MOST_BYTES))
-        ):
-            explain = self._table_values
-        else:
-            explain = self._shap_values
+        )
+        if not (self.form.is_linear or uses_tables):
             most_rows = _SHAP_ROWS
         for start in range(0, len(features), most_rows):
             part = slice(start, start + most_rows)
-            values = is_of_column.astype(float) @ explain(features[part], deadline)
+            rows = features[part]
+            if self.form.is_linear:
+                distances = rows - self.background.mean(axis=0)
+                of_features = self.form.slopes.T[:, :, np.newaxis] * distances.T
+            elif uses_tables:
+                by_feature = np.ascontiguousarray(rows.T)
+                of_features = np.zeros((len(self.form.base), *by_feature.shape))
+                for tables in self._kept_tables or self._tables():
+                    _check(deadline)
+                    tables.add_to(of_features, by_feature)
+            else:
+                _check(deadline)
+                of_rows = self._shap.shap_values(self._codes(rows), check_additivity=False)
+                # shap drops the last dimension of one sum.
+                of_features = np.reshape(of_rows, (*rows.shape, -1)).transpose(2, 1, 0)
+            values = is_of_column.astype(float) @ of_features  # [K, columns, N]
             summed[part] = values.transpose(2, 1, 0)
         return summed
-
-    def _linear_values(self, features: Array, _: float) -> Array:
-        distances = features - self.background.mean(axis=0)
-        values: Array = self.form.slopes.T[:, :, np.newaxis] * distances.T
-        return values
-
-    def _table_values(self, features: Array, deadline: float) -> Array:
-        by_feature = np.ascontiguousarray(features.T)
-        totals = np.zeros((len(self.form.base), *by_feature.shape))
-        for tables in self._kept_tables or self._tables():
-            _check(deadline)
-            tables.add_to(totals, by_feature)
-        return totals
-
-    def _shap_values(self, features: Array, deadline: float) -> Array:
-        _check(deadline)
-        codes = self._codes(features)
-        values = np.asarray(self._shap.shap_values(codes, check_additivity=False))
-        # shap drops the last dimension of one sum.
-        return values.reshape(*features.shape, -1).transpose(2, 1, 0)
 
     @cached_property
     def _shap(self) -> shap.TreeExplainer:

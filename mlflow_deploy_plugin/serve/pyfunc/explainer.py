@@ -154,34 +154,21 @@ def explain_rows(
     time of `time.monotonic`.
     """
     reader = _load_reader(model.artifact.folder)
-    if reader is not None:
-        return _explain_exactly(reader, model, background, rows, deadline)
     features = explained_features(model.artifact, rows)
-    coded = _CodedModel(model, features, background, rows, deadline)
-    values, base_values = coded.explain(max_evals, seed)
-    return RowContributions(
-        features,
-        coded.names,
-        values,
-        base_values,
-        len(coded.background),
-        method="permutation",
-        link="identity",
-    )
-
-
-def _explain_exactly(
-    reader: FeatureReader,
-    model: OnnxModel,
-    background: Feeds,
-    rows: Feeds,
-    deadline: float,
-) -> RowContributions:
-    """Explain the sums of the form, such as log-odds, with exact Shapley values. Raises
-    InferenceError if the values and the base value do not give the prediction.
-    """
+    if reader is None:
+        coded = _CodedModel(model, features, background, rows, deadline)
+        values, base_values = coded.explain(max_evals, seed)
+        return RowContributions(
+            features,
+            coded.names,
+            values,
+            base_values,
+            len(coded.background),
+            method="permutation",
+            link="identity",
+        )
+    # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
-    features = explained_features(model.artifact, rows)
     background_features = reader.read(background)
     exact = exact_explainer(form, background_features)
     values = exact.contributions(reader.read(rows), len(features), deadline)
@@ -305,7 +292,15 @@ class _CodedModel:
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
                 raise DeadlinePassed
-            self.names, numbers = explained_numbers(self._model, self._feeds(rows))
+            feeds = {
+                name: np.empty((len(rows), *template.shape[1:]), dtype=template.dtype)
+                for name, template in self._templates.items()
+            }
+            columns = rows.T.astype(np.intp)
+            for feature, values, codes in zip(self._features, self._values, columns, strict=True):
+                for name, position in feature.places:
+                    feeds[name].reshape(len(rows), -1)[:, position] = values[codes]
+            self.names, numbers = explained_numbers(self._model, feeds)
             if len(numbers) != len(rows):
                 raise InvalidRequest(
                     f"the model returns {len(numbers)} rows for {len(rows)} and cannot be "
@@ -313,21 +308,6 @@ class _CodedModel:
                 )
             parts.append(numbers)
         return np.concatenate(parts)
-
-    def _feeds(self, matrix: Array) -> Feeds:
-        """Return the rows whose cells have these codes."""
-        feeds = {
-            name: np.empty(
-                (len(matrix), *template.shape[1:]),
-                dtype=template.dtype,
-            )
-            for name, template in self._templates.items()
-        }
-        columns = matrix.T.astype(np.intp)
-        for feature, values, codes in zip(self._features, self._values, columns, strict=True):
-            for name, position in feature.places:
-                feeds[name].reshape(len(matrix), -1)[:, position] = values[codes]
-        return feeds
 
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
         """Return the contributions, [N, features, K], and the base values, [K]. Each

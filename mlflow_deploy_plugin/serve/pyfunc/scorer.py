@@ -278,36 +278,29 @@ def _missing_texts(
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
-        for column, categories in _text_categories(fields):
+        all_categories = fields.get("categories_")
+        if not isinstance(all_categories, list):  # A custom estimator may have any attribute.
+            all_categories = []
+        columns = fields.get("feature_names_in_")
+        if not isinstance(columns, np.ndarray):
+            columns = [""] * max(1, len(all_categories))
+        if fields.get("missing_values", "") is None:  # The estimator is an imputer.
+            all_categories = [np.array(["", None])] * len(columns)
+        for column, categories in zip(columns, all_categories, strict=False):
+            if not isinstance(categories, np.ndarray):
+                continue
+            if not any(isinstance(category, str) for category in categories):
+                continue
             missing = {
                 None if value is None else np.nan for value in categories if _is_missing(value)
             }
-            learned[column] = learned.get(column, set()) | missing
+            learned[str(column)] = learned.get(str(column), set()) | missing
             learned[""] |= missing
     missing_by_name = {}
     for name in names:
         values = learned.get(str(name)) or learned[""]
         missing_by_name[name] = next(iter(values)) if len(values) == 1 else otherwise
     return missing_by_name
-
-
-def _text_categories(fields: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
-    """Yield the text columns that an estimator with these attributes has learned: the
-    name (empty if unknown), and the categories with the missing values.
-    """
-    all_categories = fields.get("categories_")
-    if not isinstance(all_categories, list):  # A custom estimator may have any attribute.
-        all_categories = []
-    columns = fields.get("feature_names_in_")
-    if not isinstance(columns, np.ndarray):
-        columns = [""] * max(1, len(all_categories))
-    if fields.get("missing_values", "") is None:  # The estimator is an imputer.
-        all_categories = [np.array(["", None])] * len(columns)
-    for name, categories in zip(columns, all_categories, strict=False):
-        if isinstance(categories, np.ndarray) and any(
-            isinstance(category, str) for category in categories
-        ):
-            yield str(name), categories
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:

@@ -225,21 +225,6 @@ def read_artifact(folder: Path) -> Artifact:
     take the signature.
     """
     document = read_mlmodel(folder)
-    flavor, section = _onnx_section(document)
-    try:
-        return _parse_artifact(folder, document, flavor, section)
-    except MALFORMED as error:
-        raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
-        ) from None
-
-
-def _onnx_section(
-    document: Mapping[str, Any],
-) -> tuple[Literal["onnxserve", "onnx"], Mapping[str, Any]]:
-    """Return the ONNX flavor that the model is served with, and its section. Raises
-    InvalidArtifact if there is none.
-    """
     flavors = document.get("flavors")
     if not isinstance(flavors, Mapping):
         flavors = {}
@@ -251,7 +236,12 @@ def _onnx_section(
             f"this model has the flavors {entries}, none of which is onnxserve or onnx: "
             "log it with mlflow_deploy_plugin.log_model",
         )
-    return flavor, section
+    try:
+        return _parse_artifact(folder, document, flavor, section)
+    except MALFORMED as error:
+        raise InvalidArtifact(
+            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
+        ) from None
 
 
 def _parse_artifact(

@@ -189,7 +189,16 @@ class Batcher:
         entry = QueuedRequest(feeds, rows.pop(), time.perf_counter(), deadline, count)
         self._enqueue(entry)
         if entry.state is not RequestState.LEADER:
-            self._wait(entry)
+            seconds = min(max(0.0, deadline - time.perf_counter()), threading.TIMEOUT_MAX)
+            if deadline == float("inf"):
+                entry.wake.acquire()
+            elif not entry.wake.acquire(timeout=seconds):
+                with self._lock:
+                    if entry.state is RequestState.WAITING:
+                        entry.state = RequestState.EXPIRED
+                        self._queue.remove(entry)
+                if entry.state is RequestState.COMPUTING:
+                    entry.wake.acquire()
         if entry.state is RequestState.LEADER:
             self._lead(entry)
         return self._result(entry)
@@ -305,26 +314,6 @@ class Batcher:
         else:
             entry.state = RequestState.LEADER
             self._leaders.put(entry)
-
-    def _wait(self, entry: QueuedRequest) -> None:
-        """Wait until the request is computed or is the leader, or its deadline has
-        passed while it was in the queue.
-        """
-        if entry.deadline == float("inf"):
-            entry.wake.acquire()
-            return
-        seconds = min(
-            max(0.0, entry.deadline - time.perf_counter()),
-            threading.TIMEOUT_MAX,
-        )
-        if entry.wake.acquire(timeout=seconds):
-            return
-        with self._lock:
-            if entry.state is RequestState.WAITING:
-                entry.state = RequestState.EXPIRED
-                self._queue.remove(entry)
-        if entry.state is RequestState.COMPUTING:
-            entry.wake.acquire()
 
     def _lead(self, leader: QueuedRequest) -> None:
         """Compute one batch, make the next request in the queue the leader, and

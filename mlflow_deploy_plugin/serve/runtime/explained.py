@@ -157,7 +157,26 @@ def explained_columns(
     names = []
     parts = []
     for output in explained:
-        labels, numbers = _labelled_numbers(output, outputs[output.name], artifact.classes)
+        array = outputs[output.name]
+        labels: list[Name]
+        if output.dtype == "map":
+            labels = list(array[0])
+            rows = []
+            for row in array:
+                rows.append([row[label] for label in labels])
+            labels = [key.item() if isinstance(key, np.generic) else key for key in labels]
+            numbers = np.array(rows, dtype=np.float64)
+        elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
+            raise InvalidRequest(
+                f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
+                "one number or a few numbers per row can be explained",
+            )
+        else:
+            numbers = array.astype(np.float64).reshape(len(array), -1)
+            width = numbers.shape[1]
+            labels = list(artifact.classes) if width == len(artifact.classes) else [*range(width)]
+            if width == 1:
+                labels = []
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]
         names += labels or [output.name]
@@ -172,36 +191,6 @@ def explained_columns(
             "explained",
         )
     return names, np.concatenate(parts, axis=1)
-
-
-def _labelled_numbers(
-    output: Output,
-    array: Array,
-    classes: Sequence[Name],
-) -> tuple[list[Name], Array]:
-    """Return the labels of the numbers per row, and the numbers, [N, K] float64. A
-    single number per row has no label, except in a mapping. Raises InvalidRequest if
-    the output is not numbers, or has more than one dimension per row.
-    """
-    if output.dtype == "map":
-        keys = list(array[0])
-        rows = []
-        for row in array:
-            rows.append([row[key] for key in keys])
-        labels = [key.item() if isinstance(key, np.generic) else key for key in keys]
-        return labels, np.array(rows, dtype=np.float64)
-    if array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
-        raise InvalidRequest(
-            f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
-            "one number or a few numbers per row can be explained",
-        )
-    numbers = array.astype(np.float64).reshape(len(array), -1)
-    width = numbers.shape[1]
-    if width == 1:
-        return [], numbers
-    if width == len(classes):
-        return list(classes), numbers
-    return list(range(width)), numbers
 
 
 def _check_rank(name: str, rank: int) -> None:

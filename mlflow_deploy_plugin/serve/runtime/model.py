@@ -187,7 +187,12 @@ class OnnxModel:
         if not artifact.inputs:
             artifact = _bind_stock_model(artifact, session)
         nodes = (*session.get_inputs(), *session.get_outputs())
-        dimensions = {node.name: tuple(map(_dimension_name, node.shape or ())) for node in nodes}
+        dimensions = {}
+        for node in nodes:
+            dimensions[node.name] = tuple(  # A dimension may have no name.
+                size if isinstance(size, str) and not _UNKNOWN.match(size) else ""
+                for size in node.shape or ()
+            )
         inputs = tuple(
             replace(entry, dimension_names=dimensions.get(entry.name, ()))
             for entry in artifact.inputs
@@ -218,9 +223,11 @@ class OnnxModel:
             _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:]))
             for output in row_outputs
         )
-        self._has_free_sizes = any(
-            _has_free_size(output.shape, output in row_outputs) for output in artifact.outputs
-        )
+        self._has_free_sizes = False
+        for output in artifact.outputs:
+            sizes = output.shape[1:] if output in row_outputs else output.shape
+            if not output.shape or -1 in sizes:
+                self._has_free_sizes = True
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & sessions.operators_of(session), default="")
         self.limit_values(sys.maxsize)
         self._tokenizer: TextTokenizer | None = None
@@ -544,19 +551,6 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
         outputs=tuple(outputs),
         prediction=prediction,
     )
-
-
-def _dimension_name(size: object) -> str:
-    """Return the name of a dimension; an empty string if it has no name."""
-    if isinstance(size, str) and not _UNKNOWN.match(size):
-        return size
-    return ""
-
-
-def _has_free_size(shape: Sequence[int], has_rows: bool) -> bool:
-    """Return True if the number of values (with `has_rows`: per row) is not fixed."""
-    sizes = shape[1:] if has_rows else shape
-    return not shape or -1 in sizes
 
 
 def _read_dtype(node: "ort.NodeArg") -> str:

@@ -128,6 +128,11 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
     if undescribed:
         logged_columns = columns
         columns = ()
+    inputs = list(_column_inputs(columns))
+    for tensor in tensors:
+        name = tensor.name or _ONLY_INPUT
+        symbols = row_symbols(tensor.shape)
+        inputs.append(Input(name, tensor.dtype, tensor.shape, dimension_names=symbols))
     # Without outputs in the signature, the first answer shows the outputs.
     fields = json.loads(signature.get("outputs") or "[]")
     if len(fields) == 1:
@@ -140,7 +145,7 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
         **artifact.read_origin(document),
         columns=columns,
         tensors=tensors,
-        inputs=(*_column_inputs(columns), *map(_tensor_input, tensors)),
+        inputs=tuple(inputs),
         outputs=outputs,
         prediction=tuple(output.name for output in outputs),
         framework=str(section.get("loader_module", "")).removeprefix("mlflow."),
@@ -149,11 +154,6 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
         is_streamable=section.get("streamable") is True,
         logged_columns=logged_columns,
     )
-
-
-def _tensor_input(tensor: artifact.Tensor) -> Input:
-    name = tensor.name or _ONLY_INPUT
-    return Input(name, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
 
 
 def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:

@@ -248,17 +248,36 @@ def open_session(
     check_device_libraries(module, placement)
     if is_old:
         _check_weights(onnx_file)
+    names = list(dict(placement.providers))
     try:
         session = _create_session(module, onnx_file, placement, intra_op_num_threads)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-        names = list(dict(placement.providers))
         reason = describe_error(error)
         if names == [_CPU]:
             raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
         raise DeviceUnavailable(
             f"the model does not run with {placement} ({names[0]}): {reason}",
         ) from None
-    _check_providers(session, placement)
+    loaded = session.get_providers()
+    is_loaded = {*names} <= {*loaded}
+    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
+    if on_cpu:
+        raise DeviceUnavailable(
+            f"the model does not run with {placement}: {names[0]} cannot compute "
+            f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
+            f"server.providers={','.join(names)},{_CPU}",
+        )
+    used = [
+        name
+        for name in loaded
+        if not placement.listed or name in placement.may_be_idle or operators_of(session, name)
+    ]
+    if unused := [name for name in names if name not in (*used, _CPU)]:
+        raise DeviceUnavailable(
+            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: "
+            "its hardware, driver or libraries are missing, one of its options is wrong, or it "
+            "has no operator of the model",
+        )
     if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model "
@@ -303,33 +322,6 @@ def _create_session(
         # A session with the CPU shows the reason: its operators, or an error that names
         # an operator.
         return create(session_options(module, intra_op_num_threads), _CPU)
-
-
-def _check_providers(session: "ort.InferenceSession", placement: Placement) -> None:
-    """Raise DeviceUnavailable if the session runs on the CPU instead of the device, or
-    a listed provider computes no node.
-    """
-    names = list(dict(placement.providers))
-    loaded = session.get_providers()
-    is_loaded = {*names} <= {*loaded}
-    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
-    if on_cpu:
-        raise DeviceUnavailable(
-            f"the model does not run with {placement}: {names[0]} cannot compute "
-            f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
-            f"server.providers={','.join(names)},{_CPU}",
-        )
-    used = [
-        name
-        for name in loaded
-        if not placement.listed or name in placement.may_be_idle or operators_of(session, name)
-    ]
-    if unused := [name for name in names if name not in (*used, _CPU)]:
-        raise DeviceUnavailable(
-            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: "
-            "its hardware, driver or libraries are missing, one of its options is wrong, or it "
-            "has no operator of the model",
-        )
 
 
 _MESSAGES: dict[str, dict[int, str]] = {

@@ -204,7 +204,12 @@ class TextTokenizer:
         waiting = list(range(len(texts)))
         size = self._truncated_length * _CHARACTERS_PER_TOKEN or sys.maxsize
         while waiting:
-            starts = {row: _cut_text(prompted[row], size) for row in waiting}
+            starts = {}
+            for row in waiting:
+                # Cut at the first end of a word at `size` or more characters.
+                text = prompted[row]
+                end = _END_OF_WORD.search(text, size) if len(text) > size else None
+                starts[row] = text if end is None else text[: end.end()]
             budget.spend(sum(map(len, starts.values())))
             waiting = []
             for group in _group_texts(starts):
@@ -274,14 +279,6 @@ class TextTokenizer:
         return feeds
 
 
-def _cut_text(text: str, size: int) -> str:
-    """Return the text up to the first end of a word at `size` or more characters; if
-    there is none, the whole text.
-    """
-    end = _END_OF_WORD.search(text, size) if len(text) > size else None
-    return text if end is None else text[: end.end()]
-
-
 def _group_texts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
     """Yield the texts in groups that are tokenized at once: their objects are large,
     and take a noticeable time.
@@ -300,7 +297,7 @@ def _group_texts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
 
 def _reads_words(tokenizer: "Tokenizer") -> bool:
     """Return True if the tokens of a text begin with the tokens of its start, for a
-    start that `_cut_text` returns.
+    start that ends between two words.
 
     Then every part of the tokenizer is local: normalizers do not look beyond a space
     between two letters, the text is split at this space before the model sees it, and

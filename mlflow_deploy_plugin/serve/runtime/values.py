@@ -146,7 +146,19 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        array = _as_integers(label, values, array, dtype)
+        # numpy converts integers to floats if one number is a fraction, or beyond
+        # int64.
+        # Above 2**53, a float may be another number than the integer.
+        limits = np.iinfo(dtype)
+        low = max(limits.min, 1 - 2**53)
+        high = min(limits.max, 2**53 - 1)
+        if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
+            array = array.astype(dtype)
+        elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):
+            try:
+                array = np.array(values, dtype=dtype)
+            except OverflowError:
+                raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
     if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
@@ -162,27 +174,6 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
         raise SchemaMismatch(f"{label} has a number that does not fit {tensor.dtype}")
     return converted
-
-
-def _as_integers(label: str, values: object, floats: Array, dtype: Dtype) -> Array:
-    """Return numbers of a list as integers if all are whole; otherwise return `floats`,
-    which numpy made of the list. Raises SchemaMismatch for an integer that does not fit
-    `dtype`.
-
-    numpy converts integers to floats if one number is a fraction, or beyond int64.
-    Above 2**53, a float may be another number than the integer.
-    """
-    limits = np.iinfo(dtype)
-    low = max(limits.min, 1 - 2**53)
-    high = min(limits.max, 2**53 - 1)
-    if ((floats == np.trunc(floats)) & (floats >= low) & (floats <= high)).all():
-        return floats.astype(dtype)
-    if any(_kind_of(type(value)) != "i" for value in np.array(values, dtype=object).flat):
-        return floats
-    try:
-        return np.array(values, dtype=dtype)
-    except OverflowError:
-        raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
 
 
 def cast_tensor(name: str, array: Array, dtype: str) -> Array:

@@ -125,7 +125,15 @@ class FastDecoder:
         self.order = order
         self._names = list(order)  # A list, because the names in a JSON body are a list.
         self._by_name = _picker(order)
-        groups = _group_by_type(columns)
+        # A group per type, in the order in which the types first occur.
+        positions_by_type: dict[str, list[int]] = {}
+        for position, column in enumerate(columns):
+            positions_by_type.setdefault(column.type, []).append(position)
+        groups = []
+        for kind, positions in positions_by_type.items():
+            names = [columns[position].name for position in positions]
+            dtype = numpy_dtype(COLUMN_TYPES[kind])
+            groups.append(_Group(kind, names, _picker(positions), _ACCEPTED[kind], dtype))
         first = groups[0]
         is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
@@ -195,27 +203,6 @@ class FastDecoder:
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
             return None
         return self._matrix.from_matrix(values)
-
-
-def _group_by_type(columns: tuple[Column, ...]) -> list[_Group]:
-    """Return a group per type, in the order in which the types first occur."""
-    positions_by_type: dict[str, list[int]] = {}
-    for position, column in enumerate(columns):
-        positions_by_type.setdefault(column.type, []).append(position)
-    groups = []
-    for kind, positions in positions_by_type.items():
-        names = [columns[position].name for position in positions]
-        dtype = numpy_dtype(COLUMN_TYPES[kind])
-        groups.append(
-            _Group(
-                kind,
-                names,
-                _picker(positions),
-                _ACCEPTED[kind],
-                dtype,
-            )
-        )
-    return groups
 
 
 class _MatrixDecoder:
