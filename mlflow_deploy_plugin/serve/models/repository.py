@@ -22,7 +22,6 @@ from types import MappingProxyType
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     WANTED,
     file_identity,
@@ -381,7 +380,24 @@ class Repository:
                     continue
                 loaded = old.loaded
             try:
-                variant = self._make_variant(endpoint, name, want, loaded, wanted.capture)
+                captured = exclude_columns(
+                    loaded.captured,
+                    wanted.capture.drop,
+                    wanted.capture.mask,
+                    wanted.capture.keys,
+                )
+                if wanted.capture.mask:  # Masked columns need the server's key.
+                    ColumnMask(self.state_dir / MASK_KEY).ensure_key()
+                variant = ServedVariant(
+                    endpoint,
+                    name,
+                    want.weight,
+                    want.shadow,
+                    loaded,
+                    wanted.capture,
+                    captured,
+                    want.aspects,
+                )
             except InvalidConfig as error:
                 # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
@@ -393,32 +409,6 @@ class Repository:
         served = variants.make_served_endpoint(served_variants, wanted.sticky)
         _warn_of_missing_keys(served)
         return served, errors
-
-    def _make_variant(
-        self,
-        endpoint: str,
-        name: str,
-        want: WantedVariant,
-        loaded: LoadedVersion,
-        capture: CaptureSpec,
-    ) -> ServedVariant:
-        """Return the variant that serves a loaded version. Create the server's key for
-        masked columns if the capture needs it. Raises InvalidConfig if columns cannot
-        be excluded from the capture.
-        """
-        captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
-        if capture.mask:
-            ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-        return ServedVariant(
-            endpoint,
-            name,
-            want.weight,
-            want.shadow,
-            loaded,
-            capture,
-            captured,
-            want.aspects,
-        )
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that

@@ -46,7 +46,6 @@ from mlflow_deploy_plugin.serve.runtime.explained import (
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -212,8 +211,19 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     example = artifact.folder / INPUT_EXAMPLE
     try:
         if artifact.reference_file is not None:
-            feeds = _sample_reference(artifact.reference_file, model.schema, most_rows, seed)
-            return Background(feeds, "reference")
+            schema = model.schema if model.schema.columns else model.schema.tensor_schema
+            table = read_parquet(artifact.reference_file, list(schema.names))
+            if table.num_rows > most_rows:
+                table = table.take(sample_positions(table.num_rows, most_rows, seed))
+            columns = {}
+            floats = {}
+            for name in schema.names:
+                column = table.column(name)
+                columns[name] = column.to_pylist()
+                if is_floating(column.type):
+                    floats[name] = column.to_numpy()
+            columns |= cast_columns(schema.dtypes, floats)
+            return Background(schema.from_columns(columns), "reference")
         if example.is_file():
             feeds = mlflow_protocol.decode(JSON, example.read_bytes(), model.schema)
             first_rows = {name: array[:most_rows] for name, array in feeds.items()}
@@ -230,21 +240,6 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     raise InvalidArtifact(
         "the model has neither reference rows nor an input example, which explanations need",
     )
-
-
-def _sample_reference(path: Path, schema: Schema, most_rows: int, seed: int) -> Feeds:
-    """Return at most `most_rows` random rows of the reference sample."""
-    if not schema.columns:
-        schema = schema.tensor_schema
-    table = read_parquet(path, list(schema.names))
-    if table.num_rows > most_rows:
-        table = table.take(sample_positions(table.num_rows, most_rows, seed))
-    sampled = {name: table.column(name) for name in schema.names}
-    floats = {
-        name: column.to_numpy() for name, column in sampled.items() if is_floating(column.type)
-    }
-    columns = {name: column.to_pylist() for name, column in sampled.items()}
-    return schema.from_columns(columns | cast_columns(schema.dtypes, floats))
 
 
 _read_background = lru_cache(_MAX_MODELS)(read_background)

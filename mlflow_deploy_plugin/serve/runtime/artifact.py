@@ -9,8 +9,9 @@ graph is loaded (`serve/runtime/model.py`).
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
@@ -255,7 +256,7 @@ def _parse_artifact(
     """
     content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
     inputs = tuple(map(_read_input, content.get("inputs", ())))
-    columns, tensors = _read_signature(document.get("signature"), _only_column(inputs))
+    columns, tensors = _read_signature(document.get("signature"), inputs)
     refusals = _read_refusals(content.get("refused", {}))
     return Artifact(
         folder=folder,
@@ -265,7 +266,10 @@ def _parse_artifact(
         columns=columns,
         tensors=tensors,
         inputs=inputs,
-        outputs=tuple(map(_read_output, content.get("outputs", ()))),
+        outputs=tuple(
+            Output(*_read_array(entry, entry), entry["role"])
+            for entry in content.get("outputs", ())
+        ),
         refusals=refusals,
         categories=_read_categories(content.get("categories", {})),
         prediction=tuple(content.get("prediction", ())),
@@ -305,20 +309,8 @@ def _read_input(entry: Mapping[str, Any]) -> Input:
     return Input(name, dtype, shape, columns, entry.get("missing"))
 
 
-def _read_output(entry: Mapping[str, Any]) -> Output:
-    return Output(*_read_array(entry, entry), entry["role"])
-
-
 def _read_categories(categories: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {str(column): tuple(map(str, entries)) for column, entries in categories.items()}
-
-
-def _only_column(inputs: Sequence[Input]) -> str | None:
-    """Return the column of the graph if it has only one, otherwise None."""
-    names: list[str] = []
-    for array in inputs:
-        names += array.columns
-    return names[0] if len(names) == 1 else None
 
 
 def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
@@ -420,11 +412,13 @@ def _read_array(
 
 def _read_signature(
     signature: Mapping[str, Any] | None,
-    only_name: str | None,
+    inputs: Iterable[Input],
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     """Return the columns or the tensors of a signature. An only column without a name
-    gets `only_name`.
+    gets the name that the graph's inputs have for it.
     """
+    fed = list(chain.from_iterable(array.columns for array in inputs))
+    only_name = fed[0] if len(fed) == 1 else None
     columns = []
     tensors = []
     for position, entry in enumerate(json.loads((signature or {}).get("inputs") or "[]")):

@@ -316,40 +316,31 @@ class _ColumnDecoder:
     ) -> None:
         self._groups = groups
         self._casts: list[tuple[int, Dtype, bool]] = []
-        self._inputs = list(map(self._place, inputs))
+        self._inputs: list[_SingleColumn | _StackedColumns] = []
+        for entry in inputs:
+            dtype = numpy_dtype(entry.dtype)
+            column_names = set(entry.columns)
+            taken = tuple(
+                position
+                for position, group in enumerate(groups)
+                if not column_names.isdisjoint(group.names)
+            )
+            names = chain.from_iterable(groups[group].names for group in taken)
+            places = {name: position for position, name in enumerate(names)}
+            if len(entry.columns) > 1:
+                order = np.array([places[name] for name in entry.columns], dtype=np.intp)
+                self._inputs.append(_StackedColumns(entry.name, dtype, taken, order))
+                continue
+            cast = (taken[0], dtype, len(entry.shape) == 1)
+            if cast not in self._casts:
+                self._casts.append(cast)
+            place = places[entry.columns[0]]
+            self._inputs.append(_SingleColumn(entry.name, self._casts.index(cast), place))
         block_names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
         self._blocks: tuple[str, ...] = ()
         if blocks:
             self._blocks = tuple(block_names.get(group.column_type, "") for group in groups)
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
-
-    def _place(self, entry: Input) -> _SingleColumn | _StackedColumns:
-        """Return the places of the columns of an input. For a single column, also add
-        its conversion to `_casts`.
-        """
-        dtype = numpy_dtype(entry.dtype)
-        column_names = set(entry.columns)
-        taken = tuple(
-            position
-            for position, group in enumerate(self._groups)
-            if not column_names.isdisjoint(group.names)
-        )
-        names = chain.from_iterable(self._groups[group].names for group in taken)
-        places = {name: position for position, name in enumerate(names)}
-        if len(entry.columns) > 1:
-            order = np.array(
-                [places[name] for name in entry.columns],
-                dtype=np.intp,
-            )
-            return _StackedColumns(entry.name, dtype, taken, order)
-        cast = (taken[0], dtype, len(entry.shape) == 1)
-        if cast not in self._casts:
-            self._casts.append(cast)
-        return _SingleColumn(
-            entry.name,
-            self._casts.index(cast),
-            places[entry.columns[0]],
-        )
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         """Decode rows in the order of the columns; None if a type does not fit."""
