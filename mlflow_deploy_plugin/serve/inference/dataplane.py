@@ -176,19 +176,11 @@ class DataPlane:
                 cache.put(key, cached)
             outputs = cached
         return self._capture_response(
-            variant,
-            request,
-            arrived,
-            request.inputs,
-            outputs,
-            is_cached=is_cached,
+            variant, request, arrived, request.inputs, outputs, is_cached=is_cached
         )
 
     def stream(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        prediction_id: str,
+        self, variant: ServedVariant, request: InferRequest, prediction_id: str
     ) -> Generator[bytes, None, None]:
         """Yield the parts of the response, then count and capture them as a JSON list.
         Raises the errors of `infer`.
@@ -342,21 +334,11 @@ class DataPlane:
             moment = arrived if request.event_time is None else request.event_time
             latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(
-                variant.endpoint,
-                variant.name,
-                request.id,
-                prediction_id,
-                moment,
-                arrived,
-                latency,
+                variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency
             )
             if is_captured:
                 captured = self.capture.write(
-                    record,
-                    variant.captured,
-                    feeds,
-                    outputs,
-                    capture.max_rows_per_request,
+                    record, variant.captured, feeds, outputs, capture.max_rows_per_request
                 )
             if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
@@ -364,10 +346,7 @@ class DataPlane:
         return InferResponse(request.id, prediction_id, outputs, body, is_cached)
 
     def _run(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        deadline: float,
+        self, variant: ServedVariant, request: InferRequest, deadline: float
     ) -> dict[str, Array]:
         """Return the outputs of the version, whose run is counted as a batch. Raises
         the errors of `infer`.
@@ -376,9 +355,7 @@ class DataPlane:
         inputs = request.inputs
         if loaded.batcher is not None:
             return loaded.batcher.run(
-                inputs,
-                deadline,
-                partial(self.metrics.count_batch, variant.labels),
+                inputs, deadline, partial(self.metrics.count_batch, variant.labels)
             )
         if deadline != math.inf:
             _check_deadline(deadline)
@@ -406,7 +383,7 @@ class DataPlane:
             if type(requested) is not int or requested < 0:
                 raise InvalidRequest(
                     f"the parameter timeout is {short_repr(requested)}; a whole number of "
-                    "microseconds is expected",
+                    "microseconds is expected"
                 )
             timeout = min(timeout, requested / 1e6 or math.inf)
         return request.arrived + timeout

@@ -100,9 +100,7 @@ def _read_request(context: RequestContext, endpoint: str | None) -> _ExplainRequ
 
 
 def _decode(
-    server: Server,
-    request: RawRequest,
-    variant: ServedVariant,
+    server: Server, request: RawRequest, variant: ServedVariant
 ) -> tuple[Feeds, Mapping[str, Any]]:
     """Decode a table, or a JSON document of `/invocations` and its `params`, for this
     variant.
@@ -122,7 +120,7 @@ def _decode(
     params = document.get("params") or {}
     if unknown := [name for name in params if name not in _PARAMS]:
         raise InvalidRequest(
-            f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}",
+            f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}"
         )
     for name, least, most in (("max_evals", 1, MOST_EVALS), ("seed", 0, _MOST_SEED)):
         value = params.get(name)
@@ -132,15 +130,13 @@ def _decode(
     version = params.get("version")
     if not isinstance(version, str | None):
         raise InvalidRequest(
-            f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version",
+            f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version"
         )
     return feeds, params
 
 
 def encode_explanation(
-    explanation: SideMessage,
-    prediction: Array | dict[str, Array],
-    max_evals: int,
+    explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int
 ) -> bytes:
     """Return the explanation as JSON: `values` [rows][columns][outputs] and
     `base_values` [rows][outputs].
@@ -163,5 +159,5 @@ def encode_explanation(
             "predictions": prediction,
             # Exact contributions need no evaluations of permutations.
             "max_evals": max_evals if fields["method"] == "permutation" else None,
-        },
+        }
     )

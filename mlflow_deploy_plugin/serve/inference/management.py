@@ -51,9 +51,7 @@ def list_models(server: Server, endpoint: str | None, version: str | None) -> Do
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
     return v2.model_metadata(
-        endpoint,
-        server.repository.versions(endpoint),
-        variant.loaded.predictor.artifact,
+        endpoint, server.repository.versions(endpoint), variant.loaded.predictor.artifact
     )
 
 
@@ -73,20 +71,12 @@ def model_config(server: Server, endpoint: str, version: str | None = None) -> D
     return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
-def load_model(
-    server: Server,
-    endpoint: str,
-    parameters: Mapping[str, object],
-    actor: str,
-) -> None:
+def load_model(server: Server, endpoint: str, parameters: Mapping[str, object], actor: str) -> None:
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
 def unload_model(
-    server: Server,
-    endpoint: str,
-    parameters: Mapping[str, object],
-    actor: str,
+    server: Server, endpoint: str, parameters: Mapping[str, object], actor: str
 ) -> None:
     check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)
@@ -112,7 +102,7 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
                     "name": name,
                     "state": "UNAVAILABLE",
                     "reason": repository.unavailable_reason(name),
-                },
+                }
             )
     unloaded = () if only_ready else repository.unloaded
     return entries + [
@@ -151,11 +141,11 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
         if key not in ("config", "model_uri"):
             raise InvalidRequest(
                 f"the parameter {key[:60]!r} of a load is not known; the parameters are config, "
-                "an endpoint as in the server's spec (YAML or JSON), and model_uri",
+                "an endpoint as in the server's spec (YAML or JSON), and model_uri"
             )
         if not isinstance(value, str):
             raise InvalidRequest(
-                f"the parameter {key} is {short_repr(value)}; a string is expected",
+                f"the parameter {key} is {short_repr(value)}; a string is expected"
             )
     config = parameters.get("config")
     model_uri = parameters.get("model_uri")
@@ -177,7 +167,7 @@ def _read_config(name: str, config: str) -> EndpointSpec:
     """
     if len(config) > LARGEST_CONFIG_BYTES:
         raise InvalidConfig(
-            f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed",
+            f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed"
         )
     try:
         check_yaml(config)
@@ -187,14 +177,14 @@ def _read_config(name: str, config: str) -> EndpointSpec:
     except InvalidConfig as error:
         raise InvalidConfig(
             "config is an endpoint as in the server's spec, not Triton's ModelConfig: "
-            f"{error.message}",
+            f"{error.message}"
         ) from None
     if len(specs) != 1 or specs[0].name != name:
         names = ", ".join(repr(spec.name) for spec in specs[:3])
         raise InvalidConfig(f"config describes {names}; only {name[:100]!r} is expected")
     if specs[0].server != ServerSpec():
         raise InvalidConfig(
-            "`server` cannot be changed by a load, because all endpoints share the running server",
+            "`server` cannot be changed by a load, because all endpoints share the running server"
         )
     return specs[0]
 
@@ -205,7 +195,7 @@ def check_unload_parameters(parameters: Mapping[str, object]) -> None:
     """
     for key in parameters.keys() - {"unload_dependents"}:
         raise InvalidRequest(
-            f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is",
+            f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is"
         )
 
 
@@ -279,9 +269,7 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Docume
 
 
 def model_statistics(
-    server: Server,
-    endpoint: str | None = None,
-    version: str | None = None,
+    server: Server, endpoint: str | None = None, version: str | None = None
 ) -> Document:
     """Return the statistics of each version in memory, summed over all workers.
 

@@ -123,10 +123,7 @@ class RequestContext:
         return context
 
     def select_variant(
-        self,
-        endpoint: str | None,
-        version: str | None = None,
-        label: str | None = None,
+        self, endpoint: str | None, version: str | None = None, label: str | None = None
     ) -> ServedVariant:
         """Select the variant that answers, as `Repository.select_variant` does for the
         headers of the request.
@@ -135,12 +132,8 @@ class RequestContext:
         request = self.request
         return self.answer_by(
             repository.select_variant(
-                endpoint,
-                version,
-                request.headers,
-                draw=request.draw,
-                label=label,
-            ),
+                endpoint, version, request.headers, draw=request.draw, label=label
+            )
         )
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
@@ -161,39 +154,21 @@ class RequestContext:
         self.id = messages.new_id()
         return reply
 
-    def count(
-        self,
-        status: int,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> float:
+    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
         """Count and remember the reply, and return the seconds since the request
         arrived.
         """
         variant = self.variant
         seconds = time.perf_counter() - self.request.arrived
         self.server.metrics.count_response(
-            variant,
-            self._protocol,
-            str(status),
-            seconds,
-            outputs or {},
+            variant, self._protocol, str(status), seconds, outputs or {}
         )
         endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
         origin = status, endpoint, name, version, self._protocol
-        self.server.recent.add(
-            origin,
-            seconds,
-            self.rows,
-            self.id,
-            self._error,
-        )
+        self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
         return seconds
 
-    def finish(
-        self,
-        reply: Reply,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Reply:
+    def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction, capture the failure if it failed, and return
         the reply.
         """
@@ -213,9 +188,7 @@ class RequestContext:
         return reply
 
     def build_request(
-        self,
-        protocol: Protocol,
-        variant: ServedVariant,
+        self, protocol: Protocol, variant: ServedVariant
     ) -> tuple[DecodedRequest, InferRequest]:
         """Decode a prediction for this variant. An id in the body becomes the request
         id of the reply.
@@ -226,28 +199,17 @@ class RequestContext:
         headers = self.headers
         moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
         decoded = protocol.decode(
-            sent_headers,
-            self.request.body,
-            variant,
-            self.server.max_body_bytes,
+            sent_headers, self.request.body, variant, self.server.max_body_bytes
         )
         feeds, _, body_id, body, parameters = decoded
         if body_id and "x-request-id" not in sent_headers:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
         return decoded, InferRequest(
-            headers["X-Request-Id"],
-            feeds,
-            parameters,
-            moment,
-            body,
-            self.request.arrived,
+            headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived
         )
 
     def build_reply(
-        self,
-        decoded: DecodedRequest,
-        variant: ServedVariant,
-        inferred: InferResponse,
+        self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse
     ) -> Reply:
         """Return the encoded response of the variant, and set the headers that describe
         it.
@@ -265,17 +227,14 @@ class RequestContext:
 
 
 def failure(
-    request: RawRequest | None,
-    error: BaseException,
-    headers: dict[str, str] | None = None,
+    request: RawRequest | None, error: BaseException, headers: dict[str, str] | None = None
 ) -> Reply:
     """Return the reply to a failed request (None if it could not be parsed), and log an
     unexpected error.
     """
     if isinstance(error, MemoryError):
         error = errors.NotReady(
-            "the server lacks memory for this request; retry in a moment, or send less data",
-            1,
+            "the server lacks memory for this request; retry in a moment, or send less data", 1
         )
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
@@ -396,10 +355,7 @@ def infer_async(
 
 
 def infer_lines(
-    server: Server,
-    request: RawRequest,
-    endpoint: str | None,
-    pieces: Iterable[bytes],
+    server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]
 ) -> Reply:
     """Answer JSON Lines while they arrive; `request` has no body. Body and response are
     never completely in memory.
@@ -429,9 +385,7 @@ def infer_lines(
 
 
 def _predict_lines(
-    context: RequestContext,
-    variant: ServedVariant,
-    pieces: Iterable[bytes],
+    context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]
 ) -> Iterator[bytes]:
     """Yield the predictions for pieces of JSON Lines, as JSON Lines. Raises
     SchemaMismatch if there are no lines, and the errors of each prediction.
@@ -495,10 +449,7 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
 
     context.headers["X-Accel-Buffering"] = "no"  # Otherwise nginx would buffer the events.
     return Reply(
-        context.headers,
-        b"",
-        EVENTS,
-        pieces=_finish_pieces(context.hand_over(), events(), end),
+        context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end)
     )
 
 

@@ -64,13 +64,7 @@ class ExplainerClient:
         process = self._process
         return process.pid if process else None
 
-    def explain(
-        self,
-        folder: Path,
-        feeds: Feeds,
-        max_evals: int,
-        seed: int,
-    ) -> SideMessage:
+    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
         """Return the result of `serve.pyfunc.explainer.answer` for these rows of the
         model in `folder`.
 
@@ -86,13 +80,12 @@ class ExplainerClient:
         if importlib.util.find_spec("shap") is None:
             raise NotInstalled(
                 "explanations need shap, which is not installed on this server: pip install "
-                "'mlflow-onnxserve[explain]'",
+                "'mlflow-onnxserve[explain]'"
             )
         with self._lock:
             if self._active >= self._max_waiting:
                 raise TooManyRequests(
-                    f"this worker has reached its limit of {self._active} explanations",
-                    1,
+                    f"this worker has reached its limit of {self._active} explanations", 1
                 )
             self._active += 1  # The process does not end while requests are active.
             if self._idle is not None:
@@ -150,9 +143,7 @@ class ExplainerClient:
             # It may have failed after the first request's timeout.
             if process is None or process.has_failed:
                 process = SideProcess(
-                    self._command,
-                    self._timeout_seconds + _GRACE_SECONDS,
-                    "explainer",
+                    self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
                 )
                 self._process = process
                 process.start(max(0.0, deadline - time.perf_counter()))

@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 # The op_type of a node in protobuf: field 4, the length, the text (onnx.proto,
 # NodeProto).
 _RANDOM = re.compile(
-    rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)',
+    rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)'
 )
 _OTHERS_BYTES = 384 * 2**20
 """The memory of supervisor, gunicorn and agent in a container; at most a quarter of its
@@ -102,9 +102,7 @@ def check_digest(want: WantedVariant) -> None:
 
 
 def load_version(
-    state_dir: Path,
-    load: Callable[[Path], WarmVersion],
-    want: WantedVariant,
+    state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant
 ) -> LoadedVersion:
     """Load and warm up the version. If the worker dies during the load, a state file
     reports the folder to the agent.
@@ -122,7 +120,7 @@ def load_version(
         pass_exit(error)
         logger.exception("loading %s %s failed", want.model, want.version)
         raise OnnxserveError(
-            f"loading failed unexpectedly: {type(error).__name__}, see the log",
+            f"loading failed unexpectedly: {type(error).__name__}, see the log"
         ) from None
     artifact = warm.predictor.artifact
     outputs = tuple(output.name for output in artifact.outputs) or None
@@ -197,8 +195,7 @@ def load_warm(
             )
             if policy is not None:
                 logger.warning(
-                    "%s: requests are not batched, because the model has no example",
-                    folder.name,
+                    "%s: requests are not batched, because the model has no example", folder.name
                 )
             return WarmVersion(model, is_deterministic=is_deterministic)
     batcher = None
@@ -218,10 +215,7 @@ def load_warm(
 
 
 def _answer_example(
-    model: OnnxModel,
-    example: Path,
-    placement: Placement,
-    timeout_seconds: float,
+    model: OnnxModel, example: Path, placement: Placement, timeout_seconds: float
 ) -> Feeds:
     """Return the feeds of the model's example, after the model has answered it. Raises
     InvalidArtifact if it cannot, or if OpenVINO answers incorrectly.
@@ -235,7 +229,7 @@ def _answer_example(
             for name, array in model.run(feeds).items():
                 if not is_close(array, on_cpu[name], _TOLERANCE):
                     raise InvalidArtifact(
-                        f"OpenVINO computes its output {name!r} incorrectly: use device cpu",
+                        f"OpenVINO computes its output {name!r} incorrectly: use device cpu"
                     )
     except OnnxserveError as error:
         reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
@@ -288,7 +282,7 @@ class MemoryLimit:
                 raise ModelError(
                     f"loading it would take about {_mebibytes(needed_bytes)} in addition to the "
                     f"{_mebibytes(used_bytes)} of this worker, and the worker's limit is "
-                    f"{_mebibytes(self._limit)} (server.max_worker_memory_bytes)",
+                    f"{_mebibytes(self._limit)} (server.max_worker_memory_bytes)"
                 )
             yield
             factor = _DEFAULT_FACTOR

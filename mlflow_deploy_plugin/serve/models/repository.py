@@ -69,11 +69,7 @@ class Repository:
             counting shadows.
     """
 
-    def __init__(
-        self,
-        state_dir: Path,
-        load: Callable[[Path], WarmVersion],
-    ) -> None:
+    def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
         self.state_dir = state_dir
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()
@@ -94,9 +90,7 @@ class Repository:
         self._stopping = threading.Event()
         self._has_applied = threading.Event()
         self._follower = threading.Thread(
-            target=self._follow,
-            name="onnxserve-repository",
-            daemon=True,
+            target=self._follow, name="onnxserve-repository", daemon=True
         )
 
     def add_listener(self, on_change: Callable[[ServedTable], None]) -> None:
@@ -165,7 +159,7 @@ class Repository:
                     return variant
             loaded = ", ".join(served.versions) or "none"
             raise NotFound(
-                f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {loaded}",
+                f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {loaded}"
             )
         if not served.answering:
             raise NotReady(self.unavailable_reason(name))
@@ -198,11 +192,11 @@ class Repository:
             if endpoint in self.unloaded:
                 raise NotFound(
                     f"endpoint {endpoint!r} is unloaded; load it with POST "
-                    f"/v2/repository/models/{endpoint}/load",
+                    f"/v2/repository/models/{endpoint}/load"
                 )
             listed = join_names(map(repr, table), repr(endpoint)) or "none"
             raise NotFound(
-                f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}",
+                f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}"
             )
         return name, served
 
@@ -316,9 +310,7 @@ class Repository:
                 )
             endpoints[name] = states
         self._unwritten = WorkerState(
-            pid=os.getpid(),
-            generation=wanted.generation,
-            endpoints=endpoints,
+            pid=os.getpid(), generation=wanted.generation, endpoints=endpoints
         )
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
@@ -337,10 +329,7 @@ class Repository:
         return folders
 
     def _load_endpoint(
-        self,
-        endpoint: str,
-        wanted: WantedEndpoint,
-        started_loads: dict[Path, Future[WarmVersion]],
+        self, endpoint: str, wanted: WantedEndpoint, started_loads: dict[Path, Future[WarmVersion]]
     ) -> tuple[ServedEndpoint, dict[str, str]]:
         """Return the endpoint with its loadable versions, and the errors by variant. A
         variant with an error keeps the version that it serves now, if any.
@@ -381,10 +370,7 @@ class Repository:
                 loaded = old.loaded
             try:
                 captured = exclude_columns(
-                    loaded.captured,
-                    wanted.capture.drop,
-                    wanted.capture.mask,
-                    wanted.capture.keys,
+                    loaded.captured, wanted.capture.drop, wanted.capture.mask, wanted.capture.keys
                 )
                 if wanted.capture.mask:  # Masked columns need the server's key.
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()

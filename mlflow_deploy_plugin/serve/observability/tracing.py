@@ -62,12 +62,11 @@ def open_tracer() -> "Tracer | None":
     except ImportError:
         raise RuntimeMissing(
             "the environment enables OpenTelemetry traces, but the SDK is not installed: "
-            "pip install 'mlflow-onnxserve[otel]'",
+            "pip install 'mlflow-onnxserve[otel]'"
         ) from None
     attributes = {"service.version": __version__}
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(
-        "OTEL_RESOURCE_ATTRIBUTES",
-        "",
+        "OTEL_RESOURCE_ATTRIBUTES", ""
     ):
         # The SDK itself reads a name from the environment.
         attributes["service.name"] = "onnxserve"
@@ -96,29 +95,20 @@ class Tracer:
         # Start the thread now: workers close while the interpreter exits, and Python
         # 3.12 then cannot start a thread.
         self._closer = threading.Thread(
-            target=self._shut_down,
-            name="onnxserve-traces",
-            daemon=True,
+            target=self._shut_down, name="onnxserve-traces", daemon=True
         )
         self._closer.start()
 
     @contextmanager
     def request(
-        self,
-        name: str,
-        headers: Mapping[str, str],
-        attributes: Mapping[str, str],
+        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
     ) -> Iterator[tuple[Any, str]]:
         """Open the span of a request; yield it and the `traceparent` (W3C). Header
         names are in lower case.
         """
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
-            name,
-            parent,
-            self._kind,
-            attributes=attributes,
-            record_exception=False,
+            name, parent, self._kind, attributes=attributes, record_exception=False
         ) as span:
             carrier: dict[str, str] = {}
             self._propagator.inject(carrier)

@@ -76,7 +76,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         raise InvalidArtifact(
             "a model without an ONNX form needs mlflow and pandas, which are not fully installed "
             f"here ({error}): pip install mlflow, or log the model with "
-            "mlflow_deploy_plugin.log_model",
+            "mlflow_deploy_plugin.log_model"
         ) from None
     lookup = threading.Thread(target=find_experiment, daemon=True)
     lookup.start()
@@ -85,8 +85,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         scorer = Scorer.load(folder)
     except ImportError as error:
         _log.exception(
-            "the model cannot be loaded; its requirements are in %s",
-            folder / "requirements.txt",
+            "the model cannot be loaded; its requirements are in %s", folder / "requirements.txt"
         )
         needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
         differences = ", ".join(version_differences(folder).values())
@@ -94,13 +93,13 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         raise InvalidArtifact(
             f"the model needs {needed}, which is not installed here{logged}: run `pip install -r` "
             "with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; to include "
-            "your own modules in the model, log it with `code_paths`",
+            "your own modules in the model, log it with `code_paths`"
         ) from None
     except BaseException as error:  # noqa: BLE001 - loading runs the model's code
         pass_exit(error)
         _log.exception("the model cannot be loaded")
         raise InvalidArtifact(
-            f"MLflow cannot load the model: {load_failure(error, folder)}",
+            f"MLflow cannot load the model: {load_failure(error, folder)}"
         ) from None
 
     def answer(question: SideMessage) -> Iterator[SideMessage]:

@@ -54,12 +54,7 @@ class ExactExplainer:
         means: Array = self.form.sums(self.background).mean(axis=0)
         return means
 
-    def contributions(
-        self,
-        features: Array,
-        columns: int,
-        deadline: float = math.inf,
-    ) -> Array:
+    def contributions(self, features: Array, columns: int, deadline: float = math.inf) -> Array:
         """Return the contributions of the columns to the sums, [N, columns, K] float64.
 
         Args:

@@ -77,12 +77,7 @@ def answer(request: SideMessage) -> SideMessage:
         rows = dict(request.arrays["feeds"])
         background = _read_background(model, most_background_rows(model, rows), _SEED)
         contributions = explain_rows(
-            model,
-            background.feeds,
-            rows,
-            fields["max_evals"],
-            fields["seed"],
-            deadline,
+            model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline
         )
     except InferenceError:
         raise
@@ -91,7 +86,7 @@ def answer(request: SideMessage) -> SideMessage:
     except DeadlinePassed:
         raise errors.DeadlineExceeded(
             f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
-            f"or set a smaller max_evals (it was {fields['max_evals']})",
+            f"or set a smaller max_evals (it was {fields['max_evals']})"
         ) from None
     described = {
         "columns": [feature.name for feature in contributions.features],
@@ -231,14 +226,14 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     except (OSError, pa.ArrowException) as error:
         reason = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
         raise InvalidArtifact(
-            f"the model's reference or example rows cannot be read: {reason}",
+            f"the model's reference or example rows cannot be read: {reason}"
         ) from None
     except OnnxserveError as error:
         raise InvalidArtifact(
-            f"the model's reference or example rows are invalid: {error.message}",
+            f"the model's reference or example rows are invalid: {error.message}"
         ) from None
     raise InvalidArtifact(
-        "the model has neither reference rows nor an input example, which explanations need",
+        "the model has neither reference rows nor an input example, which explanations need"
     )
 
 
@@ -274,10 +269,7 @@ class _CodedModel:
             unique, indices = np.unique(values, return_inverse=True)
             self._values.append(unique)
             codes.append(indices.astype(np.float64))
-        self.background, self._rows = np.split(
-            np.stack(codes, axis=1),
-            [len(background_values)],
-        )
+        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(background_values)])
 
     def __call__(self, matrix: Array) -> Array:
         """Return the predicted numbers, [N, K], for a matrix of codes, [N, features].
@@ -298,8 +290,7 @@ class _CodedModel:
             self.names, numbers = explained_numbers(self._model, feeds)
             if len(numbers) != len(rows):
                 raise InvalidRequest(
-                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be "
-                    "explained",
+                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained"
                 )
             parts.append(numbers)
         return np.concatenate(parts)

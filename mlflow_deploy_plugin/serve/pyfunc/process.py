@@ -52,11 +52,7 @@ advice and XGBoost's stack.
 """
 
 
-def answer_all(
-    descriptor: int,
-    name: str,
-    start: Callable[[], tuple[SideMessage, Answer]],
-) -> None:
+def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
     """Answer requests until the worker has ended, or return if `start` raises
     InvalidArtifact. `name` is for the log.
 
@@ -125,12 +121,7 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
 
 def _refusal(error: OnnxserveError) -> SideMessage:
     return SideMessage(
-        "refused",
-        {
-            "error": type(error).__name__,
-            "message": error.message,
-            "column": error.column,
-        },
+        "refused", {"error": type(error).__name__, "message": error.message, "column": error.column}
     )
 
 
@@ -165,10 +156,7 @@ def version_differences(folder: Path) -> dict[str, str]:
     models of its older versions.
     """
     # a dependency of mlflow, which may be missing
-    from packaging.requirements import (
-        InvalidRequirement,
-        Requirement,
-    )
+    from packaging.requirements import InvalidRequirement, Requirement
 
     requirements = folder / "requirements.txt"
     differences: dict[str, str] = {}

@@ -89,10 +89,7 @@ _MOST_STEPS = 1_000
 """The maximum length of a list or mapping that is searched for nested estimators."""
 
 
-_LATER: dict[int, type[OnnxserveError]] = {
-    429: errors.TooManyRequests,
-    503: errors.NotReady,
-}
+_LATER: dict[int, type[OnnxserveError]] = {429: errors.TooManyRequests, 503: errors.NotReady}
 """The errors that clients retry, by the HTTP status of MLflow's error."""
 
 
@@ -101,9 +98,7 @@ class NotRepresentable(Exception):
 
 
 def to_model_input(
-    feeds: Mapping[str, Array],
-    artifact: Artifact,
-    names: Mapping[str, str | int],
+    feeds: Mapping[str, Array], artifact: Artifact, names: Mapping[str, str | int]
 ) -> Any:
     """Return the input of `predict` for arrays that match the signature."""
     # A model may change its input, so copy the arrays.
@@ -121,7 +116,7 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
     """
     values = column.astype(object)
     is_iso = values.map(
-        lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))),
+        lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value)))
     )
     texts = values.where(is_iso.astype(bool))
     parsed = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce")
@@ -155,8 +150,7 @@ def _read_date_param(name: str, value: Any) -> Any:
         (moment,) = _read_dates(name, pd.Series([value], dtype=object))
     except SchemaMismatch:
         raise SchemaMismatch(
-            f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}",
-            column=name,
+            f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}", column=name
         ) from None
     if _ISO_DAY.fullmatch(str(value)):
         return value  # MLflow converts a day to a datetime.date.
@@ -268,9 +262,7 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(
-    model: Any,
-    names: Sequence[str | int],
-    otherwise: float | None,
+    model: Any, names: Sequence[str | int], otherwise: float | None
 ) -> dict[str | int, float | None]:
     """Return the value (None or NaN) of missing strings in each training column;
     `otherwise` if unknown.
@@ -320,11 +312,7 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
     return {UNNAMED_OUTPUT: _array(prediction)}
 
 
-def to_texts(
-    prediction: Any,
-    rows: int,
-    names: Sequence[str],
-) -> dict[str, Array]:
+def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
     """Convert an answer that `to_outputs` rejects: to one output with a JSON string per
     row, or to columns of values.
 
@@ -360,16 +348,11 @@ def to_texts(
 def _json_texts(values: Any) -> Array:
     as_json = _AS_TEXT[_NESTED]
     return _texts(
-        values,
-        lambda value: value if value is None or isinstance(value, str) else as_json(value),
+        values, lambda value: value if value is None or isinstance(value, str) else as_json(value)
     )
 
 
-def to_feeds(
-    data: Any,
-    artifact: Artifact,
-    types: Mapping[str, str],
-) -> Feeds:
+def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     """Return a model's input as arrays for the log, the inverse of `to_model_input`.
     Raises NotRepresentable.
     """
@@ -377,21 +360,11 @@ def to_feeds(
         columns = artifact.columns or artifact.logged_columns
         if columns:
             frame = _as_table(data, types)
-            frame = frame.set_axis(
-                [str(name) for name in frame.columns],
-                axis=1,
-            )
+            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             kinds = {
                 column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame
             }
-            return {
-                name: _typed(
-                    frame[name],
-                    kind,
-                    types[name],
-                )
-                for name, kind in kinds.items()
-            }
+            return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
             data = {artifact.inputs[0].name: data}
         if artifact.tensors and isinstance(data, Mapping):
@@ -419,10 +392,7 @@ def _typed(column: Any, dtype: str, kind: str) -> Array:
     return np.asarray(column.to_numpy(dtype=dtype))
 
 
-def _texts(
-    values: Any,
-    as_text: Callable[[Any], str | None],
-) -> Array:
+def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
     return object_array([as_text(value) for value in values])
 
 
@@ -486,13 +456,13 @@ def _array(value: Any) -> Array:
                 return numbers
         if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
             raise NotRepresentable(
-                "an output contains a missing string, which some protocols cannot represent",
+                "an output contains a missing string, which some protocols cannot represent"
             )
         raise NotRepresentable("an output contains objects that are neither numbers nor strings")
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
     raise NotRepresentable(
-        f"an output contains {array.dtype} values, which are neither numbers nor strings",
+        f"an output contains {array.dtype} values, which are neither numbers nor strings"
     )
 
 
@@ -652,7 +622,7 @@ def load_scorer(folder: Path) -> "Scorer":
     except BaseException as error:  # noqa: BLE001 - A model's own code may raise any error.
         pass_exit(error)
         raise errors.InvalidArtifact(
-            f"MLflow cannot load the model: {load_failure(error, folder)}",
+            f"MLflow cannot load the model: {load_failure(error, folder)}"
         ) from None
 
 
@@ -673,13 +643,7 @@ class Scorer:
                 for kind in self._schema.input_types()
             ]
             self._types = dict(zip(names, kinds, strict=True))
-            self._names = dict(
-                zip(
-                    names,
-                    self._schema.input_names(),
-                    strict=True,
-                )
-            )
+            self._names = dict(zip(names, self._schema.input_names(), strict=True))
         self._kinds = {self._names[column]: kind for column, kind in self._types.items()}
         self._missing: dict[str | int, float | None] = {}
         # MLflow's CSV reader rejects dates, and wraps large numbers in 32 bits.
@@ -732,11 +696,7 @@ class Scorer:
             # the names of tools.
             opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
             columns = [
-                ColSpec(
-                    opened.get(type(spec.type), spec.type),
-                    spec.name,
-                    spec.required,
-                )
+                ColSpec(opened.get(type(spec.type), spec.type), spec.name, spec.required)
                 for spec in model.metadata.get_input_schema()
             ]
             model.metadata.signature.inputs = Schema(columns)
@@ -773,9 +733,7 @@ class Scorer:
                 outputs = self.invoke(JSON, example.read_bytes()).arrays.get("outputs", {})
         except OnnxserveError as refusal:
             _log.warning(
-                "the model cannot predict its example (%s): %s",
-                INPUT_EXAMPLE,
-                refusal.message,
+                "the model cannot predict its example (%s): %s", INPUT_EXAMPLE, refusal.message
             )
             return {}
         return {name: array[:0] for name, array in outputs.items()}
@@ -805,12 +763,7 @@ class Scorer:
         return SideMessage("answer", arrays=arrays, body=_strict_json(text))
 
     def _score(
-        self,
-        model: Any,
-        content_type: str,
-        body: bytes,
-        most_values: int,
-        keys: Sequence[str],
+        self, model: Any, content_type: str, body: bytes, most_values: int, keys: Sequence[str]
     ) -> tuple[_Recorder, str]:
         """Predict for a body of `/invocations`, and return the recorder and MLflow's
         answer.
@@ -836,10 +789,7 @@ class Scorer:
                 schema.has_input_names() and not schema.is_tensor_spec()
             )
             if mime_type == "text/csv" and has_columns:
-                mlflow_protocol.check_separator(
-                    body,
-                    [str(name) for name in self._names.values()],
-                )
+                mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
             # MLflow must read a key such as 007 as text.
             if mime_type == "text/csv" and keys and has_columns:
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
@@ -853,7 +803,7 @@ class Scorer:
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
                 raise InferenceError(
-                    f"the answer cannot be written as JSON: {error_summary(error)}",
+                    f"the answer cannot be written as JSON: {error_summary(error)}"
                 ) from None
             raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
@@ -881,9 +831,7 @@ class Scorer:
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
                 yield SideMessage(
-                    side_messages.PART_MESSAGE,
-                    arrays=arrays,
-                    body=_strict_json(text.getvalue()),
+                    side_messages.PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue())
                 )
                 arrays = {"feeds": {}}
         except errors.BodyTooLarge:
@@ -893,7 +841,7 @@ class Scorer:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - A model may raise any error.
             _log.exception("the model refused a request")
             raise InferenceError(
-                f"the model cannot compute this input: {error_summary(error)}",
+                f"the model cannot compute this input: {error_summary(error)}"
             ) from None
         yield SideMessage("end")
 
@@ -914,10 +862,7 @@ class Scorer:
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
     def outputs_of(
-        self,
-        data: Any,
-        most_values: int = sys.maxsize,
-        params: Mapping[str, Any] | None = None,
+        self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
     ) -> dict[str, Array]:
         """Return named outputs for a frame, arrays, or a mapping of arrays. Raises the
         OnnxserveError that describes the refusal, and InferenceError if the answer
@@ -1030,7 +975,7 @@ class Scorer:
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
             return InferenceError(
-                f"the model cannot compute this input: {error_summary(recorder.error)}",
+                f"the model cannot compute this input: {error_summary(recorder.error)}"
             )
         default = InvalidRequest if recorder.data is None else SchemaMismatch
         kind = _error_class(error, default)
@@ -1043,7 +988,7 @@ class Scorer:
         try:
             if self._artifact.undescribed and not self._artifact.logged_columns:
                 raise NotRepresentable(
-                    "its signature has no columns that the inference log supports",
+                    "its signature has no columns that the inference log supports"
                 )
             return to_feeds(data, self._artifact, self._types)
         except NotRepresentable as error:

@@ -87,12 +87,7 @@ class Agreement:
         allow.
         """
         sizes = np.where(self.same, -1.0, self.differences)
-        return tuple(
-            map(
-                int,
-                np.unravel_index(int(sizes.argmax()), sizes.shape),
-            )
-        )
+        return tuple(map(int, np.unravel_index(int(sizes.argmax()), sizes.shape)))
 
     @property
     def differing_rows(self) -> int:
@@ -105,9 +100,7 @@ class Agreement:
         if self.differences.ndim == 1:
             return self
         return Agreement(
-            largest_of_rows(self.differences),
-            largest_of_rows(self.excess),
-            self.are_numbers,
+            largest_of_rows(self.differences), largest_of_rows(self.excess), self.are_numbers
         )
 
 

@@ -32,17 +32,7 @@ PYFUNC_PARITY: Final = "not applicable: a pyfunc is the original itself"
 INTEGERS: Final = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 TENSOR_DTYPES: dict[str, str] = {
     "object": "str",  # MLflow writes either object or str for strings.
-    **{
-        dtype: dtype
-        for dtype in (
-            "str",
-            "bool",
-            "float16",
-            "float32",
-            "float64",
-            *INTEGERS,
-        )
-    },
+    **{dtype: dtype for dtype in ("str", "bool", "float16", "float32", "float64", *INTEGERS)},
 }
 """The tensor dtypes in an MLmodel file, each with its numpy dtype in the notation of
 `COLUMN_TYPES`.
@@ -235,13 +225,13 @@ def read_artifact(folder: Path) -> Artifact:
         entries = ", ".join(sorted(map(str, flavors))) or "none"
         raise InvalidArtifact(
             f"this model has the flavors {entries}, none of which is onnxserve or onnx: "
-            "log it with mlflow_deploy_plugin.log_model",
+            "log it with mlflow_deploy_plugin.log_model"
         )
     try:
         return _parse_artifact(folder, document, flavor, section)
     except MALFORMED as error:
         raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
+            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}"
         ) from None
 
 
@@ -322,10 +312,7 @@ def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
     )
 
 
-def _read_tokenizer(
-    folder: Path,
-    entry: dict[str, Any] | None,
-) -> TokenizerSpec | None:
+def _read_tokenizer(folder: Path, entry: dict[str, Any] | None) -> TokenizerSpec | None:
     if not entry:
         return None
     return TokenizerSpec(**entry | {"file": _inside(folder, entry["file"])})
@@ -340,7 +327,7 @@ def check_digests(artifact: Artifact) -> None:
                 actual = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
         except OSError as error:
             raise InvalidArtifact(
-                f"the model's file {name!r} cannot be read: {error.strerror}",
+                f"the model's file {name!r} cannot be read: {error.strerror}"
             ) from None
         if actual != expected:
             raise InvalidArtifact(altered_file_message(name, actual, expected))
@@ -360,7 +347,7 @@ def _inside(folder: Path, relative: str) -> Path:
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifact(
-            f"the MLmodel file names {relative!r}, which is outside of the model's folder",
+            f"the MLmodel file names {relative!r}, which is outside of the model's folder"
         )
     # isfile also returns False for a name that is not a valid file name.
     if not os.path.isfile(path):
@@ -390,8 +377,7 @@ def read_tensor(entry: Mapping[str, Any]) -> Tensor:
 
 
 def _read_array(
-    entry: Mapping[str, Any],
-    spec: Mapping[str, Any],
+    entry: Mapping[str, Any], spec: Mapping[str, Any]
 ) -> tuple[str, str, tuple[int, ...]]:
     """Return the name in `entry`, and the dtype and shape in `spec`. Raises TypeError
     or ValueError if one of them is not valid.
@@ -405,14 +391,13 @@ def _read_array(
         type(size) is int and -1 <= size < 2**63 for size in shape
     ):
         raise ValueError(
-            f"{name[:100]!r} has the shape {shape!r:.100}; integers are expected, -1 for any size",
+            f"{name[:100]!r} has the shape {shape!r:.100}; integers are expected, -1 for any size"
         )
     return name, TENSOR_DTYPES[dtype], shape
 
 
 def _read_signature(
-    signature: Mapping[str, Any] | None,
-    inputs: Iterable[Input],
+    signature: Mapping[str, Any] | None, inputs: Iterable[Input]
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     """Return the columns or the tensors of a signature. An only column without a name
     gets the name that the graph's inputs have for it.
@@ -427,17 +412,11 @@ def _read_signature(
         elif entry.get("type") in COLUMN_TYPES:
             # MLflow uses the position as the name of a column without a name.
             name = checked_name(entry.get("name", only_name or str(position)))
-            columns.append(
-                Column(
-                    name,
-                    entry["type"],
-                    entry.get("required", True),
-                )
-            )
+            columns.append(Column(name, entry["type"], entry.get("required", True)))
         else:
             raise InvalidArtifact(
                 f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, "
                 "which an ONNX model cannot take; the possible types are "
-                f"{', '.join(COLUMN_TYPES)}",
+                f"{', '.join(COLUMN_TYPES)}"
             )
     return tuple(columns), tuple(tensors)

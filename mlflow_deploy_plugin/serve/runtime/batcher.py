@@ -121,14 +121,7 @@ class QueuedRequest:
     wake: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.key = tuple(
-            (
-                name,
-                array.dtype,
-                array.shape[1:],
-            )
-            for name, array in self.feeds.items()
-        )
+        self.key = tuple((name, array.dtype, array.shape[1:]) for name, array in self.feeds.items())
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
@@ -204,11 +197,7 @@ class Batcher:
         return self._result(entry)
 
     def submit(
-        self,
-        feeds: Feeds,
-        deadline: float,
-        count: BatchCallback,
-        done: ResultCallback,
+        self, feeds: Feeds, deadline: float, count: BatchCallback, done: ResultCallback
     ) -> None:
         """Do the same as `run` without blocking. `done` is called in another thread, or
         here if the queue is full.
@@ -228,7 +217,7 @@ class Batcher:
                 while len(self._threads) < _DELIVERING_THREADS:
                     name = f"onnxserve-batcher-{len(self._threads)}"
                     self._threads.append(
-                        threading.Thread(target=self._serve, name=name, daemon=True),
+                        threading.Thread(target=self._serve, name=name, daemon=True)
                     )
                     self._threads[-1].start()
         try:
@@ -274,7 +263,7 @@ class Batcher:
         """
         if entry.state is RequestState.EXPIRED:
             raise DeadlineExceeded(
-                "the request's deadline passed while it waited for the model; it was not computed",
+                "the request's deadline passed while it waited for the model; it was not computed"
             )
         if entry.state is RequestState.RETRY_ALONE:
             return self._compute(entry.feeds)
@@ -329,9 +318,7 @@ class Batcher:
                 results = self._compute_batch(batch)
                 self._batch_seconds = time.perf_counter() - began
                 leader.count(
-                    sum(entry.rows for entry in batch),
-                    began - leader.queued,
-                    self._batch_seconds,
+                    sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds
                 )
         except BaseException as error:
             pass_exit(error)
@@ -473,22 +460,8 @@ class _Pairs:
         return (
             is_close(both[:1], single, _ROUNDING)
             and is_close(both[1:], single, _ROUNDING)
-            and all(
-                is_close(
-                    outputs[name][:1],
-                    both[:1],
-                    tolerance,
-                )
-                for outputs in self.before
-            )
-            and all(
-                is_close(
-                    outputs[name][1:],
-                    both[1:],
-                    tolerance,
-                )
-                for outputs in self.behind
-            )
+            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in self.before)
+            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in self.behind)
         )
 
 
@@ -547,10 +520,7 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
         for name, array in first.items():
             if array.dtype.kind == "f":
                 with np.errstate(over="ignore"):  # Infinity is a valid test value.
-                    row = {
-                        **row,
-                        name: ((array + 1) * factor).astype(array.dtype),
-                    }
+                    row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
             elif array.dtype.kind in "iub":
                 row = {**row, name: (array == 0).astype(array.dtype)}
         try:

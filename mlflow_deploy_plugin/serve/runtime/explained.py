@@ -45,7 +45,7 @@ def check_explainable(artifact: Artifact) -> None:
     if artifact.flavor == PYTHON_FUNCTION:
         raise InvalidRequest(
             "this version has no ONNX form (it is a pyfunc), and only an ONNX model can be "
-            "explained",
+            "explained"
         )
     for entry in artifact.inputs:
         if entry.shape:  # An empty shape means that the shape is unknown.
@@ -53,13 +53,13 @@ def check_explainable(artifact: Artifact) -> None:
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
                 f"the graph takes batches of {entry.shape[0]} rows; only graphs with a free batch "
-                "size can be explained",
+                "size can be explained"
             )
     explained_outputs(artifact)
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
         raise InvalidRequest(
             "the model has no sample rows, which an explanation needs; log it with "
-            "mlflow_deploy_plugin.log_model and reference_data= or input_example=",
+            "mlflow_deploy_plugin.log_model and reference_data= or input_example="
         )
 
 
@@ -103,7 +103,7 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
                 features.append(ExplainedFeature(name, ((entry.name, index),)))
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(
-            f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained",
+            f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained"
         )
     return features
 
@@ -129,7 +129,7 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
             return matching
     raise InvalidRequest(
         "the model returns only labels, and only numbers can be explained; log the model with its "
-        "probabilities",
+        "probabilities"
     )
 
 
@@ -144,9 +144,7 @@ def explained_numbers(model: "OnnxModel", feeds: Feeds) -> tuple[list[Name], Arr
 
 
 def explained_columns(
-    artifact: Artifact,
-    explained: Sequence[Output],
-    outputs: Mapping[str, Array],
+    artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]
 ) -> tuple[list[Name], Array]:
     """Return the names of the numbers to explain, and the numbers, [N, K] float64.
 
@@ -169,7 +167,7 @@ def explained_columns(
         elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
             raise InvalidRequest(
                 f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
-                "one number or a few numbers per row can be explained",
+                "one number or a few numbers per row can be explained"
             )
         else:
             numbers = array.astype(np.float64).reshape(len(array), -1)
@@ -183,12 +181,12 @@ def explained_columns(
         parts.append(numbers)
     if len({len(part) for part in parts}) > 1:
         raise InvalidRequest(
-            "the model's outputs have different numbers of rows, so they cannot be explained",
+            "the model's outputs have different numbers of rows, so they cannot be explained"
         )
     if len(names) > MAX_OUTPUTS:
         raise InvalidRequest(
             f"the model returns {len(names)} numbers per row; at most {MAX_OUTPUTS} can be "
-            "explained",
+            "explained"
         )
     return names, np.concatenate(parts, axis=1)
 
@@ -198,5 +196,5 @@ def _check_rank(name: str, rank: int) -> None:
     if rank not in (1, 2):
         raise InvalidRequest(
             f"the input {name!r} has {rank} dimensions; only tables can be explained: columns, or "
-            "tensors with one row of single values per prediction (not images, texts or sequences)",
+            "tensors with one row of single values per prediction (not images, texts or sequences)"
         )

@@ -99,10 +99,7 @@ class Predictor(Protocol):
     def unavailable_reason(self) -> str: ...
 
     def run(
-        self,
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-        deadline: float = math.inf,
+        self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf
     ) -> dict[str, Array]:
         """Compute the named outputs (default: all outputs) for feeds that `schema` has
         made.
@@ -116,9 +113,7 @@ class Predictor(Protocol):
         ...
 
     def prediction(
-        self,
-        outputs: Mapping[str, Array],
-        of_table: bool = False,
+        self, outputs: Mapping[str, Array], of_table: bool = False
     ) -> Array | dict[str, Array]:
         """Return the result of `predict` for the outputs of `run`. `of_table` is True
         if the request was a table.
@@ -179,10 +174,7 @@ class OnnxModel:
     max_text_characters = sys.maxsize
 
     def __init__(
-        self,
-        artifact: Artifact,
-        session: "ort.InferenceSession",
-        placement: Placement,
+        self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement
     ) -> None:
         if not artifact.inputs:
             artifact = _bind_stock_model(artifact, session)
@@ -215,8 +207,7 @@ class OnnxModel:
         self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
             self._reason = session.get_modelmeta().custom_metadata_map.get(
-                REFUSED_ROWS,
-                "the original refuses it",
+                REFUSED_ROWS, "the original refuses it"
             )
         row_outputs = self._row_outputs(dimensions)
         self._row_values = sum(  # A free size counts as 1 until a run shows the size.
@@ -235,10 +226,7 @@ class OnnxModel:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
         self._choose_runs(session, placement)
 
-    def _row_outputs(
-        self,
-        dimensions: Mapping[str, tuple[str, ...]],
-    ) -> Sequence[Output]:
+    def _row_outputs(self, dimensions: Mapping[str, tuple[str, ...]]) -> Sequence[Output]:
         """Return the outputs that have one entry per row. `dimensions` has the names of
         their dimensions.
         """
@@ -249,11 +237,7 @@ class OnnxModel:
             return ()
         # An output whose first dimension has another name does not have rows. An
         # example is the frames of a sound.
-        of_rows = {
-            ("",),
-            (),
-            *(entry.dimension_names[:1] for entry in self.artifact.inputs),
-        }
+        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in self.artifact.inputs)}
         if self.artifact.flavor != "onnx":
             of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
         return [output for output in outputs if dimensions.get(output.name, ())[:1] in of_rows]
@@ -283,10 +267,7 @@ class OnnxModel:
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        placement: Placement = ON_CPU,
-        intra_op_num_threads: int = 1,
+        cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
     ) -> "OnnxModel":
         """Load an MLmodel folder.
 
@@ -388,11 +369,7 @@ class OnnxModel:
                 raise InferenceError(f"the model cannot compute this input: {reason}")
 
     def _run_in_pieces(
-        self,
-        outputs: Sequence[str] | None,
-        feeds: Feeds,
-        rows: int,
-        budget: TextBudget | None,
+        self, outputs: Sequence[str] | None, feeds: Feeds, rows: int, budget: TextBudget | None
     ) -> dict[str, Array]:
         """Compute a table in pieces. Return an empty mapping if an output does not have
         one entry per row. Raises BodyTooLarge for too many values.
@@ -401,7 +378,7 @@ class OnnxModel:
             raise BodyTooLarge(
                 f"the answer to {rows} rows has {rows * self._row_values} values, which is too "
                 f"many: send at most {self._answer_rows} rows (a larger server.max_body_bytes "
-                "allows more)",
+                "allows more)"
             )
         pieces = []
         count = 0
@@ -429,7 +406,7 @@ class OnnxModel:
         except BaseException as error:  # noqa: BLE001 - see run
             if options.terminate:
                 raise InvalidArtifact(
-                    f"the model did not compute its first answer within {seconds:g} s",
+                    f"the model did not compute its first answer within {seconds:g} s"
                 ) from None
             raise _to_our_error(error) from None
         finally:
@@ -438,9 +415,7 @@ class OnnxModel:
             check_rows(values.pop(), self._reason)
 
     def prediction(
-        self,
-        outputs: Mapping[str, Array],
-        of_table: bool = False,
+        self, outputs: Mapping[str, Array], of_table: bool = False
     ) -> Array | dict[str, Array]:
         """Return the array of a single prediction output, or a mapping of several
         prediction outputs.
@@ -464,7 +439,7 @@ class OnnxModel:
             return arrays
         columns = [array.reshape(-1).tolist() for array in arrays.values()]
         return object_array(
-            [dict(zip(arrays, row, strict=True)) for row in zip(*columns, strict=True)],
+            [dict(zip(arrays, row, strict=True)) for row in zip(*columns, strict=True)]
         )
 
     def graph_feeds(self, feeds: Feeds) -> Feeds:
@@ -485,11 +460,7 @@ class OnnxModel:
         for entry in self.artifact.inputs:
             shape = list(map(abs, entry.shape))  # A free size is -1.
             blank = text if entry.dtype == "str" else 0
-            feeds[entry.name] = np.full(
-                shape,
-                blank,
-                dtype=numpy_dtype(entry.dtype),
-            )
+            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
 
 
@@ -508,12 +479,7 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
     columns to the only input.
     """
     inputs = [
-        Input(
-            node.name,
-            _read_dtype(node),
-            _read_shape(node),
-        )
-        for node in session.get_inputs()
+        Input(node.name, _read_dtype(node), _read_shape(node)) for node in session.get_inputs()
     ]
     outputs = []
     for node in session.get_outputs():
@@ -532,17 +498,10 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
         else:
             raise InvalidArtifact(
                 f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's "
-                f"columns {list(names)}",
+                f"columns {list(names)}"
             )
     elif not tensors:
-        tensors = tuple(
-            Tensor(
-                entry.name,
-                entry.dtype,
-                entry.shape,
-            )
-            for entry in inputs
-        )
+        tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
     prediction = tuple(output.name for output in outputs)
     return replace(
         artifact,
@@ -563,7 +522,7 @@ def _read_dtype(node: "ort.NodeArg") -> str:
         raise InvalidArtifact(
             f"the graph's {node.name!r} is a {node.type}, which cannot be served; only tensors of "
             "numbers, booleans and texts can: add a Cast or a ConcatFromSequence to the graph "
-            "(onnxserve wrap converts a sequence of fixed length into tensors)",
+            "(onnxserve wrap converts a sequence of fixed length into tensors)"
         ) from None
 
 

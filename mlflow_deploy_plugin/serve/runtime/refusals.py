@@ -87,9 +87,7 @@ class ValueCheck(NamedTuple):
 
 
 def compile_checks(
-    refusals: Refusals,
-    inputs: Iterable[Input],
-    tensors: Mapping[str, str],
+    refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]
 ) -> list[ValueCheck]:
     """Return the checks of the arrays of a request. `inputs` are inputs of the graph or
     blocks of sent numbers.

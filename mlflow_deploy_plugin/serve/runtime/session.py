@@ -59,7 +59,7 @@ _CPP = re.compile(
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
     r"|\[OpenVINO-EP\] "
     r"|Exception (?:from src/\S+\.cpp:\d+|during initialization): "
-    r"|Check '.*?' failed at src/\S+: ",
+    r"|Check '.*?' failed at src/\S+: "
 )
 """The parts of ONNX Runtime's messages that do not help the reader: paths and names of
 internal functions.
@@ -119,12 +119,7 @@ class Placement:
         if self.listed:
             providers = []
             for name, listed in chain.from_iterable(entry.items() for entry in self.listed):
-                providers.append(
-                    (
-                        name,
-                        {key: str(value) for key, value in listed.items()},
-                    )
-                )
+                providers.append((name, {key: str(value) for key, value in listed.items()}))
             return providers
         if self.device == "cpu":
             return [(_CPU, {})]
@@ -176,7 +171,7 @@ def import_onnxruntime() -> Any:
     except ImportError:
         raise RuntimeMissing(
             "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or "
-            "'mlflow-onnxserve[gpu]' for CUDA",
+            "'mlflow-onnxserve[gpu]' for CUDA"
         ) from None
     if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
         module.disable_telemetry_events()  # Another package may have imported the module already.
@@ -219,9 +214,7 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 
 
 def open_session(
-    onnx_file: Path,
-    placement: Placement = ON_CPU,
-    intra_op_num_threads: int = 1,
+    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
 ) -> "ort.InferenceSession":
     """Return a session that runs only on the device or on the listed providers of
     `placement`.
@@ -243,7 +236,7 @@ def open_session(
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
-            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA",
+            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA"
         )
     check_device_libraries(module, placement)
     if is_old:
@@ -256,7 +249,7 @@ def open_session(
         if names == [_CPU]:
             raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
         raise DeviceUnavailable(
-            f"the model does not run with {placement} ({names[0]}): {reason}",
+            f"the model does not run with {placement} ({names[0]}): {reason}"
         ) from None
     loaded = session.get_providers()
     is_loaded = {*names} <= {*loaded}
@@ -265,7 +258,7 @@ def open_session(
         raise DeviceUnavailable(
             f"the model does not run with {placement}: {names[0]} cannot compute "
             f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
-            f"server.providers={','.join(names)},{_CPU}",
+            f"server.providers={','.join(names)},{_CPU}"
         )
     used = [
         name
@@ -276,22 +269,19 @@ def open_session(
         raise DeviceUnavailable(
             f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: "
             "its hardware, driver or libraries are missing, one of its options is wrong, or it "
-            "has no operator of the model",
+            "has no operator of the model"
         )
     if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model "
             "has a forest: pip uninstall onnxruntime-openvino, then pip install "
-            "'mlflow-onnxserve[cpu]'",
+            "'mlflow-onnxserve[cpu]'"
         )
     return session
 
 
 def _create_session(
-    module: ModuleType,
-    onnx_file: Path,
-    placement: Placement,
-    intra_op_num_threads: int,
+    module: ModuleType, onnx_file: Path, placement: Placement, intra_op_num_threads: int
 ) -> "ort.InferenceSession":
     """Return a session that may still lack a provider. Raises ONNX Runtime's errors."""
 
@@ -300,10 +290,7 @@ def _create_session(
         # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so
         # the error would be wrong.
         session: ort.InferenceSession = module.InferenceSession(
-            str(onnx_file),
-            options,
-            [*providers.items(), *more],
-            enable_fallback=0,
+            str(onnx_file), options, [*providers.items(), *more], enable_fallback=0
         )
         return session
 
@@ -405,11 +392,11 @@ def run_on_openvino(
         # The smallest number is NaN if one number is NaN, which differs from itself.
         if array.dtype.kind == "f" and array.min() != array.min():
             raise ValueError(
-                f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number",
+                f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number"
             )
         if array.dtype.kind in "iu" and not -(2**31) <= array.min() <= array.max() < 2**31:
             raise ValueError(
-                f"{name!r} has a number above 32 bits, which OpenVINO cannot represent",
+                f"{name!r} has a number above 32 bits, which OpenVINO cannot represent"
             )
     return list(session.run(names, feeds, options))
 
@@ -458,11 +445,7 @@ class Arena:
         """Return the memory of earlier runs to the system."""
         # This run computes no node; at its end, the arena shrinks.
         with contextlib.suppress(Exception):
-            self._session.run(
-                [self._session.outputs_meta[0].name],
-                {},
-                self._terminated,
-            )
+            self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
 
 class _ArenaKeeper:
@@ -495,9 +478,7 @@ class _ArenaKeeper:
             with self._starting:
                 if not self._thread.is_alive():
                     self._thread = threading.Thread(
-                        target=self._follow,
-                        name="onnxserve-arenas",
-                        daemon=True,
+                        target=self._follow, name="onnxserve-arenas", daemon=True
                     )
                     self._thread.start()
 
@@ -583,7 +564,7 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
             remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{extra}]'"
         raise DeviceUnavailable(
             f"{placement} needs ONNX Runtime's {build} build; this build has "
-            f"{', '.join(available)}{remedy}",
+            f"{', '.join(available)}{remedy}"
         )
     if "GPU" not in map(_BUILDS.get, names):
         return
@@ -592,7 +573,7 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     except OSError:
         raise DeviceUnavailable(
             f"{placement} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
-            "for a container, use docker run --gpus all",
+            "for a container, use docker run --gpus all"
         ) from None
     module.preload_dlls()  # The function finds CUDA and cuDNN in the nvidia-* wheels.
 

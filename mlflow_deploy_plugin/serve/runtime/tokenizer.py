@@ -105,13 +105,13 @@ class TextBudget:
         if self.characters < 0:
             raise BodyTooLarge(
                 "the texts of the request have too many characters to tokenize: send fewer or "
-                "shorter texts (a larger server.max_text_characters allows more)",
+                "shorter texts (a larger server.max_text_characters allows more)"
             )
 
     def check_deadline(self) -> None:
         if time.perf_counter() >= self.deadline:
             raise DeadlineExceeded(
-                "the request's deadline passed before all its texts were computed",
+                "the request's deadline passed before all its texts were computed"
             )
 
 
@@ -128,14 +128,14 @@ class TextTokenizer:
         except ImportError:
             raise NotInstalled(
                 "a text model needs tokenizers, which is not installed: pip install "
-                "'mlflow-onnxserve[text]'",
+                "'mlflow-onnxserve[text]'"
             ) from None
         try:
             self._tokenizer = Tokenizer.from_file(str(spec.file))
         except BaseException as error:  # noqa: BLE001 - the library raises the class Exception, and panics
             pass_exit(error)
             raise InvalidArtifact(
-                f"{spec.file.name} cannot be read: {one_line(error, 300)}",
+                f"{spec.file.name} cannot be read: {one_line(error, 300)}"
             ) from None
         self._spec = spec
         self._padding: dict[str, Any] = self._tokenizer.padding or {}
@@ -172,10 +172,7 @@ class TextTokenizer:
             (texts,) = feeds.values()
             budget = budget or TextBudget()
             rows = self._tokenize(texts.tolist(), budget)
-            order = sorted(
-                range(len(rows)),
-                key=lambda row: -len(rows[row][0]),
-            )
+            order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
             parts = []
             start = 0
             while start < len(order):
@@ -232,7 +229,7 @@ class TextTokenizer:
             return self._tokenizer.encode_batch_fast(texts)
         except (TypeError, UnicodeError):
             raise SchemaMismatch(
-                "a text is not valid Unicode: it contains half of a surrogate pair",
+                "a text is not valid Unicode: it contains half of a surrogate pair"
             ) from None
         except BaseException as error:  # noqa: BLE001 - a regular expression of the tokenizer may panic
             pass_exit(error)
@@ -266,10 +263,7 @@ class TextTokenizer:
         }
         feeds = {}
         for name in self._spec.graph_inputs:
-            feeds[name] = np.full(
-                (len(rows), longest),
-                pads.get(name, 0),
-            )
+            feeds[name] = np.full((len(rows), longest), pads.get(name, 0))
         for index, (ids, type_ids) in enumerate(rows):
             part = slice(len(ids))
             if padding.get("direction") == "left":
@@ -306,10 +300,7 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
     normalizers = _read_parts(tokenizer.normalizer, "normalizers")
     splitters = _read_parts(tokenizer.pre_tokenizer, "pretokenizers")
     # ByteLevel and Metaspace replace spaces, so that later parts do not see them.
-    first = next(
-        (part for part in splitters if part["type"] not in _SPLIT_MORE),
-        {"type": ""},
-    )
+    first = next((part for part in splitters if part["type"] not in _SPLIT_MORE), {"type": ""})
     if first["type"] not in _SPLIT_AT_SPACES or not (
         first.get("use_regex", True) and first.get("split", True)
     ):

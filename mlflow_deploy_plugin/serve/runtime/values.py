@@ -23,27 +23,10 @@ LISTS = frozenset({list, tuple})
 NO_ROWS = "the data has no rows; at least one is needed"
 
 _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
-_ACCEPTED = {
-    "f": frozenset("fi"),
-    "i": frozenset("i"),
-    "b": frozenset("b"),
-    "s": frozenset("s"),
-}
-_KINDS = {
-    "f": "f",
-    "i": "i",
-    "u": "i",
-    "b": "b",
-    "O": "s",
-}
+_ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
+_KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
 """The kind of value for each numpy kind. Strings are in object arrays."""
-_SOURCES = {
-    "f": "fiu",
-    "i": "iu",
-    "u": "iu",
-    "b": "b",
-    "O": "OUT",
-}
+_SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
 """The numpy kinds of arrays that can be converted to an array of this kind."""
 
 _SHOWN = reprlib.Repr()
@@ -99,9 +82,7 @@ def short_repr(value: object) -> str:
 
 
 def convert_column(
-    column: Column,
-    values: Sequence[object] | Array,
-    missing: str | Missing | None,
+    column: Column, values: Sequence[object] | Array, missing: str | Missing | None
 ) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
@@ -164,11 +145,11 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
             raise SchemaMismatch(NO_ROWS)
         raise SchemaMismatch(
             f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is "
-            "expected",
+            "expected"
         )
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(
-            f"{label} has {_kind_words(array.dtype.kind)}, but {tensor.dtype} is expected",
+            f"{label} has {_kind_words(array.dtype.kind)}, but {tensor.dtype} is expected"
         )
     converted = cast_tensor(tensor.name, array, tensor.dtype)
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
@@ -184,7 +165,7 @@ def cast_tensor(name: str, array: Array, dtype: str) -> Array:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
         raise SchemaMismatch(
-            f"{tensor_label(name)} has a number that does not fit {dtype}",
+            f"{tensor_label(name)} has a number that does not fit {dtype}"
         ) from None
 
 
@@ -228,7 +209,7 @@ def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
     if is_ragged or not kinds.isdisjoint(LISTS):
         expected = shape_text(tensor.shape)
         raise SchemaMismatch(
-            f"{label} is ragged or nested too deeply: the shape {expected} is expected",
+            f"{label} is ragged or nested too deeply: the shape {expected} is expected"
         )
 
 
@@ -242,13 +223,13 @@ def _as_array(label: str, values: object, dtype: Dtype) -> Array:
             for value in texts.flat:
                 if not isinstance(value, str):
                     raise SchemaMismatch(
-                        f"{label} has {short_repr(value)}, but a string is expected",
+                        f"{label} has {short_repr(value)}, but a string is expected"
                     )
             return texts
         array = np.asarray(values)
     except (ValueError, OverflowError):
         raise SchemaMismatch(
-            f"{label} is ragged or nested too deeply: all rows must have the same shape",
+            f"{label} is ragged or nested too deeply: all rows must have the same shape"
         ) from None
     if array.dtype.kind != "O" or dtype.kind != "f":
         return array
@@ -330,11 +311,7 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         limits = np.iinfo(dtype)
         outside = np.flatnonzero((values < limits.min) | (values > limits.max))
         if len(outside):
-            raise _unfit(
-                column,
-                int(outside[0]),
-                values[outside[0]].item(),
-            )
+            raise _unfit(column, int(outside[0]), values[outside[0]].item())
     try:
         return values.astype(dtype, copy=False)
     except FloatingPointError:
@@ -342,20 +319,14 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         raise _unfit(column, row, values[row].item()) from None
 
 
-def _mistyped(
-    column: Column,
-    row: int,
-    value: object,
-    column_note: str = "",
-) -> SchemaMismatch:
+def _mistyped(column: Column, row: int, value: object, column_note: str = "") -> SchemaMismatch:
     """Return the error about a value of the wrong type. `column_note` follows the type
     that is expected.
     """
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
     label = f"column {column.name!r} ({column.type}), row {row}"
     return SchemaMismatch(
-        f"{label}: {short_repr(value)}; {expected} is expected{column_note}",
-        column=column.name,
+        f"{label}: {short_repr(value)}; {expected} is expected{column_note}", column=column.name
     )
 
 
@@ -363,8 +334,7 @@ def _unfit(column: Column, row: int, value: object) -> SchemaMismatch:
     """Return the error about a number that is out of range."""
     label = f"column {column.name!r}, row {row}"
     return SchemaMismatch(
-        f"{label}: {short_repr(value)} does not fit the type {column.type}",
-        column=column.name,
+        f"{label}: {short_repr(value)} does not fit the type {column.type}", column=column.name
     )
 
 

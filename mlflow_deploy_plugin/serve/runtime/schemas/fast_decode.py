@@ -47,11 +47,7 @@ _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 the same numbers.
 """
 
-_PACKED = {
-    ("double", "float32"): "f",
-    ("float", "float32"): "f",
-    ("double", "float64"): "d",
-}
+_PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
 """The `struct` format by (column type, input dtype). `struct` rounds a number once, as
 numpy does.
 """
@@ -116,10 +112,7 @@ class FastDecoder:
     """
 
     def __init__(
-        self,
-        columns: tuple[Column, ...],
-        inputs: tuple[Input, ...],
-        blocks: tuple[Input, ...],
+        self, columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]
     ) -> None:
         order = tuple(column.name for column in columns)
         self.order = order
@@ -213,13 +206,7 @@ class _MatrixDecoder:
     takes the table unchanged.
     """
 
-    def __init__(
-        self,
-        group: _Group,
-        width: int,
-        entry: Input,
-        block: str,
-    ) -> None:
+    def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
         self._group = group
         self._name = entry.name
         self._dtype = numpy_dtype(entry.dtype)
@@ -248,13 +235,7 @@ class _MatrixDecoder:
         try:
             with np.errstate(over="raise"):
                 exact = np.asarray(rows, dtype=self._group.dtype)
-                feeds = {
-                    self._name: exact.astype(
-                        self._dtype,
-                        order="C",
-                        copy=False,
-                    )
-                }
+                feeds = {self._name: exact.astype(self._dtype, order="C", copy=False)}
         except (OverflowError, FloatingPointError):
             return None
         if self._block:
@@ -291,7 +272,7 @@ class _StackedColumns:
         each [columns, N, 1].
         """
         columns = np.concatenate(
-            [blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups],
+            [blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups]
         )
         return np.ascontiguousarray(columns[self.order].T)
 
@@ -309,10 +290,7 @@ class _ColumnDecoder:
     """
 
     def __init__(
-        self,
-        groups: list[_Group],
-        inputs: tuple[Input, ...],
-        blocks: tuple[Input, ...],
+        self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]
     ) -> None:
         self._groups = groups
         self._casts: list[tuple[int, Dtype, bool]] = []
@@ -358,7 +336,7 @@ class _ColumnDecoder:
                     [
                         np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                         for group, values in zip(self._groups, picked, strict=True)
-                    ],
+                    ]
                 )
         except (OverflowError, FloatingPointError):
             return None
@@ -373,11 +351,7 @@ class _ColumnDecoder:
                     if joined is None:
                         return None
                     blocks.append(
-                        joined.astype(group.dtype, copy=False).reshape(
-                            len(group.names),
-                            -1,
-                            1,
-                        ),
+                        joined.astype(group.dtype, copy=False).reshape(len(group.names), -1, 1)
                     )
                 return self._to_feeds(blocks)
         except FloatingPointError:
@@ -410,8 +384,7 @@ class _ColumnDecoder:
 
 
 def compile_fast_tensor_decoder(
-    bound: Sequence[tuple[Input, Tensor]],
-    shared: SharedDimensions,
+    bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds from tensors by dtype and shape, or None if
     more checks are needed.
@@ -450,8 +423,7 @@ def compile_fast_tensor_decoder(
 
 
 def _compile_matrix_decoder(
-    entry: Input,
-    tensor: Tensor,
+    entry: Input, tensor: Tensor
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds from rows of the only tensor, and that returns
     None if the rows do not fit.
@@ -484,10 +456,7 @@ def _compile_matrix_decoder(
     return decode
 
 
-def type_blocks(
-    columns: tuple[Column, ...],
-    inputs: tuple[Input, ...],
-) -> tuple[Input, ...]:
+def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
     """Return a block (an `Input`) for each numeric or boolean type; no blocks if an
     input has the name of a block.
     """
@@ -501,21 +470,13 @@ def type_blocks(
     ):
         return ()
     return tuple(
-        Input(
-            _BLOCK + kind,
-            COLUMN_TYPES[kind],
-            (-1, len(names)),
-            tuple(names),
-        )
+        Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names))
         for kind, names in members.items()
     )
 
 
 def _row_packer(
-    entry: Input,
-    width: int,
-    form: str,
-    block: str,
+    entry: Input, width: int, form: str, block: str
 ) -> Callable[[Sequence[object]], Feeds | None]:
     """Return a decoder for a single row that does the same as
     `_MatrixDecoder.from_matrix` in a quarter of the time.
@@ -534,18 +495,9 @@ def _row_packer(
     def pack(row: Sequence[object]) -> Feeds | None:
         """Return feeds from one row; None for a null or an overflow."""
         try:
-            feeds: Feeds = {
-                name: np.ndarray(
-                    shape,
-                    dtype,
-                    fed.pack(*row),
-                )
-            }
+            feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
             if block:
-                return narrowed_feeds(
-                    feeds,
-                    {block: np.ndarray(shape, exact, sent.pack(*row))},
-                )
+                return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))})
             return feeds
         except (struct.error, OverflowError):
             return None
